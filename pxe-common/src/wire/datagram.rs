@@ -1,0 +1,200 @@
+//! A UDP datagram in an untagged IPv4 frame: the only shape the fast path reads or writes.
+
+use core::net::Ipv4Addr;
+
+use super::{Checksum, ETHERNET_LEN, EtherType, IPV4_LEN, IpProtocol, Mac, UDP_LEN};
+
+/// Bytes before the UDP payload.
+pub const HEADERS_LEN: usize = ETHERNET_LEN + IPV4_LEN + UDP_LEN;
+
+/// Ethernet, IPv4 and UDP headers of one frame, as they lie on the wire.
+pub type Headers = [u8; HEADERS_LEN];
+
+/// Why the headers are not those of one whole, plain UDP datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Not IPv4: ARP, IPv6, a VLAN tag.
+    NotIpv4,
+    /// IPv4 with options, or a version that lies.
+    IpHeader,
+    /// A fragment.
+    Fragment,
+    /// IPv4, but not UDP.
+    NotUdp,
+    /// A length field claims more than the frame holds, or less than the headers.
+    Length,
+}
+
+/// What the headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Sender's hardware address.
+    pub source_mac: Mac,
+    /// Receiver's hardware address.
+    pub destination_mac: Mac,
+    /// Sender's address.
+    pub source: Ipv4Addr,
+    /// Receiver's address.
+    pub destination: Ipv4Addr,
+    /// Sender's port.
+    pub source_port: u16,
+    /// Receiver's port.
+    pub destination_port: u16,
+    /// Bytes of UDP payload. The frame may be longer: Ethernet pads to 60 bytes.
+    pub payload_len: u16,
+}
+
+impl Datagram {
+    /// Reads the headers of a frame of `frame_len` bytes.
+    ///
+    /// The UDP checksum is not verified: a frame from a veth, tap or virtio peer may carry only
+    /// the pseudo-header's sum there (CHECKSUM_PARTIAL).
+    #[inline(always)]
+    pub fn parse(h: &Headers, frame_len: usize) -> Result<Self, Malformed> {
+        if be16(h, 12) != EtherType::IPV4 {
+            return Err(Malformed::NotIpv4);
+        }
+        if h[14] != 0x45 {
+            return Err(Malformed::IpHeader);
+        }
+        // Only DF may be set: anything else is a fragment or reserved.
+        if be16(h, 20) & 0xbfff != 0 {
+            return Err(Malformed::Fragment);
+        }
+        if h[23] != IpProtocol::UDP {
+            return Err(Malformed::NotUdp);
+        }
+        let total = be16(h, 16) as usize;
+        let udp = be16(h, 38) as usize;
+        if udp < UDP_LEN || total != IPV4_LEN + udp || ETHERNET_LEN + total > frame_len {
+            return Err(Malformed::Length);
+        }
+        Ok(Self {
+            destination_mac: Mac([h[0], h[1], h[2], h[3], h[4], h[5]]),
+            source_mac: Mac([h[6], h[7], h[8], h[9], h[10], h[11]]),
+            source: Ipv4Addr::new(h[26], h[27], h[28], h[29]),
+            destination: Ipv4Addr::new(h[30], h[31], h[32], h[33]),
+            source_port: be16(h, 34),
+            destination_port: be16(h, 36),
+            payload_len: (udp - UDP_LEN) as u16,
+        })
+    }
+
+    /// The way back: source and destination exchanged, with a payload of its own length.
+    #[inline(always)]
+    pub fn reply(&self, payload_len: u16) -> Self {
+        Self {
+            source_mac: self.destination_mac,
+            destination_mac: self.source_mac,
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            payload_len,
+        }
+    }
+
+    /// The headers, with the IPv4 checksum filled in and the UDP checksum taken from
+    /// `payload`, the sum of the payload's bytes.
+    ///
+    /// Identification 0 with DF set (RFC 6864): neither path keeps a counter, and both must
+    /// produce the same bytes.
+    #[inline(always)]
+    pub fn headers(&self, payload: Checksum) -> Headers {
+        let udp_len = UDP_LEN as u16 + self.payload_len;
+        let total = IPV4_LEN as u16 + udp_len;
+        let (src, dst) = (self.source.octets(), self.destination.octets());
+        let ip = Checksum::ZERO
+            .word(0x4500)
+            .word(total)
+            .word(0x4000)
+            .word(0x4000 | IpProtocol::UDP as u16)
+            .quad(src)
+            .quad(dst)
+            .finish();
+        let udp = self.pseudo_header().word(self.source_port).word(self.destination_port).word(udp_len);
+        let udp = udp.word(payload.folded()).finish_udp();
+        let mut h = [0u8; HEADERS_LEN];
+        put(&mut h, 0, self.destination_mac.0);
+        put(&mut h, 6, self.source_mac.0);
+        put(&mut h, 12, EtherType::IPV4.to_be_bytes());
+        put(&mut h, 14, [0x45, 0]);
+        put(&mut h, 16, total.to_be_bytes());
+        put(&mut h, 20, [0x40, 0]);
+        put(&mut h, 22, [64, IpProtocol::UDP]);
+        put(&mut h, 24, ip.to_be_bytes());
+        put(&mut h, 26, src);
+        put(&mut h, 30, dst);
+        put(&mut h, 34, self.source_port.to_be_bytes());
+        put(&mut h, 36, self.destination_port.to_be_bytes());
+        put(&mut h, 38, udp_len.to_be_bytes());
+        put(&mut h, 40, udp.to_be_bytes());
+        h
+    }
+
+    /// The sum of UDP's pseudo-header (RFC 768), for those who update a checksum in place.
+    #[inline(always)]
+    pub fn pseudo_header(&self) -> Checksum {
+        Checksum::ZERO
+            .quad(self.source.octets())
+            .quad(self.destination.octets())
+            .word(IpProtocol::UDP as u16)
+            .word(UDP_LEN as u16 + self.payload_len)
+    }
+}
+
+#[inline(always)]
+fn be16(h: &Headers, at: usize) -> u16 {
+    u16::from_be_bytes([h[at], h[at + 1]])
+}
+
+#[inline(always)]
+fn put<const N: usize>(h: &mut Headers, at: usize, bytes: [u8; N]) {
+    let mut i = 0;
+    while i < N {
+        h[at + i] = bytes[i];
+        i += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SENT: Datagram = Datagram {
+        source_mac: Mac([2, 0, 0, 0, 0, 1]),
+        destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+        source: Ipv4Addr::new(10, 77, 0, 1),
+        destination: Ipv4Addr::new(10, 77, 0, 9),
+        source_port: 69,
+        destination_port: 25300,
+        payload_len: 5,
+    };
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let h = SENT.headers(Checksum::ZERO.bytes(b"hello"));
+        assert_eq!(Datagram::parse(&h, HEADERS_LEN + 5), Ok(SENT));
+        assert_eq!(Checksum::ZERO.bytes(&h[14..34]).finish(), 0, "IPv4 header sums to zero");
+        let udp = SENT.pseudo_header().bytes(&h[34..42]).bytes(b"hello");
+        assert_eq!(udp.finish(), 0, "UDP sums to zero");
+    }
+
+    #[test]
+    fn every_lie_has_a_name() {
+        let good = SENT.headers(Checksum::ZERO);
+        let with = |at: usize, byte: u8| {
+            let mut h = good;
+            h[at] = byte;
+            Datagram::parse(&h, HEADERS_LEN + 5)
+        };
+        assert_eq!(with(13, 0x06), Err(Malformed::NotIpv4));
+        assert_eq!(with(14, 0x46), Err(Malformed::IpHeader));
+        assert_eq!(with(20, 0x20), Err(Malformed::Fragment));
+        assert_eq!(with(21, 0x01), Err(Malformed::Fragment));
+        assert_eq!(with(23, 6), Err(Malformed::NotUdp));
+        assert_eq!(with(39, 7), Err(Malformed::Length));
+        assert_eq!(Datagram::parse(&good, HEADERS_LEN + 4), Err(Malformed::Length));
+        assert_eq!(Datagram::parse(&good, 60), Ok(SENT), "Ethernet padding is not payload");
+    }
+}

@@ -1,0 +1,217 @@
+//! Configuration: `file` reads TOML with spans, `validate` turns it into the [`Config`] that the
+//! rest of the daemon sees. Nothing outside this module handles unchecked values.
+
+mod file;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use pxe_common::Mac;
+
+pub use file::{Problem, load};
+
+/// A configuration in which everything that can be checked without the system has been.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Database, images, runtime state. Created when missing.
+    pub state_dir: PathBuf,
+    pub network: Network,
+    pub dhcp: Dhcp,
+    /// The directory whose contents are served, if any.
+    pub files_root: Option<PathBuf>,
+    pub http: Http,
+    pub api: Api,
+    pub boot: Boot,
+    pub docker: Docker,
+    /// The profile of machines that name none.
+    pub default_profile: Option<String>,
+    pub profiles: Vec<Profile>,
+    pub nodes: Vec<Node>,
+    pub workloads: Vec<Workload>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    pub bridge: String,
+    /// The appliance's own address (host bits kept) and prefix.
+    pub address: Ipv4Net,
+    pub ports: Vec<String>,
+    pub fast_path: FastPath,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastPath {
+    Auto,
+    Xdp,
+    Tc,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dhcp {
+    pub mode: DhcpMode,
+    /// First and last address of the dynamic pool, both included; absent when `mode` is not
+    /// authoritative.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    pub lease_time: Duration,
+    pub router: Option<Ipv4Addr>,
+    pub dns: Vec<Ipv4Addr>,
+    pub domain: Option<String>,
+    pub ntp: Vec<Ipv4Addr>,
+    /// Further options by number, already encoded.
+    pub options: BTreeMap<u8, Vec<u8>>,
+    pub unknown: Unknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DhcpMode {
+    Authoritative,
+    Proxy,
+    Off,
+}
+
+/// What a machine that no `[[node]]` declares is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// An address and the default profile.
+    Boot,
+    /// An address, no boot file.
+    AddressOnly,
+    /// Nothing.
+    Ignore,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Where the bridge's own address answers nodes. Port 80 unless told.
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Api {
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Boot {
+    /// What a client that already is iPXE (a NIC's ROM, QEMU's) is given.
+    pub ipxe: IpxeLoader,
+    /// Where set-up put GRUB's netboot images, the stock kernel, BusyBox and pxe-init.
+    pub assets: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpxeLoader {
+    /// GRUB, as every other BIOS client.
+    Grub,
+    /// A script over HTTP: no GRUB in between.
+    Script,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Docker {
+    /// The engine's socket; Docker's own default (`DOCKER_HOST`, then /var/run/docker.sock) when absent.
+    pub socket: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    pub name: String,
+    pub source: Source,
+    /// Added to the kernel's command line.
+    pub cmdline: String,
+    /// What a node does when its workload's first process ends.
+    pub on_exit: OnExit,
+}
+
+/// What a profile boots.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A Docker image by reference, as `docker image ls` names it.
+    Image(String),
+    /// A kernel and initrds by hand: paths below the files root.
+    Kernel { kernel: String, initrd: Vec<String> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    PowerOff,
+    Reboot,
+    /// Start the workload again, after a pause that grows.
+    Restart,
+    /// Keep the node up, without the workload, for someone to look at.
+    Stay,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub name: String,
+    pub mac: Mac,
+    /// A reservation. May lie outside the dynamic range.
+    pub address: Option<Ipv4Addr>,
+    pub profile: Option<String>,
+    /// The machine's memory in bytes, for the check that what it is sent fits.
+    pub memory: Option<u64>,
+}
+
+/// A container on the appliance itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    pub name: String,
+    pub image: String,
+    /// Replaces the image's command when not empty.
+    pub command: Vec<String>,
+    pub environment: BTreeMap<String, String>,
+    /// `HOST:CONTAINER[/udp]` on the appliance's address.
+    pub ports: Vec<PublishedPort>,
+    /// An address of its own on the bridge.
+    pub address: Option<Ipv4Addr>,
+    pub restart: Restart,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishedPort {
+    pub host: u16,
+    pub container: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    Always,
+    OnFailure,
+    Never,
+}
+
+impl Config {
+    /// The node declared for `mac`.
+    pub fn node(&self, mac: Mac) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.mac == mac)
+    }
+
+    /// The profile named `name`.
+    pub fn profile(&self, name: &str) -> Option<&Profile> {
+        self.profiles.iter().find(|p| p.name == name)
+    }
+
+    /// The profile that a machine boots: its own, else the default one; none for unknown
+    /// machines where `dhcp.unknown` is not `boot`.
+    pub fn profile_of(&self, mac: Mac) -> Option<&Profile> {
+        let node = self.node(mac);
+        if node.is_none() && self.dhcp.unknown != Unknown::Boot {
+            return None;
+        }
+        let name = node.and_then(|n| n.profile.as_ref()).or(self.default_profile.as_ref())?;
+        self.profile(name)
+    }
+}

@@ -1,0 +1,35 @@
+//! Names to bytes: what a path means, the same for TFTP and HTTP.
+
+use std::net::Ipv4Addr;
+
+use crate::blob::Blob;
+use crate::timeline::Stage;
+
+/// Something that can be sent.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub blob: Blob,
+    /// The stage of a boot that is reached when all of it was sent; none for plain files.
+    pub stage: Option<Stage>,
+}
+
+/// Why a path can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("no such file")]
+    NotFound,
+    #[error("the path leads outside the files root")]
+    Outside,
+    #[error("it is a directory")]
+    Directory,
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Resolves paths. Implemented by the daemon's catalogue, and by tests.
+pub trait Files: Send + Sync {
+    /// Opens `path` for the client at `client`. A leading `/` means nothing (GRUB sends one).
+    fn open(&self, path: &str, client: Ipv4Addr) -> Result<Opened, OpenError>;
+}

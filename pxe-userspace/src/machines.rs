@@ -1,0 +1,183 @@
+//! Every machine seen or declared: who it is, which address it holds, how far it got.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::timeline::Stage;
+
+/// What is known of one machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Machine {
+    pub name: Option<String>,
+    #[serde(with = "mac_text")]
+    pub mac: Mac,
+    pub address: Option<Ipv4Addr>,
+    pub profile: Option<String>,
+    /// Where its last boot stands; none when it was declared and never seen.
+    pub stage: Option<Stage>,
+    /// When it reached that stage.
+    pub since: Option<Timestamp>,
+    /// What its firmware said it is.
+    pub firmware: Option<String>,
+    /// Its SMBIOS UUID (option 97), as text.
+    pub uuid: Option<String>,
+}
+
+/// The machines' shared register. Cloning it is cheap.
+#[derive(Clone, Default)]
+pub struct Machines(Arc<RwLock<Register>>);
+
+#[derive(Default)]
+struct Register {
+    by_mac: HashMap<Mac, Machine>,
+    by_address: HashMap<Ipv4Addr, Mac>,
+}
+
+impl Machines {
+    /// A register that knows the declared nodes.
+    pub fn new(config: &Config) -> Self {
+        let machines = Self::default();
+        machines.declare(config);
+        machines
+    }
+
+    /// Takes over names and profiles from a configuration, also a changed one.
+    pub fn declare(&self, config: &Config) {
+        let mut register = self.write();
+        for node in &config.nodes {
+            register.machine(node.mac);
+        }
+        for machine in register.by_mac.values_mut() {
+            machine.name = config.node(machine.mac).map(|n| n.name.clone());
+            machine.profile = config.profile_of(machine.mac).map(|p| p.name.clone());
+        }
+    }
+
+    /// The machine with this MAC, entered now if it is new.
+    pub fn get_or_insert(&self, mac: Mac) -> Machine {
+        self.write().machine(mac).clone()
+    }
+
+    pub fn get(&self, mac: Mac) -> Option<Machine> {
+        self.read().by_mac.get(&mac).cloned()
+    }
+
+    /// The machine that holds `address`.
+    pub fn by_address(&self, address: Ipv4Addr) -> Option<Machine> {
+        let register = self.read();
+        register.by_mac.get(register.by_address.get(&address)?).cloned()
+    }
+
+    /// All of them, by name, then MAC.
+    pub fn all(&self) -> Vec<Machine> {
+        let mut all: Vec<_> = self.read().by_mac.values().cloned().collect();
+        all.sort_by(|a, b| (a.name.is_none(), &a.name, a.mac).cmp(&(b.name.is_none(), &b.name, b.mac)));
+        all
+    }
+
+    /// A lease binds `address` to the machine; whoever held it before no longer does.
+    pub fn bound(&self, mac: Mac, address: Ipv4Addr) {
+        let mut register = self.write();
+        if let Some(old) = register.machine(mac).address.replace(address) {
+            register.by_address.remove(&old);
+        }
+        if let Some(other) = register.by_address.insert(address, mac).filter(|o| *o != mac) {
+            register.machine(other).address = None;
+        }
+    }
+
+    /// The machine no longer holds an address.
+    pub fn released(&self, mac: Mac) {
+        let mut register = self.write();
+        if let Some(old) = register.machine(mac).address.take() {
+            register.by_address.remove(&old);
+        }
+    }
+
+    /// What the machine's requests say of it; `profile` is the one it would boot.
+    pub fn described(
+        &self,
+        mac: Mac,
+        firmware: Option<String>,
+        uuid: Option<String>,
+        profile: Option<String>,
+    ) {
+        let mut register = self.write();
+        let machine = register.machine(mac);
+        machine.firmware = firmware.or(machine.firmware.take());
+        machine.uuid = uuid.or(machine.uuid.take());
+        machine.profile = profile;
+    }
+
+    /// The machine reached a stage.
+    pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp) {
+        let mut register = self.write();
+        let machine = register.machine(mac);
+        machine.stage = Some(stage);
+        machine.since = Some(time);
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Register> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Register {
+    fn machine(&mut self, mac: Mac) -> &mut Machine {
+        self.by_mac.entry(mac).or_insert_with(|| Machine {
+            name: None,
+            mac,
+            address: None,
+            profile: None,
+            stage: None,
+            since: None,
+            firmware: None,
+            uuid: None,
+        })
+    }
+}
+
+/// A MAC as text, for serde.
+pub mod mac_text {
+    use pxe_common::Mac;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(mac: &Mac, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(mac)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Mac, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const B: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn an_address_belongs_to_one_machine() {
+        let machines = Machines::default();
+        let address = Ipv4Addr::new(10, 77, 0, 100);
+        machines.bound(A, address);
+        machines.bound(B, address);
+        assert_eq!(machines.by_address(address).map(|m| m.mac), Some(B));
+        assert_eq!(machines.get(A).and_then(|m| m.address), None);
+        machines.released(B);
+        assert_eq!(machines.by_address(address), None);
+    }
+}

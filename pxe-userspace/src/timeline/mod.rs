@@ -1,0 +1,216 @@
+//! The timeline: everything that happened to a machine on its way from power-on to workload,
+//! whoever did it, in one order. Kept in the database, so that a restart of the daemon loses none.
+
+mod store;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::machines::Machines;
+
+/// How far a machine is. The order is the order of a boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    Discover,
+    Offer,
+    Request,
+    Ack,
+    /// The first-stage file was sent whole.
+    Loader,
+    /// grub.cfg or an iPXE script was sent.
+    Config,
+    Kernel,
+    Initrd,
+    /// pxe-init runs.
+    Stage1,
+    /// The root file system is there and verified.
+    Image,
+    Workload,
+    /// The boot ended early; the event's `cause` says why.
+    Failed,
+}
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnsweredBy {
+    Xdp,
+    Tc,
+    Daemon,
+}
+
+/// One entry of the timeline, as stored and as `bridgehead events --json` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Event {
+    /// Grows by one with every event of this appliance.
+    pub id: u64,
+    #[serde(serialize_with = "micros")]
+    pub time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    #[serde(with = "crate::machines::mac_text")]
+    pub mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    pub stage: Stage,
+    pub answered_by: AnsweredBy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<f64>,
+    /// What was sent or asked for: a path, a firmware's name, an image's digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Why a boot failed, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// An event before it has a place in the timeline.
+#[derive(Clone, Debug)]
+pub struct Happened {
+    pub who: Who,
+    pub stage: Stage,
+    pub answered_by: AnsweredBy,
+    pub bytes: Option<u64>,
+    pub duration: Option<Duration>,
+    pub detail: Option<String>,
+    pub cause: Option<String>,
+}
+
+/// How the witness of an event knows the machine.
+#[derive(Clone, Copy, Debug)]
+pub enum Who {
+    Mac(Mac),
+    /// The address that a lease bound to the machine.
+    Address(Ipv4Addr),
+}
+
+impl Happened {
+    /// An event of the daemon's, without figures.
+    pub fn new(who: Who, stage: Stage) -> Self {
+        Self {
+            who,
+            stage,
+            answered_by: AnsweredBy::Daemon,
+            bytes: None,
+            duration: None,
+            detail: None,
+            cause: None,
+        }
+    }
+
+    /// A boot that ended early.
+    pub fn failed(who: Who, cause: impl Into<String>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(who, Stage::Failed) }
+    }
+
+    pub fn detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+}
+
+/// The timeline's handle. Cloning it is cheap; recording never waits for the disk.
+#[derive(Clone)]
+pub struct Timeline(Arc<Inner>);
+
+struct Inner {
+    machines: Machines,
+    next_id: AtomicU64,
+    to_disk: mpsc::Sender<Event>,
+    live: broadcast::Sender<Event>,
+    reader: store::Reader,
+}
+
+/// The timeline's part of the database could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("the timeline in {path}: {source}")]
+pub struct TimelineError {
+    path: std::path::PathBuf,
+    source: rusqlite::Error,
+}
+
+impl Timeline {
+    /// Opens the timeline in the database at `path`, and tells `machines` how far each one was.
+    pub fn open(path: &Path, machines: Machines) -> Result<Self, TimelineError> {
+        let error = |source| TimelineError { path: path.to_owned(), source };
+        let (writer, reader) = store::open(path).map_err(error)?;
+        for event in reader.last_of_each_machine().map_err(error)? {
+            machines.reached(event.mac, event.stage, event.time);
+        }
+        let next_id = AtomicU64::new(reader.last_id().map_err(error)? + 1);
+        let (to_disk, events) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("timeline".into())
+            .spawn(move || writer.run(&events))
+            .expect("a thread can be started");
+        let (live, _) = broadcast::channel(4096);
+        Ok(Self(Arc::new(Inner { machines, next_id, to_disk, live, reader })))
+    }
+
+    /// Adds an event. An address that no lease binds is nobody's, and the event is dropped with a
+    /// debug line: a workload container fetching a file is not a boot.
+    pub fn record(&self, happened: Happened) {
+        let inner = &*self.0;
+        let machine = match happened.who {
+            Who::Mac(mac) => Some(inner.machines.get_or_insert(mac)),
+            Who::Address(address) => inner.machines.by_address(address),
+        };
+        let Some(machine) = machine else {
+            tracing::debug!(?happened, "an event of no known machine");
+            return;
+        };
+        let event = Event {
+            id: inner.next_id.fetch_add(1, Ordering::Relaxed),
+            time: Timestamp::now(),
+            node: machine.name,
+            mac: machine.mac,
+            address: machine.address,
+            stage: happened.stage,
+            answered_by: happened.answered_by,
+            bytes: happened.bytes,
+            duration: happened.duration.map(|d| d.as_secs_f64()),
+            detail: happened.detail,
+            cause: happened.cause,
+        };
+        inner.machines.reached(event.mac, event.stage, event.time);
+        tracing::info!(
+            mac = %event.mac,
+            node = event.node.as_deref(),
+            stage = ?event.stage,
+            by = ?event.answered_by,
+            detail = event.detail.as_deref(),
+            cause = event.cause.as_deref(),
+            "timeline"
+        );
+        // Both ends outlive the handle: the writer thread ends when the last handle is dropped.
+        let _ = inner.to_disk.send(event.clone());
+        let _ = inner.live.send(event);
+    }
+
+    /// Every event with an id above `after`, oldest first, at most `limit`.
+    pub fn since(&self, after: u64, limit: usize) -> Result<Vec<Event>, rusqlite::Error> {
+        self.0.reader.since(after, limit)
+    }
+
+    /// Events from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.live.subscribe()
+    }
+}
+
+/// RFC 3339 with microseconds, always: fixed width sorts and lines up.
+pub fn micros<S: serde::Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&format_args!("{time:.6}"))
+}
