@@ -96,6 +96,9 @@ impl Blob {
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let left = self.0.len.saturating_sub(offset);
         let want = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if want == 0 {
+            return Ok(0);
+        }
         let buf = &mut buf[..want];
         match &self.0.source {
             Source::Memory(bytes) => {
