@@ -1,22 +1,24 @@
 //! What a configuration needs of the system it runs on, as far as looking changes nothing.
 
-use std::path::Path;
+use std::collections::BTreeSet;
 
 use super::file::{File, Findings};
-use super::validate;
 
 pub(super) fn survey(raw: &File, findings: &mut Findings<'_>) {
+    // Not /sys/class/net: that shows the network namespace of whoever mounted it.
+    let interfaces = interfaces();
     for port in &raw.network.ports {
-        // A name that is no interface's could also lead out of the directory.
-        if !validate::is_interface_name(port.get_ref()) {
-            continue;
-        }
-        if !Path::new("/sys/class/net").join(port.get_ref()).exists() {
-            findings.add(
-                port.span(),
-                format!("no interface is called `{}`", port.get_ref()),
-                format!("this machine has {}", interfaces(&raw.network.bridge)),
-            );
+        if !interfaces.contains(port.get_ref()) {
+            let others: Vec<&str> = interfaces
+                .iter()
+                .map(String::as_str)
+                .filter(|name| *name != "lo" && *name != raw.network.bridge.get_ref())
+                .collect();
+            let right = match others.as_slice() {
+                [] => "this machine has none but the loopback".to_owned(),
+                others => format!("this machine has {}", others.join(", ")),
+            };
+            findings.add(port.span(), format!("no interface is called `{}`", port.get_ref()), right);
         }
     }
     if let Some(files) = &raw.files {
@@ -41,15 +43,7 @@ pub(super) fn survey(raw: &File, findings: &mut Findings<'_>) {
     }
 }
 
-fn interfaces(except: &toml::Spanned<String>) -> String {
-    let mut names: Vec<String> = std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name != "lo" && name != except.get_ref())
-        // bonding's control file lies among the interfaces.
-        .filter(|name| name != "bonding_masters")
-        .collect();
-    names.sort();
-    if names.is_empty() { "none but the loopback".to_owned() } else { names.join(", ") }
+fn interfaces() -> BTreeSet<String> {
+    let all = nix::net::if_::if_nameindex();
+    all.iter().flat_map(|all| all.iter()).map(|i| i.name().to_string_lossy().into_owned()).collect()
 }

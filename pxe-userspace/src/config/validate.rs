@@ -167,7 +167,7 @@ fn is_unicast(address: Ipv4Addr) -> bool {
 }
 
 /// As the kernel's `dev_valid_name` has it.
-pub(super) fn is_interface_name(name: &str) -> bool {
+fn is_interface_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && !matches!(name, "." | "..")
         && !name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control())
