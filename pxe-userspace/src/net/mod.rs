@@ -7,6 +7,8 @@
 
 mod journal;
 mod links;
+pub mod packet;
+pub mod ra;
 mod watch;
 
 use std::path::{Path, PathBuf};
