@@ -140,7 +140,8 @@ fn memory_needed(facts: &ImageFacts, uefi: bool) -> u64 {
 
 /// Who the node is and whom it tells how it fares.
 fn identity(machine: &Machine, appliance: &Appliance) -> Vec<String> {
-    let mut cmdline = vec![format!("bridgehead.url={}", appliance.url()), format!("bridgehead.mac={}", machine.mac)];
+    let mut cmdline =
+        vec![format!("bridgehead.url={}", appliance.url()), format!("bridgehead.mac={}", machine.mac)];
     if let Some(address) = machine.address {
         cmdline.push(format!("bridgehead.address={address}/{}", appliance.address.prefix_len()));
     }

@@ -150,9 +150,7 @@ impl Catalog {
 impl Served {
     fn new(config: &Config) -> Result<Self, RootError> {
         let root = match &config.files_root {
-            Some(path) => {
-                Some(Root::open(path).map_err(|source| RootError { path: path.clone(), source })?)
-            }
+            Some(path) => Some(Root::open(path).map_err(|source| RootError { path: path.clone(), source })?),
             None => None,
         };
         Ok(Self { config: config.clone(), root })

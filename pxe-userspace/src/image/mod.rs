@@ -14,6 +14,7 @@ mod stage1;
 mod store;
 mod tar;
 mod tree;
+mod wanted;
 
 #[cfg(test)]
 mod testing;
@@ -45,6 +46,7 @@ pub use self::oci::{ArchiveError, ImageConfig};
 pub use self::stage1::Stage1Error;
 pub use self::store::{StoreError, Stored};
 pub use self::tar::TarError;
+pub use self::wanted::{Availability, Wanted};
 
 /// Stage 1 is made once for each kernel: worth some seconds.
 const STAGE1_LEVEL: i32 = 10;
@@ -243,6 +245,12 @@ impl Images {
     /// The image of this name; `web` means `web:latest`.
     pub fn get(&self, reference: &str) -> Option<Image> {
         self.images().get(&canonical(reference)).cloned()
+    }
+
+    /// Part of an image by its SHA-256, also of one that was replaced or removed since: a machine
+    /// that read its configuration before then still finds it, until [`Images::gc`].
+    pub fn blob(&self, sha256: &str) -> io::Result<Option<Blob>> {
+        self.0.store.find(sha256)
     }
 
     /// All of them, by name.

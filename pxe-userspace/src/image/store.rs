@@ -77,6 +77,18 @@ impl Store {
         Ok(blob)
     }
 
+    /// A blob by its name alone, which must be a SHA-256.
+    pub(super) fn find(&self, sha256: &str) -> io::Result<Option<Blob>> {
+        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        match Blob::open(&self.blobs().join(sha256)) {
+            Ok(blob) => Ok(Some(blob)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     pub(super) fn records(&self) -> Result<Vec<ImageRecord>, StoreError> {
         let path = self.records_path();
         let bytes = match std::fs::read(&path) {
