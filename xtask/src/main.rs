@@ -1,1 +1,59 @@
-fn main() {}
+//! Bridgehead's own commands: `cargo xtask --help`.
+
+mod bench;
+mod build;
+mod display;
+mod lab;
+mod lint;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build, run, test and measure Bridgehead.
+///
+/// Two commands do everything on a fresh Debian 12 as root, set-up included: `cargo xtask run` boots two
+/// virtual machines with real firmware from a Docker image, in a private network that leaves nothing behind;
+/// `cargo xtask test` runs every test.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Test(test::Arguments),
+    Bench(bench::Arguments),
+    Lab(lab::Arguments),
+    /// Install what building, the lab, the tests and the benchmarks need; say what, and nothing when it is there
+    Setup,
+    /// Build the kernel programs, pxe-init, the boot assets and `bridgehead`
+    Build,
+    /// Check formatting, clippy, the documentation and the rules of dependency, with warnings as errors
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::test(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Lab(arguments) => lab::lab(&arguments),
+        Command::Setup => setup::setup(setup::Needs::All).map(|()| ExitCode::SUCCESS),
+        Command::Build => setup::setup(setup::Needs::Build)
+            .and_then(|()| build::build())
+            .map(|_| ExitCode::SUCCESS),
+        Command::Lint => lint::lint(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:?}");
+        ExitCode::FAILURE
+    })
+}
