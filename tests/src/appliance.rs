@@ -1,7 +1,6 @@
 //! The daemon under test and its command line, used as people use them: a configuration file, `ready` on
 //! stdout, commands with `--json`.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -72,9 +71,11 @@ image   = "{DEMO}"
 cmdline = "console=ttyS0 no_timer_check"
 "#
     );
-    for Spec { name, mac, memory_mib, .. } in nodes {
-        write!(text, "\n[[node]]\nname   = {name:?}\nmac    = {mac:?}\nmemory = \"{memory_mib}M\"\n")
-            .expect("a String takes all");
+    for Spec { name, mac, memory_mib, address, .. } in nodes {
+        text += &format!("\n[[node]]\nname    = {name:?}\nmac     = {mac:?}\nmemory  = \"{memory_mib}M\"\n");
+        if let Some(address) = address {
+            text += &format!("address = \"{address}\"\n");
+        }
     }
     text
 }
@@ -158,9 +159,9 @@ impl Appliance {
         let (sender, events) = mpsc::channel();
         std::thread::spawn(move || {
             for line in lines {
-                match serde_json::from_str(&line).map(|event| sender.send(event)) {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => break,
+                match serde_json::from_str(&line) {
+                    // Without a receiver they are read and forgotten, until the process ends.
+                    Ok(event) => drop(sender.send(event)),
                     Err(e) => eprintln!("bridgehead events: {e}: {line}"),
                 }
             }

@@ -53,7 +53,12 @@ pub enum News<'a> {
 impl Boot {
     /// Starts the engine, makes the demo image, starts the appliance, brings the image in, and powers `specs`
     /// on. `say` hears of each step.
-    pub fn start(world: &World, specs: Vec<Spec>, fast_path: &str, mut say: impl FnMut(&str)) -> Result<Self> {
+    pub fn start(
+        world: &World,
+        specs: Vec<Spec>,
+        fast_path: &str,
+        mut say: impl FnMut(&str),
+    ) -> Result<Self> {
         say("starting a Docker engine");
         let engine = Engine::start(world)?;
         say("making the demo image");
@@ -155,7 +160,10 @@ impl Booting {
 
     fn look(&mut self, digest: &str, out_of_time: bool) -> Option<Outcome> {
         if let Err(e) = self.machine.ensure_running() {
-            return Some(Outcome::Failed(format!("the machine went off after `{}`: {e:#}", self.last_stage())));
+            return Some(Outcome::Failed(format!(
+                "the machine went off after `{}`: {e:#}",
+                self.last_stage()
+            )));
         }
         let page = match self.address.filter(|_| self.last_stage() == "workload") {
             Some(address) => page((address, 80).into()).map_err(|e| format!("its page: {e:#}")),
@@ -163,9 +171,9 @@ impl Booting {
         };
         match page {
             Ok(page) => Some(match check_page(&page, &self.machine.spec.name, digest) {
-                Ok(()) => Outcome::Answers(
-                    Timestamp::now().duration_since(self.machine.powered_on).as_secs_f64(),
-                ),
+                Ok(()) => {
+                    Outcome::Answers(Timestamp::now().duration_since(self.machine.powered_on).as_secs_f64())
+                }
                 Err(e) => Outcome::Failed(format!("{e:#}")),
             }),
             Err(why) => out_of_time.then(|| Outcome::Failed(format!("out of time: {why}"))),

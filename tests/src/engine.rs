@@ -61,8 +61,11 @@ impl Engine {
         import(&root, DEMO, &["ENTRYPOINT [\"/start\"]"])
     }
 
-    /// Ends the engine, and its containers with it.
+    /// Ends the engine, and its containers without the grace that they are given otherwise.
     pub fn stop(mut self) -> Result<()> {
+        for container in docker(&["container", "ls", "--all", "--quiet"])?.lines() {
+            docker(&["container", "rm", "--force", container])?;
+        }
         self.dockerd.terminate(PATIENCE)?;
         Ok(())
     }

@@ -7,6 +7,7 @@
 
 pub mod appliance;
 pub mod boot;
+pub mod capture;
 pub mod dnsmasq;
 pub mod engine;
 pub mod machine;
@@ -22,9 +23,9 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
 }
 
-/// Cargo's target directory.
+/// Where everything that is made lands.
 pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+    workspace().join("target")
 }
 
 /// GRUB's images, the stock kernel, BusyBox and pxe-init, as `cargo xtask build` makes them.

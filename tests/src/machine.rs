@@ -1,6 +1,7 @@
 //! Virtual machines with real, unmodified firmware: iPXE's ROM under a legacy BIOS, and EDK2's own PXE.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,6 +40,8 @@ pub struct Spec {
     pub uuid: String,
     pub firmware: Firmware,
     pub memory_mib: u32,
+    /// A reservation in the appliance's configuration.
+    pub address: Option<Ipv4Addr>,
     /// The tap that is its network cable.
     pub tap: String,
 }
@@ -53,6 +56,7 @@ impl Spec {
             firmware: if n % 2 == 1 { Firmware::Bios } else { Firmware::Uefi },
             // UEFI, GRUB and Linux need 320 MiB; see docs/booting.md.
             memory_mib: 512,
+            address: None,
             tap: format!("tap{n}"),
         }
     }

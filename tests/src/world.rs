@@ -27,6 +27,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 const DIR: &str = "BRIDGEHEAD_LAB";
 /// Set for the first process of a world: the process that must stay alive.
 const OWNER: &str = "BRIDGEHEAD_LAB_OWNER";
+/// Where labs have their directories, instead of `target/lab`.
+const ROOT: &str = "BRIDGEHEAD_LABS";
 /// Control groups of a lab's containers: this and the lab's name.
 const CGROUP: &str = "bridgehead-lab-";
 
@@ -55,8 +57,11 @@ pub struct World {
 impl Lab {
     /// A new lab, after sweeping what killed ones left behind.
     pub fn create() -> Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "a lab needs root: namespaces, taps and BPF are its business");
-        let root = crate::target().join("lab");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "a lab needs root: namespaces, taps and BPF are its business"
+        );
+        let root = root();
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
         sweep(&root)?;
         for n in 1.. {
@@ -239,7 +244,7 @@ fn skip(test: &str, why: &str) {
 /// The labs that run now: their directories and first processes, newest first.
 pub fn running() -> Result<Vec<(PathBuf, u32)>> {
     let mut labs = Vec::new();
-    for dir in directories(&crate::target().join("lab"))? {
+    for dir in directories(&root())? {
         let held = File::open(dir.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
         if let (true, Ok(pid)) = (held, fs::read_to_string(dir.join("pid"))) {
             labs.push((fs::metadata(&dir)?.created()?, dir, pid.trim().parse()?));
@@ -257,6 +262,10 @@ pub fn join(pid: u32, program: &str) -> Command {
     command
 }
 
+fn root() -> PathBuf {
+    std::env::var_os(ROOT).map_or_else(|| crate::target().join("lab"), PathBuf::from)
+}
+
 /// Removes the directories that no owner holds, and their control groups.
 fn sweep(root: &Path) -> Result<()> {
     for dir in directories(root)? {
@@ -264,7 +273,10 @@ fn sweep(root: &Path) -> Result<()> {
             Ok(lock) if lock.try_lock().is_err() => continue,
             Ok(_) => {}
             // Another lab is being created between mkdir and lock: only old ones are leftovers.
-            Err(_) if fs::metadata(&dir)?.modified()?.elapsed().unwrap_or_default() < Duration::from_secs(10) => {
+            Err(_)
+                if fs::metadata(&dir)?.modified()?.elapsed().unwrap_or_default()
+                    < Duration::from_secs(10) =>
+            {
                 continue;
             }
             Err(_) => {}

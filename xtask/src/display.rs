@@ -8,7 +8,8 @@ use ::lab::machine::Spec;
 
 /// The stages of a boot, in order, as the contract names them.
 const STAGES: [&str; 11] = [
-    "discover", "offer", "request", "ack", "loader", "config", "kernel", "initrd", "stage1", "image", "workload",
+    "discover", "offer", "request", "ack", "loader", "config", "kernel", "initrd", "stage1", "image",
+    "workload",
 ];
 
 pub(crate) struct Display {
@@ -97,7 +98,8 @@ impl Display {
             let reached = STAGES.iter().rposition(|s| machine.stages.iter().any(|(m, ..)| m == s));
             let done = reached.map_or(0, |r| r + 1);
             let bar = "━".repeat(done) + &"─".repeat(STAGES.len() - done);
-            let (stage, by, seconds) = machine.stages.last().map_or(("power-on", "", 0.0), |(s, b, t)| (s, b, *t));
+            let (stage, by, seconds) =
+                machine.stages.last().map_or(("power-on", "", 0.0), |(s, b, t)| (s, b, *t));
             let address = machine.address.map_or_else(String::new, |a| a.to_string());
             let firmware = machine.machine.spec.firmware.name();
             let state = match &machine.outcome {

@@ -51,7 +51,8 @@ pub(crate) fn lab(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Our PATH with the lab's `bridgehead` first.
 fn path_in_lab(pid: u32) -> Result<Option<std::ffi::OsString>> {
-    let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).context("the lab's environment")?;
+    let environment =
+        std::fs::read_to_string(format!("/proc/{pid}/environ")).context("the lab's environment")?;
     let program = environment.split('\0').find_map(|e| e.strip_prefix("BRIDGEHEAD_BIN="));
     let Some(dir) = program.and_then(|p| Path::new(p).parent()) else { return Ok(None) };
     let path = std::env::var_os("PATH").unwrap_or_default();

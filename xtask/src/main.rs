@@ -1,10 +1,12 @@
 //! Bridgehead's own commands: `cargo xtask --help`.
 
+mod assets;
 mod bench;
 mod build;
 mod display;
 mod lab;
 mod lint;
+mod paths;
 mod run;
 mod setup;
 mod shell;
@@ -13,6 +15,7 @@ mod test;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use setup::Need;
 
 /// Build, run, test and measure Bridgehead.
 ///
@@ -46,14 +49,19 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::test(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Lab(arguments) => lab::lab(&arguments),
-        Command::Setup => setup::setup(setup::Needs::All).map(|()| ExitCode::SUCCESS),
-        Command::Build => setup::setup(setup::Needs::Build)
-            .and_then(|()| build::build())
-            .map(|_| ExitCode::SUCCESS),
+        Command::Setup => setup::ensure(&[Need::Build, Need::Assets, Need::Lab, Need::Test, Need::Bench])
+            .map(|()| ExitCode::SUCCESS),
+        Command::Build => prepare(&[]).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:?}");
         ExitCode::FAILURE
     })
+}
+
+/// Sets up for building and for `needs`, then builds everything. Commands that run what was built begin so.
+fn prepare(needs: &[Need]) -> anyhow::Result<()> {
+    setup::ensure(&[&[Need::Build, Need::Assets], needs].concat())?;
+    build::all()
 }

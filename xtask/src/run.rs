@@ -10,9 +10,9 @@ use ::lab::world::{Lab, OnSignal, World};
 use anyhow::{Context as _, Result, bail};
 
 use crate::display::Display;
-use crate::setup::Needs;
+use crate::setup::Need;
 use crate::shell::exit_code;
-use crate::{build, setup};
+use crate::{paths, prepare};
 
 /// Boot virtual machines with real firmware from a Docker image, and show each boot's timeline live
 ///
@@ -44,22 +44,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(world) = World::enter()? {
         return inside(&world, arguments);
     }
-    setup::setup(Needs::Lab)?;
-    let built = build::build()?;
     if !arguments.serve.is_empty() {
-        let mut serve = Command::new(&built.bridgehead);
-        serve.arg("serve").args(&arguments.serve).env("BRIDGEHEAD_ASSETS", &built.assets);
-        return Err(serve.exec()).with_context(|| format!("starting {}", built.bridgehead.display()));
+        prepare(&[])?;
+        let program = paths::target("release/bridgehead");
+        let mut serve = Command::new(&program);
+        serve.arg("serve").args(&arguments.serve).env("BRIDGEHEAD_ASSETS", paths::target("assets"));
+        return Err(serve.exec()).with_context(|| format!("starting {}", program.display()));
     }
-    enter_lab(&built)
+    prepare(&[Need::Lab])?;
+    enter_lab()
 }
 
 /// Starts this very command again, inside a lab.
-pub(crate) fn enter_lab(built: &build::Built) -> Result<ExitCode> {
+pub(crate) fn enter_lab() -> Result<ExitCode> {
     let lab = Lab::create()?;
     let mut again = Command::new(std::env::current_exe()?);
     again.args(std::env::args_os().skip(1));
-    again.env("BRIDGEHEAD_BIN", &built.bridgehead).env("BRIDGEHEAD_ASSETS", &built.assets);
+    again.env("BRIDGEHEAD_BIN", paths::target("release/bridgehead"));
+    again.env("BRIDGEHEAD_ASSETS", paths::target("assets"));
     Ok(exit_code(lab.run(&mut again, OnSignal::EndWorld)?))
 }
 

@@ -4,9 +4,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::setup::Needs;
+use crate::setup::Need;
 use crate::shell::check;
-use crate::{build, setup};
+use crate::{paths, prepare};
 
 /// Run every test: host tests, then clients and servers in namespaces, then real firmware
 #[derive(clap::Args)]
@@ -17,8 +17,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
-    setup::setup(Needs::Test)?;
-    let built = build::build()?;
+    prepare(&[Need::Lab, Need::Test])?;
     let skipped = ::lab::target().join("skipped-tests");
     let _ = std::fs::remove_file(&skipped);
 
@@ -36,8 +35,8 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
                 .arg("test")
                 .args(step)
                 .args(&arguments.rest)
-                .env("BRIDGEHEAD_BIN", &built.bridgehead)
-                .env("BRIDGEHEAD_ASSETS", &built.assets)
+                .env("BRIDGEHEAD_BIN", paths::target("release/bridgehead"))
+                .env("BRIDGEHEAD_ASSETS", paths::target("assets"))
                 .env("BRIDGEHEAD_SKIPPED", &skipped),
         )?;
     }

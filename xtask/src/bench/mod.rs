@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use ::lab::world::World;
 use anyhow::Result;
 
-use crate::setup::Needs;
-use crate::{build, run, setup};
+use crate::setup::Need;
+use crate::{prepare, run};
 
 /// Measure the appliance beside its peers, interleaved; raw samples go to target/bench
 #[derive(clap::Args)]
@@ -29,8 +29,8 @@ enum Name {
 
 pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
     let Some(world) = World::enter()? else {
-        setup::setup(Needs::Bench)?;
-        return run::enter_lab(&build::build()?);
+        prepare(&[Need::Lab, Need::Test, Need::Bench])?;
+        return run::enter_lab();
     };
     match arguments.name {
         Name::Boot => boot::boot(&world, arguments.pairs)?,

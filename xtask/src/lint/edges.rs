@@ -101,9 +101,8 @@ fn modules(file: &str, text: &str, broken: &mut Vec<String>) {
     for (i, line) in text.lines().enumerate().take_while(|(_, line)| line.trim() != "#[cfg(test)]") {
         let code = line.split("//").next().unwrap_or_default();
         let mentions = |what: &str| {
-            code.match_indices(what).any(|(at, _)| {
-                !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
-            })
+            code.match_indices(what)
+                .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
         };
         if file.starts_with("pxe-userspace/src/") && !file.starts_with(DATAPLANE) && mentions("aya::") {
             broken.push(format!("{file}:{}: aya's types stay in {DATAPLANE}", i + 1));
@@ -144,7 +143,8 @@ mod tests {
 
     #[test]
     fn comments_tests_and_other_names_are_no_mention() {
-        let text = "// tokio::spawn\nfn f() { himalaya::climb() }\n#[cfg(test)]\nmod tests { use tokio::test; }\n";
+        let text =
+            "// tokio::spawn\nfn f() { himalaya::climb() }\n#[cfg(test)]\nmod tests { use tokio::test; }\n";
         assert_eq!(broken("pxe-userspace/src/boot/mod.rs", text), [""; 0]);
     }
 

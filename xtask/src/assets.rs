@@ -1,0 +1,96 @@
+//! What the appliance gives to nodes besides images, made into `target/assets`:
+//!
+//! ```text
+//! grub/i386-pc.0, grub/x86_64-efi.efi   GRUB's netboot images
+//! kernel/vmlinuz, kernel/version        Debian's kernel, for images without one
+//! kernel/modules/lib/modules/VERSION/   its network drivers
+//! busybox, pxe-init                     stage 1's programs
+//! ```
+//!
+//! Every directory is made aside and renamed into place, so that what is there is complete; a
+//! `recipe` file in it says what it was made from, and a changed recipe makes it anew.
+
+mod kernel;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+
+use crate::{build, paths};
+
+/// Makes what is missing or out of date.
+pub(crate) fn make() -> anyhow::Result<()> {
+    let assets = paths::target("assets");
+    std::fs::create_dir_all(&assets).with_context(|| format!("creating {}", assets.display()))?;
+    build::copy_if_changed(&build::init()?, &assets.join("pxe-init"))?;
+    build::copy_if_changed(Path::new(BUSYBOX), &assets.join("busybox"))?;
+    directory(&assets.join("grub"), &grub_recipe(), grub)?;
+    directory(&assets.join("kernel"), &kernel::recipe(), kernel::make)
+}
+
+/// Debian's busybox-static.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// GRUB's modules: network, both ways to fetch, and what our grub.cfg uses. Measured to load in
+/// one transfer of 0.1 s; what is left out is fetched from the server one file at a time.
+const GRUB_MODULES: &str = "net tftp http normal configfile linux echo test minicmd boot sleep serial terminal \
+                            reboot halt";
+
+/// The two images: GRUB's name for the format, the module for its network, the file.
+const GRUB_IMAGES: [(&str, &str, &str); 2] =
+    [("i386-pc-pxe", "pxe", "i386-pc.0"), ("x86_64-efi", "efinet", "x86_64-efi.efi")];
+
+fn grub_recipe() -> String {
+    let version = std::fs::read_to_string("/var/lib/dpkg/info/grub-common.md5sums").unwrap_or_default();
+    format!("{GRUB_MODULES}\n{GRUB_IMAGES:?}\n{version}")
+}
+
+fn grub(into: &Path) -> anyhow::Result<()> {
+    for (format, network, file) in GRUB_IMAGES {
+        let mut mkimage = Command::new("grub-mkimage");
+        mkimage.args(["-O", format, "-p", "/grub", "-o"]).arg(into.join(file));
+        mkimage.arg(network).args(GRUB_MODULES.split_whitespace());
+        run(&mut mkimage)?;
+    }
+    Ok(())
+}
+
+fn directory(
+    path: &Path,
+    recipe: &str,
+    make: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if std::fs::read_to_string(path.join("recipe")).is_ok_and(|made_from| made_from == recipe) {
+        return Ok(());
+    }
+    eprintln!("set-up: making {}", path.display());
+    let aside = path.with_extension(format!("part{}", std::process::id()));
+    let made = fresh(&aside)
+        .and_then(|()| make(&aside))
+        .and_then(|()| Ok(std::fs::write(aside.join("recipe"), recipe)?))
+        .and_then(|()| {
+            if path.exists() {
+                std::fs::remove_dir_all(path)?;
+            }
+            Ok(std::fs::rename(&aside, path)?)
+        });
+    if made.is_err() {
+        let _ = std::fs::remove_dir_all(&aside);
+    }
+    made.with_context(|| format!("making {}", path.display()))
+}
+
+/// An empty directory at `path`.
+fn fresh(path: &Path) -> anyhow::Result<()> {
+    if path.exists() {
+        std::fs::remove_dir_all(path)?;
+    }
+    Ok(std::fs::create_dir_all(path)?)
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("running {:?}", command.get_program()))?;
+    ensure!(status.success(), "{:?} failed ({status}); its own message is above", command.get_program());
+    Ok(())
+}

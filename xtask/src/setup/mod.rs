@@ -1,0 +1,28 @@
+//! Set-up: what this machine lacks for a purpose, installed where that can be done, named where not.
+//!
+//! Nothing is remembered between runs. Each piece has a proof, a file or a program whose presence
+//! shows that it is there, so a run with nothing to do costs a few dozen `stat` calls, a piece that
+//! was removed is noticed, and one that came from elsewhere than apt counts.
+
+mod apt;
+pub(crate) mod bpf;
+mod pieces;
+
+use anyhow::bail;
+
+pub(crate) use pieces::Need;
+pub(crate) use pieces::program;
+
+/// Makes everything that `needs` names available, or fails with all that is missing.
+pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
+    let missing = pieces::missing(needs);
+    let mut problems = apt::install(&missing)?;
+    if needs.contains(&Need::Build) {
+        problems.extend(bpf::ensure()?);
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();
+    bail!("this machine lacks what is needed, and set-up can't install it here:{list}")
+}

@@ -1,0 +1,104 @@
+//! What is needed for what, which Debian package brings it, and how to tell that it is there.
+
+use std::path::{Path, PathBuf};
+
+/// A purpose of set-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Compile everything: the daemon, pxe-init, the kernel programs.
+    Build,
+    /// Make GRUB's netboot images and fetch the stock kernel.
+    Assets,
+    /// Boot virtual machines in a network of their own.
+    Lab,
+    /// Real clients and independent judges for the tests.
+    Test,
+    /// Peers to measure against.
+    Bench,
+}
+
+/// One thing that has to be there.
+pub(super) struct Piece {
+    pub(super) package: &'static str,
+    pub(super) why: &'static str,
+    need: Need,
+    proof: Proof,
+}
+
+enum Proof {
+    /// A program in `PATH` or one of the directories for administrators.
+    Program(&'static str),
+    File(&'static str),
+}
+
+#[rustfmt::skip]
+const PIECES: &[Piece] = {
+    use Need::{Assets, Bench, Build, Lab, Test};
+    use Proof::{File, Program};
+    const fn piece(need: Need, package: &'static str, proof: Proof, why: &'static str) -> Piece {
+        Piece { package, why, need, proof }
+    }
+    &[
+        piece(Build,  "gcc",                 Program("cc"),                 "links, and compiles SQLite and zstd"),
+        piece(Build,  "libc6-dev",           File("/usr/lib/x86_64-linux-gnu/libc.a"), "static linking of pxe-init"),
+        piece(Build,  "ca-certificates",     File("/etc/ssl/certs/ca-certificates.crt"), "cargo fetches crates over TLS"),
+
+        piece(Assets, "grub-common",         Program("grub-mkimage"),       "makes GRUB's netboot images"),
+        piece(Assets, "grub-pc-bin",         File("/usr/lib/grub/i386-pc/pxe.mod"), "GRUB for BIOS"),
+        piece(Assets, "grub-efi-amd64-bin",  File("/usr/lib/grub/x86_64-efi/efinet.mod"), "GRUB for UEFI"),
+        piece(Assets, "busybox-static",      File("/usr/share/doc/busybox-static"), "the rescue shell of stage 1"),
+        piece(Assets, "kmod",                Program("depmod"),             "indexes the stock kernel's modules"),
+
+        piece(Lab,    "qemu-system-x86",     Program("qemu-system-x86_64"), "the virtual machines"),
+        piece(Lab,    "ovmf",                File("/usr/share/OVMF/OVMF_CODE_4M.fd"), "UEFI firmware"),
+        piece(Lab,    "ipxe-qemu",           File("/usr/lib/ipxe/qemu/pxe-virtio.rom"), "the BIOS machines' network ROMs"),
+        piece(Lab,    "seabios",             File("/usr/share/seabios/bios-256k.bin"), "BIOS firmware"),
+        piece(Lab,    "docker.io",           Program("dockerd"),            "the engine that images come from"),
+        piece(Lab,    "busybox-static",      File("/usr/share/doc/busybox-static"), "the demo image"),
+        piece(Lab,    "iproute2",            Program("ip"),                 "namespaces and links"),
+        piece(Lab,    "util-linux",          Program("unshare"),            "namespaces"),
+        piece(Lab,    "procps",              Program("ps"),                 "finding what a lab left behind"),
+
+        piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
+        piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
+        piece(Test,   "tftp-hpa",            Program("tftp"),               "another TFTP client"),
+        piece(Test,   "curl",                Program("curl"),               "an HTTP and TFTP client"),
+        piece(Test,   "udhcpc",              Program("udhcpc"),             "a DHCP client"),
+        piece(Test,   "isc-dhcp-client",     Program("dhclient"),           "another DHCP client"),
+        piece(Test,   "dhcpcd-base",         Program("dhcpcd"),             "a third DHCP client"),
+        piece(Test,   "cpio",                Program("cpio"),               "reads our initrds, independently"),
+        piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
+        piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
+
+        piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of `bench boot`"),
+    ]
+};
+
+/// The pieces for `needs` that are not there, each package once.
+pub(super) fn missing(needs: &[Need]) -> Vec<&'static Piece> {
+    let mut missing: Vec<&Piece> = Vec::new();
+    for piece in PIECES.iter().filter(|p| needs.contains(&p.need)) {
+        if !piece.proof.holds() && missing.iter().all(|m| m.package != piece.package) {
+            missing.push(piece);
+        }
+    }
+    missing
+}
+
+impl Proof {
+    fn holds(&self) -> bool {
+        match self {
+            Self::Program(name) => program(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+        }
+    }
+}
+
+/// Finds a program as a root shell would.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
