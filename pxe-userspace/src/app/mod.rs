@@ -22,7 +22,6 @@ use crate::net::{self, Bridge};
 use crate::tftp::FastPath;
 use crate::tftp::socket::Tftp;
 use crate::timeline::Timeline;
-use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
 /// How long what is under way may take to end once the daemon is told to.
@@ -68,7 +67,6 @@ struct Appliance {
     catalog: Arc<Catalog>,
     dhcp: Dhcp,
     wanted: Wanted,
-    workloads: Workloads,
 }
 
 type Parts = JoinSet<anyhow::Result<()>>;
@@ -96,27 +94,28 @@ impl Appliance {
         let catalog = Arc::new(catalog);
 
         let fast_path = ports::load(config.network.fast_path, shutdown);
-        let following = ports::follow(
-            bridge.events(),
-            fast_path.clone(),
-            config.network.fast_path,
-            shutdown.clone(),
-        );
+        let following =
+            ports::follow(bridge.events(), fast_path.clone(), config.network.fast_path, shutdown.clone());
         parts.spawn(async { Ok(following.await) });
 
         let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
 
         let (dhcp, leases) = Dhcp::open(&config, &database)?;
-        let serving = dhcp::socket::serve(
-            info.clone(),
-            dhcp.clone(),
-            leases,
-            machines.clone(),
-            timeline.clone(),
-            shutdown.clone(),
-        );
-        parts.spawn(async { serving.await.context("serving DHCP") });
+        let bridge = dhcp::BridgeInfo {
+            name: info.name.clone(),
+            index: info.index,
+            mac: info.mac,
+            address: info.address.addr(),
+        };
+        parts.spawn({
+            let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
+            let shutdown = shutdown.clone();
+            async move {
+                let served = dhcp::socket::serve(&bridge, dhcp, leases, machines, timeline, shutdown);
+                served.await.context("serving DHCP")
+            }
+        });
 
         let tftp = Tftp::bind(info.address.addr(), info.mtu as u16).await?;
         let tftp_stats = tftp.stats();
@@ -124,9 +123,8 @@ impl Appliance {
         let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
-        let workloads = Workloads::start(&config, engine, shutdown.clone());
         wanted.want(&config);
-        Ok(Self { config_path: path.to_owned(), config, machines, catalog, dhcp, wanted, workloads })
+        Ok(Self { config_path: path.to_owned(), config, machines, catalog, dhcp, wanted })
     }
 
     /// Until the daemon is told to end, or a part fails.
@@ -142,7 +140,6 @@ impl Appliance {
                 }
             }
         }
-        self.workloads.stop().await;
         Ok(())
     }
 
@@ -155,7 +152,9 @@ impl Appliance {
     }
 
     fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = config::load(&self.config_path).map_err(config::Problem::all)?;
+        let config = config::load(&self.config_path).map_err(|problems| {
+            anyhow::anyhow!(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
         let fixed = |c: &Config| (c.state_dir.clone(), c.network.clone(), c.http.clone(), c.api.clone());
         anyhow::ensure!(
             fixed(&config) == fixed(&self.config),
@@ -164,7 +163,6 @@ impl Appliance {
         self.catalog.reconfigure(&config)?;
         self.dhcp.reconfigure(&config);
         self.machines.declare(&config);
-        self.workloads.apply(&config);
         self.wanted.want(&config);
         self.config = config;
         Ok(())

@@ -48,7 +48,9 @@ pub(super) struct Server {
 
 enum Entry {
     /// The file is being opened.
-    Opening { request: Vec<u8> },
+    Opening {
+        request: Vec<u8>,
+    },
     Live(Box<Live>),
 }
 
