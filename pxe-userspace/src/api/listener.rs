@@ -48,9 +48,9 @@ const LAST_ORDERS: Duration = Duration::from_secs(2);
 pub struct Connections(Arc<Mutex<Open>>);
 
 #[derive(Default)]
-struct Open {
+pub(super) struct Open {
     next: u64,
-    by_peer: HashMap<IpAddr, HashMap<u64, CancellationToken>>,
+    pub(super) by_peer: HashMap<IpAddr, HashMap<u64, CancellationToken>>,
 }
 
 impl Connections {
@@ -70,7 +70,7 @@ impl Connections {
         Entry { connections: self.clone(), peer, id, forgotten }
     }
 
-    fn open(&self) -> std::sync::MutexGuard<'_, Open> {
+    pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
