@@ -24,7 +24,7 @@ pub use client::AskError;
 
 /// PXE-boots bare metal from Docker images.
 #[derive(Debug, Parser)]
-#[command(name = "bridgehead", version, about, max_term_width = 100)]
+#[command(name = "bridgehead", version, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -226,7 +226,8 @@ fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
     }
 }
 
-/// What exists as a path is one; `NAME:latest` is never taken for a directory `NAME`.
+/// What exists as a path is one. A directory that has an image's very name needs a `:TAG` to tell
+/// the image from it.
 fn source(image: &str) -> ImageSource {
     match Path::new(image).canonicalize() {
         Ok(path) => ImageSource::Path(path),
