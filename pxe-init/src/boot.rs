@@ -78,6 +78,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
+    Image::check_unpacked()?;
     let image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
     image.prepare(&settings)?;
     reporter.reached(Stage::Image, &image.description.digest);

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -47,6 +48,10 @@ pub enum ImageError {
         "{path}: {source}; the image's initrd did not arrive whole, or the machine has too little memory to unpack it"
     )]
     Missing { path: PathBuf, source: io::Error },
+    #[error(
+        "the kernel could not unpack all of the initrd ({0}): the machine has too little memory for the image"
+    )]
+    Truncated(String),
     #[error("{path}: {source}")]
     Invalid { path: PathBuf, source: serde_json::Error },
     #[error(
@@ -78,6 +83,30 @@ impl Image {
         }
         let dir = File::open(root).map_err(missing(root))?.into();
         Ok(Self { description, root: root.to_owned(), dir })
+    }
+
+    /// Whether the kernel got to the end of the initrd. When memory runs out it says so in its log
+    /// and starts /init all the same, with files cut short.
+    pub(crate) fn check_unpacked() -> Result<(), ImageError> {
+        let Ok(mut log) = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")
+        else {
+            return Ok(());
+        };
+        // One read is one message; EPIPE means that older ones were overwritten meanwhile.
+        let mut message = [0; 8192];
+        loop {
+            match log.read(&mut message) {
+                Ok(len) => {
+                    let text = String::from_utf8_lossy(&message[..len]);
+                    if let Some((_, problem)) = text.split_once("Initramfs unpacking failed: ") {
+                        let problem = problem.lines().next().unwrap_or_default();
+                        return Err(ImageError::Truncated(problem.to_owned()));
+                    }
+                }
+                Err(e) if e.raw_os_error() == Some(Errno::EPIPE as i32) => {}
+                Err(_) => return Ok(()),
+            }
+        }
     }
 
     /// Where the root is, from outside.
