@@ -1,19 +1,67 @@
-mod assets;
-mod build;
-mod paths;
-mod setup;
+//! Bridgehead's own commands: `cargo xtask --help`.
 
-fn main() -> anyhow::Result<()> {
-    use setup::Need;
-    match std::env::args().nth(1).as_deref() {
-        Some("setup") => {
-            setup::ensure(&[Need::Build, Need::Assets, Need::Lab, Need::Test, Need::Bench])?;
-            assets::make()
-        }
-        Some("build") => {
-            setup::ensure(&[Need::Build, Need::Assets])?;
-            build::all()
-        }
-        _ => anyhow::bail!("usage: cargo xtask setup | build"),
-    }
+mod assets;
+mod bench;
+mod build;
+mod display;
+mod lab;
+mod lint;
+mod paths;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use setup::Need;
+
+/// Build, run, test and measure Bridgehead.
+///
+/// Two commands do everything on a fresh Debian 12 as root, set-up included: `cargo xtask run` boots two
+/// virtual machines with real firmware from a Docker image, in a private network that leaves nothing behind;
+/// `cargo xtask test` runs every test.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Test(test::Arguments),
+    Bench(bench::Arguments),
+    Lab(lab::Arguments),
+    /// Install what building, the lab, the tests and the benchmarks need; say what, and nothing when it is there
+    Setup,
+    /// Build the kernel programs, pxe-init, the boot assets and `bridgehead`
+    Build,
+    /// Check formatting, clippy, the documentation and the rules of dependency, with warnings as errors
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::test(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Lab(arguments) => lab::lab(&arguments),
+        Command::Setup => setup::ensure(&[Need::Build, Need::Assets, Need::Lab, Need::Test, Need::Bench])
+            .map(|()| ExitCode::SUCCESS),
+        Command::Build => prepare(&[]).map(|()| ExitCode::SUCCESS),
+        Command::Lint => lint::lint(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:?}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Sets up for building and for `needs`, then builds everything. Commands that run what was built begin so.
+fn prepare(needs: &[Need]) -> anyhow::Result<()> {
+    setup::ensure(&[&[Need::Build, Need::Assets], needs].concat())?;
+    build::all()
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::paths::{Generated, ImagePart};
-use crate::config::{OnExit, Profile, Source};
+use crate::config::{Config, OnExit, Profile};
 use crate::machines::Machine;
 
 /// What the plan needs to know of the appliance.
@@ -17,21 +17,45 @@ pub struct Appliance {
     pub dns: Vec<Ipv4Addr>,
 }
 
+impl From<&Config> for Appliance {
+    fn from(config: &Config) -> Self {
+        Self {
+            address: config.network.address,
+            http_port: config.http.port,
+            router: config.dhcp.router,
+            dns: config.dhcp.dns.clone(),
+        }
+    }
+}
+
+impl Appliance {
+    /// Where it answers HTTP, without a slash at the end.
+    pub fn url(&self) -> String {
+        match (self.address.addr(), self.http_port) {
+            (address, 80) => format!("http://{address}"),
+            (address, port) => format!("http://{address}:{port}"),
+        }
+    }
+}
+
 /// What the plan needs to know of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageFacts {
-    /// SHA-256 of its contents, hexadecimal, without a prefix.
+    /// Of its contents: `sha256:` and hexadecimal digits.
     pub digest: String,
     pub kernel: Part,
     pub stage1: Part,
     pub rootfs: Part,
+    /// What stage 1 and the root file system take in memory, in bytes.
+    pub unpacked: u64,
 }
 
-/// A file's size as sent, and once it is unpacked.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A file as it is sent.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Part {
+    /// Hexadecimal.
+    pub sha256: String,
     pub len: u64,
-    pub unpacked: u64,
 }
 
 /// What the loader is to do. Paths have no leading slash.
@@ -59,7 +83,9 @@ pub enum Refusal {
     Memory { reference: String, needed: u64, memory: u64 },
 }
 
-/// What a kernel, firmware leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
+/// How many times its compressed size a kernel takes: Debian's 6.1 is 8 MiB and 37 MiB.
+const KERNEL_UNPACKED: u64 = 5;
+/// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
 /// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
 const HEADROOM_BIOS: u64 = 96 << 20;
 const HEADROOM_UEFI: u64 = 304 << 20;
@@ -77,29 +103,27 @@ pub fn image(
     if let Some(memory) = memory.filter(|m| *m < needed) {
         return Err(Refusal::Memory { reference: reference.to_owned(), needed, memory });
     }
-    let path = |part| Generated::Image { digest: facts.digest.clone(), part }.to_string();
+    let path = |name, part: &Part| Generated::Image { digest: part.sha256.clone(), part: name }.to_string();
     let mut cmdline = identity(machine, appliance);
-    cmdline.push(format!("bridgehead.digest=sha256:{}", facts.digest));
+    cmdline.push(format!("bridgehead.digest={}", facts.digest));
     cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
     cmdline.extend(words(&profile.cmdline));
     Ok(Plan {
-        kernel: path(ImagePart::Kernel),
-        initrds: vec![path(ImagePart::Stage1), path(ImagePart::Rootfs)],
+        kernel: path(ImagePart::Kernel, &facts.kernel),
+        initrds: vec![path(ImagePart::Stage1, &facts.stage1), path(ImagePart::Rootfs, &facts.rootfs)],
         cmdline,
     })
 }
 
-/// Plans the boot of a profile that names its files by hand; `None` for one that names an image.
+/// Plans the boot of a profile that names its files by hand.
 ///
 /// Nothing of ours is added to the command line: whatever runs there does not know us.
-pub fn by_hand(profile: &Profile) -> Option<Plan> {
-    match &profile.source {
-        Source::Kernel { kernel, initrd } => Some(Plan {
-            kernel: kernel.trim_start_matches('/').to_owned(),
-            initrds: initrd.iter().map(|i| i.trim_start_matches('/').to_owned()).collect(),
-            cmdline: words(&profile.cmdline),
-        }),
-        Source::Image(_) => None,
+pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Plan {
+    let path = |path: &str| path.trim_start_matches('/').to_owned();
+    Plan {
+        kernel: path(kernel),
+        initrds: initrds.iter().map(|i| path(i)).collect(),
+        cmdline: words(&profile.cmdline),
     }
 }
 
@@ -109,19 +133,15 @@ pub fn by_hand(profile: &Profile) -> Option<Plan> {
 /// rootfs, a tmpfs that takes at most half of the memory.
 fn memory_needed(facts: &ImageFacts, uefi: bool) -> u64 {
     let headroom = if uefi { HEADROOM_UEFI } else { HEADROOM_BIOS };
-    let unpacked = facts.stage1.unpacked + facts.rootfs.unpacked;
     let packed = facts.stage1.len + facts.rootfs.len;
-    (facts.kernel.unpacked + packed + unpacked + headroom).max(2 * unpacked)
+    let kernel = facts.kernel.len * KERNEL_UNPACKED;
+    (kernel + packed + facts.unpacked + headroom).max(2 * facts.unpacked)
 }
 
 /// Who the node is and whom it tells how it fares.
 fn identity(machine: &Machine, appliance: &Appliance) -> Vec<String> {
-    let server = appliance.address.addr();
-    let url = match appliance.http_port {
-        80 => format!("http://{server}"),
-        port => format!("http://{server}:{port}"),
-    };
-    let mut cmdline = vec![format!("bridgehead.url={url}"), format!("bridgehead.mac={}", machine.mac)];
+    let mut cmdline =
+        vec![format!("bridgehead.url={}", appliance.url()), format!("bridgehead.mac={}", machine.mac)];
     if let Some(address) = machine.address {
         cmdline.push(format!("bridgehead.address={address}/{}", appliance.address.prefix_len()));
     }

@@ -40,10 +40,11 @@ fn appliance() -> Appliance {
 
 fn facts(unpacked: u64) -> ImageFacts {
     ImageFacts {
-        digest: DIGEST.into(),
-        kernel: Part { len: 8 << 20, unpacked: 30 << 20 },
-        stage1: Part { len: 4 << 20, unpacked: 12 << 20 },
-        rootfs: Part { len: unpacked / 3, unpacked },
+        digest: format!("sha256:{DIGEST}"),
+        kernel: Part { sha256: DIGEST.into(), len: 8 << 20 },
+        stage1: Part { sha256: DIGEST.into(), len: 4 << 20 },
+        rootfs: Part { sha256: DIGEST.into(), len: unpacked / 3 },
+        unpacked,
     }
 }
 

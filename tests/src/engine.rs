@@ -1,0 +1,94 @@
+//! A Docker engine of the lab's own, and the demo image, which is made here: no registry is needed.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::process::{PATIENCE, Process, output, wait_for};
+use crate::world::World;
+
+/// The demo image's reference.
+pub const DEMO: &str = "hello-metal:latest";
+
+/// What the demo image runs: a page that says who serves it, from what pxe-init put into the environment.
+const DEMO_START: &str = r#"#!/bin/sh
+set -e
+mkdir -p /www
+printf '%s\n' "$BRIDGEHEAD_NODE" "$BRIDGEHEAD_DIGEST" "$BRIDGEHEAD_ADDRESS" > /www/index.html
+exec /bin/busybox httpd -f -h /www -p 80
+"#;
+
+/// A running engine, at Docker's default socket: /run is the world's own.
+pub struct Engine {
+    dockerd: Process,
+}
+
+impl Engine {
+    /// Starts the engine and waits until its socket answers.
+    pub fn start(world: &World) -> Result<Self> {
+        let mut command = Command::new("dockerd");
+        command.arg("--data-root").arg(world.path("docker"));
+        // The bridge is the appliance's, and so are its rules.
+        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
+        command.arg(format!("--cgroup-parent=/{}", world.cgroup()));
+        let mut dockerd = Process::start(&mut command, &world.path("dockerd.log"))?;
+        wait_for(Duration::from_secs(60), || {
+            dockerd.ensure_running()?;
+            Ok(UnixStream::connect("/run/docker.sock").ok())
+        })
+        .context("the engine's socket")?;
+        Ok(Self { dockerd })
+    }
+
+    /// Makes the demo image, [`DEMO`].
+    pub fn make_demo_image(&self, world: &World) -> Result<()> {
+        let root = world.path("hello-metal");
+        fs::create_dir_all(root.join("bin"))?;
+        let busybox = crate::assets().join("busybox");
+        let busybox = if busybox.is_file() { busybox } else { "/bin/busybox".into() };
+        fs::copy(&busybox, root.join("bin/busybox"))
+            .with_context(|| format!("{}: is busybox-static installed?", busybox.display()))?;
+        for applet in ["sh", "mkdir"] {
+            symlink("busybox", root.join("bin").join(applet))?;
+        }
+        fs::write(root.join("start"), DEMO_START)?;
+        fs::set_permissions(root.join("start"), fs::Permissions::from_mode(0o755))?;
+        import(&root, DEMO, &["ENTRYPOINT [\"/start\"]"])
+    }
+
+    /// Ends the engine, and its containers without the grace that they are given otherwise.
+    pub fn stop(mut self) -> Result<()> {
+        for container in docker(&["container", "ls", "--all", "--quiet"])?.lines() {
+            docker(&["container", "rm", "--force", container])?;
+        }
+        self.dockerd.terminate(PATIENCE)?;
+        Ok(())
+    }
+}
+
+/// `docker import` of a directory.
+pub fn import(root: &Path, reference: &str, changes: &[&str]) -> Result<()> {
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(root).args(["--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--mtime=@0"]);
+    let mut tar = tar.args(["-c", "."]).stdout(Stdio::piped()).spawn().context("starting tar")?;
+    let mut import = Command::new("docker");
+    import.arg("import");
+    for change in changes {
+        import.args(["--change", change]);
+    }
+    import.args(["-", reference]).stdin(tar.stdout.take().expect("stdout is piped"));
+    let result = import.output().context("starting docker: is docker.io installed?")?;
+    ensure!(tar.wait()?.success(), "tar of {} failed", root.display());
+    ensure!(result.status.success(), "docker import: {}", String::from_utf8_lossy(&result.stderr));
+    Ok(())
+}
+
+/// Runs `docker` and returns what it says.
+pub fn docker(args: &[&str]) -> Result<String> {
+    output(Command::new("docker").args(args))
+}

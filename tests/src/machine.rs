@@ -1,0 +1,137 @@
+//! Virtual machines with real, unmodified firmware: iPXE's ROM under a legacy BIOS, and EDK2's own PXE.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+
+use crate::process::{Process, last_lines};
+use crate::world::World;
+
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// The firmware of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS and the iPXE ROM of QEMU's virtio-net.
+    Bios,
+    /// OVMF with EDK2's PXE.
+    Uefi,
+}
+
+impl Firmware {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bios => "BIOS",
+            Self::Uefi => "UEFI",
+        }
+    }
+}
+
+/// What a machine is, powered or not.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub name: String,
+    pub mac: String,
+    pub uuid: String,
+    pub firmware: Firmware,
+    pub memory_mib: u32,
+    /// A reservation in the appliance's configuration.
+    pub address: Option<Ipv4Addr>,
+    /// The tap that is its network cable.
+    pub tap: String,
+}
+
+impl Spec {
+    /// The lab's machine number `n`, from 1; machines are BIOS and UEFI by turns.
+    pub fn numbered(n: u8) -> Self {
+        Self {
+            name: format!("n{n}"),
+            mac: format!("52:54:00:77:00:{n:02x}"),
+            uuid: format!("77000000-0000-4000-8000-0000000000{n:02x}"),
+            firmware: if n % 2 == 1 { Firmware::Bios } else { Firmware::Uefi },
+            // UEFI, GRUB and Linux need 320 MiB; see docs/booting.md.
+            memory_mib: 512,
+            address: None,
+            tap: format!("tap{n}"),
+        }
+    }
+}
+
+/// A machine that is on. Dropping it pulls the plug.
+pub struct Machine {
+    pub spec: Spec,
+    pub powered_on: Timestamp,
+    console: PathBuf,
+    qemu: Process,
+}
+
+impl Machine {
+    /// Powers a machine on. With `capture`, QEMU writes every frame of its card to that file, with times
+    /// counted from power-on (see [`CAPTURE_EPOCH`]).
+    pub fn power_on(world: &World, spec: Spec, capture: Option<&Path>) -> Result<Self> {
+        let console = world.path(format!("{}.console", spec.name));
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-name", &spec.name, "-uuid", &spec.uuid]);
+        qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &spec.memory_mib.to_string()]);
+        qemu.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
+        qemu.arg("-serial").arg(format!("file:{}", console.display()));
+        qemu.args(["-netdev", &format!("tap,id=n0,ifname={},script=no,downscript=no", spec.tap)]);
+        if let Some(path) = capture {
+            qemu.args(["-object", &format!("filter-dump,id=dump,netdev=n0,file={}", path.display())]);
+            qemu.args(["-rtc", "base=2000-01-01T00:00:00,clock=vm"]);
+        }
+        let card = format!("netdev=n0,mac={},bootindex=1", spec.mac);
+        match spec.firmware {
+            Firmware::Bios => {
+                qemu.args(["-machine", "q35,graphics=off", "-boot", "order=n"]);
+                qemu.args(["-device", &format!("virtio-net-pci,{card}")]);
+            }
+            Firmware::Uefi => {
+                // The variables are written to, so every boot begins with fresh ones.
+                let vars = world.path(format!("{}.vars.fd", spec.name));
+                fs::copy(OVMF_VARS, &vars).with_context(|| format!("{OVMF_VARS}: is ovmf installed?"))?;
+                let pflash = "if=pflash,format=raw";
+                qemu.args(["-machine", "q35", "-drive", &format!("{pflash},readonly=on,file={OVMF_CODE}")]);
+                qemu.args(["-drive", &format!("{pflash},file={}", vars.display())]);
+                // Without romfile= QEMU's iPXE ROM takes the place of EDK2's PXE.
+                qemu.args(["-device", &format!("virtio-net-pci,romfile=,{card}")]);
+            }
+        }
+        // Power-on by turns must not show an old boot's console.
+        let _ = fs::remove_file(&console);
+        let powered_on = Timestamp::now();
+        let log = world.path(format!("{}.qemu.log", spec.name));
+        let qemu = Process::start(&mut qemu, &log).context("is qemu-system-x86 installed?")?;
+        Ok(Self { spec, powered_on, console, qemu })
+    }
+
+    /// The serial console's log.
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
+    pub fn console_text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of the console, for a message about a boot that failed.
+    pub fn console_tail(&self) -> String {
+        last_lines(&self.console, 15)
+    }
+
+    /// An error when the machine went off by itself (-no-reboot: a reset is a power-off).
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.qemu.ensure_running()
+    }
+}
+
+/// The second that a capture of [`Machine::power_on`] counts as power-on: 2000-01-01.
+///
+/// QEMU 7.2's filter-dump adds the virtual clock, which is 0 at power-on, to the second that the machine's
+/// real-time clock starts at (net/dump.c), so the clock's start is given.
+pub const CAPTURE_EPOCH: f64 = 946_684_800.0;

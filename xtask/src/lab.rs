@@ -1,0 +1,60 @@
+//! `cargo xtask lab`: look into a lab that runs.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use crate::shell::exit_code;
+
+/// Run a command, or a shell, inside a lab that `cargo xtask run` started in another terminal
+///
+/// `cargo xtask lab -- bridgehead nodes` asks its appliance; `cargo xtask lab -- docker image ls` its engine.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The lab's directory name below target/lab; the newest when not given
+    #[arg(long)]
+    id: Option<String>,
+    /// Only list the labs that run
+    #[arg(long)]
+    list: bool,
+    /// The command; a shell when not given
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+pub(crate) fn lab(arguments: &Arguments) -> Result<ExitCode> {
+    let mut labs = ::lab::world::running()?;
+    if arguments.list {
+        for (dir, pid) in labs {
+            println!("{}  first process {pid}", dir.display());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(id) = &arguments.id {
+        labs.retain(|(dir, _)| dir.file_name().is_some_and(|name| name == id.as_str()));
+    }
+    let (_, pid) = labs.first().context("no such lab is running; `cargo xtask run` starts one")?;
+    let mut command = match arguments.command.split_first() {
+        Some((program, rest)) => {
+            let mut command = ::lab::world::join(*pid, program);
+            command.args(rest);
+            command
+        }
+        None => ::lab::world::join(*pid, "sh"),
+    };
+    if let Some(path) = path_in_lab(*pid)? {
+        command.env("PATH", path);
+    }
+    Ok(exit_code(command.status().context("starting nsenter (util-linux)")?))
+}
+
+/// Our PATH with the lab's `bridgehead` first.
+fn path_in_lab(pid: u32) -> Result<Option<std::ffi::OsString>> {
+    let environment =
+        std::fs::read_to_string(format!("/proc/{pid}/environ")).context("the lab's environment")?;
+    let program = environment.split('\0').find_map(|e| e.strip_prefix("BRIDGEHEAD_BIN="));
+    let Some(dir) = program.and_then(|p| Path::new(p).parent()) else { return Ok(None) };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(Some(std::env::join_paths(std::iter::once(dir.to_owned()).chain(std::env::split_paths(&path)))?))
+}

@@ -1,0 +1,165 @@
+//! The rules of dependency: which crate may use which, and which module may touch the outside.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+/// Each crate, and the crates of ours that it may depend on (tests aside).
+const CRATES: [(&str, &[&str]); 6] = [
+    ("pxe-common", &[]),
+    ("pxe-ebpf", &["pxe-common"]),
+    ("pxe-userspace", &["pxe-common"]),
+    ("pxe-init", &[]),
+    ("bridgehead-tests", &[]),
+    ("xtask", &["bridgehead-tests"]),
+];
+
+/// Pure: they compute, and others do. A trailing slash means everything below.
+const PURE: [&str; 6] = [
+    "pxe-common/src/",
+    "pxe-userspace/src/boot/",
+    "pxe-userspace/src/dhcp/leases",
+    "pxe-userspace/src/dhcp/server",
+    "pxe-userspace/src/tftp/transfer",
+    "pxe-userspace/src/dataplane/chunks",
+];
+
+/// What pure modules don't mention: I/O, and clocks (time is an argument).
+const OUTSIDE: [&str; 8] = [
+    "tokio::",
+    "aya::",
+    "bollard::",
+    "rtnetlink::",
+    "std::net::UdpSocket",
+    "Instant::now",
+    "SystemTime::now",
+    "Timestamp::now",
+];
+
+/// The only place with aya's types.
+const DATAPLANE: &str = "pxe-userspace/src/dataplane/";
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    kind: Option<String>,
+}
+
+/// Every violation, as `WHERE: what`.
+pub(crate) fn check() -> Result<Vec<String>> {
+    let mut broken = Vec::new();
+    let metadata = Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?;
+    let metadata: Metadata = serde_json::from_slice(&metadata.stdout).context("cargo metadata")?;
+    crates(&metadata, &mut broken);
+
+    let root = ::lab::workspace();
+    let mut files = Vec::new();
+    for (name, _) in CRATES {
+        let dir = if name == "bridgehead-tests" { "tests" } else { name };
+        rust_files(&root.join(dir).join("src"), &mut files)?;
+    }
+    for file in files {
+        let text = std::fs::read_to_string(&file)?;
+        let name = file.strip_prefix(root)?.display().to_string();
+        modules(&name, &text, &mut broken);
+    }
+    Ok(broken)
+}
+
+fn crates(metadata: &Metadata, broken: &mut Vec<String>) {
+    let ours = |name: &str| CRATES.iter().any(|(ours, _)| *ours == name);
+    for package in &metadata.packages {
+        let Some((_, allowed)) = CRATES.iter().find(|(name, _)| *name == package.name) else {
+            broken.push(format!("{}: a crate that xtask/src/lint/edges.rs has no rule for", package.name));
+            continue;
+        };
+        for Dependency { name, kind } in &package.dependencies {
+            if kind.is_none() && ours(name) && !allowed.contains(&name.as_str()) {
+                broken.push(format!("{}/Cargo.toml: may not depend on {name}", package.name));
+            }
+        }
+    }
+}
+
+fn modules(file: &str, text: &str, broken: &mut Vec<String>) {
+    let is_test = file.ends_with("tests.rs") || file.contains("/tests/");
+    let pure = PURE.iter().any(|p| file.starts_with(p)) && !is_test;
+    // By convention the tests are a file's last part.
+    for (i, line) in text.lines().enumerate().take_while(|(_, line)| line.trim() != "#[cfg(test)]") {
+        let code = line.split("//").next().unwrap_or_default();
+        let mentions = |what: &str| {
+            code.match_indices(what)
+                .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+        };
+        if file.starts_with("pxe-userspace/src/") && !file.starts_with(DATAPLANE) && mentions("aya::") {
+            broken.push(format!("{file}:{}: aya's types stay in {DATAPLANE}", i + 1));
+        }
+        for outside in OUTSIDE.iter().filter(|o| pure && mentions(o)) {
+            broken.push(format!("{file}:{}: a pure module mentions {outside}", i + 1));
+        }
+    }
+}
+
+fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            rust_files(&path, into)?;
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(file: &str, text: &str) -> Vec<String> {
+        let mut broken = Vec::new();
+        modules(file, text, &mut broken);
+        broken
+    }
+
+    #[test]
+    fn a_pure_module_that_reads_the_clock_is_named_with_its_line() {
+        let found = broken("pxe-userspace/src/dhcp/leases.rs", "fn f() {\n    Timestamp::now();\n}\n");
+        assert_eq!(found, ["pxe-userspace/src/dhcp/leases.rs:2: a pure module mentions Timestamp::now"]);
+    }
+
+    #[test]
+    fn comments_tests_and_other_names_are_no_mention() {
+        let text =
+            "// tokio::spawn\nfn f() { himalaya::climb() }\n#[cfg(test)]\nmod tests { use tokio::test; }\n";
+        assert_eq!(broken("pxe-userspace/src/boot/mod.rs", text), [""; 0]);
+    }
+
+    #[test]
+    fn aya_stays_in_the_dataplane() {
+        assert_eq!(broken("pxe-userspace/src/net/mod.rs", "use aya::Ebpf;\n").len(), 1);
+        assert_eq!(broken("pxe-userspace/src/dataplane/load.rs", "use aya::Ebpf;\n").len(), 0);
+    }
+
+    #[test]
+    fn a_crate_may_only_use_what_its_rule_names() {
+        let text = r#"{"packages":[{"name":"pxe-common","dependencies":[
+            {"name":"pxe-userspace","kind":null},{"name":"bridgehead-tests","kind":"dev"}]}]}"#;
+        let mut broken = Vec::new();
+        crates(&serde_json::from_str(text).unwrap(), &mut broken);
+        assert_eq!(broken, ["pxe-common/Cargo.toml: may not depend on pxe-userspace"]);
+    }
+}

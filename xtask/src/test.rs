@@ -1,0 +1,48 @@
+//! `cargo xtask test`: every test, the cheap ones first.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::setup::Need;
+use crate::shell::check;
+use crate::{paths, prepare};
+
+/// Run every test: host tests, then clients and servers in namespaces, then real firmware
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Passed to each `cargo test` (a test's name, then `-- --nocapture`, …)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
+    prepare(&[Need::Lab, Need::Test])?;
+    let skipped = ::lab::target().join("skipped-tests");
+    let _ = std::fs::remove_file(&skipped);
+
+    // pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
+    let steps: [&[&str]; 5] = [
+        &["--package", "pxe-common"],
+        &["--workspace", "--exclude", "pxe-common", "--exclude", "pxe-ebpf", "--exclude", "bridgehead-tests"],
+        &["--package", "bridgehead-tests", "--lib", "--test", "world"],
+        &["--package", "bridgehead-tests", "--test", "clients", "--test", "appliance"],
+        &["--package", "bridgehead-tests", "--test", "firmware"],
+    ];
+    for step in steps {
+        check(
+            Command::new("cargo")
+                .arg("test")
+                .args(step)
+                .args(&arguments.rest)
+                .env("BRIDGEHEAD_BIN", paths::target("release/bridgehead"))
+                .env("BRIDGEHEAD_ASSETS", paths::target("assets"))
+                .env("BRIDGEHEAD_SKIPPED", &skipped),
+        )?;
+    }
+    match std::fs::read_to_string(&skipped) {
+        Ok(list) => println!("\nskipped:\n{list}"),
+        Err(_) => println!("\nno test was skipped"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
