@@ -16,7 +16,7 @@ mod tar;
 mod tree;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

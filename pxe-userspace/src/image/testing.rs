@@ -3,9 +3,11 @@
 use std::io::Cursor;
 use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use super::extract::{self, ExtractError};
+use super::hex;
 use super::tree::{Spool, Tree};
 
 /// A layer in the making.
@@ -107,4 +109,28 @@ pub(super) fn assets(directory: &Path) {
     ] {
         std::fs::write(directory.join(path), contents).unwrap();
     }
+}
+
+/// What `docker save` would write for one layer and this configuration.
+pub(super) fn saved(tag: &str, layer: &[u8], run: serde_json::Value) -> Vec<u8> {
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64", "config": run,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
+    });
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
+    TestLayer::new()
+        .file("layer.tar", layer)
+        .file("config.json", config.to_string().as_bytes())
+        .file("manifest.json", manifest.to_string().as_bytes())
+        .bytes()
+}
+
+/// The same for an image that holds BusyBox and nothing else. A shell that is process 1 ignores
+/// SIGTERM; the stop signal spares tests the wait for it.
+pub(crate) fn saved_busybox(tag: &str) -> Vec<u8> {
+    let busybox = std::fs::read("/bin/busybox").expect("busybox is installed (apt: busybox-static)");
+    let layer = TestLayer::new()
+        .entry("bin/busybox", EntryType::Regular, |h| h.set_mode(0o755), &busybox)
+        .hard_link("bin/sh", "bin/busybox");
+    saved(tag, &layer.bytes(), serde_json::json!({"Cmd": ["/bin/sh"], "StopSignal": "SIGKILL"}))
 }

@@ -1,4 +1,4 @@
-use super::testing::{TestLayer, assets, bzimage};
+use super::testing::{self, TestLayer, assets, bzimage};
 use super::*;
 
 /// A state directory and an assets directory.
@@ -19,20 +19,10 @@ impl Fixture {
         Images::open(&self.dir.path().join("state"), &self.dir.path().join("assets"), engine).unwrap()
     }
 
-    /// What `docker save` would write for one layer and this command.
+    /// A `docker save` archive in a file.
     fn saved(&self, name: &str, tag: &str, layer: &[u8], cmd: &[&str]) -> ImageSource {
-        let config = serde_json::json!({
-            "os": "linux", "architecture": "amd64", "config": {"Cmd": cmd},
-            "rootfs": {"diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
-        });
-        let manifest =
-            serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
-        let tar = TestLayer::new()
-            .file("layer.tar", layer)
-            .file("config.json", config.to_string().as_bytes())
-            .file("manifest.json", manifest.to_string().as_bytes());
         let path = self.dir.path().join(name);
-        std::fs::write(&path, tar.bytes()).unwrap();
+        std::fs::write(&path, testing::saved(tag, layer, serde_json::json!({"Cmd": cmd}))).unwrap();
         ImageSource::Path(path)
     }
 }
@@ -251,4 +241,39 @@ fn references_are_spelled_out() {
     }
     assert_eq!("web".parse(), Ok(ImageSource::Docker("web".into())));
     assert_eq!("./web".parse(), Ok(ImageSource::Path("./web".into())));
+}
+
+#[test]
+fn a_real_engine_gives_what_was_put_into_it() {
+    use futures_util::TryStreamExt as _;
+    crate::engine::testing::with_engine(async |engine, dir| {
+        let fixture = Fixture::new();
+        let images =
+            Images::open(&dir.join("state"), &fixture.dir.path().join("assets"), engine.clone()).unwrap();
+        let missing = images.add(&ImageSource::Docker("nothing:1".into()), |_| ()).await.unwrap_err();
+        assert!(missing.to_string().contains("docker pull nothing:1"), "{missing}");
+
+        let docker = engine.connect().await.unwrap();
+        let saved = testing::saved_busybox("app:1");
+        let options = bollard::query_parameters::ImportImageOptionsBuilder::default().build();
+        let loaded = docker.import_image(options, bollard::body_full(saved.clone().into()), None);
+        loaded.try_collect::<Vec<_>>().await.unwrap();
+        let (send, seen) = std::sync::mpsc::channel();
+        let report = move |progress| send.send(progress).unwrap();
+        let from_engine = images.add(&ImageSource::Docker("app:1".into()), report).await.unwrap();
+        let seen: Vec<Progress> = seen.iter().collect();
+        assert!(
+            matches!(seen[0], Progress::Exported { .. }) && seen.last() == Some(&Progress::Packing),
+            "{seen:?}"
+        );
+
+        let path = dir.join("app.tar");
+        std::fs::write(&path, saved).unwrap();
+        let from_file = fixture.images().add(&ImageSource::Path(path), |_| ()).await.unwrap();
+        assert_eq!(from_engine.record.digest, from_file.record.digest);
+
+        // It is here already: nothing is exported again.
+        let again = images.add(&ImageSource::Docker("app:1".into()), |p| panic!("{p}")).await.unwrap();
+        assert_eq!(again.record, from_engine.record);
+    });
 }
