@@ -90,6 +90,7 @@ pub(super) fn bzimage(version: &str) -> Vec<u8> {
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+    image[0x260..0x264].copy_from_slice(&(30u32 << 20).to_le_bytes());
     let text = format!("{version} (test) #1 SMP\0");
     image[0x300..0x300 + text.len()].copy_from_slice(text.as_bytes());
     image

@@ -64,7 +64,9 @@ async fn an_image_becomes_three_blobs_and_is_there_after_a_restart() {
     assert_eq!(record.kernel.version, "6.1.0-1");
     assert_eq!(record.kernel.source, KernelSource::Assets);
     assert!(record.kernel.modules);
-    assert_eq!(record.unpacked % 1024, 0);
+    assert_eq!(record.unpacked.kernel, 30 << 20);
+    // Four names and two files of less than a page.
+    assert_eq!(record.unpacked.rootfs, 4 * 1024 + 2 * 4096);
     assert_eq!(
         names_in(&image.rootfs),
         ["image.json", "image", "image/bin", "image/bin/app", "image/etc", "image/etc/os-release"]
@@ -219,7 +221,7 @@ fn records_are_kebab_case_json() {
         "added":"2026-01-02T03:04:05Z","config":{"entrypoint":[],"cmd":["/a"],"env":[],"working-dir":"",
         "user":"","stop-signal":null},"kernel":{"version":"6.1","source":"assets","path":"p","reason":"r",
         "modules":true},"kernel-blob":{"sha256":"x","size":1},"stage1-blob":{"sha256":"y","size":2},
-        "rootfs-blob":{"sha256":"z","size":3},"unpacked":4,"assets":"sha256:3"}"#;
+        "rootfs-blob":{"sha256":"z","size":3},"unpacked":{"kernel":4,"stage1":5,"rootfs":6},"assets":"sha256:3"}"#;
     let record: ImageRecord = serde_json::from_str(text).unwrap();
     let mut expected: serde_json::Value = serde_json::from_str(text).unwrap();
     // Times have microseconds, always.

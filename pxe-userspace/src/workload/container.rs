@@ -202,15 +202,19 @@ pub(super) async fn remove_network(docker: &Docker, owner: &str) -> Result<(), W
     Ok(())
 }
 
-/// Removes containers of ours that no workload in `wanted` accounts for.
-pub(super) async fn tidy(docker: &Docker, owner: &str, wanted: &[String]) -> Result<(), WorkloadError> {
+/// Removes containers of ours that belong to no workload that is `wanted`.
+pub(super) async fn tidy(
+    docker: &Docker,
+    owner: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(), WorkloadError> {
     let filters = HashMap::from([("label", vec![format!("{LABEL_OWNER}={owner}")])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
     let containers =
         docker.list_containers(Some(options)).await.map_err(WorkloadError::engine("list containers"))?;
     for container in containers {
         let name = container.labels.as_ref().and_then(|labels| labels.get(LABEL_WORKLOAD));
-        if name.is_none_or(|name| !wanted.contains(name)) {
+        if name.is_none_or(|name| !wanted(name)) {
             tracing::info!(workload = name, "removing a container that an earlier run left");
             stop(docker, &container.id.unwrap_or_default()).await?;
         }

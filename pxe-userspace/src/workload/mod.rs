@@ -96,9 +96,8 @@ impl Workloads {
             running: Default::default(),
             ground: Default::default(),
         }));
-        let names = config.workloads.iter().map(|w| w.name.clone()).collect();
-        tokio::spawn(tidy(workloads.0.clone(), names));
         workloads.apply(config).await;
+        tokio::spawn(tidy(workloads.0.clone()));
         workloads
     }
 
@@ -174,18 +173,24 @@ async fn end(ended: BTreeMap<String, Running>) {
 }
 
 /// Once, at the start: a daemon that was killed leaves its containers running.
-async fn tidy(inner: Arc<Inner>, wanted: Vec<String>) {
+async fn tidy(inner: Arc<Inner>) {
+    // Held all the time: a reload must not declare a workload that is just being removed.
+    let running = inner.running.lock().await;
     let tidied = async {
         let docker = inner.engine.connect().await?;
-        container::tidy(&docker, &inner.owner, &wanted).await?;
-        if wanted.is_empty() {
+        container::tidy(&docker, &inner.owner, |name| running.contains_key(name)).await?;
+        if running.is_empty() {
             container::remove_network(&docker, &inner.owner).await?;
         }
         Ok::<(), WorkloadError>(())
     };
-    if let Err(error) = tidied.await {
-        // Without an engine nothing of ours runs in it, either.
-        tracing::debug!(%error, "not looked for containers of an earlier run");
+    // Without an engine nothing of ours runs in it, either.
+    match tokio::time::timeout(STOP_WITHIN, tidied).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "not looked for containers of an earlier run"),
+        Err(_) => {
+            tracing::warn!("the Docker engine does not answer; containers of an earlier run may be left")
+        }
     }
 }
 
