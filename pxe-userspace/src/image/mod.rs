@@ -17,7 +17,7 @@ mod tree;
 mod wanted;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -96,10 +96,18 @@ pub struct ImageRecord {
     pub kernel_blob: Stored,
     pub stage1_blob: Stored,
     pub rootfs_blob: Stored,
-    /// What stage 1 and the root file system take in a machine's memory, unpacked.
-    pub unpacked: u64,
+    pub unpacked: Unpacked,
     /// Of the assets it was made with: others mean that it is made anew.
     pub assets: String,
+}
+
+/// Bytes that the parts take in a machine's memory once they are unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unpacked {
+    pub kernel: u64,
+    pub stage1: u64,
+    pub rootfs: u64,
 }
 
 /// Where an image comes from.
@@ -165,8 +173,6 @@ pub enum AddError {
     Store(#[from] StoreError),
     #[error("working in the state directory: {0}")]
     Work(#[from] io::Error),
-    #[error("the daemon is shutting down")]
-    Cancelled,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -273,16 +279,20 @@ impl Images {
     /// Removes the blobs that no image uses. Waits for an image that is being added.
     pub async fn gc(&self) -> Result<Freed, StoreError> {
         let _adding = self.0.adding.lock().await;
-        let images = self.images();
-        let kept: BTreeSet<&str> = images
-            .values()
-            .flat_map(|image| {
-                let record = &image.record;
-                [&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(|b| b.sha256.as_str())
-            })
-            .collect();
-        let (files, bytes) = self.0.store.sweep(&kept)?;
-        Ok(Freed { files, bytes })
+        let this = self.clone();
+        blocking(move || {
+            let images = this.images();
+            let kept: BTreeSet<&str> = images
+                .values()
+                .flat_map(|image| {
+                    let record = &image.record;
+                    [&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(|b| b.sha256.as_str())
+                })
+                .collect();
+            let (files, bytes) = this.0.store.sweep(&kept)?;
+            Ok(Freed { files, bytes })
+        })
+        .await
     }
 
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, Image>> {
@@ -374,11 +384,15 @@ impl Images {
             created: described.created,
             added: Timestamp::now(),
             config: described.config,
+            unpacked: Unpacked {
+                kernel: kernel.memory,
+                stage1: stage1.unpacked_size(),
+                rootfs: tree.unpacked_size(),
+            },
             kernel: kernel.choice,
             kernel_blob,
             stage1_blob,
             rootfs_blob,
-            unpacked: tree.unpacked_size() + stage1.unpacked_size(),
             assets: assets_digest,
         };
         let image = Image::open(store, record)?;
@@ -476,13 +490,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AddError> + Send + 'static,
-) -> Result<T, AddError> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(AddError::Cancelled),
+        // The runtime is shutting down, and whoever waits with it.
+        Err(_) => std::future::pending().await,
     }
 }
 
