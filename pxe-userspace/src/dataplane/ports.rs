@@ -61,17 +61,15 @@ impl Ports {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
                 None
             }
-            FastPath::Auto | FastPath::Xdp => self
-                .attach_xdp(port)
-                .map_err(|error| reasons.push(format!("xdp: {}", chain(&error))))
-                .ok(),
+            FastPath::Auto | FastPath::Xdp => {
+                self.attach_xdp(port).map_err(|error| reasons.push(format!("xdp: {}", chain(&error)))).ok()
+            }
             FastPath::Tc | FastPath::Off => None,
         };
         let tc = match wanted {
-            FastPath::Auto | FastPath::Tc => self
-                .attach_tc(port)
-                .map_err(|error| reasons.push(format!("tc: {}", chain(&error))))
-                .ok(),
+            FastPath::Auto | FastPath::Tc => {
+                self.attach_tc(port).map_err(|error| reasons.push(format!("tc: {}", chain(&error)))).ok()
+            }
             FastPath::Xdp | FastPath::Off => None,
         };
         if wanted == FastPath::Off {

@@ -28,6 +28,7 @@ pub(super) struct Blobs {
     published: HashMap<BlobKey, Entry>,
     next_id: u32,
     uses: u64,
+    pub(super) kept_unused_bytes: u64,
 }
 
 struct Entry {
@@ -49,7 +50,14 @@ pub(super) struct Grant {
 
 impl Blobs {
     pub(super) fn new(chunks: ChunkMap, sums: SumMap) -> Self {
-        Self { chunks, sums, published: HashMap::new(), next_id: 1, uses: 0 }
+        Self {
+            chunks,
+            sums,
+            published: HashMap::new(),
+            next_id: 1,
+            uses: 0,
+            kept_unused_bytes: KEPT_UNUSED_BYTES,
+        }
     }
 
     /// Makes sure that `blob` and its sums for the transfer's block size are in the kernel. Reads
@@ -123,7 +131,7 @@ impl Blobs {
         unused.sort_unstable_by_key(|(last_use, ..)| *last_use);
         let mut kept: u64 = coming + unused.iter().map(|(.., bytes)| bytes).sum::<u64>();
         for (_, key, bytes) in unused {
-            if kept <= KEPT_UNUSED_BYTES && self.published.len() < pxe_common::map::MAX_BLOBS / 2 {
+            if kept <= self.kept_unused_bytes && self.published.len() < pxe_common::map::MAX_BLOBS / 2 {
                 break;
             }
             kept -= bytes;

@@ -91,7 +91,8 @@ impl Job {
         };
         // The grant is there before the client can know of the transfer: no ACK is early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
-        let in_kernel = window == NonZeroU16::MIN && self.open_fast_path(&blob, *transfer.session(), now_ns());
+        let in_kernel =
+            window == NonZeroU16::MIN && self.open_fast_path(&blob, *transfer.session(), now_ns());
         Ok(Accepted { blob, stage, transfer, first, in_kernel })
     }
 

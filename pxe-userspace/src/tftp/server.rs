@@ -15,7 +15,7 @@ use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN, Packet};
 use super::FastPath;
 use super::job::{Accepted, Job, Refused};
 use super::stats::{Stat, Stats};
-use super::transfer::{Action, Transfer};
+use super::transfer::{Action, IDLE, Transfer};
 use crate::blob::Blob;
 use crate::timeline::{AnsweredBy, Happened, Stage, Timeline, Who};
 
@@ -47,8 +47,11 @@ pub(super) struct Server {
 }
 
 enum Entry {
-    /// The file is being opened.
-    Opening { request: Vec<u8> },
+    /// The file is being opened, since then.
+    Opening {
+        request: Vec<u8>,
+        since_ns: u64,
+    },
     Live(Box<Live>),
 }
 
@@ -131,7 +134,7 @@ impl Server {
             return None;
         }
         let key = self.key(client, port);
-        self.transfers.insert(key, Entry::Opening { request: bytes.to_vec() });
+        self.transfers.insert(key, Entry::Opening { request: bytes.to_vec(), since_ns: now_ns });
         Some(self.job(key, client, port, &request, bytes))
     }
 
@@ -143,6 +146,13 @@ impl Server {
         now_ns: u64,
         out: &mut impl Outbox,
     ) {
+        if !matches!(self.transfers.get(&job.key), Some(Entry::Opening { .. })) {
+            // It took so long that nobody waits any more.
+            if let Some(fast_path) = &self.fast_path {
+                fast_path.close(&job.key);
+            }
+            return;
+        }
         let accepted = match opened {
             Ok(accepted) => accepted,
             Err(refused) => {
@@ -206,6 +216,12 @@ impl Server {
 
     /// Time passed: repeats what was lost, notices what the kernel finished, forgets the dead.
     pub(super) fn on_tick(&mut self, now_ns: u64, out: &mut impl Outbox) {
+        // An opening that takes longer will not end: its client is gone, or its thread panicked.
+        let idle_ns = IDLE.as_nanos() as u64;
+        self.transfers.retain(|_, entry| match entry {
+            Entry::Opening { since_ns, .. } => now_ns.saturating_sub(*since_ns) < idle_ns,
+            Entry::Live(_) => true,
+        });
         let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
         for key in keys {
             let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
@@ -313,7 +329,7 @@ impl Server {
         for port in 0..self.ports.len() {
             let key = self.key(client, port);
             match self.transfers.get_mut(&key) {
-                Some(Entry::Opening { request }) if request == bytes => return true,
+                Some(Entry::Opening { request, .. }) if request == bytes => return true,
                 Some(Entry::Live(live)) if live.request == bytes => {
                     live.observe(&key, self.fast_path.as_deref());
                     if live.transfer.unanswered() {
