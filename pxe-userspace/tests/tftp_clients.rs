@@ -70,11 +70,12 @@ struct Fetch {
 
 fn fetches() -> impl Iterator<Item = Fetch> {
     SIZES.into_iter().flat_map(|(file, len)| {
-        // 40 MiB in blocks of 512 wraps the block numbers.
-        let small = Some(512).filter(|_| len != 1 << 20);
+        // curl 7.88 calls an empty file an error (71), whoever serves it.
+        let curl = |blksize| Some(blksize).filter(|_| len != 0);
         [
-            (Client::Curl, Some(1468)),
-            (Client::Curl, small),
+            (Client::Curl, curl(1468)),
+            // 40 MiB in blocks of 512 wraps the block numbers.
+            (Client::Curl, curl(512)),
             (Client::Atftp, Some(1024)),
             (Client::Hpa, Some(512)),
         ]
