@@ -15,6 +15,11 @@ impl Logs {
         Self(logger)
     }
 
+    #[cfg(test)]
+    pub(super) fn flush(&mut self) {
+        self.0.flush();
+    }
+
     /// Passes lines on until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         // SAFETY: the logger owns the ring buffer's descriptor until it is dropped, and never

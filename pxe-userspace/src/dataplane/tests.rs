@@ -2,6 +2,7 @@
 //! built object, and say so when they are skipped.
 
 use std::num::NonZeroU16;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
@@ -270,4 +271,29 @@ fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
     let bigger = Blob::from_bytes(contents(100_000));
     open(key(5), &bigger, 1468);
     assert_eq!(dataplane.published_bytes(), 5000 + 100_000, "what is in use stays");
+}
+
+#[test]
+fn debug_lines_reach_the_log_when_they_are_wanted() {
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    struct Collect;
+    impl log::Log for Collect {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            lock(&LINES).push(record.args().to_string());
+        }
+        fn flush(&self) {}
+    }
+    if loaded().is_none() {
+        return;
+    }
+    log::set_logger(&Collect).expect("no other test sets one");
+    log::set_max_level(log::LevelFilter::Debug);
+    let (dataplane, mut logs) = Dataplane::load(true).unwrap();
+    open(&dataplane, &contents(5000), 512);
+    run(&dataplane, Hook::Tc, &ack_frame(0));
+    logs.flush();
+    assert!(lock(&LINES).iter().any(|l| l.contains("block 1 to 10.77.0.100")), "{:?}", lock(&LINES));
 }

@@ -127,7 +127,7 @@ impl Server {
         if self.repeat(client, bytes, out) {
             return None;
         }
-        let port = self.port_for(client, now_ns);
+        let port = self.port_for(client, now_ns)?;
         if self.transfers.len() >= MAX_TRANSFERS {
             self.stats.add(Stat::Refused, 1);
             send_error(out, port, client, ErrorCode::OTHER, "too many transfers, try again");
@@ -146,7 +146,8 @@ impl Server {
         now_ns: u64,
         out: &mut impl Outbox,
     ) {
-        if !matches!(self.transfers.get(&job.key), Some(Entry::Opening { .. })) {
+        let waiting = matches!(self.transfers.get(&job.key), Some(Entry::Opening { request, .. }) if *request == job.request);
+        if !waiting {
             // It took so long that nobody waits any more.
             if let Some(fast_path) = &self.fast_path {
                 fast_path.close(&job.key);
@@ -347,11 +348,12 @@ impl Server {
         false
     }
 
-    /// A data port on which the client's port has no transfer. Ends dead ones on the way, and the
-    /// longest idle one when none is free.
-    fn port_for(&mut self, client: SocketAddrV4, now_ns: u64) -> usize {
-        let mut idlest = (u64::MAX, 0);
-        let mut free = None;
+    /// A data port on which the client's port has no transfer: round and round, so that a port
+    /// rests after a transfer. Ends dead transfers on the way, and the longest idle one when no
+    /// port is free; none while that many files are being opened for the client's port.
+    fn port_for(&mut self, client: SocketAddrV4, now_ns: u64) -> Option<usize> {
+        let (mut free, mut dead) = (None, None);
+        let mut idlest: Option<(u64, usize)> = None;
         for _ in 0..self.ports.len() {
             let port = self.next_port();
             let key = self.key(client, port);
@@ -361,22 +363,22 @@ impl Server {
                 Some(Entry::Live(live)) => {
                     live.observe(&key, self.fast_path.as_deref());
                     let at = live.transfer.progress_ns();
-                    idlest = idlest.min((at, port));
                     if now_ns.saturating_sub(at) > DEAD_AFTER.as_nanos() as u64 {
                         self.close(&key);
                         self.stats.add(Stat::Expired, 1);
+                        dead = dead.or(Some(port));
+                    } else if idlest.is_none_or(|idlest| (at, port) < idlest) {
+                        idlest = Some((at, port));
                     }
                 }
             }
         }
-        free.unwrap_or_else(|| {
-            let key = self.key(client, idlest.1);
-            self.close(&key);
-            idlest.1
-        })
+        let port = free.or(dead).or(idlest.map(|(_, port)| port))?;
+        self.close(&self.key(client, port));
+        self.last_port = port;
+        Some(port)
     }
 
-    /// Round and round, so that a port used for a transfer rests before it is used again.
     fn next_port(&mut self) -> usize {
         self.last_port = (self.last_port + 1) % self.ports.len();
         self.last_port
