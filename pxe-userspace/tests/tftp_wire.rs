@@ -58,7 +58,7 @@ fn checksums_are_right_whatever_state_the_request_is_in() {
 fn what_is_lost_is_sent_again() {
     for mode in [FastPath::Tc, FastPath::Off] {
         let events = with_server(mode, |client| {
-            let (server, oack) = client.ask(25300, b"\0\x01/kernel\0octet\0blksize\01024\0");
+            let (server, oack) = client.ask(25300, b"\0\x01/kernel\0octet\0blksize\x001024\0");
             assert_eq!(oack, b"\0\x06blksize\x001024\0");
             let (again, oack) = client.receive(25300, 1000);
             assert_eq!((again, &oack[..2]), (server, &[0, 6][..]), "an OACK nobody acknowledges");

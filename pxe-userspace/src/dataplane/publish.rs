@@ -93,6 +93,7 @@ impl Blobs {
         self.published.values().map(|e| e.bytes).sum()
     }
 
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 66 KiB on the stack")]
     fn publish_chunks(&mut self, blob: &Blob) -> Result<u32, Declined> {
         let count = u32::try_from(chunks::chunk_count(blob.len())).map_err(|_| Declined::TooLarge)?;
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
@@ -107,6 +108,7 @@ impl Blobs {
         Ok(id)
     }
 
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 2 KiB on the stack")]
     fn publish_sums(&mut self, blob: &Blob, transfer: &Session) -> Result<u32, Declined> {
         let count = chunks::page_count(transfer);
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
