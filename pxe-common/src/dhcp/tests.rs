@@ -148,10 +148,7 @@ fn a_bios_offer_says_everything_a_rom_reads() {
     assert_eq!(option(OptionCode::BootfileName), Some(DhcpOption::BootfileName(b"grub/i386-pc.0".to_vec())));
     assert_eq!(option(OptionCode::TFTPServerName), Some(DhcpOption::TFTPServerName(b"10.77.0.1".to_vec())));
     assert_eq!(option(OptionCode::ClassIdentifier), Some(DhcpOption::ClassIdentifier(b"PXEClient".to_vec())));
-    assert_eq!(
-        option(OptionCode::VendorExtensions),
-        Some(DhcpOption::VendorExtensions(vec![6, 1, 8, 255]))
-    );
+    assert_eq!(option(OptionCode::VendorExtensions), Some(DhcpOption::VendorExtensions(vec![6, 1, 8, 255])));
     assert_eq!(option(OptionCode::SubnetMask), Some(DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0))));
     assert_eq!(option(OptionCode::AddressLeaseTime), Some(DhcpOption::AddressLeaseTime(3600)));
     assert_eq!(option(OptionCode::Renewal), Some(DhcpOption::Renewal(1800)));
@@ -304,7 +301,7 @@ proptest! {
     fn dhcproto_reads_what_we_write(
         message in message(),
         kind in prop::sample::select(vec![Kind::Offer, Kind::Ack, Kind::Nak, Kind::Informed, Kind::ProxyOffer]),
-        domain in prop::collection::vec(b'a'..b'z', 1..100),
+        domain in prop::collection::vec(b'a'..=b'z', 1..100),
     ) {
         let bytes = message.to_vec().unwrap();
         let common = [&[3, 4, 10, 77, 0, 1, 15, domain.len() as u8][..], &domain].concat();

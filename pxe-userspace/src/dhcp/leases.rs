@@ -161,6 +161,12 @@ impl Leases {
         self.by_address.values()
     }
 
+    /// The machines that hold an address now.
+    pub fn bound(&self, now: Timestamp) -> impl Iterator<Item = &Lease> {
+        let held = |l: &&Lease| self.of_machine.get(&l.mac) == Some(&l.address);
+        self.iter().filter(move |l| l.state == LeaseState::Bound && l.expires > now).filter(held)
+    }
+
     /// The machine's row, whatever its state.
     pub fn of(&self, mac: Mac) -> Option<&Lease> {
         self.by_address.get(self.of_machine.get(&mac)?)
@@ -305,9 +311,14 @@ impl Leases {
     ) -> Vec<Change> {
         let mut changes = Vec::new();
         let before = self.of(mac).cloned();
-        if let Some(moved) = self.of_machine.insert(mac, address).filter(|old| *old != address) {
-            self.by_address.remove(&moved);
-            changes.push(Change::Remove(moved));
+        let moved = self.of_machine.insert(mac, address).filter(|old| *old != address);
+        // What the machine was told it may use stays out of the pool until then, although it is
+        // asking for another now: nobody proved that it stopped.
+        if let Some(old) = moved
+            && !self.by_address.get(&old).is_some_and(|l| l.state == LeaseState::Bound && l.expires > now)
+        {
+            self.by_address.remove(&old);
+            changes.push(Change::Remove(old));
         }
         let stored = self.by_address.get(&address).filter(|l| l.mac == mac).cloned();
         if stored.is_none()

@@ -72,10 +72,8 @@ fn what_a_client_asks_for_is_given_when_it_is_free() {
 fn one_machine_has_one_lease_whatever_it_calls_itself() {
     let mut l = leases(110);
     let now = start();
-    let alias = |id: &str, uuid: Option<&str>| Aliases {
-        client_id: Some(id.into()),
-        uuid: uuid.map(str::to_owned),
-    };
+    let alias =
+        |id: &str, uuid: Option<&str>| Aliases { client_id: Some(id.into()), uuid: uuid.map(str::to_owned) };
     let (rom, _) = l.offer(machine(1), ANY, &alias("01020000000001", Some("u")), now).unwrap();
     let (os, changes) = l.offer(machine(1), ANY, &alias("ff001122", None), now).unwrap();
     assert_eq!(rom, os);
@@ -104,7 +102,7 @@ fn the_packets_of_one_boot_cost_two_writes() {
 }
 
 #[test]
-fn a_new_reservation_moves_the_machine_and_frees_its_old_address() {
+fn a_new_reservation_moves_the_machine_and_its_old_address_is_free_when_it_ends() {
     let mut l = leases(110);
     let now = start();
     let old = offer(&mut l, 7, now).unwrap();
@@ -115,9 +113,12 @@ fn a_new_reservation_moves_the_machine_and_frees_its_old_address() {
     assert_eq!(bind(&mut l, 7, old, now), Err(Refused::NotYours), "its renewal is refused");
     let (address, changes) = l.offer(machine(7), ANY, &Aliases::default(), now).unwrap();
     assert_eq!(address, ip(150));
-    assert_eq!(changes[0], Change::Remove(old));
+    assert_eq!(changes.len(), 1);
     bind(&mut l, 7, ip(150), now).unwrap();
-    assert_eq!(offer(&mut l, 6, now), Ok(old));
+    assert_eq!(l.bound(now).map(|l| l.address).collect::<Vec<_>>(), [ip(150)]);
+    let wish = |l: &mut Leases, n, now| l.offer(machine(n), old, &Aliases::default(), now).map(|(a, _)| a);
+    assert_ne!(wish(&mut l, 5, now), Ok(old));
+    assert_eq!(wish(&mut l, 6, now + HOUR), Ok(old));
 }
 
 #[test]

@@ -64,7 +64,8 @@ fn tshark_accepts_the_advertisements() {
         header.extend(frame);
     }
     pcap.write_all(&header).unwrap();
-    let fields = ["icmpv6.type", "icmpv6.checksum.status", "icmpv6.nd.ra.router_lifetime", "icmpv6.opt.linkaddr"];
+    let fields =
+        ["icmpv6.type", "icmpv6.checksum.status", "icmpv6.nd.ra.router_lifetime", "icmpv6.opt.linkaddr"];
     let mut tshark = Command::new("tshark");
     tshark.arg("-r").arg(pcap.path()).args(["-T", "fields"]);
     for field in fields {
