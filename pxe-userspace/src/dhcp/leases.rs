@@ -121,7 +121,8 @@ impl Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(
-        "no free address: every address of dhcp.range is leased, reserved or declined; widen the range or shorten lease-time"
+        "no free address: every address of dhcp.range is leased, reserved or declined; \
+         widen the range or shorten lease-time"
     )]
     Exhausted,
     #[error("the address is not this machine's")]

@@ -260,7 +260,7 @@ proptest! {
                     }
                 }
                 Step::Withdraw(n) => world.store(leases.withdraw(machine(n), now)),
-                Step::Wait(seconds) => now = now + Duration::from_secs(seconds),
+                Step::Wait(seconds) => now += Duration::from_secs(seconds),
                 Step::Restart => {
                     let stored = world.disk.values().map(|l| Lease { expires: l.durable_until, ..l.clone() });
                     leases = Leases::new(pool(106), stored);
