@@ -14,6 +14,8 @@
 
 pub mod dhcp;
 pub mod map;
+#[cfg(feature = "aya")]
+mod pod;
 pub mod tftp;
 pub mod verdict;
 pub mod wire;

@@ -1,1 +1,175 @@
-//! verdict
+//! What a program decided about a frame, and every reason for letting it pass.
+
+use crate::wire::{EtherType, Malformed, port};
+
+/// A decision. Each is counted, by hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The frame holds the answer, with this many bytes of a blob: send it back.
+    Reply(u16),
+    /// The frame is dealt with, and has no answer.
+    Drop(Drop),
+    /// The frame goes on to the next program and the network stack, unchanged.
+    Pass(Pass),
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// In the driver, before the kernel makes an skb.
+    Xdp,
+    /// At tc ingress, before the bridge.
+    Tc,
+}
+
+/// Makes an enum of reasons with their names, so that none can be forgotten in a status.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$why:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$why])* $variant,)+ }
+
+        impl $name {
+            /// The names, in the order of the variants.
+            pub const NAMES: &'static [&'static str] = &[$($text,)+];
+        }
+    };
+}
+
+reasons! {
+    /// Why a frame has no answer.
+    Drop {
+        /// An ACK that came before, its answer under way.
+        TftpDuplicate = "tftp-duplicate",
+        /// An ACK of nothing in flight.
+        TftpStale = "tftp-stale",
+        /// The frame could not be written to after it had been resized; the client's or the
+        /// daemon's timer repairs it.
+        Unwritable = "unwritable",
+    }
+}
+
+reasons! {
+    /// Why a frame is left to others.
+    Pass {
+        /// Shorter than the headers.
+        Runt = "runt",
+        /// ARP.
+        Arp = "arp",
+        /// IPv6.
+        Ipv6 = "ipv6",
+        /// A VLAN tag.
+        Vlan = "vlan",
+        /// Some other EtherType.
+        OtherEthertype = "other-ethertype",
+        /// IPv4 with options, or no IPv4 in spite of the EtherType.
+        IpHeader = "ip-header",
+        /// A fragment.
+        Fragment = "fragment",
+        /// IPv4, not UDP.
+        OtherIpv4 = "other-ipv4",
+        /// Lengths that do not agree.
+        Length = "length",
+        /// To a DHCP server.
+        Dhcp = "dhcp",
+        /// A TFTP request.
+        TftpRequest = "tftp-request",
+        /// UDP that belongs to no transfer in the kernel.
+        OtherUdp = "other-udp",
+        /// A packet of a transfer in the kernel, but no plain ACK.
+        TftpNotAck = "tftp-not-ack",
+        /// The last ACK: the daemon takes note of the end.
+        TftpFinished = "tftp-finished",
+        /// The grant has ended.
+        TftpExpired = "tftp-expired",
+        /// More than one block is due: windows are the daemon's.
+        TftpWindow = "tftp-window",
+        /// The session's blob, or its sums, are gone.
+        TftpNoBlob = "tftp-no-blob",
+        /// The buffer cannot grow to the answer's size: the next hook's turn.
+        NoRoom = "no-room",
+    }
+}
+
+/// Counters of one hook: replies, their bytes, then every [`Drop`] and every [`Pass`].
+pub const COUNTERS_PER_HOOK: usize = 2 + Drop::NAMES.len() + Pass::NAMES.len();
+
+/// Where [`Verdict::Reply`]'s bytes are added up.
+pub const BYTES_COUNTER: u32 = 1;
+
+impl Verdict {
+    /// Its place among the counters of a hook.
+    #[inline(always)]
+    pub fn counter(self) -> u32 {
+        match self {
+            Self::Reply(_) => 0,
+            Self::Drop(reason) => 2 + reason as u32,
+            Self::Pass(reason) => 2 + Drop::NAMES.len() as u32 + reason as u32,
+        }
+    }
+}
+
+/// The name of counter `index` of a hook.
+pub fn counter_name(index: usize) -> Option<&'static str> {
+    match index {
+        0 => Some("replies"),
+        1 => Some("reply-bytes"),
+        _ => Drop::NAMES.iter().chain(Pass::NAMES).nth(index - 2).copied(),
+    }
+}
+
+impl Pass {
+    /// The reason to pass a frame that is not IPv4.
+    #[inline(always)]
+    pub fn of_ethertype(ethertype: u16) -> Self {
+        match ethertype {
+            EtherType::ARP => Self::Arp,
+            EtherType::IPV6 => Self::Ipv6,
+            EtherType::VLAN | EtherType::QINQ => Self::Vlan,
+            EtherType::IPV4 => Self::Runt,
+            _ => Self::OtherEthertype,
+        }
+    }
+
+    /// The reason to pass headers that are no plain UDP datagram's.
+    #[inline(always)]
+    pub fn of_malformed(why: Malformed, ethertype: u16) -> Self {
+        match why {
+            Malformed::NotIpv4 => Self::of_ethertype(ethertype),
+            Malformed::IpHeader => Self::IpHeader,
+            Malformed::Fragment => Self::Fragment,
+            Malformed::NotUdp => Self::OtherIpv4,
+            Malformed::Length => Self::Length,
+        }
+    }
+
+    /// The reason to pass a datagram to this port that belongs to no session.
+    #[inline(always)]
+    pub fn of_port(destination: u16) -> Self {
+        match destination {
+            port::DHCP_SERVER | port::PXE => Self::Dhcp,
+            port::TFTP => Self::TftpRequest,
+            _ => Self::OtherUdp,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+
+    #[test]
+    fn every_counter_has_one_name() {
+        let names: std::vec::Vec<_> = (0..COUNTERS_PER_HOOK).map(|i| counter_name(i).unwrap()).collect();
+        let unique: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(unique.len(), COUNTERS_PER_HOOK);
+        assert_eq!(counter_name(COUNTERS_PER_HOOK), None);
+        assert_eq!(names[Verdict::Drop(Drop::Unwritable).counter() as usize], "unwritable");
+        assert_eq!(names[Verdict::Pass(Pass::Runt).counter() as usize], "runt");
+        assert_eq!(names[Verdict::Pass(Pass::NoRoom).counter() as usize], "no-room");
+    }
+}

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod dhcp;
+pub mod engine;
 pub mod files;
 pub mod image;
 pub mod machines;

@@ -30,6 +30,32 @@ pub struct Machine {
     pub uuid: Option<String>,
 }
 
+impl Machine {
+    /// A machine of which nothing but the MAC is known.
+    pub fn new(mac: Mac) -> Self {
+        Self {
+            name: None,
+            mac,
+            address: None,
+            profile: None,
+            stage: None,
+            since: None,
+            firmware: None,
+            uuid: None,
+        }
+    }
+
+    /// Whether the firmware it booted with last is a UEFI.
+    pub fn is_uefi(&self) -> bool {
+        self.firmware.as_ref().is_some_and(|f| f.contains("UEFI"))
+    }
+
+    /// What people call it: its name, else its MAC.
+    pub fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.mac.to_string())
+    }
+}
+
 /// The machines' shared register. Cloning it is cheap.
 #[derive(Clone, Default)]
 pub struct Machines(Arc<RwLock<Register>>);
@@ -135,16 +161,7 @@ impl Machines {
 
 impl Register {
     fn machine(&mut self, mac: Mac) -> &mut Machine {
-        self.by_mac.entry(mac).or_insert_with(|| Machine {
-            name: None,
-            mac,
-            address: None,
-            profile: None,
-            stage: None,
-            since: None,
-            firmware: None,
-            uuid: None,
-        })
+        self.by_mac.entry(mac).or_insert_with(|| Machine::new(mac))
     }
 }
 

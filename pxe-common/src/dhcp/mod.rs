@@ -1,1 +1,104 @@
-//! dhcp
+//! DHCP (RFC 2131) as far as both paths need it: the requests that machines really send, and
+//! the replies to them.
+//!
+//! * [`request`]: a packet's bytes to a [`Request`], or the reason to [`Pass`] it on.
+//! * [`firmware`]: who is asking (a NIC's ROM, UEFI, iPXE, an operating system), and what it needs.
+//! * [`reply`]: the one builder of every reply, from a request and a [`Grant`].
+//!
+//! Packets lie in fixed [`Packet`] buffers, twice as long as the longest packet that is handled:
+//! an index masked to [`CAP`] plus any option's length stays inside, which is what lets the
+//! kernel's verifier (and the compiler) accept the code without a check at every byte.
+
+pub mod firmware;
+pub mod reply;
+pub mod request;
+
+pub use firmware::{Class, Firmware};
+pub use reply::{BootFile, Grant, Kind, TooLong, build};
+pub use request::{MessageType, Pass, Request, Span, Walk, begin, finish, step};
+
+/// Bytes of a [`Packet`] buffer.
+pub const BUFFER: usize = 2048;
+
+/// The longest DHCP message that is read or written.
+pub const CAP: usize = 1024;
+
+/// A DHCP message (UDP payload) at the start of a buffer that is longer than it.
+pub type Packet = [u8; BUFFER];
+
+/// Offsets of a message's fixed fields (RFC 2131 figure 1).
+pub mod field {
+    /// 1: from a client; 2: from a server.
+    pub const OP: usize = 0;
+    /// Hardware type; 1 is Ethernet. The address's length follows.
+    pub const HTYPE: usize = 1;
+    /// Bytes of the hardware address.
+    pub const HLEN: usize = 2;
+    /// Transaction.
+    pub const XID: usize = 4;
+    /// The top bit asks for broadcast replies.
+    pub const FLAGS: usize = 10;
+    /// The client's address, when it has one that works.
+    pub const CIADDR: usize = 12;
+    /// "Your" address.
+    pub const YIADDR: usize = 16;
+    /// The next server of the boot.
+    pub const SIADDR: usize = 20;
+    /// The relay agent.
+    pub const GIADDR: usize = 24;
+    /// Hardware address, 16 bytes.
+    pub const CHADDR: usize = 28;
+    /// Server name, 64 bytes.
+    pub const SNAME: usize = 44;
+    /// Boot file, 128 bytes.
+    pub const FILE: usize = 108;
+    /// The magic cookie that options follow.
+    pub const COOKIE: usize = 236;
+    /// The first option.
+    pub const OPTIONS: usize = 240;
+}
+
+/// Option codes (RFC 2132 unless told).
+pub mod option {
+    #![expect(missing_docs, reason = "the names are the registry's own")]
+    pub const PAD: u8 = 0;
+    pub const SUBNET_MASK: u8 = 1;
+    pub const ROUTER: u8 = 3;
+    pub const DNS: u8 = 6;
+    pub const DOMAIN: u8 = 15;
+    pub const BROADCAST: u8 = 28;
+    pub const NTP: u8 = 42;
+    pub const VENDOR_SPECIFIC: u8 = 43;
+    pub const REQUESTED_ADDRESS: u8 = 50;
+    pub const LEASE_TIME: u8 = 51;
+    pub const OVERLOAD: u8 = 52;
+    pub const MESSAGE_TYPE: u8 = 53;
+    pub const SERVER_ID: u8 = 54;
+    pub const MAX_SIZE: u8 = 57;
+    pub const RENEWAL_TIME: u8 = 58;
+    pub const REBINDING_TIME: u8 = 59;
+    pub const VENDOR_CLASS: u8 = 60;
+    pub const CLIENT_ID: u8 = 61;
+    pub const TFTP_SERVER: u8 = 66;
+    pub const BOOT_FILE: u8 = 67;
+    /// RFC 3004.
+    pub const USER_CLASS: u8 = 77;
+    /// RFC 3046.
+    pub const RELAY_AGENT: u8 = 82;
+    /// RFC 4578.
+    pub const ARCHITECTURE: u8 = 93;
+    /// RFC 4578.
+    pub const MACHINE_ID: u8 = 97;
+    /// iPXE's encapsulated options (ipxe.org/howto/dhcpd).
+    pub const IPXE: u8 = 175;
+    pub const END: u8 = 255;
+}
+
+/// The magic cookie before the options (RFC 2131 section 3).
+pub const COOKIE: [u8; 4] = [99, 130, 83, 99];
+
+/// The flag that asks for broadcast replies (RFC 2131 figure 2).
+pub const FLAG_BROADCAST: u16 = 0x8000;
+
+#[cfg(test)]
+mod tests;

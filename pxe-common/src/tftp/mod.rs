@@ -1,1 +1,25 @@
-//! tftp
+//! TFTP (RFC 1350), with options (RFC 2347), block size (RFC 2348), timeout and transfer size
+//! (RFC 2349) and windows (RFC 7440).
+//!
+//! [`Session`] is the whole of a transfer's logic: an ACK goes in, what to send next comes out.
+//! The kernel programs and the daemon run the same code on the same struct, so either can go on
+//! where the other stopped.
+
+mod block;
+pub mod packet;
+mod session;
+#[cfg(test)]
+mod session_tests;
+
+pub use block::BlockNo;
+pub use packet::Packet;
+pub use session::{Blocks, Session, Step, TooManyBlocks};
+
+/// Bytes of DATA before the data, and all of an ACK.
+pub const HEADER_LEN: usize = 4;
+
+/// The block size of a request without `blksize` (RFC 1350).
+pub const DEFAULT_BLKSIZE: u16 = 512;
+
+/// The smallest and largest block size that may be asked for (RFC 2348).
+pub const BLKSIZE_RANGE: core::ops::RangeInclusive<u16> = 8..=65464;

@@ -1,1 +1,14 @@
-//! boot
+//! What a machine is told to load: [`plan`] decides, [`grub`] and [`ipxe`] say it in the loader's
+//! own language. Pure: the same machine, profile and image give the same text.
+//!
+//! Paths here are those of [`crate::files::Catalog`], by TFTP and by HTTP alike.
+
+pub mod grub;
+pub mod ipxe;
+pub mod paths;
+pub mod plan;
+
+#[cfg(test)]
+mod tests;
+
+pub use plan::{Appliance, ImageFacts, Part, Plan, Refusal};

@@ -2,7 +2,11 @@
 //! rest of the daemon sees. Nothing outside this module handles unchecked values.
 
 mod file;
+mod survey;
+#[cfg(test)]
+mod tests;
 mod validate;
+mod values;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,8 +15,10 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
 
-pub use file::{Problem, load};
+pub use file::{Problem, check, load, parse};
+pub use validate::API_LISTEN;
 
 /// A configuration in which everything that can be checked without the system has been.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,8 +49,10 @@ pub struct Network {
     pub fast_path: FastPath,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FastPath {
+    #[default]
     Auto,
     Xdp,
     Tc,
@@ -67,17 +75,21 @@ pub struct Dhcp {
     pub unknown: Unknown,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum DhcpMode {
+    #[default]
     Authoritative,
     Proxy,
     Off,
 }
 
 /// What a machine that no `[[node]]` declares is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Unknown {
     /// An address and the default profile.
+    #[default]
     Boot,
     /// An address, no boot file.
     AddressOnly,
@@ -104,9 +116,11 @@ pub struct Boot {
     pub assets: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum IpxeLoader {
     /// GRUB, as every other BIOS client.
+    #[default]
     Grub,
     /// A script over HTTP: no GRUB in between.
     Script,
@@ -137,8 +151,10 @@ pub enum Source {
     Kernel { kernel: String, initrd: Vec<String> },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnExit {
+    #[default]
     PowerOff,
     Reboot,
     /// Start the workload again, after a pause that grows.
@@ -180,14 +196,17 @@ pub struct PublishedPort {
     pub protocol: Protocol,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     Tcp,
     Udp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Restart {
+    #[default]
     Always,
     OnFailure,
     Never,

@@ -1,1 +1,616 @@
-//! validate
+//! From what was written to what is meant: every semantic fault of a file is found in one pass.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use pxe_common::Mac;
+use toml::Spanned;
+
+use super::file::{DhcpTable, File, Findings, NodeTable, ProfileTable, WorkloadTable};
+use super::{
+    Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, Node, Profile, Protocol, Source, Unknown,
+    Workload, values,
+};
+
+/// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
+const LEASE_MIN: Duration = Duration::from_secs(30);
+/// More keeps addresses of machines that are long gone.
+const LEASE_MAX: Duration = Duration::from_secs(365 * 86_400);
+const LEASE_DEFAULT: Duration = Duration::from_secs(3600);
+
+const STATE_DIR: &str = "/var/lib/bridgehead";
+const ASSETS: &str = "/usr/share/bridgehead";
+const ASSETS_VARIABLE: &str = "BRIDGEHEAD_ASSETS";
+/// Where the API listens unless told.
+pub const API_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7480);
+const HTTP_PORT: u16 = 80;
+
+/// The configuration, or none where a value that others depend on is missing. It counts only when
+/// `findings` has nothing to say.
+pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config> {
+    let network = network(raw, findings);
+    let segment = Segment::new(network.address);
+    let dhcp = dhcp(raw, &segment, findings);
+    let profiles = profiles(raw, findings);
+    let default_profile = default_profile(raw, &profiles, &dhcp, findings);
+    let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
+    let nodes = nodes(raw, &segment, &profiles, &mut claimed, findings);
+    let http =
+        Http { port: raw.http.as_ref().and_then(|h| h.port.as_ref()).map_or(HTTP_PORT, |p| *p.get_ref()) };
+    let workloads = workloads(raw, &segment, &dhcp, http.port, &mut claimed, findings);
+    let directory = findings.directory();
+    let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
+    Some(Config {
+        state_dir: raw.state_dir.as_ref().map_or_else(|| STATE_DIR.into(), at),
+        api: api(raw, &segment, http.port, findings),
+        network,
+        dhcp,
+        files_root: raw.files.as_ref().map(|f| at(&f.root)),
+        http,
+        boot: Boot {
+            ipxe: raw.boot.ipxe,
+            assets: raw.boot.assets.as_ref().map_or_else(
+                || std::env::var_os(ASSETS_VARIABLE).map_or_else(|| ASSETS.into(), PathBuf::from),
+                at,
+            ),
+        },
+        docker: Docker { socket: raw.docker.socket.as_ref().map(at) },
+        default_profile,
+        profiles,
+        nodes,
+        workloads,
+    })
+}
+
+/// The boot segment's addresses.
+struct Segment {
+    net: Ipv4Net,
+    own: Ipv4Addr,
+}
+
+impl Segment {
+    fn new(address: Ipv4Net) -> Self {
+        Self { net: address.trunc(), own: address.addr() }
+    }
+
+    /// What keeps `address` from being a host's on the segment.
+    fn fault(&self, address: Ipv4Addr) -> Option<(String, String)> {
+        let Self { net, .. } = self;
+        if !net.contains(&address) {
+            Some((format!("{address} is outside {net}"), "use an address of [network] address".to_owned()))
+        } else if address == net.network() || address == net.broadcast() {
+            Some((
+                format!("{address} is {net}'s network or broadcast address"),
+                "use an address between the two".to_owned(),
+            ))
+        } else {
+            None
+        }
+    }
+}
+
+fn network(raw: &File, findings: &mut Findings<'_>) -> Network {
+    let table = &raw.network;
+    let bridge = table.bridge.get_ref();
+    if !is_interface_name(bridge) {
+        findings.add(
+            table.bridge.span(),
+            format!("`{bridge}` can't be a bridge's name"),
+            "an interface's name has 1 to 15 characters, none of them `/`, `:` or white space",
+        );
+    }
+    let address = *table.address.get_ref();
+    let span = table.address.span();
+    if address.prefix_len() == 0 || address.prefix_len() > 30 {
+        findings.add(
+            span,
+            format!("{address} has no room for nodes"),
+            "use a prefix of /1 to /30, such as 10.77.0.1/24",
+        );
+    } else if address.addr() == address.network() || address.addr() == address.broadcast() {
+        findings.add(
+            span,
+            format!("{} is the network's own or broadcast address", address.addr()),
+            format!(
+                "give the appliance a host's address, such as {}/{}",
+                first_host(address),
+                address.prefix_len()
+            ),
+        );
+    } else if !is_unicast(address.addr()) {
+        findings.add(
+            span,
+            format!("{} is no host's address", address.addr()),
+            "use a private range, such as 10.77.0.1/24",
+        );
+    }
+    let mut seen: Vec<&String> = Vec::new();
+    for port in &table.ports {
+        let name = port.get_ref();
+        if !is_interface_name(name) {
+            findings.add(
+                port.span(),
+                format!("`{name}` can't be an interface's name"),
+                "`ip link` lists them",
+            );
+        } else if name == bridge {
+            findings.add(
+                port.span(),
+                format!("`{name}` is the bridge itself"),
+                "ports are the interfaces behind it",
+            );
+        } else if seen.contains(&name) {
+            findings.add(port.span(), format!("`{name}` is listed twice"), "remove one");
+        }
+        seen.push(name);
+    }
+    Network {
+        bridge: bridge.clone(),
+        address,
+        ports: table.ports.iter().map(|p| p.get_ref().clone()).collect(),
+        fast_path: table.fast_path,
+    }
+}
+
+fn first_host(net: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from_bits(net.network().to_bits() | 1)
+}
+
+fn is_unicast(address: Ipv4Addr) -> bool {
+    !(address.is_multicast()
+        || address.is_loopback()
+        || address.octets()[0] == 0
+        || address.octets()[0] >= 240)
+}
+
+/// As the kernel's `dev_valid_name` has it.
+fn is_interface_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control())
+}
+
+fn dhcp(raw: &File, segment: &Segment, findings: &mut Findings<'_>) -> Dhcp {
+    let nothing = DhcpTable::default();
+    let (table, span) = match &raw.dhcp {
+        Some(table) => (table.get_ref(), table.span()),
+        None => (&nothing, 0..0),
+    };
+    let range = table.range.as_ref().map(|range| {
+        let [first, last] = *range.get_ref();
+        let fault = segment.fault(first).or_else(|| segment.fault(last)).or_else(|| {
+            if first > last {
+                Some((
+                    format!("the range ends at {last}, before its start"),
+                    format!("write [\"{last}\", \"{first}\"]"),
+                ))
+            } else if (first..=last).contains(&segment.own) {
+                Some((
+                    format!("the range holds the appliance's own address {}", segment.own),
+                    "start after it, or end before it".to_owned(),
+                ))
+            } else {
+                None
+            }
+        });
+        if let Some((what, right)) = fault {
+            findings.add(range.span(), what, right);
+        }
+        (first, last)
+    });
+    if table.mode == DhcpMode::Authoritative && range.is_none() {
+        findings.add(
+            span,
+            "[dhcp] has no range to give addresses from",
+            format!(
+                "set range = [\"FIRST\", \"LAST\"] within {}, or mode = \"proxy\" beside another DHCP server, or mode = \"off\"",
+                segment.net
+            ),
+        );
+    }
+    let lease_time =
+        table.lease_time.as_ref().map_or(LEASE_DEFAULT, |text| match values::duration(text.get_ref()) {
+            Some(time) if (LEASE_MIN..=LEASE_MAX).contains(&time) => time,
+            Some(_) => {
+                findings.add(
+                    text.span(),
+                    format!("a lease of {} is out of bounds", text.get_ref()),
+                    "use 30s to 365d",
+                );
+                LEASE_DEFAULT
+            }
+            None => {
+                findings.add(
+                    text.span(),
+                    format!("`{}` is no duration", text.get_ref()),
+                    "write it as \"90s\", \"1h\" or \"1h30m\"",
+                );
+                LEASE_DEFAULT
+            }
+        });
+    if let Some(router) = &table.router
+        && let Some((what, right)) = segment.fault(*router.get_ref())
+    {
+        findings.add(router.span(), format!("the router {what}"), right);
+    }
+    if let Some(domain) = &table.domain
+        && !domain.get_ref().split('.').all(is_host_label)
+    {
+        findings.add(
+            domain.span(),
+            format!("`{}` is no domain name", domain.get_ref()),
+            "write it as \"lab.example\"",
+        );
+    }
+    Dhcp {
+        mode: table.mode,
+        range: range.filter(|_| table.mode == DhcpMode::Authoritative),
+        lease_time,
+        router: table.router.as_ref().map(|r| *r.get_ref()),
+        dns: table.dns.to_vec(),
+        domain: table.domain.as_ref().map(|d| d.get_ref().clone()),
+        ntp: table.ntp.to_vec(),
+        options: dhcp_options(table, findings),
+        unknown: table.unknown,
+    }
+}
+
+fn dhcp_options(table: &DhcpTable, findings: &mut Findings<'_>) -> BTreeMap<u8, Vec<u8>> {
+    let mut options = BTreeMap::new();
+    for (key, value) in &table.options {
+        let Ok(number) = key.get_ref().parse::<u8>() else {
+            let what = format!("`{}` is no option's number", key.get_ref());
+            findings.add(key.span(), what, "options are named by number, 1 to 254 (RFC 2132)");
+            continue;
+        };
+        if let Some(reason) = values::reserved_option(number) {
+            findings.add(key.span(), format!("option {number} can't be set here"), reason);
+        }
+        match values::option_bytes(value.get_ref()) {
+            Ok(bytes) => {
+                if options.insert(number, bytes).is_some() {
+                    findings.add(key.span(), format!("option {number} is set twice"), "remove one");
+                }
+            }
+            Err(right) => findings.add(value.span(), format!("option {number} can't be encoded"), right),
+        }
+    }
+    options
+}
+
+/// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).
+fn is_host_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
+    let mut profiles: Vec<Profile> = Vec::new();
+    for entry in &raw.profiles {
+        let table = entry.get_ref();
+        let name = table.name.get_ref();
+        if name.is_empty() {
+            findings.add(table.name.span(), "a profile needs a name", "nodes refer to it by that");
+        } else if profiles.iter().any(|p| p.name == *name) {
+            findings.add(table.name.span(), format!("two profiles are called `{name}`"), "rename one");
+        }
+        if let Some(cmdline) =
+            table.cmdline.as_ref().filter(|c| c.get_ref().contains(|c: char| c.is_control()))
+        {
+            findings.add(cmdline.span(), "the command line has control characters", "write it on one line");
+        }
+        profiles.push(Profile {
+            name: name.clone(),
+            source: source(raw, table, entry.span(), findings),
+            cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
+            on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
+        });
+    }
+    profiles
+}
+
+fn source(
+    raw: &File,
+    table: &ProfileTable,
+    span: std::ops::Range<usize>,
+    findings: &mut Findings<'_>,
+) -> Source {
+    let name = table.name.get_ref();
+    match (&table.image, &table.kernel) {
+        (Some(image), None) => {
+            if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
+                findings.add(
+                    image.span(),
+                    format!("`{}` is no image reference", image.get_ref()),
+                    "write it as \"hello-metal:latest\"",
+                );
+            }
+            if let Some(initrd) = &table.initrd {
+                findings.add(
+                    initrd.span(),
+                    "an image brings its own initrd",
+                    "remove `initrd`, or give `kernel` in place of `image`",
+                );
+            }
+            Source::Image(image.get_ref().clone())
+        }
+        (None, Some(kernel)) => {
+            if raw.files.is_none() {
+                findings.add(
+                    kernel.span(),
+                    "there is no files root that `kernel` could be below",
+                    "set [files] root",
+                );
+            }
+            if let Some(on_exit) = &table.on_exit {
+                findings.add(
+                    on_exit.span(),
+                    "`on-exit` works through the init that an image's initrd has",
+                    "remove it, or give `image` in place of `kernel`",
+                );
+            }
+            let initrd = table.initrd.as_ref().map(|i| i.get_ref().to_vec()).unwrap_or_default();
+            let initrd_span = table.initrd.as_ref().map_or(0..0, Spanned::span);
+            let paths = initrd.iter().map(|path| (path, initrd_span.clone()));
+            for (path, span) in std::iter::once((kernel.get_ref(), kernel.span())).chain(paths) {
+                if path.is_empty()
+                    || path.contains(char::is_whitespace)
+                    || path.split('/').any(|part| part == "..")
+                {
+                    findings.add(
+                        span,
+                        format!("`{path}` is no path below the files root"),
+                        "write it as \"debian/vmlinuz\"",
+                    );
+                }
+            }
+            Source::Kernel { kernel: kernel.get_ref().clone(), initrd }
+        }
+        (Some(_), Some(kernel)) => {
+            findings.add(
+                kernel.span(),
+                format!("profile `{name}` has both `image` and `kernel`"),
+                "remove one",
+            );
+            Source::Image(String::new())
+        }
+        (None, None) => {
+            let right = "give it image = \"REFERENCE\", or kernel = \"PATH\"";
+            findings.add(span, format!("profile `{name}` has nothing to boot"), right);
+            Source::Image(String::new())
+        }
+    }
+}
+
+fn default_profile(
+    raw: &File,
+    profiles: &[Profile],
+    dhcp: &Dhcp,
+    findings: &mut Findings<'_>,
+) -> Option<String> {
+    match &raw.default {
+        Some(table) => {
+            known_profile(&table.profile, profiles, findings);
+            Some(table.profile.get_ref().clone())
+        }
+        None => {
+            if dhcp.unknown == Unknown::Boot && dhcp.mode != DhcpMode::Off {
+                findings.add(
+                    raw.dhcp.as_ref().map_or(0..0, Spanned::span),
+                    "machines that no [[node]] declares are to boot, but there is no default profile",
+                    "set [default] profile, or [dhcp] unknown = \"address-only\"",
+                );
+            }
+            None
+        }
+    }
+}
+
+fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Findings<'_>) {
+    if profiles.iter().all(|p| p.name != *name.get_ref()) {
+        let names: Vec<&str> = profiles.iter().map(|p| p.name.as_str()).collect();
+        let right = if names.is_empty() {
+            "add a [[profile]]".to_owned()
+        } else {
+            format!("there is {}", names.join(", "))
+        };
+        findings.add(name.span(), format!("no profile is called `{}`", name.get_ref()), right);
+    }
+}
+
+/// Takes `address` for `owner`, or says who has it.
+fn claim(
+    address: &Spanned<Ipv4Addr>,
+    owner: String,
+    segment: &Segment,
+    claimed: &mut HashMap<Ipv4Addr, String>,
+    findings: &mut Findings<'_>,
+) {
+    if let Some((what, right)) = segment.fault(*address.get_ref()) {
+        findings.add(address.span(), what, right);
+    }
+    if let Some(holder) = claimed.get(address.get_ref()) {
+        findings.add(address.span(), format!("{} is {holder} address", address.get_ref()), "use another one");
+    } else {
+        claimed.insert(*address.get_ref(), owner);
+    }
+}
+
+fn nodes(
+    raw: &File,
+    segment: &Segment,
+    profiles: &[Profile],
+    claimed: &mut HashMap<Ipv4Addr, String>,
+    findings: &mut Findings<'_>,
+) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for NodeTable { name, mac, address, profile, memory } in &raw.nodes {
+        if !is_host_label(name.get_ref()) {
+            findings.add(
+                name.span(),
+                format!("`{}` can't be a node's name", name.get_ref()),
+                "it is the node's host name: letters, digits and inner hyphens, at most 63",
+            );
+        } else if nodes.iter().any(|n| n.name.eq_ignore_ascii_case(name.get_ref())) {
+            findings.add(name.span(), format!("two nodes are called `{}`", name.get_ref()), "rename one");
+        }
+        let parsed = mac.get_ref().parse::<Mac>().unwrap_or_else(|error| {
+            findings.add(mac.span(), format!("`{}` is no MAC address", mac.get_ref()), error.to_string());
+            Mac::default()
+        });
+        if parsed != Mac::default() && !parsed.is_unicast() {
+            findings.add(
+                mac.span(),
+                format!("{parsed} is a group address"),
+                "a network card's first byte is even",
+            );
+        } else if let Some(other) = nodes.iter().find(|n| n.mac == parsed && parsed != Mac::default()) {
+            findings.add(
+                mac.span(),
+                format!("node `{}` has the MAC {parsed}, too", other.name),
+                "remove one",
+            );
+        }
+        if let Some(address) = address {
+            claim(address, format!("node `{}`'s", name.get_ref()), segment, claimed, findings);
+        }
+        if let Some(profile) = profile {
+            known_profile(profile, profiles, findings);
+        }
+        let memory = memory.as_ref().and_then(|text| {
+            let bytes = values::size(text.get_ref());
+            if bytes.is_none() {
+                findings.add(
+                    text.span(),
+                    format!("`{}` is no size", text.get_ref()),
+                    "write it as \"512M\" or \"4G\"",
+                );
+            }
+            bytes
+        });
+        nodes.push(Node {
+            name: name.get_ref().clone(),
+            mac: parsed,
+            address: address.as_ref().map(|a| *a.get_ref()),
+            profile: profile.as_ref().map(|p| p.get_ref().clone()),
+            memory,
+        });
+    }
+    nodes
+}
+
+fn workloads(
+    raw: &File,
+    segment: &Segment,
+    dhcp: &Dhcp,
+    http_port: u16,
+    claimed: &mut HashMap<Ipv4Addr, String>,
+    findings: &mut Findings<'_>,
+) -> Vec<Workload> {
+    let mut taken = HashMap::from([
+        ((http_port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((67, Protocol::Udp), "DHCP".to_owned()),
+        ((69, Protocol::Udp), "TFTP".to_owned()),
+        ((4011, Protocol::Udp), "PXE".to_owned()),
+    ]);
+    let mut workloads: Vec<Workload> = Vec::new();
+    for table in &raw.workloads {
+        let WorkloadTable { name, image, command, environment, ports, address, restart } = table;
+        let label = name.get_ref();
+        if !is_container_name(label) {
+            findings.add(
+                name.span(),
+                format!("`{label}` can't be a workload's name"),
+                "Docker takes letters, digits, `_`, `.` and `-`, the first a letter or digit",
+            );
+        } else if workloads.iter().any(|w| w.name == *label) {
+            findings.add(name.span(), format!("two workloads are called `{label}`"), "rename one");
+        }
+        if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
+            findings.add(
+                image.span(),
+                format!("`{}` is no image reference", image.get_ref()),
+                "write it as \"nginx:latest\"",
+            );
+        }
+        for variable in
+            environment.keys().filter(|v| v.get_ref().is_empty() || v.get_ref().contains(['=', '\0']))
+        {
+            findings.add(
+                variable.span(),
+                format!("`{}` can't be a variable's name", variable.get_ref()),
+                "write NAME = \"value\"",
+            );
+        }
+        if let Some(address) = address {
+            claim(address, format!("workload `{label}`'s"), segment, claimed, findings);
+            if dhcp.range.is_some_and(|(first, last)| (first..=last).contains(address.get_ref())) {
+                findings.add(
+                    address.span(),
+                    format!("{} lies in [dhcp] range, so a node could get it, too", address.get_ref()),
+                    "use an address outside the range",
+                );
+            }
+            if let Some(port) = ports.first() {
+                findings.add(
+                    port.span(),
+                    "a workload with an address of its own publishes no ports",
+                    "remove `ports`: every port answers at its address",
+                );
+            }
+        }
+        let mut published = Vec::new();
+        for port in ports {
+            let Some(parsed) = values::published_port(port.get_ref()) else {
+                let right = "write it as \"8080:80\" or \"53:53/udp\"";
+                findings.add(port.span(), format!("`{}` is no port mapping", port.get_ref()), right);
+                continue;
+            };
+            if let Some(holder) = taken.insert((parsed.host, parsed.protocol), format!("workload `{label}`"))
+            {
+                findings.add(
+                    port.span(),
+                    format!("port {} is {holder}'s already", parsed.host),
+                    "use another host port",
+                );
+            }
+            published.push(parsed);
+        }
+        workloads.push(Workload {
+            name: label.clone(),
+            image: image.get_ref().clone(),
+            command: command.clone(),
+            environment: environment.iter().map(|(k, v)| (k.get_ref().clone(), v.clone())).collect(),
+            ports: published,
+            address: address.as_ref().map(|a| *a.get_ref()),
+            restart: *restart,
+        });
+    }
+    workloads
+}
+
+fn is_container_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+fn api(raw: &File, segment: &Segment, http_port: u16, findings: &mut Findings<'_>) -> Api {
+    let Some(listen) = raw.api.as_ref().and_then(|a| a.listen.as_ref()) else {
+        return Api { listen: API_LISTEN };
+    };
+    let address = *listen.get_ref();
+    let shared = address.ip().is_unspecified() || address.ip() == segment.own;
+    if shared && address.port() == http_port {
+        findings.add(
+            listen.span(),
+            format!("port {http_port} of {} answers nodes", segment.own),
+            "give the API another port or address, or change [http] port",
+        );
+    }
+    Api { listen: address }
+}

@@ -1,1 +1,500 @@
-//! image
+//! Docker images, made into what a machine loads: `docker` or a file → `oci` (manifest, layers) →
+//! `extract` (layers → one tree) → `kernel`, `stage1` → `initrd` → `store`.
+//!
+//! A machine loads three blobs: the kernel; stage 1, the same for every machine with that kernel;
+//! and the image's root file system, below `/image` in an archive of its own, with `/image.json`
+//! at the top that says what to run. Linux unpacks the two archives one over the other.
+
+mod docker;
+mod extract;
+mod initrd;
+mod kernel;
+mod oci;
+mod stage1;
+mod store;
+mod tar;
+mod tree;
+mod wanted;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use self::initrd::Initrd;
+use self::oci::Archive;
+use self::store::Store;
+use self::tree::{Spool, Tree};
+use crate::blob::Blob;
+use crate::engine::{Engine, NoEngine};
+
+pub use self::docker::ExportError;
+pub use self::extract::ExtractError;
+pub use self::initrd::InitrdError;
+pub use self::kernel::{KernelChoice, KernelError, KernelSource};
+pub use self::oci::{ArchiveError, ImageConfig};
+pub use self::stage1::Stage1Error;
+pub use self::store::{StoreError, Stored};
+pub use self::tar::TarError;
+pub use self::wanted::{Availability, Wanted};
+
+/// Stage 1 is made once for each kernel: worth some seconds.
+const STAGE1_LEVEL: i32 = 10;
+/// The root file system is made for each image, often large: what saves transfer time at little cost.
+const ROOTFS_LEVEL: i32 = 3;
+
+/// The images that machines can boot. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Images(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    assets: PathBuf,
+    engine: Engine,
+    images: Mutex<BTreeMap<String, Image>>,
+    /// Held while blobs exist that no record names yet.
+    adding: tokio::sync::Mutex<()>,
+}
+
+/// An image, ready to be sent. Cloning it is cheap; its blobs stay readable while it is held,
+/// also when the image is removed.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub record: Arc<ImageRecord>,
+    pub kernel: Blob,
+    pub stage1: Blob,
+    pub rootfs: Blob,
+}
+
+/// What is known of an image, as stored and as `bridgehead images --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageRecord {
+    /// With tag: `hello-metal:latest`.
+    pub reference: String,
+    /// The image's ID where it came from.
+    pub id: String,
+    /// SHA-256 of the root file system's tree: the same contents have the same digest anywhere.
+    pub digest: String,
+    /// When the image was built, as it says.
+    pub created: Option<String>,
+    /// When it was brought in.
+    #[serde(serialize_with = "crate::timeline::micros")]
+    pub added: Timestamp,
+    pub config: ImageConfig,
+    pub kernel: KernelChoice,
+    pub kernel_blob: Stored,
+    pub stage1_blob: Stored,
+    pub rootfs_blob: Stored,
+    /// What stage 1 and the root file system take in a machine's memory, unpacked.
+    pub unpacked: u64,
+    /// Of the assets it was made with: others mean that it is made anew.
+    pub assets: String,
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageSource {
+    /// A Docker engine's image by reference.
+    Docker(String),
+    /// What `docker save` wrote, or an OCI layout: a tar archive or a directory.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for ImageSource {
+    type Err = std::convert::Infallible;
+
+    /// `/…`, `./…` and `../…` are paths, as for Docker's `-v`; anything else is a reference.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start)) || text == ".";
+        Ok(if is_path { Self::Path(text.into()) } else { Self::Docker(text.into()) })
+    }
+}
+
+/// How far [`Images::add`] is; its text is for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Exported { bytes: u64 },
+    Layer { number: usize, of: usize },
+    Packing,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exported { bytes } => write!(f, "exported {} MiB", bytes >> 20),
+            Self::Layer { number, of } => write!(f, "layer {number} of {of}"),
+            Self::Packing => write!(f, "packing"),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error(transparent)]
+    NoEngine(#[from] NoEngine),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("layer {number} of {of}: {source}")]
+    Layer { number: usize, of: usize, source: ExtractError },
+    #[error("layer {number} is damaged: its SHA-256 is {found}, and the image says {expected}")]
+    LayerDigest { number: usize, found: String, expected: String },
+    #[error(
+        "the image names nothing to run. Give it an ENTRYPOINT or CMD (`docker import -c 'CMD [\"…\"]'`)"
+    )]
+    NoCommand,
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Stage1(#[from] Stage1Error),
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("working in the state directory: {0}")]
+    Work(#[from] io::Error),
+    #[error("the daemon is shutting down")]
+    Cancelled,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    #[error("there is no image {0}; `bridgehead images` lists them")]
+    NoSuchImage(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What [`Images::gc`] freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Freed {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+impl Images {
+    /// Opens the images in the state directory. A record whose blobs are gone is dropped with a
+    /// warning: the image can be added again.
+    pub fn open(state_dir: &Path, assets: &Path, engine: Engine) -> Result<Self, StoreError> {
+        let store = Store::open(state_dir.join("images"))?;
+        let mut images = BTreeMap::new();
+        for record in store.records()? {
+            match Image::open(&store, record) {
+                Ok(image) => drop(images.insert(image.record.reference.clone(), image)),
+                Err(error) => tracing::warn!(%error, "an image's blob is missing: add the image again"),
+            }
+        }
+        Ok(Self(Arc::new(Inner {
+            store,
+            assets: assets.to_owned(),
+            engine,
+            images: Mutex::new(images),
+            adding: tokio::sync::Mutex::new(()),
+        })))
+    }
+
+    /// Brings an image in, or finds that it is here already. One at a time; others wait.
+    pub async fn add(
+        &self,
+        source: &ImageSource,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Image, AddError> {
+        let _adding = self.0.adding.lock().await;
+        let (name, engine_id, exported) = match source {
+            ImageSource::Path(path) => (path.clone(), None, None),
+            ImageSource::Docker(reference) => {
+                let docker = self.0.engine.connect().await?;
+                let id = docker::resolve(&docker, reference).await?;
+                let images = self.clone();
+                let assets = blocking(move || images.load_assets().map(|(_, _, digest)| digest)).await?;
+                if let Some(image) = self.get(reference)
+                    && image.record.id == id
+                    && image.record.assets == assets
+                {
+                    return Ok(image);
+                }
+                let report = |bytes| progress(Progress::Exported { bytes });
+                let file = docker::export(&docker, &id, &self.0.store.work(), report).await?;
+                (PathBuf::from(reference), Some((canonical(reference), id)), Some(file))
+            }
+        };
+        let images = self.clone();
+        blocking(move || {
+            let archive = match exported {
+                Some(file) => Archive::from_file(&name, file)?,
+                None => Archive::open(&name, &images.0.store.work())?,
+            };
+            images.build(&name, &archive, engine_id, &progress)
+        })
+        .await
+    }
+
+    /// The image of this name; `web` means `web:latest`.
+    pub fn get(&self, reference: &str) -> Option<Image> {
+        self.images().get(&canonical(reference)).cloned()
+    }
+
+    /// Part of an image by its SHA-256, also of one that was replaced or removed since: a machine
+    /// that read its configuration before then still finds it, until [`Images::gc`].
+    pub fn blob(&self, sha256: &str) -> io::Result<Option<Blob>> {
+        self.0.store.find(sha256)
+    }
+
+    /// All of them, by name.
+    pub fn list(&self) -> Vec<ImageRecord> {
+        self.images().values().map(|image| ImageRecord::clone(&image.record)).collect()
+    }
+
+    /// Forgets an image. Its blobs stay until [`Images::gc`].
+    pub fn rm(&self, reference: &str) -> Result<(), RemoveError> {
+        let mut images = self.images();
+        let reference = canonical(reference);
+        let removed = images.remove(&reference).ok_or(RemoveError::NoSuchImage(reference.clone()))?;
+        if let Err(error) = self.0.store.set_records(&records(&images)) {
+            images.insert(reference, removed);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Removes the blobs that no image uses. Waits for an image that is being added.
+    pub async fn gc(&self) -> Result<Freed, StoreError> {
+        let _adding = self.0.adding.lock().await;
+        let images = self.images();
+        let kept: BTreeSet<&str> = images
+            .values()
+            .flat_map(|image| {
+                let record = &image.record;
+                [&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(|b| b.sha256.as_str())
+            })
+            .collect();
+        let (files, bytes) = self.0.store.sweep(&kept)?;
+        Ok(Freed { files, bytes })
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeMap<String, Image>> {
+        self.0.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load_assets(&self) -> Result<(Spool, Tree, String), AddError> {
+        let mut spool = Spool::new(&self.0.store.work())?;
+        let assets = stage1::load_assets(&mut spool, &self.0.assets)?;
+        let digest = format!("sha256:{}", hex(&assets.digest()));
+        Ok((spool, assets, digest))
+    }
+
+    /// From archive to record. Everything that can be refused early is.
+    fn build(
+        &self,
+        name: &Path,
+        archive: &Archive,
+        engine_id: Option<(String, String)>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Image, AddError> {
+        let (mut spool, assets, assets_digest) = self.load_assets()?;
+        let described = archive.describe()?;
+        if described.config.argv().is_empty() {
+            return Err(AddError::NoCommand);
+        }
+        let (reference, id) = engine_id.unwrap_or_else(|| {
+            let stem = || name.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let reference = described.reference.clone().unwrap_or_else(stem);
+            (canonical(&reference), described.id.clone())
+        });
+        let mut tree = Tree::new();
+        let of = described.layers.len();
+        for (index, layer) in described.layers.iter().enumerate() {
+            let number = index + 1;
+            progress(Progress::Layer { number, of });
+            let mut reader = HashingReader { inner: archive.layer(layer)?, hash: Sha256::new() };
+            extract::apply(&mut tree, &mut spool, index, &mut reader).map_err(|source| AddError::Layer {
+                number,
+                of,
+                source,
+            })?;
+            // Padding after the archive's end counts as well.
+            io::copy(&mut reader, &mut io::sink()).map_err(|source| AddError::Layer {
+                number,
+                of,
+                source: TarError::from(source).into(),
+            })?;
+            let found = format!("sha256:{}", hex(&reader.hash.finalize()));
+            if found != layer.diff_id {
+                return Err(AddError::LayerDigest { number, found, expected: layer.diff_id.clone() });
+            }
+        }
+        progress(Progress::Packing);
+        let (kernel, from) = match kernel::of_image(&tree)? {
+            Some(kernel) => (kernel, &tree),
+            None => match kernel::of_assets(&assets)? {
+                Some(kernel) => (kernel, &assets),
+                None => return Err(KernelError::None { assets: self.0.assets.display().to_string() }.into()),
+            },
+        };
+        tracing::info!(
+            image = reference,
+            kernel = kernel.choice.version,
+            path = kernel.choice.path,
+            reason = kernel.choice.reason,
+            "kernel chosen"
+        );
+        let stage1 = stage1::build(&assets, from, &kernel)?;
+        let digest = format!("sha256:{}", hex(&tree.digest()));
+        let manifest = NodeManifest::new(&reference, &id, &digest, &described.config, &tree);
+        let store = &self.0.store;
+        let kernel_blob = store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?;
+        let stage1_blob = store.put(|out| {
+            let mut initrd = Initrd::new(out, STAGE1_LEVEL)?;
+            initrd.tree("", &stage1)?;
+            initrd.finish().map(drop)
+        })?;
+        let rootfs_blob = store.put(|out| {
+            let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
+            initrd.file("image.json", &serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?)?;
+            initrd.tree("image", &tree)?;
+            initrd.finish().map(drop)
+        })?;
+        let record = ImageRecord {
+            reference: reference.clone(),
+            id,
+            digest,
+            created: described.created,
+            added: Timestamp::now(),
+            config: described.config,
+            kernel: kernel.choice,
+            kernel_blob,
+            stage1_blob,
+            rootfs_blob,
+            unpacked: tree.unpacked_size() + stage1.unpacked_size(),
+            assets: assets_digest,
+        };
+        let image = Image::open(store, record)?;
+        let mut images = self.images();
+        let mut changed = images.clone();
+        changed.insert(reference, image.clone());
+        store.set_records(&records(&changed))?;
+        *images = changed;
+        Ok(image)
+    }
+}
+
+impl Image {
+    fn open(store: &Store, record: ImageRecord) -> Result<Self, StoreError> {
+        Ok(Self {
+            kernel: store.blob(&record.kernel_blob)?,
+            stage1: store.blob(&record.stage1_blob)?,
+            rootfs: store.blob(&record.rootfs_blob)?,
+            record: Arc::new(record),
+        })
+    }
+}
+
+/// `/image.json`: what pxe-init reads to run the image.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct NodeManifest<'a> {
+    reference: &'a str,
+    id: &'a str,
+    digest: &'a str,
+    argv: Vec<String>,
+    env: &'a [String],
+    cwd: &'a str,
+    user: &'a str,
+    stop_signal: Option<&'a str>,
+    /// The cpio format has no place for them: pxe-init sets them after Linux unpacked the files.
+    xattrs: Vec<Xattr>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Xattr {
+    /// Below the image's root, without a leading slash.
+    path: String,
+    name: String,
+    /// Hexadecimal.
+    value: String,
+}
+
+impl<'a> NodeManifest<'a> {
+    fn new(reference: &'a str, id: &'a str, digest: &'a str, config: &'a ImageConfig, tree: &Tree) -> Self {
+        let mut xattrs = Vec::new();
+        for (path, inode) in tree.walk() {
+            for (name, value) in &tree.inode(inode).xattrs {
+                match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
+                    (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
+                    _ => tracing::warn!(
+                        path = %path.escape_ascii(),
+                        "an extended attribute is lost: its file's name is not UTF-8"
+                    ),
+                }
+            }
+        }
+        Self {
+            reference,
+            id,
+            digest,
+            argv: config.argv(),
+            env: &config.env,
+            cwd: if config.working_dir.is_empty() { "/" } else { &config.working_dir },
+            user: &config.user,
+            stop_signal: config.stop_signal.as_deref(),
+            xattrs,
+        }
+    }
+}
+
+/// A reference as Docker spells it out, without its default registry: `web` is `web:latest`.
+fn canonical(reference: &str) -> String {
+    let short = reference.strip_prefix("docker.io/").unwrap_or(reference);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    let name = short.rsplit('/').next().unwrap_or(short);
+    if short.starts_with("sha256:") || name.contains([':', '@']) {
+        short.to_owned()
+    } else {
+        format!("{short}:latest")
+    }
+}
+
+fn records(images: &BTreeMap<String, Image>) -> Vec<&ImageRecord> {
+    images.values().map(|image| &*image.record).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AddError> + Send + 'static,
+) -> Result<T, AddError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(AddError::Cancelled),
+    }
+}
+
+struct HashingReader<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hash.update(&buf[..n]);
+        Ok(n)
+    }
+}

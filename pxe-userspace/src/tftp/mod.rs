@@ -1,1 +1,18 @@
-//! tftp
+//! TFTP: [`transfer`] is a transfer's logic, pure; [`socket`] its I/O.
+//!
+//! A request comes to port 69. The daemon opens the file, agrees on options, and answers from one
+//! of a few ports that all transfers share. Where the fast path takes the transfer, the kernel
+//! answers its ACKs from then on; the daemon sees the last one, repeats what was lost, and goes
+//! on by itself where the kernel can't.
+
+mod fast_path;
+mod job;
+mod netascii;
+mod options;
+mod server;
+pub mod socket;
+mod stats;
+pub mod transfer;
+
+pub use fast_path::{Declined, FastPath};
+pub use stats::Stats;

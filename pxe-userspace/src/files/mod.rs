@@ -1,9 +1,18 @@
 //! Names to bytes: what a path means, the same for TFTP and HTTP.
+//!
+//! [`Catalog`] knows every path: loaders, what is generated for each machine, blobs of images, and
+//! below all of them the files root ([`Root`]).
+
+mod catalog;
+mod root;
 
 use std::net::Ipv4Addr;
 
 use crate::blob::Blob;
 use crate::timeline::Stage;
+
+pub use catalog::Catalog;
+pub use root::Root;
 
 /// Something that can be sent.
 #[derive(Clone, Debug)]

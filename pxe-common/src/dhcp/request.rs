@@ -1,0 +1,374 @@
+//! A client's packet, parsed once: nobody reads raw options afterwards.
+//!
+//! The walk over the options is a [`step`] that the caller repeats: [`Request::parse`] with a
+//! `for` on the host, a program with `bpf_loop` in the kernel, between [`begin`] and [`finish`].
+
+use core::net::Ipv4Addr;
+
+use super::{CAP, COOKIE, Class, FLAG_BROADCAST, Firmware, Packet, field, option};
+use crate::Mac;
+
+/// Steps that a walk is given. Real firmware sends up to 20 options; every pad byte costs a step.
+pub const MAX_STEPS: u32 = 64;
+
+/// What a client says it wants (option 53).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the names are RFC 2131's own")]
+pub enum MessageType {
+    Discover = 1,
+    Request = 3,
+    Decline = 4,
+    Release = 7,
+    Inform = 8,
+}
+
+/// Where an option's value lies in the packet. A length of zero: not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Offset of the value's first byte.
+    pub at: u16,
+    /// Bytes of the value.
+    pub len: u8,
+}
+
+impl Span {
+    /// The value's bytes; empty when the option was not there.
+    pub fn of(self, packet: &Packet) -> &[u8] {
+        &packet[self.at as usize & (CAP - 1)..][..self.len as usize]
+    }
+}
+
+/// A client's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What it wants.
+    pub message: MessageType,
+    /// The transaction, echoed.
+    pub xid: [u8; 4],
+    /// Echoed; see [`broadcast`](Request::broadcast).
+    pub flags: u16,
+    /// The address that the client uses already, or unspecified.
+    pub ciaddr: Ipv4Addr,
+    /// The relay that forwarded the request, or unspecified.
+    pub giaddr: Ipv4Addr,
+    /// The machine (chaddr).
+    pub mac: Mac,
+    /// Option 50, or unspecified.
+    pub requested: Ipv4Addr,
+    /// Option 54, or unspecified.
+    pub server_id: Ipv4Addr,
+    /// Who is asking.
+    pub firmware: Firmware,
+    /// Option 57, or 0.
+    pub max_size: u16,
+    /// Option 61.
+    pub client_id: Span,
+    /// Option 97.
+    pub machine_id: Span,
+    /// Option 82.
+    pub relay_agent: Span,
+}
+
+impl Request {
+    /// Parses the message in the first `len` bytes of `packet`.
+    pub fn parse(packet: &Packet, len: usize) -> Result<Self, Pass> {
+        let mut walk = begin(packet, len)?;
+        for _ in 0..MAX_STEPS {
+            if step(packet, &mut walk) {
+                break;
+            }
+        }
+        finish(&walk)
+    }
+
+    /// Whether the client can't receive unicast before it has its address.
+    #[inline(always)]
+    pub const fn broadcast(&self) -> bool {
+        self.flags & FLAG_BROADCAST != 0
+    }
+}
+
+/// Why a packet is not answered from a [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Pass {
+    /// Shorter than the fixed fields and the cookie.
+    TooShort = 1,
+    /// Longer than [`CAP`].
+    TooLong,
+    /// Not BOOTREQUEST: another server's reply, or noise.
+    NotARequest,
+    /// Not Ethernet, or no station's address.
+    Hardware,
+    /// No magic cookie: plain BOOTP.
+    NoCookie,
+    /// An option claims more bytes than the packet has.
+    Truncated,
+    /// An option has a length that its definition rules out.
+    BadLength,
+    /// No option 53: BOOTP with vendor extensions.
+    NoMessageType,
+    /// Option 53 is none of the messages that a client sends to a server.
+    MessageType,
+    /// Options go on in `sname` or `file` (option 52).
+    Overloaded,
+    /// An option that matters is there twice: RFC 3396 has the parts concatenated.
+    Split,
+    /// More options than a walk's steps.
+    TooManyOptions,
+}
+
+impl Pass {
+    /// Every reason.
+    pub const ALL: [Self; 12] = [
+        Self::TooShort,
+        Self::TooLong,
+        Self::NotARequest,
+        Self::Hardware,
+        Self::NoCookie,
+        Self::Truncated,
+        Self::BadLength,
+        Self::NoMessageType,
+        Self::MessageType,
+        Self::Overloaded,
+        Self::Split,
+        Self::TooManyOptions,
+    ];
+
+    /// Whether a full decoder may find a legal request here; the rest is wrong for everybody.
+    pub const fn is_rare_but_legal(self) -> bool {
+        matches!(self, Self::TooLong | Self::Overloaded | Self::Split | Self::TooManyOptions)
+    }
+
+    /// The reason as counters name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TooShort => "too-short",
+            Self::TooLong => "too-long",
+            Self::NotARequest => "not-a-request",
+            Self::Hardware => "hardware",
+            Self::NoCookie => "no-cookie",
+            Self::Truncated => "truncated",
+            Self::BadLength => "bad-length",
+            Self::NoMessageType => "no-message-type",
+            Self::MessageType => "message-type",
+            Self::Overloaded => "overloaded",
+            Self::Split => "split",
+            Self::TooManyOptions => "too-many-options",
+        }
+    }
+}
+
+/// A walk over the options: where it stands, and what it found.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Walk {
+    at: u32,
+    len: u32,
+    seen: u32,
+    done: bool,
+    ipxe: bool,
+    message: u8,
+    class: Class,
+    pass: Option<Pass>,
+    arch: Option<u16>,
+    max_size: u16,
+    flags: u16,
+    xid: [u8; 4],
+    ciaddr: [u8; 4],
+    giaddr: [u8; 4],
+    requested: [u8; 4],
+    server_id: [u8; 4],
+    mac: Mac,
+    client_id: Span,
+    machine_id: Span,
+    relay_agent: Span,
+}
+
+/// Reads the fixed fields of the message in the first `len` bytes of `packet`.
+#[inline(always)]
+pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
+    if len < field::OPTIONS {
+        return Err(Pass::TooShort);
+    }
+    if len > CAP {
+        return Err(Pass::TooLong);
+    }
+    if packet[field::OP] != 1 {
+        return Err(Pass::NotARequest);
+    }
+    let mac = Mac(bytes(packet, field::CHADDR));
+    if packet[field::HTYPE] != 1 || packet[field::HLEN] != 6 || !mac.is_unicast() {
+        return Err(Pass::Hardware);
+    }
+    if bytes(packet, field::COOKIE) != COOKIE {
+        return Err(Pass::NoCookie);
+    }
+    Ok(Walk {
+        at: field::OPTIONS as u32,
+        len: len as u32,
+        seen: 0,
+        done: false,
+        ipxe: false,
+        message: 0,
+        class: Class::None,
+        pass: None,
+        arch: None,
+        max_size: 0,
+        flags: u16::from_be_bytes(bytes(packet, field::FLAGS)),
+        xid: bytes(packet, field::XID),
+        ciaddr: bytes(packet, field::CIADDR),
+        giaddr: bytes(packet, field::GIADDR),
+        requested: [0; 4],
+        server_id: [0; 4],
+        mac,
+        client_id: Span::default(),
+        machine_id: Span::default(),
+        relay_agent: Span::default(),
+    })
+}
+
+/// Reads one option. Returns whether the walk is over.
+#[inline(always)]
+pub fn step(packet: &Packet, walk: &mut Walk) -> bool {
+    // A missing END is forgiven: some relays cut it off.
+    if walk.at >= walk.len {
+        walk.done = true;
+        return true;
+    }
+    // `len` is at most CAP; the mask says so to the verifier, which can't know.
+    let at = walk.at as usize & (CAP - 1);
+    let code = packet[at];
+    if code == option::END {
+        walk.done = true;
+        return true;
+    }
+    if code == option::PAD {
+        walk.at += 1;
+        return false;
+    }
+    let len = packet[at + 1] as usize;
+    let value = at + 2;
+    if value + len > walk.len as usize {
+        return stop(walk, Pass::Truncated);
+    }
+    let bit = bit(code);
+    if walk.seen & bit != 0 {
+        return stop(walk, Pass::Split);
+    }
+    walk.seen |= bit;
+    if !read(packet, walk, code, value, len) {
+        return true;
+    }
+    walk.at = (value + len) as u32;
+    false
+}
+
+/// What the walk found, once [`step`] said that it is over.
+#[inline(always)]
+pub fn finish(walk: &Walk) -> Result<Request, Pass> {
+    if let Some(pass) = walk.pass {
+        return Err(pass);
+    }
+    if !walk.done {
+        return Err(Pass::TooManyOptions);
+    }
+    let message = match walk.message {
+        0 => return Err(Pass::NoMessageType),
+        1 => MessageType::Discover,
+        3 => MessageType::Request,
+        4 => MessageType::Decline,
+        7 => MessageType::Release,
+        8 => MessageType::Inform,
+        _ => return Err(Pass::MessageType),
+    };
+    Ok(Request {
+        message,
+        xid: walk.xid,
+        flags: walk.flags,
+        ciaddr: walk.ciaddr.into(),
+        giaddr: walk.giaddr.into(),
+        mac: walk.mac,
+        requested: walk.requested.into(),
+        server_id: walk.server_id.into(),
+        firmware: Firmware::of(walk.class, walk.arch, walk.ipxe),
+        max_size: walk.max_size,
+        client_id: walk.client_id,
+        machine_id: walk.machine_id,
+        relay_agent: walk.relay_agent,
+    })
+}
+
+/// Takes over an option's value; false when the walk ends with it.
+#[inline(always)]
+fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bool {
+    let span = Span { at: at as u16, len: len as u8 };
+    match (code, len) {
+        // Zero is no message; it must not read as "option 53 is missing".
+        (option::MESSAGE_TYPE, 1) if packet[at] == 0 => return !stop(walk, Pass::MessageType),
+        (option::MESSAGE_TYPE, 1) => walk.message = packet[at],
+        (option::REQUESTED_ADDRESS, 4) => walk.requested = bytes(packet, at),
+        (option::SERVER_ID, 4) => walk.server_id = bytes(packet, at),
+        (option::MAX_SIZE, 2) => walk.max_size = u16::from_be_bytes(bytes(packet, at)),
+        // A list, the first entry is what runs now (RFC 4578 section 2.1).
+        (option::ARCHITECTURE, 2..) => walk.arch = Some(u16::from_be_bytes(bytes(packet, at))),
+        (
+            option::MESSAGE_TYPE
+            | option::REQUESTED_ADDRESS
+            | option::SERVER_ID
+            | option::MAX_SIZE
+            | option::ARCHITECTURE,
+            _,
+        ) => return !stop(walk, Pass::BadLength),
+        (option::OVERLOAD, _) => return !stop(walk, Pass::Overloaded),
+        (option::VENDOR_CLASS, 9..) if bytes(packet, at) == *b"PXEClient" => walk.class = Class::Pxe,
+        (option::VENDOR_CLASS, 10..) if bytes(packet, at) == *b"HTTPClient" => walk.class = Class::Http,
+        // iPXE sends the bare word, without the length that RFC 3004 asks for; both are read.
+        (option::USER_CLASS, 4..) if bytes(packet, at) == *b"iPXE" => walk.ipxe = true,
+        (option::USER_CLASS, 5..) if bytes(packet, at) == *b"\x04iPXE" => walk.ipxe = true,
+        (option::IPXE, _) => walk.ipxe = true,
+        (option::CLIENT_ID, _) => walk.client_id = span,
+        (option::MACHINE_ID, _) => walk.machine_id = span,
+        (option::RELAY_AGENT, _) => walk.relay_agent = span,
+        _ => {}
+    }
+    true
+}
+
+#[inline(always)]
+fn stop(walk: &mut Walk, pass: Pass) -> bool {
+    walk.pass = Some(pass);
+    true
+}
+
+/// A bit for each option that is read, so that a second one is noticed; none for the rest.
+#[inline(always)]
+const fn bit(code: u8) -> u32 {
+    match code {
+        option::REQUESTED_ADDRESS => 1,
+        option::MESSAGE_TYPE => 1 << 1,
+        option::SERVER_ID => 1 << 2,
+        option::MAX_SIZE => 1 << 3,
+        option::VENDOR_CLASS => 1 << 4,
+        option::CLIENT_ID => 1 << 5,
+        option::USER_CLASS => 1 << 6,
+        option::RELAY_AGENT => 1 << 7,
+        option::ARCHITECTURE => 1 << 8,
+        option::MACHINE_ID => 1 << 9,
+        option::IPXE => 1 << 10,
+        _ => 0,
+    }
+}
+
+/// `N` bytes at a fixed or masked offset.
+#[inline(always)]
+fn bytes<const N: usize>(packet: &Packet, at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    let mut i = 0;
+    while i < N {
+        out[i] = packet[at + i];
+        i += 1;
+    }
+    out
+}

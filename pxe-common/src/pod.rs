@@ -1,0 +1,13 @@
+//! Permission for aya to move the map structs in and out of the kernel. The crate's only unsafe.
+
+use crate::map::{Chunk, Session, SessionKey, SumPage};
+
+// SAFETY: `repr(C)` over integers, every bit pattern is a value, and `map` asserts that there is
+// no padding.
+unsafe impl aya::Pod for SessionKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Session {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Chunk {}
+// SAFETY: as above.
+unsafe impl aya::Pod for SumPage {}

@@ -1,0 +1,179 @@
+//! A transfer's step from one ACK to the blocks that follow it.
+
+use core::num::NonZeroU16;
+
+use super::BlockNo;
+
+/// How far a transfer is. Part of the map layout: the daemon writes it, the kernel programs
+/// move it on, and where they stop the daemon goes on from what they left.
+///
+/// ```text
+///   acked                sent = min(acked + window, blocks)
+///     |  in flight         |
+/// 1 2 3 4 5 6 7 8 9 10 11 12 13 ... blocks
+/// ```
+///
+/// `sent` equals `acked` only before the first DATA and after the last ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Session {
+    blocks: u32,
+    acked: u32,
+    sent: u32,
+    retry_ms: u32,
+    blksize: u16,
+    last_len: u16,
+    window: u16,
+    reserved: u16,
+    sent_ns: u64,
+}
+
+/// Consecutive blocks by index, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// The first, 1 or more.
+    pub first: u32,
+    /// The last, not before the first.
+    pub last: u32,
+}
+
+/// What an ACK asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send these. One block when the window is one.
+    Send(Blocks),
+    /// It was the last block's.
+    Finished,
+    /// It was acknowledged before, and the answer is too young to be lost: say nothing.
+    ///
+    /// Answering every duplicate doubles each packet from there to the end of the file, the
+    /// Sorcerer's Apprentice bug (RFC 1123 section 4.2.3.1).
+    Duplicate,
+    /// It belongs to nothing in flight.
+    Stale,
+}
+
+/// The file has more blocks than an index counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyBlocks;
+
+impl Session {
+    /// A transfer of `len` bytes of which nothing was sent. `retry_ms` is the age from which an
+    /// answer may be lost.
+    ///
+    /// A file whose length is a multiple of the block size ends with a block of no bytes
+    /// (RFC 1350 section 6), and an empty file is that block alone.
+    pub fn new(
+        len: u64,
+        blksize: NonZeroU16,
+        window: NonZeroU16,
+        retry_ms: u32,
+    ) -> Result<Self, TooManyBlocks> {
+        let size = u64::from(blksize.get());
+        let blocks = u32::try_from(len / size + 1).map_err(|_| TooManyBlocks)?;
+        Ok(Self {
+            blocks,
+            acked: 0,
+            sent: 0,
+            retry_ms,
+            blksize: blksize.get(),
+            last_len: (len % size) as u16,
+            window: window.get(),
+            reserved: 0,
+            sent_ns: 0,
+        })
+    }
+
+    /// The first blocks, for a request without options, which the first DATA answers.
+    pub fn begin(&mut self, now_ns: u64) -> Blocks {
+        self.send_from_acked(now_ns)
+    }
+
+    /// Takes an ACK.
+    #[inline(always)]
+    pub fn on_ack(&mut self, ack: BlockNo, now_ns: u64) -> Step {
+        let ahead = ack.ahead_of(self.acked) as u32;
+        if ahead > self.sent - self.acked {
+            return Step::Stale;
+        }
+        if ahead == 0 && self.sent != self.acked {
+            if now_ns.saturating_sub(self.sent_ns) < self.retry_ms as u64 * 1_000_000 {
+                return Step::Duplicate;
+            }
+            return Step::Send(self.send_from_acked(now_ns));
+        }
+        // An ACK inside the window says that the next block was lost: go on from there
+        // (RFC 7440 section 4).
+        self.acked += ahead;
+        if self.acked == self.blocks {
+            return Step::Finished;
+        }
+        Step::Send(self.send_from_acked(now_ns))
+    }
+
+    /// What was sent and not acknowledged, to be sent again after a timeout; none before the
+    /// first DATA and after the last ACK.
+    pub fn in_flight(&self) -> Option<Blocks> {
+        (self.sent != self.acked).then_some(Blocks { first: self.acked + 1, last: self.sent })
+    }
+
+    /// The same, noting the time.
+    pub fn send_again(&mut self, now_ns: u64) -> Option<Blocks> {
+        let blocks = self.in_flight()?;
+        self.sent_ns = now_ns;
+        Some(blocks)
+    }
+
+    /// Whether the last block was acknowledged.
+    #[inline(always)]
+    pub fn finished(&self) -> bool {
+        self.acked == self.blocks
+    }
+
+    /// Blocks in all, the last, short one included.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// Every block up to this one was acknowledged.
+    pub fn acked(&self) -> u32 {
+        self.acked
+    }
+
+    /// When a block was sent last; 0 before the first.
+    #[inline(always)]
+    pub fn sent_ns(&self) -> u64 {
+        self.sent_ns
+    }
+
+    /// Bytes of every block but the last.
+    pub fn blksize(&self) -> u16 {
+        self.blksize
+    }
+
+    /// Blocks that may be in flight.
+    pub fn window(&self) -> u16 {
+        self.window
+    }
+
+    /// Where block `index` begins in the file.
+    #[inline(always)]
+    pub fn offset_of(&self, index: u32) -> u64 {
+        (index as u64 - 1) * self.blksize as u64
+    }
+
+    /// Bytes of block `index`.
+    #[inline(always)]
+    pub fn len_of(&self, index: u32) -> u16 {
+        if index == self.blocks { self.last_len } else { self.blksize }
+    }
+
+    #[inline(always)]
+    fn send_from_acked(&mut self, now_ns: u64) -> Blocks {
+        let first = self.acked + 1;
+        let left = self.blocks - self.acked;
+        self.sent = self.acked + if left < self.window as u32 { left } else { self.window as u32 };
+        self.sent_ns = now_ns;
+        Blocks { first, last: self.sent }
+    }
+}

@@ -1,0 +1,215 @@
+//! Sessions against a model of a client that follows the RFCs, over a network that does not.
+
+extern crate std;
+
+use core::num::NonZeroU16;
+use std::collections::VecDeque;
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::{BlockNo, Blocks, Session, Step};
+
+const RETRY_MS: u32 = 100;
+const RETRY_NS: u64 = RETRY_MS as u64 * 1_000_000;
+
+fn session(len: u64, blksize: u16, window: u16) -> Session {
+    let (blksize, window) = (NonZeroU16::new(blksize).unwrap(), NonZeroU16::new(window).unwrap());
+    Session::new(len, blksize, window, RETRY_MS).unwrap()
+}
+
+fn one(index: u32) -> Step {
+    Step::Send(Blocks { first: index, last: index })
+}
+
+#[test]
+fn lock_step_from_options_to_end() {
+    let mut s = session(1000, 512, 1);
+    assert_eq!(s.on_ack(BlockNo(0), 1), one(1));
+    assert_eq!(s.on_ack(BlockNo(1), 2), one(2));
+    assert_eq!((s.len_of(1), s.len_of(2), s.offset_of(2)), (512, 488, 512));
+    assert_eq!(s.on_ack(BlockNo(2), 3), Step::Finished);
+    assert_eq!(s.on_ack(BlockNo(2), 4), Step::Finished, "the last ACK may come twice");
+}
+
+#[test]
+fn whole_blocks_end_with_an_empty_one() {
+    let s = session(1024, 512, 1);
+    assert_eq!((s.blocks(), s.len_of(2), s.len_of(3)), (3, 512, 0));
+    assert_eq!((session(0, 512, 1).blocks(), session(0, 512, 1).len_of(1)), (1, 0));
+}
+
+#[test]
+fn a_duplicate_is_answered_only_when_the_answer_may_be_lost() {
+    let mut s = session(5000, 512, 1);
+    assert_eq!(s.begin(0), Blocks { first: 1, last: 1 });
+    assert_eq!(s.on_ack(BlockNo(1), 10), one(2));
+    assert_eq!(s.on_ack(BlockNo(1), 11), Step::Duplicate);
+    assert_eq!(s.on_ack(BlockNo(1), 10 + RETRY_NS), one(2));
+    assert_eq!(s.on_ack(BlockNo(1), 11 + RETRY_NS), Step::Duplicate);
+    assert_eq!(s.on_ack(BlockNo(0), 11 + RETRY_NS), Step::Stale);
+    assert_eq!(s.on_ack(BlockNo(3), 11 + RETRY_NS), Step::Stale, "never sent");
+}
+
+#[test]
+fn a_hole_in_the_window_moves_it_there() {
+    let mut s = session(100 * 512, 512, 8);
+    assert_eq!(s.on_ack(BlockNo(0), 0), Step::Send(Blocks { first: 1, last: 8 }));
+    assert_eq!(s.on_ack(BlockNo(3), 1), Step::Send(Blocks { first: 4, last: 11 }));
+    assert_eq!(s.on_ack(BlockNo(11), 2), Step::Send(Blocks { first: 12, last: 19 }));
+}
+
+#[test]
+fn more_blocks_than_an_index_counts() {
+    let one = NonZeroU16::new(1).unwrap();
+    assert!(Session::new(u64::from(u32::MAX), one, one, 0).is_err());
+    assert!(Session::new(u64::from(u32::MAX) - 1, one, one, 0).is_ok());
+}
+
+/// What a network does to one packet.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Arrives,
+    Lost,
+    Twice,
+    /// Overtaken by the next one.
+    Late,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        12 => Just(Fate::Arrives),
+        1 => Just(Fate::Lost),
+        1 => Just(Fate::Twice),
+        1 => Just(Fate::Late),
+    ]
+}
+
+struct Network<T> {
+    queue: VecDeque<T>,
+    fates: std::iter::Cycle<std::vec::IntoIter<Fate>>,
+}
+
+impl<T: Copy> Network<T> {
+    fn new(fates: Vec<Fate>) -> Self {
+        Self { queue: VecDeque::new(), fates: fates.into_iter().cycle() }
+    }
+
+    fn send(&mut self, packet: T) {
+        match self.fates.next().unwrap() {
+            Fate::Arrives => self.queue.push_back(packet),
+            Fate::Lost => {}
+            Fate::Twice => self.queue.extend([packet, packet]),
+            Fate::Late => self.queue.insert(self.queue.len().saturating_sub(1), packet),
+        }
+    }
+}
+
+/// RFC 7440's receiver (RFC 1350's when the window is one): takes blocks in order, acknowledges
+/// the last of a window, a hole, a duplicate, and the end.
+struct Client {
+    received: u32,
+    since_ack: u16,
+    window: u16,
+    bytes: u64,
+    done: bool,
+}
+
+impl Client {
+    fn data(&mut self, number: BlockNo, len: u16, blksize: u16) -> Option<BlockNo> {
+        if number != BlockNo::of(self.received + 1) {
+            self.since_ack = 0;
+            return Some(BlockNo::of(self.received));
+        }
+        if self.done {
+            return None;
+        }
+        self.received += 1;
+        self.bytes += u64::from(len);
+        self.since_ack += 1;
+        self.done = len < blksize;
+        if self.done || self.since_ack == self.window {
+            self.since_ack = 0;
+            return Some(BlockNo::of(self.received));
+        }
+        None
+    }
+}
+
+/// Runs a transfer to its end; returns how many DATA packets it took.
+fn run(len: u64, blksize: u16, window: u16, fates: Vec<Fate>) -> u64 {
+    let mut server = session(len, blksize, window);
+    let mut client = Client { received: 0, since_ack: 0, window, bytes: 0, done: false };
+    let mut acks = Network::new(fates.clone());
+    let mut data = Network::new(fates);
+    let (mut now, mut packets, mut rounds) = (1u64, 0u64, 0u64);
+    acks.queue.push_back(BlockNo(0));
+    while !server.finished() {
+        rounds += 1;
+        assert!(rounds < 40 * u64::from(server.blocks()) + 1000, "no progress: {server:?}");
+        now += 1000;
+        let mut answer = |blocks: Blocks, data: &mut Network<u32>| {
+            (blocks.first..=blocks.last).for_each(|index| {
+                packets += 1;
+                data.send(index);
+            });
+        };
+        if let Some(ack) = acks.queue.pop_front() {
+            if let Step::Send(blocks) = server.on_ack(ack, now) {
+                answer(blocks, &mut data);
+            }
+        } else if data.queue.is_empty() {
+            // Both wait: one of the timers runs out.
+            now += RETRY_NS;
+            match server.send_again(now) {
+                Some(blocks) => answer(blocks, &mut data),
+                None => acks.send(BlockNo(0)),
+            }
+        }
+        while let Some(index) = data.queue.pop_front() {
+            let len = server.len_of(index);
+            if let Some(ack) = client.data(BlockNo::of(index), len, blksize) {
+                acks.send(ack);
+            }
+        }
+    }
+    assert_eq!((client.bytes, client.done), (len, true));
+    packets
+}
+
+proptest! {
+    #[test]
+    fn every_transfer_ends_whole(
+        len in 0u64..20_000,
+        blksize in 8u16..600,
+        window in 1u16..16,
+        fates in proptest::collection::vec(fate(), 20..200),
+    ) {
+        // A network that loses everything delivers nothing.
+        prop_assume!(fates.iter().any(|f| matches!(f, Fate::Arrives)));
+        run(len, blksize, window, fates);
+    }
+
+    #[test]
+    fn no_input_breaks_a_session(acks in proptest::collection::vec((any::<u16>(), 0u64..1 << 40), 0..200)) {
+        let mut s = session(3_000, 16, 4);
+        for (ack, now) in acks {
+            if let Step::Send(blocks) = s.on_ack(BlockNo(ack), now) {
+                prop_assert!(blocks.first >= 1 && blocks.first <= blocks.last && blocks.last <= s.blocks());
+            }
+        }
+    }
+}
+
+#[test]
+fn block_numbers_wrap_on_a_bad_network() {
+    let fates = [Fate::Arrives; 30].into_iter().chain([Fate::Lost, Fate::Arrives, Fate::Twice, Fate::Late]);
+    run(150_000 * 8, 8, 1, fates.clone().collect());
+    run(150_000 * 8 + 3, 8, 7, fates.collect());
+}
+
+#[test]
+fn doubled_acks_do_not_double_the_data() {
+    let packets = run(1000 * 512, 512, 1, [Fate::Twice].into());
+    assert_eq!(packets, 1001);
+}

@@ -1,0 +1,175 @@
+//! The frame under the program: everything that touches packet bytes, for both hooks.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::EbpfContext;
+use pxe_common::tftp::HEADER_LEN;
+use pxe_common::verdict::Hook;
+use pxe_common::wire::{Checksum, HEADERS_LEN};
+
+/// Bytes before a block's data.
+pub(crate) const HEAD_LEN: usize = HEADERS_LEN + HEADER_LEN;
+
+/// Where the UDP checksum lies.
+const UDP_CHECKSUM: usize = 40;
+
+/// A frame at one of the hooks.
+pub(crate) trait Frame: EbpfContext {
+    const HOOK: Hook;
+
+    /// Bytes, from the Ethernet header on.
+    fn len(&self) -> usize;
+
+    /// The first `N` bytes.
+    fn load<const N: usize>(&self) -> Option<[u8; N]>;
+
+    /// Changes the frame's length. Where that fails the frame is as it was.
+    fn resize(&self, len: u32) -> bool;
+
+    /// Overwrites `bytes` from offset `at`.
+    ///
+    /// # Safety
+    /// `bytes` is valid for `len` bytes, and `len` is not 0.
+    unsafe fn store(&self, at: u32, bytes: *const u8, len: u32) -> bool;
+
+    /// Overwrites everything before a block's data, and leaves the UDP checksum right.
+    fn store_head(&self, head: [u8; HEAD_LEN], change: &Change) -> bool;
+}
+
+/// How a reply's UDP datagram differs from the request's; addresses and ports only change places.
+pub(crate) struct Change {
+    /// The request's checksum field, and UDP length.
+    pub(crate) old_checksum: [u8; 2],
+    pub(crate) old_len: u16,
+    pub(crate) new_len: u16,
+    /// Sums of the UDP payloads.
+    pub(crate) old_payload: Checksum,
+    pub(crate) new_payload: Checksum,
+}
+
+pub(crate) struct Xdp(pub(crate) XdpContext);
+pub(crate) struct Tc(pub(crate) TcContext);
+
+impl EbpfContext for Xdp {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+}
+
+impl EbpfContext for Tc {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+}
+
+impl Frame for Xdp {
+    const HOOK: Hook = Hook::Xdp;
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        // SAFETY: a plain helper call on the program's own context.
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as usize }
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: the helper writes N bytes to an array of N, or fails.
+        let done = unsafe { bpf_xdp_load_bytes(self.0.ctx, 0, bytes.as_mut_ptr().cast(), N as u32) };
+        (done == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn resize(&self, len: u32) -> bool {
+        let by = len as i32 - self.len() as i32;
+        // SAFETY: a plain helper call; no pointer into the frame is held.
+        unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, at: u32, bytes: *const u8, len: u32) -> bool {
+        // SAFETY: the caller's.
+        unsafe { bpf_xdp_store_bytes(self.0.ctx, at, bytes.cast_mut().cast(), len) == 0 }
+    }
+
+    /// The frame has no checksum state: the field gets the whole sum, as `head` has it.
+    #[inline(always)]
+    fn store_head(&self, head: [u8; HEAD_LEN], _: &Change) -> bool {
+        // SAFETY: the array is as long as we say.
+        unsafe { self.store(0, head.as_ptr(), HEAD_LEN as u32) }
+    }
+}
+
+impl Tc {
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+}
+
+impl Frame for Tc {
+    const HOOK: Hook = Hook::Tc;
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len() as usize
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: the helper writes N bytes to an array of N, or fails.
+        let done = unsafe {
+            bpf_skb_load_bytes(self.0.skb.skb.cast(), 0, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        (done == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn resize(&self, len: u32) -> bool {
+        // SAFETY: a plain helper call; no pointer into the frame is held.
+        unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, at: u32, bytes: *const u8, len: u32) -> bool {
+        // RECOMPUTE_CSUM keeps the sum that a NIC may have computed in step (CHECKSUM_COMPLETE);
+        // it costs nothing for a frame that has grown, because growing discards that sum.
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the caller's.
+        unsafe { bpf_skb_store_bytes(self.0.skb.skb, at, bytes.cast(), len, flags) == 0 }
+    }
+
+    /// The field of an skb from a veth, tap or virtio peer may hold only the pseudo-header's sum,
+    /// to be completed on its way out (CHECKSUM_PARTIAL), and a program can't see which it is. So
+    /// the old value stays and the helper applies the difference, in the way that its state asks
+    /// for: the pseudo-header's in either, the datagram's only to a complete sum.
+    #[inline(always)]
+    fn store_head(&self, mut head: [u8; HEAD_LEN], change: &Change) -> bool {
+        [head[UDP_CHECKSUM], head[UDP_CHECKSUM + 1]] = change.old_checksum;
+        let len = Checksum::ZERO.word(change.new_len).word(!change.old_len);
+        let datagram = len.word(change.new_payload.folded()).word(!change.old_payload.folded());
+        // A field of zero means that the client sends no checksums: it gets none either.
+        let flags = u64::from(BPF_F_MARK_MANGLED_0);
+        let skb = self.0.skb.skb;
+        let at = UDP_CHECKSUM as u32;
+        // SAFETY: the array is as long as we say, and the offset lies in what was just stored.
+        unsafe {
+            self.store(0, head.as_ptr(), HEAD_LEN as u32)
+                && bpf_l4_csum_replace(skb, at, 0, difference(datagram), flags) == 0
+                && bpf_l4_csum_replace(skb, at, 0, difference(len), flags | u64::from(BPF_F_PSEUDO_HDR)) == 0
+        }
+    }
+}
+
+/// A sum as the kernel keeps them: over words in memory order (RFC 1071 section 2(B)).
+#[inline(always)]
+fn difference(sum: Checksum) -> u64 {
+    u64::from(sum.folded().to_be())
+}

@@ -1,0 +1,79 @@
+//! An ACK in, the next block out.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_log_ebpf::debug;
+use pxe_common::map::{MAX_BLKSIZE, SessionKey};
+use pxe_common::tftp::{BlockNo, HEADER_LEN, Step, packet};
+use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
+use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, UDP_LEN};
+
+use crate::frame::{Change, Frame, HEAD_LEN};
+use crate::maps;
+
+/// Answers a datagram that belongs to a transfer in the kernel.
+///
+/// Everything that can fail is done before the frame is touched, and the session moves on only
+/// after the block is in the frame: what is passed is unchanged, and so is its session.
+#[inline(always)]
+pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
+    let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
+    let head: [u8; HEAD_LEN] = frame.load().ok_or(Pass::TftpNotAck)?;
+    let ack = [head[42], head[43], head[44], head[45]];
+    let number = packet::ack(ack).filter(|_| packet.payload_len as usize == HEADER_LEN);
+    let number = number.ok_or(Pass::TftpNotAck)?;
+
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if session.expired(now) {
+        return Err(Pass::TftpExpired);
+    }
+    let mut transfer = session.transfer;
+    let blocks = match transfer.on_ack(number, now) {
+        Step::Send(blocks) => blocks,
+        Step::Finished => {
+            session.transfer = transfer;
+            return Err(Pass::TftpFinished);
+        }
+        Step::Duplicate => return Ok(Verdict::Drop(Drop::TftpDuplicate)),
+        Step::Stale => return Ok(Verdict::Drop(Drop::TftpStale)),
+    };
+    if blocks.first != blocks.last {
+        return Err(Pass::TftpWindow);
+    }
+    let index = blocks.first;
+    let len = transfer.len_of(index);
+    let bytes = maps::bytes_at(session.blob, transfer.offset_of(index)).ok_or(Pass::TftpNoBlob)?;
+    let data_sum = maps::sum_of(session.sums, index).ok_or(Pass::TftpNoBlob)?;
+    if len > MAX_BLKSIZE {
+        return Err(Pass::TftpNoBlob);
+    }
+
+    let [a, b, c, d] = packet::data_header(BlockNo::of(index));
+    let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
+    let reply = packet.reply(HEADER_LEN as u16 + len);
+    let mut out = [0; HEAD_LEN];
+    out[..HEADERS_LEN].copy_from_slice(&reply.headers(sum));
+    [out[42], out[43], out[44], out[45]] = [a, b, c, d];
+    let change = Change {
+        old_checksum: [head[40], head[41]],
+        old_len: UDP_LEN as u16 + packet.payload_len,
+        new_len: UDP_LEN as u16 + reply.payload_len,
+        old_payload: Checksum::ZERO.quad(ack),
+        new_payload: sum,
+    };
+    if !frame.resize(HEAD_LEN as u32 + u32::from(len)) {
+        return Err(Pass::NoRoom);
+    }
+    // SAFETY: `bytes_at` gives at least MAX_BLKSIZE bytes, and `len` is no more than that.
+    let stored = len == 0 || unsafe { frame.store(HEAD_LEN as u32, bytes, u32::from(len)) };
+    if !stored || !frame.store_head(out, &change) {
+        return Ok(Verdict::Drop(Drop::Unwritable));
+    }
+    session.transfer = transfer;
+    match F::HOOK {
+        Hook::Xdp => session.sent_by_xdp += 1,
+        Hook::Tc => session.sent_by_tc += 1,
+    }
+    debug!(frame, "tftp: block {} to {:i}", index, packet.source);
+    Ok(Verdict::Reply(len))
+}

@@ -1,0 +1,64 @@
+//! The fast path on the bridge's ports, as they come and go.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::FastPath;
+use crate::dataplane::{Dataplane, Tier};
+use crate::net::PortEvent;
+
+/// The fast path, and why there is none.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub(super) dataplane: Option<Arc<Dataplane>>,
+    /// Why the fast path is off, in words.
+    pub(super) off_because: Option<String>,
+}
+
+/// Loads the programs, unless the configuration says not to. A kernel that refuses them costs
+/// speed, not service.
+pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> Loaded {
+    if wanted == FastPath::Off {
+        return Loaded { dataplane: None, off_because: Some("[network] fast-path = \"off\"".into()) };
+    }
+    let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
+    match Dataplane::load(debug) {
+        Ok((dataplane, logs)) => {
+            let shutdown = shutdown.clone();
+            tokio::spawn(logs.forward(shutdown));
+            Loaded { dataplane: Some(Arc::new(dataplane)), off_because: None }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "fast path off: the daemon answers everything itself");
+            Loaded { dataplane: None, off_because: Some(error.to_string()) }
+        }
+    }
+}
+
+/// Attaches to every port that joins the bridge, until the daemon ends.
+pub(super) async fn follow(
+    mut events: mpsc::UnboundedReceiver<PortEvent>,
+    loaded: Loaded,
+    wanted: FastPath,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = shutdown.cancelled() => return,
+        };
+        let (Some(event), Some(dataplane)) = (event, &loaded.dataplane) else { return };
+        match event {
+            PortEvent::Added(port) => {
+                let status = dataplane.attach(&port.name, wanted);
+                tracing::info!(port = port.name, tier = ?status.tier, why = status.why, "port joined");
+            }
+            PortEvent::Removed(port) => {
+                dataplane.detach(&port.name);
+                tracing::info!(port = port.name, "port left");
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! grub.cfg for one machine.
+
+use super::plan::{Plan, Refusal};
+
+/// Loads and boots. When a file can't be had, GRUB says so and asks for its configuration again,
+/// so that a machine comes up by itself once the trouble is over.
+pub fn boot(title: &str, own_path: &str, plan: &Plan) -> String {
+    let mut kernel = vec![format!("/{}", plan.kernel)];
+    kernel.extend(plan.cmdline.iter().cloned());
+    let initrds: Vec<String> = plan.initrds.iter().map(|i| format!("/{i}")).collect();
+    // `true` is a module of its own that our image does not carry; an empty echo always succeeds.
+    let load_initrds =
+        if initrds.is_empty() { "echo".to_owned() } else { format!("initrd {}", quoted(&initrds)) };
+    format!(
+        "{TERMINAL}\
+         echo {title}\n\
+         if linux {kernel}; then\n  \
+           if {load_initrds}; then\n    \
+             boot\n  \
+           fi\n\
+         fi\n\
+         echo {failed}\n\
+         sleep 5\n\
+         configfile {again}\n",
+        title = quote(title),
+        kernel = quoted(&kernel),
+        failed = quote("Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s"),
+        again = quote(&format!("/{own_path}")),
+    )
+}
+
+/// Says why the machine is not booted, and asks again later: the cause may be gone by then.
+pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
+    let pause = match refusal {
+        Refusal::Preparing(_) => 3,
+        Refusal::NoProfile | Refusal::NoImage { .. } | Refusal::Memory { .. } => 30,
+    };
+    format!(
+        "{TERMINAL}\
+         echo {title}\n\
+         echo {cause}\n\
+         sleep {pause}\n\
+         configfile {again}\n",
+        title = quote(title),
+        cause = quote(&format!("Bridgehead: {refusal}")),
+        again = quote(&format!("/{own_path}")),
+    )
+}
+
+/// The serial port as well as the screen, where there is one: a rack has no screens.
+const TERMINAL: &str = "\
+if serial --unit=0 --speed=115200; then
+  terminal_output console serial
+fi
+";
+
+/// Words for GRUB's shell, each in single quotes, in which nothing is special but the quote itself.
+fn quoted(words: &[String]) -> String {
+    words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ")
+}
+
+fn quote(word: &str) -> String {
+    let flat: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("'{}'", flat.replace('\'', r"'\''"))
+}

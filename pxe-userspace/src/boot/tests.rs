@@ -1,0 +1,157 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use pxe_common::Mac;
+
+use super::paths::{GRUB_BIOS, Generated, ImagePart};
+use super::*;
+use crate::config::{OnExit, Profile, Source};
+use crate::machines::Machine;
+
+const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+fn machine() -> Machine {
+    Machine {
+        name: Some("n1".into()),
+        address: Some([10, 77, 0, 11].into()),
+        firmware: Some("BIOS".into()),
+        ..Machine::new(MAC)
+    }
+}
+
+fn profile(cmdline: &str) -> Profile {
+    Profile {
+        name: "web".into(),
+        source: Source::Image("hello-metal:latest".into()),
+        cmdline: cmdline.into(),
+        on_exit: OnExit::PowerOff,
+    }
+}
+
+fn appliance() -> Appliance {
+    Appliance {
+        address: "10.77.0.1/24".parse().unwrap(),
+        http_port: 80,
+        router: Some([10, 77, 0, 1].into()),
+        dns: vec![[9, 9, 9, 9].into(), [1, 1, 1, 1].into()],
+    }
+}
+
+fn facts(unpacked: u64) -> ImageFacts {
+    ImageFacts {
+        digest: format!("sha256:{DIGEST}"),
+        kernel: Part { sha256: DIGEST.into(), len: 8 << 20 },
+        stage1: Part { sha256: DIGEST.into(), len: 4 << 20 },
+        rootfs: Part { sha256: DIGEST.into(), len: unpacked / 3 },
+        unpacked,
+    }
+}
+
+fn plan_with(memory: Option<u64>, cmdline: &str, unpacked: u64) -> Result<Plan, Refusal> {
+    plan::image(&machine(), memory, &profile(cmdline), "hello-metal:latest", &facts(unpacked), &appliance())
+}
+
+#[test]
+fn the_command_line_says_who_the_node_is() {
+    let plan = plan_with(None, r#"console=ttyS0 dyndbg="file x +p""#, 1 << 20).unwrap();
+    assert_eq!(plan.kernel, format!("boot/{DIGEST}/kernel"));
+    assert_eq!(plan.initrds, [format!("boot/{DIGEST}/stage1"), format!("boot/{DIGEST}/image")]);
+    assert_eq!(
+        plan.cmdline,
+        [
+            "bridgehead.url=http://10.77.0.1",
+            "bridgehead.mac=52:54:00:77:00:01",
+            "bridgehead.address=10.77.0.11/24",
+            "bridgehead.router=10.77.0.1",
+            "bridgehead.dns=9.9.9.9,1.1.1.1",
+            "bridgehead.name=n1",
+            &format!("bridgehead.digest=sha256:{DIGEST}"),
+            "bridgehead.on-exit=poweroff",
+            "console=ttyS0",
+            "dyndbg=file x +p",
+        ]
+    );
+}
+
+#[test]
+fn an_image_that_does_not_fit_is_refused_in_words() {
+    assert!(plan_with(Some(512 << 20), "", 100 << 20).is_ok());
+    let refusal = plan_with(Some(512 << 20), "", 300 << 20).unwrap_err();
+    let words = refusal.to_string();
+    assert!(words.contains("hello-metal:latest") && words.contains("512 MiB"), "{words}");
+    assert!(words.contains("smaller image"), "{words}");
+    // Half of the memory is what the kernel's rootfs may fill.
+    assert!(plan_with(Some(2 << 30), "", 1100 << 20).is_err());
+    assert!(plan_with(None, "", 1100 << 20).is_ok(), "unknown memory refuses nothing");
+}
+
+#[test]
+fn paths_read_back_and_nothing_else_does() {
+    for path in [
+        Generated::Loader(GRUB_BIOS),
+        Generated::GrubConfig(MAC),
+        Generated::GrubConfigByAddress,
+        Generated::IpxeScript(MAC),
+        Generated::Image { digest: DIGEST.into(), part: ImagePart::Rootfs },
+    ] {
+        assert_eq!(Generated::parse(&path.to_string()), Some(path));
+    }
+    for other in ["grub/grub.cfg-0A4D000B", "grub/x", "boot/abc/kernel", "boot/ipxe/x.ipxe", "boot", ""] {
+        assert_eq!(Generated::parse(other), None, "{other}");
+    }
+    let long = format!("boot/{DIGEST}/kernel/x");
+    assert_eq!(Generated::parse(&long), None);
+}
+
+/// GRUB's own parser is the judge of what we write, also with hostile text in it.
+#[test]
+fn grub_accepts_every_configuration() {
+    let plan = plan_with(None, r#"console=ttyS0 a='b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
+    let own = Generated::GrubConfig(MAC).to_string();
+    let refusal = Refusal::NoImage { reference: "it's".into(), cause: "no\nsuch; $thing }".into() };
+    let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![] };
+    for text in [
+        grub::boot("Bridgehead: n1 boots it's image", &own, &plan),
+        grub::boot("none", &own, &by_hand),
+        grub::refuse("Bridgehead: n1", &own, &refusal),
+    ] {
+        let Ok(mut check) =
+            Command::new("grub-script-check").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()
+        else {
+            eprintln!("skipped: grub-script-check is not installed (apt install grub-common)");
+            return;
+        };
+        check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = check.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn quotes_and_line_breaks_do_not_leave_their_word() {
+    let text = grub::boot(
+        "t",
+        "p",
+        &Plan {
+            kernel: "k".into(),
+            initrds: vec!["i".into()],
+            cmdline: vec!["a='; reboot; '".into(), "b=\nreboot".into()],
+        },
+    );
+    assert!(text.contains(r"'a='\''; reboot; '\'''"), "{text}");
+    assert!(!text.lines().any(|l| l.starts_with("reboot")), "{text}");
+}
+
+#[test]
+fn an_ipxe_script_names_its_initrds() {
+    let plan = plan_with(None, "quiet", 1 << 20).unwrap();
+    let text = ipxe::boot("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan);
+    assert!(text.starts_with("#!ipxe\n"));
+    assert!(
+        text.contains(&format!(
+            "kernel http://10.77.0.1/boot/{DIGEST}/kernel initrd=initrd0 initrd=initrd1 "
+        ))
+    );
+    assert!(text.contains(&format!("initrd --name initrd1 http://10.77.0.1/boot/{DIGEST}/image")));
+}

@@ -1,0 +1,202 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const GOOD: &str = r#"
+[network]
+bridge  = "pxe0"
+address = "10.77.0.1/24"
+ports   = ["eth1"]
+
+[dhcp]
+range      = ["10.77.0.100", "10.77.0.199"]
+lease-time = "1h"
+router     = "10.77.0.1"
+dns        = "10.77.0.1"
+ntp        = ["10.77.0.1", "10.77.0.2"]
+domain     = "lab.example"
+options    = { 150 = "10.77.0.1", 224 = [1, 2], 225 = "hex:0aff", 226 = ["10.0.0.1", "10.0.0.2"] }
+
+[files]
+root = "boot"
+
+[default]
+profile = "web"
+
+[[profile]]
+name    = "web"
+image   = "hello-metal:latest"
+cmdline = "console=ttyS0"
+on-exit = "stay"
+
+[[profile]]
+name   = "hand"
+kernel = "debian/vmlinuz"
+initrd = ["debian/initrd", "extra.cpio"]
+
+[[node]]
+name    = "n1"
+mac     = "52:54:00:77:00:01"
+address = "10.77.0.11"
+profile = "hand"
+memory  = "512M"
+
+[[workload]]
+name        = "registry"
+image       = "registry:2"
+environment = { A = "b" }
+ports       = ["5000:5000"]
+"#;
+
+fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    super::parse(text, Path::new("/etc/bridgehead/config.toml"))
+}
+
+#[test]
+fn every_key_arrives() {
+    let config = parse(GOOD).unwrap_or_else(|p| panic!("{p:?}"));
+    assert_eq!(config.state_dir, Path::new("/var/lib/bridgehead"));
+    assert_eq!(config.files_root.as_deref(), Some(Path::new("/etc/bridgehead/boot")));
+    assert_eq!(config.network.address.addr(), Ipv4Addr::new(10, 77, 0, 1));
+    assert_eq!(config.dhcp.lease_time, Duration::from_secs(3600));
+    assert_eq!(config.dhcp.dns, [Ipv4Addr::new(10, 77, 0, 1)]);
+    assert_eq!(config.dhcp.ntp.len(), 2);
+    let options: Vec<_> = config.dhcp.options.into_iter().collect();
+    let expected: [(u8, &[u8]); 4] =
+        [(150, &[10, 77, 0, 1]), (224, &[1, 2]), (225, &[10, 255]), (226, &[10, 0, 0, 1, 10, 0, 0, 2])];
+    assert_eq!(options, expected.map(|(n, b)| (n, b.to_vec())));
+    assert_eq!(config.profiles[0].source, Source::Image("hello-metal:latest".into()));
+    assert_eq!(config.profiles[0].on_exit, OnExit::Stay);
+    assert!(matches!(&config.profiles[1].source, Source::Kernel { initrd, .. } if initrd.len() == 2));
+    assert_eq!(config.nodes[0].memory, Some(512 << 20));
+    assert_eq!(config.workloads[0].ports[0].host, 5000);
+    assert_eq!((config.http.port, config.api.listen), (80, API_LISTEN));
+}
+
+/// A good file with one line changed or added, where the fault is seen, and words of the message.
+#[test]
+fn each_fault_is_named_with_its_place() {
+    for (from, to, place, words) in [
+        ("bridge  = \"pxe0\"", "brigde = \"pxe0\"", "3:1", "unknown key `brigde`; did you mean `bridge`?"),
+        ("bridge  = \"pxe0\"", "", "2:1", "`bridge` is missing"),
+        ("bridge  = \"pxe0\"", "bridge = 7", "3:10", "invalid type: integer `7`; here goes a string"),
+        ("bridge  = \"pxe0\"", "bridge = \"a-name-that-is-long\"", "3:10", "1 to 15 characters"),
+        ("ports   = [\"eth1\"]", "fast-path = \"xpd\"", "5:13", "unknown value `xpd`; did you mean `xdp`?"),
+        ("ports   = [\"eth1\"]", "ports = [\"eth1\", \"eth1\"]", "5:18", "`eth1` is listed twice"),
+        ("ports   = [\"eth1\"]", "ports = [\"pxe0\"]", "5:10", "is the bridge itself"),
+        ("10.77.0.1/24\"", "10.77.0.0/24\"", "4:11", "network's own or broadcast"),
+        ("10.77.0.1/24\"", "10.77.0.1/31\"", "4:11", "has no room for nodes"),
+        ("10.77.0.1/24\"", "10.77.0/24\"", "4:11", "invalid"),
+        (
+            "[\"10.77.0.100\", \"10.77.0.199\"]",
+            "[\"10.77.0.199\", \"10.77.0.100\"]",
+            "8:14",
+            "before its start",
+        ),
+        (
+            "[\"10.77.0.100\", \"10.77.0.199\"]",
+            "[\"10.77.1.1\", \"10.77.1.9\"]",
+            "8:14",
+            "outside 10.77.0.0/24",
+        ),
+        (
+            "[\"10.77.0.100\", \"10.77.0.199\"]",
+            "[\"10.77.0.1\", \"10.77.0.9\"]",
+            "8:14",
+            "appliance's own address",
+        ),
+        ("[\"10.77.0.100\", \"10.77.0.199\"]", "[\"10.77.0.2\", \"10.77.0.255\"]", "8:14", "broadcast"),
+        ("range      = [\"10.77.0.100\", \"10.77.0.199\"]", "", "7:1", "no range"),
+        ("\"1h\"", "\"soon\"", "9:14", "`soon` is no duration"),
+        ("\"1h\"", "\"1s\"", "9:14", "30s to 365d"),
+        ("router     = \"10.77.0.1\"", "router = \"10.78.0.1\"", "10:10", "the router 10.78.0.1 is outside"),
+        ("150 = \"10.77.0.1\"", "51 = \"x\"", "14:16", "use [dhcp] lease-time"),
+        ("150 = \"10.77.0.1\"", "next = \"x\"", "14:16", "`next` is no option's number"),
+        ("150 = \"10.77.0.1\"", "150 = \"hex:1\"", "14:22", "pairs of hexadecimal digits"),
+        ("domain     = \"lab.example\"", "domain = \"-\"", "13:10", "no domain name"),
+        ("profile = \"web\"", "profile = \"wbe\"", "20:11", "no profile is called `wbe`; there is web, hand"),
+        ("[default]\nprofile = \"web\"", "", "7:1", "set [default] profile"),
+        ("name   = \"hand\"", "name = \"web\"", "29:8", "two profiles are called `web`"),
+        ("image   = \"hello-metal:latest\"", "", "22:1", "has nothing to boot"),
+        (
+            "image   = \"hello-metal:latest\"",
+            "image = \"a\"\nkernel = \"b\"",
+            "25:10",
+            "both `image` and `kernel`",
+        ),
+        ("on-exit = \"stay\"", "on-exit = \"sty\"", "26:11", "did you mean `stay`?"),
+        ("kernel = \"debian/vmlinuz\"", "kernel = \"../vmlinuz\"", "30:10", "below the files root"),
+        ("[files]\nroot = \"boot\"", "", "29:10", "set [files] root"),
+        ("52:54:00:77:00:01", "52:54:00", "35:11", "six hexadecimal bytes"),
+        ("52:54:00:77:00:01", "53:54:00:77:00:01", "35:11", "group address"),
+        ("address = \"10.77.0.11\"", "address = \"10.77.0.1\"", "36:11", "the appliance's own address"),
+        ("address = \"10.77.0.11\"", "address = \"10.9.0.1\"", "36:11", "outside 10.77.0.0/24"),
+        ("profile = \"hand\"", "profile = \"none\"", "37:11", "no profile is called `none`"),
+        ("\"512M\"", "\"much\"", "38:11", "`much` is no size"),
+        ("name    = \"n1\"", "name = \"n_1\"", "34:8", "can't be a node's name"),
+        ("\"5000:5000\"", "\"80:80\"", "44:16", "port 80 is the appliance's HTTP's already"),
+        ("\"5000:5000\"", "\"x\"", "44:16", "no port mapping"),
+        ("ports       = [\"5000:5000\"]", "address = \"10.77.0.150\"", "44:11", "lies in [dhcp] range"),
+        ("name        = \"registry\"", "name = \"-\"", "41:8", "can't be a workload's name"),
+        ("[network]", "[api]\nlisten = \"0.0.0.0:80\"\n[network]", "3:10", "answers nodes"),
+        ("[network]", "[network", "2:9", "unclosed table; here goes `]`"),
+    ] {
+        assert!(GOOD.contains(from), "{from} is not in the good file");
+        let problems = parse(&GOOD.replacen(from, to, 1)).expect_err(to);
+        let text = problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");
+        let place = format!("/etc/bridgehead/config.toml:{place}: ");
+        assert!(
+            text.lines().any(|l| l.starts_with(&place) && l.contains(words)),
+            "{from} -> {to}: {place}{words} not in\n{text}"
+        );
+        // Some faults have others in their wake.
+        if ![r#"10.77.0.1/24""#, r#"name   = "hand""#].contains(&from) {
+            assert_eq!(problems.len(), 1, "{from} -> {to}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn faults_come_all_at_once_and_in_order() {
+    let twice =
+        GOOD.to_owned() + "[[node]]\nname = \"N1\"\nmac = \"52-54-00-77-00-01\"\naddress = \"10.77.0.11\"\n";
+    let problems = parse(&twice.replace("\"1h\"", "\"never\"")).unwrap_err();
+    let lines: Vec<_> = problems.iter().map(|p| p.line).collect();
+    assert_eq!(lines, [9, 46, 47, 48], "{problems:#?}");
+    assert!(problems[3].what.contains("node `n1`'s address"), "{problems:#?}");
+}
+
+#[test]
+fn check_looks_at_the_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, GOOD.replace("\"eth1\"", "\"nosuchport\"")).unwrap();
+    assert!(load(&path).is_ok());
+    let problems = check(&path).unwrap_err();
+    let lines: Vec<_> = problems.iter().map(|p| p.line).collect();
+    assert_eq!(lines, [5, 17], "{problems:#?}");
+    std::fs::create_dir(dir.path().join("boot")).unwrap();
+    std::fs::write(&path, GOOD.replace("\"eth1\"", "\"lo\"")).unwrap();
+    check(&path).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC*") {
+        let _ = parse(&text);
+    }
+
+    /// Damage to a good file: nearer to what people write than arbitrary text.
+    #[test]
+    fn no_damage_panics(at in 0..GOOD.len(), cut in 0usize..40, put in "[\\PC\n]{0,12}") {
+        let mut text: Vec<char> = GOOD.chars().collect();
+        let at = at.min(text.len());
+        let end = (at + cut).min(text.len());
+        text.splice(at..end, put.chars());
+        if let Err(problems) = parse(&text.into_iter().collect::<String>()) {
+            prop_assert!(problems.iter().all(|p| p.line > 0 && p.column > 0 && !p.what.is_empty()));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The embedded object, loaded.
+
+use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray};
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_log::EbpfLogger;
+use pxe_common::map::{Chunk, Session, SessionKey, SumPage, name};
+
+use super::counters::CounterMap;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
+
+/// Why there is no fast path.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("this build has no kernel programs: run `cargo xtask build`, then build again")]
+    NotBuilt,
+    #[error("the kernel did not take the programs' maps (root, or CAP_BPF and CAP_NET_ADMIN, is needed)")]
+    Object(#[source] Box<EbpfError>),
+    #[error("the kernel refused the program {name}")]
+    Program { name: &'static str, source: Box<ProgramError> },
+    #[error("the embedded object has no {0}: it was built from other sources; run `cargo xtask build`")]
+    Missing(&'static str),
+    #[error("the embedded object's map {name} is not what this build expects; run `cargo xtask build`")]
+    Layout { name: &'static str, source: Box<aya::maps::MapError> },
+    #[error("the programs' log can't be read")]
+    Log(#[source] Box<aya_log::Error>),
+}
+
+pub(super) type SessionMap = HashMap<MapData, SessionKey, Session>;
+pub(super) type ChunkMap = HashOfMaps<MapData, u32, Array<MapData, Chunk>>;
+pub(super) type SumMap = HashOfMaps<MapData, u32, Array<MapData, SumPage>>;
+
+pub(super) struct Loaded {
+    /// Holds the programs.
+    pub(super) ebpf: Ebpf,
+    pub(super) sessions: SessionMap,
+    pub(super) blobs: ChunkMap,
+    pub(super) sums: SumMap,
+    pub(super) counters: CounterMap,
+    pub(super) logger: EbpfLogger<&'static dyn log::Log>,
+}
+
+pub(super) fn load(debug: bool) -> Result<Loaded, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NotBuilt);
+    }
+    // Patched before the programs are loaded, so that the verifier removes what is off.
+    let level = if debug { aya_log::Level::Debug as u8 } else { 0 };
+    let mut ebpf = EbpfLoader::new()
+        .override_global(aya_log::LEVEL, &level, true)
+        .load(OBJECT)
+        .map_err(|e| LoadError::Object(Box::new(e)))?;
+    load_program::<Xdp>(&mut ebpf, name::XDP, Xdp::load)?;
+    load_program::<SchedClassifier>(&mut ebpf, name::TC, SchedClassifier::load)?;
+    let logger = EbpfLogger::init(&mut ebpf).map_err(|e| LoadError::Log(Box::new(e)))?;
+    Ok(Loaded {
+        sessions: take(&mut ebpf, name::SESSIONS)?,
+        blobs: take(&mut ebpf, name::BLOBS)?,
+        sums: take(&mut ebpf, name::SUMS)?,
+        counters: CounterMap::new(take::<PerCpuArray<_, u64>>(&mut ebpf, name::COUNTERS)?),
+        logger,
+        ebpf,
+    })
+}
+
+fn load_program<P>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    load: fn(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+    let refused = |source| LoadError::Program { name, source: Box::new(source) };
+    load(<&mut P>::try_from(program).map_err(refused)?).map_err(refused)
+}
+
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, LoadError>
+where
+    M: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    M::try_from(map).map_err(|source| LoadError::Layout { name, source: Box::new(source) })
+}

@@ -1,0 +1,30 @@
+//! The programs' debug lines, into the log.
+
+use std::io;
+
+use aya_log::EbpfLogger;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+/// Where the programs' lines come out. They go to the `log` facade, from which tracing takes them.
+pub struct Logs(EbpfLogger<&'static dyn log::Log>);
+
+impl Logs {
+    pub(super) fn new(logger: EbpfLogger<&'static dyn log::Log>) -> Self {
+        Self(logger)
+    }
+
+    /// Passes lines on until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        let mut logger = AsyncFd::with_interest(self.0, Interest::READABLE)?;
+        loop {
+            let mut ready = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                ready = logger.readable_mut() => ready?,
+            };
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    }
+}

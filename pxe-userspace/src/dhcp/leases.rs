@@ -1,0 +1,374 @@
+//! Who holds which address. Pure: no clock, no disk, no socket.
+//!
+//! ```text
+//!            offer              request: ack                 expires
+//!   (free) ─────────▶ Offered ───────────────▶ Bound ──────────────▶ (expired)
+//!     ▲                  │ request names           │ release             │
+//!     │                  │ another server          ▼                     │ taken last: never-used
+//!     │                  └──────────────────▶ Released ──────────────────┤ addresses go first
+//!     │   quarantine over                                                ▼
+//!     └────────────────────────────── Declined ◀── decline ────── any of them
+//! ```
+//!
+//! One machine (chaddr) has one lease. Its firmware, loader and operating system send different
+//! client identifiers (option 61) and the same chaddr; the identifiers and the UUID (option 97)
+//! are remembered as aliases and never make a second lease. RFC 2131 would let option 61 decide,
+//! and a machine would change its address in the middle of its boot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+
+/// An offer holds its address this long in memory; in the store it is held for the whole lease.
+const OFFER_HOLD: Duration = Duration::from_secs(120);
+
+/// A declined address rests: whoever uses it without a lease may be gone by then.
+const QUARANTINE: Duration = Duration::from_secs(3600);
+
+/// The store is told a later end than the client, so that the packets of one boot (two
+/// DISCOVERs, a REQUEST, the OS's REQUEST) cost one write.
+const DURABLE_AHEAD: Duration = Duration::from_secs(120);
+
+/// Client identifiers remembered of one machine. Firmware and an OS or two have one each.
+const MAX_CLIENT_IDS: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// Offered, not asked for yet.
+    Offered,
+    /// Acknowledged.
+    Bound,
+    /// Given back by its machine.
+    Released,
+    /// Its machine found somebody else using the address. Nobody gets it until `expires`.
+    Declined,
+}
+
+/// One address that was given out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lease {
+    pub address: Ipv4Addr,
+    #[serde(with = "crate::machines::mac_text")]
+    pub mac: Mac,
+    pub state: LeaseState,
+    /// When the client stops using the address; for a declined one, when the quarantine ends.
+    #[serde(serialize_with = "crate::timeline::micros")]
+    pub expires: Timestamp,
+    /// The end that the store knows. Never before what a client was told.
+    #[serde(serialize_with = "crate::timeline::micros")]
+    pub durable_until: Timestamp,
+    /// Every option 61 the machine has sent, in hexadecimal.
+    pub client_ids: BTreeSet<String>,
+    /// The machine's UUID (option 97), as text.
+    pub uuid: Option<String>,
+}
+
+impl Lease {
+    /// Whether somebody may be using the address, or is about to.
+    pub fn is_active(&self, now: Timestamp) -> bool {
+        self.state != LeaseState::Released && self.expires > now
+    }
+}
+
+/// How a machine called itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Aliases {
+    pub client_id: Option<String>,
+    pub uuid: Option<String>,
+}
+
+/// What the store must do so that it knows what memory knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Write this row, replacing what the address had.
+    Put(Lease),
+    /// Forget the address.
+    Remove(Ipv4Addr),
+}
+
+/// The addresses that may be given out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pool {
+    /// First and last, both included.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Addresses inside the range that are somebody's: the appliance, the router, workloads.
+    pub taken: BTreeSet<Ipv4Addr>,
+    pub reservations: HashMap<Mac, Ipv4Addr>,
+    pub lease_time: Duration,
+}
+
+impl Pool {
+    /// Whether `mac` may hold `address` at all.
+    fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
+        if self.reservations.get(&mac) == Some(&address) {
+            return true;
+        }
+        self.range.is_some_and(|(first, last)| (first..=last).contains(&address)) && self.is_dynamic(address)
+    }
+
+    fn is_dynamic(&self, address: Ipv4Addr) -> bool {
+        !self.taken.contains(&address) && !self.reservations.values().any(|r| *r == address)
+    }
+}
+
+/// No address for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "no free address: every address of dhcp.range is leased, reserved or declined; widen the range or shorten lease-time"
+    )]
+    Exhausted,
+    #[error("the address is not this machine's")]
+    NotYours,
+}
+
+/// Every lease, in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Leases {
+    pool: Pool,
+    by_address: BTreeMap<Ipv4Addr, Lease>,
+    /// The one address of each machine. A declined address is nobody's.
+    of_machine: HashMap<Mac, Ipv4Addr>,
+}
+
+impl Leases {
+    /// Takes over what the store had.
+    pub fn new(pool: Pool, stored: impl IntoIterator<Item = Lease>) -> Self {
+        let mut leases = Self { pool, ..Self::default() };
+        for lease in stored {
+            let newer = |old: &Ipv4Addr| leases.by_address[old].expires < lease.expires;
+            if lease.state != LeaseState::Declined && leases.of_machine.get(&lease.mac).is_none_or(newer) {
+                leases.of_machine.insert(lease.mac, lease.address);
+            }
+            leases.by_address.insert(lease.address, lease);
+        }
+        leases
+    }
+
+    /// Changes what may be given out. Leases that are no longer allowed end at their next renewal.
+    pub fn set_pool(&mut self, pool: Pool) {
+        self.pool = pool;
+    }
+
+    /// All rows, by address, with those that ended.
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.by_address.values()
+    }
+
+    /// The machine's row, whatever its state.
+    pub fn of(&self, mac: Mac) -> Option<&Lease> {
+        self.by_address.get(self.of_machine.get(&mac)?)
+    }
+
+    /// An address to offer: the machine's reservation, what it has or had, what it asks for, one
+    /// that nobody had, the one that ended first (RFC 2131 section 4.3.1).
+    pub fn offer(
+        &mut self,
+        mac: Mac,
+        wanted: Ipv4Addr,
+        aliases: &Aliases,
+        now: Timestamp,
+    ) -> Result<(Ipv4Addr, Vec<Change>), Refused> {
+        let reserved = self.pool.reservations.get(&mac).copied();
+        let previous = self.of_machine.get(&mac).copied();
+        let address = [reserved, previous, Some(wanted)]
+            .into_iter()
+            .flatten()
+            .find(|a| self.is_available(mac, *a, now))
+            .or_else(|| self.never_used())
+            .or_else(|| self.longest_ended(now))
+            .ok_or(Refused::Exhausted)?;
+        let bound = self
+            .of(mac)
+            .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && l.expires > now);
+        let changes = match bound {
+            // The machine rebooted: its lease stands, and is long enough for what the offer says.
+            true => self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now),
+            false => self.put(mac, address, LeaseState::Offered, OFFER_HOLD, aliases, now),
+        };
+        Ok((address, changes))
+    }
+
+    /// Binds `address`, which the machine asked for, for a whole lease time.
+    pub fn bind(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        aliases: &Aliases,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refused> {
+        let reserved = self.pool.reservations.get(&mac).copied();
+        // Another address than the reserved one ends here, unless the reserved one rests.
+        if reserved.is_some_and(|r| r != address && self.is_available(mac, r, now)) {
+            return Err(Refused::NotYours);
+        }
+        // The one lease a machine has decides, as long as it runs.
+        let moves = self
+            .of(mac)
+            .is_some_and(|l| l.address != address && l.is_active(now) && reserved != Some(address));
+        if moves || !self.is_available(mac, address, now) {
+            return Err(Refused::NotYours);
+        }
+        Ok(self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now))
+    }
+
+    /// The machine chose another server's offer: ours need not be held.
+    pub fn withdraw(&mut self, mac: Mac, now: Timestamp) -> Vec<Change> {
+        match self.of(mac) {
+            Some(lease) if lease.state == LeaseState::Offered => self.end(mac, now),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The machine gives `address` back; nothing happens when it is not the machine's.
+    pub fn release(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
+        match self.of(mac) {
+            Some(lease) if lease.address == address && lease.is_active(now) => self.end(mac, now),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The machine found `address` in use; it rests. Only the machine's own address can be declined.
+    pub fn decline(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
+        if self.of_machine.get(&mac) != Some(&address) {
+            return Vec::new();
+        }
+        self.of_machine.remove(&mac);
+        self.change(address, |lease| {
+            lease.state = LeaseState::Declined;
+            lease.expires = after(now, QUARANTINE);
+            lease.durable_until = lease.expires;
+        })
+    }
+
+    /// The store failed: what it was to know, it must be told again.
+    pub fn not_durable(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::Put(lease) = change
+                && let Some(lease) = self.by_address.get_mut(&lease.address)
+            {
+                lease.durable_until = Timestamp::MIN;
+            }
+        }
+    }
+
+    /// Whether `mac` could be given `address` now.
+    fn is_available(&self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> bool {
+        self.pool.allows(mac, address)
+            && self.by_address.get(&address).is_none_or(|lease| match lease.state {
+                LeaseState::Declined => lease.expires <= now,
+                _ => lease.mac == mac || !lease.is_active(now),
+            })
+    }
+
+    fn never_used(&self) -> Option<Ipv4Addr> {
+        let (first, last) = self.pool.range?;
+        // Rows and range are both in order: one pass over the rows, not a look-up an address.
+        let mut next = u32::from(first);
+        for used in self.by_address.range(first..=last).map(|(a, _)| u32::from(*a)).chain([u32::MAX]) {
+            while next < used && next <= u32::from(last) {
+                if self.pool.is_dynamic(next.into()) {
+                    return Some(next.into());
+                }
+                next += 1;
+            }
+            next = used.saturating_add(1);
+        }
+        None
+    }
+
+    fn longest_ended(&self, now: Timestamp) -> Option<Ipv4Addr> {
+        let (first, last) = self.pool.range?;
+        self.by_address
+            .range(first..=last)
+            .map(|(_, lease)| lease)
+            .filter(|l| !l.is_active(now) && self.pool.is_dynamic(l.address))
+            .min_by_key(|l| l.expires)
+            .map(|l| l.address)
+    }
+
+    /// Enters a lease of `address` for `hold`, and says what the store must learn first.
+    fn put(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        state: LeaseState,
+        hold: Duration,
+        aliases: &Aliases,
+        now: Timestamp,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let before = self.of(mac).cloned();
+        if let Some(moved) = self.of_machine.insert(mac, address).filter(|old| *old != address) {
+            self.by_address.remove(&moved);
+            changes.push(Change::Remove(moved));
+        }
+        let stored = self.by_address.get(&address).filter(|l| l.mac == mac).cloned();
+        if stored.is_none()
+            && let Some(other) = self.by_address.get(&address)
+            && self.of_machine.get(&other.mac) == Some(&address)
+        {
+            self.of_machine.remove(&other.mac);
+        }
+        let (mut client_ids, mut uuid) = before.map(|l| (l.client_ids, l.uuid)).unwrap_or_default();
+        if let Some(id) = &aliases.client_id
+            && client_ids.len() < MAX_CLIENT_IDS
+        {
+            client_ids.insert(id.clone());
+        }
+        uuid = aliases.uuid.clone().or(uuid);
+        let mut lease = Lease {
+            address,
+            mac,
+            state,
+            expires: after(now, hold),
+            durable_until: stored.as_ref().map_or(Timestamp::MIN, |l| l.durable_until),
+            client_ids,
+            uuid,
+        };
+        // An offer promises a whole lease time: the store must know that before it leaves.
+        let promised = after(now, self.pool.lease_time);
+        let known = stored.is_some_and(|l| {
+            l.state == lease.state
+                && l.durable_until >= promised
+                && l.client_ids == lease.client_ids
+                && l.uuid == lease.uuid
+        });
+        if !known {
+            lease.durable_until = after(promised, DURABLE_AHEAD);
+            changes.push(Change::Put(lease.clone()));
+        }
+        self.by_address.insert(address, lease);
+        changes
+    }
+
+    fn end(&mut self, mac: Mac, now: Timestamp) -> Vec<Change> {
+        let Some(address) = self.of_machine.get(&mac).copied() else { return Vec::new() };
+        self.change(address, |lease| {
+            lease.state = LeaseState::Released;
+            lease.expires = now;
+            lease.durable_until = now;
+        })
+    }
+
+    fn change(&mut self, address: Ipv4Addr, edit: impl FnOnce(&mut Lease)) -> Vec<Change> {
+        let Some(lease) = self.by_address.get_mut(&address) else { return Vec::new() };
+        edit(lease);
+        vec![Change::Put(lease.clone())]
+    }
+}
+
+/// `time + by`, or the end of time: a lease may be as long as 32 bits of seconds say.
+fn after(time: Timestamp, by: Duration) -> Timestamp {
+    time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+#[path = "leases_tests.rs"]
+mod tests;

@@ -1,0 +1,367 @@
+//! DHCP's I/O: receives, lets [`Server`] decide, has the store commit, sends.
+//!
+//! Whatever is queued when the task gets to it is one batch and one commit: under load the disk
+//! is waited for once for hundreds of packets, and a lone packet waits for nothing but its own.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+use pxe_common::Mac;
+use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
+use serde::Serialize;
+use socket2::{Domain, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
+
+use super::server::{Command, Meta, Reply, To};
+use super::{Change, Counters, Lease, LeaseStore, LeaseStoreError, Rival, Server};
+use crate::config::{Config, DhcpMode};
+use crate::machines::Machines;
+use crate::net::packet::{self, PacketSocket};
+use crate::timeline::Timeline;
+
+/// Packets that share one commit at most.
+const BATCH: usize = 512;
+
+/// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
+/// longer ones are counted as too long whatever follows.
+const MAX_DATAGRAM: usize = 2048;
+
+/// The bridge that machines are plugged into.
+#[derive(Clone, Debug)]
+pub struct BridgeInfo {
+    pub name: String,
+    pub index: u32,
+    pub mac: Mac,
+    /// The appliance's own address.
+    pub address: Ipv4Addr,
+}
+
+/// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Dhcp(Arc<Mutex<Server>>);
+
+/// What `bridgehead status` shows of DHCP.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    pub counters: Counters,
+    /// Other DHCP servers on the wire.
+    pub rivals: Vec<Rival>,
+    /// Addresses that are leased now.
+    pub bound: usize,
+}
+
+/// DHCP could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("UDP port {port} on {bridge}: {source}{}", hint(source))]
+    Bind { port: u16, bridge: String, source: io::Error },
+    #[error("a packet socket on {bridge}: {source}; it needs CAP_NET_RAW")]
+    Packet { bridge: String, source: io::Error },
+    #[error("receiving on {bridge}: {source}")]
+    Receive { bridge: String, source: io::Error },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another DHCP server runs on this host: stop it or bind it to other interfaces"
+        }
+        io::ErrorKind::PermissionDenied => "; it needs CAP_NET_BIND_SERVICE and CAP_NET_RAW",
+        _ => "",
+    }
+}
+
+impl Dhcp {
+    /// Takes up the leases in the database at `path`, which is created when missing.
+    pub fn open(config: &Config, path: &Path) -> Result<(Self, LeaseStore), LeaseStoreError> {
+        let store = LeaseStore::open(path)?;
+        let server = Server::new(config, store.load()?);
+        warn_left_out(&server);
+        Ok((Self(Arc::new(Mutex::new(server))), store))
+    }
+
+    /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
+    /// [`serve`] to be started or stopped.
+    pub fn reconfigure(&self, config: &Config) {
+        let mut server = self.lock();
+        server.reconfigure(config);
+        warn_left_out(&server);
+    }
+
+    /// Every address that is or was given out, by address.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.lock().leases().iter().cloned().collect()
+    }
+
+    pub fn status(&self) -> Status {
+        let server = self.lock();
+        Status {
+            counters: server.counters().clone(),
+            rivals: server.rivals().cloned().collect(),
+            bound: server.leases().bound(Timestamp::now()).count(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Server> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn warn_left_out(server: &Server) {
+    let left_out = &server.scope().left_out;
+    if !left_out.is_empty() {
+        tracing::warn!(options = ?left_out, "DHCP options that no reply will carry: they are made by the server itself, or there is no room");
+    }
+}
+
+/// Serves DHCP on the bridge until `shutdown`. Returns at once when `dhcp.mode` is off.
+pub async fn serve(
+    bridge: &BridgeInfo,
+    dhcp: Dhcp,
+    store: LeaseStore,
+    machines: Machines,
+    timeline: Timeline,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    {
+        let server = dhcp.lock();
+        for lease in server.leases().bound(Timestamp::now()) {
+            machines.bound(lease.mac, lease.address);
+        }
+        if server.scope().mode() == DhcpMode::Off {
+            return Ok(());
+        }
+    }
+    let mut task = Task {
+        sockets: Sockets::open(bridge)?,
+        dhcp,
+        store: Arc::new(Mutex::new(store)),
+        machines,
+        timeline,
+    };
+    loop {
+        let received = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            received = task.sockets.receive() => received,
+        };
+        let received =
+            received.map_err(|source| ServeError::Receive { bridge: bridge.name.clone(), source })?;
+        task.answer(received).await;
+    }
+}
+
+struct Task {
+    sockets: Sockets,
+    dhcp: Dhcp,
+    store: Arc<Mutex<LeaseStore>>,
+    machines: Machines,
+    timeline: Timeline,
+}
+
+impl Task {
+    /// Decides about a batch, commits what it changed, and only then lets anything out.
+    async fn answer(&mut self, batch: Vec<Received>) {
+        let commands = self.decide(batch);
+        let changes: Vec<Change> = commands
+            .iter()
+            .filter_map(|c| match c {
+                Command::Persist(change) => Some(change.clone()),
+                _ => None,
+            })
+            .collect();
+        let durable = self.commit(changes).await;
+        for command in commands {
+            self.perform(command, durable);
+        }
+    }
+
+    fn decide(&self, batch: Vec<Received>) -> Vec<Command> {
+        let now = Timestamp::now();
+        let mut server = self.dhcp.lock();
+        let mut commands = Vec::new();
+        for received in batch {
+            commands.extend(match received {
+                Received::Request(meta, bytes) => server.handle(meta, &bytes, now),
+                Received::Overheard(source, bytes) => server.overhear(&bytes, source, now),
+            });
+        }
+        commands
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        let store = Arc::clone(&self.store);
+        let committed = tokio::task::spawn_blocking(move || {
+            let result = store.lock().unwrap_or_else(PoisonError::into_inner).commit(&changes);
+            (result, changes)
+        });
+        match committed.await {
+            Ok((Ok(()), _)) => true,
+            Ok((Err(error), changes)) => {
+                tracing::error!(%error, "leases were not stored");
+                self.dhcp.lock().not_durable(&changes);
+                false
+            }
+            // Only a panic in the commit or the runtime's end gets here; nothing was stored for sure.
+            Err(error) => {
+                tracing::error!(%error, "leases were not stored");
+                false
+            }
+        }
+    }
+
+    fn perform(&self, command: Command, durable: bool) {
+        match command {
+            Command::Persist(_) => {}
+            Command::Rival(rival) => tracing::warn!(
+                server = %rival.server,
+                evidence = ?rival.evidence,
+                "another DHCP server answers on this segment: machines may boot from it instead; stop it, or set dhcp.mode = \"proxy\""
+            ),
+            Command::Described { mac, firmware, uuid, profile } => {
+                self.machines.described(mac, firmware, uuid, profile);
+            }
+            _ if !durable => {}
+            Command::Bound { mac, address } => self.machines.bound(mac, address),
+            Command::Released(mac) => self.machines.released(mac),
+            Command::Event(happened) => self.timeline.record(happened),
+            Command::Send(reply) => {
+                if let Err(error) = self.sockets.send(&reply) {
+                    tracing::warn!(%error, to = ?reply.to, "a DHCP reply could not be sent");
+                }
+            }
+        }
+    }
+}
+
+enum Received {
+    Request(Meta, Vec<u8>),
+    /// A packet to clients' port 68 from somebody else.
+    Overheard(Ipv4Addr, Vec<u8>),
+}
+
+/// The bridge's sockets: two ports, and one on the link for clients without an address.
+struct Sockets {
+    bridge: BridgeInfo,
+    server: UdpSocket,
+    pxe: UdpSocket,
+    link: PacketSocket,
+}
+
+impl Sockets {
+    fn open(bridge: &BridgeInfo) -> Result<Self, ServeError> {
+        let udp = |port| {
+            bind(&bridge.name, port).map_err(|source| ServeError::Bind {
+                port,
+                bridge: bridge.name.clone(),
+                source,
+            })
+        };
+        Ok(Self {
+            server: udp(port::DHCP_SERVER)?,
+            pxe: udp(port::PXE)?,
+            link: PacketSocket::open(bridge.index, EtherType::IPV4, &packet::udp_to(port::DHCP_CLIENT))
+                .map_err(|source| ServeError::Packet { bridge: bridge.name.clone(), source })?,
+            bridge: bridge.clone(),
+        })
+    }
+
+    /// Waits for a packet and takes everything that is queued with it.
+    async fn receive(&self) -> io::Result<Vec<Received>> {
+        tokio::select! {
+            ready = self.server.readable() => ready?,
+            ready = self.pxe.readable() => ready?,
+            ready = self.link.readable() => ready?,
+        }
+        let mut batch = Vec::new();
+        let mut buffer = [0; MAX_DATAGRAM];
+        for (socket, port) in [(&self.server, port::DHCP_SERVER), (&self.pxe, port::PXE)] {
+            while batch.len() < BATCH {
+                let (len, source) = match socket.try_recv_from(&mut buffer) {
+                    Ok(received) => received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // An ICMP error for something that was sent: not this socket's end.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                    Err(error) => return Err(error),
+                };
+                if let SocketAddr::V4(source) = source {
+                    batch.push(Received::Request(Meta { source, port }, buffer[..len].to_vec()));
+                }
+            }
+        }
+        while batch.len() < BATCH {
+            match self.link.try_receive(&mut buffer) {
+                Ok(len) => batch.extend(overheard(&buffer[..len])),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(batch)
+    }
+
+    fn send(&self, reply: &Reply) -> io::Result<()> {
+        match reply.to {
+            To::Ip(to) => self.send_ip(reply, to),
+            To::Link { mac, address } => self.link.send(&frame(&self.bridge, mac, address, &reply.bytes)),
+        }
+    }
+
+    /// Sends with the appliance's address as the source: an adopted bridge may have others.
+    fn send_ip(&self, reply: &Reply, to: SocketAddrV4) -> io::Result<()> {
+        let socket = if reply.from_port == port::PXE { &self.pxe } else { &self.server };
+        let info = nix::libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: nix::libc::in_addr { s_addr: u32::from_ne_bytes(self.bridge.address.octets()) },
+            ipi_addr: nix::libc::in_addr { s_addr: 0 },
+        };
+        sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&reply.bytes)],
+            &[ControlMessage::Ipv4PacketInfo(&info)],
+            MsgFlags::MSG_DONTWAIT,
+            Some(&SockaddrIn::from(to)),
+        )?;
+        Ok(())
+    }
+}
+
+/// A frame to a client without an address, the same bytes as the kernel path's.
+fn frame(bridge: &BridgeInfo, mac: Mac, address: Ipv4Addr, message: &[u8]) -> Vec<u8> {
+    let datagram = Datagram {
+        source_mac: bridge.mac,
+        destination_mac: mac,
+        source: bridge.address,
+        destination: address,
+        source_port: port::DHCP_SERVER,
+        destination_port: port::DHCP_CLIENT,
+        payload_len: message.len() as u16,
+    };
+    let mut frame = datagram.headers(Checksum::ZERO.bytes(message)).to_vec();
+    frame.extend_from_slice(message);
+    frame
+}
+
+fn overheard(frame: &[u8]) -> Option<Received> {
+    let datagram = Datagram::parse(frame.first_chunk()?, frame.len()).ok()?;
+    let message = frame.get(HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len))?;
+    Some(Received::Overheard(datagram.source, message.to_vec()))
+}
+
+/// Without SO_REUSEADDR on purpose: a second server on this host must be an error, not a thief.
+fn bind(bridge: &str, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_broadcast(true)?;
+    socket.bind_device(Some(bridge.as_bytes()))?;
+    socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
+    UdpSocket::from_std(socket.into())
+}

@@ -1,0 +1,237 @@
+//! Every path that the daemon answers.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{Files, OpenError, Opened, Root};
+use crate::blob::Blob;
+use crate::boot::paths::{Generated, ImagePart};
+use crate::boot::{Appliance, ImageFacts, Part, Plan, Refusal, grub, ipxe, plan};
+use crate::config::{Config, Profile, Source};
+use crate::image::{Availability, Image, Images, Wanted};
+use crate::machines::{Machine, Machines};
+use crate::timeline::{Happened, Stage, Timeline, Who};
+
+/// The daemon's [`Files`]: what is generated first, then the files root.
+pub struct Catalog {
+    served: RwLock<Arc<Served>>,
+    images: Images,
+    wanted: Wanted,
+    machines: Machines,
+    timeline: Timeline,
+}
+
+/// What a reload replaces, all at once.
+struct Served {
+    config: Config,
+    root: Option<Root>,
+}
+
+/// The files root can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("[files] root = {path:?}: {source}")]
+pub struct RootError {
+    path: std::path::PathBuf,
+    source: std::io::Error,
+}
+
+impl Catalog {
+    pub fn new(
+        config: &Config,
+        images: Images,
+        wanted: Wanted,
+        machines: Machines,
+        timeline: Timeline,
+    ) -> Result<Self, RootError> {
+        let served = RwLock::new(Arc::new(Served::new(config)?));
+        Ok(Self { served, images, wanted, machines, timeline })
+    }
+
+    /// Goes on with another configuration. What is being sent stays as it was opened.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), RootError> {
+        let served = Arc::new(Served::new(config)?);
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
+        Ok(())
+    }
+
+    fn served(&self) -> Arc<Served> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn generated(&self, path: &Generated, client: Ipv4Addr) -> Result<Opened, OpenError> {
+        let served = self.served();
+        let config = &served.config;
+        match path {
+            Generated::Loader(name) => {
+                let blob = Blob::open(&config.boot.assets.join(name)).map_err(|e| match e.kind() {
+                    std::io::ErrorKind::NotFound => OpenError::Refused(format!(
+                        "{name} is not below {}: run `cargo xtask setup`",
+                        config.boot.assets.display()
+                    )),
+                    _ => OpenError::Io(e),
+                })?;
+                Ok(Opened { blob, stage: Some(Stage::Loader) })
+            }
+            Generated::Image { digest, part } => {
+                let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
+                let stage = match part {
+                    ImagePart::Kernel => Stage::Kernel,
+                    ImagePart::Stage1 | ImagePart::Rootfs => Stage::Initrd,
+                };
+                Ok(Opened { blob, stage: Some(stage) })
+            }
+            Generated::GrubConfig(mac) => {
+                let machine = self.machines.get_or_insert(*mac);
+                Ok(config_file(self.grub(config, &machine)))
+            }
+            Generated::GrubConfigByAddress => {
+                let machine = self.machines.by_address(client).ok_or(OpenError::NotFound)?;
+                Ok(config_file(self.grub(config, &machine)))
+            }
+            Generated::IpxeScript(mac) => {
+                let machine = self.machines.get_or_insert(*mac);
+                Ok(config_file(self.ipxe(config, &machine)))
+            }
+        }
+    }
+
+    fn grub(&self, config: &Config, machine: &Machine) -> String {
+        let own_path = Generated::GrubConfig(machine.mac).to_string();
+        match self.plan(config, machine) {
+            Ok((title, plan)) => grub::boot(&title, &own_path, &plan),
+            Err(refusal) => grub::refuse(&refused_title(machine), &own_path, &refusal),
+        }
+    }
+
+    fn ipxe(&self, config: &Config, machine: &Machine) -> String {
+        let own_path = Generated::IpxeScript(machine.mac).to_string();
+        let base_url = Appliance::from(config).url();
+        match self.plan(config, machine) {
+            Ok((title, plan)) => ipxe::boot(&title, &base_url, &own_path, &plan),
+            Err(refusal) => ipxe::refuse(&refused_title(machine), &base_url, &own_path, &refusal),
+        }
+    }
+
+    /// What the machine boots, and a title for its console. A refusal is an event of its boot.
+    fn plan(&self, config: &Config, machine: &Machine) -> Result<(String, Plan), Refusal> {
+        let planned = match config.profile_of(machine.mac) {
+            None => Err(Refusal::NoProfile),
+            Some(profile) => self.plan_profile(config, machine, profile).map(|plan| {
+                (format!("Bridgehead: {} boots profile {}", machine.label(), profile.name), plan)
+            }),
+        };
+        if let Err(refusal) = &planned
+            && !matches!(refusal, Refusal::Preparing(_))
+            // The loader asks again every so often: one event for one cause is enough.
+            && machine.stage != Some(Stage::Failed)
+        {
+            self.timeline.record(Happened::failed(Who::Mac(machine.mac), refusal.to_string()));
+        }
+        planned
+    }
+
+    fn plan_profile(&self, config: &Config, machine: &Machine, profile: &Profile) -> Result<Plan, Refusal> {
+        let reference = match &profile.source {
+            Source::Kernel { kernel, initrd } => return Ok(plan::by_hand(profile, kernel, initrd)),
+            Source::Image(reference) => reference,
+        };
+        let image = match self.wanted.availability(reference) {
+            Availability::Ready(image) => image,
+            Availability::Preparing => return Err(Refusal::Preparing(reference.clone())),
+            Availability::Failed(cause) => {
+                return Err(Refusal::NoImage { reference: reference.clone(), cause });
+            }
+        };
+        let memory = config.node(machine.mac).and_then(|n| n.memory);
+        plan::image(machine, memory, profile, reference, &facts(&image), &Appliance::from(config))
+    }
+}
+
+impl Served {
+    fn new(config: &Config) -> Result<Self, RootError> {
+        let root = match &config.files_root {
+            Some(path) => Some(Root::open(path).map_err(|source| RootError { path: path.clone(), source })?),
+            None => None,
+        };
+        Ok(Self { config: config.clone(), root })
+    }
+
+    /// The stage that a plain file is of: that of a profile which names it.
+    fn stage(&self, path: &str, machine: Option<&Machine>) -> Option<Stage> {
+        match &self.config.profile_of(machine?.mac)?.source {
+            Source::Kernel { kernel, .. } if same_path(kernel, path) => Some(Stage::Kernel),
+            Source::Kernel { initrd, .. } if initrd.iter().any(|i| same_path(i, path)) => Some(Stage::Initrd),
+            Source::Kernel { .. } | Source::Image(_) => None,
+        }
+    }
+}
+
+impl Files for Catalog {
+    fn open(&self, path: &str, client: Ipv4Addr) -> Result<Opened, OpenError> {
+        let path = normal(path)?;
+        if let Some(generated) = Generated::parse(&path) {
+            return self.generated(&generated, client);
+        }
+        let served = self.served();
+        let root = served.root.as_ref().ok_or(OpenError::NotFound)?;
+        let blob = root.file(&path)?;
+        let stage = served.stage(&path, self.machines.by_address(client).as_ref());
+        Ok(Opened { blob, stage })
+    }
+}
+
+/// The path without what means nothing: leading and doubled slashes, `.`. One with `..` is refused
+/// even where it would stay inside: no loader sends one in good faith.
+fn normal(path: &str) -> Result<String, OpenError> {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(OpenError::Outside),
+            part if part.contains('\0') => return Err(OpenError::NotFound),
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        return Err(OpenError::Directory);
+    }
+    Ok(parts.join("/"))
+}
+
+fn same_path(configured: &str, asked: &str) -> bool {
+    normal(configured).is_ok_and(|c| c == asked)
+}
+
+fn config_file(text: String) -> Opened {
+    Opened { blob: Blob::from_bytes(text), stage: Some(Stage::Config) }
+}
+
+fn refused_title(machine: &Machine) -> String {
+    format!("Bridgehead: {} can not boot yet", machine.label())
+}
+
+fn facts(image: &Image) -> ImageFacts {
+    let record = &image.record;
+    let part = |stored: &crate::image::Stored| Part { sha256: stored.sha256.clone(), len: stored.size };
+    ImageFacts {
+        digest: record.digest.clone(),
+        kernel: part(&record.kernel_blob),
+        stage1: part(&record.stage1_blob),
+        rootfs: part(&record.rootfs_blob),
+        unpacked: record.unpacked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_made_normal_or_refused() {
+        assert_eq!(normal("/grub//./grub.cfg").unwrap(), "grub/grub.cfg");
+        assert!(matches!(normal("a/../b"), Err(OpenError::Outside)));
+        assert!(matches!(normal("../etc/passwd"), Err(OpenError::Outside)));
+        assert!(matches!(normal("/"), Err(OpenError::Directory)));
+        assert!(matches!(normal("a\0b"), Err(OpenError::NotFound)));
+    }
+}

@@ -1,0 +1,193 @@
+//! Applies image layers to a tree, in the order and by the rules of the OCI image specification
+//! ("Image Layer Filesystem Changeset"). Nothing is written to the host's file system, so a
+//! hostile archive has nowhere to escape to; what can't be meant seriously is still refused.
+
+use std::io::{self, Read};
+
+use super::tar::{EntryKind, TarEntry, TarError, TarReader};
+use super::tree::{Inode, InodeId, Kind, Spool, Tree, Unresolved};
+
+/// `.wh.NAME` hides NAME of the layers below.
+const WHITEOUT: &[u8] = b".wh.";
+/// Hides everything that the layers below have in this directory.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Other names of this kind are AUFS's own bookkeeping (`.wh..wh.plnk`).
+const AUFS: &[u8] = b".wh..wh.";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    #[error("{path}: the path leads out of the image")]
+    Outside { path: String },
+    #[error("{path}: what should be its directory is something else")]
+    NotADirectory { path: String },
+    #[error("{path}: its directory can't be reached: symbolic links in a circle, or more than 1,024 levels")]
+    Unreachable { path: String },
+    #[error("{path}: a hard link to {target}, which {problem}")]
+    HardLink { path: String, target: String, problem: &'static str },
+    #[error("{path}: a name with a NUL byte")]
+    Nul { path: String },
+    #[error("{path}: the contents can't be kept: {source}")]
+    Spool { path: String, source: io::Error },
+    #[error(transparent)]
+    Tar(#[from] TarError),
+}
+
+/// Applies one layer's tar archive. `layer` numbers the layers from the bottom.
+pub(super) fn apply(
+    tree: &mut Tree,
+    spool: &mut Spool,
+    layer: usize,
+    archive: impl Read,
+) -> Result<(), ExtractError> {
+    let mut archive = TarReader::new(archive);
+    while let Some(entry) = archive.next()? {
+        let parts = parts(&entry.path)?;
+        let Some((name, directory)) = parts.split_last() else {
+            set_root(tree, &entry);
+            continue;
+        };
+        let directory = directory_for(tree, &entry.path, directory, layer)?;
+        if *name == OPAQUE {
+            hide_lower(tree, directory, layer);
+        } else if name.starts_with(AUFS) {
+            continue;
+        } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            whiteout(tree, directory, hidden, layer);
+        } else if entry.kind == EntryKind::HardLink {
+            let target = link_target(tree, &entry)?;
+            tree.link(directory, name, target, layer);
+        } else {
+            let inode = inode(spool, &mut archive, &entry)?;
+            tree.insert(directory, name, inode, layer);
+        }
+    }
+    Ok(())
+}
+
+fn inode<R: Read>(
+    spool: &mut Spool,
+    archive: &mut TarReader<R>,
+    entry: &TarEntry,
+) -> Result<Inode, ExtractError> {
+    let (major, minor) = entry.device;
+    let kind = match entry.kind {
+        EntryKind::File => Kind::File(
+            spool
+                .add(archive.data())
+                .map_err(|source| ExtractError::Spool { path: shown(&entry.path), source })?,
+        ),
+        EntryKind::Directory => Kind::Directory(Default::default()),
+        EntryKind::Symlink if entry.link.contains(&0) => {
+            return Err(ExtractError::Nul { path: shown(&entry.path) });
+        }
+        EntryKind::Symlink | EntryKind::HardLink => Kind::Symlink(entry.link.clone()),
+        EntryKind::CharDevice => Kind::CharDevice { major, minor },
+        EntryKind::BlockDevice => Kind::BlockDevice { major, minor },
+        EntryKind::Fifo => Kind::Fifo,
+    };
+    Ok(Inode {
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: entry.mtime,
+        xattrs: entry.xattrs.clone(),
+        kind,
+    })
+}
+
+/// `./` carries the root directory's own owner and mode.
+fn set_root(tree: &mut Tree, entry: &TarEntry) {
+    if entry.kind == EntryKind::Directory {
+        let root = tree.inode_mut(Tree::ROOT);
+        (root.mode, root.uid, root.gid, root.mtime) = (entry.mode, entry.uid, entry.gid, entry.mtime);
+        root.xattrs.clone_from(&entry.xattrs);
+    }
+}
+
+/// The directory that an entry goes into. Links of lower layers on the way are followed, as
+/// Docker does (`lib -> usr/lib` below, `lib/x` above); directories that are missing are made.
+fn directory_for(
+    tree: &mut Tree,
+    path: &[u8],
+    directory: &[&[u8]],
+    layer: usize,
+) -> Result<InodeId, ExtractError> {
+    loop {
+        match tree.resolve(directory.iter().copied()) {
+            Ok(id) if tree.names(id).is_some() => return Ok(id),
+            Ok(_) | Err(Unresolved::NotADirectory) => {
+                return Err(ExtractError::NotADirectory { path: shown(path) });
+            }
+            Err(Unresolved::Missing { directory, name }) => {
+                tree.insert(directory, &name, Inode::directory(0o755), layer);
+            }
+            Err(Unresolved::TooManyLinks | Unresolved::TooDeep) => {
+                return Err(ExtractError::Unreachable { path: shown(path) });
+            }
+        }
+    }
+}
+
+/// The inode that a hard link names: never one that a symbolic link at its end leads to.
+fn link_target(tree: &Tree, entry: &TarEntry) -> Result<InodeId, ExtractError> {
+    let wrong =
+        |problem| ExtractError::HardLink { path: shown(&entry.path), target: shown(&entry.link), problem };
+    let target = parts(&entry.link).map_err(|_| wrong("leads out of the image"))?;
+    let (name, directory) = target.split_last().ok_or_else(|| wrong("is the root directory"))?;
+    let found = tree
+        .resolve(directory.iter().copied())
+        .ok()
+        .and_then(|directory| tree.names(directory)?.get(*name))
+        .ok_or_else(|| wrong("is not there"))?;
+    match tree.inode(found.inode).kind {
+        Kind::Directory(_) => Err(wrong("is a directory")),
+        _ => Ok(found.inode),
+    }
+}
+
+/// Removes `name` as far as lower layers put it there: a whiteout says nothing of its own layer.
+fn whiteout(tree: &mut Tree, directory: InodeId, name: &[u8], layer: usize) {
+    let Some(found) = tree.names(directory).and_then(|names| names.get(name)).copied() else { return };
+    hide_lower(tree, found.inode, layer);
+    let emptied = tree.names(found.inode).is_none_or(|names| names.is_empty());
+    if found.layer != layer
+        && emptied
+        && let Some(names) = tree.names_mut(directory)
+    {
+        names.remove(name);
+    }
+}
+
+/// Empties a directory of what lower layers put there, at any depth.
+fn hide_lower(tree: &mut Tree, directory: InodeId, layer: usize) {
+    let names: Vec<_> = tree.names(directory).into_iter().flatten().map(|(name, _)| name.clone()).collect();
+    for name in names {
+        whiteout(tree, directory, &name, layer);
+    }
+}
+
+/// A path's parts, from the root: `.` and doubled slashes dropped, `..` applied.
+fn parts(path: &[u8]) -> Result<Vec<&[u8]>, ExtractError> {
+    if path.contains(&0) {
+        return Err(ExtractError::Nul { path: shown(path) });
+    }
+    let mut parts = Vec::new();
+    for part in path.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop().ok_or_else(|| ExtractError::Outside { path: shown(path) })?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Ok(parts)
+}
+
+fn shown(path: &[u8]) -> String {
+    path.escape_ascii().to_string()
+}
+
+#[cfg(test)]
+#[path = "extract_tests.rs"]
+mod tests;

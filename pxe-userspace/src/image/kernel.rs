@@ -1,0 +1,211 @@
+//! Which kernel a machine runs with an image: the image's own, else the stock one.
+
+use std::cmp::Ordering;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::tree::{Content, InodeId, Kind, Tree};
+
+/// What was chosen, and why. Kept in the image's record and shown to people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelChoice {
+    /// As `uname -r` will say.
+    pub version: String,
+    pub source: KernelSource,
+    /// Where it was: a path in the image, or below the assets directory.
+    pub path: String,
+    pub reason: String,
+    /// Whether modules of this version were found next to it.
+    pub modules: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelSource {
+    Image,
+    Assets,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(
+        "the image has no kernel (nothing like /boot/vmlinuz-VERSION), and there is no stock kernel in {assets}. \
+         Install one in the image (Debian: `RUN apt-get install -y linux-image-amd64`), \
+         or run `cargo xtask setup` for the stock kernel"
+    )]
+    None { assets: String },
+    #[error(
+        "{path} is not a Linux kernel for x86 PCs (no bzImage header). Remove it, or put a bzImage there"
+    )]
+    NotAKernel { path: String },
+    #[error("reading {path}: {source}")]
+    Read { path: String, source: io::Error },
+}
+
+/// A kernel and where its modules are: a directory in the tree that it came from.
+pub(super) struct Kernel {
+    pub(super) choice: KernelChoice,
+    pub(super) file: Content,
+    pub(super) modules: Option<InodeId>,
+}
+
+/// The kernel of an image's tree: `/boot/vmlinuz-VERSION` of the highest version, else
+/// `/boot/vmlinuz`. None when it has neither.
+pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
+    let names = tree.find("boot").and_then(|boot| tree.names(boot));
+    let mut versions: Vec<String> = names
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, _)| std::str::from_utf8(name).ok()?.strip_prefix("vmlinuz-").map(str::to_owned))
+        // Debian's and Fedora's ways to set a kernel aside.
+        .filter(|version| !version.ends_with(".old") && !version.starts_with("0-rescue"))
+        .filter(|version| tree.file(&format!("boot/vmlinuz-{version}")).is_some())
+        .collect();
+    versions.sort_by(|a, b| natural_order(a, b));
+    let (path, reason) = match &versions[..] {
+        [] => ("boot/vmlinuz".to_owned(), "the image's only kernel".to_owned()),
+        [only] => (format!("boot/vmlinuz-{only}"), "the image's only kernel".to_owned()),
+        [.., last] => (
+            format!("boot/vmlinuz-{last}"),
+            format!("the highest version of {} kernels in the image", versions.len()),
+        ),
+    };
+    let Some(file) = tree.file(&path).cloned() else { return Ok(None) };
+    let built_as = version_in_header(&file, &path)?;
+    let version = versions.pop().unwrap_or(built_as);
+    let modules = tree.find(&format!("lib/modules/{version}")).filter(|id| tree.names(*id).is_some());
+    let choice = KernelChoice {
+        version,
+        source: KernelSource::Image,
+        path: format!("/{path}"),
+        reason,
+        modules: modules.is_some(),
+    };
+    Ok(Some(Kernel { choice, file, modules }))
+}
+
+/// The stock kernel of the assets directory (`kernel/vmlinuz`, `kernel/version`,
+/// `kernel/modules/lib/modules/VERSION`).
+pub(super) fn of_assets(assets: &Tree) -> Result<Option<Kernel>, KernelError> {
+    let path = "kernel/vmlinuz";
+    let Some(file) = assets.file(path).cloned() else { return Ok(None) };
+    let built_as = version_in_header(&file, path)?;
+    let version = match assets.file("kernel/version").map(Content::read).transpose() {
+        Ok(text) => text.map_or(built_as, |t| String::from_utf8_lossy(&t).trim().to_owned()),
+        Err(source) => return Err(KernelError::Read { path: "kernel/version".into(), source }),
+    };
+    let modules = assets
+        .find(&format!("kernel/modules/lib/modules/{version}"))
+        .filter(|id| assets.names(*id).is_some());
+    let choice = KernelChoice {
+        version,
+        source: KernelSource::Assets,
+        path: path.into(),
+        reason: "the image has none in /boot, so the stock one".into(),
+        modules: modules.is_some(),
+    };
+    Ok(Some(Kernel { choice, file, modules }))
+}
+
+/// The names below `directory`, modules that a network boot needs and what they depend on only.
+///
+/// A distribution's whole module tree is hundreds of megabytes; the drivers of network cards with
+/// their dependencies are a tenth of that.
+pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<String>> {
+    let in_directory = |name: &str| match tree.names(directory)?.get(name.as_bytes()) {
+        Some(found) => match &tree.inode(found.inode).kind {
+            Kind::File(content) => Some(content.clone()),
+            _ => None,
+        },
+        None => None,
+    };
+    // Without depmod's index nothing can be loaded by name or device.
+    let Some(index) = in_directory("modules.dep") else { return Ok(Vec::new()) };
+    let index = String::from_utf8_lossy(&index.read()?).into_owned();
+    let dependencies: std::collections::BTreeMap<&str, Vec<&str>> = index
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(module, needs)| (module.trim(), needs.split_whitespace().collect()))
+        .collect();
+    let mut needed = std::collections::BTreeSet::new();
+    for (module, needs) in &dependencies {
+        if is_needed(module) {
+            // modules.dep lists dependencies of dependencies, too (modules.dep(5)).
+            needed.insert(*module);
+            needed.extend(needs);
+        }
+    }
+    let index_files = ["modules.dep", "modules.alias", "modules.softdep", "modules.builtin", "modules.order"];
+    let index_files = index_files.iter().filter(|name| in_directory(name).is_some());
+    Ok(needed.iter().chain(index_files).map(|path| path.to_string()).collect())
+}
+
+fn is_needed(module: &str) -> bool {
+    const DIRECTORIES: [&str; 5] = [
+        "kernel/drivers/net/ethernet/",
+        "kernel/drivers/net/phy/",
+        "kernel/drivers/net/mdio/",
+        "kernel/drivers/virtio/",
+        "kernel/net/packet/",
+    ];
+    const MODULES: [&str; 5] = ["virtio_net", "vmxnet3", "hv_netvsc", "xen-netfront", "overlay"];
+    let name = module.rsplit('/').next().unwrap_or(module);
+    let name = name.split(".ko").next().unwrap_or(name);
+    DIRECTORIES.iter().any(|directory| module.starts_with(directory)) || MODULES.contains(&name)
+}
+
+/// The version that a bzImage says it has (Linux, Documentation/arch/x86/boot.rst: "HdrS" at
+/// 0x202; `kernel_version` at 0x20e, less 0x200, points to text that begins with it).
+fn version_in_header(file: &Content, path: &str) -> Result<String, KernelError> {
+    let mut start = Vec::new();
+    let read = io::Read::read_to_end(&mut io::Read::take(file.reader(), 0x10000), &mut start);
+    read.map_err(|source| KernelError::Read { path: path.into(), source })?;
+    let version = || {
+        if start.get(0x202..0x206)? != b"HdrS" {
+            return None;
+        }
+        let pointer = usize::from(u16::from_le_bytes(start.get(0x20e..0x210)?.try_into().ok()?));
+        let text = start.get(pointer + 0x200..)?;
+        let end = text.iter().position(|b| *b == 0 || *b == b' ')?;
+        String::from_utf8(text[..end].to_vec()).ok()
+    };
+    version().ok_or_else(|| KernelError::NotAKernel { path: path.into() })
+}
+
+/// Numbers in the text compare as numbers: 6.1.0-9 comes before 6.1.0-10.
+fn natural_order(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    loop {
+        let (digits_a, digits_b) = (digits(a), digits(b));
+        let order = if !digits_a.is_empty() && !digits_b.is_empty() {
+            let (x, y) = (without_zeros(digits_a), without_zeros(digits_b));
+            (a, b) = (&a[digits_a.len()..], &b[digits_b.len()..]);
+            x.len().cmp(&y.len()).then_with(|| x.cmp(y)).then(digits_a.len().cmp(&digits_b.len()))
+        } else {
+            match (a.split_first(), b.split_first()) {
+                (Some((x, rest_a)), Some((y, rest_b))) => {
+                    (a, b) = (rest_a, rest_b);
+                    x.cmp(y)
+                }
+                (x, y) => return x.is_some().cmp(&y.is_some()),
+            }
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+    }
+}
+
+fn digits(text: &[u8]) -> &[u8] {
+    &text[..text.iter().take_while(|b| b.is_ascii_digit()).count()]
+}
+
+fn without_zeros(digits: &[u8]) -> &[u8] {
+    &digits[digits.iter().take_while(|b| **b == b'0').count()..]
+}
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;

@@ -1,0 +1,159 @@
+use std::io::Write as _;
+
+use super::super::testing::TestLayer;
+use super::*;
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+}
+
+fn config(layers: &[&[u8]]) -> Vec<u8> {
+    let diff_ids: Vec<_> = layers.iter().map(|l| digest(l)).collect();
+    serde_json::json!({
+        "os": "linux", "architecture": "amd64",
+        "config": {"Entrypoint": ["/bin/app"], "Cmd": ["-v"], "Env": ["A=1"], "WorkingDir": "/srv", "User": "1000"},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// The members of an OCI layout with one image.
+fn layout(layers: &[(&[u8], &[u8])]) -> Vec<(String, Vec<u8>)> {
+    let blob = |bytes: &[u8]| (format!("blobs/sha256/{}", hex(&Sha256::digest(bytes))), bytes.to_vec());
+    let plain: Vec<_> = layers.iter().map(|(plain, _)| *plain).collect();
+    let config = config(&plain);
+    let manifest = serde_json::json!({
+        "config": {"digest": digest(&config)},
+        "layers": layers.iter().map(|(_, packed)| serde_json::json!({"digest": digest(packed)})).collect::<Vec<_>>(),
+    })
+    .to_string();
+    // As BuildKit does: an index in the index, with an attestation next to the image.
+    let inner = serde_json::json!({"manifests": [
+        {"digest": digest(manifest.as_bytes()), "platform": {"os": "linux", "architecture": "amd64"}},
+        {"digest": digest(b"attestation"), "platform": {"os": "unknown", "architecture": "unknown"}},
+        {"digest": digest(b"other"), "platform": {"os": "linux", "architecture": "arm64"}},
+    ]})
+    .to_string();
+    let index = serde_json::json!({"manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest(inner.as_bytes()),
+        "annotations": {"io.containerd.image.name": "docker.io/library/app:1"},
+    }]})
+    .to_string();
+    let mut members = vec![("index.json".to_owned(), index.into_bytes())];
+    members.extend([blob(&config), blob(manifest.as_bytes()), blob(inner.as_bytes())]);
+    members.extend(layers.iter().map(|(_, packed)| blob(packed)));
+    members
+}
+
+fn tar_of(members: &[(String, Vec<u8>)]) -> Vec<u8> {
+    members.iter().fold(TestLayer::new(), |tar, (name, bytes)| tar.file(name, bytes)).bytes()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(bytes).unwrap();
+    gz.finish().unwrap()
+}
+
+fn layers_of(archive: &Archive) -> Vec<Vec<u8>> {
+    let described = archive.describe().unwrap();
+    let read = |layer| {
+        let mut bytes = Vec::new();
+        archive.layer(layer).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    described.layers.iter().map(read).collect()
+}
+
+#[test]
+fn a_layout_is_read_as_directory_as_tar_and_as_compressed_tar() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = TestLayer::new().file("a", b"1").bytes();
+    let two = TestLayer::new().file("b", b"2").bytes();
+    let three = TestLayer::new().file("c", b"3").bytes();
+    let zstd = zstd::encode_all(&three[..], 3).unwrap();
+    let members = layout(&[(&one, &one), (&two, &gzip(&two)), (&three, &zstd)]);
+    let (tree, tar, tgz) = (dir.path().join("tree"), dir.path().join("i.tar"), dir.path().join("i.tar.gz"));
+    std::fs::create_dir_all(tree.join("blobs/sha256")).unwrap();
+    for (name, bytes) in &members {
+        std::fs::write(tree.join(name), bytes).unwrap();
+    }
+    std::fs::write(&tar, tar_of(&members)).unwrap();
+    std::fs::write(&tgz, gzip(&tar_of(&members))).unwrap();
+    for path in [tree, tar, tgz] {
+        let archive = Archive::open(&path, dir.path()).unwrap();
+        let described = archive.describe().unwrap();
+        assert_eq!(described.reference.as_deref(), Some("docker.io/library/app:1"));
+        assert_eq!(described.config.argv(), ["/bin/app", "-v"]);
+        assert_eq!((&*described.config.working_dir, &*described.config.user), ("/srv", "1000"));
+        assert_eq!(layers_of(&archive), [&one[..], &two, &three]);
+    }
+}
+
+#[test]
+fn a_layer_that_repeats_may_be_a_link_to_the_first() {
+    let layer = TestLayer::new().file("a", b"1").bytes();
+    let manifest = r#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["1/layer.tar","2/layer.tar"]}]"#;
+    let tar = TestLayer::new()
+        .file("1/layer.tar", &layer)
+        .symlink("2/layer.tar", "../1/layer.tar")
+        .file("c.json", &config(&[&layer, &layer]))
+        .file("manifest.json", manifest.as_bytes());
+    let archive = opened(tar).unwrap();
+    assert_eq!(layers_of(&archive), [&layer[..], &layer]);
+}
+
+#[test]
+fn what_cannot_be_booted_is_refused_in_words() {
+    let manifest = |config: &str, layers: &str| {
+        format!(r#"[{{"Config":"{config}","RepoTags":null,"Layers":[{layers}]}}]"#).into_bytes()
+    };
+    let with = |config: &[u8], layers: &str| {
+        TestLayer::new().file("manifest.json", &manifest("c", layers)).file("c", config)
+    };
+    let arm = br#"{"os":"linux","architecture":"arm64","rootfs":{}}"#;
+    let two = br#"[{"Config":"a","Layers":[]},{"Config":"b","Layers":[]}]"#;
+    let lying =
+        TestLayer::new().file("index.json", br#"{"manifests":[{"digest":"sha256:../../../etc/passwd"}]}"#);
+    for (tar, words) in [
+        (TestLayer::new().file("bin/sh", b""), "docker import"),
+        (
+            TestLayer::new().file("manifest.json", &manifest("nowhere", "")),
+            "names nowhere, which is not in it",
+        ),
+        (TestLayer::new().file("manifest.json", two), "holds 2 images"),
+        (TestLayer::new().file("manifest.json", b"{"), "manifest.json"),
+        (with(arm, ""), "--platform linux/amd64"),
+        (with(&config(&[]), r#""x""#), "lists 1 layers, and its configuration 0"),
+        (lying, "which is not in it"),
+    ] {
+        let refused = match opened(tar).and_then(|archive| archive.describe()) {
+            Ok(_) => panic!("{words}: it must be refused"),
+            Err(error) => error.to_string(),
+        };
+        assert!(refused.contains(words), "{refused}");
+    }
+    // A directory's manifest must not lead to the host's files.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("manifest.json"), manifest("/etc/hostname", "")).unwrap();
+    let error = Archive::open(dir.path(), dir.path()).unwrap().describe().err().unwrap();
+    assert!(matches!(error, ArchiveError::Missing { .. }), "{error}");
+}
+
+#[test]
+fn a_manifest_that_was_changed_is_noticed() {
+    let layer = TestLayer::new().bytes();
+    let mut members = layout(&[(&layer, &layer)]);
+    members[1].1.push(b' ');
+    let tar = members.iter().fold(TestLayer::new(), |tar, (name, bytes)| tar.file(name, bytes));
+    let error = opened(tar).unwrap().describe().err().unwrap();
+    assert!(matches!(error, ArchiveError::Digest { .. }), "{error}");
+}
+
+fn opened(tar: TestLayer) -> Result<Archive, ArchiveError> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&tar.bytes()).unwrap();
+    Archive::from_file(Path::new("test.tar"), file)
+}

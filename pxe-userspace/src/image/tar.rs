@@ -1,0 +1,295 @@
+//! Reads tar archives as container tools write them: ustar, GNU long names, PAX records.
+//!
+//! The `tar` crate decodes the headers. Its own walk is not used because it cuts PAX records at
+//! line ends, and the binary value of `security.capability` may hold a line end (CAP_DAC_OVERRIDE
+//! with CAP_FOWNER is 0x0a): such a record would hide the entry's size and misplace all after it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use tar::Header;
+
+const BLOCK: u64 = 512;
+
+/// PAX records and long names above this are nothing that a file system could hold.
+const MAX_EXTENSION: u64 = 1024 * 1024;
+
+/// An archive that is read from front to back.
+pub(super) struct TarReader<R> {
+    inner: R,
+    /// Bytes read so far.
+    at: u64,
+    /// Where the next header is.
+    next: u64,
+    /// Where the current entry's data ends.
+    data_end: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct TarEntry {
+    pub(super) path: Vec<u8>,
+    pub(super) kind: EntryKind,
+    /// Hard and symbolic links: where to.
+    pub(super) link: Vec<u8>,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: u32,
+    pub(super) device: (u32, u32),
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Where in the archive the contents are.
+    pub(super) offset: u64,
+    pub(super) size: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EntryKind {
+    File,
+    HardLink,
+    Symlink,
+    CharDevice,
+    BlockDevice,
+    Directory,
+    Fifo,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TarError {
+    #[error("the archive ends in the middle of an entry, at byte {at}")]
+    Truncated { at: u64 },
+    #[error("no tar header at byte {at}: its checksum is wrong")]
+    Checksum { at: u64 },
+    #[error("the {field} of the header at byte {at} is not a number that fits")]
+    Number { field: &'static str, at: u64 },
+    #[error("a malformed PAX record at byte {at}")]
+    Pax { at: u64 },
+    #[error("an entry of type {kind:?} at byte {at}, which is not supported")]
+    Kind { kind: char, at: u64 },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What extension headers said of the entry that follows them.
+#[derive(Default)]
+struct Extension {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u64>,
+    gid: Option<u64>,
+    mtime: Option<u32>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl<R: Read> TarReader<R> {
+    pub(super) fn new(inner: R) -> Self {
+        Self { inner, at: 0, next: 0, data_end: 0 }
+    }
+
+    /// The next entry, its contents unread; none at the archive's end.
+    pub(super) fn next(&mut self) -> Result<Option<TarEntry>, TarError> {
+        let mut extension = Extension::default();
+        loop {
+            let Some(header) = self.header()? else { return Ok(None) };
+            let at = self.at - BLOCK;
+            let kind = header.as_bytes()[156];
+            let header_size = number("size", at, header.entry_size())?;
+            match kind {
+                b'x' => extension.records(&self.extension_data(header_size)?, at)?,
+                b'L' => extension.path = Some(until_nul(self.extension_data(header_size)?)),
+                b'K' => extension.link = Some(until_nul(self.extension_data(header_size)?)),
+                // A comment for the whole archive (git archive); Docker skips it, too.
+                b'g' => drop(self.extension_data(header_size)?),
+                _ => return self.entry(&header, at, kind, header_size, extension).map(Some),
+            }
+        }
+    }
+
+    /// What is left of the current entry's contents.
+    pub(super) fn data(&mut self) -> impl Read {
+        Data(self)
+    }
+
+    fn entry(
+        &mut self,
+        header: &Header,
+        at: u64,
+        kind: u8,
+        header_size: u64,
+        extension: Extension,
+    ) -> Result<TarEntry, TarError> {
+        let path = extension.path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let kind = match kind {
+            // Before POSIX, a directory was a file with a slash at its name's end.
+            0 | b'0' if path.ends_with(b"/") => EntryKind::Directory,
+            0 | b'0' | b'7' => EntryKind::File,
+            b'1' => EntryKind::HardLink,
+            b'2' => EntryKind::Symlink,
+            b'3' => EntryKind::CharDevice,
+            b'4' => EntryKind::BlockDevice,
+            b'5' => EntryKind::Directory,
+            b'6' => EntryKind::Fifo,
+            other => return Err(TarError::Kind { kind: other.into(), at }),
+        };
+        // Links, devices and directories may state a size and still have no contents.
+        let size = if kind == EntryKind::File { extension.size.unwrap_or(header_size) } else { 0 };
+        self.expect_data(size)?;
+        let old = header.as_old();
+        let id = |field, pax: Option<u64>, raw: &[u8], parsed: io::Result<u64>| {
+            let id = match pax {
+                Some(id) => id,
+                None => number(field, at, or_blank(raw, parsed))?,
+            };
+            u32::try_from(id).map_err(|_| TarError::Number { field, at })
+        };
+        let device =
+            |part: io::Result<Option<u32>>| number("device", at, part).map(Option::unwrap_or_default);
+        Ok(TarEntry {
+            path,
+            kind,
+            link: extension
+                .link
+                .unwrap_or_else(|| header.link_name_bytes().map_or_else(Vec::new, Into::into)),
+            mode: number("mode", at, or_blank(&old.mode, header.mode()))? & 0o7777,
+            uid: id("owner", extension.uid, &old.uid, header.uid())?,
+            gid: id("group", extension.gid, &old.gid, header.gid())?,
+            // Times before 1970 and after 2106 don't fit an initrd; nothing depends on them.
+            mtime: extension.mtime.unwrap_or_else(|| {
+                header.mtime().map_or(0, |seconds| u32::try_from(seconds).unwrap_or_default())
+            }),
+            device: if matches!(kind, EntryKind::CharDevice | EntryKind::BlockDevice) {
+                (device(header.device_major())?, device(header.device_minor())?)
+            } else {
+                (0, 0)
+            },
+            xattrs: extension.xattrs,
+            offset: self.at,
+            size,
+        })
+    }
+
+    /// The next header block; none at the end: a block of zeros, or nothing more.
+    fn header(&mut self) -> Result<Option<Header>, TarError> {
+        let gap = self.next - self.at;
+        let skipped = io::copy(&mut (&mut self.inner).take(gap), &mut io::sink())?;
+        self.at += skipped;
+        if skipped < gap {
+            return Err(TarError::Truncated { at: self.at });
+        }
+        let mut block = [0; BLOCK as usize];
+        let mut filled = 0;
+        while filled < block.len() {
+            match self.inner.read(&mut block[filled..]) {
+                Ok(0) if filled == 0 => return Ok(None),
+                Ok(0) => return Err(TarError::Truncated { at: self.at + filled as u64 }),
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let at = self.at;
+        self.at += BLOCK;
+        self.next = self.at;
+        if block.iter().all(|b| *b == 0) {
+            return Ok(None);
+        }
+        let header = Header::from_byte_slice(&block).clone();
+        let sum: u32 = block[..148].iter().chain(&block[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
+        if header.cksum().ok() != Some(sum) {
+            return Err(TarError::Checksum { at });
+        }
+        Ok(Some(header))
+    }
+
+    fn expect_data(&mut self, size: u64) -> Result<(), TarError> {
+        let too_far = TarError::Number { field: "size", at: self.at - BLOCK };
+        let end = self.at.checked_add(size);
+        let Some((end, next)) = end.and_then(|e| Some((e, e.checked_next_multiple_of(BLOCK)?))) else {
+            return Err(too_far);
+        };
+        (self.data_end, self.next) = (end, next);
+        Ok(())
+    }
+
+    fn extension_data(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
+        if size > MAX_EXTENSION {
+            return Err(TarError::Number { field: "size", at: self.at - BLOCK });
+        }
+        self.expect_data(size)?;
+        let mut bytes = Vec::new();
+        self.data().read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Extension {
+    /// Takes over PAX records: `LENGTH KEY=VALUE\n`, the length counting all of it (POSIX pax,
+    /// "pax Extended Header").
+    fn records(&mut self, mut data: &[u8], at: u64) -> Result<(), TarError> {
+        let malformed = || TarError::Pax { at };
+        while !data.is_empty() {
+            let space = data.iter().position(|b| *b == b' ').ok_or_else(malformed)?;
+            let length: usize = text(&data[..space]).and_then(|t| t.parse().ok()).ok_or_else(malformed)?;
+            let record = data.get(space + 1..length).ok_or_else(malformed)?;
+            let record = record.strip_suffix(b"\n").ok_or_else(malformed)?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or_else(malformed)?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            let whole = || text(value).and_then(|t| t.parse().ok()).ok_or_else(malformed);
+            match key {
+                b"path" => self.path = Some(value.to_owned()),
+                b"linkpath" => self.link = Some(value.to_owned()),
+                b"size" => self.size = Some(whole()?),
+                b"uid" => self.uid = Some(whole()?),
+                b"gid" => self.gid = Some(whole()?),
+                b"mtime" => {
+                    let seconds = value.split(|b| *b == b'.').next().and_then(text);
+                    self.mtime = Some(seconds.and_then(|t| t.parse().ok()).unwrap_or_default());
+                }
+                key if key.starts_with(b"GNU.sparse.") => return Err(TarError::Kind { kind: 'S', at }),
+                key => {
+                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                        self.xattrs.insert(name.to_owned(), value.to_owned());
+                    }
+                }
+            }
+            data = &data[length..];
+        }
+        Ok(())
+    }
+}
+
+struct Data<'a, R>(&'a mut TarReader<R>);
+
+impl<R: Read> Read for Data<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.0.data_end - self.0.at).unwrap_or(usize::MAX);
+        let want = buf.len().min(left);
+        let n = self.0.inner.read(&mut buf[..want])?;
+        self.0.at += n as u64;
+        if n == 0 && want > 0 {
+            let truncated = TarError::Truncated { at: self.0.at };
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, truncated.to_string()));
+        }
+        Ok(n)
+    }
+}
+
+fn number<T>(field: &'static str, at: u64, value: io::Result<T>) -> Result<T, TarError> {
+    value.map_err(|_| TarError::Number { field, at })
+}
+
+/// A field that was left blank is zero, as for every other reader.
+fn or_blank<T: Default>(raw: &[u8], parsed: io::Result<T>) -> io::Result<T> {
+    if raw.iter().all(|b| matches!(b, 0 | b' ')) { Ok(T::default()) } else { parsed }
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(nul) = bytes.iter().position(|b| *b == 0) {
+        bytes.truncate(nul);
+    }
+    bytes
+}

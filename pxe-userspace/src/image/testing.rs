@@ -1,0 +1,110 @@
+//! Layers for tests, written by the `tar` crate: our reader is not its own judge.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use tar::{Builder, EntryType, Header};
+
+use super::extract::{self, ExtractError};
+use super::tree::{Spool, Tree};
+
+/// A layer in the making.
+pub(super) struct TestLayer(Builder<Vec<u8>>);
+
+impl TestLayer {
+    pub(super) fn new() -> Self {
+        Self(Builder::new(Vec::new()))
+    }
+
+    pub(super) fn file(self, path: &str, contents: &[u8]) -> Self {
+        self.entry(path, EntryType::Regular, |h| h.set_mode(0o644), contents)
+    }
+
+    pub(super) fn directory(self, path: &str) -> Self {
+        self.entry(path, EntryType::Directory, |h| h.set_mode(0o755), b"")
+    }
+
+    pub(super) fn symlink(self, path: &str, target: &str) -> Self {
+        let set = |h: &mut Header| h.set_link_name_literal(target).unwrap();
+        self.entry(path, EntryType::Symlink, set, b"")
+    }
+
+    pub(super) fn hard_link(self, path: &str, target: &str) -> Self {
+        let set = |h: &mut Header| h.set_link_name_literal(target).unwrap();
+        self.entry(path, EntryType::Link, set, b"")
+    }
+
+    /// PAX records for the entry that follows.
+    pub(super) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self
+    }
+
+    /// Any entry. The path is written as it is, also where `tar` would refuse it.
+    pub(super) fn entry(
+        mut self,
+        path: &str,
+        kind: EntryType,
+        set: impl FnOnce(&mut Header),
+        contents: &[u8],
+    ) -> Self {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o777);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        set(&mut header);
+        header.set_cksum();
+        self.0.append(&header, contents).unwrap();
+        self
+    }
+
+    pub(super) fn bytes(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
+/// Applies layers, from the bottom.
+pub(super) fn apply(layers: impl IntoIterator<Item = TestLayer>) -> Result<Tree, ExtractError> {
+    let mut spool = Spool::new(&std::env::temp_dir()).unwrap();
+    let mut tree = Tree::new();
+    for (number, layer) in layers.into_iter().enumerate() {
+        extract::apply(&mut tree, &mut spool, number, Cursor::new(layer.bytes()))?;
+    }
+    Ok(tree)
+}
+
+/// Every path of a tree.
+pub(super) fn paths(tree: &Tree) -> Vec<String> {
+    tree.walk().into_iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect()
+}
+
+/// The start of a bzImage, as far as anybody reads it without running it.
+pub(super) fn bzimage(version: &str) -> Vec<u8> {
+    let mut image = vec![0; 0x400];
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+    let text = format!("{version} (test) #1 SMP\0");
+    image[0x300..0x300 + text.len()].copy_from_slice(text.as_bytes());
+    image
+}
+
+/// An assets directory with everything in it.
+pub(super) fn assets(directory: &Path) {
+    let modules = directory.join("kernel/modules/lib/modules/6.1.0-1/kernel/drivers/net");
+    std::fs::create_dir_all(&modules).unwrap();
+    for (path, contents) in [
+        ("busybox", b"busybox".to_vec()),
+        ("pxe-init", b"pxe-init".to_vec()),
+        ("kernel/vmlinuz", bzimage("6.1.0-1")),
+        ("kernel/version", b"6.1.0-1\n".to_vec()),
+        ("kernel/modules/lib/modules/6.1.0-1/modules.dep", b"kernel/drivers/net/virtio_net.ko:\n".to_vec()),
+        ("kernel/modules/lib/modules/6.1.0-1/kernel/drivers/net/virtio_net.ko", b"module".to_vec()),
+    ] {
+        std::fs::write(directory.join(path), contents).unwrap();
+    }
+}

@@ -1,0 +1,254 @@
+use super::testing::{TestLayer, assets, bzimage};
+use super::*;
+
+/// A state directory and an assets directory.
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("assets")).unwrap();
+        assets(&dir.path().join("assets"));
+        Self { dir }
+    }
+
+    fn images(&self) -> Images {
+        let engine = Engine::new(&crate::config::Docker { socket: Some(self.dir.path().join("no-engine")) });
+        Images::open(&self.dir.path().join("state"), &self.dir.path().join("assets"), engine).unwrap()
+    }
+
+    /// What `docker save` would write for one layer and this command.
+    fn saved(&self, name: &str, tag: &str, layer: &[u8], cmd: &[&str]) -> ImageSource {
+        let config = serde_json::json!({
+            "os": "linux", "architecture": "amd64", "config": {"Cmd": cmd},
+            "rootfs": {"diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
+        });
+        let manifest =
+            serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
+        let tar = TestLayer::new()
+            .file("layer.tar", layer)
+            .file("config.json", config.to_string().as_bytes())
+            .file("manifest.json", manifest.to_string().as_bytes());
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, tar.bytes()).unwrap();
+        ImageSource::Path(path)
+    }
+}
+
+fn rootfs() -> TestLayer {
+    TestLayer::new()
+        .pax(&[("SCHILY.xattr.security.capability", b"\x01\x0a")])
+        .file("bin/app", b"program")
+        .file("etc/os-release", b"ID=test\n")
+}
+
+fn names_in(blob: &Blob) -> Vec<String> {
+    let mut bytes = vec![0; blob.len() as usize];
+    blob.read_at(0, &mut bytes).unwrap();
+    let plain = zstd::decode_all(&bytes[..]).unwrap();
+    let mut names = Vec::new();
+    let mut rest = &plain[..];
+    loop {
+        let field = |n: usize| {
+            usize::from_str_radix(std::str::from_utf8(&rest[6 + 8 * n..14 + 8 * n]).unwrap(), 16).unwrap()
+        };
+        let (size, name_size) = (field(6), field(11));
+        let name = String::from_utf8(rest[110..110 + name_size - 1].to_vec()).unwrap();
+        if name == "TRAILER!!!" {
+            return names;
+        }
+        names.push(name);
+        rest = &rest[(110 + name_size).next_multiple_of(4) + size.next_multiple_of(4)..];
+    }
+}
+
+#[tokio::test]
+async fn an_image_becomes_three_blobs_and_is_there_after_a_restart() {
+    let fixture = Fixture::new();
+    let source = fixture.saved("a.tar", "docker.io/library/app", &rootfs().bytes(), &["/bin/app", "-v"]);
+    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let record = &image.record;
+    assert_eq!(record.reference, "app:latest");
+    assert_eq!(record.kernel.version, "6.1.0-1");
+    assert_eq!(record.kernel.source, KernelSource::Assets);
+    assert!(record.kernel.modules);
+    assert_eq!(record.unpacked % 1024, 0);
+    assert_eq!(
+        names_in(&image.rootfs),
+        ["image.json", "image", "image/bin", "image/bin/app", "image/etc", "image/etc/os-release"]
+    );
+    let stage1 = names_in(&image.stage1);
+    for name in ["init", "bin/busybox", "bin/sh", "dev/console", "image", "proc"] {
+        assert!(stage1.iter().any(|n| n == name), "{name} in {stage1:?}");
+    }
+    assert!(stage1.contains(&"lib/modules/6.1.0-1/kernel/drivers/net/virtio_net.ko".to_owned()));
+
+    let reopened = fixture.images();
+    // As JSON: microseconds are what is kept of a time.
+    let json = |records: &[ImageRecord]| serde_json::to_value(records).unwrap();
+    assert_eq!(json(&reopened.list()), json(&[ImageRecord::clone(record)]));
+    assert_eq!(reopened.get("app").unwrap().rootfs.key(), image.rootfs.key());
+    assert!(reopened.get("other").is_none());
+}
+
+#[tokio::test]
+async fn the_manifest_says_what_to_run_and_which_xattrs_to_set() {
+    let fixture = Fixture::new();
+    let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app", "-v"]);
+    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let mut bytes = vec![0; image.rootfs.len() as usize];
+    image.rootfs.read_at(0, &mut bytes).unwrap();
+    let plain = zstd::decode_all(&bytes[..]).unwrap();
+    let start = plain.iter().position(|b| *b == b'{').unwrap();
+    let manifest = serde_json::Deserializer::from_slice(&plain[start..]).into_iter::<serde_json::Value>();
+    assert_eq!(
+        manifest.map(Result::unwrap).next().unwrap(),
+        serde_json::json!({
+            "reference": "app:1", "id": image.record.id, "digest": image.record.digest,
+            "argv": ["/bin/app", "-v"], "env": [], "cwd": "/", "user": "", "stop-signal": null,
+            "xattrs": [{"path": "bin/app", "name": "security.capability", "value": "010a"}],
+        })
+    );
+}
+
+#[tokio::test]
+async fn the_same_image_is_the_same_bytes_on_every_appliance() {
+    let (one, two) = (Fixture::new(), Fixture::new());
+    let mut blobs = Vec::new();
+    for fixture in [&one, &two] {
+        let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
+        let record = fixture.images().add(&source, |_| ()).await.unwrap().record;
+        blobs.push([&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(Clone::clone));
+    }
+    assert_eq!(blobs[0], blobs[1]);
+}
+
+#[tokio::test]
+async fn the_digest_is_of_the_contents_not_of_layers_and_times() {
+    let fixture = Fixture::new();
+    let images = fixture.images();
+    let later = TestLayer::new()
+        .pax(&[("SCHILY.xattr.security.capability", b"\x01\x0a"), ("mtime", b"1800000000")])
+        .file("bin/app", b"program")
+        .file("etc/os-release", b"ID=other\n")
+        .file("etc/os-release", b"ID=test\n");
+    let changed = TestLayer::new().file("bin/app", b"program").file("etc/os-release", b"ID=test\n");
+    let mut digests = Vec::new();
+    for (n, layer) in [rootfs(), later, changed].into_iter().enumerate() {
+        let source = fixture.saved("a.tar", &format!("app:{n}"), &layer.bytes(), &["/bin/app"]);
+        digests.push(images.add(&source, |_| ()).await.unwrap().record.digest.clone());
+    }
+    assert_eq!(digests[0], digests[1]);
+    assert_ne!(digests[0], digests[2], "without its capability the program is another one");
+}
+
+#[tokio::test]
+async fn a_kernel_in_the_image_comes_before_the_stock_one() {
+    let fixture = Fixture::new();
+    let layer = rootfs()
+        .file("boot/vmlinuz-6.6.6", &bzimage("6.6.6"))
+        .file("lib/modules/6.6.6/modules.dep", b"kernel/drivers/net/virtio_net.ko:\nkernel/sound/snd.ko:\n")
+        .file("lib/modules/6.6.6/kernel/drivers/net/virtio_net.ko", b"module")
+        .file("lib/modules/6.6.6/kernel/sound/snd.ko", b"module");
+    let source = fixture.saved("a.tar", "app:1", &layer.bytes(), &["/bin/app"]);
+    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    assert_eq!(image.record.kernel.source, KernelSource::Image);
+    assert_eq!(image.record.kernel_blob.sha256, hex(&Sha256::digest(bzimage("6.6.6"))));
+    let modules: Vec<_> = names_in(&image.stage1).into_iter().filter(|n| n.ends_with(".ko")).collect();
+    assert_eq!(modules, ["lib/modules/6.6.6/kernel/drivers/net/virtio_net.ko"]);
+}
+
+#[tokio::test]
+async fn removed_images_are_swept_and_what_is_used_stays() {
+    let fixture = Fixture::new();
+    let images = fixture.images();
+    let keep = fixture.saved("keep.tar", "keep:1", &rootfs().bytes(), &["/bin/app"]);
+    let gone = fixture.saved("gone.tar", "gone:1", &rootfs().file("x", b"x").bytes(), &["/bin/app"]);
+    images.add(&keep, |_| ()).await.unwrap();
+    let held = images.add(&gone, |_| ()).await.unwrap();
+    images.rm("gone:1").unwrap();
+    assert!(matches!(images.rm("gone:1"), Err(RemoveError::NoSuchImage(_))));
+    let freed = images.gc().await.unwrap();
+    // Kernel and stage 1 are shared.
+    assert_eq!(freed, Freed { files: 1, bytes: held.record.rootfs_blob.size });
+    assert_eq!(images.gc().await.unwrap(), Freed { files: 0, bytes: 0 });
+    assert_eq!(fixture.images().list().len(), 1);
+    // It may be on its way to a machine.
+    assert!(!names_in(&held.rootfs).is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_booted_is_refused_in_words_and_leaves_nothing() {
+    let fixture = Fixture::new();
+    let images = fixture.images();
+    let good = rootfs().bytes();
+    let refused = async |source: ImageSource| images.add(&source, |_| ()).await.unwrap_err().to_string();
+
+    let silent = fixture.saved("a.tar", "app:1", &good, &[]);
+    assert!(refused(silent).await.contains("ENTRYPOINT or CMD"));
+
+    let engine = refused(ImageSource::Docker("app:1".into())).await;
+    assert!(engine.contains("no Docker engine answers at") && engine.contains("[docker] socket"), "{engine}");
+
+    // One byte of a file changes after the image was made; its tar header stays right.
+    let ImageSource::Path(path) = fixture.saved("b.tar", "app:1", &good, &["/bin/app"]) else {
+        unreachable!()
+    };
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(7).position(|w| w == b"program").unwrap();
+    bytes[at] = b'P';
+    std::fs::write(&path, bytes).unwrap();
+    assert!(refused(ImageSource::Path(path)).await.contains("layer 1 is damaged"));
+
+    std::fs::remove_dir_all(fixture.dir.path().join("assets/kernel")).unwrap();
+    let no_kernel = fixture.saved("c.tar", "app:1", &good, &["/bin/app"]);
+    let words = refused(no_kernel.clone()).await;
+    assert!(words.contains("the image has no kernel") && words.contains("linux-image-amd64"), "{words}");
+    std::fs::remove_file(fixture.dir.path().join("assets/pxe-init")).unwrap();
+    assert!(refused(no_kernel).await.contains("cargo xtask setup"));
+
+    assert!(images.list().is_empty());
+    assert_eq!(images.gc().await.unwrap().files, 0, "nothing half-made stays");
+}
+
+#[tokio::test]
+async fn a_record_whose_blob_is_gone_is_not_offered() {
+    let fixture = Fixture::new();
+    let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
+    let record = fixture.images().add(&source, |_| ()).await.unwrap().record;
+    std::fs::remove_file(fixture.dir.path().join("state/images/blobs").join(&record.rootfs_blob.sha256))
+        .unwrap();
+    assert!(fixture.images().get("app:1").is_none());
+}
+
+#[test]
+fn records_are_kebab_case_json() {
+    let text = r#"{"reference":"a:1","id":"sha256:1","digest":"sha256:2","created":null,
+        "added":"2026-01-02T03:04:05Z","config":{"entrypoint":[],"cmd":["/a"],"env":[],"working-dir":"",
+        "user":"","stop-signal":null},"kernel":{"version":"6.1","source":"assets","path":"p","reason":"r",
+        "modules":true},"kernel-blob":{"sha256":"x","size":1},"stage1-blob":{"sha256":"y","size":2},
+        "rootfs-blob":{"sha256":"z","size":3},"unpacked":4,"assets":"sha256:3"}"#;
+    let record: ImageRecord = serde_json::from_str(text).unwrap();
+    let mut expected: serde_json::Value = serde_json::from_str(text).unwrap();
+    // Times have microseconds, always.
+    expected["added"] = "2026-01-02T03:04:05.000000Z".into();
+    assert_eq!(serde_json::to_value(record).unwrap(), expected);
+}
+
+#[test]
+fn references_are_spelled_out() {
+    for (short, full) in [
+        ("web", "web:latest"),
+        ("docker.io/library/web", "web:latest"),
+        ("docker.io/me/web:2", "me/web:2"),
+        ("host:5000/web", "host:5000/web:latest"),
+        ("web@sha256:12", "web@sha256:12"),
+        ("sha256:12", "sha256:12"),
+    ] {
+        assert_eq!(canonical(short), full);
+    }
+    assert_eq!("web".parse(), Ok(ImageSource::Docker("web".into())));
+    assert_eq!("./web".parse(), Ok(ImageSource::Path("./web".into())));
+}

@@ -1,0 +1,165 @@
+//! What was changed in the host's network and has to be given back.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::links::Links;
+use super::{NetError, Network};
+
+/// Kept in a file that is written before each change.
+#[derive(Clone, Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    changes: Changes,
+}
+
+/// Every field's default is "nothing was changed".
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct Changes {
+    /// The boot and the network namespace that the changes were made in. In another one they are
+    /// gone, and interfaces of the same names are somebody else's.
+    world: String,
+    pub(super) bridge: String,
+    /// The bridge is ours.
+    pub(super) created: bool,
+    /// The bridge was down before.
+    pub(super) raised: bool,
+    /// The address was not on it before.
+    pub(super) address: Option<Ipv4Net>,
+    /// Ports that were not in it before. None was in another: those are refused.
+    ports: Vec<PortBefore>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct PortBefore {
+    name: String,
+    up: bool,
+}
+
+impl Changes {
+    pub(super) fn add_port(&mut self, name: &str, up: bool) {
+        // The first note is the one of how it was before us.
+        if self.ports.iter().all(|p| p.name != name) {
+            self.ports.push(PortBefore { name: name.to_owned(), up });
+        }
+    }
+}
+
+impl Journal {
+    /// The journal in `state_dir`, which is created when missing.
+    pub(super) fn load(state_dir: &Path) -> Result<Self, NetError> {
+        fs::create_dir_all(state_dir)
+            .map_err(|source| NetError::Journal { path: state_dir.to_owned(), source })?;
+        Self::load_file(&state_dir.join("network.json"))
+    }
+
+    pub(super) fn load_file(path: &Path) -> Result<Self, NetError> {
+        let world = world();
+        let none = Changes { world: world.clone(), ..Changes::default() };
+        let changes = match fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                // Written in one piece, so it is not ours; a daemon that can't start helps nobody.
+                tracing::warn!(path = %path.display(), %error, "not a journal of the network; it is replaced");
+                none.clone()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => none.clone(),
+            Err(source) => return Err(NetError::Journal { path: path.to_owned(), source }),
+        };
+        let changes = if changes.world == world { changes } else { none };
+        Ok(Self { path: path.to_owned(), changes })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes a change that is about to be made.
+    pub(super) fn note(&mut self, change: impl FnOnce(&mut Changes)) -> Result<(), NetError> {
+        change(&mut self.changes);
+        let bytes = serde_json::to_vec_pretty(&self.changes).expect("a journal has only text keys");
+        // In one piece: a half-written journal would lose what to give back.
+        let new = self.path.with_extension("new");
+        fs::write(&new, bytes)
+            .and_then(|()| fs::rename(&new, &self.path))
+            .map_err(|source| NetError::Journal { path: self.path.clone(), source })
+    }
+
+    /// Undoes what a former run left and `network` doesn't ask for; takes over the rest.
+    pub(super) async fn undo_unwanted(&mut self, network: &Network, links: &Links) -> Result<(), NetError> {
+        let left = self.changes.clone();
+        if left == (Changes { world: left.world.clone(), ..Changes::default() }) {
+            return self.note(|changes| changes.bridge.clone_from(&network.bridge));
+        }
+        tracing::info!(bridge = left.bridge, "an earlier run did not give the network back; taking over");
+        if left.bridge != network.bridge {
+            self.clone().undo(links).await?;
+            self.changes =
+                Changes { world: left.world, bridge: network.bridge.clone(), ..Changes::default() };
+            return self.note(|_| ());
+        }
+        for port in left.ports.iter().filter(|p| !network.ports.contains(&p.name)) {
+            release(port, &left.bridge, links).await?;
+            self.note(|changes| changes.ports.retain(|p| p.name != port.name))?;
+        }
+        if let Some(address) = left.address.filter(|a| *a != network.address) {
+            if let Some(bridge) = links.by_name(&left.bridge).await? {
+                links.delete_address(bridge.index, address).await?;
+            }
+            self.note(|changes| changes.address = None)?;
+        }
+        Ok(())
+    }
+
+    /// Gives everything back, as far as it is still there, and forgets it.
+    pub(super) async fn undo(self, links: &Links) -> Result<(), NetError> {
+        let Changes { world: _, bridge, created, raised, address, ports } = &self.changes;
+        for port in ports {
+            release(port, bridge, links).await?;
+        }
+        if let Some(link) = links.by_name(bridge).await?.filter(|l| l.is_bridge) {
+            if *created {
+                links.delete(&link).await?;
+            } else {
+                if let Some(address) = address {
+                    links.delete_address(link.index, *address).await?;
+                }
+                if *raised {
+                    links.set_up(&link, false).await?;
+                }
+            }
+        }
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(NetError::Journal { path: self.path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Takes a port out of the bridge, if it is still in it, and down, if it was.
+async fn release(port: &PortBefore, bridge: &str, links: &Links) -> Result<(), NetError> {
+    let Some(link) = links.by_name(&port.name).await? else { return Ok(()) };
+    if let Some(master) = link.master {
+        if links.by_index(master).await?.is_some_and(|m| m.name != bridge) {
+            // Somebody else's by now.
+            return Ok(());
+        }
+        links.set_master(&link, None).await?;
+    }
+    if !port.up {
+        links.set_up(&link, false).await?;
+    }
+    Ok(())
+}
+
+fn world() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = fs::read_link("/proc/thread-self/ns/net").unwrap_or_default();
+    format!("{} {}", boot.trim(), namespace.display())
+}

@@ -1,0 +1,110 @@
+//! Ports that come and go.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::journal::Journal;
+use super::links::{Changes, Link, Links};
+use super::{NetError, Port, PortEvent, enslave};
+
+/// The kernel drops notices that a full socket can't hold: look this often without one.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// Follows the links by comparing all of them with what was known, whenever something changed.
+pub(super) struct Watch {
+    links: Links,
+    bridge: u32,
+    /// Names of ports that belong into the bridge whenever they are there.
+    configured: Vec<String>,
+    journal: Journal,
+    ports: Arc<Mutex<Vec<Port>>>,
+    events: mpsc::UnboundedSender<PortEvent>,
+    /// Configured ports that could not be enslaved, so that each is complained of once.
+    refused: Vec<u32>,
+    bridge_gone: bool,
+}
+
+impl Watch {
+    pub(super) fn new(
+        links: Links,
+        bridge: u32,
+        configured: Vec<String>,
+        journal: Journal,
+        ports: Arc<Mutex<Vec<Port>>>,
+        events: mpsc::UnboundedSender<PortEvent>,
+    ) -> Self {
+        Self { links, bridge, configured, journal, ports, events, refused: Vec::new(), bridge_gone: false }
+    }
+
+    /// Runs until stopped; the journal then says what to give back.
+    pub(super) async fn run(mut self, mut changes: Changes, stop: CancellationToken) -> Journal {
+        let mut open = true;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return self.journal,
+                more = changes.next(), if open => open = more,
+                () = tokio::time::sleep(AT_LEAST_EVERY) => {}
+            }
+            if let Err(error) = self.compare().await {
+                tracing::warn!(%error, "the bridge's ports could not be looked at");
+            }
+        }
+    }
+
+    /// Enslaves configured ports that (re)appeared, then reports what differs from the last look.
+    pub(super) async fn compare(&mut self) -> Result<(), NetError> {
+        let mut all = self.links.all().await?;
+        if self.enslave_returned(&all).await {
+            all = self.links.all().await?;
+        }
+        if !all.iter().any(|l| l.index == self.bridge) && !self.bridge_gone {
+            self.bridge_gone = true;
+            tracing::error!(
+                "somebody deleted the bridge: no node can be served until the daemon is restarted"
+            );
+        }
+        let now: Vec<Port> = all
+            .into_iter()
+            .filter(|l| l.master == Some(self.bridge))
+            .map(|Link { index, name, mtu, .. }| Port { index, name, mtu })
+            .collect();
+        let mut known = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody listening is nobody interested.
+        for gone in known.iter().filter(|k| now.iter().all(|n| n.index != k.index)) {
+            tracing::info!(port = gone.name, "port gone");
+            let _ = self.events.send(PortEvent::Removed(gone.clone()));
+        }
+        for new in now.iter().filter(|n| known.iter().all(|k| n.index != k.index)) {
+            tracing::info!(port = new.name, "port added");
+            let _ = self.events.send(PortEvent::Added(new.clone()));
+        }
+        *known = now;
+        Ok(())
+    }
+
+    async fn enslave_returned(&mut self, all: &[Link]) -> bool {
+        let mut any = false;
+        for link in all.iter().filter(|l| self.configured.contains(&l.name) && l.master != Some(self.bridge))
+        {
+            if self.bridge_gone || self.refused.contains(&link.index) {
+                continue;
+            }
+            if link.master.is_some() {
+                tracing::warn!(port = link.name, "somebody put this configured port under another interface");
+                self.refused.push(link.index);
+                continue;
+            }
+            match enslave(link, self.bridge, &self.links, &mut self.journal).await {
+                Ok(()) => any = true,
+                Err(error) => {
+                    tracing::warn!(port = link.name, %error, "a configured port came back but can't be enslaved");
+                    self.refused.push(link.index);
+                }
+            }
+        }
+        any
+    }
+}

@@ -1,0 +1,478 @@
+//! Every transfer of the appliance: requests, ACKs and time go in, packets go out.
+//!
+//! One task owns it, and nothing here waits: files are opened elsewhere ([`Job::run`]), packets
+//! leave through an [`Outbox`], and time is passed in.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pxe_common::map::SessionKey;
+use pxe_common::tftp::packet::{self, ErrorCode, Request};
+use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN, Packet};
+
+use super::FastPath;
+use super::job::{Accepted, Job, Refused};
+use super::stats::{Stat, Stats};
+use super::transfer::{Action, Transfer};
+use crate::blob::Blob;
+use crate::timeline::{AnsweredBy, Happened, Stage, Timeline, Who};
+
+/// Transfers at a time, requests under way included.
+const MAX_TRANSFERS: usize = 4096;
+
+/// A transfer without progress for this long gives way to a new request from the same port: GRUB
+/// uses ports 25300 upward after every boot, and would take an old transfer's packets for the new.
+const DEAD_AFTER: Duration = Duration::from_secs(1);
+
+/// Sends packets. One that can't be sent at once is lost, as on any network.
+pub(super) trait Outbox {
+    /// Sends from data port number `port`.
+    fn send(&mut self, port: usize, to: SocketAddrV4, packet: &[u8]);
+}
+
+pub(super) struct Server {
+    address: Ipv4Addr,
+    ports: Vec<u16>,
+    mtu: u16,
+    fast_path: Option<Arc<dyn FastPath>>,
+    timeline: Timeline,
+    stats: Arc<Stats>,
+    transfers: HashMap<SessionKey, Entry>,
+    /// When each client last asked for something.
+    asked: HashMap<Ipv4Addr, u64>,
+    /// Which data port was given out last.
+    last_port: usize,
+}
+
+enum Entry {
+    /// The file is being opened.
+    Opening { request: Vec<u8> },
+    Live(Box<Live>),
+}
+
+struct Live {
+    port: usize,
+    client: SocketAddrV4,
+    request: Vec<u8>,
+    path: String,
+    blob: Blob,
+    stage: Option<Stage>,
+    transfer: Transfer,
+    in_kernel: bool,
+    started_ns: u64,
+    sent_by_daemon: u32,
+}
+
+impl Server {
+    pub(super) fn new(
+        address: Ipv4Addr,
+        ports: Vec<u16>,
+        mtu: u16,
+        fast_path: Option<Arc<dyn FastPath>>,
+        timeline: Timeline,
+        stats: Arc<Stats>,
+    ) -> Self {
+        Self {
+            address,
+            ports,
+            mtu,
+            fast_path,
+            timeline,
+            stats,
+            transfers: HashMap::new(),
+            asked: HashMap::new(),
+            last_port: 0,
+        }
+    }
+
+    /// Whether there is anything to time.
+    pub(super) fn is_idle(&self) -> bool {
+        self.transfers.is_empty()
+    }
+
+    /// A packet came to port 69. Returns the work that a new request means.
+    pub(super) fn on_request(
+        &mut self,
+        client: SocketAddrV4,
+        bytes: &[u8],
+        now_ns: u64,
+        out: &mut impl Outbox,
+    ) -> Option<Job> {
+        let request = match Packet::parse(bytes) {
+            Ok(Packet::Read(request)) => request,
+            Ok(Packet::Write(request)) => {
+                self.stats.add(Stat::Refused, 1);
+                tracing::info!(%client, path = %text(request.path), "write request refused");
+                let port = self.next_port();
+                send_error(out, port, client, ErrorCode::ACCESS, "this server is read-only");
+                return None;
+            }
+            Ok(Packet::Data(..) | Packet::Ack(_) | Packet::Error(..) | Packet::Oack(_)) => {
+                self.stats.add(Stat::Unknown, 1);
+                return None;
+            }
+            Err(why) => {
+                self.stats.add(Stat::Malformed, 1);
+                tracing::debug!(%client, ?why, "not a TFTP packet");
+                return None;
+            }
+        };
+        self.stats.add(Stat::Requests, 1);
+        self.asked.insert(*client.ip(), now_ns);
+        if self.repeat(client, bytes, out) {
+            return None;
+        }
+        let port = self.port_for(client, now_ns);
+        if self.transfers.len() >= MAX_TRANSFERS {
+            self.stats.add(Stat::Refused, 1);
+            send_error(out, port, client, ErrorCode::OTHER, "too many transfers, try again");
+            return None;
+        }
+        let key = self.key(client, port);
+        self.transfers.insert(key, Entry::Opening { request: bytes.to_vec() });
+        Some(self.job(key, client, port, &request, bytes))
+    }
+
+    /// A request's file was opened, or not.
+    pub(super) fn on_opened(
+        &mut self,
+        job: &Job,
+        opened: Result<Accepted, Refused>,
+        now_ns: u64,
+        out: &mut impl Outbox,
+    ) {
+        let accepted = match opened {
+            Ok(accepted) => accepted,
+            Err(refused) => {
+                self.transfers.remove(&job.key);
+                self.stats.add(Stat::Refused, 1);
+                // GRUB and shim ask for many names that need not exist.
+                tracing::debug!(client = %job.client, path = job.path, %refused, "refused");
+                send_error(out, job.port, job.client, refused.code(), &refused.to_string());
+                return;
+            }
+        };
+        let Accepted { blob, stage, transfer, first, in_kernel } = accepted;
+        if in_kernel {
+            self.stats.add(Stat::FastPath, 1);
+        }
+        let mut live = Box::new(Live {
+            port: job.port,
+            client: job.client,
+            request: job.request.clone(),
+            path: job.path.clone(),
+            blob,
+            stage,
+            transfer,
+            in_kernel,
+            started_ns: now_ns,
+            sent_by_daemon: 0,
+        });
+        live.act(first, &self.stats, out);
+        self.transfers.insert(job.key, Entry::Live(live));
+    }
+
+    /// A packet came to data port number `port`.
+    pub(super) fn on_packet(
+        &mut self,
+        port: usize,
+        client: SocketAddrV4,
+        bytes: &[u8],
+        now_ns: u64,
+        out: &mut impl Outbox,
+    ) {
+        let key = self.key(client, port);
+        let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else {
+            // Late packets of transfers that ended. An ERROR would hit whatever the client's port
+            // is used for by now.
+            self.stats.add(Stat::Unknown, 1);
+            return;
+        };
+        match Packet::parse(bytes) {
+            Ok(Packet::Ack(block)) => {
+                let action = live.on_ack(&key, block, self.fast_path.as_deref(), now_ns);
+                self.act(&key, action, now_ns, out);
+            }
+            Ok(Packet::Error(code, message)) => self.aborted(&key, code, message, now_ns),
+            Ok(Packet::Read(_) | Packet::Write(_) | Packet::Data(..) | Packet::Oack(_)) => {
+                send_error(out, port, client, ErrorCode::ILLEGAL, "not in a transfer");
+                self.stats.add(Stat::Malformed, 1);
+            }
+            Err(_) => self.stats.add(Stat::Malformed, 1),
+        }
+    }
+
+    /// Time passed: repeats what was lost, notices what the kernel finished, forgets the dead.
+    pub(super) fn on_tick(&mut self, now_ns: u64, out: &mut impl Outbox) {
+        let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
+        for key in keys {
+            let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
+            live.observe(&key, self.fast_path.as_deref());
+            let action = live.transfer.on_tick(now_ns);
+            if matches!(action, Action::Send(_) | Action::SendOack) {
+                self.stats.add(Stat::Repeated, 1);
+            }
+            self.act(&key, action, now_ns, out);
+        }
+    }
+
+    /// Closes every grant.
+    pub(super) fn shut_down(&mut self) {
+        for key in std::mem::take(&mut self.transfers).keys() {
+            if let Some(fast_path) = &self.fast_path {
+                fast_path.close(key);
+            }
+        }
+    }
+
+    fn act(&mut self, key: &SessionKey, action: Action, now_ns: u64, out: &mut impl Outbox) {
+        match action {
+            Action::Finished => self.finished(key, now_ns),
+            Action::GiveUp => self.expired(key),
+            Action::Nothing | Action::SendOack | Action::Send(_) => {
+                if let Some(Entry::Live(live)) = self.transfers.get_mut(key) {
+                    live.act(action, &self.stats, out);
+                }
+            }
+        }
+    }
+
+    fn finished(&mut self, key: &SessionKey, now_ns: u64) {
+        let Some((live, by)) = self.close(key) else { return };
+        let duration = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
+        self.stats.add(Stat::Finished, 1);
+        tracing::debug!(client = %live.client, path = live.path, ?duration, ?by, "sent");
+        let Some(stage) = live.stage else { return };
+        self.timeline.record(Happened {
+            answered_by: by,
+            bytes: Some(live.blob.len()),
+            duration: Some(duration),
+            ..Happened::new(Who::Address(*live.client.ip()), stage).detail(live.path)
+        });
+    }
+
+    /// The client ended the transfer. Mostly that is no failure: EDK2 asks for a size and stops at
+    /// the OACK with error 8, GRUB reads a file's beginning and closes it.
+    fn aborted(&mut self, key: &SessionKey, code: ErrorCode, message: &[u8], now_ns: u64) {
+        let Some((live, _)) = self.close(key) else { return };
+        self.stats.add(Stat::Aborted, 1);
+        let after = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
+        tracing::debug!(
+            client = %live.client,
+            path = live.path,
+            code = code.0,
+            message = %text(message),
+            acked = live.transfer.session().acked(),
+            ?after,
+            "the client ended the transfer"
+        );
+    }
+
+    /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
+    /// for nothing since.
+    fn expired(&mut self, key: &SessionKey) {
+        let Some((live, _)) = self.close(key) else { return };
+        self.stats.add(Stat::Expired, 1);
+        let session = live.transfer.session();
+        let (acked, blocks) = (session.acked(), session.blocks());
+        tracing::debug!(client = %live.client, path = live.path, acked, blocks, "the client is gone");
+        let asked_since = self.asked.get(live.client.ip()).is_some_and(|at| *at > live.started_ns);
+        if live.stage.is_some() && acked > 0 && !asked_since {
+            let cause =
+                format!("stopped answering after block {acked} of {blocks} of {} over TFTP", live.path);
+            self.timeline.record(Happened::failed(Who::Address(*live.client.ip()), cause));
+        }
+    }
+
+    /// Removes a transfer; says who sent most of it.
+    fn close(&mut self, key: &SessionKey) -> Option<(Box<Live>, AnsweredBy)> {
+        let Some(Entry::Live(live)) = self.transfers.remove(key) else { return None };
+        let last = match &self.fast_path {
+            Some(fast_path) if live.in_kernel => fast_path.close(key),
+            _ => None,
+        };
+        let (xdp, tc) = last.map_or((0, 0), |s| (s.sent_by_xdp, s.sent_by_tc));
+        let by = if live.sent_by_daemon > xdp.max(tc) || xdp.max(tc) == 0 {
+            AnsweredBy::Daemon
+        } else if xdp > tc {
+            AnsweredBy::Xdp
+        } else {
+            AnsweredBy::Tc
+        };
+        if self.transfers.is_empty() {
+            self.asked.clear();
+        }
+        Some((live, by))
+    }
+
+    /// Whether this request is one that was answered already, whose answer the client has not
+    /// seen: then the same transfer's first packet goes out again.
+    fn repeat(&mut self, client: SocketAddrV4, bytes: &[u8], out: &mut impl Outbox) -> bool {
+        for port in 0..self.ports.len() {
+            let key = self.key(client, port);
+            match self.transfers.get_mut(&key) {
+                Some(Entry::Opening { request }) if request == bytes => return true,
+                Some(Entry::Live(live)) if live.request == bytes => {
+                    live.observe(&key, self.fast_path.as_deref());
+                    if live.transfer.unanswered() {
+                        let first = match live.transfer.session().in_flight() {
+                            None => Action::SendOack,
+                            Some(blocks) => Action::Send(blocks),
+                        };
+                        live.act(first, &self.stats, out);
+                        return true;
+                    }
+                }
+                Some(Entry::Opening { .. } | Entry::Live(_)) | None => {}
+            }
+        }
+        false
+    }
+
+    /// A data port on which the client's port has no transfer. Ends dead ones on the way, and the
+    /// longest idle one when none is free.
+    fn port_for(&mut self, client: SocketAddrV4, now_ns: u64) -> usize {
+        let mut idlest = (u64::MAX, 0);
+        let mut free = None;
+        for _ in 0..self.ports.len() {
+            let port = self.next_port();
+            let key = self.key(client, port);
+            match self.transfers.get_mut(&key) {
+                None => free = free.or(Some(port)),
+                Some(Entry::Opening { .. }) => {}
+                Some(Entry::Live(live)) => {
+                    live.observe(&key, self.fast_path.as_deref());
+                    let at = live.transfer.progress_ns();
+                    idlest = idlest.min((at, port));
+                    if now_ns.saturating_sub(at) > DEAD_AFTER.as_nanos() as u64 {
+                        self.close(&key);
+                        self.stats.add(Stat::Expired, 1);
+                    }
+                }
+            }
+        }
+        free.unwrap_or_else(|| {
+            let key = self.key(client, idlest.1);
+            self.close(&key);
+            idlest.1
+        })
+    }
+
+    /// Round and round, so that a port used for a transfer rests before it is used again.
+    fn next_port(&mut self) -> usize {
+        self.last_port = (self.last_port + 1) % self.ports.len();
+        self.last_port
+    }
+
+    fn key(&self, client: SocketAddrV4, port: usize) -> SessionKey {
+        SessionKey {
+            client: client.ip().octets(),
+            server: self.address.octets(),
+            client_port: client.port(),
+            server_port: self.ports[port],
+        }
+    }
+
+    fn job(
+        &self,
+        key: SessionKey,
+        client: SocketAddrV4,
+        port: usize,
+        request: &Request<'_>,
+        bytes: &[u8],
+    ) -> Job {
+        Job {
+            key,
+            client,
+            port,
+            path: text(request.path),
+            request: bytes.to_vec(),
+            mtu: self.mtu,
+            fast_path: self.fast_path.clone(),
+        }
+    }
+}
+
+impl Live {
+    /// Takes an ACK that reached the daemon.
+    fn on_ack(
+        &mut self,
+        key: &SessionKey,
+        block: BlockNo,
+        fast_path: Option<&dyn FastPath>,
+        now_ns: u64,
+    ) -> Action {
+        self.observe(key, fast_path);
+        if self.in_kernel {
+            if self.transfer.session().finished() {
+                return Action::Finished;
+            }
+            // The programs passed an ACK of a transfer of theirs: they can't answer it (no room in
+            // the driver's buffer and no tc, a grant that ended). The daemon goes on by itself.
+            if let Some(last) = fast_path.and_then(|f| f.close(key)) {
+                self.transfer.observed(last.transfer);
+            }
+            self.in_kernel = false;
+        }
+        self.transfer.on_ack(block, now_ns)
+    }
+
+    /// Catches up with what the kernel did.
+    fn observe(&mut self, key: &SessionKey, fast_path: Option<&dyn FastPath>) {
+        if !self.in_kernel {
+            return;
+        }
+        if let Some(session) = fast_path.and_then(|f| f.look(key)) {
+            self.transfer.observed(session.transfer);
+        }
+    }
+
+    fn act(&mut self, action: Action, stats: &Stats, out: &mut impl Outbox) {
+        match action {
+            Action::SendOack => {
+                if let Some(oack) = self.transfer.oack() {
+                    out.send(self.port, self.client, oack);
+                }
+            }
+            Action::Send(blocks) => self.send_blocks(blocks, stats, out),
+            Action::Nothing | Action::Finished | Action::GiveUp => {}
+        }
+    }
+
+    fn send_blocks(&mut self, blocks: Blocks, stats: &Stats, out: &mut impl Outbox) {
+        let session = *self.transfer.session();
+        let mut packet = Vec::with_capacity(HEADER_LEN + usize::from(session.blksize()));
+        for index in blocks.first..=blocks.last {
+            let len = usize::from(session.len_of(index));
+            packet.clear();
+            packet.extend_from_slice(&packet::data_header(BlockNo::of(index)));
+            packet.resize(HEADER_LEN + len, 0);
+            // From the page cache as a rule; a slow disk delays everyone, which the fast path and
+            // the clients' patience bound.
+            match self.blob.read_at(session.offset_of(index), &mut packet[HEADER_LEN..]) {
+                Ok(read) if read == len => {}
+                Ok(_) | Err(_) => {
+                    tracing::error!(path = self.path, index, "the file became unreadable while it was sent");
+                    send_error(out, self.port, self.client, ErrorCode::OTHER, "the file became unreadable");
+                    return;
+                }
+            }
+            out.send(self.port, self.client, &packet);
+            self.sent_by_daemon = self.sent_by_daemon.saturating_add(1);
+            stats.add(Stat::Bytes, len as u64);
+        }
+    }
+}
+
+fn send_error(out: &mut impl Outbox, port: usize, to: SocketAddrV4, code: ErrorCode, message: &str) {
+    let mut buf = [0; 512];
+    if let Some(packet) = packet::error(&mut buf, code, message) {
+        out.send(port, to, packet);
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,53 @@
+//! What the TFTP server counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// Counters that the server's task writes and anyone reads.
+#[derive(Debug, Default)]
+pub struct Stats([AtomicU64; NAMES.len()]);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stat {
+    Requests,
+    Refused,
+    Malformed,
+    Unknown,
+    FastPath,
+    Finished,
+    Aborted,
+    Expired,
+    Repeated,
+    Bytes,
+}
+
+const NAMES: [&str; Stat::Bytes as usize + 1] = [
+    "requests",
+    "refused",
+    "malformed",
+    "unknown-transfer",
+    "fast-path",
+    "finished",
+    "aborted",
+    "expired",
+    "repeated",
+    "bytes-by-daemon",
+];
+
+impl Stats {
+    /// Every counter by name.
+    pub fn read(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        NAMES.into_iter().zip(self.0.iter().map(|c| c.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn add(&self, stat: Stat, by: u64) {
+        self.0[stat as usize].fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+impl Serialize for Stats {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_map(self.read())
+    }
+}

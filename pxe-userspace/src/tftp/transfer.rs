@@ -1,0 +1,207 @@
+//! One transfer: the session's step, and the timers around it. Pure: time is passed in.
+
+use std::time::Duration;
+
+use pxe_common::tftp::{BlockNo, Blocks, Session, Step};
+
+/// The age from which an answer may be lost, so that a duplicate ACK is answered again. Far above
+/// a segment's round trip, below the timers of all firmware.
+pub const RETRY: Duration = Duration::from_millis(100);
+
+/// When nothing is acknowledged for this long, what is in flight is sent again, then after twice
+/// the time, and so on. GRUB waits for that: it does not repeat its ACKs.
+const FIRST_TIMEOUT: Duration = Duration::from_millis(300);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client that acknowledges nothing for this long is gone.
+pub const IDLE: Duration = Duration::from_secs(30);
+
+/// A transfer that the daemon drives, or watches while the kernel does.
+#[derive(Clone, Debug)]
+pub struct Transfer {
+    session: Session,
+    /// The OACK that begins it; none when the first DATA does.
+    oack: Option<Vec<u8>>,
+    timeout: Duration,
+    progress_ns: u64,
+    next_timeout_ns: u64,
+    wait: Duration,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Nothing,
+    SendOack,
+    Send(Blocks),
+    Finished,
+    /// The client is gone.
+    GiveUp,
+}
+
+impl Transfer {
+    /// A transfer that starts now; returns what to send first.
+    pub fn start(
+        mut session: Session,
+        oack: Option<Vec<u8>>,
+        timeout: Option<Duration>,
+        now_ns: u64,
+    ) -> (Self, Action) {
+        let action = match oack {
+            Some(_) => Action::SendOack,
+            None => Action::Send(session.begin(now_ns)),
+        };
+        let wait = timeout.unwrap_or(FIRST_TIMEOUT);
+        let next_timeout_ns = now_ns + nanos(wait);
+        let transfer = Self { session, oack, timeout: wait, progress_ns: now_ns, next_timeout_ns, wait };
+        (transfer, action)
+    }
+
+    /// The client acknowledged a block.
+    pub fn on_ack(&mut self, ack: BlockNo, now_ns: u64) -> Action {
+        let before = self.session;
+        let step = self.session.on_ack(ack, now_ns);
+        if advanced(&before, &self.session) {
+            self.progressed(now_ns);
+        }
+        match step {
+            Step::Send(blocks) => Action::Send(blocks),
+            Step::Finished => Action::Finished,
+            Step::Duplicate | Step::Stale => Action::Nothing,
+        }
+    }
+
+    /// The kernel moved the session on, to here.
+    pub fn observed(&mut self, session: Session) {
+        if advanced(&self.session, &session) {
+            self.progressed(session.sent_ns());
+        }
+        self.session = session;
+    }
+
+    /// Time passed.
+    pub fn on_tick(&mut self, now_ns: u64) -> Action {
+        if self.session.finished() {
+            return Action::Finished;
+        }
+        if now_ns.saturating_sub(self.progress_ns) >= nanos(IDLE) {
+            return Action::GiveUp;
+        }
+        if now_ns < self.next_timeout_ns {
+            return Action::Nothing;
+        }
+        self.wait = (self.wait * 2).min(LONGEST_TIMEOUT.max(self.timeout));
+        self.next_timeout_ns = now_ns + nanos(self.wait);
+        match self.session.send_again(now_ns) {
+            Some(blocks) => Action::Send(blocks),
+            None => Action::SendOack,
+        }
+    }
+
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub fn oack(&self) -> Option<&[u8]> {
+        self.oack.as_deref()
+    }
+
+    /// When the client last acknowledged something new.
+    pub fn progress_ns(&self) -> u64 {
+        self.progress_ns
+    }
+
+    /// Whether the client has acknowledged nothing yet, not even the options.
+    pub fn unanswered(&self) -> bool {
+        self.session.acked() == 0 && (self.oack.is_none() || self.session.in_flight().is_none())
+    }
+
+    fn progressed(&mut self, at_ns: u64) {
+        self.progress_ns = at_ns.max(self.progress_ns);
+        self.wait = self.timeout;
+        self.next_timeout_ns = self.progress_ns + nanos(self.wait);
+    }
+}
+
+/// Whether the client acknowledged something new. A block that was only sent again is none.
+fn advanced(before: &Session, after: &Session) -> bool {
+    (before.acked(), before.in_flight().is_some()) != (after.acked(), after.in_flight().is_some())
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn session(len: u64) -> Session {
+        Session::new(len, NonZeroU16::new(512).unwrap(), NonZeroU16::MIN, RETRY.as_millis() as u32).unwrap()
+    }
+
+    fn one(index: u32) -> Action {
+        Action::Send(Blocks { first: index, last: index })
+    }
+
+    #[test]
+    fn an_unanswered_oack_is_repeated_with_pauses_that_grow() {
+        let (mut t, first) = Transfer::start(session(600), Some(vec![0, 6]), None, 0);
+        assert_eq!(first, Action::SendOack);
+        let sent: Vec<u64> =
+            (0..29_900).step_by(100).filter(|ms| t.on_tick(ms * MS) == Action::SendOack).collect();
+        assert_eq!(sent[..5], [300, 900, 2_100, 4_500, 9_300]);
+        assert!(t.unanswered());
+        assert_eq!(t.on_tick(30_000 * MS), Action::GiveUp);
+    }
+
+    #[test]
+    fn a_lost_block_is_sent_again_and_progress_resets_the_pause() {
+        let (mut t, _) = Transfer::start(session(2000), Some(vec![0, 6]), None, 0);
+        assert_eq!(t.on_ack(BlockNo(0), MS), one(1));
+        assert!(!t.unanswered());
+        assert_eq!(t.on_tick(200 * MS), Action::Nothing);
+        assert_eq!(t.on_tick(301 * MS), one(1));
+        assert_eq!(t.on_tick(601 * MS), Action::Nothing);
+        assert_eq!(t.on_ack(BlockNo(1), 700 * MS), one(2));
+        assert_eq!(t.on_tick(1_000 * MS), one(2));
+    }
+
+    #[test]
+    fn duplicates_keep_no_transfer_alive() {
+        let (mut t, _) = Transfer::start(session(2000), None, None, 0);
+        for ms in 0..30_000 {
+            let _ = t.on_ack(BlockNo(0), ms * MS);
+        }
+        assert_eq!(t.on_tick(30_000 * MS), Action::GiveUp);
+    }
+
+    #[test]
+    fn what_the_kernel_did_counts_as_progress() {
+        let (mut t, _) = Transfer::start(session(2000), Some(vec![0, 6]), None, 0);
+        let mut kernel = *t.session();
+        kernel.on_ack(BlockNo(0), 5 * MS);
+        kernel.on_ack(BlockNo(1), 250 * MS);
+        t.observed(kernel);
+        assert_eq!(t.on_tick(400 * MS), Action::Nothing);
+        assert_eq!(t.on_tick(550 * MS), one(2), "stalled in the kernel");
+        kernel.on_ack(BlockNo(2), 560 * MS);
+        kernel.on_ack(BlockNo(3), 561 * MS);
+        kernel.on_ack(BlockNo(4), 562 * MS);
+        t.observed(kernel);
+        assert_eq!(t.on_tick(600 * MS), Action::Finished);
+    }
+
+    #[test]
+    fn the_clients_own_timeout_is_kept() {
+        let (mut t, _) = Transfer::start(session(600), Some(vec![0, 6]), Some(Duration::from_secs(8)), 0);
+        assert_eq!(t.on_tick(7_999 * MS), Action::Nothing);
+        assert_eq!(t.on_tick(8_000 * MS), Action::SendOack);
+        assert_eq!(t.on_tick(15_999 * MS), Action::Nothing);
+        assert_eq!(t.on_tick(16_000 * MS), Action::SendOack);
+    }
+}
