@@ -10,7 +10,10 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::machines::mac_text;
-use crate::timeline::{micros, micros_if_any};
+use crate::timeline::micros;
+
+pub use crate::dataplane::{PortStatus, Tier};
+pub use crate::workload::{WorkloadState, WorkloadStatus as Workload};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,27 +36,6 @@ pub struct BridgeStatus {
     pub address: Ipv4Net,
     #[serde(with = "mac_text")]
     pub mac: Mac,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PortStatus {
-    pub name: String,
-    pub tier: Tier,
-    /// Why the tier is no better.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
-/// Where a port's frames are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tier {
-    /// XDP, and tc for what XDP can't send.
-    Xdp,
-    Tc,
-    /// By the daemon.
-    Off,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,32 +99,6 @@ pub struct Profile {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Workload {
-    pub name: String,
-    pub image: String,
-    pub state: WorkloadState,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub address: Option<Ipv4Addr>,
-    /// `HOST:CONTAINER/PROTOCOL`.
-    pub ports: Vec<String>,
-    /// When it entered the state.
-    #[serde(serialize_with = "micros_if_any")]
-    pub since: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WorkloadState {
-    Starting,
-    Running,
-    Exited,
-    Failed,
 }
 
 /// What a changed configuration file changed.

@@ -88,11 +88,12 @@ pub(super) fn workloads(workloads: Vec<Workload>) -> String {
         .into_iter()
         .map(|w| {
             let answers = or_dash(w.address.map(|a| a.to_string()).or(Some(w.ports.join(","))));
-            [w.name, w.image, word(w.state), answers, or_dash(w.since.map(time)), or_dash(w.problem)]
+            let restarts = w.restarts.to_string();
+            [w.name, w.image, word(w.state), answers, restarts, time(w.since), or_dash(w.error)]
         })
         .collect();
     table(
-        ["WORKLOAD", "IMAGE", "STATE", "ANSWERS AT", "SINCE", "PROBLEM"],
+        ["WORKLOAD", "IMAGE", "STATE", "ANSWERS AT", "RESTARTS", "SINCE", "PROBLEM"],
         &rows,
         "no workloads are configured",
     )
