@@ -9,10 +9,12 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
+use crate::image::ImageRecord;
 use crate::machines::mac_text;
 use crate::timeline::micros;
 
 pub use crate::dataplane::{PortStatus, Tier};
+pub use crate::image::Freed as Collected;
 pub use crate::workload::{WorkloadState, WorkloadStatus as Workload};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,15 +74,12 @@ pub struct FileEntry {
     pub modified: Timestamp,
 }
 
+/// An image's record, and who boots it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Image {
-    pub reference: String,
-    pub digest: String,
-    /// Kernel, initrd and root file system together.
-    pub bytes: u64,
-    #[serde(serialize_with = "micros")]
-    pub added: Timestamp,
+    #[serde(flatten)]
+    pub record: ImageRecord,
     /// Profiles that boot it.
     pub profiles: Vec<String>,
 }
@@ -108,14 +107,6 @@ pub struct Reloaded {
     pub changed: Vec<String>,
     /// What changed in the file, but waits for the daemon to be started again.
     pub needs_restart: Vec<String>,
-}
-
-/// What a clean-up of the image store freed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Collected {
-    pub removed: Vec<String>,
-    pub bytes: u64,
 }
 
 /// A step on an image's way in.

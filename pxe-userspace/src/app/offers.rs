@@ -43,7 +43,9 @@ impl api::Appliance for Appliance {
             })
             .collect();
         alerts.extend(self.fast_path.off_because.iter().map(|why| format!("fast path off: {why}")));
-        alerts.extend(self.profiles().into_iter().filter_map(|p| Some(format!("profile {}: {}", p.name, p.problem?))));
+        alerts.extend(
+            self.profiles().into_iter().filter_map(|p| Some(format!("profile {}: {}", p.name, p.problem?))),
+        );
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             started: self.started,
@@ -180,9 +182,7 @@ impl Appliance {
     /// The profiles that boot the image of this name.
     fn profiles_of(&self, reference: &str) -> Vec<String> {
         let wanted = image::canonical(reference);
-        let boots = |p: &&crate::config::Profile| {
-            matches!(&p.source, Source::Image(named) if image::canonical(named) == wanted)
-        };
+        let boots = |p: &&crate::config::Profile| matches!(&p.source, Source::Image(named) if image::canonical(named) == wanted);
         self.config().profiles.iter().filter(boots).map(|p| p.name.clone()).collect()
     }
 }

@@ -66,10 +66,20 @@ pub(super) fn files(files: Vec<FileEntry>) -> String {
 pub(super) fn images(images: Vec<Image>) -> String {
     let rows: Vec<_> = images
         .into_iter()
-        .map(|i| [i.reference, i.digest, size(i.bytes), time(i.added), or_dash(Some(i.profiles.join(",")))])
+        .map(|Image { record: i, profiles }| {
+            let bytes = i.kernel_blob.size + i.stage1_blob.size + i.rootfs_blob.size;
+            [
+                i.reference,
+                i.digest,
+                size(bytes),
+                i.kernel.version,
+                time(i.added),
+                or_dash(Some(profiles.join(","))),
+            ]
+        })
         .collect();
     let none = "no images: `bridgehead image add` brings one in";
-    table(["IMAGE", "DIGEST", "SIZE", "ADDED", "PROFILES"], &rows, none)
+    table(["IMAGE", "DIGEST", "SIZE", "KERNEL", "ADDED", "PROFILES"], &rows, none)
 }
 
 pub(super) fn profiles(profiles: Vec<Profile>) -> String {
@@ -125,7 +135,7 @@ pub(super) fn progress(progress: &Progress) -> String {
 }
 
 pub(super) fn collected(done: &Collected) -> String {
-    format!("{} removed, {} freed\n", done.removed.len(), size(done.bytes))
+    format!("{} files removed, {} freed\n", done.files, size(done.bytes))
 }
 
 pub(super) fn reloaded(done: &Reloaded) -> String {

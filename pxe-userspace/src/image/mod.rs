@@ -471,7 +471,7 @@ impl<'a> NodeManifest<'a> {
 }
 
 /// A reference as Docker spells it out, without its default registry: `web` is `web:latest`.
-fn canonical(reference: &str) -> String {
+pub fn canonical(reference: &str) -> String {
     let short = reference.strip_prefix("docker.io/").unwrap_or(reference);
     let short = short.strip_prefix("library/").unwrap_or(short);
     let name = short.rsplit('/').next().unwrap_or(short);
