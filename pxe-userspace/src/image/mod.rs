@@ -9,6 +9,7 @@ mod docker;
 mod extract;
 mod initrd;
 mod kernel;
+mod manifest;
 mod oci;
 mod stage1;
 mod store;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use self::initrd::Initrd;
+use self::manifest::NodeManifest;
 use self::oci::Archive;
 use self::store::Store;
 use self::tree::{Spool, Tree};
@@ -413,60 +415,6 @@ impl Image {
             rootfs: store.blob(&record.rootfs_blob)?,
             record: Arc::new(record),
         })
-    }
-}
-
-/// `/image.json`: what pxe-init reads to run the image.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct NodeManifest<'a> {
-    reference: &'a str,
-    id: &'a str,
-    digest: &'a str,
-    argv: Vec<String>,
-    env: &'a [String],
-    cwd: &'a str,
-    user: &'a str,
-    stop_signal: Option<&'a str>,
-    /// The cpio format has no place for them: pxe-init sets them after Linux unpacked the files.
-    xattrs: Vec<Xattr>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Xattr {
-    /// Below the image's root, without a leading slash.
-    path: String,
-    name: String,
-    /// Hexadecimal.
-    value: String,
-}
-
-impl<'a> NodeManifest<'a> {
-    fn new(reference: &'a str, id: &'a str, digest: &'a str, config: &'a ImageConfig, tree: &Tree) -> Self {
-        let mut xattrs = Vec::new();
-        for (path, inode) in tree.walk() {
-            for (name, value) in &tree.inode(inode).xattrs {
-                match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
-                    (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
-                    _ => tracing::warn!(
-                        path = %path.escape_ascii(),
-                        "an extended attribute is lost: its file's name is not UTF-8"
-                    ),
-                }
-            }
-        }
-        Self {
-            reference,
-            id,
-            digest,
-            argv: config.argv(),
-            env: &config.env,
-            cwd: if config.working_dir.is_empty() { "/" } else { &config.working_dir },
-            user: &config.user,
-            stop_signal: config.stop_signal.as_deref(),
-            xattrs,
-        }
     }
 }
 

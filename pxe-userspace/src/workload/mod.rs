@@ -83,8 +83,8 @@ pub enum WorkloadState {
 }
 
 impl Workloads {
-    /// Starts what `config` declares, and removes what an earlier run of this appliance left.
-    /// Returns at once; [`Workloads::list`] tells how it goes.
+    /// Starts what `config` declares, and removes what an earlier run of this appliance left. The
+    /// bridge must be there. Returns at once; [`Workloads::list`] tells how it goes.
     pub async fn start(config: &Config, engine: Engine) -> Self {
         let state_dir = config.state_dir.canonicalize().unwrap_or_else(|_| config.state_dir.clone());
         let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
@@ -129,7 +129,11 @@ impl Workloads {
             .into_iter()
             .partition(|(name, r)| wanted.get(name) == Some(&r.spec));
         *running = kept;
+        let none_left = wanted.is_empty() && !ended.is_empty();
         end(ended).await;
+        if none_left {
+            self.0.remove_network().await;
+        }
         self.0.board.lock().retain(|name, _| wanted.contains_key(name));
         for (name, spec) in wanted {
             running.entry(name).or_insert_with(|| {
@@ -140,21 +144,27 @@ impl Workloads {
         }
     }
 
-    /// Stops and removes every container, and the engine's network on the bridge.
+    /// Stops and removes every container, and the engine's network on the bridge. To be awaited
+    /// before the bridge goes.
     pub async fn stop(&self) {
         let ended = std::mem::take(&mut *self.0.running.lock().await);
-        if ended.is_empty() {
-            return;
+        if !ended.is_empty() {
+            end(ended).await;
+            self.0.remove_network().await;
         }
-        end(ended).await;
+    }
+}
+
+impl Inner {
+    async fn remove_network(&self) {
         let removed = async {
-            let docker = self.0.engine.connect().await?;
-            container::remove_network(&docker, &self.0.owner).await
+            let docker = self.engine.connect().await?;
+            container::remove_network(&docker, &self.owner).await
         };
         match tokio::time::timeout(STOP_WITHIN, removed).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the workloads' network stays; the next start reuses it")
+                tracing::warn!(%error, "the workloads' network stays; the next start reuses it");
             }
             Err(_) => tracing::warn!("the Docker engine does not answer; the workloads' network stays"),
         }

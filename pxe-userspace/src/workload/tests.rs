@@ -175,9 +175,15 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         assert_eq!(get("10.99.0.198:80").await, "goodbye\n");
 
         workloads.stop().await;
-        assert_eq!(count(&docker).await, 0);
-        let networks = docker.list_networks(None).await.unwrap();
-        assert!(networks.iter().all(|n| !n.name.as_ref().unwrap().starts_with("bridgehead")), "{networks:?}");
+        assert_eq!(left(&docker).await, Vec::<String>::new());
+
+        // The same when a reload takes the last one away.
+        workloads.apply(&fewer).await;
+        reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
+        fewer.workloads.clear();
+        workloads.apply(&fewer).await;
+        assert!(workloads.list().is_empty());
+        assert_eq!(left(&docker).await, Vec::<String>::new());
         // Our bridge is still ours, with its address.
         let shown = Command::new("ip").args(["-4", "address", "show", BRIDGE]).output().unwrap();
         assert!(String::from_utf8_lossy(&shown.stdout).contains("10.99.0.1/24"));
@@ -226,6 +232,15 @@ async fn container_id(docker: &Docker, workloads: &Workloads, name: &str) -> Opt
 async fn count(docker: &Docker) -> usize {
     let all = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).build();
     docker.list_containers(Some(all)).await.unwrap().len()
+}
+
+/// What we made in the engine and is still there.
+async fn left(docker: &Docker) -> Vec<String> {
+    let mut names: Vec<_> =
+        docker.list_networks(None).await.unwrap().into_iter().filter_map(|n| n.name).collect();
+    names.retain(|name| name.starts_with("bridgehead"));
+    names.extend((0..count(docker).await).map(|_| "a container".into()));
+    names
 }
 
 async fn load_busybox(docker: &Docker) {
