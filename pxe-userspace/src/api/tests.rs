@@ -121,6 +121,19 @@ impl Appliance for Fake {
     }
 }
 
+fn image(reference: &str) -> Image {
+    let blob = serde_json::json!({ "sha256": "00", "size": 5 });
+    serde_json::from_value(serde_json::json!({
+        "reference": reference, "id": "sha256:11", "digest": "sha256:00", "created": null,
+        "added": "1970-01-01T00:00:00Z", "assets": "sha256:22", "profiles": [],
+        "config": { "entrypoint": [], "cmd": ["/bin/sh"], "env": [], "working-dir": "", "user": "", "stop-signal": null },
+        "kernel": { "version": "6.1", "source": "assets", "path": "kernel/vmlinuz", "reason": "", "modules": true },
+        "kernel-blob": blob, "stage1-blob": blob, "rootfs-blob": blob,
+        "unpacked": { "kernel": 1, "stage1": 1, "rootfs": 1 },
+    }))
+    .expect("a record")
+}
+
 impl Images for Fake {
     fn list(&self) -> Result<Vec<Image>, Failure> {
         Ok(Vec::new())
@@ -136,13 +149,7 @@ impl Images for Fake {
                 ImageSource::Reference(reference) if reference == "missing" => {
                     Err(Failure::new(Kind::NotFound, "no such image", "docker image ls"))
                 }
-                ImageSource::Reference(reference) => Ok(Image {
-                    reference,
-                    digest: "sha256:00".into(),
-                    bytes: 5,
-                    added: Timestamp::UNIX_EPOCH,
-                    profiles: Vec::new(),
-                }),
+                ImageSource::Reference(reference) => Ok(image(&reference)),
                 ImageSource::Path(path) => Err(Failure::internal(path.display())),
             }
         }
@@ -153,7 +160,7 @@ impl Images for Fake {
         async { Ok(()) }.boxed()
     }
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>> {
-        async { Ok(Collected::default()) }.boxed()
+        async { Ok(Collected { files: 2, bytes: 10 }) }.boxed()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -189,7 +188,7 @@ impl Appliance {
 
 fn add_failure(error: AddError) -> Failure {
     let kind = match &error {
-        AddError::NoEngine(_) | AddError::Cancelled => Kind::Unavailable,
+        AddError::NoEngine(_) => Kind::Unavailable,
         AddError::Work(_) | AddError::Store(_) => Kind::Internal,
         _ => Kind::Invalid,
     };
