@@ -370,6 +370,11 @@ async fn a_machine_that_starts_anew_finds_no_old_connection() {
             assert!(n > 0, "closed before the answer's end");
             answer.extend(&piece[..n]);
         }
+        let head = String::from_utf8_lossy(&answer);
+        assert!(
+            head.contains("\r\nContent-Length: 10\r\n"),
+            "GRUB reads the length in this case only: {head}"
+        );
         stream
     })
     .await
