@@ -159,6 +159,9 @@ async fn requests(stream: TcpStream, peer: SocketAddr, router: Router, stop: Can
         router.clone().call(request)
     });
     let http = http1::Builder::new()
+        // GRUB 2.06 looks for `Content-Length: ` in exactly this case. Without a length it waits half
+        // a minute for more after each file.
+        .title_case_headers(true)
         .timer(TokioTimer::new())
         // Runs between requests, too.
         .header_read_timeout(IDLE)
@@ -176,24 +179,25 @@ async fn requests(stream: TcpStream, peer: SocketAddr, router: Router, stop: Can
     }
 }
 
-/// Closes our half, and waits for the client to close its own; false when it does not.
+/// Closes our half, and waits until the connection is at its end; false when it does not come.
+///
+/// The descriptor is held until then, so that the machine can be forgotten: GRUB closes with a
+/// window of zero, which keeps our FIN from being sent, and a kernel-owned socket in LAST_ACK or
+/// FIN_WAIT2 is as much in the next boot's way as an open one.
 async fn half_close(socket: &TcpStream) -> io::Result<bool> {
     match SockRef::from(socket).shutdown(Shutdown::Write) {
-        // It was closed or reset already.
+        // It was reset.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(true),
         done => done?,
     }
-    let mut rest = [0; 512];
-    let end = async {
-        loop {
-            socket.readable().await?;
-            match socket.try_read(&mut rest) {
-                Ok(0) => return Ok(true),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+    let mut pause = Duration::from_millis(10);
+    let ended = async {
+        // getpeername(2) fails from the moment that the socket has no connection; epoll tells of
+        // the client's FIN, but not of its last ACK.
+        while socket.peer_addr().is_ok() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
         }
     };
-    tokio::time::timeout(LINGER, end).await.unwrap_or(Ok(false))
+    Ok(tokio::time::timeout(LINGER, ended).await.is_ok())
 }

@@ -19,13 +19,38 @@ use crate::timeline::{Happened, Stage, Who};
 pub(super) struct Report {
     #[serde(with = "mac_text")]
     mac: Mac,
-    stage: Stage,
+    stage: Reported,
     detail: Option<String>,
     cause: Option<String>,
     /// Of the workload's first process.
     exit_code: Option<i32>,
     /// Seconds since the node's kernel started.
     uptime: Option<f64>,
+}
+
+/// What only the node itself can know.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reported {
+    Stage1,
+    Image,
+    Workload,
+    /// The workload's first process ended, for good or ill.
+    Exited,
+    Failed,
+}
+
+impl Reported {
+    /// An exit is no stage of a boot: one in order leaves the node at its last, any other is a failure.
+    fn stage(self, exit_code: Option<i32>) -> Stage {
+        match self {
+            Self::Stage1 => Stage::Stage1,
+            Self::Image => Stage::Image,
+            Self::Workload => Stage::Workload,
+            Self::Exited if exit_code == Some(0) => Stage::Workload,
+            Self::Exited | Self::Failed => Stage::Failed,
+        }
+    }
 }
 
 /// Words from a node are cut there: they go into the database and onto people's terminals.
@@ -38,10 +63,6 @@ pub(super) async fn report(
 ) -> Result<StatusCode, Failure> {
     let Json(report) =
         report.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "docs/api.md shows a report"))?;
-    if report.stage < Stage::Stage1 {
-        let error = format!("a node does not report {:?}", report.stage).to_lowercase();
-        return Err(Failure::new(Kind::Invalid, error, "it reports stage1, image, workload or failed"));
-    }
     let address = files::ipv4(peer.ip());
     if state.machines.by_address(address).is_none_or(|machine| machine.mac != report.mac) {
         let error = format!("{address} is not the address of {}", report.mac);
@@ -51,17 +72,18 @@ pub(super) async fn report(
             "a node reports for itself, from the address of its lease",
         ));
     }
-    let exit = report.exit_code.map(|code| format!("exit code {code}"));
+    let stage = report.stage.stage(report.exit_code);
+    let exit = report.exit_code.map(|code| format!("ended with exit code {code}"));
     let uptime = report.uptime.filter(|u| u.is_finite()).map(|u| format!("{u:.1} s after its kernel"));
     let detail: Vec<String> = [report.detail.map(words), exit, uptime].into_iter().flatten().collect();
     let cause = report.cause.map(words);
     state.timeline.record(Happened {
         detail: Some(detail.join(", ")).filter(|d| !d.is_empty()),
-        cause: match report.stage {
+        cause: match stage {
             Stage::Failed => cause.or_else(|| Some("the node did not say why".to_owned())),
             _ => cause,
         },
-        ..Happened::new(Who::Mac(report.mac), report.stage)
+        ..Happened::new(Who::Mac(report.mac), stage)
     });
     Ok(StatusCode::NO_CONTENT)
 }

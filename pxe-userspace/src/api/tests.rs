@@ -309,14 +309,20 @@ async fn a_node_reports_for_itself_only() {
             .await,
         204
     );
-    assert_eq!(report(r#"{"mac": "52:54:00:77:00:01", "stage": "failed", "exit-code": 3}"#).await, 204);
+    assert_eq!(
+        report(
+            r#"{"mac": "52:54:00:77:00:01", "stage": "exited", "cause": "exit status: 3", "exit-code": 3}"#
+        )
+        .await,
+        204
+    );
     assert_eq!(report(r#"{"mac": "52:54:00:77:00:02", "stage": "workload"}"#).await, 403);
     assert_eq!(report(r#"{"mac": "52:54:00:77:00:01", "stage": "ack"}"#).await, 400);
     let events = events(&daemon).await;
     let [workload, failed] = events.as_slice() else { panic!("{events:?}") };
     assert_eq!(workload.detail.as_deref(), Some("a b, 4.2 s after its kernel"));
-    assert_eq!((failed.stage, failed.detail.as_deref()), (Stage::Failed, Some("exit code 3")));
-    assert!(failed.cause.is_some());
+    assert_eq!((failed.stage, failed.detail.as_deref()), (Stage::Failed, Some("ended with exit code 3")));
+    assert_eq!(failed.cause.as_deref(), Some("exit status: 3"));
 }
 
 /// Events before, during and after the start of the stream, from several threads.
@@ -377,6 +383,11 @@ async fn a_machine_that_starts_anew_finds_no_old_connection() {
             assert!(n > 0, "closed before the answer's end");
             answer.extend(&piece[..n]);
         }
+        let head = String::from_utf8_lossy(&answer);
+        assert!(
+            head.contains("\r\nContent-Length: 10\r\n"),
+            "GRUB reads the length in this case only: {head}"
+        );
         stream
     })
     .await

@@ -42,7 +42,13 @@ fn picture() -> String {
     let words = ip("-o link");
     let words: Vec<&str> = words.split_whitespace().collect();
     let masters: Vec<&[&str]> = words.windows(2).filter(|w| w[0] == "master").collect();
-    format!("{}\n{masters:?}\n{}", links.join("\n"), ip("-4 -br addr"))
+    // Without the operational state in the second column, which follows at its leisure.
+    let addresses = ip("-4 -br addr");
+    let addresses: Vec<Vec<&str>> = addresses
+        .lines()
+        .map(|l| l.split_whitespace().enumerate().filter(|(i, _)| *i != 1).map(|(_, w)| w).collect())
+        .collect();
+    format!("{}\n{masters:?}\n{addresses:?}", links.join("\n"))
 }
 
 fn network(bridge: &str, ports: &[&str]) -> Network {
