@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::engine::DEMO;
 use crate::machine::Spec;
+use crate::net::Host;
 use crate::process::{PATIENCE, Process, output};
 use crate::timeline::Event;
 use crate::world::World;
@@ -36,31 +37,16 @@ pub fn program() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A lab's configuration: the bridge with `ports`, the demo image as the default profile, `nodes` declared.
-pub fn config(world: &World, ports: &[String], nodes: &[Spec], fast_path: &str) -> String {
-    let state = world.path("state");
-    let files = world.path("files");
-    let mut text = format!(
-        r#"state-dir = {state:?}
+/// A configuration without anything to boot: the bridge with `ports`, leases, files.
+pub fn address_only(world: &World, ports: &[String], fast_path: &str) -> String {
+    base(world, ports, fast_path, "address-only")
+}
 
-[network]
-bridge    = "{BRIDGE}"
-address   = "{ADDRESS}/24"
-ports     = {ports:?}
-fast-path = "{fast_path}"
-
-[dhcp]
-mode       = "authoritative"
-range      = ["10.77.0.100", "10.77.0.199"]
-lease-time = "1h"
-router     = "{ADDRESS}"
-
-[files]
-root = {files:?}
-
-[api]
-listen = "127.0.0.1:7480"
-
+/// A configuration in which every machine boots the demo image, and `nodes` are declared.
+pub fn demo(world: &World, ports: &[String], nodes: &[Spec], fast_path: &str) -> String {
+    let mut text = base(world, ports, fast_path, "boot");
+    text += &format!(
+        r#"
 [default]
 profile = "demo"
 
@@ -78,6 +64,34 @@ cmdline = "console=ttyS0 no_timer_check"
         }
     }
     text
+}
+
+fn base(world: &World, ports: &[String], fast_path: &str, unknown: &str) -> String {
+    let state = world.path("state");
+    let files = world.path("files");
+    format!(
+        r#"state-dir = {state:?}
+
+[network]
+bridge    = "{BRIDGE}"
+address   = "{ADDRESS}/24"
+ports     = {ports:?}
+fast-path = "{fast_path}"
+
+[dhcp]
+mode       = "authoritative"
+range      = ["10.77.0.100", "10.77.0.199"]
+lease-time = "1h"
+router     = "{ADDRESS}"
+unknown    = "{unknown}"
+
+[files]
+root = {files:?}
+
+[api]
+listen = "127.0.0.1:7480"
+"#
+    )
 }
 
 /// A running `bridgehead serve`.
@@ -109,6 +123,13 @@ impl Appliance {
                 bail!("the daemon ended ({status}):\n{}", process.last_lines(15))
             }
         }
+    }
+
+    /// An appliance that hands out addresses and files, with hosts named `names` on its wire.
+    pub fn with_hosts(world: &World, names: &[&str]) -> Result<(Self, Vec<Host>)> {
+        let hosts: Vec<Host> = (1..).zip(names).map(|(n, name)| Host::new(name, n)).collect::<Result<_>>()?;
+        let ports: Vec<String> = hosts.iter().map(Host::port).collect();
+        Ok((Self::start(world, &address_only(world, &ports, "auto"))?, hosts))
     }
 
     pub fn pid(&self) -> u32 {

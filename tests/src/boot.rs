@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 
-use crate::appliance::{Appliance, config};
+use crate::appliance::{self, Appliance};
 use crate::engine::{DEMO, Engine};
 use crate::machine::{Machine, Spec};
 use crate::net::tap;
@@ -24,7 +24,7 @@ pub struct Boot {
     pub digest: String,
     events: Receiver<Event>,
     _follow: Process,
-    _engine: Engine,
+    engine: Engine,
 }
 
 /// A machine on its way.
@@ -68,7 +68,7 @@ impl Boot {
             tap(&spec.tap)?;
         }
         let ports: Vec<String> = specs.iter().map(|s| s.tap.clone()).collect();
-        let appliance = Appliance::start(world, &config(world, &ports, &specs, fast_path))?;
+        let appliance = Appliance::start(world, &appliance::demo(world, &ports, &specs, fast_path))?;
         say("bringing the image in");
         appliance.run(&["image", "add", DEMO])?;
         let digest = appliance.image_digest(DEMO)?;
@@ -81,7 +81,7 @@ impl Boot {
                 Ok(Booting { machine, address: None, stages: Vec::new(), outcome: None })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { appliance, machines, digest, events, _follow: follow, _engine: engine })
+        Ok(Self { appliance, machines, digest, events, _follow: follow, engine })
     }
 
     /// Follows the boots until each has an outcome. One that takes longer than `patience` has failed.
@@ -114,6 +114,14 @@ impl Boot {
             }
         }
         Ok(())
+    }
+
+    /// Pulls the plugs and stops the appliance, which must end well; then the engine.
+    pub fn stop(self) -> Result<()> {
+        drop(self.machines);
+        let status = self.appliance.stop()?;
+        ensure!(status.success(), "the appliance ended with {status}");
+        self.engine.stop()
     }
 
     fn end(&mut self, i: usize, outcome: Outcome, tell: &mut impl FnMut(&[Booting], News<'_>)) {

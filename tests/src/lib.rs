@@ -8,6 +8,7 @@
 pub mod appliance;
 pub mod boot;
 pub mod capture;
+pub mod clients;
 pub mod dnsmasq;
 pub mod engine;
 pub mod machine;

@@ -80,11 +80,14 @@ impl Machine {
         qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &spec.memory_mib.to_string()]);
         qemu.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
-        qemu.args(["-netdev", &format!("tap,id=n0,ifname={},script=no,downscript=no", spec.tap)]);
+        let mut netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", spec.tap);
         if let Some(path) = capture {
+            // Otherwise filter-dump writes virtio-net's header, of changing length, before each frame.
+            netdev += ",vnet_hdr=off";
             qemu.args(["-object", &format!("filter-dump,id=dump,netdev=n0,file={}", path.display())]);
             qemu.args(["-rtc", "base=2000-01-01T00:00:00,clock=vm"]);
         }
+        qemu.args(["-netdev", &netdev]);
         let card = format!("netdev=n0,mac={},bootindex=1", spec.mac);
         match spec.firmware {
             Firmware::Bios => {

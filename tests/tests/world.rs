@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lab::clients::{Dhcp, Fetch};
 use lab::dnsmasq::Dnsmasq;
 use lab::engine::{DEMO, Engine, docker};
 use lab::machine::{Machine, Spec};
@@ -139,6 +140,41 @@ fn an_engine_of_its_own_makes_the_demo_image() {
         lab::boot::check_page(&page, "n1", "sha256:77")?;
         ensure!(lab::boot::check_page(&page, "n2", "sha256:77").is_err(), "another node's page is refused");
         engine.stop()
+    });
+}
+
+/// The clients that judge the appliance, tried on a server that is known to work.
+#[test]
+fn clients_work_with_dnsmasq() {
+    let programs = [&["ip", "dnsmasq"][..], &Dhcp::PROGRAMS, &Fetch::PROGRAMS].concat();
+    world::test(&programs, |world| {
+        net::bridge("br0", "10.77.0.1/24")?;
+        let files = world.path("files");
+        fs::create_dir(&files)?;
+        let content: Vec<u8> = (0..5000u32).flat_map(|n| n.to_be_bytes()).collect();
+        fs::write(files.join("five"), &content)?;
+        fs::write(files.join("empty"), "")?;
+        let arguments = [
+            "--interface=br0".to_owned(),
+            "--dhcp-range=10.77.0.100,10.77.0.199,1h".to_owned(),
+            "--enable-tftp".to_owned(),
+            format!("--tftp-root={}", files.display()),
+        ];
+        let _dnsmasq = Dnsmasq::start(Command::new("dnsmasq"), &arguments, &world.path("dnsmasq.log"))?;
+        let host = Host::new("client", 1)?;
+        net::plug(&host.port(), "br0")?;
+        for client in Dhcp::ALL {
+            let address = client.lease(world, &host)?;
+            ensure!((100..200).contains(&address.octets()[3]), "{client:?} says {address}");
+        }
+        host.address("10.77.0.50/24")?;
+        for client in Fetch::TFTP {
+            ensure!(client.fetch(world, &host, "10.77.0.1", "five")? == content, "{client:?}: other bytes");
+            if client.takes_empty_files() {
+                ensure!(client.fetch(world, &host, "10.77.0.1", "empty")?.is_empty(), "{client:?}: bytes");
+            }
+        }
+        Ok(())
     });
 }
 

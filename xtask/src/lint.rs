@@ -23,7 +23,7 @@ pub(crate) fn lint() -> Result<ExitCode> {
     check(
         Command::new("cargo")
             .env("CARGO_PROFILE_DEV_PANIC", "abort")
-            .args(["clippy", "--package", "pxe-ebpf", "--target-dir"])
+            .args(["clippy", "--package", "pxe-ebpf", "--no-deps", "--target-dir"])
             .arg(::lab::target().join("clippy-ebpf"))
             .args(["--", "-D", "warnings"]),
     )?;

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::lint(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:?}");
+        eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
 }

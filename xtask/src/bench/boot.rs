@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ::lab::appliance::{ADDRESS, Appliance, BRIDGE, config};
+use ::lab::appliance::{ADDRESS, Appliance, BRIDGE, demo};
 use ::lab::boot::{check_page, page};
 use ::lab::capture::{self, Files, Stages};
 use ::lab::dnsmasq::Dnsmasq;
@@ -79,7 +79,7 @@ pub(crate) fn boot(world: &World, pairs: u32) -> Result<()> {
 
 fn from_bridgehead(world: &World, specs: &[Spec], spec: &Spec) -> Result<Sample> {
     let ports: Vec<String> = specs.iter().map(|s| s.tap.clone()).collect();
-    let appliance = Appliance::start(world, &config(world, &ports, specs, "auto"))?;
+    let appliance = Appliance::start(world, &demo(world, &ports, specs, "auto"))?;
     appliance.run(&["image", "add", DEMO])?;
     let digest = appliance.image_digest(DEMO)?;
     // The machine has its lease before its files are copied: what it boots names the address.
