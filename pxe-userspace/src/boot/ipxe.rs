@@ -47,7 +47,9 @@ fn url(base_url: &str, path: &str) -> String {
     let mut url = format!("{base_url}{below}/");
     for byte in path.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => url.push(byte.into()),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                url.push(byte.into())
+            }
             other => url.push_str(&format!("%{other:02X}")),
         }
     }

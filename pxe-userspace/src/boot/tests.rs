@@ -105,8 +105,13 @@ fn the_memory_rule_agrees_with_what_was_seen() {
 fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
     let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[9..].to_vec());
     assert_eq!(own("  a \t b=c  ").unwrap(), ["a", "b=c"]);
-    assert_eq!(own(r#"x=$y {z} a;b >c|d "whole word""#).unwrap(), ["x=$y", "{z}", "a;b", ">c|d", "whole word"]);
-    for bad in ["a\nb", "a\0b", "ä", "a=\"b", "a='b'", "a\\b", "${net0/mac}", "#a", "a || b", "a ; b", "\"b && c\""] {
+    assert_eq!(
+        own(r#"x=$y {z} a;b >c|d "whole word""#).unwrap(),
+        ["x=$y", "{z}", "a;b", ">c|d", "whole word"]
+    );
+    for bad in
+        ["a\nb", "a\0b", "ä", "a=\"b", "a='b'", "a\\b", "${net0/mac}", "#a", "a || b", "a ; b", "\"b && c\""]
+    {
         let refusal = own(bad).unwrap_err();
         assert!(matches!(refusal, Refusal::Cmdline { .. }), "{bad}: {refusal}");
     }
@@ -189,7 +194,10 @@ fn ipxe_finds_files_by_hand_below_files() {
     let initrds = ["deb ian/initrd.gz".to_owned()];
     let plan = plan::by_hand(&profile("dyndbg=\"file x +p\""), "/deb ian/linux", &initrds).unwrap();
     let text = ipxe::boot("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan);
-    assert!(text.contains("kernel http://10.77.0.1/files/deb%20ian/linux initrd=initrd0 \"dyndbg=file x +p\" ||"), "{text}");
+    assert!(
+        text.contains("kernel http://10.77.0.1/files/deb%20ian/linux initrd=initrd0 \"dyndbg=file x +p\" ||"),
+        "{text}"
+    );
     assert!(text.contains("initrd --name initrd0 http://10.77.0.1/files/deb%20ian/initrd.gz ||"), "{text}");
 }
 
