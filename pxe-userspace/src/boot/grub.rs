@@ -20,12 +20,11 @@ pub fn boot(title: &str, own_path: &str, plan: &Plan) -> String {
            fi\n\
          fi\n\
          echo {failed}\n\
-         sleep 5\n\
-         configfile {again}\n",
+         {again}",
         title = quote(title),
         kernel = quoted(&kernel),
         failed = quote("Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s"),
-        again = quote(&format!("/{own_path}")),
+        again = again(own_path, 5),
     )
 }
 
@@ -33,26 +32,47 @@ pub fn boot(title: &str, own_path: &str, plan: &Plan) -> String {
 pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
     let pause = match refusal {
         Refusal::Preparing(_) => 3,
-        Refusal::NoProfile | Refusal::NoImage { .. } | Refusal::Memory { .. } => 30,
+        Refusal::NoProfile | Refusal::NoImage { .. } | Refusal::Memory { .. } | Refusal::Cmdline { .. } => 30,
     };
     format!(
         "{TERMINAL}\
          echo {title}\n\
          echo {cause}\n\
-         sleep {pause}\n\
-         configfile {again}\n",
+         {again}",
         title = quote(title),
         cause = quote(&format!("Bridgehead: {refusal}")),
-        again = quote(&format!("/{own_path}")),
+        again = again(own_path, pause),
     )
 }
 
-/// The serial port as well as the screen, where there is one: a rack has no screens.
+/// The serial port as well as the screen, where there is one: a rack has no screens. On UEFI the
+/// console is the firmware's, which knows by itself whether to use the serial port; a second driver
+/// on the same UART would print every character twice.
 const TERMINAL: &str = "\
-if serial --unit=0 --speed=115200; then
-  terminal_output console serial
+if [ \"$grub_platform\" = pc ]; then
+  if serial --unit=0 --speed=115200; then
+    terminal_output console serial
+  fi
 fi
 ";
+
+/// Fetches the configuration again and again, from one loop: a `configfile` at the end of each file
+/// would nest, and GRUB 2.06 gives up on the 31st ("maximum recursion depth exceeded") and waits at
+/// its prompt for ever. The inner file finds `bridgehead` set and returns to the loop.
+fn again(own_path: &str, pause: u32) -> String {
+    format!(
+        "if [ -z \"$bridgehead\" ]; then\n  \
+           set bridgehead=retrying\n  \
+           set pause={pause}\n  \
+           while [ 1 ]; do\n    \
+             sleep --interruptible $pause\n    \
+             source {own}\n  \
+           done\n\
+         fi\n\
+         set pause={pause}\n",
+        own = quote(&format!("/{own_path}")),
+    )
+}
 
 /// Words for GRUB's shell, each in single quotes, in which nothing is special but the quote itself.
 fn quoted(words: &[String]) -> String {

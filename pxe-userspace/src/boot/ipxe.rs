@@ -1,5 +1,6 @@
 //! An iPXE script for one machine.
 
+use super::paths::Generated;
 use super::plan::{Plan, Refusal};
 
 /// Loads and boots over HTTP; on failure asks for the script again, as [`super::grub::boot`] does.
@@ -8,48 +9,61 @@ use super::plan::{Plan, Refusal};
 /// for the names that iPXE offers; BIOS kernels ignore them.
 pub fn boot(title: &str, base_url: &str, own_path: &str, plan: &Plan) -> String {
     let names: Vec<String> = (0..plan.initrds.len()).map(|i| format!("initrd{i}")).collect();
-    let mut kernel = format!("kernel {base_url}/{}", plan.kernel);
+    let mut kernel = format!("kernel {}", url(base_url, &plan.kernel));
     for name in &names {
         kernel.push_str(&format!(" initrd={name}"));
     }
     for word in &plan.cmdline {
-        kernel.push(' ');
-        kernel.push_str(&escape(word));
+        // A space survives in double quotes, which the kernel takes away (`next_arg`, lib/cmdline.c).
+        kernel.push_str(&if word.contains(' ') { format!(" \"{word}\"") } else { format!(" {word}") });
     }
-    let mut script = format!("#!ipxe\necho {}\n{kernel} || goto failed\n", escape(title));
+    let mut script = format!("#!ipxe\necho {}\n{kernel} || goto failed\n", text(title));
     for (name, path) in names.iter().zip(&plan.initrds) {
-        script.push_str(&format!("initrd --name {name} {base_url}/{path} || goto failed\n"));
+        script.push_str(&format!("initrd --name {name} {} || goto failed\n", url(base_url, path)));
     }
+    // `imgfree`, or the next round would load everything beside what this one did.
     script.push_str(
-        "boot\n:failed\necho Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s\n",
+        "boot\n:failed\necho Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s\n\
+         imgfree\n",
     );
-    script.push_str(&format!("sleep 5\nchain --replace {base_url}/{own_path}\n"));
-    script
+    script + &again(base_url, own_path, 5)
 }
 
 /// Says why the machine is not booted, and asks again later.
 pub fn refuse(title: &str, base_url: &str, own_path: &str, refusal: &Refusal) -> String {
-    format!(
-        "#!ipxe\necho {}\necho Bridgehead: {}\nsleep 30\nchain --replace {base_url}/{own_path}\n",
-        escape(title),
-        escape(&refusal.to_string()),
-    )
+    let cause = text(&refusal.to_string());
+    format!("#!ipxe\necho {}\necho Bridgehead: {cause}\n{}", text(title), again(base_url, own_path, 30))
 }
 
-/// iPXE expands `${…}` and splits at white space and has no way to quote either of them. A space
-/// inside a kernel parameter survives in double quotes, which the kernel takes away.
-fn escape(word: &str) -> String {
-    let flat: String = word
-        .chars()
-        .map(|c| match c {
-            c if c.is_control() => ' ',
-            '$' => '_',
-            c => c,
-        })
-        .collect();
-    // A line of text for `echo` has spaces, too, and may keep them.
-    match flat.split_once('=') {
-        Some((_, value)) if value.contains(' ') && !flat.contains(": ") => format!("\"{flat}\""),
-        _ => flat,
+/// Until the script can be had: a failed `chain` would end the script, and with it the boot.
+fn again(base_url: &str, own_path: &str, pause: u32) -> String {
+    format!(":again\nsleep {pause} ||\nchain --replace {base_url}/{own_path} || goto again\n")
+}
+
+/// What the daemon makes itself has a path of its own, the rest is below `/files`. Percent-encoded
+/// (RFC 3986 section 2.1).
+fn url(base_url: &str, path: &str) -> String {
+    let below = if Generated::parse(path).is_some() { "" } else { "/files" };
+    let mut url = format!("{base_url}{below}/");
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                url.push(byte.into())
+            }
+            other => url.push_str(&format!("%{other:02X}")),
+        }
     }
+    url
+}
+
+/// Text for `echo`. iPXE's shell has no quoting (src/core/exec.c): what would mean something to it
+/// is left out.
+fn text(words: &str) -> String {
+    let flat: String = words.chars().map(|c| if matches!(c, ' '..='~') { c } else { ' ' }).collect();
+    let kept: Vec<&str> = flat
+        .split(' ')
+        .map(|w| w.trim_start_matches('#'))
+        .filter(|w| !matches!(*w, "" | "||" | "&&" | ";"))
+        .collect();
+    kept.join(" ").replace("${", "$ {")
 }

@@ -1,6 +1,7 @@
 //! Which kernel, initrds and command line a machine gets, or why none.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
@@ -15,6 +16,7 @@ pub struct Appliance {
     pub http_port: u16,
     pub router: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
+    pub lease_time: Duration,
 }
 
 impl From<&Config> for Appliance {
@@ -24,6 +26,7 @@ impl From<&Config> for Appliance {
             http_port: config.http.port,
             router: config.dhcp.router,
             dns: config.dhcp.dns.clone(),
+            lease_time: config.dhcp.lease_time,
         }
     }
 }
@@ -81,12 +84,30 @@ pub enum Refusal {
         mib(*.needed), mib(*.memory)
     )]
     Memory { reference: String, needed: u64, memory: u64 },
+    #[error("profile {profile}: {source}")]
+    Cmdline { profile: String, source: CmdlineError },
 }
+
+/// A kernel command line that would not reach the kernel as it is meant.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CmdlineError {
+    #[error("cmdline has a double quote without its partner")]
+    OpenQuote,
+    #[error("cmdline can't pass {word:?} on: {why}")]
+    Word { word: String, why: &'static str },
+    #[error("cmdline is {0} bytes long with what Bridgehead adds to it, and x86 kernels read 2047")]
+    TooLong(usize),
+}
+
+/// COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h), without the zero at its end.
+const CMDLINE_MAX: usize = 2047;
 
 /// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
 /// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
 const HEADROOM_BIOS: u64 = 96 << 20;
 const HEADROOM_UEFI: u64 = 304 << 20;
+/// What Debian's 6.1 keeps for itself while it unpacks ("reserved" in its log, less the initrds).
+const KERNEL_RESERVED: u64 = 62 << 20;
 
 /// Plans the boot of `machine` with a profile that names a Docker image.
 pub fn image(
@@ -97,6 +118,8 @@ pub fn image(
     facts: &ImageFacts,
     appliance: &Appliance,
 ) -> Result<Plan, Refusal> {
+    let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
+    let own = words(&profile.cmdline).map_err(refused)?;
     let needed = memory_needed(facts, machine.is_uefi());
     if let Some(memory) = memory.filter(|m| *m < needed) {
         return Err(Refusal::Memory { reference: reference.to_owned(), needed, memory });
@@ -105,7 +128,8 @@ pub fn image(
     let mut cmdline = identity(machine, appliance);
     cmdline.push(format!("bridgehead.digest={}", facts.digest));
     cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
-    cmdline.extend(words(&profile.cmdline));
+    cmdline.extend(own);
+    check_length(&cmdline).map_err(refused)?;
     Ok(Plan {
         kernel: path(ImagePart::Kernel, &facts.kernel),
         initrds: vec![path(ImagePart::Stage1, &facts.stage1), path(ImagePart::Rootfs, &facts.rootfs)],
@@ -116,24 +140,27 @@ pub fn image(
 /// Plans the boot of a profile that names its files by hand.
 ///
 /// Nothing of ours is added to the command line: whatever runs there does not know us.
-pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Plan {
+pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Plan, Refusal> {
+    let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
     let path = |path: &str| path.trim_start_matches('/').to_owned();
-    Plan {
-        kernel: path(kernel),
-        initrds: initrds.iter().map(|i| path(i)).collect(),
-        cmdline: words(&profile.cmdline),
-    }
+    let cmdline = words(&profile.cmdline).map_err(refused)?;
+    check_length(&cmdline).map_err(refused)?;
+    Ok(Plan { kernel: path(kernel), initrds: initrds.iter().map(|i| path(i)).collect(), cmdline })
 }
 
 /// Bytes of memory below which the node would not come up.
 ///
 /// The archives lie in memory, packed, until they are unpacked; unpacked they fill the kernel's
-/// rootfs, a tmpfs that takes at most half of the memory.
+/// rootfs, a tmpfs that takes at most half of what is left beside them and the kernel. Beyond that
+/// the kernel logs a write error and boots on with files cut short: seen with 142 MiB unpacked
+/// from 126, which need 474 by this rule, boot with 512 and are cut short with 448.
 fn memory_needed(facts: &ImageFacts, uefi: bool) -> u64 {
     let headroom = if uefi { HEADROOM_UEFI } else { HEADROOM_BIOS };
     let packed = facts.stage1.len + facts.rootfs.len;
     let unpacked = facts.stage1.unpacked + facts.rootfs.unpacked;
-    (facts.kernel.unpacked + packed + unpacked + headroom).max(2 * unpacked)
+    let running = facts.kernel.unpacked + packed + unpacked + headroom;
+    let unpacking = KERNEL_RESERVED + packed + 2 * unpacked;
+    running.max(unpacking)
 }
 
 /// Who the node is and whom it tells how it fares.
@@ -150,6 +177,7 @@ fn identity(machine: &Machine, appliance: &Appliance) -> Vec<String> {
         let dns: Vec<String> = appliance.dns.iter().map(ToString::to_string).collect();
         cmdline.push(format!("bridgehead.dns={}", dns.join(",")));
     }
+    cmdline.push(format!("bridgehead.lease={}", appliance.lease_time.as_secs()));
     if let Some(name) = &machine.name {
         cmdline.push(format!("bridgehead.name={name}"));
     }
@@ -165,25 +193,54 @@ fn on_exit(on_exit: OnExit) -> &'static str {
     }
 }
 
-/// Splits a command line as the kernel does: at white space outside double quotes, which vanish.
-fn words(cmdline: &str) -> Vec<String> {
+/// Splits a command line as the kernel does (`next_arg` in lib/cmdline.c): at white space outside
+/// double quotes, which may enclose a word or its value, and vanish. There are no escapes in it.
+fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
     let mut words = Vec::new();
     let (mut word, mut quoted) = (String::new(), false);
     for c in cmdline.chars() {
         match c {
             '"' => quoted = !quoted,
-            c if c.is_whitespace() && !quoted => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-            }
+            ' ' | '\t' if !quoted => words.push(std::mem::take(&mut word)),
             c => word.push(c),
         }
     }
-    if !word.is_empty() {
-        words.push(word);
+    if quoted {
+        return Err(CmdlineError::OpenQuote);
     }
-    words
+    words.push(word);
+    words.retain(|w| !w.is_empty());
+    for word in &words {
+        if let Some(why) = unspeakable(word) {
+            return Err(CmdlineError::Word { word: word.clone(), why });
+        }
+    }
+    Ok(words)
+}
+
+/// Why a word can't be told to every loader as it is. GRUB puts backslashes before quotes and
+/// backslashes, and the kernel does not take them away (grub-core/lib/cmdline.c); iPXE expands
+/// `${…}`, and ends a command at `||`, `&&`, `;` and words that begin with `#`, with no way to
+/// quote them (src/core/exec.c).
+fn unspeakable(word: &str) -> Option<&'static str> {
+    let ends_command = |w: &str| w.starts_with('#') || matches!(w, "||" | "&&" | ";");
+    if word.contains(|c: char| !matches!(c, ' '..='~')) {
+        Some("loaders take printable ASCII only")
+    } else if word.contains(['\'', '\\']) {
+        Some("GRUB would put a backslash before a single quote or a backslash")
+    } else if word.contains("${") {
+        Some("iPXE would expand ${…}")
+    } else if word.split(' ').any(ends_command) {
+        Some("iPXE would end its command there")
+    } else {
+        None
+    }
+}
+
+fn check_length(cmdline: &[String]) -> Result<(), CmdlineError> {
+    // A space between words, and two quotes around those with spaces in them.
+    let len = cmdline.iter().map(|w| w.len() + 1 + if w.contains(' ') { 2 } else { 0 }).sum();
+    if len > CMDLINE_MAX { Err(CmdlineError::TooLong(len)) } else { Ok(()) }
 }
 
 fn mib(bytes: u64) -> u64 {

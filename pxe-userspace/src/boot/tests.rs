@@ -35,6 +35,7 @@ fn appliance() -> Appliance {
         http_port: 80,
         router: Some([10, 77, 0, 1].into()),
         dns: vec![[9, 9, 9, 9].into(), [1, 1, 1, 1].into()],
+        lease_time: std::time::Duration::from_secs(3600),
     }
 }
 
@@ -64,6 +65,7 @@ fn the_command_line_says_who_the_node_is() {
             "bridgehead.address=10.77.0.11/24",
             "bridgehead.router=10.77.0.1",
             "bridgehead.dns=9.9.9.9,1.1.1.1",
+            "bridgehead.lease=3600",
             "bridgehead.name=n1",
             &format!("bridgehead.digest=sha256:{DIGEST}"),
             "bridgehead.on-exit=poweroff",
@@ -83,6 +85,37 @@ fn an_image_that_does_not_fit_is_refused_in_words() {
     // Half of the memory is what the kernel's rootfs may fill.
     assert!(plan_with(Some(2 << 30), "", 1100 << 20).is_err());
     assert!(plan_with(None, "", 1100 << 20).is_ok(), "unknown memory refuses nothing");
+}
+
+/// 142 MiB unpacked from 126: seen to boot with 512 MiB and to be cut short with 448.
+#[test]
+fn the_memory_rule_agrees_with_what_was_seen() {
+    let facts = ImageFacts {
+        stage1: Part { sha256: DIGEST.into(), len: 5 << 20 },
+        rootfs: Part { sha256: DIGEST.into(), len: 121 << 20 },
+        ..facts(142 << 20)
+    };
+    let plan = |memory| plan::image(&machine(), Some(memory), &profile(""), "x", &facts, &appliance());
+    assert!(plan(512 << 20).is_ok());
+    assert!(plan(448 << 20).is_err());
+}
+
+#[test]
+fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
+    let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[9..].to_vec());
+    assert_eq!(own("  a \t b=c  ").unwrap(), ["a", "b=c"]);
+    assert_eq!(
+        own(r#"x=$y {z} a;b >c|d "whole word""#).unwrap(),
+        ["x=$y", "{z}", "a;b", ">c|d", "whole word"]
+    );
+    for bad in
+        ["a\nb", "a\0b", "ä", "a=\"b", "a='b'", "a\\b", "${net0/mac}", "#a", "a || b", "a ; b", "\"b && c\""]
+    {
+        let refusal = own(bad).unwrap_err();
+        assert!(matches!(refusal, Refusal::Cmdline { .. }), "{bad}: {refusal}");
+    }
+    let refusal = own(&"x".repeat(1800)).unwrap_err().to_string();
+    assert!(refusal.contains("x86 kernels read 2047"), "{refusal}");
 }
 
 #[test]
@@ -106,7 +139,7 @@ fn paths_read_back_and_nothing_else_does() {
 /// GRUB's own parser is the judge of what we write, also with hostile text in it.
 #[test]
 fn grub_accepts_every_configuration() {
-    let plan = plan_with(None, r#"console=ttyS0 a='b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
+    let plan = plan_with(None, r#"console=ttyS0 a=b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
     let own = Generated::GrubConfig(MAC).to_string();
     let refusal = Refusal::NoImage { reference: "it's".into(), cause: "no\nsuch; $thing }".into() };
     let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![] };
@@ -153,4 +186,26 @@ fn an_ipxe_script_names_its_initrds() {
         ))
     );
     assert!(text.contains(&format!("initrd --name initrd1 http://10.77.0.1/boot/{DIGEST}/image")));
+}
+
+#[test]
+fn ipxe_finds_files_by_hand_below_files() {
+    let initrds = ["deb ian/initrd.gz".to_owned()];
+    let plan = plan::by_hand(&profile("dyndbg=\"file x +p\""), "/deb ian/linux", &initrds).unwrap();
+    let text = ipxe::boot("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan);
+    assert!(
+        text.contains("kernel http://10.77.0.1/files/deb%20ian/linux initrd=initrd0 \"dyndbg=file x +p\" ||"),
+        "{text}"
+    );
+    assert!(text.contains("initrd --name initrd0 http://10.77.0.1/files/deb%20ian/initrd.gz ||"), "{text}");
+}
+
+#[test]
+fn nothing_in_a_refusal_means_anything_to_ipxe() {
+    let cause = "no such; ${net0/mac} || reboot && # end\nreboot";
+    let refusal = Refusal::NoImage { reference: "x".into(), cause: cause.into() };
+    let text = ipxe::refuse("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &refusal);
+    let echo = text.lines().find(|l| l.contains("could not be brought in")).unwrap();
+    assert!(echo.ends_with("no such; $ {net0/mac} reboot end reboot"), "{echo}");
+    assert!(text.ends_with("chain --replace http://10.77.0.1/boot/ipxe/x.ipxe || goto again\n"), "{text}");
 }

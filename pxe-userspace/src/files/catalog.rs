@@ -132,7 +132,7 @@ impl Catalog {
 
     fn plan_profile(&self, config: &Config, machine: &Machine, profile: &Profile) -> Result<Plan, Refusal> {
         let reference = match &profile.source {
-            Source::Kernel { kernel, initrd } => return Ok(plan::by_hand(profile, kernel, initrd)),
+            Source::Kernel { kernel, initrd } => return plan::by_hand(profile, kernel, initrd),
             Source::Image(reference) => reference,
         };
         let image = match self.wanted.availability(reference) {
