@@ -2,13 +2,13 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
-    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
-use aya_ebpf::EbpfContext;
 use pxe_common::tftp::HEADER_LEN;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, HEADERS_LEN};
@@ -125,9 +125,8 @@ impl Frame for Tc {
     fn load<const N: usize>(&self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the helper writes N bytes to an array of N, or fails.
-        let done = unsafe {
-            bpf_skb_load_bytes(self.0.skb.skb.cast(), 0, bytes.as_mut_ptr().cast(), N as u32)
-        };
+        let done =
+            unsafe { bpf_skb_load_bytes(self.0.skb.skb.cast(), 0, bytes.as_mut_ptr().cast(), N as u32) };
         (done == 0).then_some(bytes)
     }
 

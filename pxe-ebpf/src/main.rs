@@ -54,8 +54,7 @@ fn look<F: Frame>(frame: &F) -> Result<Verdict, Pass> {
     let ethernet: [u8; ETHERNET_LEN] = frame.load().ok_or(Pass::Runt)?;
     let ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
     let headers: [u8; HEADERS_LEN] = frame.load().ok_or(Pass::of_ethertype(ethertype))?;
-    let packet =
-        Datagram::parse(&headers, frame.len()).map_err(|why| Pass::of_malformed(why, ethertype))?;
+    let packet = Datagram::parse(&headers, frame.len()).map_err(|why| Pass::of_malformed(why, ethertype))?;
     tftp::answer(frame, &packet)
 }
 

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use pxe_common::map::{
-    CHUNK_STRIDE, COUNTERS_LEN, Chunk, MAX_BLOBS, MAX_SESSIONS, MAX_SUMS, SUMS_PER_PAGE, Session,
-    SessionKey, SumPage,
+    CHUNK_STRIDE, COUNTERS_LEN, Chunk, MAX_BLOBS, MAX_SESSIONS, MAX_SUMS, SUMS_PER_PAGE, Session, SessionKey,
+    SumPage,
 };
 use pxe_common::verdict::{BYTES_COUNTER, COUNTERS_PER_HOOK, Hook, Verdict};
 use pxe_common::wire::Checksum;

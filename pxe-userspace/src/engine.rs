@@ -46,3 +46,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_testing.rs"]
+pub(crate) mod testing;

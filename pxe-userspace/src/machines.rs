@@ -23,6 +23,7 @@ pub struct Machine {
     /// Where its last boot stands; none when it was declared and never seen.
     pub stage: Option<Stage>,
     /// When it reached that stage.
+    #[serde(serialize_with = "crate::timeline::micros_if_any")]
     pub since: Option<Timestamp>,
     /// What its firmware said it is.
     pub firmware: Option<String>,

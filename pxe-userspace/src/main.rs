@@ -1,1 +1,57 @@
-fn main() {}
+//! `bridgehead`: see `bridgehead --help`.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use bridgehead::cli::{self, Cli, Command};
+use bridgehead::config::Problem;
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+const FAILED: u8 = 1;
+/// clap's own code for wrong usage, too.
+const MISCONFIGURED: u8 = 2;
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(file) => match bridgehead::config::load(&file.config) {
+            Ok(config) => {
+                log_to_stderr();
+                exit(bridgehead::app::serve(config, &file.config).map_err(|e| format!("{e:#}")))
+            }
+            Err(problems) => misconfigured(&problems),
+        },
+        Command::Check(file) => match cli::check(&file.config) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(problems) => misconfigured(&problems),
+        },
+        Command::Ask(what) => exit(cli::ask(what, &mut io::stdout().lock()).map_err(|e| e.to_string())),
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::builder()
+        .with_env_var("BRIDGEHEAD_LOG")
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+fn misconfigured(problems: &[Problem]) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    for problem in problems {
+        // Nobody reads it when stderr is closed.
+        let _ = writeln!(stderr, "{problem}");
+    }
+    ExitCode::from(MISCONFIGURED)
+}
+
+fn exit(done: Result<(), String>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "bridgehead: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -52,10 +52,7 @@ impl Firmware {
             (Class::Pxe, Some(7 | 9)) => Self::UefiX64,
             (Class::Http, Some(16)) => Self::HttpX64,
             (Class::Pxe, Some(arch)) => Self::Other(arch),
-            (Class::Http, arch) => Self::Other(match arch {
-                Some(arch) => arch,
-                None => u16::MAX,
-            }),
+            (Class::Http, arch) => Self::Other(arch.unwrap_or(u16::MAX)),
         }
     }
 

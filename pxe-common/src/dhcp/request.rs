@@ -161,6 +161,10 @@ impl Pass {
 }
 
 /// A walk over the options: where it stands, and what it found.
+///
+/// A kernel program keeps it in a per-CPU array. On the stack the verifier tracks the bits of
+/// `seen` and every flag through each call of [`step`], and gives up after a million
+/// instructions; what is read back from a map is unknown to it, and one call stands for all.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Walk {

@@ -1,1 +1,123 @@
-//! api
+//! The daemon's HTTP side: the JSON API, metrics and a page for people on one listener; files and
+//! reports for nodes on another, on the bridge's own address.
+//!
+//! What the rest of the daemon has to offer comes in through two ports, [`Appliance`] and
+//! [`Images`]; the documents that go out are in [`documents`].
+
+pub mod documents;
+mod events;
+mod failure;
+mod files;
+mod images;
+mod listener;
+mod metrics;
+mod page;
+mod range;
+mod read;
+mod report;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{delete, get, post};
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::files::Files;
+use crate::machines::Machines;
+use crate::timeline::Timeline;
+use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
+
+pub use failure::{Failure, Kind};
+pub use listener::{Connections, serve};
+
+/// What the daemon says of itself. Methods may read from disk: they are called where that blocks
+/// nobody.
+pub trait Appliance: Send + Sync + 'static {
+    fn status(&self) -> Status;
+    fn leases(&self) -> Result<Vec<Lease>, Failure>;
+    /// What is below the files root.
+    fn files(&self) -> Result<Vec<FileEntry>, Failure>;
+    fn profiles(&self) -> Vec<Profile>;
+    fn workloads(&self) -> Vec<Workload>;
+    /// Applies a changed configuration file.
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>>;
+}
+
+/// The store of imported images.
+pub trait Images: Send + Sync + 'static {
+    fn list(&self) -> Result<Vec<Image>, Failure>;
+    /// Brings an image in; steps go to `progress`, whose receiver may be gone.
+    fn add(
+        &self,
+        source: ImageSource,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'_, Result<Image, Failure>>;
+    fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>>;
+    /// Deletes what nothing refers to.
+    fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>>;
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ImageSource {
+    /// From the Docker engine.
+    Reference(String),
+    /// An OCI layout or a tar archive, on the appliance's disk.
+    Path(PathBuf),
+}
+
+/// What nodes need.
+#[derive(Clone)]
+pub struct BootState {
+    pub files: Arc<dyn Files>,
+    pub machines: Machines,
+    pub timeline: Timeline,
+}
+
+/// What the API needs.
+#[derive(Clone)]
+pub struct ApiState {
+    pub boot: BootState,
+    pub appliance: Arc<dyn Appliance>,
+    pub images: Arc<dyn Images>,
+}
+
+/// Routes of the listener on the bridge's address.
+pub fn boot_router(state: BootState) -> Router {
+    Router::new()
+        .merge(files::routes())
+        .route("/node/report", post(report::report))
+        .fallback(failure::no_such_route)
+        .method_not_allowed_fallback(failure::method_not_allowed)
+        .with_state(state)
+}
+
+/// Routes of the `[api] listen` listener.
+pub fn api_router(state: ApiState) -> Router {
+    Router::new()
+        .route("/", get(page::page))
+        .route("/metrics", get(metrics::metrics))
+        .route("/api/status", get(read::status))
+        .route("/api/nodes", get(read::nodes))
+        .route("/api/nodes/{name}", get(read::node))
+        .route("/api/leases", get(read::leases))
+        .route("/api/files", get(read::files))
+        .route("/api/profiles", get(read::profiles))
+        .route("/api/workloads", get(read::workloads))
+        .route("/api/events", get(events::events))
+        .route("/api/images", get(images::list).post(images::add))
+        .route("/api/images/gc", post(images::collect))
+        // A reference has slashes in it.
+        .route("/api/images/{*reference}", delete(images::remove))
+        .route("/api/reload", post(read::reload))
+        .merge(files::root_route().with_state(state.boot.clone()))
+        .fallback(failure::no_such_route)
+        .method_not_allowed_fallback(failure::method_not_allowed)
+        .with_state(state)
+}

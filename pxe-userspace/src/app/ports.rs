@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FastPath;
-use crate::dataplane::{Dataplane, Tier};
+use crate::dataplane::Dataplane;
 use crate::net::PortEvent;
 
 /// The fast path, and why there is none.
@@ -26,8 +26,12 @@ pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> Loaded {
     let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
     match Dataplane::load(debug) {
         Ok((dataplane, logs)) => {
-            let shutdown = shutdown.clone();
-            tokio::spawn(logs.forward(shutdown));
+            let forwarding = logs.run(shutdown.clone());
+            tokio::spawn(async {
+                if let Err(error) = forwarding.await {
+                    tracing::warn!(%error, "the programs' debug lines are lost");
+                }
+            });
             Loaded { dataplane: Some(Arc::new(dataplane)), off_because: None }
         }
         Err(error) => {
@@ -52,12 +56,10 @@ pub(super) async fn follow(
         let (Some(event), Some(dataplane)) = (event, &loaded.dataplane) else { return };
         match event {
             PortEvent::Added(port) => {
-                let status = dataplane.attach(&port.name, wanted);
-                tracing::info!(port = port.name, tier = ?status.tier, why = status.why, "port joined");
+                dataplane.attach(&port.name, wanted);
             }
             PortEvent::Removed(port) => {
                 dataplane.detach(&port.name);
-                tracing::info!(port = port.name, "port left");
             }
         }
     }

@@ -46,8 +46,6 @@ pub struct ImageFacts {
     pub kernel: Part,
     pub stage1: Part,
     pub rootfs: Part,
-    /// What stage 1 and the root file system take in memory, in bytes.
-    pub unpacked: u64,
 }
 
 /// A file as it is sent.
@@ -56,6 +54,8 @@ pub struct Part {
     /// Hexadecimal.
     pub sha256: String,
     pub len: u64,
+    /// Bytes of memory that it takes once it is unpacked.
+    pub unpacked: u64,
 }
 
 /// What the loader is to do. Paths have no leading slash.
@@ -83,8 +83,6 @@ pub enum Refusal {
     Memory { reference: String, needed: u64, memory: u64 },
 }
 
-/// How many times its compressed size a kernel takes: Debian's 6.1 is 8 MiB and 37 MiB.
-const KERNEL_UNPACKED: u64 = 5;
 /// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
 /// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
 const HEADROOM_BIOS: u64 = 96 << 20;
@@ -134,8 +132,8 @@ pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Plan {
 fn memory_needed(facts: &ImageFacts, uefi: bool) -> u64 {
     let headroom = if uefi { HEADROOM_UEFI } else { HEADROOM_BIOS };
     let packed = facts.stage1.len + facts.rootfs.len;
-    let kernel = facts.kernel.len * KERNEL_UNPACKED;
-    (kernel + packed + facts.unpacked + headroom).max(2 * facts.unpacked)
+    let unpacked = facts.stage1.unpacked + facts.rootfs.unpacked;
+    (facts.kernel.unpacked + packed + unpacked + headroom).max(2 * unpacked)
 }
 
 /// Who the node is and whom it tells how it fares.

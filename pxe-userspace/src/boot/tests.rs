@@ -41,10 +41,9 @@ fn appliance() -> Appliance {
 fn facts(unpacked: u64) -> ImageFacts {
     ImageFacts {
         digest: format!("sha256:{DIGEST}"),
-        kernel: Part { sha256: DIGEST.into(), len: 8 << 20 },
-        stage1: Part { sha256: DIGEST.into(), len: 4 << 20 },
-        rootfs: Part { sha256: DIGEST.into(), len: unpacked / 3 },
-        unpacked,
+        kernel: Part { sha256: DIGEST.into(), len: 8 << 20, unpacked: 37 << 20 },
+        stage1: Part { sha256: DIGEST.into(), len: 4 << 20, unpacked: 12 << 20 },
+        rootfs: Part { sha256: DIGEST.into(), len: unpacked / 3, unpacked },
     }
 }
 

@@ -1,6 +1,7 @@
 //! Configuration: `file` reads TOML with spans, `validate` turns it into the [`Config`] that the
 //! rest of the daemon sees. Nothing outside this module handles unchecked values.
 
+mod entries;
 mod file;
 mod survey;
 #[cfg(test)]

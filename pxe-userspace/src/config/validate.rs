@@ -6,14 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use pxe_common::Mac;
 use toml::Spanned;
 
-use super::file::{DhcpTable, File, Findings, NodeTable, ProfileTable, WorkloadTable};
-use super::{
-    Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, Node, Profile, Protocol, Source, Unknown,
-    Workload, values,
-};
+use super::file::{DhcpTable, File, Findings};
+use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, entries, values};
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
 const LEASE_MIN: Duration = Duration::from_secs(30);
@@ -34,13 +30,13 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let network = network(raw, findings);
     let segment = Segment::new(network.address);
     let dhcp = dhcp(raw, &segment, findings);
-    let profiles = profiles(raw, findings);
-    let default_profile = default_profile(raw, &profiles, &dhcp, findings);
+    let profiles = entries::profiles(raw, findings);
+    let default_profile = entries::default_profile(raw, &profiles, &dhcp, findings);
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
-    let nodes = nodes(raw, &segment, &profiles, &mut claimed, findings);
+    let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
     let http =
         Http { port: raw.http.as_ref().and_then(|h| h.port.as_ref()).map_or(HTTP_PORT, |p| *p.get_ref()) };
-    let workloads = workloads(raw, &segment, &dhcp, http.port, &mut claimed, findings);
+    let workloads = entries::workloads(raw, &segment, &dhcp, http.port, &mut claimed, findings);
     let directory = findings.directory();
     let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
     Some(Config {
@@ -66,7 +62,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
 }
 
 /// The boot segment's addresses.
-struct Segment {
+pub(super) struct Segment {
     net: Ipv4Net,
     own: Ipv4Addr,
 }
@@ -77,7 +73,7 @@ impl Segment {
     }
 
     /// What keeps `address` from being a host's on the segment.
-    fn fault(&self, address: Ipv4Addr) -> Option<(String, String)> {
+    pub(super) fn fault(&self, address: Ipv4Addr) -> Option<(String, String)> {
         let Self { net, .. } = self;
         if !net.contains(&address) {
             Some((format!("{address} is outside {net}"), "use an address of [network] address".to_owned()))
@@ -282,321 +278,11 @@ fn dhcp_options(table: &DhcpTable, findings: &mut Findings<'_>) -> BTreeMap<u8, 
 }
 
 /// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).
-fn is_host_label(text: &str) -> bool {
+pub(super) fn is_host_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
-}
-
-fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
-    let mut profiles: Vec<Profile> = Vec::new();
-    for entry in &raw.profiles {
-        let table = entry.get_ref();
-        let name = table.name.get_ref();
-        if name.is_empty() {
-            findings.add(table.name.span(), "a profile needs a name", "nodes refer to it by that");
-        } else if profiles.iter().any(|p| p.name == *name) {
-            findings.add(table.name.span(), format!("two profiles are called `{name}`"), "rename one");
-        }
-        if let Some(cmdline) =
-            table.cmdline.as_ref().filter(|c| c.get_ref().contains(|c: char| c.is_control()))
-        {
-            findings.add(cmdline.span(), "the command line has control characters", "write it on one line");
-        }
-        profiles.push(Profile {
-            name: name.clone(),
-            source: source(raw, table, entry.span(), findings),
-            cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
-            on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
-        });
-    }
-    profiles
-}
-
-fn source(
-    raw: &File,
-    table: &ProfileTable,
-    span: std::ops::Range<usize>,
-    findings: &mut Findings<'_>,
-) -> Source {
-    let name = table.name.get_ref();
-    match (&table.image, &table.kernel) {
-        (Some(image), None) => {
-            if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
-                findings.add(
-                    image.span(),
-                    format!("`{}` is no image reference", image.get_ref()),
-                    "write it as \"hello-metal:latest\"",
-                );
-            }
-            if let Some(initrd) = &table.initrd {
-                findings.add(
-                    initrd.span(),
-                    "an image brings its own initrd",
-                    "remove `initrd`, or give `kernel` in place of `image`",
-                );
-            }
-            Source::Image(image.get_ref().clone())
-        }
-        (None, Some(kernel)) => {
-            if raw.files.is_none() {
-                findings.add(
-                    kernel.span(),
-                    "there is no files root that `kernel` could be below",
-                    "set [files] root",
-                );
-            }
-            if let Some(on_exit) = &table.on_exit {
-                findings.add(
-                    on_exit.span(),
-                    "`on-exit` works through the init that an image's initrd has",
-                    "remove it, or give `image` in place of `kernel`",
-                );
-            }
-            let initrd = table.initrd.as_ref().map(|i| i.get_ref().to_vec()).unwrap_or_default();
-            let initrd_span = table.initrd.as_ref().map_or(0..0, Spanned::span);
-            let paths = initrd.iter().map(|path| (path, initrd_span.clone()));
-            for (path, span) in std::iter::once((kernel.get_ref(), kernel.span())).chain(paths) {
-                if path.is_empty()
-                    || path.contains(char::is_whitespace)
-                    || path.split('/').any(|part| part == "..")
-                {
-                    findings.add(
-                        span,
-                        format!("`{path}` is no path below the files root"),
-                        "write it as \"debian/vmlinuz\"",
-                    );
-                }
-            }
-            Source::Kernel { kernel: kernel.get_ref().clone(), initrd }
-        }
-        (Some(_), Some(kernel)) => {
-            findings.add(
-                kernel.span(),
-                format!("profile `{name}` has both `image` and `kernel`"),
-                "remove one",
-            );
-            Source::Image(String::new())
-        }
-        (None, None) => {
-            let right = "give it image = \"REFERENCE\", or kernel = \"PATH\"";
-            findings.add(span, format!("profile `{name}` has nothing to boot"), right);
-            Source::Image(String::new())
-        }
-    }
-}
-
-fn default_profile(
-    raw: &File,
-    profiles: &[Profile],
-    dhcp: &Dhcp,
-    findings: &mut Findings<'_>,
-) -> Option<String> {
-    match &raw.default {
-        Some(table) => {
-            known_profile(&table.profile, profiles, findings);
-            Some(table.profile.get_ref().clone())
-        }
-        None => {
-            if dhcp.unknown == Unknown::Boot && dhcp.mode != DhcpMode::Off {
-                findings.add(
-                    raw.dhcp.as_ref().map_or(0..0, Spanned::span),
-                    "machines that no [[node]] declares are to boot, but there is no default profile",
-                    "set [default] profile, or [dhcp] unknown = \"address-only\"",
-                );
-            }
-            None
-        }
-    }
-}
-
-fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Findings<'_>) {
-    if profiles.iter().all(|p| p.name != *name.get_ref()) {
-        let names: Vec<&str> = profiles.iter().map(|p| p.name.as_str()).collect();
-        let right = if names.is_empty() {
-            "add a [[profile]]".to_owned()
-        } else {
-            format!("there is {}", names.join(", "))
-        };
-        findings.add(name.span(), format!("no profile is called `{}`", name.get_ref()), right);
-    }
-}
-
-/// Takes `address` for `owner`, or says who has it.
-fn claim(
-    address: &Spanned<Ipv4Addr>,
-    owner: String,
-    segment: &Segment,
-    claimed: &mut HashMap<Ipv4Addr, String>,
-    findings: &mut Findings<'_>,
-) {
-    if let Some((what, right)) = segment.fault(*address.get_ref()) {
-        findings.add(address.span(), what, right);
-    }
-    if let Some(holder) = claimed.get(address.get_ref()) {
-        findings.add(address.span(), format!("{} is {holder} address", address.get_ref()), "use another one");
-    } else {
-        claimed.insert(*address.get_ref(), owner);
-    }
-}
-
-fn nodes(
-    raw: &File,
-    segment: &Segment,
-    profiles: &[Profile],
-    claimed: &mut HashMap<Ipv4Addr, String>,
-    findings: &mut Findings<'_>,
-) -> Vec<Node> {
-    let mut nodes: Vec<Node> = Vec::new();
-    for NodeTable { name, mac, address, profile, memory } in &raw.nodes {
-        if !is_host_label(name.get_ref()) {
-            findings.add(
-                name.span(),
-                format!("`{}` can't be a node's name", name.get_ref()),
-                "it is the node's host name: letters, digits and inner hyphens, at most 63",
-            );
-        } else if nodes.iter().any(|n| n.name.eq_ignore_ascii_case(name.get_ref())) {
-            findings.add(name.span(), format!("two nodes are called `{}`", name.get_ref()), "rename one");
-        }
-        let parsed = mac.get_ref().parse::<Mac>().unwrap_or_else(|error| {
-            findings.add(mac.span(), format!("`{}` is no MAC address", mac.get_ref()), error.to_string());
-            Mac::default()
-        });
-        if parsed != Mac::default() && !parsed.is_unicast() {
-            findings.add(
-                mac.span(),
-                format!("{parsed} is a group address"),
-                "a network card's first byte is even",
-            );
-        } else if let Some(other) = nodes.iter().find(|n| n.mac == parsed && parsed != Mac::default()) {
-            findings.add(
-                mac.span(),
-                format!("node `{}` has the MAC {parsed}, too", other.name),
-                "remove one",
-            );
-        }
-        if let Some(address) = address {
-            claim(address, format!("node `{}`'s", name.get_ref()), segment, claimed, findings);
-        }
-        if let Some(profile) = profile {
-            known_profile(profile, profiles, findings);
-        }
-        let memory = memory.as_ref().and_then(|text| {
-            let bytes = values::size(text.get_ref());
-            if bytes.is_none() {
-                findings.add(
-                    text.span(),
-                    format!("`{}` is no size", text.get_ref()),
-                    "write it as \"512M\" or \"4G\"",
-                );
-            }
-            bytes
-        });
-        nodes.push(Node {
-            name: name.get_ref().clone(),
-            mac: parsed,
-            address: address.as_ref().map(|a| *a.get_ref()),
-            profile: profile.as_ref().map(|p| p.get_ref().clone()),
-            memory,
-        });
-    }
-    nodes
-}
-
-fn workloads(
-    raw: &File,
-    segment: &Segment,
-    dhcp: &Dhcp,
-    http_port: u16,
-    claimed: &mut HashMap<Ipv4Addr, String>,
-    findings: &mut Findings<'_>,
-) -> Vec<Workload> {
-    let mut taken = HashMap::from([
-        ((http_port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
-        ((67, Protocol::Udp), "DHCP".to_owned()),
-        ((69, Protocol::Udp), "TFTP".to_owned()),
-        ((4011, Protocol::Udp), "PXE".to_owned()),
-    ]);
-    let mut workloads: Vec<Workload> = Vec::new();
-    for table in &raw.workloads {
-        let WorkloadTable { name, image, command, environment, ports, address, restart } = table;
-        let label = name.get_ref();
-        if !is_container_name(label) {
-            findings.add(
-                name.span(),
-                format!("`{label}` can't be a workload's name"),
-                "Docker takes letters, digits, `_`, `.` and `-`, the first a letter or digit",
-            );
-        } else if workloads.iter().any(|w| w.name == *label) {
-            findings.add(name.span(), format!("two workloads are called `{label}`"), "rename one");
-        }
-        if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
-            findings.add(
-                image.span(),
-                format!("`{}` is no image reference", image.get_ref()),
-                "write it as \"nginx:latest\"",
-            );
-        }
-        for variable in
-            environment.keys().filter(|v| v.get_ref().is_empty() || v.get_ref().contains(['=', '\0']))
-        {
-            findings.add(
-                variable.span(),
-                format!("`{}` can't be a variable's name", variable.get_ref()),
-                "write NAME = \"value\"",
-            );
-        }
-        if let Some(address) = address {
-            claim(address, format!("workload `{label}`'s"), segment, claimed, findings);
-            if dhcp.range.is_some_and(|(first, last)| (first..=last).contains(address.get_ref())) {
-                findings.add(
-                    address.span(),
-                    format!("{} lies in [dhcp] range, so a node could get it, too", address.get_ref()),
-                    "use an address outside the range",
-                );
-            }
-            if let Some(port) = ports.first() {
-                findings.add(
-                    port.span(),
-                    "a workload with an address of its own publishes no ports",
-                    "remove `ports`: every port answers at its address",
-                );
-            }
-        }
-        let mut published = Vec::new();
-        for port in ports {
-            let Some(parsed) = values::published_port(port.get_ref()) else {
-                let right = "write it as \"8080:80\" or \"53:53/udp\"";
-                findings.add(port.span(), format!("`{}` is no port mapping", port.get_ref()), right);
-                continue;
-            };
-            if let Some(holder) = taken.insert((parsed.host, parsed.protocol), format!("workload `{label}`"))
-            {
-                findings.add(
-                    port.span(),
-                    format!("port {} is {holder}'s already", parsed.host),
-                    "use another host port",
-                );
-            }
-            published.push(parsed);
-        }
-        workloads.push(Workload {
-            name: label.clone(),
-            image: image.get_ref().clone(),
-            command: command.clone(),
-            environment: environment.iter().map(|(k, v)| (k.get_ref().clone(), v.clone())).collect(),
-            ports: published,
-            address: address.as_ref().map(|a| *a.get_ref()),
-            restart: *restart,
-        });
-    }
-    workloads
-}
-
-fn is_container_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 fn api(raw: &File, segment: &Segment, http_port: u16, findings: &mut Findings<'_>) -> Api {

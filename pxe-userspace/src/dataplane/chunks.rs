@@ -49,8 +49,8 @@ pub(super) fn fill_page(
 mod tests {
     use std::num::NonZeroU16;
 
-    use pxe_common::map::MAX_BLKSIZE;
     use proptest::prelude::*;
+    use pxe_common::map::MAX_BLKSIZE;
 
     use super::*;
 

@@ -15,9 +15,17 @@ impl Logs {
         Self(logger)
     }
 
+    #[cfg(test)]
+    pub(super) fn flush(&mut self) {
+        self.0.flush();
+    }
+
     /// Passes lines on until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let mut logger = AsyncFd::with_interest(self.0, Interest::READABLE)?;
+        // SAFETY: the logger owns the ring buffer's descriptor until it is dropped, and never
+        // gives out another.
+        let mut logger = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) }
+            .map_err(|refused| refused.into_parts().1)?;
         loop {
             let mut ready = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

@@ -8,12 +8,12 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use pxe_common::map::name;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::FastPath;
 
 /// Where a port's frames are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
     /// In the driver where it has room, at tc otherwise.
@@ -27,10 +27,10 @@ pub enum Tier {
 }
 
 /// A port, its tier, and why it has no better one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PortStatus {
-    pub port: String,
+    pub name: String,
     pub tier: Tier,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -61,17 +61,15 @@ impl Ports {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
                 None
             }
-            FastPath::Auto | FastPath::Xdp => self
-                .attach_xdp(port)
-                .map_err(|error| reasons.push(format!("xdp: {}", chain(&error))))
-                .ok(),
+            FastPath::Auto | FastPath::Xdp => {
+                self.attach_xdp(port).map_err(|error| reasons.push(format!("xdp: {}", chain(&error)))).ok()
+            }
             FastPath::Tc | FastPath::Off => None,
         };
         let tc = match wanted {
-            FastPath::Auto | FastPath::Tc => self
-                .attach_tc(port)
-                .map_err(|error| reasons.push(format!("tc: {}", chain(&error))))
-                .ok(),
+            FastPath::Auto | FastPath::Tc => {
+                self.attach_tc(port).map_err(|error| reasons.push(format!("tc: {}", chain(&error)))).ok()
+            }
             FastPath::Xdp | FastPath::Off => None,
         };
         if wanted == FastPath::Off {
@@ -130,7 +128,7 @@ impl Port {
             (None, Some(_)) => Tier::Tc,
             (None, None) => Tier::Off,
         };
-        PortStatus { port: name.to_owned(), tier, reason: self.reason.clone() }
+        PortStatus { name: name.to_owned(), tier, reason: self.reason.clone() }
     }
 }
 

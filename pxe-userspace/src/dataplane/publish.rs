@@ -28,6 +28,7 @@ pub(super) struct Blobs {
     published: HashMap<BlobKey, Entry>,
     next_id: u32,
     uses: u64,
+    pub(super) kept_unused_bytes: u64,
 }
 
 struct Entry {
@@ -49,7 +50,14 @@ pub(super) struct Grant {
 
 impl Blobs {
     pub(super) fn new(chunks: ChunkMap, sums: SumMap) -> Self {
-        Self { chunks, sums, published: HashMap::new(), next_id: 1, uses: 0 }
+        Self {
+            chunks,
+            sums,
+            published: HashMap::new(),
+            next_id: 1,
+            uses: 0,
+            kept_unused_bytes: KEPT_UNUSED_BYTES,
+        }
     }
 
     /// Makes sure that `blob` and its sums for the transfer's block size are in the kernel. Reads
@@ -85,6 +93,7 @@ impl Blobs {
         self.published.values().map(|e| e.bytes).sum()
     }
 
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 66 KiB on the stack")]
     fn publish_chunks(&mut self, blob: &Blob) -> Result<u32, Declined> {
         let count = u32::try_from(chunks::chunk_count(blob.len())).map_err(|_| Declined::TooLarge)?;
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
@@ -99,6 +108,7 @@ impl Blobs {
         Ok(id)
     }
 
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 2 KiB on the stack")]
     fn publish_sums(&mut self, blob: &Blob, transfer: &Session) -> Result<u32, Declined> {
         let count = chunks::page_count(transfer);
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
@@ -123,7 +133,7 @@ impl Blobs {
         unused.sort_unstable_by_key(|(last_use, ..)| *last_use);
         let mut kept: u64 = coming + unused.iter().map(|(.., bytes)| bytes).sum::<u64>();
         for (_, key, bytes) in unused {
-            if kept <= KEPT_UNUSED_BYTES && self.published.len() < pxe_common::map::MAX_BLOBS / 2 {
+            if kept <= self.kept_unused_bytes && self.published.len() < pxe_common::map::MAX_BLOBS / 2 {
                 break;
             }
             kept -= bytes;

@@ -1,0 +1,299 @@
+//! The programs in the kernel, a frame at a time (`BPF_PROG_TEST_RUN`). They need root and the
+//! built object, and say so when they are skipped.
+
+use std::num::NonZeroU16;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use pxe_common::Mac;
+use pxe_common::map::{CHUNK_STRIDE, SessionKey, name};
+use pxe_common::tftp::Session;
+use pxe_common::verdict::Hook;
+use pxe_common::wire::{Checksum, Datagram};
+
+use super::{Dataplane, LoadError, lock};
+use crate::blob::Blob;
+use crate::tftp::FastPath as _;
+
+const ACK: Datagram = Datagram {
+    source_mac: Mac([0x52, 0x54, 0, 0x77, 0, 1]),
+    destination_mac: Mac([2, 0, 0, 0, 0, 1]),
+    source: std::net::Ipv4Addr::new(10, 77, 0, 100),
+    destination: std::net::Ipv4Addr::new(10, 77, 0, 1),
+    source_port: 25300,
+    destination_port: 40000,
+    payload_len: 4,
+};
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
+
+fn loaded() -> Option<Dataplane> {
+    match Dataplane::load(false) {
+        Ok((dataplane, _logs)) => Some(dataplane),
+        Err(why @ (LoadError::NotBuilt | LoadError::Object(_)))
+            if !nix::unistd::Uid::effective().is_root() =>
+        {
+            eprintln!("skipped, root is needed: {why}");
+            None
+        }
+        Err(why @ LoadError::NotBuilt) => {
+            eprintln!("skipped: {why}");
+            None
+        }
+        Err(why) => panic!("{why:?}"),
+    }
+}
+
+fn contents(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(31) ^ (i >> 8)) as u8).collect()
+}
+
+fn session(len: usize, blksize: u16) -> Session {
+    Session::new(len as u64, NonZeroU16::new(blksize).unwrap(), NonZeroU16::MIN, 100).unwrap()
+}
+
+fn now_ns() -> u64 {
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
+}
+
+/// An ACK as a NIC delivers it: padded to 60 bytes.
+fn ack_frame(block: u16) -> Vec<u8> {
+    let [a, b] = block.to_be_bytes();
+    let payload = [0, 4, a, b];
+    let mut frame = ACK.headers(Checksum::ZERO.bytes(&payload)).to_vec();
+    frame.extend(payload);
+    frame.resize(60, 0);
+    frame
+}
+
+fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
+    let mut out = vec![0; 4096];
+    let options =
+        TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+    let ports = lock(&dataplane.ports);
+    let result = match hook {
+        Hook::Xdp => <&Xdp>::try_from(ports.ebpf().program(name::XDP).unwrap()).unwrap().test_run(options),
+        Hook::Tc => {
+            <&SchedClassifier>::try_from(ports.ebpf().program(name::TC).unwrap()).unwrap().test_run(options)
+        }
+    }
+    .unwrap();
+    out.truncate(result.data_size_out as usize);
+    (result.return_value, out)
+}
+
+/// RFC 1071, word by word: a second opinion on what the programs computed.
+fn ones_complement(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u64;
+    for part in parts {
+        for pair in part.chunks(2) {
+            sum += u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+fn check_data_frame(frame: &[u8], block: u16, data: &[u8]) {
+    assert_eq!(frame.len(), 46 + data.len());
+    assert_eq!(frame[0..6], ACK.source_mac.0);
+    assert_eq!(frame[6..12], ACK.destination_mac.0);
+    let (ip, udp) = (&frame[14..34], &frame[34..]);
+    assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), 32 + data.len());
+    assert_eq!(ip[12..20], [10, 77, 0, 1, 10, 77, 0, 100]);
+    assert_eq!(ones_complement(&[ip]), 0xffff, "IPv4 checksum");
+    assert_eq!(udp[..4], [40000u16.to_be_bytes(), 25300u16.to_be_bytes()].concat());
+    assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), 12 + data.len());
+    assert_ne!(udp[6..8], [0, 0], "UDP checksum is there");
+    assert_eq!(ones_complement(&[&ip[12..20], &[0, 17], &udp[4..6], udp]), 0xffff, "UDP checksum");
+    assert_eq!(udp[8..12], [[0, 3], block.to_be_bytes()].concat());
+    assert!(udp[12..] == *data, "block {block}'s data");
+}
+
+fn open(dataplane: &Dataplane, bytes: &[u8], blksize: u16) -> SessionKey {
+    let key = SessionKey::of(&ACK);
+    let transfer = session(bytes.len(), blksize);
+    dataplane
+        .open(key, &Blob::from_bytes(bytes.to_vec()), transfer, now_ns(), Duration::from_secs(30))
+        .unwrap();
+    key
+}
+
+#[test]
+fn a_whole_transfer_at_either_hook() {
+    let Some(dataplane) = loaded() else { return };
+    for (hook, answered, passed) in
+        [(Hook::Xdp, XDP_TX, XDP_PASS), (Hook::Tc, TC_ACT_REDIRECT, TC_ACT_UNSPEC)]
+    {
+        for (len, blksize) in
+            [(0, 512), (511, 512), (512, 512), (513, 512), (7, 8), (3 * CHUNK_STRIDE, 1024), (200_001, 1467)]
+        {
+            let bytes = contents(len);
+            let key = open(&dataplane, &bytes, blksize);
+            let blocks = len / usize::from(blksize) + 1;
+            for block in 1..=blocks {
+                let (verdict, frame) = run(&dataplane, hook, &ack_frame(block as u16 - 1));
+                assert_eq!(verdict, answered, "{hook:?}, {len} bytes by {blksize}, block {block}");
+                let at = (block - 1) * usize::from(blksize);
+                let end = (at + usize::from(blksize)).min(len);
+                check_data_frame(&frame, block as u16, &bytes[at..end]);
+            }
+            let last = ack_frame(blocks as u16);
+            assert_eq!(run(&dataplane, hook, &last), (passed, last.clone()), "the daemon hears of the end");
+            let seen = dataplane.close(&key).unwrap();
+            assert!(seen.transfer.finished());
+            let sent = [seen.sent_by_xdp, seen.sent_by_tc][hook as usize];
+            assert_eq!(sent as usize, blocks);
+        }
+    }
+}
+
+#[test]
+fn block_numbers_wrap_in_the_kernel() {
+    let Some(dataplane) = loaded() else { return };
+    let bytes = contents(70_000 * 8);
+    open(&dataplane, &bytes, 8);
+    for block in 1..=70_001u32 {
+        let (verdict, frame) = run(&dataplane, Hook::Tc, &ack_frame((block - 1) as u16));
+        assert_eq!(verdict, TC_ACT_REDIRECT, "block {block}");
+        if block % 1000 == 0 || (65_530..65_540).contains(&block) {
+            let at = (block as usize - 1) * 8;
+            check_data_frame(&frame, block as u16, &bytes[at..at + 8]);
+        }
+    }
+}
+
+#[test]
+fn what_no_grant_covers_passes_unchanged() {
+    let Some(dataplane) = loaded() else { return };
+    let key = open(&dataplane, &contents(5000), 512);
+    let plain = ack_frame(0);
+    let with = |at: usize, byte: u8| {
+        let mut frame = plain.clone();
+        frame[at] = byte;
+        frame
+    };
+    let cases = [
+        ("arp", with(13, 0x06)),
+        ("vlan", {
+            let mut frame = with(12, 0x81);
+            frame[13] = 0;
+            frame
+        }),
+        ("ip-header", with(14, 0x46)),
+        ("fragment", with(20, 0x20)),
+        ("other-ipv4", with(23, 6)),
+        ("length", with(17, 200)),
+        ("dhcp", {
+            let mut f = with(36, 0);
+            f[37] = 67;
+            f
+        }),
+        ("tftp-request", {
+            let mut f = with(36, 0);
+            f[37] = 69;
+            f
+        }),
+        ("other-udp", with(37, 1)),
+        ("other-udp", with(29, 101)),
+        ("tftp-not-ack", with(43, 5)),
+    ];
+    for (reason, frame) in cases {
+        for (hook, passed) in [(Hook::Xdp, XDP_PASS), (Hook::Tc, TC_ACT_UNSPEC)] {
+            let count = |d: &Dataplane| {
+                let counters = d.counters();
+                match hook {
+                    Hook::Xdp => counters.xdp[reason],
+                    Hook::Tc => counters.tc[reason],
+                }
+            };
+            let before = count(&dataplane);
+            assert_eq!(run(&dataplane, hook, &frame), (passed, frame.clone()), "{reason}");
+            assert_eq!(count(&dataplane), before + 1, "{hook:?} {reason}");
+        }
+    }
+    let seen = dataplane.close(&key).unwrap();
+    assert_eq!(seen.transfer, session(5000, 512), "the session did not move");
+    assert_eq!(run(&dataplane, Hook::Tc, &plain).0, TC_ACT_UNSPEC, "the grant is gone");
+}
+
+#[test]
+fn duplicates_and_strangers_are_dropped_and_grants_end() {
+    let Some(dataplane) = loaded() else { return };
+    let key = open(&dataplane, &contents(5000), 512);
+    for (hook, dropped) in [(Hook::Xdp, XDP_DROP), (Hook::Tc, TC_ACT_SHOT)] {
+        run(&dataplane, Hook::Tc, &ack_frame(0));
+        assert_eq!(run(&dataplane, hook, &ack_frame(0)).0, dropped, "its answer is under way");
+        assert_eq!(run(&dataplane, hook, &ack_frame(9)).0, dropped, "never sent");
+    }
+    std::thread::sleep(Duration::from_millis(101));
+    let (verdict, frame) = run(&dataplane, Hook::Tc, &ack_frame(0));
+    assert_eq!(verdict, TC_ACT_REDIRECT, "its answer may be lost");
+    check_data_frame(&frame, 1, &contents(5000)[..512]);
+
+    let blob = Blob::from_bytes(contents(5000));
+    let ended = now_ns() - 1_000_000_000;
+    dataplane.open(key, &blob, session(5000, 512), ended, Duration::from_millis(500)).unwrap();
+    assert_eq!(run(&dataplane, Hook::Tc, &ack_frame(0)).0, TC_ACT_UNSPEC);
+    assert_eq!(dataplane.counters().tc["tftp-expired"], 1);
+}
+
+#[test]
+fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
+    let Some(dataplane) = loaded() else { return };
+    lock(&dataplane.blobs).kept_unused_bytes = 250_000;
+    let (small, big) = (Blob::from_bytes(contents(5000)), Blob::from_bytes(contents(200_000)));
+    let key = |client_port| SessionKey { client_port, ..SessionKey::of(&ACK) };
+    let idle = Duration::from_secs(30);
+    let open = |key, blob: &Blob, size| {
+        dataplane.open(key, blob, session(blob.len() as usize, size), now_ns(), idle).unwrap();
+        let seen = dataplane.look(&key).unwrap();
+        (seen.blob, seen.sums)
+    };
+    let first = open(key(1), &small, 512);
+    assert_eq!(open(key(2), &small, 512), first);
+    let other = open(key(3), &small, 1024);
+    assert_eq!(other.0, first.0);
+    assert_ne!(other.1, first.1, "sums are for one block size");
+    assert_eq!(dataplane.published_bytes(), 5000);
+
+    open(key(4), &big, 1468);
+    dataplane.close(&key(4));
+    let bigger = Blob::from_bytes(contents(100_000));
+    open(key(5), &bigger, 1468);
+    assert_eq!(dataplane.published_bytes(), 5000 + 100_000, "what is in use stays");
+}
+
+#[test]
+fn debug_lines_reach_the_log_when_they_are_wanted() {
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    struct Collect;
+    impl log::Log for Collect {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            lock(&LINES).push(record.args().to_string());
+        }
+        fn flush(&self) {}
+    }
+    if loaded().is_none() {
+        return;
+    }
+    log::set_logger(&Collect).expect("no other test sets one");
+    log::set_max_level(log::LevelFilter::Debug);
+    let (dataplane, mut logs) = Dataplane::load(true).unwrap();
+    open(&dataplane, &contents(5000), 512);
+    run(&dataplane, Hook::Tc, &ack_frame(0));
+    logs.flush();
+    assert!(lock(&LINES).iter().any(|l| l.contains("block 1 to 10.77.0.100")), "{:?}", lock(&LINES));
+}

@@ -121,7 +121,8 @@ impl Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(
-        "no free address: every address of dhcp.range is leased, reserved or declined; widen the range or shorten lease-time"
+        "no free address: every address of dhcp.range is leased, reserved or declined; \
+         widen the range or shorten lease-time"
     )]
     Exhausted,
     #[error("the address is not this machine's")]
@@ -159,6 +160,12 @@ impl Leases {
     /// All rows, by address, with those that ended.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.by_address.values()
+    }
+
+    /// The machines that hold an address now.
+    pub fn bound(&self, now: Timestamp) -> impl Iterator<Item = &Lease> {
+        let held = |l: &&Lease| self.of_machine.get(&l.mac) == Some(&l.address);
+        self.iter().filter(move |l| l.state == LeaseState::Bound && l.expires > now).filter(held)
     }
 
     /// The machine's row, whatever its state.
@@ -305,9 +312,14 @@ impl Leases {
     ) -> Vec<Change> {
         let mut changes = Vec::new();
         let before = self.of(mac).cloned();
-        if let Some(moved) = self.of_machine.insert(mac, address).filter(|old| *old != address) {
-            self.by_address.remove(&moved);
-            changes.push(Change::Remove(moved));
+        let moved = self.of_machine.insert(mac, address).filter(|old| *old != address);
+        // What the machine was told it may use stays out of the pool until then, although it is
+        // asking for another now: nobody proved that it stopped.
+        if let Some(old) = moved
+            && !self.by_address.get(&old).is_some_and(|l| l.state == LeaseState::Bound && l.expires > now)
+        {
+            self.by_address.remove(&old);
+            changes.push(Change::Remove(old));
         }
         let stored = self.by_address.get(&address).filter(|l| l.mac == mac).cloned();
         if stored.is_none()

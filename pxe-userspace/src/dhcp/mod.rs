@@ -1,6 +1,6 @@
 //! DHCP: [`leases`] and [`server`] decide (pure, time passed in), [`socket`] and [`store`] do.
 //!
-//! A packet's way: `socket` receives → `server` parses it with `pxe-common` ([`rare`] unfolds
+//! A packet's way: `socket` receives → `server` parses it with `pxe-common` (`rare` unfolds
 //! what the fixed-size parser passes), asks `leases`, builds replies with `pxe-common` → `store`
 //! commits what the batch changed → `socket` sends. Nothing is sent before the commit.
 

@@ -6,6 +6,8 @@ use pxe_common::Mac;
 use pxe_common::dhcp::{BootFile, Firmware, Grant, option, reply::OPTIONS_CAP};
 
 use super::leases::Pool;
+use crate::boot::Appliance;
+use crate::boot::paths::{GRUB_BIOS, GRUB_EFI_X64, Generated};
 use crate::config::{Config, DhcpMode, IpxeLoader, Unknown};
 
 /// Options that a reply's builder writes itself: given by number in the configuration, they are
@@ -28,11 +30,6 @@ const OWNED: [u8; 16] = [
     option::MACHINE_ID,
     option::END,
 ];
-
-/// GRUB's netboot images, by the path that TFTP and HTTP serve them at.
-pub const GRUB_BIOS: &str = "grub/i386-pc.0";
-/// GRUB for x86-64 UEFI.
-pub const GRUB_UEFI_X64: &str = "grub/x86_64-efi.efi";
 
 /// The configuration as replies need it.
 #[derive(Clone, Debug)]
@@ -128,19 +125,19 @@ impl Scope {
 
     /// The first file of each kind of client's boot.
     fn boot_files(&self, mac: Mac) -> [BootFile; Firmware::BOOTABLE] {
-        let http = self.http();
-        let script = || format!("{http}/boot/ipxe/{mac}.ipxe");
+        let http = Appliance::from(&self.config).url();
+        let script = || format!("{http}/{}", Generated::IpxeScript(mac));
         let (ipxe_bios, ipxe_uefi) = match self.config.boot.ipxe {
-            IpxeLoader::Grub => (GRUB_BIOS.to_owned(), GRUB_UEFI_X64.to_owned()),
+            IpxeLoader::Grub => (GRUB_BIOS.to_owned(), GRUB_EFI_X64.to_owned()),
             IpxeLoader::Script => (script(), script()),
         };
         let mut files = [BootFile::NONE; Firmware::BOOTABLE];
         for (firmware, name) in [
             (Firmware::Bios, GRUB_BIOS.to_owned()),
-            (Firmware::UefiX64, GRUB_UEFI_X64.to_owned()),
+            (Firmware::UefiX64, GRUB_EFI_X64.to_owned()),
             (Firmware::IpxeBios, ipxe_bios),
             (Firmware::IpxeUefiX64, ipxe_uefi),
-            (Firmware::HttpX64, format!("{http}/{GRUB_UEFI_X64}")),
+            (Firmware::HttpX64, format!("{http}/{GRUB_EFI_X64}")),
         ] {
             // Every name is shorter than BootFile's room, whatever the address and port: a test says so.
             if let (Some(slot), Some(file)) = (firmware.slot(), BootFile::new(&name)) {
@@ -148,13 +145,6 @@ impl Scope {
             }
         }
         files
-    }
-
-    fn http(&self) -> String {
-        match self.config.http.port {
-            80 => format!("http://{}", self.address()),
-            port => format!("http://{}:{port}", self.address()),
-        }
     }
 
     fn append(&mut self, code: u8, value: &[u8]) {

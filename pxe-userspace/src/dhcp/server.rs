@@ -10,7 +10,7 @@ use pxe_common::Mac;
 use pxe_common::dhcp::{self, BUFFER, Kind, MessageType, Packet, Pass, Request, TooLong};
 use pxe_common::wire::port;
 
-use super::leases::{Aliases, Change, Lease, LeaseState, Leases, Refused};
+use super::leases::{Aliases, Change, Lease, Leases, Refused};
 use super::{Scope, rare};
 use crate::config::{Config, DhcpMode};
 use crate::timeline::{Happened, Stage, Who};
@@ -342,13 +342,6 @@ impl Server {
 
     fn is_for_another(&self, request: &Request) -> bool {
         !request.server_id.is_unspecified() && request.server_id != self.scope.address()
-    }
-}
-
-impl Leases {
-    /// The machines that hold an address now.
-    pub fn bound(&self, now: Timestamp) -> impl Iterator<Item = &Lease> {
-        self.iter().filter(move |l| l.state == LeaseState::Bound && l.expires > now)
     }
 }
 

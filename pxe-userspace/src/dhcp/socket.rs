@@ -117,7 +117,10 @@ impl Dhcp {
 fn warn_left_out(server: &Server) {
     let left_out = &server.scope().left_out;
     if !left_out.is_empty() {
-        tracing::warn!(options = ?left_out, "DHCP options that no reply will carry: they are made by the server itself, or there is no room");
+        tracing::warn!(
+            options = ?left_out,
+            "DHCP options that no reply will carry: the server makes them itself, or there is no room"
+        );
     }
 }
 
@@ -225,7 +228,8 @@ impl Task {
             Command::Rival(rival) => tracing::warn!(
                 server = %rival.server,
                 evidence = ?rival.evidence,
-                "another DHCP server answers on this segment: machines may boot from it instead; stop it, or set dhcp.mode = \"proxy\""
+                "another DHCP server answers on this segment, and machines may boot from it: \
+                 stop it, or set dhcp.mode = \"proxy\""
             ),
             Command::Described { mac, firmware, uuid, profile } => {
                 self.machines.described(mac, firmware, uuid, profile);
@@ -364,4 +368,24 @@ fn bind(bridge: &str, port: u16) -> io::Result<UdpSocket> {
     socket.bind_device(Some(bridge.as_bytes()))?;
     socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
     UdpSocket::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_holds_the_whole_message_and_no_padding() {
+        let bridge = BridgeInfo {
+            name: "pxe0".into(),
+            index: 1,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            address: Ipv4Addr::new(10, 77, 0, 1),
+        };
+        let mut frame = frame(&bridge, Mac::BROADCAST, Ipv4Addr::BROADCAST, b"message");
+        frame.resize(60, 0);
+        let Some(Received::Overheard(source, message)) = overheard(&frame) else { panic!("{frame:?}") };
+        assert_eq!((source, &message[..]), (bridge.address, &b"message"[..]));
+        assert!(overheard(&frame[..48]).is_none(), "cut short");
+    }
 }

@@ -8,7 +8,7 @@ use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
 use crate::boot::{Appliance, ImageFacts, Part, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Source};
-use crate::image::{Availability, Image, Images, Wanted};
+use crate::image::{Availability, Image, Images, Stored, Wanted};
 use crate::machines::{Machine, Machines};
 use crate::timeline::{Happened, Stage, Timeline, Who};
 
@@ -212,13 +212,12 @@ fn refused_title(machine: &Machine) -> String {
 
 fn facts(image: &Image) -> ImageFacts {
     let record = &image.record;
-    let part = |stored: &crate::image::Stored| Part { sha256: stored.sha256.clone(), len: stored.size };
+    let part = |stored: &Stored, unpacked| Part { sha256: stored.sha256.clone(), len: stored.size, unpacked };
     ImageFacts {
         digest: record.digest.clone(),
-        kernel: part(&record.kernel_blob),
-        stage1: part(&record.stage1_blob),
-        rootfs: part(&record.rootfs_blob),
-        unpacked: record.unpacked,
+        kernel: part(&record.kernel_blob, record.unpacked.kernel),
+        stage1: part(&record.stage1_blob, record.unpacked.stage1),
+        rootfs: part(&record.rootfs_blob, record.unpacked.rootfs),
     }
 }
 

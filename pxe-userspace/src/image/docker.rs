@@ -28,7 +28,7 @@ pub(super) async fn resolve(docker: &Docker, reference: &str) -> Result<String, 
 }
 
 /// Writes what `docker save` would write to a nameless file in `directory`. `progress` is told the
-/// bytes so far.
+/// bytes so far, once a mebibyte.
 pub(super) async fn export(
     docker: &Docker,
     reference: &str,
@@ -38,14 +38,17 @@ pub(super) async fn export(
     let spool = |source| ExportError::Spool { reference: reference.to_owned(), source };
     let mut file =
         io::BufWriter::with_capacity(1024 * 1024, tempfile::tempfile_in(directory).map_err(spool)?);
-    let mut bytes = 0;
+    let mut bytes: u64 = 0;
     let stream = docker.export_image(reference);
     let mut stream = std::pin::pin!(stream);
     while let Some(chunk) = stream.try_next().await.map_err(|source| failed(reference, source))? {
         // Into the page cache: short enough for an asynchronous task.
         file.write_all(&chunk).map_err(spool)?;
+        let before = bytes;
         bytes += chunk.len() as u64;
-        progress(bytes);
+        if bytes >> 20 != before >> 20 {
+            progress(bytes);
+        }
     }
     file.into_inner().map_err(|e| spool(e.into_error()))
 }

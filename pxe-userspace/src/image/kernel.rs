@@ -1,7 +1,7 @@
 //! Which kernel a machine runs with an image: the image's own, else the stock one.
 
 use std::cmp::Ordering;
-use std::io;
+use std::io::{self, Read as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,8 @@ pub enum KernelError {
 pub(super) struct Kernel {
     pub(super) choice: KernelChoice,
     pub(super) file: Content,
+    /// What it takes to unpack itself and start.
+    pub(super) memory: u64,
     pub(super) modules: Option<InodeId>,
 }
 
@@ -73,8 +75,8 @@ pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
         ),
     };
     let Some(file) = tree.file(&path).cloned() else { return Ok(None) };
-    let built_as = version_in_header(&file, &path)?;
-    let version = versions.pop().unwrap_or(built_as);
+    let header = Header::read(&file, &path)?;
+    let version = versions.pop().unwrap_or(header.version);
     let modules = tree.find(&format!("lib/modules/{version}")).filter(|id| tree.names(*id).is_some());
     let choice = KernelChoice {
         version,
@@ -83,7 +85,7 @@ pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
         reason,
         modules: modules.is_some(),
     };
-    Ok(Some(Kernel { choice, file, modules }))
+    Ok(Some(Kernel { choice, file, memory: header.memory, modules }))
 }
 
 /// The stock kernel of the assets directory (`kernel/vmlinuz`, `kernel/version`,
@@ -91,9 +93,9 @@ pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
 pub(super) fn of_assets(assets: &Tree) -> Result<Option<Kernel>, KernelError> {
     let path = "kernel/vmlinuz";
     let Some(file) = assets.file(path).cloned() else { return Ok(None) };
-    let built_as = version_in_header(&file, path)?;
+    let header = Header::read(&file, path)?;
     let version = match assets.file("kernel/version").map(Content::read).transpose() {
-        Ok(text) => text.map_or(built_as, |t| String::from_utf8_lossy(&t).trim().to_owned()),
+        Ok(text) => text.map_or(header.version, |t| String::from_utf8_lossy(&t).trim().to_owned()),
         Err(source) => return Err(KernelError::Read { path: "kernel/version".into(), source }),
     };
     let modules = assets
@@ -106,7 +108,7 @@ pub(super) fn of_assets(assets: &Tree) -> Result<Option<Kernel>, KernelError> {
         reason: "the image has none in /boot, so the stock one".into(),
         modules: modules.is_some(),
     };
-    Ok(Some(Kernel { choice, file, modules }))
+    Ok(Some(Kernel { choice, file, memory: header.memory, modules }))
 }
 
 /// The names below `directory`, modules that a network boot needs and what they depend on only.
@@ -156,22 +158,32 @@ fn is_needed(module: &str) -> bool {
     DIRECTORIES.iter().any(|directory| module.starts_with(directory)) || MODULES.contains(&name)
 }
 
-/// The version that a bzImage says it has (Linux, Documentation/arch/x86/boot.rst: "HdrS" at
-/// 0x202; `kernel_version` at 0x20e, less 0x200, points to text that begins with it).
-fn version_in_header(file: &Content, path: &str) -> Result<String, KernelError> {
-    let mut start = Vec::new();
-    let read = io::Read::read_to_end(&mut io::Read::take(file.reader(), 0x10000), &mut start);
-    read.map_err(|source| KernelError::Read { path: path.into(), source })?;
-    let version = || {
+/// What a bzImage says of itself (Linux, Documentation/arch/x86/boot.rst).
+struct Header {
+    version: String,
+    memory: u64,
+}
+
+impl Header {
+    fn read(file: &Content, path: &str) -> Result<Self, KernelError> {
+        let mut start = Vec::new();
+        let read = file.reader().take(0x10000).read_to_end(&mut start);
+        read.map_err(|source| KernelError::Read { path: path.into(), source })?;
+        Self::parse(&start).ok_or_else(|| KernelError::NotAKernel { path: path.into() })
+    }
+
+    fn parse(start: &[u8]) -> Option<Self> {
         if start.get(0x202..0x206)? != b"HdrS" {
             return None;
         }
+        // `kernel_version`, less 0x200, points to text that begins with the version.
         let pointer = usize::from(u16::from_le_bytes(start.get(0x20e..0x210)?.try_into().ok()?));
         let text = start.get(pointer + 0x200..)?;
         let end = text.iter().position(|b| *b == 0 || *b == b' ')?;
-        String::from_utf8(text[..end].to_vec()).ok()
-    };
-    version().ok_or_else(|| KernelError::NotAKernel { path: path.into() })
+        // `init_size`: the room it needs from where it is loaded.
+        let memory = u32::from_le_bytes(start.get(0x260..0x264)?.try_into().ok()?);
+        Some(Self { version: String::from_utf8(text[..end].to_vec()).ok()?, memory: memory.into() })
+    }
 }
 
 /// Numbers in the text compare as numbers: 6.1.0-9 comes before 6.1.0-10.

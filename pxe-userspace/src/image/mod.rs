@@ -9,6 +9,7 @@ mod docker;
 mod extract;
 mod initrd;
 mod kernel;
+mod manifest;
 mod oci;
 mod stage1;
 mod store;
@@ -17,7 +18,7 @@ mod tree;
 mod wanted;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use self::initrd::Initrd;
+use self::manifest::NodeManifest;
 use self::oci::Archive;
 use self::store::Store;
 use self::tree::{Spool, Tree};
@@ -96,10 +98,18 @@ pub struct ImageRecord {
     pub kernel_blob: Stored,
     pub stage1_blob: Stored,
     pub rootfs_blob: Stored,
-    /// What stage 1 and the root file system take in a machine's memory, unpacked.
-    pub unpacked: u64,
+    pub unpacked: Unpacked,
     /// Of the assets it was made with: others mean that it is made anew.
     pub assets: String,
+}
+
+/// Bytes that the parts take in a machine's memory once they are unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unpacked {
+    pub kernel: u64,
+    pub stage1: u64,
+    pub rootfs: u64,
 }
 
 /// Where an image comes from.
@@ -165,8 +175,6 @@ pub enum AddError {
     Store(#[from] StoreError),
     #[error("working in the state directory: {0}")]
     Work(#[from] io::Error),
-    #[error("the daemon is shutting down")]
-    Cancelled,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -273,16 +281,20 @@ impl Images {
     /// Removes the blobs that no image uses. Waits for an image that is being added.
     pub async fn gc(&self) -> Result<Freed, StoreError> {
         let _adding = self.0.adding.lock().await;
-        let images = self.images();
-        let kept: BTreeSet<&str> = images
-            .values()
-            .flat_map(|image| {
-                let record = &image.record;
-                [&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(|b| b.sha256.as_str())
-            })
-            .collect();
-        let (files, bytes) = self.0.store.sweep(&kept)?;
-        Ok(Freed { files, bytes })
+        let this = self.clone();
+        blocking(move || {
+            let images = this.images();
+            let kept: BTreeSet<&str> = images
+                .values()
+                .flat_map(|image| {
+                    let record = &image.record;
+                    [&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(|b| b.sha256.as_str())
+                })
+                .collect();
+            let (files, bytes) = this.0.store.sweep(&kept)?;
+            Ok(Freed { files, bytes })
+        })
+        .await
     }
 
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, Image>> {
@@ -374,11 +386,15 @@ impl Images {
             created: described.created,
             added: Timestamp::now(),
             config: described.config,
+            unpacked: Unpacked {
+                kernel: kernel.memory,
+                stage1: stage1.unpacked_size(),
+                rootfs: tree.unpacked_size(),
+            },
             kernel: kernel.choice,
             kernel_blob,
             stage1_blob,
             rootfs_blob,
-            unpacked: tree.unpacked_size() + stage1.unpacked_size(),
             assets: assets_digest,
         };
         let image = Image::open(store, record)?;
@@ -402,62 +418,8 @@ impl Image {
     }
 }
 
-/// `/image.json`: what pxe-init reads to run the image.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct NodeManifest<'a> {
-    reference: &'a str,
-    id: &'a str,
-    digest: &'a str,
-    argv: Vec<String>,
-    env: &'a [String],
-    cwd: &'a str,
-    user: &'a str,
-    stop_signal: Option<&'a str>,
-    /// The cpio format has no place for them: pxe-init sets them after Linux unpacked the files.
-    xattrs: Vec<Xattr>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Xattr {
-    /// Below the image's root, without a leading slash.
-    path: String,
-    name: String,
-    /// Hexadecimal.
-    value: String,
-}
-
-impl<'a> NodeManifest<'a> {
-    fn new(reference: &'a str, id: &'a str, digest: &'a str, config: &'a ImageConfig, tree: &Tree) -> Self {
-        let mut xattrs = Vec::new();
-        for (path, inode) in tree.walk() {
-            for (name, value) in &tree.inode(inode).xattrs {
-                match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
-                    (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
-                    _ => tracing::warn!(
-                        path = %path.escape_ascii(),
-                        "an extended attribute is lost: its file's name is not UTF-8"
-                    ),
-                }
-            }
-        }
-        Self {
-            reference,
-            id,
-            digest,
-            argv: config.argv(),
-            env: &config.env,
-            cwd: if config.working_dir.is_empty() { "/" } else { &config.working_dir },
-            user: &config.user,
-            stop_signal: config.stop_signal.as_deref(),
-            xattrs,
-        }
-    }
-}
-
 /// A reference as Docker spells it out, without its default registry: `web` is `web:latest`.
-fn canonical(reference: &str) -> String {
+pub fn canonical(reference: &str) -> String {
     let short = reference.strip_prefix("docker.io/").unwrap_or(reference);
     let short = short.strip_prefix("library/").unwrap_or(short);
     let name = short.rsplit('/').next().unwrap_or(short);
@@ -476,13 +438,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AddError> + Send + 'static,
-) -> Result<T, AddError> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(AddError::Cancelled),
+        // The runtime is shutting down, and whoever waits with it.
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -23,10 +23,11 @@ pub struct Stored {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}")]
-pub struct StoreError {
-    path: PathBuf,
-    source: io::Error,
+pub enum StoreError {
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("{path} is no list of images ({source}): move it away and add the images again")]
+    Records { path: PathBuf, source: serde_json::Error },
 }
 
 #[derive(Debug)]
@@ -39,7 +40,8 @@ impl Store {
     pub(super) fn open(root: PathBuf) -> Result<Self, StoreError> {
         let store = Self { root };
         for directory in [store.blobs(), store.work()] {
-            std::fs::create_dir_all(&directory).map_err(|source| StoreError { path: directory, source })?;
+            std::fs::create_dir_all(&directory)
+                .map_err(|source| StoreError::File { path: directory, source })?;
         }
         Ok(store)
     }
@@ -68,7 +70,7 @@ impl Store {
 
     pub(super) fn blob(&self, stored: &Stored) -> Result<Blob, StoreError> {
         let path = self.blob_path(stored);
-        let failed = |source| StoreError { path: path.clone(), source };
+        let failed = |source| StoreError::File { path: path.clone(), source };
         let blob = Blob::open(&path).map_err(failed)?;
         if blob.len() != stored.size {
             let message = format!("{} bytes instead of {}", blob.len(), stored.size);
@@ -93,11 +95,10 @@ impl Store {
         let path = self.records_path();
         let bytes = match std::fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            read => read,
+            Err(source) => return Err(StoreError::File { path, source }),
+            Ok(bytes) => bytes,
         };
-        bytes
-            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from))
-            .map_err(|source| StoreError { path, source })
+        serde_json::from_slice(&bytes).map_err(|source| StoreError::Records { path, source })
     }
 
     pub(super) fn set_records(&self, records: &[&ImageRecord]) -> Result<(), StoreError> {
@@ -107,7 +108,7 @@ impl Store {
             serde_json::to_writer_pretty(&mut file, records)?;
             persist(file, &path)
         };
-        write().map_err(|source| StoreError { path: path.clone(), source })
+        write().map_err(|source| StoreError::File { path: path.clone(), source })
     }
 
     /// Removes every blob that is not in `kept`, and what a crash left half-written. Returns how
@@ -115,7 +116,7 @@ impl Store {
     pub(super) fn sweep(&self, kept: &BTreeSet<&str>) -> Result<(u64, u64), StoreError> {
         let mut freed = (0, 0);
         for directory in [self.blobs(), self.work()] {
-            let failed = |source| StoreError { path: directory.clone(), source };
+            let failed = |source| StoreError::File { path: directory.clone(), source };
             for entry in std::fs::read_dir(&directory).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 if entry.file_name().to_str().is_some_and(|name| kept.contains(name)) {

@@ -3,9 +3,11 @@
 use std::io::Cursor;
 use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use super::extract::{self, ExtractError};
+use super::hex;
 use super::tree::{Spool, Tree};
 
 /// A layer in the making.
@@ -88,6 +90,7 @@ pub(super) fn bzimage(version: &str) -> Vec<u8> {
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+    image[0x260..0x264].copy_from_slice(&(30u32 << 20).to_le_bytes());
     let text = format!("{version} (test) #1 SMP\0");
     image[0x300..0x300 + text.len()].copy_from_slice(text.as_bytes());
     image
@@ -107,4 +110,28 @@ pub(super) fn assets(directory: &Path) {
     ] {
         std::fs::write(directory.join(path), contents).unwrap();
     }
+}
+
+/// What `docker save` would write for one layer and this configuration.
+pub(super) fn saved(tag: &str, layer: &[u8], run: serde_json::Value) -> Vec<u8> {
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64", "config": run,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
+    });
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
+    TestLayer::new()
+        .file("layer.tar", layer)
+        .file("config.json", config.to_string().as_bytes())
+        .file("manifest.json", manifest.to_string().as_bytes())
+        .bytes()
+}
+
+/// The same for an image that holds BusyBox and nothing else. A shell that is process 1 ignores
+/// SIGTERM; the stop signal spares tests the wait for it.
+pub(crate) fn saved_busybox(tag: &str) -> Vec<u8> {
+    let busybox = std::fs::read("/bin/busybox").expect("busybox is installed (apt: busybox-static)");
+    let layer = TestLayer::new()
+        .entry("bin/busybox", EntryType::Regular, |h| h.set_mode(0o755), &busybox)
+        .hard_link("bin/sh", "bin/busybox");
+    saved(tag, &layer.bytes(), serde_json::json!({"Cmd": ["/bin/sh"], "StopSignal": "SIGKILL"}))
 }

@@ -1,4 +1,4 @@
-use super::testing::{TestLayer, assets, bzimage};
+use super::testing::{self, TestLayer, assets, bzimage};
 use super::*;
 
 /// A state directory and an assets directory.
@@ -19,20 +19,10 @@ impl Fixture {
         Images::open(&self.dir.path().join("state"), &self.dir.path().join("assets"), engine).unwrap()
     }
 
-    /// What `docker save` would write for one layer and this command.
+    /// A `docker save` archive in a file.
     fn saved(&self, name: &str, tag: &str, layer: &[u8], cmd: &[&str]) -> ImageSource {
-        let config = serde_json::json!({
-            "os": "linux", "architecture": "amd64", "config": {"Cmd": cmd},
-            "rootfs": {"diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
-        });
-        let manifest =
-            serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
-        let tar = TestLayer::new()
-            .file("layer.tar", layer)
-            .file("config.json", config.to_string().as_bytes())
-            .file("manifest.json", manifest.to_string().as_bytes());
         let path = self.dir.path().join(name);
-        std::fs::write(&path, tar.bytes()).unwrap();
+        std::fs::write(&path, testing::saved(tag, layer, serde_json::json!({"Cmd": cmd}))).unwrap();
         ImageSource::Path(path)
     }
 }
@@ -74,7 +64,9 @@ async fn an_image_becomes_three_blobs_and_is_there_after_a_restart() {
     assert_eq!(record.kernel.version, "6.1.0-1");
     assert_eq!(record.kernel.source, KernelSource::Assets);
     assert!(record.kernel.modules);
-    assert_eq!(record.unpacked % 1024, 0);
+    assert_eq!(record.unpacked.kernel, 30 << 20);
+    // Four names and two files of less than a page.
+    assert_eq!(record.unpacked.rootfs, 4 * 1024 + 2 * 4096);
     assert_eq!(
         names_in(&image.rootfs),
         ["image.json", "image", "image/bin", "image/bin/app", "image/etc", "image/etc/os-release"]
@@ -229,7 +221,7 @@ fn records_are_kebab_case_json() {
         "added":"2026-01-02T03:04:05Z","config":{"entrypoint":[],"cmd":["/a"],"env":[],"working-dir":"",
         "user":"","stop-signal":null},"kernel":{"version":"6.1","source":"assets","path":"p","reason":"r",
         "modules":true},"kernel-blob":{"sha256":"x","size":1},"stage1-blob":{"sha256":"y","size":2},
-        "rootfs-blob":{"sha256":"z","size":3},"unpacked":4,"assets":"sha256:3"}"#;
+        "rootfs-blob":{"sha256":"z","size":3},"unpacked":{"kernel":4,"stage1":5,"rootfs":6},"assets":"sha256:3"}"#;
     let record: ImageRecord = serde_json::from_str(text).unwrap();
     let mut expected: serde_json::Value = serde_json::from_str(text).unwrap();
     // Times have microseconds, always.
@@ -251,4 +243,39 @@ fn references_are_spelled_out() {
     }
     assert_eq!("web".parse(), Ok(ImageSource::Docker("web".into())));
     assert_eq!("./web".parse(), Ok(ImageSource::Path("./web".into())));
+}
+
+#[test]
+fn a_real_engine_gives_what_was_put_into_it() {
+    use futures_util::TryStreamExt as _;
+    crate::engine::testing::with_engine(async |engine, dir| {
+        let fixture = Fixture::new();
+        let images =
+            Images::open(&dir.join("state"), &fixture.dir.path().join("assets"), engine.clone()).unwrap();
+        let missing = images.add(&ImageSource::Docker("nothing:1".into()), |_| ()).await.unwrap_err();
+        assert!(missing.to_string().contains("docker pull nothing:1"), "{missing}");
+
+        let docker = engine.connect().await.unwrap();
+        let saved = testing::saved_busybox("app:1");
+        let options = bollard::query_parameters::ImportImageOptionsBuilder::default().build();
+        let loaded = docker.import_image(options, bollard::body_full(saved.clone().into()), None);
+        loaded.try_collect::<Vec<_>>().await.unwrap();
+        let (send, seen) = std::sync::mpsc::channel();
+        let report = move |progress| send.send(progress).unwrap();
+        let from_engine = images.add(&ImageSource::Docker("app:1".into()), report).await.unwrap();
+        let seen: Vec<Progress> = seen.iter().collect();
+        assert!(
+            matches!(seen[0], Progress::Exported { .. }) && seen.last() == Some(&Progress::Packing),
+            "{seen:?}"
+        );
+
+        let path = dir.join("app.tar");
+        std::fs::write(&path, saved).unwrap();
+        let from_file = fixture.images().add(&ImageSource::Path(path), |_| ()).await.unwrap();
+        assert_eq!(from_engine.record.digest, from_file.record.digest);
+
+        // It is here already: nothing is exported again.
+        let again = images.add(&ImageSource::Docker("app:1".into()), |p| panic!("{p}")).await.unwrap();
+        assert_eq!(again.record, from_engine.record);
+    });
 }

@@ -32,7 +32,11 @@ impl PacketSocket {
 
     /// Takes one frame, cut to the buffer; `WouldBlock` when there is none.
     pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_io(tokio::io::Interest::READABLE, |mut socket| socket.read(buffer))
+        self.0.try_io(tokio::io::Interest::READABLE, |mut socket| match socket.read(buffer) {
+            // Told once when the interface goes down. It may come up again: not the socket's end.
+            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => socket.read(buffer),
+            result => result,
+        })
     }
 
     /// Sends one frame, or fails with `WouldBlock` when the interface's queue is full.

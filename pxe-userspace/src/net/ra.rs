@@ -43,8 +43,6 @@ pub async fn serve(interface: u32, own: Mac, shutdown: CancellationToken) -> io:
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // A port-less bridge goes down and comes up with its first port: not the end.
-            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
             Err(error) => return Err(error),
         }
     }

@@ -10,7 +10,7 @@ use pxe_common::tftp::{Packet, Session};
 
 use super::options::{self, NotANumber, Terms};
 use super::transfer::{Action, IDLE, RETRY, Transfer};
-use super::{FastPath, netascii};
+use super::{Declined, FastPath, netascii};
 use crate::blob::Blob;
 use crate::files::{Files, OpenError, Opened};
 use crate::timeline::Stage;
@@ -91,7 +91,8 @@ impl Job {
         };
         // The grant is there before the client can know of the transfer: no ACK is early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
-        let in_kernel = window == NonZeroU16::MIN && self.open_fast_path(&blob, *transfer.session(), now_ns());
+        let in_kernel =
+            window == NonZeroU16::MIN && self.open_fast_path(&blob, *transfer.session(), now_ns());
         Ok(Accepted { blob, stage, transfer, first, in_kernel })
     }
 
@@ -99,7 +100,12 @@ impl Job {
         let Some(fast_path) = &self.fast_path else { return false };
         match fast_path.open(self.key, blob, session, now_ns, IDLE) {
             Ok(()) => true,
-            Err(why) => {
+            Err(why @ Declined::Kernel(_)) => {
+                let why: &dyn std::error::Error = &why;
+                tracing::warn!(path = self.path, why, "the fast path failed; the daemon goes on");
+                false
+            }
+            Err(why @ (Declined::BlockSize | Declined::TooLarge | Declined::Read(_))) => {
                 tracing::debug!(path = self.path, %why, "left to the daemon");
                 false
             }

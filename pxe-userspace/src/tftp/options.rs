@@ -39,7 +39,7 @@ pub(super) fn agree(options: Options<'_>, len: u64, mtu: u16) -> Result<Terms, N
         timeout: None,
         accepted: Vec::new(),
     };
-    let mut accept = |name: &'static str, value: u64, terms: &mut Terms| {
+    let accept = |name: &'static str, value: u64, terms: &mut Terms| {
         // An option may appear once; of repeats the first counts.
         let new = terms.accepted.iter().all(|(known, _)| *known != name);
         if new {

@@ -15,7 +15,7 @@ use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN, Packet};
 use super::FastPath;
 use super::job::{Accepted, Job, Refused};
 use super::stats::{Stat, Stats};
-use super::transfer::{Action, Transfer};
+use super::transfer::{Action, IDLE, Transfer};
 use crate::blob::Blob;
 use crate::timeline::{AnsweredBy, Happened, Stage, Timeline, Who};
 
@@ -47,8 +47,11 @@ pub(super) struct Server {
 }
 
 enum Entry {
-    /// The file is being opened.
-    Opening { request: Vec<u8> },
+    /// The file is being opened, since then.
+    Opening {
+        request: Vec<u8>,
+        since_ns: u64,
+    },
     Live(Box<Live>),
 }
 
@@ -124,14 +127,14 @@ impl Server {
         if self.repeat(client, bytes, out) {
             return None;
         }
-        let port = self.port_for(client, now_ns);
+        let port = self.port_for(client, now_ns)?;
         if self.transfers.len() >= MAX_TRANSFERS {
             self.stats.add(Stat::Refused, 1);
             send_error(out, port, client, ErrorCode::OTHER, "too many transfers, try again");
             return None;
         }
         let key = self.key(client, port);
-        self.transfers.insert(key, Entry::Opening { request: bytes.to_vec() });
+        self.transfers.insert(key, Entry::Opening { request: bytes.to_vec(), since_ns: now_ns });
         Some(self.job(key, client, port, &request, bytes))
     }
 
@@ -143,6 +146,14 @@ impl Server {
         now_ns: u64,
         out: &mut impl Outbox,
     ) {
+        let waiting = matches!(self.transfers.get(&job.key), Some(Entry::Opening { request, .. }) if *request == job.request);
+        if !waiting {
+            // It took so long that nobody waits any more.
+            if let Some(fast_path) = &self.fast_path {
+                fast_path.close(&job.key);
+            }
+            return;
+        }
         let accepted = match opened {
             Ok(accepted) => accepted,
             Err(refused) => {
@@ -206,6 +217,12 @@ impl Server {
 
     /// Time passed: repeats what was lost, notices what the kernel finished, forgets the dead.
     pub(super) fn on_tick(&mut self, now_ns: u64, out: &mut impl Outbox) {
+        // An opening that takes longer will not end: its client is gone, or its thread panicked.
+        let idle_ns = IDLE.as_nanos() as u64;
+        self.transfers.retain(|_, entry| match entry {
+            Entry::Opening { since_ns, .. } => now_ns.saturating_sub(*since_ns) < idle_ns,
+            Entry::Live(_) => true,
+        });
         let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
         for key in keys {
             let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
@@ -313,7 +330,7 @@ impl Server {
         for port in 0..self.ports.len() {
             let key = self.key(client, port);
             match self.transfers.get_mut(&key) {
-                Some(Entry::Opening { request }) if request == bytes => return true,
+                Some(Entry::Opening { request, .. }) if request == bytes => return true,
                 Some(Entry::Live(live)) if live.request == bytes => {
                     live.observe(&key, self.fast_path.as_deref());
                     if live.transfer.unanswered() {
@@ -331,11 +348,12 @@ impl Server {
         false
     }
 
-    /// A data port on which the client's port has no transfer. Ends dead ones on the way, and the
-    /// longest idle one when none is free.
-    fn port_for(&mut self, client: SocketAddrV4, now_ns: u64) -> usize {
-        let mut idlest = (u64::MAX, 0);
-        let mut free = None;
+    /// A data port on which the client's port has no transfer: round and round, so that a port
+    /// rests after a transfer. Ends dead transfers on the way, and the longest idle one when no
+    /// port is free; none while that many files are being opened for the client's port.
+    fn port_for(&mut self, client: SocketAddrV4, now_ns: u64) -> Option<usize> {
+        let (mut free, mut dead) = (None, None);
+        let mut idlest: Option<(u64, usize)> = None;
         for _ in 0..self.ports.len() {
             let port = self.next_port();
             let key = self.key(client, port);
@@ -345,22 +363,22 @@ impl Server {
                 Some(Entry::Live(live)) => {
                     live.observe(&key, self.fast_path.as_deref());
                     let at = live.transfer.progress_ns();
-                    idlest = idlest.min((at, port));
                     if now_ns.saturating_sub(at) > DEAD_AFTER.as_nanos() as u64 {
                         self.close(&key);
                         self.stats.add(Stat::Expired, 1);
+                        dead = dead.or(Some(port));
+                    } else if idlest.is_none_or(|idlest| (at, port) < idlest) {
+                        idlest = Some((at, port));
                     }
                 }
             }
         }
-        free.unwrap_or_else(|| {
-            let key = self.key(client, idlest.1);
-            self.close(&key);
-            idlest.1
-        })
+        let port = free.or(dead).or(idlest.map(|(_, port)| port))?;
+        self.close(&self.key(client, port));
+        self.last_port = port;
+        Some(port)
     }
 
-    /// Round and round, so that a port used for a transfer rests before it is used again.
     fn next_port(&mut self) -> usize {
         self.last_port = (self.last_port + 1) % self.ports.len();
         self.last_port

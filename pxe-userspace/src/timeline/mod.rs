@@ -5,8 +5,7 @@ mod store;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -127,7 +126,8 @@ pub struct Timeline(Arc<Inner>);
 
 struct Inner {
     machines: Machines,
-    next_id: AtomicU64,
+    /// The newest event's id. Held while an event is handed on, so that ids arrive everywhere in order.
+    last_id: Mutex<u64>,
     to_disk: mpsc::Sender<Event>,
     live: broadcast::Sender<Event>,
     reader: store::Reader,
@@ -149,14 +149,14 @@ impl Timeline {
         for event in reader.last_of_each_machine().map_err(error)? {
             machines.reached(event.mac, event.stage, event.time);
         }
-        let next_id = AtomicU64::new(reader.last_id().map_err(error)? + 1);
+        let last_id = Mutex::new(reader.last_id().map_err(error)?);
         let (to_disk, events) = mpsc::channel();
         std::thread::Builder::new()
             .name("timeline".into())
             .spawn(move || writer.run(&events))
             .expect("a thread can be started");
         let (live, _) = broadcast::channel(4096);
-        Ok(Self(Arc::new(Inner { machines, next_id, to_disk, live, reader })))
+        Ok(Self(Arc::new(Inner { machines, last_id, to_disk, live, reader })))
     }
 
     /// Adds an event. An address that no lease binds is nobody's, and the event is dropped with a
@@ -171,8 +171,10 @@ impl Timeline {
             tracing::debug!(?happened, "an event of no known machine");
             return;
         };
+        let mut last_id = inner.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        *last_id += 1;
         let event = Event {
-            id: inner.next_id.fetch_add(1, Ordering::Relaxed),
+            id: *last_id,
             time: Timestamp::now(),
             node: machine.name,
             mac: machine.mac,
@@ -204,9 +206,24 @@ impl Timeline {
         self.0.reader.since(after, limit)
     }
 
+    /// Events from now on, and the id of the newest one before: up to it, [`Timeline::since`] has
+    /// everything, at the latest when the writer has caught up.
+    pub fn follow(&self) -> (u64, broadcast::Receiver<Event>) {
+        let last_id = self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        (*last_id, self.0.live.subscribe())
+    }
+
     /// Events from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.live.subscribe()
+    }
+}
+
+/// [`micros`], of a time that may be absent.
+pub fn micros_if_any<S: serde::Serializer>(time: &Option<Timestamp>, s: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => micros(time, s),
+        None => s.serialize_none(),
     }
 }
 

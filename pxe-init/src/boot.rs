@@ -1,0 +1,218 @@
+//! The order of a node's boot, from the kernel's hand-over on.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sys::reboot::set_cad_enabled;
+use nix::unistd::{Pid, sethostname};
+
+use crate::image::{Image, ImageError};
+use crate::link::{self, Link, LinkError};
+use crate::modules::Modules;
+use crate::mounts::{self, MountError};
+use crate::power;
+use crate::renewal::Renewal;
+use crate::report::{Reporter, Stage};
+use crate::rescue;
+use crate::say;
+use crate::settings::{OnExit, Settings, SettingsError, rescue_wanted};
+use crate::supervise::{Ended, Happening, Power, Supervisor};
+use crate::workload::{self, StartError};
+
+/// Runs the node. The first process never returns.
+pub fn run() -> ! {
+    std::panic::set_hook(Box::new(|panic| last_words(&panic.to_string())));
+    let supervisor = Supervisor::new().unwrap_or_else(|e| panic!("signals can't be taken over: {e}"));
+    let error = match boot(&supervisor) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let cause = words(&error);
+    say!("this boot failed: {cause}");
+    let reporter = REPORTER.get().cloned().unwrap_or_else(|| Reporter::start(None, ""));
+    reporter.failed(cause);
+    rescue::shells(&supervisor, &reporter)
+}
+
+/// Why a boot ended before its workload ran.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("reading /proc/cmdline: {0}")]
+    CommandLine(std::io::Error),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// For whoever has to report when nothing else works.
+static REPORTER: OnceLock<Reporter> = OnceLock::new();
+
+fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> {
+    mounts::mount_all()?;
+    mounts::use_console();
+    // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
+    let _ = set_cad_enabled(false);
+    let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::CommandLine)?;
+    let settings = Settings::parse(&cmdline);
+    if rescue_wanted(&cmdline) {
+        // The network as far as it goes: it is what a rescue is often about.
+        if let Err(error) = settings.map_err(BootError::from).and_then(|s| Ok(network(&s)?)) {
+            say!("no network: {}", words(&error));
+        }
+        rescue::shells(supervisor, &Reporter::start(None, ""));
+    }
+    let settings = settings?;
+
+    let link = network(&settings)?;
+    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.reports, &settings.mac));
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
+
+    Image::check_unpacked()?;
+    let image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
+    image.prepare(&settings)?;
+    reporter.reached(Stage::Image, &image.description.digest);
+
+    let renewal = Renewal::new(&link, &settings);
+    Node { supervisor, reporter, settings: &settings, image: &image, renewal }.keep_running()
+}
+
+/// The interface that the node booted from, up and with its address.
+fn network(settings: &Settings) -> Result<Link, LinkError> {
+    let name = &settings.name;
+    if let Err(e) = sethostname(name) {
+        say!("the host name {name:?} is refused: {e}");
+    }
+    let mut modules = Modules::open(Path::new("/"))
+        .inspect_err(|e| say!("stage 1 has no modules for this kernel ({e}); it needs its drivers built in"))
+        .ok();
+    // The kernel asks for modules by itself, too (a PHY's driver): we answer as its modprobe.
+    let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
+    let link = link::find(&settings.mac, modules.as_mut())?;
+    link::bring_up(&link, settings)?;
+    say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
+    Ok(link)
+}
+
+/// A node whose image is there.
+struct Node<'a> {
+    supervisor: &'a Supervisor,
+    reporter: &'a Reporter,
+    settings: &'a Settings,
+    image: &'a Image,
+    renewal: Renewal,
+}
+
+/// A workload that ran this long has earned a quick restart.
+const SETTLED: Duration = Duration::from_secs(60);
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Docker gives a container this long between the stop signal and SIGKILL.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Node<'_> {
+    /// Runs the workload, and what the policy says after it.
+    fn keep_running(mut self) -> Result<std::convert::Infallible, BootError> {
+        let mut pause = PAUSES.0;
+        loop {
+            let started = Instant::now();
+            let pid = self.start()?;
+            let ended = self.wait_for(pid);
+            say!("the workload ended: {ended}");
+            self.reporter.exited(ended.code(), ended.to_string());
+            match self.settings.on_exit {
+                OnExit::PowerOff => power::end(Power::Off, self.supervisor, self.reporter),
+                OnExit::Reboot => power::end(Power::Reboot, self.supervisor, self.reporter),
+                OnExit::Stay => rescue::shells(self.supervisor, self.reporter),
+                OnExit::Restart => {
+                    if started.elapsed() >= SETTLED {
+                        pause = PAUSES.0;
+                    }
+                    say!("starting it again in {} s", pause.as_secs());
+                    self.wait_until(Instant::now() + pause);
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            }
+        }
+    }
+
+    fn start(&self) -> Result<Pid, StartError> {
+        let address = self.settings.address.to_string();
+        let description = &self.image.description;
+        let extra = [
+            ("HOSTNAME", self.settings.name.as_str()),
+            ("BRIDGEHEAD_NODE", &self.settings.name),
+            ("BRIDGEHEAD_ADDRESS", &address),
+            ("BRIDGEHEAD_DIGEST", &description.digest),
+        ];
+        let pid = workload::start(self.image, &extra, Path::new(&mounts::terminal()))?;
+        say!("{} runs: {}", description.reference, description.argv.join(" "));
+        self.reporter.reached(Stage::Workload, &description.reference);
+        Ok(pid)
+    }
+
+    /// Waits for the workload's first process, whatever else happens meanwhile.
+    fn wait_for(&mut self, workload: Pid) -> Ended {
+        loop {
+            match self.supervisor.next(self.renewal.due()) {
+                Happening::Ended(pid, ended) if pid == workload => return ended,
+                Happening::Ended(pid, _) => self.renewal.ended(pid),
+                Happening::Asked(power) => {
+                    self.supervisor.stop(workload, workload::stop_signal(self.image), STOP_PATIENCE);
+                    power::end(power, self.supervisor, self.reporter)
+                }
+                Happening::Timeout => self.renewal.start(),
+            }
+        }
+    }
+
+    fn wait_until(&mut self, deadline: Instant) {
+        while Instant::now() < deadline {
+            let next = self.renewal.due().map_or(deadline, |due| due.min(deadline));
+            match self.supervisor.next(Some(next)) {
+                Happening::Ended(pid, _) => self.renewal.ended(pid),
+                Happening::Asked(power) => power::end(power, self.supervisor, self.reporter),
+                Happening::Timeout => self.renewal.start(),
+            }
+        }
+    }
+}
+
+/// An error with everything behind it.
+fn words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        // Most of ours name their source in their own words.
+        let inner_words = inner.to_string();
+        if !words.contains(&inner_words) {
+            words = format!("{words}: {inner_words}");
+        }
+        source = inner.source();
+    }
+    words
+}
+
+/// A panic: say it, report it, and keep the process alive. An end of the first process is a kernel
+/// panic, which takes the explanation off the screen.
+fn last_words(panic: &str) {
+    say!("pxe-init panicked, which is a bug: {panic}");
+    if let Some(reporter) = REPORTER.get() {
+        reporter.failed(format!("pxe-init panicked, which is a bug: {panic}"));
+    }
+    if std::thread::current().name() == Some("main") {
+        rescue::shells_after_panic();
+    }
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,263 @@
+//! The image: its description, its files as a program inside would see them, and its root made
+//! ready for the workload.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::Deserialize;
+
+use crate::settings::Settings;
+
+/// `/image.json`: what to run, written by the appliance when it packed the image.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Description {
+    /// The image's name, as Docker has it.
+    pub reference: String,
+    /// Of the root file system's contents.
+    pub digest: String,
+    /// Entry point and command.
+    pub argv: Vec<String>,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    pub cwd: String,
+    pub user: String,
+    /// `SIGTERM` or a number; none means SIGTERM.
+    pub stop_signal: Option<String>,
+}
+
+/// An image's root file system and what is to run in it.
+#[derive(Debug)]
+pub struct Image {
+    pub description: Description,
+    root: PathBuf,
+    dir: OwnedFd,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error(
+        "{path}: {source}; the image's initrd did not arrive whole, or the machine has too little memory to unpack it"
+    )]
+    Missing { path: PathBuf, source: io::Error },
+    #[error(
+        "the kernel could not unpack all of the initrd ({0}): the machine has too little memory for the image"
+    )]
+    Truncated(String),
+    #[error("{path}: {source}")]
+    Invalid { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "the image is {found}, the appliance announced {expected}: kernel and initrd belong to different boots"
+    )]
+    OtherDigest { found: String, expected: String },
+    #[error("the image names no program: give it an ENTRYPOINT or CMD")]
+    NoProgram,
+    #[error("preparing the image's {what}: {source}")]
+    Prepare { what: &'static str, source: io::Error },
+}
+
+impl Image {
+    /// The image below `root` that `description` describes, verified against what was announced.
+    pub fn open(root: &Path, description: &Path, expected: Option<&str>) -> Result<Self, ImageError> {
+        let missing = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ImageError::Missing { path, source }
+        };
+        let text = std::fs::read(description).map_err(missing(description))?;
+        let invalid = |source| ImageError::Invalid { path: description.to_owned(), source };
+        let description: Description = serde_json::from_slice(&text).map_err(invalid)?;
+        if let Some(expected) = expected.filter(|e| *e != description.digest) {
+            let found = description.digest.clone();
+            return Err(ImageError::OtherDigest { found, expected: expected.to_owned() });
+        }
+        if description.argv.is_empty() {
+            return Err(ImageError::NoProgram);
+        }
+        let dir = File::open(root).map_err(missing(root))?.into();
+        Ok(Self { description, root: root.to_owned(), dir })
+    }
+
+    /// Whether the kernel got to the end of the initrd. When memory runs out it says so in its log
+    /// and starts /init all the same, with files cut short.
+    pub(crate) fn check_unpacked() -> Result<(), ImageError> {
+        let Ok(mut log) = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")
+        else {
+            return Ok(());
+        };
+        // One read is one message; EPIPE means that older ones were overwritten meanwhile.
+        let mut message = [0; 8192];
+        loop {
+            match log.read(&mut message) {
+                Ok(len) => {
+                    let text = String::from_utf8_lossy(&message[..len]);
+                    if let Some((_, problem)) = text.split_once("Initramfs unpacking failed: ") {
+                        let problem = problem.lines().next().unwrap_or_default();
+                        return Err(ImageError::Truncated(problem.to_owned()));
+                    }
+                }
+                Err(e) if e.raw_os_error() == Some(Errno::EPIPE as i32) => {}
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Where the root is, from outside.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Opens a path as a program inside would: links, also absolute ones, stay in the image.
+    pub(crate) fn open_inside(&self, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+        let how =
+            OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        // EAGAIN: a rename was under way somewhere (openat2(2)).
+        loop {
+            match openat2(&self.dir, path, how) {
+                Err(Errno::EAGAIN) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    pub(crate) fn read_to_string(&self, path: &str) -> io::Result<String> {
+        let mut text = String::new();
+        File::from(self.open_inside(path, OFlag::O_RDONLY, Mode::empty())?).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Makes the root ready: the kernel's file systems in it, and the files that Docker, too, puts
+    /// over an image's own.
+    pub(crate) fn prepare(&self, settings: &Settings) -> Result<(), ImageError> {
+        // A mount of its own, so that it can become the workload's root (see workload.rs).
+        bind(&self.root, &self.root).map_err(|source| ImageError::Prepare { what: "root", source })?;
+        for (what, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)]
+        {
+            let prepared =
+                self.create_dir_all(what, Mode::from_bits_truncate(mode)).and_then(|()| match what {
+                    "run" => Ok(mount(
+                        Some("tmpfs"),
+                        &self.root.join(what),
+                        Some("tmpfs"),
+                        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+                        Some("mode=0755"),
+                    )?),
+                    "tmp" => Ok(()),
+                    _ => bind(&Path::new("/").join(what), &self.root.join(what)),
+                });
+            prepared.map_err(|source| ImageError::Prepare { what, source })?;
+        }
+
+        let Settings { address, name, dns, .. } = settings;
+        let servers: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let hosts =
+            format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {name}\n");
+        for (what, contents) in
+            [("etc/resolv.conf", &servers), ("etc/hosts", &hosts), ("etc/hostname", &format!("{name}\n"))]
+        {
+            if !contents.is_empty() {
+                self.replace_file(what, contents).map_err(|source| ImageError::Prepare { what, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directory and those above it, where they are not there.
+    pub(crate) fn create_dir_all(&self, path: &str, mode: Mode) -> io::Result<()> {
+        let mut parent = self.open_inside(".", OFlag::O_DIRECTORY, Mode::empty())?;
+        let mut sofar = String::new();
+        for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
+            sofar = format!("{sofar}/{part}");
+            let open = || self.open_inside(&sofar, OFlag::O_DIRECTORY, Mode::empty());
+            parent = match open() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    mkdirat(&parent, part, mode)?;
+                    // The mode without what this process's umask takes away.
+                    let dir = open()?;
+                    nix::sys::stat::fchmod(&dir, mode)?;
+                    dir
+                }
+                other => other?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Puts a file where one, or a link to somewhere (systemd-resolved's stub), may be.
+    fn replace_file(&self, path: &str, contents: &str) -> io::Result<()> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+        self.create_dir_all(dir, Mode::from_bits_truncate(0o755))?;
+        let dir = self.open_inside(dir, OFlag::O_DIRECTORY, Mode::empty())?;
+        match unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        let file = self.open_inside(path, flags, Mode::from_bits_truncate(0o644))?;
+        File::from(file).write_all(contents.as_bytes())
+    }
+}
+
+fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn image(json: &str) -> (tempfile::TempDir, Result<Image, ImageError>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("image")).unwrap();
+        fs::write(dir.path().join("image.json"), json).unwrap();
+        let image = Image::open(&dir.path().join("image"), &dir.path().join("image.json"), Some("sha256:aa"));
+        (dir, image)
+    }
+
+    #[test]
+    fn the_description_is_read_and_verified() {
+        let (_dir, image) = image(
+            r#"{"reference":"x:1","id":"sha256:1","digest":"sha256:aa","argv":["/x"],"stop-signal":"SIGINT"}"#,
+        );
+        let description = image.unwrap().description;
+        assert_eq!((description.argv, description.stop_signal), (vec!["/x".into()], Some("SIGINT".into())));
+
+        let (_dir, other) = self::image(r#"{"digest":"sha256:bb","argv":["/x"]}"#);
+        assert!(matches!(other, Err(ImageError::OtherDigest { .. })));
+        let (_dir, empty) = self::image(r#"{"digest":"sha256:aa"}"#);
+        assert!(matches!(empty, Err(ImageError::NoProgram)));
+        let (_dir, broken) = self::image("{");
+        assert!(matches!(broken, Err(ImageError::Invalid { .. })));
+    }
+
+    #[test]
+    fn links_stay_inside_and_files_replace_them() {
+        let (dir, image) = image(r#"{"digest":"sha256:aa","argv":["/x"]}"#);
+        let image = image.unwrap();
+        let root = dir.path().join("image");
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "untouched").unwrap();
+        fs::create_dir(root.join("etc")).unwrap();
+        symlink(&outside, root.join("etc/resolv.conf")).unwrap();
+        symlink("/etc", root.join("abs")).unwrap();
+
+        image.replace_file("abs/resolv.conf", "nameserver 10.0.0.1\n").unwrap();
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
+        assert_eq!(image.read_to_string("/etc/resolv.conf").unwrap(), "nameserver 10.0.0.1\n");
+        assert!(image.read_to_string("../outside").is_err());
+
+        image.create_dir_all("tmp/a", Mode::from_bits_truncate(0o1777)).unwrap();
+        let mode = fs::metadata(root.join("tmp/a")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o1777);
+    }
+}

@@ -1,0 +1,36 @@
+//! The first process of a node that Bridgehead booted: from the kernel's hand-over to the running
+//! workload of a Docker image, and what happens when that ends. docs/node.md says what it does and
+//! which command-line keys it takes; [`boot`] is the order of it.
+//!
+//! It lives in the initrd (stage 1), statically linked, next to BusyBox and the kernel's modules.
+//! The image's root file system lies below `/image`, described by `/image.json`.
+
+pub mod boot;
+
+mod account;
+mod image;
+mod link;
+mod modules;
+mod mounts;
+mod netlink;
+mod power;
+mod program;
+mod renewal;
+mod report;
+mod rescue;
+mod settings;
+pub mod supervise;
+pub mod workload;
+
+pub use account::{Account, AccountError};
+pub use image::{Image, ImageError};
+pub use modules::load_as_modprobe;
+
+/// A line on the console. A console that is gone stops nothing.
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "bridgehead: {}", format_args!($($arg)*));
+    }};
+}

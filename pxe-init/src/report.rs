@@ -1,0 +1,219 @@
+//! Reports to the appliance: how far this node is. They are sent in order by a thread of their own,
+//! again and again until the appliance has them, and never hold up the boot.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::say;
+
+/// A stage of the node's part of the boot, as the appliance's timeline names it.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Stage {
+    /// This process runs and has a network.
+    Stage1,
+    /// The image's root file system is there and is the expected one.
+    Image,
+    /// The workload's program was started.
+    Workload,
+    /// The workload's first process ended.
+    Exited,
+    /// The boot can't go on.
+    Failed,
+}
+
+/// The body of `POST /node/report`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report {
+    mac: String,
+    stage: Stage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    /// Seconds since the kernel started.
+    uptime: f64,
+}
+
+/// Takes reports. Cloning it is cheap; one without an appliance takes them and does nothing.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    mac: String,
+    queue: Option<Queue>,
+}
+
+#[derive(Clone)]
+struct Queue {
+    reports: mpsc::Sender<Report>,
+    unsent: Arc<(Mutex<usize>, Condvar)>,
+}
+
+impl Reporter {
+    /// Starts the thread that sends to `appliance`.
+    pub(crate) fn start(appliance: Option<SocketAddrV4>, mac: &str) -> Self {
+        let queue = appliance.and_then(|appliance| {
+            let (reports, queued) = mpsc::channel::<Report>();
+            let unsent = Arc::new((Mutex::new(0), Condvar::new()));
+            let sent = Arc::clone(&unsent);
+            let send = move || {
+                for report in queued {
+                    deliver(appliance, &report);
+                    *sent.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+                    sent.1.notify_all();
+                }
+            };
+            let thread = std::thread::Builder::new().name("report".into()).spawn(send);
+            thread.inspect_err(|e| say!("no reports will be sent: {e}")).ok()?;
+            Some(Queue { reports, unsent })
+        });
+        Self { mac: mac.to_owned(), queue }
+    }
+
+    /// The node reached a stage.
+    pub(crate) fn reached(&self, stage: Stage, detail: impl Into<String>) {
+        self.send(stage, Some(detail.into()), None, None);
+    }
+
+    /// The boot can't go on.
+    pub(crate) fn failed(&self, cause: impl Into<String>) {
+        self.send(Stage::Failed, None, Some(cause.into()), None);
+    }
+
+    /// The workload ended; `code` as a shell gives it, a signal counting from 128.
+    pub(crate) fn exited(&self, code: i32, cause: impl Into<String>) {
+        self.send(Stage::Exited, None, Some(cause.into()), Some(code));
+    }
+
+    /// Waits until everything was sent, for a while.
+    pub(crate) fn flush(&self, at_most: Duration) {
+        let Some(queue) = &self.queue else { return };
+        let unsent = queue.unsent.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = queue.unsent.1.wait_timeout_while(unsent, at_most, |n| *n > 0);
+    }
+
+    fn send(&self, stage: Stage, detail: Option<String>, cause: Option<String>, exit_code: Option<i32>) {
+        let Some(queue) = &self.queue else { return };
+        let report = Report { mac: self.mac.clone(), stage, detail, cause, exit_code, uptime: uptime() };
+        *queue.unsent.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        // The thread holds the other end for as long as this one exists.
+        let _ = queue.reports.send(report);
+    }
+}
+
+/// Sends one report until the appliance took it or said that it never will.
+fn deliver(appliance: SocketAddrV4, report: &Report) {
+    let body = serde_json::to_vec(report).expect("a report has only text keys");
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match post(appliance, &body) {
+            Ok(200..=299) => return,
+            Ok(status @ 400..=499) => {
+                say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));
+                return;
+            }
+            Ok(_) | Err(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// One HTTP/1.1 exchange on a connection of its own. Returns the status code.
+fn post(appliance: SocketAddrV4, body: &[u8]) -> io::Result<u16> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(appliance), Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    let mut request = format!(
+        "POST /node/report HTTP/1.1\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    request.extend(body);
+    stream.write_all(&request)?;
+    let mut status_line = String::new();
+    BufReader::new(stream).read_line(&mut status_line)?;
+    status(&status_line).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// `HTTP/1.1 204 No Content`
+fn status(line: &str) -> Option<u16> {
+    line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.trim().parse().ok()
+}
+
+fn uptime() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split(' ').next().and_then(|s| s.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// An appliance that answers each connection with the next status, and what it was sent.
+    fn appliance(
+        statuses: &'static [u16],
+    ) -> (SocketAddrV4, std::thread::JoinHandle<Vec<serde_json::Value>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };
+        let served = std::thread::spawn(move || {
+            let mut bodies = Vec::new();
+            for status in statuses {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut len = 0;
+                loop {
+                    let mut line = String::new();
+                    reader.read_line(&mut line).unwrap();
+                    if let Some(value) = line.strip_prefix("Content-Length: ") {
+                        len = value.trim().parse().unwrap();
+                    }
+                    if line == "\r\n" {
+                        break;
+                    }
+                }
+                let mut body = vec![0; len];
+                reader.read_exact(&mut body).unwrap();
+                bodies.push(serde_json::from_slice(&body).unwrap());
+                write!(stream, "HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n").unwrap();
+            }
+            bodies
+        });
+        (address, served)
+    }
+
+    #[test]
+    fn reports_arrive_in_order_and_are_repeated_until_taken() {
+        let (address, served) = appliance(&[503, 204, 400, 204]);
+        let reporter = Reporter::start(Some(address), "52:54:00:77:00:01");
+        reporter.reached(Stage::Stage1, "6.1.0");
+        reporter.failed("refused for good");
+        reporter.exited(137, "killed by SIGKILL");
+        reporter.flush(Duration::from_secs(10));
+        let bodies = served.join().unwrap();
+        let stages: Vec<_> = bodies.iter().map(|b| b["stage"].as_str().unwrap()).collect();
+        assert_eq!(stages, ["stage1", "stage1", "failed", "exited"]);
+        assert_eq!(bodies[0]["mac"], "52:54:00:77:00:01");
+        assert_eq!(bodies[0]["detail"], "6.1.0");
+        assert_eq!(bodies[2]["cause"], "refused for good");
+        assert_eq!(bodies[3]["exit-code"], 137);
+        assert!(bodies[3]["uptime"].as_f64().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn status_lines_are_read_strictly() {
+        assert_eq!(status("HTTP/1.1 204 No Content\r\n"), Some(204));
+        assert_eq!(status("HTTP/1.0 200\r\n"), Some(200));
+        assert_eq!(status("SSH-2.0-x\r\n"), None);
+        assert_eq!(status(""), None);
+    }
+}

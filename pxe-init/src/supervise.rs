@@ -1,0 +1,171 @@
+//! What only the first process can do: reap every orphan, and hear the signals that ask for an end.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Children and signals, as one stream of happenings.
+pub struct Supervisor {
+    signals: SignalFd,
+}
+
+/// What the supervisor saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// A process ended: a child, or an orphan that fell to us.
+    Ended(Pid, Ended),
+    /// Someone asks for the machine's end.
+    Asked(Power),
+    /// The deadline passed.
+    Timeout,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Exited(i32),
+    Killed(Signal),
+}
+
+/// How the machine ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    Off,
+    Reboot,
+}
+
+/// The signals of BusyBox's `poweroff`, `halt` and `reboot`, and of Ctrl-Alt-Delete (SIGINT).
+const ASKS: [(Signal, Power); 5] = [
+    (Signal::SIGUSR1, Power::Off),
+    (Signal::SIGUSR2, Power::Off),
+    (Signal::SIGPWR, Power::Off),
+    (Signal::SIGTERM, Power::Reboot),
+    (Signal::SIGINT, Power::Reboot),
+];
+
+impl Supervisor {
+    /// Takes over the process's signals. To be called before any thread starts: threads inherit
+    /// what is blocked, and a signal is only ours when every thread blocks it. (The kernel drops
+    /// signals to the first process that are neither blocked nor handled.)
+    pub fn new() -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGCHLD);
+        for (signal, _) in ASKS {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self { signals: SignalFd::with_flags(&set, flags)? })
+    }
+
+    /// The next happening; [`Happening::Timeout`] at the deadline.
+    pub fn next(&self, deadline: Option<Instant>) -> Happening {
+        loop {
+            // Signals of one kind merge while they are pending: ask for children every time.
+            if let Some((pid, ended)) = reap() {
+                return Happening::Ended(pid, ended);
+            }
+            while let Ok(Some(info)) = self.signals.read_signal() {
+                let asked = ASKS.iter().find(|(signal, _)| *signal as u32 == info.ssi_signo);
+                if let Some((_, power)) = asked {
+                    return Happening::Asked(*power);
+                }
+            }
+            if let Some((pid, ended)) = reap() {
+                return Happening::Ended(pid, ended);
+            }
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Happening::Timeout;
+            }
+            // Rounded up, or the last millisecond would be spent spinning.
+            let timeout = left.map_or(PollTimeout::NONE, |l| {
+                PollTimeout::try_from(l + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            });
+            let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
+        }
+    }
+
+    /// Ends a process: asked with `signal`, killed when that is not heeded in time.
+    pub fn stop(&self, pid: Pid, signal: Signal, patience: Duration) {
+        let mut deadline = Instant::now() + patience;
+        let mut killed = false;
+        let _ = kill(pid, signal);
+        loop {
+            match self.next(Some(deadline)) {
+                Happening::Ended(ended, _) if ended == pid => return,
+                Happening::Ended(..) | Happening::Asked(_) => {}
+                Happening::Timeout if killed => return,
+                Happening::Timeout => {
+                    let _ = kill(pid, Signal::SIGKILL);
+                    killed = true;
+                    deadline = Instant::now() + Duration::from_secs(2);
+                }
+            }
+        }
+    }
+
+    /// Ends every process but this one. Only for the first process of a PID namespace.
+    pub fn stop_all(&self, patience: Duration) {
+        const EVERYONE: Pid = Pid::from_raw(-1);
+        for (signal, patience) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, Duration::from_secs(2))] {
+            if kill(EVERYONE, signal) == Err(Errno::ESRCH) {
+                return;
+            }
+            let deadline = Instant::now() + patience;
+            while Instant::now() < deadline {
+                if waitpid(EVERYONE, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
+                    return;
+                }
+                self.next(Some((Instant::now() + Duration::from_millis(50)).min(deadline)));
+            }
+        }
+    }
+}
+
+/// Gives a child the signal mask that programs expect. std's `Command` hands on ours, in which
+/// SIGTERM is blocked: nothing that we start could be asked to end.
+pub(crate) fn unblock_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: sigprocmask is async-signal-safe, and the set is a value.
+    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) }
+}
+
+fn reap() -> Option<(Pid, Ended)> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => return Some((pid, Ended::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => return Some((pid, Ended::Killed(signal))),
+            Err(Errno::EINTR) => {}
+            Ok(_) | Err(_) => return None,
+        }
+    }
+}
+
+impl Ended {
+    /// As a shell gives it: a signal counts from 128.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Killed(signal) => 128 + signal as i32,
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(f, "killed by {signal}"),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The image's program: started in the image's root, as its user, on a session of its own.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Pid, Uid, chdir, chroot, pipe2, setgid, setgroups, setsid, setuid, write};
+
+use crate::account::{Account, AccountError};
+use crate::image::Image;
+use crate::program::{self, ProgramError};
+use crate::supervise::unblock_signals;
+
+/// Docker's default.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("the image's {0:?} has a zero byte in it")]
+    ZeroByte(String),
+    #[error("starting {program} in the image: {step}: {source}")]
+    Refused { program: String, step: Step, source: io::Error },
+}
+
+/// How far a child came on its way to the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    Fork,
+    Namespace,
+    Root,
+    Directory,
+    Groups,
+    Group,
+    User,
+    Exec,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fork => "creating a process",
+            Self::Namespace => "leaving the initrd's mount namespace",
+            Self::Root => "entering the image's root",
+            Self::Directory => "entering the working directory",
+            Self::Groups => "setting supplementary groups",
+            Self::Group => "setting the group",
+            Self::User => "setting the user",
+            Self::Exec => "executing it",
+        })
+    }
+}
+
+/// Starts the image's program. When this returns, the program runs: exec has succeeded.
+///
+/// `extra` comes after the image's environment and wins over it; `terminal` is the session's.
+pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<Pid, StartError> {
+    let description = &image.description;
+    let account = Account::in_image(&description.user, image)?;
+    let env = environment(&description.env, &account.home, extra);
+    let path = env.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, value)| value);
+    let cwd = if description.cwd.is_empty() { "/" } else { &description.cwd };
+    let program = program::find(image, &description.argv[0], path, cwd)?;
+    // Docker makes a WORKDIR that the image does not have. What is wrong with it, if anything,
+    // the child will say.
+    let _ = image.create_dir_all(cwd, Mode::from_bits_truncate(0o755));
+
+    let refused = |step| {
+        let program = program.clone();
+        move |source: io::Error| StartError::Refused { program, step, source }
+    };
+    let (steps, progress) = pipe2(OFlag::O_CLOEXEC).map_err(|e| refused(Step::Fork)(e.into()))?;
+    let entry = Entry {
+        root: c_string(&image.root().to_string_lossy())?,
+        cwd: c_string(cwd)?,
+        uid: Uid::from_raw(account.uid),
+        gid: Gid::from_raw(account.gid),
+        groups: account.groups.iter().map(|g| Gid::from_raw(*g)).collect(),
+    };
+    let mut command = Command::new(&program);
+    command.arg0(&description.argv[0]).args(&description.argv[1..]).env_clear().envs(env);
+    if let Ok(console) = File::options().read(true).write(true).open(terminal)
+        && let (Ok(output), Ok(errors)) = (console.try_clone(), console.try_clone())
+    {
+        command.stdin(console).stdout(Stdio::from(output)).stderr(errors);
+    }
+    unblock_signals(&mut command);
+    // SAFETY: between fork and exec only system calls are made, on data that was made before: no
+    // allocation, no lock. `progress` outlives the call below.
+    unsafe {
+        let progress = progress.as_raw_fd();
+        command.pre_exec(move || entry.enter(BorrowedFd::borrow_raw(progress)));
+    }
+    let spawned = command.spawn();
+    drop(progress);
+    match spawned {
+        Ok(child) => Ok(Pid::from_raw(child.id().cast_signed())),
+        Err(source) => Err(refused(last_step(File::from(steps)))(source)),
+    }
+}
+
+/// The signal that asks the program to end.
+pub fn stop_signal(image: &Image) -> Signal {
+    let named = |text: &str| match text.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_) => text.parse().or_else(|_| format!("SIG{text}").parse()).ok(),
+    };
+    image.description.stop_signal.as_deref().and_then(named).unwrap_or(Signal::SIGTERM)
+}
+
+/// The environment, in order and without repetition.
+fn environment(image: &[String], home: &str, extra: &[(&str, &str)]) -> Vec<(String, String)> {
+    let defaults = [("PATH", PATH), ("HOME", home), ("TERM", "linux")];
+    let image = image.iter().filter_map(|e| e.split_once('='));
+    let mut env: Vec<(String, String)> = Vec::new();
+    for (name, value) in defaults.into_iter().chain(image).chain(extra.iter().copied()) {
+        match env.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => value.clone_into(old),
+            None => env.push((name.to_owned(), value.to_owned())),
+        }
+    }
+    // A name can't be empty or carry a zero byte; Command would refuse all of it for one of them.
+    env.retain(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'));
+    env
+}
+
+/// What the child needs on its way.
+struct Entry {
+    root: CString,
+    cwd: CString,
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+}
+
+impl Entry {
+    /// Runs in the child. Async-signal-safe throughout (signal-safety(7)).
+    fn enter(&self, progress: BorrowedFd<'_>) -> io::Result<()> {
+        let step = |step: Step| {
+            let _ = write(progress, &[step as u8]);
+        };
+        // A session needs a terminal for job control and Ctrl-C; a workload without one is fine.
+        let _ = setsid();
+        take_terminal();
+
+        // The image becomes the root of a mount namespace, as switch_root does it for a whole
+        // system: in a mere chroot the kernel refuses user namespaces, and so sandboxes.
+        step(Step::Namespace);
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        step(Step::Root);
+        chdir(self.root.as_c_str())?;
+        mount(Some(c"."), c"/", None::<&std::ffi::CStr>, MsFlags::MS_MOVE, None::<&std::ffi::CStr>)?;
+        chroot(c".")?;
+        step(Step::Directory);
+        chdir(self.cwd.as_c_str())?;
+
+        step(Step::Groups);
+        setgroups(&self.groups)?;
+        step(Step::Group);
+        setgid(self.gid)?;
+        step(Step::User);
+        setuid(self.uid)?;
+        step(Step::Exec);
+        Ok(())
+    }
+}
+
+/// Makes standard input the session's controlling terminal, if it is one.
+fn take_terminal() {
+    // SAFETY: TIOCSCTTY takes an integer and touches no memory of ours.
+    let _ = unsafe { nix::libc::ioctl(io::stdin().as_fd().as_raw_fd(), nix::libc::TIOCSCTTY, 0) };
+}
+
+/// The last step that the child announced.
+fn last_step(mut steps: File) -> Step {
+    let mut bytes = Vec::new();
+    let _ = steps.read_to_end(&mut bytes);
+    const ALL: [Step; 8] = [
+        Step::Fork,
+        Step::Namespace,
+        Step::Root,
+        Step::Directory,
+        Step::Groups,
+        Step::Group,
+        Step::User,
+        Step::Exec,
+    ];
+    let last = bytes.last().copied().unwrap_or(Step::Fork as u8);
+    ALL.into_iter().find(|s| *s as u8 == last).unwrap_or(Step::Fork)
+}
+
+fn c_string(text: &str) -> Result<CString, StartError> {
+    CString::new(text).map_err(|_| StartError::ZeroByte(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_has_defaults_and_the_appliance_wins() {
+        let image = ["PATH=/opt", "A=1", "A=2", "BRIDGEHEAD_NODE=forged", "broken", "=x"].map(str::to_owned);
+        let env = environment(&image, "/root", &[("BRIDGEHEAD_NODE", "n1")]);
+        let expected =
+            [("PATH", "/opt"), ("HOME", "/root"), ("TERM", "linux"), ("A", "2"), ("BRIDGEHEAD_NODE", "n1")];
+        assert_eq!(env, expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    }
+}

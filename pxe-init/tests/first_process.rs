@@ -1,0 +1,247 @@
+//! The supervisor and the workload's start, as the first process of a PID namespace, with real
+//! processes: BusyBox as the image. Each scenario is this program again, below unshare(1).
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpid, getuid};
+use pxe_init::supervise::{Ended, Happening, Power, Supervisor};
+use pxe_init::workload::{self, StartError, Step};
+use pxe_init::{Image, say};
+
+type Scenario = fn(&Supervisor);
+
+const SCENARIOS: [(&str, Scenario); 7] = [
+    ("the workload has the image's root, user, environment and a clean signal state", identity),
+    ("what can't start says where it stopped", refusals),
+    ("orphans are reaped", orphans),
+    ("exit codes and signals are told apart", endings),
+    ("a workload is asked to stop, and killed when it does not", stopping),
+    ("signals ask for the machine's end", asking),
+    ("the end of the machine leaves no process", stop_all),
+];
+
+fn main() -> ExitCode {
+    let inside = std::env::args().nth(1).filter(|_| getpid() == Pid::from_raw(1));
+    if let Some(name) = inside {
+        let supervisor = Supervisor::new().expect("signals");
+        let (_, scenario) = SCENARIOS.iter().find(|(n, _)| *n == name).expect("a scenario's name");
+        scenario(&supervisor);
+        return ExitCode::SUCCESS;
+    }
+    if !getuid().is_root() {
+        println!("skipped: namespaces need root");
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = 0;
+    for (name, _) in SCENARIOS {
+        let scenario = Command::new("unshare")
+            .args(["--pid", "--fork", "--mount", "--mount-proc", "--net", "--kill-child", "--"])
+            .arg(std::env::current_exe().expect("this program's path"))
+            .arg(name)
+            .output()
+            .expect("unshare(1) runs");
+        let ok = scenario.status.success();
+        println!("{}: {name}", if ok { "ok" } else { "FAILED" });
+        if !ok {
+            failed += 1;
+            println!("{}", String::from_utf8_lossy(&scenario.stderr));
+        }
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn identity(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    let script = "id -u; id -g; id -G; pwd; echo $HOME $GREETING $BRIDGEHEAD_NODE; \
+                  grep -E 'SigBlk|SigIgn' /proc/self/status; cut -d' ' -f6 /proc/$$/stat; echo $$; \
+                  ls / | tr '\\n' ' '; readlink /proc/self/fd/2";
+    let image = fixture.image(
+        &["sh", "-c", script],
+        r#","env":["GREETING=hello","PATH=/bin"],"cwd":"/made/here","user":"web""#,
+    );
+    let pid = workload::start(&image, &[("BRIDGEHEAD_NODE", "n1")], &fixture.terminal()).expect("it starts");
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(0), "{}", fixture.output());
+    let output = fixture.output();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[..5], ["33", "34", "34 40", "/made/here", "/var/www hello n1"], "{output}");
+    for line in &lines[5..7] {
+        let set = u64::from_str_radix(line.split('\t').nth(1).expect("a set"), 16).expect("hexadecimal");
+        // 32 and 33 are the C library's own, and inherited from whoever started the test.
+        assert_eq!(set & 0x7fff_ffff, 0, "{output}");
+    }
+    assert_eq!(lines[7], lines[8], "it leads its own session: {output}");
+    assert_eq!(lines[9].split(' ').next(), Some("bin"), "the root is the image's: {output}");
+    assert!(!output.contains("usr"), "the root is the image's: {output}");
+}
+
+fn refusals(_: &Supervisor) {
+    let fixture = Fixture::new();
+    let refused = |argv: &[&str], more: &str| {
+        workload::start(&fixture.image(argv, more), &[], &fixture.terminal()).expect_err("it can't start")
+    };
+    let error = refused(&["sh"], r#","cwd":"/bin/sh""#);
+    assert!(matches!(error, StartError::Refused { step: Step::Directory, .. }), "{error}");
+    let error = refused(&["nothing"], "").to_string();
+    assert!(error.contains("\"nothing\" is not in the image"), "{error}");
+    let error = refused(&["sh"], r#","user":"nobody""#).to_string();
+    assert!(error.contains("not in its /etc/passwd"), "{error}");
+}
+
+fn orphans(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    let image = fixture.image(&["sh", "-c", "(sleep 0.3; exit 7) & exit 0"], "");
+    let pid = workload::start(&image, &[], &fixture.terminal()).expect("it starts");
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(0));
+    let Happening::Ended(orphan, ended) = supervisor.next(in_seconds(5)) else {
+        panic!("the orphan was not reaped")
+    };
+    assert_ne!(orphan, pid);
+    assert_eq!(ended, Ended::Exited(7));
+}
+
+fn endings(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    for (script, expected, code, words) in [
+        ("exit 3", Ended::Exited(3), 3, "exit code 3"),
+        ("kill -9 $$", Ended::Killed(Signal::SIGKILL), 137, "killed by SIGKILL"),
+    ] {
+        let image = fixture.image(&["sh", "-c", script], "");
+        let pid = workload::start(&image, &[], &fixture.terminal()).expect("it starts");
+        let ended = wait_for(supervisor, pid);
+        assert_eq!((ended, ended.code(), ended.to_string()), (expected, code, words.to_owned()));
+    }
+}
+
+fn stopping(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    let heeds = fixture.image(
+        &["sh", "-c", "trap 'echo bye; exit 0' INT; echo up; while :; do sleep 0.05; done"],
+        r#","stop-signal":"SIGINT""#,
+    );
+    let pid = workload::start(&heeds, &[], &fixture.terminal()).expect("it starts");
+    fixture.wait_for_output("up");
+    supervisor.stop(pid, workload::stop_signal(&heeds), Duration::from_secs(5));
+    assert!(fixture.output().contains("bye"), "{}", fixture.output());
+
+    let deaf = fixture.image(&["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"], "");
+    let pid = workload::start(&deaf, &[], &fixture.terminal()).expect("it starts");
+    fixture.wait_for_output("deaf");
+    let asked = Instant::now();
+    supervisor.stop(pid, workload::stop_signal(&deaf), Duration::from_millis(300));
+    assert!(asked.elapsed() >= Duration::from_millis(300), "it had its time");
+    assert!(kill(pid, None).is_err(), "it is gone");
+}
+
+fn asking(supervisor: &Supervisor) {
+    for (signal, power) in [("TERM", Power::Reboot), ("INT", Power::Reboot), ("USR2", Power::Off)] {
+        // Waited for here: the supervisor reaps only in `next`.
+        let status = Command::new("sh").args(["-c", &format!("kill -{signal} 1")]).status();
+        assert!(status.expect("a shell").success());
+        let asked = loop {
+            match supervisor.next(in_seconds(5)) {
+                Happening::Ended(..) => {}
+                other => break other,
+            }
+        };
+        assert_eq!(asked, Happening::Asked(power), "{signal}");
+    }
+    assert_eq!(supervisor.next(in_seconds(0)), Happening::Timeout);
+}
+
+fn stop_all(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    let image = fixture.image(&["sh", "-c", "trap '' TERM; sleep 100 & sleep 101 & echo up; wait"], "");
+    workload::start(&image, &[], &fixture.terminal()).expect("it starts");
+    fixture.wait_for_output("up");
+    supervisor.stop_all(Duration::from_millis(300));
+    assert!(kill(Pid::from_raw(-1), None).is_err(), "no other process is left");
+}
+
+fn in_seconds(seconds: u64) -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(seconds))
+}
+
+fn wait_for(supervisor: &Supervisor, pid: Pid) -> Ended {
+    loop {
+        match supervisor.next(in_seconds(10)) {
+            Happening::Ended(ended, how) if ended == pid => return how,
+            Happening::Ended(..) => {}
+            other => panic!("waiting for the workload: {other:?}"),
+        }
+    }
+}
+
+/// An image made of BusyBox, mounted as `Image::prepare` mounts one; the workload writes to a file.
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("image");
+        for sub in ["bin", "proc", "dev", "etc"] {
+            fs::create_dir_all(root.join(sub)).expect("directories");
+        }
+        // Not below /root, which only root may enter.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+        for applet in ["sh", "id", "sleep", "grep", "cut", "ls", "tr", "readlink"] {
+            symlink("busybox", root.join("bin").join(applet)).expect("a link");
+        }
+        fs::write(root.join("etc/passwd"), "web:x:33:34::/var/www:/bin/sh\n").expect("passwd");
+        fs::write(root.join("etc/group"), "web:x:34:\nssl:x:40:web\n").expect("group");
+        let run = |args: &[&str]| {
+            let status = Command::new("mount").args(args).arg(&root).status().expect("mount(8) runs");
+            assert!(status.success(), "mount {args:?}");
+        };
+        run(&["--bind", root.to_str().expect("a plain path")]);
+        let status = Command::new("mount").args(["-t", "proc", "proc"]).arg(root.join("proc")).status();
+        assert!(status.expect("mount(8) runs").success());
+        let null =
+            Command::new("mknod").arg("-m666").arg(root.join("dev/null")).args(["c", "1", "3"]).status();
+        assert!(null.expect("mknod(1) runs").success());
+        fs::write(dir.path().join("terminal"), "").expect("a file");
+        say!("fixture in {}", dir.path().display());
+        Self { dir }
+    }
+
+    fn image(&self, argv: &[&str], more: &str) -> Image {
+        let json = self.dir.path().join("image.json");
+        fs::write(&json, format!(r#"{{"reference":"test","argv":{argv:?}{more}}}"#)).expect("a description");
+        Image::open(&self.dir.path().join("image"), &json, None).expect("an image")
+    }
+
+    fn terminal(&self) -> std::path::PathBuf {
+        // Every start writes from the beginning.
+        fs::write(self.dir.path().join("terminal"), "").expect("a file");
+        self.dir.path().join("terminal")
+    }
+
+    fn output(&self) -> String {
+        fs::read_to_string(self.dir.path().join("terminal")).unwrap_or_default()
+    }
+
+    fn wait_for_output(&self, words: &str) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.output().contains(words) {
+            assert!(Instant::now() < deadline, "no {words:?} in {:?}", self.output());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let root = self.dir.path().join("image");
+        let unmount = |path: &Path| {
+            let _ = Command::new("umount").arg("-l").arg(path).status();
+        };
+        unmount(&root);
+    }
+}

@@ -1,0 +1,137 @@
+//! The JSON documents of the API: kebab-case, times RFC 3339 with microseconds, sizes in bytes,
+//! durations in seconds. The command line reads the same types.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+
+use crate::image::ImageRecord;
+use crate::machines::mac_text;
+use crate::timeline::micros;
+
+pub use crate::dataplane::{PortStatus, Tier};
+pub use crate::image::Freed as Collected;
+pub use crate::workload::{WorkloadState, WorkloadStatus as Workload};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    pub version: String,
+    #[serde(serialize_with = "micros")]
+    pub started: Timestamp,
+    pub bridge: BridgeStatus,
+    pub ports: Vec<PortStatus>,
+    /// What somebody should look at, in words. Empty when all is well.
+    pub alerts: Vec<String>,
+    /// Running totals since the start, by kebab-case name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BridgeStatus {
+    pub name: String,
+    pub address: Ipv4Net,
+    #[serde(with = "mac_text")]
+    pub mac: Mac,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lease {
+    pub address: Ipv4Addr,
+    #[serde(with = "mac_text")]
+    pub mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    pub state: LeaseState,
+    #[serde(serialize_with = "micros")]
+    pub expires: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    Offered,
+    Bound,
+    Expired,
+    Released,
+    /// Its client found it in use by another machine.
+    Declined,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FileEntry {
+    /// Below the files root.
+    pub path: String,
+    pub bytes: u64,
+    #[serde(serialize_with = "micros")]
+    pub modified: Timestamp,
+}
+
+/// An image's record, and who boots it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Image {
+    #[serde(flatten)]
+    pub record: ImageRecord,
+    /// Profiles that boot it.
+    pub profiles: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Profile {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    pub cmdline: String,
+    /// Whether a machine could boot it now.
+    pub ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a changed configuration file changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Reloaded {
+    pub changed: Vec<String>,
+    /// What changed in the file, but waits for the daemon to be started again.
+    pub needs_restart: Vec<String>,
+}
+
+/// A step on an image's way in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Progress {
+    /// In words: `exporting`, `compressing`.
+    pub step: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+/// One line of the answer to `POST /api/images`. The last one is `done` or `failed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageLine {
+    Progress(Progress),
+    Done(Image),
+    Failed(ErrorDocument),
+}
+
+/// Every error's body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDocument {
+    pub error: String,
+    /// What to do.
+    pub hint: String,
+}

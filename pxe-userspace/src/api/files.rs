@@ -1,0 +1,203 @@
+//! Files over HTTP: GET and HEAD with Range, ETag and If-None-Match.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use futures_util::stream;
+
+use super::range::Wanted;
+use super::{BootState, Failure, Kind};
+use crate::blob::Blob;
+use crate::files::{OpenError, Opened};
+use crate::timeline::{Happened, Stage, Timeline, Who};
+
+/// Bytes read at once: large enough that a thread's hand-over costs little, small enough that a
+/// hundred slow clients take no memory to speak of.
+const PIECE: u64 = 256 * 1024;
+
+pub(super) fn routes() -> Router<BootState> {
+    root_route().route("/boot/{*path}", below("boot/")).route("/grub/{*path}", below("grub/"))
+}
+
+/// What is below the files root, for nodes and for people.
+pub(super) fn root_route() -> Router<BootState> {
+    Router::new().route("/files/{*path}", below(""))
+}
+
+fn below(prefix: &'static str) -> MethodRouter<BootState> {
+    get(
+        move |State(state): State<BootState>,
+              Path(path): Path<String>,
+              ConnectInfo(peer): ConnectInfo<SocketAddr>,
+              method: Method,
+              headers: HeaderMap| async move {
+            let client = ipv4(peer.ip());
+            let path = format!("{prefix}{path}");
+            let opened = open(&state, path.clone(), client).await?;
+            Ok::<_, Failure>(respond(opened, &path, client, &method, &headers, state.timeline))
+        },
+    )
+}
+
+/// Who asks. Over IPv6 nobody who has a lease.
+pub(super) fn ipv4(peer: IpAddr) -> Ipv4Addr {
+    match peer.to_canonical() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    }
+}
+
+async fn open(state: &BootState, path: String, client: Ipv4Addr) -> Result<Opened, Failure> {
+    let files = state.files.clone();
+    let name = format!("/{path}");
+    let opened =
+        tokio::task::spawn_blocking(move || files.open(&path, client)).await.map_err(Failure::internal)?;
+    opened.map_err(|error| {
+        let words = format!("{name}: {error}");
+        match error {
+            OpenError::NotFound => {
+                Failure::new(Kind::NotFound, words, "`bridgehead files` lists what is served")
+            }
+            OpenError::Directory => Failure::new(Kind::NotFound, words, "name a file in it"),
+            OpenError::Outside => {
+                Failure::new(Kind::Forbidden, words, "only what is below the files root is served")
+            }
+            OpenError::Refused(_) => Failure::new(Kind::Conflict, words, "`bridgehead profiles` says more"),
+            OpenError::Io(_) => Failure::internal(words),
+        }
+    })
+}
+
+fn respond(
+    opened: Opened,
+    path: &str,
+    client: Ipv4Addr,
+    method: &Method,
+    headers: &HeaderMap,
+    timeline: Timeline,
+) -> Response {
+    let Opened { blob, stage } = opened;
+    let etag = blob.etag();
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let common = [
+        (header::ETAG, etag.clone()),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
+        (header::CONTENT_TYPE, content_type(path).to_owned()),
+    ];
+    if text(header::IF_NONE_MATCH).is_some_and(|tags| matches_any(tags, &etag)) {
+        return (StatusCode::NOT_MODIFIED, common).into_response();
+    }
+    // RFC 9110 section 14.2: Range means something to GET only; section 13.1.5: and only while
+    // the representation is the one that the client has a part of.
+    let current = text(header::IF_RANGE).is_none_or(|tag| tag == etag);
+    let wanted = match text(header::RANGE) {
+        Some(range) if method == Method::GET && current => Wanted::parse(range, blob.len()),
+        _ => Wanted::Whole,
+    };
+    let len = blob.len();
+    let (status, part) = match wanted {
+        Wanted::Whole => (StatusCode::OK, 0..len),
+        Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+        Wanted::Unsatisfiable => {
+            let range = [(header::CONTENT_RANGE, format!("bytes */{len}"))];
+            return (StatusCode::RANGE_NOT_SATISFIABLE, common, range).into_response();
+        }
+    };
+    let range = (status == StatusCode::PARTIAL_CONTENT)
+        .then(|| [(header::CONTENT_RANGE, format!("bytes {}-{}/{len}", part.start, part.end - 1))]);
+    let length = [(header::CONTENT_LENGTH, (part.end - part.start).to_string())];
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        let reached = stage.filter(|_| part == (0..len)).map(|stage| Reached {
+            timeline,
+            stage,
+            client,
+            path: path.to_owned(),
+            started: Instant::now(),
+        });
+        Sending { blob, part, reached }.into_body()
+    };
+    let mut response = (status, common, length, body).into_response();
+    if let Some([(name, value)]) = range {
+        // Digits, a dash and a slash.
+        response.headers_mut().extend(value.parse().ok().map(|value| (name, value)));
+    }
+    response
+}
+
+/// EDK2's HTTP Boot tells an application from a disk image by this, or by the name's end.
+fn content_type(path: &str) -> &'static str {
+    let ends =
+        |end: &str| path.len() >= end.len() && path[path.len() - end.len()..].eq_ignore_ascii_case(end);
+    if path.is_char_boundary(path.len().saturating_sub(4)) && ends(".efi") {
+        "application/efi"
+    } else {
+        "application/octet-stream"
+    }
+}
+
+/// If-None-Match compares weakly (RFC 9110 section 13.1.2).
+fn matches_any(tags: &str, etag: &str) -> bool {
+    tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+/// A blob on its way out, a piece at a time.
+struct Sending {
+    blob: Blob,
+    /// What is still to be sent.
+    part: Range<u64>,
+    reached: Option<Reached>,
+}
+
+/// The stage that a machine has reached when all of the blob was handed to its connection.
+struct Reached {
+    timeline: Timeline,
+    stage: Stage,
+    client: Ipv4Addr,
+    path: String,
+    started: Instant,
+}
+
+impl Sending {
+    fn into_body(self) -> Body {
+        Body::from_stream(stream::try_unfold(self, |mut sending| async move {
+            if sending.part.is_empty() {
+                return Ok(None);
+            }
+            let blob = sending.blob.clone();
+            let start = sending.part.start;
+            let len = (sending.part.end - start).min(PIECE);
+            let piece = tokio::task::spawn_blocking(move || {
+                let mut piece = vec![0; len as usize];
+                blob.read_at(start, &mut piece).map(|_| piece)
+            })
+            .await
+            .map_err(io::Error::other)??;
+            sending.part.start += len;
+            Ok::<_, io::Error>(Some((Bytes::from(piece), sending)))
+        }))
+    }
+}
+
+impl Drop for Sending {
+    /// hyper drops a body as soon as Content-Length bytes are out, and doesn't ask for its end.
+    fn drop(&mut self) {
+        let Some(Reached { timeline, stage, client, path, started }) = self.reached.take() else { return };
+        if self.part.is_empty() {
+            timeline.record(Happened {
+                bytes: Some(self.blob.len()),
+                duration: Some(started.elapsed()),
+                ..Happened::new(Who::Address(client), stage).detail(path)
+            });
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Accepting and ending connections.
+//!
+//! GRUB is why this is not `axum::serve`. It uses the TCP ports 21550, 21551, … again after every
+//! boot, with sequence numbers that start at its clock, and leaves connections without a FIN when
+//! it jumps into a kernel. A connection of the last boot that we still hold then answers the next
+//! boot's SYN with a challenge ACK (RFC 5961 section 4), and GRUB times out. So:
+//!
+//! - [`Connections::forget`] resets all connections of a machine, which the daemon calls at its
+//!   DISCOVER: a machine that asks for an address has forgotten them itself.
+//! - We don't close first where the client would: that would leave TIME_WAIT for a minute, with
+//!   the same effect, and a socket in that state is out of our hands.
+//! - A connection that idles is half-closed, but kept in sight until the client has closed, too:
+//!   left to the kernel in FIN_WAIT2, it could not be forgotten.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service as _;
+
+/// Without a request for so long, a connection is half-closed.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// After that, the client has so long to close its half.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Data that is not acknowledged for so long: the client is gone.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// What requests in progress get at the end.
+const LAST_ORDERS: Duration = Duration::from_secs(2);
+
+/// The open connections of a listener. Cloning it is cheap.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Mutex<Open>>);
+
+#[derive(Default)]
+pub(super) struct Open {
+    next: u64,
+    pub(super) by_peer: HashMap<IpAddr, HashMap<u64, CancellationToken>>,
+}
+
+impl Connections {
+    /// Resets every connection from `peer`. It has started anew, and will use its ports again.
+    pub fn forget(&self, peer: IpAddr) {
+        for forgotten in self.open().by_peer.get(&peer).into_iter().flat_map(HashMap::values) {
+            forgotten.cancel();
+        }
+    }
+
+    fn enter(&self, peer: IpAddr) -> Entry {
+        let mut open = self.open();
+        open.next += 1;
+        let id = open.next;
+        let forgotten = CancellationToken::new();
+        open.by_peer.entry(peer).or_default().insert(id, forgotten.clone());
+        Entry { connections: self.clone(), peer, id, forgotten }
+    }
+
+    pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the open ones.
+struct Entry {
+    connections: Connections,
+    peer: IpAddr,
+    id: u64,
+    forgotten: CancellationToken,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut open = self.connections.open();
+        if let Some(of_peer) = open.by_peer.get_mut(&self.peer) {
+            of_peer.remove(&self.id);
+            if of_peer.is_empty() {
+                open.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Serves `router` until `stop`; requests in progress then have two seconds to end.
+pub async fn serve(listener: TcpListener, router: Router, connections: Connections, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = tasks.join_next() => continue,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let entry = connections.enter(peer.ip().to_canonical());
+                tasks.spawn(connection(stream, peer, router.clone(), entry, stop.clone()));
+            }
+            // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(LAST_ORDERS, async { while tasks.join_next().await.is_some() {} }).await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    entry: Entry,
+    stop: CancellationToken,
+) {
+    let ended = async {
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+        // A second descriptor: hyper keeps the first to itself, and the socket closes with the last.
+        let stream = stream.into_std()?;
+        let socket = TcpStream::from_std(stream.try_clone()?)?;
+        let stream = TcpStream::from_std(stream)?;
+        let closed = tokio::select! {
+            closed = async {
+                requests(stream, peer, router, stop).await;
+                half_close(&socket).await
+            } => closed?,
+            () = entry.forgotten.cancelled() => false,
+        };
+        if !closed {
+            // Closing then resets.
+            SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    if let Err(error) = ended.await {
+        tracing::debug!(%peer, %error, "connection");
+    }
+}
+
+/// Answers requests until the client has no more, or is silent for too long.
+async fn requests(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.clone().call(request)
+    });
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Runs between requests, too.
+        .header_read_timeout(IDLE)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut http = std::pin::pin!(http);
+    let done = tokio::select! {
+        done = http.as_mut() => done,
+        () = stop.cancelled() => {
+            http.as_mut().graceful_shutdown();
+            http.await
+        }
+    };
+    if let Err(error) = done {
+        tracing::debug!(%peer, %error, "requests");
+    }
+}
+
+/// Closes our half, and waits for the client to close its own; false when it does not.
+async fn half_close(socket: &TcpStream) -> io::Result<bool> {
+    match SockRef::from(socket).shutdown(Shutdown::Write) {
+        // It was closed or reset already.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(true),
+        done => done?,
+    }
+    let mut rest = [0; 512];
+    let end = async {
+        loop {
+            socket.readable().await?;
+            match socket.try_read(&mut rest) {
+                Ok(0) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    tokio::time::timeout(LINGER, end).await.unwrap_or(Ok(false))
+}

@@ -1,0 +1,61 @@
+//! Reading requests, and reload.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use pxe_common::Mac;
+
+use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
+use super::{ApiState, Appliance, Failure, Kind};
+use crate::machines::Machine;
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+pub(super) async fn status(State(state): State<ApiState>) -> Answer<Status> {
+    ask(state, |a| Ok(a.status())).await
+}
+
+pub(super) async fn nodes(State(state): State<ApiState>) -> Json<Vec<Machine>> {
+    Json(state.boot.machines.all())
+}
+
+pub(super) async fn node(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Machine> {
+    let machines = &state.boot.machines;
+    let by_mac = name.parse::<Mac>().ok().and_then(|mac| machines.get(mac));
+    by_mac
+        .or_else(|| machines.all().into_iter().find(|m| m.name.as_deref() == Some(&*name)))
+        .map(Json)
+        .ok_or_else(|| {
+            let error = format!("no machine is called `{name}`, by name or MAC address");
+            Failure::new(Kind::NotFound, error, "`bridgehead nodes` lists them")
+        })
+}
+
+pub(super) async fn leases(State(state): State<ApiState>) -> Answer<Vec<Lease>> {
+    ask(state, |a| a.leases()).await
+}
+
+pub(super) async fn files(State(state): State<ApiState>) -> Answer<Vec<FileEntry>> {
+    ask(state, |a| a.files()).await
+}
+
+pub(super) async fn profiles(State(state): State<ApiState>) -> Answer<Vec<Profile>> {
+    ask(state, |a| Ok(a.profiles())).await
+}
+
+pub(super) async fn workloads(State(state): State<ApiState>) -> Answer<Vec<Workload>> {
+    ask(state, |a| Ok(a.workloads())).await
+}
+
+pub(super) async fn reload(State(state): State<ApiState>) -> Answer<Reloaded> {
+    state.appliance.reload().await.map(Json)
+}
+
+async fn ask<T: Send + 'static>(
+    state: ApiState,
+    question: impl FnOnce(&dyn Appliance) -> Result<T, Failure> + Send + 'static,
+) -> Answer<T> {
+    let appliance: Arc<dyn Appliance> = state.appliance;
+    tokio::task::spawn_blocking(move || question(&*appliance)).await.map_err(Failure::internal)?.map(Json)
+}

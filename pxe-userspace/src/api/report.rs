@@ -1,0 +1,72 @@
+//! What a node's init says of its boot.
+
+use std::net::SocketAddr;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{ConnectInfo, State};
+use axum::http::StatusCode;
+use pxe_common::Mac;
+use serde::Deserialize;
+
+use super::{BootState, Failure, Kind, files};
+use crate::machines::mac_text;
+use crate::timeline::{Happened, Stage, Who};
+
+/// The body of `POST /node/report`. Unknown keys are for daemons newer than this one.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Report {
+    #[serde(with = "mac_text")]
+    mac: Mac,
+    stage: Stage,
+    detail: Option<String>,
+    cause: Option<String>,
+    /// Of the workload's first process.
+    exit_code: Option<i32>,
+    /// Seconds since the node's kernel started.
+    uptime: Option<f64>,
+}
+
+/// Words from a node are cut there: they go into the database and onto people's terminals.
+const WORDS_MAX: usize = 1000;
+
+pub(super) async fn report(
+    State(state): State<BootState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    report: Result<Json<Report>, JsonRejection>,
+) -> Result<StatusCode, Failure> {
+    let Json(report) =
+        report.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "docs/api.md shows a report"))?;
+    if report.stage < Stage::Stage1 {
+        let error = format!("a node does not report {:?}", report.stage).to_lowercase();
+        return Err(Failure::new(Kind::Invalid, error, "it reports stage1, image, workload or failed"));
+    }
+    let address = files::ipv4(peer.ip());
+    if state.machines.by_address(address).is_none_or(|machine| machine.mac != report.mac) {
+        let error = format!("{address} is not the address of {}", report.mac);
+        return Err(Failure::new(
+            Kind::Forbidden,
+            error,
+            "a node reports for itself, from the address of its lease",
+        ));
+    }
+    let exit = report.exit_code.map(|code| format!("exit code {code}"));
+    let uptime = report.uptime.filter(|u| u.is_finite()).map(|u| format!("{u:.1} s after its kernel"));
+    let detail: Vec<String> = [report.detail.map(words), exit, uptime].into_iter().flatten().collect();
+    let cause = report.cause.map(words);
+    state.timeline.record(Happened {
+        detail: Some(detail.join(", ")).filter(|d| !d.is_empty()),
+        cause: match report.stage {
+            Stage::Failed => cause.or_else(|| Some("the node did not say why".to_owned())),
+            _ => cause,
+        },
+        ..Happened::new(Who::Mac(report.mac), report.stage)
+    });
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// One line without control characters.
+fn words(text: String) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+}

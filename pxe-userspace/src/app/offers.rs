@@ -1,0 +1,224 @@
+//! What the daemon tells and does through its API.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::Appliance;
+use crate::api::documents::{
+    BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, Profile, Progress, Reloaded, Status,
+    Workload,
+};
+use crate::api::{self, Failure, ImageSource, Kind};
+use crate::config::Source;
+use crate::dhcp;
+use crate::image::{self, AddError, Availability, ImageRecord, RemoveError};
+
+impl api::Appliance for Appliance {
+    fn status(&self) -> Status {
+        let dhcp = self.dhcp.status();
+        let mut counters = BTreeMap::new();
+        flatten("dhcp", &serde_json::to_value(&dhcp.counters).unwrap_or_default(), &mut counters);
+        counters.insert("dhcp.bound".into(), dhcp.bound as u64);
+        counters.extend(self.tftp.read().map(|(name, value)| (format!("tftp.{name}"), value)));
+        if let Some(dataplane) = &self.fast_path.dataplane {
+            let seen = serde_json::to_value(dataplane.counters()).unwrap_or_default();
+            flatten("kernel", &seen, &mut counters);
+            counters.insert("kernel.published-bytes".into(), dataplane.published_bytes());
+        }
+        let mut alerts: Vec<String> = dhcp
+            .rivals
+            .iter()
+            .map(|rival| {
+                format!(
+                    "another DHCP server, {}, answers on this segment: machines may boot from it instead; \
+                     stop it, or set [dhcp] mode = \"proxy\"",
+                    rival.server
+                )
+            })
+            .collect();
+        alerts.extend(self.fast_path.off_because.iter().map(|why| format!("fast path off: {why}")));
+        alerts.extend(
+            self.profiles().into_iter().filter_map(|p| Some(format!("profile {}: {}", p.name, p.problem?))),
+        );
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: self.started,
+            bridge: BridgeStatus {
+                name: self.bridge.name.clone(),
+                address: self.bridge.address,
+                mac: self.bridge.mac,
+            },
+            ports: self.fast_path.dataplane.as_ref().map(|d| d.ports()).unwrap_or_default(),
+            alerts,
+            counters,
+        }
+    }
+
+    fn leases(&self) -> Result<Vec<Lease>, Failure> {
+        let now = Timestamp::now();
+        let lease = |lease: dhcp::Lease| Lease {
+            address: lease.address,
+            mac: lease.mac,
+            node: self.machines.get(lease.mac).and_then(|m| m.name),
+            state: match lease.state {
+                dhcp::LeaseState::Released => LeaseState::Released,
+                _ if lease.expires <= now => LeaseState::Expired,
+                dhcp::LeaseState::Offered => LeaseState::Offered,
+                dhcp::LeaseState::Bound => LeaseState::Bound,
+                dhcp::LeaseState::Declined => LeaseState::Declined,
+            },
+            expires: lease.expires,
+        };
+        Ok(self.dhcp.leases().into_iter().map(lease).collect())
+    }
+
+    fn files(&self) -> Result<Vec<FileEntry>, Failure> {
+        let mut files = Vec::new();
+        if let Some(root) = &self.config().files_root {
+            list(root, "", &mut files).map_err(|error| {
+                let hint = "check [files] root and its permissions";
+                Failure::new(Kind::Unavailable, format!("{}: {error}", root.display()), hint)
+            })?;
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(files)
+    }
+
+    fn profiles(&self) -> Vec<Profile> {
+        let config = self.config();
+        let profile = |profile: &crate::config::Profile| {
+            let (image, kernel, problem) = match &profile.source {
+                Source::Image(reference) => {
+                    let problem = match self.wanted.availability(reference) {
+                        Availability::Ready(_) => None,
+                        Availability::Preparing => Some(format!("image {reference} is being brought in")),
+                        Availability::Failed(cause) => Some(cause),
+                    };
+                    (Some(reference.clone()), None, problem)
+                }
+                Source::Kernel { kernel, .. } => (None, Some(kernel.clone()), None),
+            };
+            let (name, cmdline) = (profile.name.clone(), profile.cmdline.clone());
+            Profile { name, image, kernel, cmdline, ready: problem.is_none(), problem }
+        };
+        config.profiles.iter().map(profile).collect()
+    }
+
+    fn workloads(&self) -> Vec<Workload> {
+        self.workloads.list()
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
+        Box::pin(async {
+            Appliance::reload(self).await.map_err(|error| {
+                Failure::new(Kind::Invalid, format!("{error:#}"), "nothing was changed: correct the file")
+            })
+        })
+    }
+}
+
+impl api::Images for Appliance {
+    fn list(&self) -> Result<Vec<Image>, Failure> {
+        Ok(self.images.list().iter().map(|record| self.image(record)).collect())
+    }
+
+    fn add(
+        &self,
+        source: ImageSource,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'_, Result<Image, Failure>> {
+        let source = match source {
+            ImageSource::Reference(reference) => image::ImageSource::Docker(reference),
+            ImageSource::Path(path) => image::ImageSource::Path(path),
+        };
+        Box::pin(async move {
+            let report = move |step: image::Progress| {
+                let bytes = match &step {
+                    image::Progress::Exported { bytes } => Some(*bytes),
+                    image::Progress::Layer { .. } | image::Progress::Packing => None,
+                };
+                // A reader that is slow or gone misses steps, and holds nobody up.
+                let _ = progress.try_send(Progress { step: step.to_string(), bytes });
+            };
+            match self.images.add(&source, report).await {
+                Ok(image) => Ok(self.image(&image.record)),
+                Err(error) => Err(add_failure(error)),
+            }
+        })
+    }
+
+    fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let used_by = self.profiles_of(&reference);
+            if !used_by.is_empty() {
+                let error = format!("{reference} is booted by profile {}", used_by.join(", "));
+                return Err(Failure::new(Kind::Conflict, error, "take it out of the configuration first"));
+            }
+            self.images.rm(&reference).map_err(|error| match error {
+                RemoveError::NoSuchImage(_) => {
+                    Failure::new(Kind::NotFound, error.to_string(), "`bridgehead images` lists them")
+                }
+                RemoveError::Store(_) => Failure::internal(error),
+            })
+        })
+    }
+
+    fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>> {
+        Box::pin(async { self.images.gc().await.map_err(Failure::internal) })
+    }
+}
+
+impl Appliance {
+    fn image(&self, record: &ImageRecord) -> Image {
+        Image { profiles: self.profiles_of(&record.reference), record: record.clone() }
+    }
+
+    /// The profiles that boot the image of this name.
+    fn profiles_of(&self, reference: &str) -> Vec<String> {
+        let wanted = image::canonical(reference);
+        let boots = |p: &&crate::config::Profile| matches!(&p.source, Source::Image(named) if image::canonical(named) == wanted);
+        self.config().profiles.iter().filter(boots).map(|p| p.name.clone()).collect()
+    }
+}
+
+fn add_failure(error: AddError) -> Failure {
+    let kind = match &error {
+        AddError::NoEngine(_) => Kind::Unavailable,
+        AddError::Work(_) | AddError::Store(_) => Kind::Internal,
+        _ => Kind::Invalid,
+    };
+    Failure::new(kind, error.to_string(), "docs/images.md says what an image needs")
+}
+
+/// Numbers in a document by the path to them, joined with dots.
+fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, u64>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                flatten(&format!("{name}.{field}"), value, into);
+            }
+        }
+        value => drop(value.as_u64().map(|number| into.insert(name.to_owned(), number))),
+    }
+}
+
+/// Every regular file below `directory`; links are not followed, for they may lead anywhere.
+fn list(directory: &Path, prefix: &str, into: &mut Vec<FileEntry>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let meta = entry.metadata()?;
+        if meta.is_dir() {
+            list(&entry.path(), &format!("{path}/"), into)?;
+        } else if meta.is_file() {
+            let modified = Timestamp::try_from(meta.modified()?).unwrap_or_default();
+            into.push(FileEntry { path, bytes: meta.len(), modified });
+        }
+    }
+    Ok(())
+}

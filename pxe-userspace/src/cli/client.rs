@@ -1,0 +1,133 @@
+//! The API's client.
+
+use std::io::{self, BufRead as _, BufReader};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+use crate::api::documents::ErrorDocument;
+
+/// An answer that can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(
+        "no daemon answers at {api} ({source}): is `bridgehead serve` running? --api or BRIDGEHEAD_API say where"
+    )]
+    NoDaemon { api: String, source: Box<ureq::Error> },
+    #[error("{}; {}", .0.error, .0.hint)]
+    Refused(ErrorDocument),
+    #[error(
+        "what answers at {api} is no Bridgehead daemon of this version ({what}): check --api and `bridgehead --version`"
+    )]
+    NotOurs { api: String, what: String },
+    #[error("the daemon at {api} ended before its answer did: its log says why")]
+    Cut { api: String },
+    #[error("the answer could not be printed: {0}")]
+    Output(io::Error),
+}
+
+pub(super) struct Client {
+    agent: Agent,
+    /// As given, for messages.
+    api: String,
+}
+
+impl Client {
+    pub(super) fn new(api: &str) -> Self {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            // The daemon is on this machine or beside it.
+            .proxy(None)
+            .build()
+            .new_agent();
+        Self { agent, api: api.to_owned() }
+    }
+
+    pub(super) fn get(&self, path: &str) -> Result<Response<Body>, AskError> {
+        self.answer(self.agent.get(self.url(path)).call())
+    }
+
+    pub(super) fn post(
+        &self,
+        path: &str,
+        document: Option<&serde_json::Value>,
+    ) -> Result<Response<Body>, AskError> {
+        let request = self.agent.post(self.url(path));
+        self.answer(match document {
+            Some(document) => request.content_type("application/json").send(document.to_string()),
+            None => request.send_empty(),
+        })
+    }
+
+    pub(super) fn delete(&self, path: &str) -> Result<(), AskError> {
+        self.answer(self.agent.delete(self.url(path)).call()).map(drop)
+    }
+
+    pub(super) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {
+        let reader = answer.into_body().into_reader();
+        serde_json::from_reader(reader).map_err(|error| self.unreadable(error))
+    }
+
+    /// Calls `each` with every line of the answer, as a document and as it came.
+    pub(super) fn lines<T: DeserializeOwned>(
+        &self,
+        answer: Response<Body>,
+        mut each: impl FnMut(T, &[u8]) -> io::Result<()>,
+    ) -> Result<(), AskError> {
+        let mut reader = BufReader::new(answer.into_body().into_reader());
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match reader.read_until(b'\n', &mut line) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(_) => return Err(AskError::Cut { api: self.api.clone() }),
+            }
+            let document = serde_json::from_slice(&line).map_err(|error| self.unreadable(error))?;
+            each(document, &line).map_err(AskError::Output)?;
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        let scheme = if self.api.contains("://") { "" } else { "http://" };
+        format!("{scheme}{}{path}", self.api.trim_end_matches('/'))
+    }
+
+    fn answer(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, AskError> {
+        let answer =
+            sent.map_err(|error| AskError::NoDaemon { api: self.api.clone(), source: Box::new(error) })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        Err(match self.document(answer) {
+            Ok(document) => AskError::Refused(document),
+            Err(_) => AskError::NotOurs { api: self.api.clone(), what: format!("status {status}") },
+        })
+    }
+
+    fn unreadable(&self, error: serde_json::Error) -> AskError {
+        match error.classify() {
+            serde_json::error::Category::Io | serde_json::error::Category::Eof => {
+                AskError::Cut { api: self.api.clone() }
+            }
+            _ => AskError::NotOurs { api: self.api.clone(), what: error.to_string() },
+        }
+    }
+}
+
+/// Percent-encodes what is not unreserved (RFC 3986 section 2.3) nor in `also`.
+pub(super) fn escape(text: &str, also: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            byte if also.as_bytes().contains(&byte) => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -1,0 +1,266 @@
+//! The command line: what there is to say, and the commands that ask a running daemon.
+
+mod client;
+mod show;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::ImageSource;
+use crate::api::documents::{self, Collected, ImageLine, Reloaded};
+use crate::config::{API_LISTEN, Config, Problem};
+use crate::machines::Machine;
+use crate::timeline::Event;
+use client::Client;
+
+pub use client::AskError;
+
+/// PXE-boots bare metal from Docker images.
+#[derive(Debug, Parser)]
+#[command(name = "bridgehead", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the appliance in the foreground.
+    Serve(ConfigFile),
+    /// Validate a configuration file without changing anything.
+    Check(ConfigFile),
+    #[command(flatten)]
+    Ask(Ask),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// The configuration: docs/configuration.md has every key.
+    #[arg(long, value_name = "FILE", default_value = "/etc/bridgehead/config.toml")]
+    pub config: PathBuf,
+}
+
+/// What a running daemon is asked.
+#[derive(Debug, Subcommand)]
+pub enum Ask {
+    /// Health, the fast path's tier on each port, counters.
+    Status(Reading),
+    /// Machines seen or declared, and how far each one is.
+    Nodes {
+        /// Only this one, by name or MAC address.
+        #[arg(value_name = "NAME|MAC")]
+        node: Option<String>,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// Addresses given to machines.
+    Leases(Reading),
+    /// Files below the files root.
+    Files(Reading),
+    /// Imported images.
+    Images(Reading),
+    /// What machines can boot.
+    Profiles(Reading),
+    /// Containers on the appliance.
+    Workloads(Reading),
+    /// The timeline: what happened to each machine, in order.
+    Events {
+        /// Go on with what happens.
+        #[arg(long, short)]
+        follow: bool,
+        /// Only this machine's events, by name or MAC address.
+        #[arg(long, value_name = "NAME|MAC")]
+        node: Option<String>,
+        /// Only events with a larger id.
+        #[arg(long, value_name = "ID", default_value_t = 0)]
+        after: u64,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// Bring images in, and remove them.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Apply a changed configuration file.
+    Reload(Reading),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Import an image from the Docker engine, an OCI layout's directory or a tar archive.
+    Add {
+        #[arg(value_name = "REF|DIR|TAR")]
+        image: String,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// Remove an imported image.
+    Rm {
+        #[arg(value_name = "REF")]
+        image: String,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// Delete stored data that no image refers to.
+    Gc(Reading),
+}
+
+#[derive(Debug, Args)]
+pub struct Reading {
+    /// Where the daemon's API answers.
+    #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = API_LISTEN.to_string())]
+    pub api: String,
+    /// Print JSON: one document, or one a line where there are many.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Validates a configuration file against itself and the system, and says so.
+pub fn check(file: &Path) -> Result<Config, Vec<Problem>> {
+    let config = crate::config::check(file)?;
+    println!(
+        "{}: valid: {} profiles, {} nodes, {} workloads on {} ({})",
+        file.display(),
+        config.profiles.len(),
+        config.nodes.len(),
+        config.workloads.len(),
+        config.network.bridge,
+        config.network.address,
+    );
+    if !config.boot.assets.is_dir() {
+        eprintln!(
+            "warning: {} is missing: `serve` needs the netboot images there (`cargo xtask setup`)",
+            config.boot.assets.display()
+        );
+    }
+    Ok(config)
+}
+
+/// Asks the daemon and prints its answer to `out`.
+pub fn ask(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
+    match run(what, out) {
+        // `bridgehead events | head` is done when head is.
+        Err(AskError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
+    match what {
+        Ask::Status(reading) => read::<documents::Status>(&reading, "/api/status", out, show::status),
+        Ask::Nodes { node: None, reading } => {
+            read::<Vec<Machine>>(&reading, "/api/nodes", out, |all| show::nodes(&all))
+        }
+        Ask::Nodes { node: Some(node), reading } => {
+            let path = format!("/api/nodes/{}", client::escape(&node, ""));
+            read::<Machine>(&reading, &path, out, |machine| show::nodes(&[machine]))
+        }
+        Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
+        Ask::Files(reading) => read(&reading, "/api/files", out, show::files),
+        Ask::Images(reading) => read(&reading, "/api/images", out, show::images),
+        Ask::Profiles(reading) => read(&reading, "/api/profiles", out, show::profiles),
+        Ask::Workloads(reading) => read(&reading, "/api/workloads", out, show::workloads),
+        Ask::Events { follow, node, after, reading } => {
+            let node = node.map_or_else(String::new, |n| format!("&node={}", client::escape(&n, "")));
+            let path = format!("/api/events?after={after}&follow={}{node}", u8::from(follow));
+            let client = Client::new(&reading.api);
+            client.lines::<Event>(client.get(&path)?, |event, line| match reading.json {
+                true => out.write_all(line),
+                false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
+            })
+        }
+        Ask::Image(command) => image(command, out),
+        Ask::Reload(reading) => {
+            let client = Client::new(&reading.api);
+            let done: Reloaded = client.document(client.post("/api/reload", None)?)?;
+            print(&reading, &done, out, show::reloaded)
+        }
+    }
+}
+
+fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
+    match command {
+        ImageCommand::Add { image, reading } => {
+            let client = Client::new(&reading.api);
+            let body = serde_json::to_value(source(&image)).expect("a source has only text keys");
+            let mut outcome = None;
+            client.lines::<ImageLine>(client.post("/api/images", Some(&body))?, |line, raw| {
+                if reading.json {
+                    out.write_all(raw)?;
+                }
+                match line {
+                    ImageLine::Progress(step) if !reading.json => writeln!(out, "{}", show::progress(&step))?,
+                    ImageLine::Progress(_) => {}
+                    ImageLine::Done(image) => {
+                        if !reading.json {
+                            write!(out, "{}", show::images(vec![image]))?;
+                        }
+                        outcome = Some(Ok(()));
+                    }
+                    ImageLine::Failed(failure) => outcome = Some(Err(failure)),
+                }
+                out.flush()
+            })?;
+            match outcome {
+                Some(Ok(())) => Ok(()),
+                Some(Err(failure)) => Err(AskError::Refused(failure)),
+                None => Err(AskError::Cut { api: reading.api }),
+            }
+        }
+        ImageCommand::Rm { image, reading } => {
+            let client = Client::new(&reading.api);
+            client.delete(&format!("/api/images/{}", client::escape(&image, "/:@")))?;
+            print(&reading, &serde_json::json!({ "removed": [image] }), out, |_| format!("removed {image}\n"))
+        }
+        ImageCommand::Gc(reading) => {
+            let client = Client::new(&reading.api);
+            let done: Collected = client.document(client.post("/api/images/gc", None)?)?;
+            print(&reading, &done, out, show::collected)
+        }
+    }
+}
+
+/// What exists as a path is one. A directory that has an image's very name needs a `:TAG` to tell
+/// the image from it.
+fn source(image: &str) -> ImageSource {
+    match Path::new(image).canonicalize() {
+        Ok(path) => ImageSource::Path(path),
+        Err(_) => ImageSource::Reference(image.to_owned()),
+    }
+}
+
+fn read<T: DeserializeOwned + Serialize>(
+    reading: &Reading,
+    path: &str,
+    out: &mut dyn Write,
+    show: impl FnOnce(T) -> String,
+) -> Result<(), AskError> {
+    let client = Client::new(&reading.api);
+    let answer = client.get(path)?;
+    if reading.json {
+        // As the daemon has it: a newer one may say more than this program knows.
+        let document: serde_json::Value = client.document(answer)?;
+        return print(reading, &document, out, |_| String::new());
+    }
+    let document: T = client.document(answer)?;
+    out.write_all(show(document).as_bytes()).map_err(AskError::Output)
+}
+
+fn print<T: Serialize>(
+    reading: &Reading,
+    document: &T,
+    out: &mut dyn Write,
+    show: impl FnOnce(&T) -> String,
+) -> Result<(), AskError> {
+    let text = match reading.json {
+        true => format!("{:#}\n", serde_json::to_value(document).expect("documents have only text keys")),
+        false => show(document),
+    };
+    out.write_all(text.as_bytes()).map_err(AskError::Output)
+}

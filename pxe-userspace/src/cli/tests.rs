@@ -1,0 +1,73 @@
+//! The commands against a daemon of the API's tests.
+
+use clap::{CommandFactory as _, Parser as _};
+
+use super::*;
+use crate::api::tests::Daemon;
+use crate::timeline::{Happened, Stage, Who};
+
+async fn run(api: &str, words: &str) -> Result<String, AskError> {
+    let words = format!("bridgehead {words} --api {api}");
+    let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+    let Command::Ask(what) = cli.command else { panic!("{words} asks nothing") };
+    tokio::task::spawn_blocking(move || {
+        let mut out = Vec::new();
+        ask(what, &mut out).map(|()| String::from_utf8(out).unwrap())
+    })
+    .await
+    .unwrap()
+}
+
+#[test]
+fn the_tree_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_for_people_and_for_scripts() {
+    let daemon = Daemon::start().await;
+    let api = daemon.api.to_string();
+    let status = run(&api, "status").await.unwrap();
+    assert!(status.contains("bridge pxe0 10.77.0.1/24 52:54:00:77:00:01"), "{status}");
+    assert!(status.contains("eth1  tc         no \"XDP\""), "{status}");
+    let nodes = run(&format!("http://{api}/"), "nodes 52:54:00:77:00:01").await.unwrap();
+    assert!(
+        nodes.lines().nth(1).is_some_and(|l| l.starts_with("-     52:54:00:77:00:01  127.0.0.1")),
+        "{nodes}"
+    );
+    for command in ["status", "nodes", "files", "images", "profiles", "workloads", "reload", "image gc"] {
+        let json = run(&api, &format!("{command} --json")).await.unwrap();
+        serde_json::from_str::<serde_json::Value>(&json).unwrap_or_else(|e| panic!("{command}: {e}: {json}"));
+        assert!(!run(&api, command).await.unwrap().is_empty(), "{command}");
+    }
+
+    daemon.timeline.record(Happened::new(Who::Mac("52:54:00:77:00:01".parse().unwrap()), Stage::Discover));
+    let events = run(&api, "events").await.unwrap();
+    assert!(events.ends_with("  52:54:00:77:00:01  discover  daemon\n"), "{events}");
+    let json = run(&api, "events --json --node 52:54:00:77:00:01").await.unwrap();
+    assert_eq!(serde_json::from_str::<Event>(&json).unwrap().id, 1);
+    assert_eq!(run(&api, "events --node other").await.unwrap(), "");
+
+    let added = run(&api, "image add hello:1").await.unwrap();
+    assert!(added.starts_with("exporting (5 B)\nIMAGE"), "{added}");
+    assert_eq!(run(&api, "image rm reg.example/a/b:1").await.unwrap(), "removed reg.example/a/b:1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_say_what_to_do() {
+    let daemon = Daemon::start().await;
+    let api = daemon.api.to_string();
+    for (command, words) in [
+        ("leases", "the database is busy; try again"),
+        ("nodes n9", "no machine is called `n9`"),
+        ("image add missing", "no such image; docker image ls"),
+    ] {
+        let error = run(&api, command).await.unwrap_err().to_string();
+        assert!(error.contains(words), "{command}: {error}");
+    }
+    drop(daemon);
+    // Port 1 of the loopback: nothing listens there.
+    let error = run("127.0.0.1:1", "status").await.unwrap_err().to_string();
+    assert!(error.starts_with("no daemon answers at 127.0.0.1:1 "), "{error}");
+    assert!(error.contains("is `bridgehead serve` running?"), "{error}");
+}

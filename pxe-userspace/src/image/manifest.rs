@@ -1,0 +1,66 @@
+//! `/image.json`: what pxe-init reads to run the image.
+
+use serde::Serialize;
+
+use super::hex;
+use super::oci::ImageConfig;
+use super::tree::Tree;
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct NodeManifest<'a> {
+    reference: &'a str,
+    id: &'a str,
+    digest: &'a str,
+    argv: Vec<String>,
+    env: &'a [String],
+    cwd: &'a str,
+    user: &'a str,
+    stop_signal: Option<&'a str>,
+    /// The cpio format has no place for them: pxe-init sets them after Linux unpacked the files.
+    xattrs: Vec<Xattr>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Xattr {
+    /// Below the image's root, without a leading slash.
+    path: String,
+    name: String,
+    /// Hexadecimal.
+    value: String,
+}
+
+impl<'a> NodeManifest<'a> {
+    pub(super) fn new(
+        reference: &'a str,
+        id: &'a str,
+        digest: &'a str,
+        config: &'a ImageConfig,
+        tree: &Tree,
+    ) -> Self {
+        let mut xattrs = Vec::new();
+        for (path, inode) in tree.walk() {
+            for (name, value) in &tree.inode(inode).xattrs {
+                match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
+                    (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
+                    _ => tracing::warn!(
+                        path = %path.escape_ascii(),
+                        "an extended attribute is lost: its file's name is not UTF-8"
+                    ),
+                }
+            }
+        }
+        Self {
+            reference,
+            id,
+            digest,
+            argv: config.argv(),
+            env: &config.env,
+            cwd: if config.working_dir.is_empty() { "/" } else { &config.working_dir },
+            user: &config.user,
+            stop_signal: config.stop_signal.as_deref(),
+            xattrs,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Addresses for workloads that ask for none. The engine's own choice would be the lowest free
+//! one, and it knows nothing of leases and reservations on the same wire.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::config::Config;
+
+/// The address of each workload: the configured one; else the one it has, if that is still free;
+/// else the highest that is neither leased nor promised to anyone. None when there is no such.
+pub(super) fn assign(
+    config: &Config,
+    current: &BTreeMap<String, Ipv4Addr>,
+) -> BTreeMap<String, Option<Ipv4Addr>> {
+    let network = config.network.address;
+    let mut taken: BTreeSet<Ipv4Addr> = [network.addr()].into();
+    taken.extend(config.dhcp.router);
+    taken.extend(&config.dhcp.dns);
+    taken.extend(&config.dhcp.ntp);
+    taken.extend(config.nodes.iter().filter_map(|node| node.address));
+    taken.extend(config.workloads.iter().filter_map(|workload| workload.address));
+    let leased =
+        |address: &Ipv4Addr| config.dhcp.range.is_some_and(|(first, last)| (first..=last).contains(address));
+    let hosts = || network.hosts().rev().filter(|address| !leased(address));
+
+    let mut assigned = BTreeMap::new();
+    // Those that have one keep it, whoever else is new.
+    for workload in &config.workloads {
+        let kept = current.get(&workload.name).copied();
+        let kept =
+            kept.filter(|address| network.contains(address) && !leased(address) && !taken.contains(address));
+        if let Some(address) = workload.address.or(kept) {
+            taken.insert(address);
+            assigned.insert(workload.name.clone(), Some(address));
+        }
+    }
+    for workload in &config.workloads {
+        if !assigned.contains_key(&workload.name) {
+            let free = hosts().find(|address| !taken.contains(address));
+            taken.extend(free);
+            assigned.insert(workload.name.clone(), free);
+        }
+    }
+    assigned
+}
