@@ -206,9 +206,9 @@ pub fn test<F: FnOnce(&World) -> Result<()>>(programs: &[&str], body: F) {
     let name = name.split_once("::").expect("a path begins with the crate").1;
 
     match World::enter() {
-        Ok(Some(world)) => return body(&world).unwrap_or_else(|e| panic!("{e:?}")),
+        Ok(Some(world)) => return body(&world).unwrap_or_else(|e| panic!("{e:#}")),
         Ok(None) => {}
-        Err(e) => panic!("entering the test's world: {e:?}"),
+        Err(e) => panic!("entering the test's world: {e:#}"),
     }
     if !nix::unistd::geteuid().is_root() {
         return skip(name, "needs root, for namespaces");

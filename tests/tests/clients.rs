@@ -37,21 +37,27 @@ fn dhcp_clients_get_leases() {
 }
 
 #[test]
-fn files_arrive_byte_by_byte() {
-    world::test(&Fetch::PROGRAMS, |world| {
-        let files = write_files(world, &[0, 1, 511, 512, 513, 1468, 1 << 20, (5 << 20) + 3])?;
-        let (_appliance, hosts) = Appliance::with_hosts(world, &["a"])?;
-        let host = &hosts[0];
-        host.address("10.77.0.50/24")?;
-        for (name, content) in &files {
-            let clients = Fetch::TFTP.into_iter().chain([Fetch::CurlHttp]);
-            for client in clients.filter(|c| !content.is_empty() || c.takes_empty_files()) {
-                let got = client.fetch(world, host, ADDRESS, name)?;
-                ensure!(got == *content, "{client:?} of {name}: {} bytes, not the same", got.len());
-            }
+fn files_arrive_byte_by_byte_over_tftp() {
+    world::test(&Fetch::PROGRAMS, |world| files_arrive(world, &Fetch::TFTP));
+}
+
+#[test]
+fn files_arrive_byte_by_byte_over_http() {
+    world::test(&["ip", "curl"], |world| files_arrive(world, &[Fetch::CurlHttp]));
+}
+
+fn files_arrive(world: &World, clients: &[Fetch]) -> Result<()> {
+    let files = write_files(world, &[0, 1, 511, 512, 513, 1468, 1 << 20, (5 << 20) + 3])?;
+    let (_appliance, hosts) = Appliance::with_hosts(world, &["a"])?;
+    let host = &hosts[0];
+    host.address("10.77.0.50/24")?;
+    for (name, content) in &files {
+        for client in clients.iter().filter(|c| !content.is_empty() || c.takes_empty_files()) {
+            let got = client.fetch(world, host, ADDRESS, name)?;
+            ensure!(got == *content, "{client:?} of {name}: {} bytes, not the same", got.len());
         }
-        Ok(())
-    });
+    }
+    Ok(())
 }
 
 #[test]
@@ -144,7 +150,7 @@ fn garbage_disturbs_nobody() {
             for packet in garbage() {
                 socket.send_to(&packet, (ADDRESS, 69))?;
                 socket.send_to(&packet, (ADDRESS, 67))?;
-                socket.send_to(&packet, (Ipv4Addr::BROADCAST, 67))?;
+                socket.send_to(&packet, ("10.77.0.255", 67))?;
             }
             Ok(())
         })?;
