@@ -142,6 +142,9 @@ impl World {
     pub fn enter() -> Result<Option<Self>> {
         let (Some(dir), Ok(owner)) = (std::env::var_os(DIR), std::env::var(OWNER)) else { return Ok(None) };
         set_pdeathsig(Signal::SIGKILL)?;
+        // The owner blocked signals for its signalfd, and a mask is inherited: programs started here would
+        // never see the SIGTERM that asks them to end.
+        SigSet::empty().thread_set_mask()?;
         // /proc is still the outer one. An owner that died before the line above sends no signal any more.
         ensure!(Path::new("/proc").join(&owner).exists(), "the lab's owner, process {owner}, is gone");
         ensure!(std::process::id() == 1, "{DIR} is set, but this is not the first process of a lab");

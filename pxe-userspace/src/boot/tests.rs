@@ -91,8 +91,8 @@ fn an_image_that_does_not_fit_is_refused_in_words() {
 #[test]
 fn the_memory_rule_agrees_with_what_was_seen() {
     let facts = ImageFacts {
-        stage1: Part { sha256: DIGEST.into(), len: 5 << 20 },
-        rootfs: Part { sha256: DIGEST.into(), len: 121 << 20 },
+        stage1: Part { sha256: DIGEST.into(), len: 5 << 20, unpacked: 12 << 20 },
+        rootfs: Part { sha256: DIGEST.into(), len: 121 << 20, unpacked: 130 << 20 },
         ..facts(142 << 20)
     };
     let plan = |memory| plan::image(&machine(), Some(memory), &profile(""), "x", &facts, &appliance());
