@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::documents::Reloaded;
 use crate::api::{self, ApiState, BootState, Connections};
-use crate::config::{self, Config};
+use crate::config::{self, Config, DhcpMode};
 use crate::dhcp::{self, Dhcp};
 use crate::engine::Engine;
 use crate::files::Catalog;
@@ -62,6 +62,7 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         let ended = attend(&appliance, &mut signals, &mut parts).await;
         appliance.workloads.stop().await;
+        appliance.timeline.flush();
         ended
     }
     .await;
@@ -102,6 +103,7 @@ struct Appliance {
     config: RwLock<Arc<Config>>,
     bridge: BridgeInfo,
     machines: Machines,
+    timeline: Timeline,
     images: Images,
     wanted: Wanted,
     catalog: Arc<Catalog>,
@@ -145,16 +147,12 @@ impl Appliance {
         let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
 
-        let (dhcp, leases) = Dhcp::open(&config, &database)?;
-        let link = dhcp::BridgeInfo { name: info.name.clone(), index: info.index, mac: info.mac, address };
-        parts.spawn({
+        let (dhcp, leases) = Dhcp::open(&config, &database, &machines)?;
+        if config.dhcp.mode != DhcpMode::Off {
             let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let shutdown = shutdown.clone();
-            async move {
-                let served = dhcp::socket::serve(&link, dhcp, leases, machines, timeline, shutdown);
-                served.await.context("serving DHCP")
-            }
-        });
+            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, shutdown.clone());
+            parts.spawn(async { serving.await.context("serving DHCP") });
+        }
 
         let tftp = Tftp::bind(address, info.mtu as u16).await?;
         let stats = tftp.stats();
@@ -180,6 +178,7 @@ impl Appliance {
             config: RwLock::new(Arc::new(config)),
             bridge: info,
             machines,
+            timeline,
             images,
             wanted,
             catalog,

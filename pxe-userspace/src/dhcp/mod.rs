@@ -14,5 +14,5 @@ pub mod store;
 pub use leases::{Change, Lease, LeaseState, Leases};
 pub use scope::Scope;
 pub use server::{Command, Counters, Rival, Server};
-pub use socket::{BridgeInfo, Dhcp, ServeError};
+pub use socket::{Bound, Dhcp, ServeError, bind};
 pub use store::{LeaseStore, LeaseStoreError};

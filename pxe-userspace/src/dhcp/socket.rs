@@ -20,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
 use super::{Change, Counters, Lease, LeaseStore, LeaseStoreError, Rival, Server};
-use crate::config::{Config, DhcpMode};
+use crate::config::Config;
 use crate::machines::Machines;
+use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
 use crate::timeline::Timeline;
 
@@ -31,16 +32,6 @@ const BATCH: usize = 512;
 /// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
 /// longer ones are counted as too long whatever follows.
 const MAX_DATAGRAM: usize = 2048;
-
-/// The bridge that machines are plugged into.
-#[derive(Clone, Debug)]
-pub struct BridgeInfo {
-    pub name: String,
-    pub index: u32,
-    pub mac: Mac,
-    /// The appliance's own address.
-    pub address: Ipv4Addr,
-}
 
 /// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
 #[derive(Clone)]
@@ -79,10 +70,18 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl Dhcp {
-    /// Takes up the leases in the database at `path`, which is created when missing.
-    pub fn open(config: &Config, path: &Path) -> Result<(Self, LeaseStore), LeaseStoreError> {
+    /// Takes up the leases in the database at `path`, which is created when missing, and tells
+    /// `machines` who holds which address.
+    pub fn open(
+        config: &Config,
+        path: &Path,
+        machines: &Machines,
+    ) -> Result<(Self, LeaseStore), LeaseStoreError> {
         let store = LeaseStore::open(path)?;
         let server = Server::new(config, store.load()?);
+        for lease in server.leases().bound(Timestamp::now()) {
+            machines.bound(lease.mac, lease.address);
+        }
         warn_left_out(&server);
         Ok((Self(Arc::new(Mutex::new(server))), store))
     }
@@ -124,39 +123,35 @@ fn warn_left_out(server: &Server) {
     }
 }
 
-/// Serves DHCP on the bridge until `shutdown`. Returns at once when `dhcp.mode` is off.
-pub async fn serve(
-    bridge: &BridgeInfo,
-    dhcp: Dhcp,
-    store: LeaseStore,
-    machines: Machines,
-    timeline: Timeline,
-    shutdown: CancellationToken,
-) -> Result<(), ServeError> {
-    {
-        let server = dhcp.lock();
-        for lease in server.leases().bound(Timestamp::now()) {
-            machines.bound(lease.mac, lease.address);
+/// DHCP's sockets on a bridge: packets queue there until [`Bound::run`] answers them.
+pub struct Bound(Sockets);
+
+/// Opens the sockets.
+pub fn bind(bridge: &BridgeInfo) -> Result<Bound, ServeError> {
+    Sockets::open(bridge).map(Bound)
+}
+
+impl Bound {
+    /// Serves DHCP until `shutdown`.
+    pub async fn run(
+        self,
+        dhcp: Dhcp,
+        store: LeaseStore,
+        machines: Machines,
+        timeline: Timeline,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let store = Arc::new(Mutex::new(store));
+        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline };
+        loop {
+            let received = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                received = task.sockets.receive() => received,
+            };
+            let bridge = || task.sockets.bridge.name.clone();
+            let received = received.map_err(|source| ServeError::Receive { bridge: bridge(), source })?;
+            task.answer(received).await;
         }
-        if server.scope().mode() == DhcpMode::Off {
-            return Ok(());
-        }
-    }
-    let mut task = Task {
-        sockets: Sockets::open(bridge)?,
-        dhcp,
-        store: Arc::new(Mutex::new(store)),
-        machines,
-        timeline,
-    };
-    loop {
-        let received = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            received = task.sockets.receive() => received,
-        };
-        let received =
-            received.map_err(|source| ServeError::Receive { bridge: bridge.name.clone(), source })?;
-        task.answer(received).await;
     }
 }
 
@@ -263,16 +258,16 @@ struct Sockets {
 
 impl Sockets {
     fn open(bridge: &BridgeInfo) -> Result<Self, ServeError> {
-        let udp = |port| {
-            bind(&bridge.name, port).map_err(|source| ServeError::Bind {
+        let open = |port| {
+            udp(&bridge.name, port).map_err(|source| ServeError::Bind {
                 port,
                 bridge: bridge.name.clone(),
                 source,
             })
         };
         Ok(Self {
-            server: udp(port::DHCP_SERVER)?,
-            pxe: udp(port::PXE)?,
+            server: open(port::DHCP_SERVER)?,
+            pxe: open(port::PXE)?,
             link: PacketSocket::open(bridge.index, EtherType::IPV4, &packet::udp_to(port::DHCP_CLIENT))
                 .map_err(|source| ServeError::Packet { bridge: bridge.name.clone(), source })?,
             bridge: bridge.clone(),
@@ -324,7 +319,9 @@ impl Sockets {
         let socket = if reply.from_port == port::PXE { &self.pxe } else { &self.server };
         let info = nix::libc::in_pktinfo {
             ipi_ifindex: 0,
-            ipi_spec_dst: nix::libc::in_addr { s_addr: u32::from_ne_bytes(self.bridge.address.octets()) },
+            ipi_spec_dst: nix::libc::in_addr {
+                s_addr: u32::from_ne_bytes(self.bridge.address.addr().octets()),
+            },
             ipi_addr: nix::libc::in_addr { s_addr: 0 },
         };
         sendmsg(
@@ -343,7 +340,7 @@ fn frame(bridge: &BridgeInfo, mac: Mac, address: Ipv4Addr, message: &[u8]) -> Ve
     let datagram = Datagram {
         source_mac: bridge.mac,
         destination_mac: mac,
-        source: bridge.address,
+        source: bridge.address.addr(),
         destination: address,
         source_port: port::DHCP_SERVER,
         destination_port: port::DHCP_CLIENT,
@@ -361,7 +358,7 @@ fn overheard(frame: &[u8]) -> Option<Received> {
 }
 
 /// Without SO_REUSEADDR on purpose: a second server on this host must be an error, not a thief.
-fn bind(bridge: &str, port: u16) -> io::Result<UdpSocket> {
+fn udp(bridge: &str, port: u16) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_broadcast(true)?;
@@ -380,12 +377,13 @@ mod tests {
             name: "pxe0".into(),
             index: 1,
             mac: Mac([2, 0, 0, 0, 0, 1]),
-            address: Ipv4Addr::new(10, 77, 0, 1),
+            address: "10.77.0.1/24".parse().unwrap(),
+            mtu: 1500,
         };
         let mut frame = frame(&bridge, Mac::BROADCAST, Ipv4Addr::BROADCAST, b"message");
         frame.resize(60, 0);
         let Some(Received::Overheard(source, message)) = overheard(&frame) else { panic!("{frame:?}") };
-        assert_eq!((source, &message[..]), (bridge.address, &b"message"[..]));
+        assert_eq!((source, &message[..]), (bridge.address.addr(), &b"message"[..]));
         assert!(overheard(&frame[..48]).is_none(), "cut short");
     }
 }

@@ -6,7 +6,7 @@ mod store;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::machines::Machines;
+
+/// A disk that takes longer than this for the last events is in trouble of its own.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 /// How far a machine is. The order is the order of a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -211,6 +214,16 @@ impl Timeline {
     pub fn follow(&self) -> (u64, broadcast::Receiver<Event>) {
         let last_id = self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
         (*last_id, self.0.live.subscribe())
+    }
+
+    /// Waits until everything recorded so far is in the database, for a bounded time: the daemon is
+    /// about to end, and its handles may not all be dropped.
+    pub fn flush(&self) {
+        let last_id = *self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = Instant::now() + FLUSH_WITHIN;
+        while self.0.reader.last_id().is_ok_and(|stored| stored < last_id) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Events from now on.
