@@ -212,3 +212,36 @@ fn both_firmwares_ask_for_a_boot() {
         Ok(())
     });
 }
+
+/// Ctrl-C: the owner ends the world, tidies up and goes on.
+#[test]
+fn an_interrupted_owner_tidies_up() {
+    world::test(&["sleep"], |outer| {
+        // libtest's main thread would take the signal; a program's own main thread blocks it in Lab::run.
+        let mut owner = Command::new("env");
+        owner.arg("--block-signal=TERM").arg(std::env::current_exe()?);
+        owner.args(["--exact", "owner_to_be_interrupted", "--ignored"]);
+        owner.env_remove("BRIDGEHEAD_LAB").env_remove("BRIDGEHEAD_LAB_OWNER");
+        let labs = outer.path("lab");
+        owner.env("BRIDGEHEAD_LABS", &labs);
+        let mut owner = Process::start(&mut owner, &outer.path("owner.log"))?;
+        wait_for(Duration::from_secs(20), || {
+            owner.ensure_running()?;
+            Ok((sleepers()? == 1).then_some(()))
+        })?;
+        // SIGTERM here; SIGINT and SIGHUP take the same way.
+        let status = owner.terminate(Duration::from_secs(10))?;
+        ensure!(status.success(), "the owner ended with {status}:\n{}", owner.last_lines(15));
+        ensure!(sleepers()? == 0, "the inner world's process lives on");
+        ensure!(fs::read_dir(&labs)?.count() == 0, "a directory is left");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "the part of an_interrupted_owner_tidies_up that is interrupted"]
+fn owner_to_be_interrupted() {
+    let lab = world::Lab::create().expect("a lab can be made");
+    let status = lab.run(Command::new("sleep").arg("77077"), OnSignal::EndWorld).expect("it runs");
+    assert!(!status.success(), "the world was ended");
+}

@@ -177,7 +177,8 @@ fn names(grub_cfg: &str) -> Vec<String> {
     let mut names = Vec::new();
     for line in grub_cfg.lines() {
         let mut words = line.split_whitespace().map(|w| w.trim_matches(|c| matches!(c, '"' | '\'' | ';')));
-        let files = match words.next() {
+        // Commands stand alone, or as the condition that tells whether they worked.
+        let files = match words.find(|w| *w != "if") {
             Some("linux") => words.take(1).collect::<Vec<_>>(),
             Some("initrd") => words.collect(),
             _ => continue,
@@ -238,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_configuration_names_what_it_loads() {
-        let text = "menuentry x {\n  linux (tftp,10.77.0.1)/boot/aa/kernel console=ttyS0 x=/boot/no\n  \
+        let text = "menuentry x {\n  if linux (tftp,10.77.0.1)/boot/aa/kernel console=ttyS0 x=/boot/no; then\n  \
                     initrd '/boot/aa/stage1' /boot/bb/image\n}\n";
         assert_eq!(names(text), ["boot/aa/kernel", "boot/aa/stage1", "boot/bb/image"]);
         let files = files(text, &Spec::numbered(1)).unwrap();
