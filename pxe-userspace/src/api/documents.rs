@@ -124,7 +124,7 @@ pub struct Progress {
 #[serde(rename_all = "kebab-case")]
 pub enum ImageLine {
     Progress(Progress),
-    Done(Image),
+    Done(Box<Image>),
     Failed(ErrorDocument),
 }
 

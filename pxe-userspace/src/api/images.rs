@@ -37,7 +37,7 @@ pub(super) async fn add(
         };
         let (image, ()) = tokio::join!(state.images.add(source, progress), forward);
         let last = match image {
-            Ok(image) => ImageLine::Done(image),
+            Ok(image) => ImageLine::Done(Box::new(image)),
             Err(failure) => ImageLine::Failed(failure.document()),
         };
         let _ = lines.send(ndjson(&last)).await;

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
@@ -142,7 +143,7 @@ impl Appliance {
         let fast_path = ports::load(config.network.fast_path, shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
-        parts.spawn(async { Ok(following.await) });
+        parts.spawn(following.map(Ok));
 
         let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
@@ -166,7 +167,7 @@ impl Appliance {
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
-        parts.spawn(async { Ok(serving.await) });
+        parts.spawn(serving.map(Ok));
         parts.spawn(forget_restarted(timeline.clone(), connections, shutdown.clone()));
 
         let workloads = Workloads::start(&config, engine).await;
@@ -191,7 +192,7 @@ impl Appliance {
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
         let listener = listen(listen_at, "[api] listen").await?;
         let serving = api::serve(listener, api::api_router(state), Connections::default(), shutdown.clone());
-        parts.spawn(async { Ok(serving.await) });
+        parts.spawn(serving.map(Ok));
         Ok(appliance)
     }
 

@@ -87,7 +87,7 @@ impl Dhcp {
     }
 
     /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
-    /// [`serve`] to be started or stopped.
+    /// [`Bound::run`] to be started or stopped.
     pub fn reconfigure(&self, config: &Config) {
         let mut server = self.lock();
         server.reconfigure(config);

@@ -1,4 +1,4 @@
-//! TFTP's sockets and clock, around [`Server`](super::server::Server).
+//! TFTP's sockets and clock, around the `server` that decides.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
