@@ -1,6 +1,6 @@
 //! `bridgehead`: see `bridgehead --help`.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use bridgehead::cli::{self, Cli, Command};
@@ -34,7 +34,8 @@ fn log_to_stderr() {
         .with_env_var("BRIDGEHEAD_LOG")
         .with_default_directive(tracing::Level::INFO.into())
         .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
 
 fn misconfigured(problems: &[Problem]) -> ExitCode {

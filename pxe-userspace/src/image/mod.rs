@@ -375,8 +375,9 @@ impl Images {
         })?;
         let rootfs_blob = store.put(|out| {
             let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
-            initrd.file("image.json", &serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?)?;
             initrd.tree("image", &tree)?;
+            // Last: where Linux ran out of memory while it unpacked, this is missing.
+            initrd.file("image.json", &serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?)?;
             initrd.finish().map(drop)
         })?;
         let record = ImageRecord {
