@@ -18,6 +18,8 @@ pub mod files;
 pub mod image;
 pub mod machines;
 pub mod net;
+pub mod stage;
+pub mod text;
 pub mod tftp;
 pub mod timeline;
 pub mod workload;

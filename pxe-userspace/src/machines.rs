@@ -9,21 +9,22 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::timeline::Stage;
+use crate::stage::Stage;
+use crate::text;
 
 /// What is known of one machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Machine {
     pub name: Option<String>,
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::mac")]
     pub mac: Mac,
     pub address: Option<Ipv4Addr>,
     pub profile: Option<String>,
     /// Where its last boot stands; none when it was declared and never seen.
     pub stage: Option<Stage>,
     /// When it reached that stage.
-    #[serde(serialize_with = "crate::timeline::micros_if_any")]
+    #[serde(serialize_with = "text::micros_if_any")]
     pub since: Option<Timestamp>,
     /// What its firmware said it is.
     pub firmware: Option<String>,
@@ -163,20 +164,6 @@ impl Machines {
 impl Register {
     fn machine(&mut self, mac: Mac) -> &mut Machine {
         self.by_mac.entry(mac).or_insert_with(|| Machine::new(mac))
-    }
-}
-
-/// A MAC as text, for serde.
-pub mod mac_text {
-    use pxe_common::Mac;
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
-
-    pub fn serialize<S: Serializer>(mac: &Mac, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(mac)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Mac, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -18,16 +18,15 @@ mod report;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::files::Files;
+use crate::image::ImageSource;
 use crate::machines::Machines;
 use crate::timeline::Timeline;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
@@ -60,16 +59,6 @@ pub trait Images: Send + Sync + 'static {
     fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>>;
     /// Deletes what nothing refers to.
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>>;
-}
-
-/// Where an image comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum ImageSource {
-    /// From the Docker engine.
-    Reference(String),
-    /// An OCI layout or a tar archive, on the appliance's disk.
-    Path(PathBuf),
 }
 
 /// What nodes need.

@@ -10,14 +10,14 @@ use pxe_common::Mac;
 use serde::Deserialize;
 
 use super::{BootState, Failure, Kind, files};
-use crate::machines::mac_text;
+use crate::text;
 use crate::timeline::{Happened, Stage, Who};
 
 /// The body of `POST /node/report`. Unknown keys are for daemons newer than this one.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Report {
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::mac")]
     mac: Mac,
     stage: Reported,
     detail: Option<String>,
@@ -89,6 +89,6 @@ pub(super) async fn report(
 }
 
 /// One line without control characters.
-fn words(text: String) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+fn words(said: String) -> String {
+    text::one_line(&said).chars().take(WORDS_MAX).collect()
 }

@@ -13,10 +13,10 @@ use crate::api::documents::{
     BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, Profile, Progress, Reloaded, Status,
     Workload,
 };
-use crate::api::{self, Failure, ImageSource, Kind};
+use crate::api::{self, Failure, Kind};
 use crate::config::Source;
 use crate::dhcp;
-use crate::image::{self, AddError, Availability, ImageRecord, RemoveError};
+use crate::image::{self, AddError, Availability, ImageRecord, ImageSource, RemoveError};
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
@@ -132,10 +132,6 @@ impl api::Images for Appliance {
         source: ImageSource,
         progress: mpsc::Sender<Progress>,
     ) -> BoxFuture<'_, Result<Image, Failure>> {
-        let source = match source {
-            ImageSource::Reference(reference) => image::ImageSource::Docker(reference),
-            ImageSource::Path(path) => image::ImageSource::Path(path),
-        };
         Box::pin(async move {
             let report = move |step: image::Progress| {
                 let bytes = match &step {

@@ -13,10 +13,11 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::ImageSource;
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
+use crate::image::ImageSource;
 use crate::machines::Machine;
+use crate::text::percent;
 use crate::timeline::Event;
 use client::Client;
 
@@ -158,7 +159,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             read::<Vec<Machine>>(&reading, "/api/nodes", out, |all| show::nodes(&all))
         }
         Ask::Nodes { node: Some(node), reading } => {
-            let path = format!("/api/nodes/{}", client::escape(&node, ""));
+            let path = format!("/api/nodes/{}", percent(&node, ""));
             read::<Machine>(&reading, &path, out, |machine| show::nodes(&[machine]))
         }
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
@@ -167,7 +168,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Profiles(reading) => read(&reading, "/api/profiles", out, show::profiles),
         Ask::Workloads(reading) => read(&reading, "/api/workloads", out, show::workloads),
         Ask::Events { follow, node, after, reading } => {
-            let node = node.map_or_else(String::new, |n| format!("&node={}", client::escape(&n, "")));
+            let node = node.map_or_else(String::new, |n| format!("&node={}", percent(&n, "")));
             let path = format!("/api/events?after={after}&follow={}{node}", u8::from(follow));
             let client = Client::new(&reading.api);
             client.lines::<Event>(client.get(&path)?, |event, line| match reading.json {
@@ -215,7 +216,7 @@ fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
         }
         ImageCommand::Rm { image, reading } => {
             let client = Client::new(&reading.api);
-            client.delete(&format!("/api/images/{}", client::escape(&image, "/:@")))?;
+            client.delete(&format!("/api/images/{}", percent(&image, "/:@")))?;
             print(&reading, &serde_json::json!({ "removed": [image] }), out, |_| format!("removed {image}\n"))
         }
         ImageCommand::Gc(reading) => {

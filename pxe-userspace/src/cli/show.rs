@@ -1,13 +1,13 @@
 //! Documents as people read them.
 
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
 use crate::machines::Machine;
+use crate::text::word;
 use crate::timeline::Event;
 
 pub(super) fn status(status: Status) -> String {
@@ -151,9 +151,4 @@ pub(super) fn reloaded(done: &Reloaded) -> String {
 
 fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
-}
-
-/// A unit variant as JSON has it.
-fn word(value: impl Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }

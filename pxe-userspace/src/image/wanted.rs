@@ -64,7 +64,7 @@ impl Wanted {
     }
 
     async fn bring_in(self, reference: String) {
-        let source = ImageSource::Docker(reference.clone());
+        let source = ImageSource::Reference(reference.clone());
         let mut pause = FIRST_PAUSE;
         loop {
             let report = reference.clone();

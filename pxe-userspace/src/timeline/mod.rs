@@ -14,32 +14,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::machines::Machines;
+use crate::text;
+
+pub use crate::stage::Stage;
 
 /// A disk that takes longer than this for the last events is in trouble of its own.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-
-/// How far a machine is. The order is the order of a boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stage {
-    Discover,
-    Offer,
-    Request,
-    Ack,
-    /// The first-stage file was sent whole.
-    Loader,
-    /// grub.cfg or an iPXE script was sent.
-    Config,
-    Kernel,
-    Initrd,
-    /// pxe-init runs.
-    Stage1,
-    /// The root file system is there and verified.
-    Image,
-    Workload,
-    /// The boot ended early; the event's `cause` says why.
-    Failed,
-}
 
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,11 +36,11 @@ pub enum AnsweredBy {
 pub struct Event {
     /// Grows by one with every event of this appliance.
     pub id: u64,
-    #[serde(serialize_with = "micros")]
+    #[serde(serialize_with = "text::micros")]
     pub time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    #[serde(with = "crate::machines::mac_text")]
+    #[serde(with = "text::mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -230,17 +210,4 @@ impl Timeline {
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.live.subscribe()
     }
-}
-
-/// [`micros`], of a time that may be absent.
-pub fn micros_if_any<S: serde::Serializer>(time: &Option<Timestamp>, s: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => micros(time, s),
-        None => s.serialize_none(),
-    }
-}
-
-/// RFC 3339 with microseconds, always: fixed width sorts and lines up.
-pub fn micros<S: serde::Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
-    s.collect_str(&format_args!("{time:.6}"))
 }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::container::{Found, NetworkSpec, Spec};
 use crate::config::{Config, Restart};
 use crate::engine::Engine;
+use crate::text;
 
 pub use self::container::WorkloadError;
 
@@ -64,7 +65,7 @@ pub struct WorkloadStatus {
     /// Of its last end.
     pub exit_code: Option<i64>,
     /// When it came into this state.
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "text::micros")]
     pub since: Timestamp,
     /// Why it does not run, in words.
     pub error: Option<String>,
@@ -88,7 +89,7 @@ impl Workloads {
     pub async fn start(config: &Config, engine: Engine) -> Self {
         let state_dir = config.state_dir.canonicalize().unwrap_or_else(|_| config.state_dir.clone());
         let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
-        let owner = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
+        let owner = text::hex(&digest[..6]);
         let workloads = Self(Arc::new(Inner {
             engine,
             owner,
