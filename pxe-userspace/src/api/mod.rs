@@ -21,6 +21,7 @@ pub(crate) mod tests;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -32,7 +33,7 @@ use crate::timeline::Timeline;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
-pub use listener::{Connections, serve};
+pub use listener::{Connections, PER_NODE, serve};
 
 /// What the daemon says of itself. Methods may read from disk: they are called where that blocks
 /// nobody.
@@ -81,7 +82,7 @@ pub struct ApiState {
 pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
-        .route("/node/report", post(report::report))
+        .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)
