@@ -11,6 +11,7 @@ pub mod blob;
 pub mod boot;
 pub mod cli;
 pub mod config;
+pub mod database;
 pub mod dataplane;
 pub mod dhcp;
 pub mod engine;

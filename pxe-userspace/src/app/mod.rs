@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::documents::Reloaded;
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{self, Config, DhcpMode};
+use crate::database;
 use crate::dhcp::{self, Dhcp};
 use crate::engine::Engine;
 use crate::files::Catalog;
@@ -126,7 +127,7 @@ impl Appliance {
         parts: &mut Parts,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let database = config.state_dir.join("bridgehead.db");
+        let database = config.state_dir.join(database::FILE);
         let info = bridge.info().clone();
         let address = info.address.addr();
         let machines = Machines::new(&config);
@@ -163,7 +164,7 @@ impl Appliance {
 
         let boot =
             BootState { files: catalog.clone(), machines: machines.clone(), timeline: timeline.clone() };
-        let connections = Connections::default();
+        let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
@@ -191,7 +192,8 @@ impl Appliance {
         });
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
         let listener = listen(listen_at, "[api] listen").await?;
-        let serving = api::serve(listener, api::api_router(state), Connections::default(), shutdown.clone());
+        let serving =
+            api::serve(listener, api::api_router(state), Connections::at_most(usize::MAX), shutdown.clone());
         parts.spawn(serving.map(Ok));
         Ok(appliance)
     }

@@ -13,6 +13,7 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::database::{self, DatabaseError};
 use crate::machines::Machines;
 use crate::text;
 
@@ -116,19 +117,11 @@ struct Inner {
     reader: store::Reader,
 }
 
-/// The timeline's part of the database could not be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("the timeline in {path}: {source}")]
-pub struct TimelineError {
-    path: std::path::PathBuf,
-    source: rusqlite::Error,
-}
-
 impl Timeline {
     /// Opens the timeline in the database at `path`, and tells `machines` how far each one was.
-    pub fn open(path: &Path, machines: Machines) -> Result<Self, TimelineError> {
-        let error = |source| TimelineError { path: path.to_owned(), source };
-        let (writer, reader) = store::open(path).map_err(error)?;
+    pub fn open(path: &Path, machines: Machines) -> Result<Self, DatabaseError> {
+        let error = |source| database::unreadable(path, source);
+        let (writer, reader) = store::open(path)?;
         for event in reader.last_of_each_machine().map_err(error)? {
             machines.reached(event.mac, event.stage, event.time);
         }
