@@ -86,11 +86,18 @@ pub(super) fn profiles(profiles: Vec<Profile>) -> String {
     let rows: Vec<_> = profiles
         .into_iter()
         .map(|p| {
-            let ready = if p.ready { "yes".to_owned() } else { or_dash(p.problem) };
-            [p.name, or_dash(p.image.or(p.kernel)), ready, or_dash(Some(p.cmdline))]
+            let ready = if p.ready { "yes" } else { "no" };
+            [
+                p.name,
+                or_dash(p.image.or(p.kernel)),
+                ready.into(),
+                or_dash(Some(p.cmdline)),
+                or_dash(p.problem),
+            ]
         })
         .collect();
-    table(["PROFILE", "BOOTS", "READY", "CMDLINE"], &rows, "no profiles are configured")
+    let heads = ["PROFILE", "BOOTS", "READY", "CMDLINE", "PROBLEM"];
+    table(heads, &rows, "no profiles are configured")
 }
 
 pub(super) fn workloads(workloads: Vec<Workload>) -> String {

@@ -171,7 +171,7 @@ pub enum AddError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    #[error("there is no image {0}; `bridgehead images` lists them")]
+    #[error("there is no image {0}")]
     NoSuchImage(String),
     #[error(transparent)]
     Store(#[from] StoreError),

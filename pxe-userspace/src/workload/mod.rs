@@ -58,16 +58,19 @@ pub struct WorkloadStatus {
     pub image: String,
     pub state: WorkloadState,
     /// On the bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
     /// On the appliance's address: `HOST:CONTAINER/PROTOCOL`.
     pub ports: Vec<String>,
     pub restarts: u64,
     /// Of its last end.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i64>,
     /// When it came into this state.
     #[serde(serialize_with = "text::micros")]
     pub since: Timestamp,
     /// Why it does not run, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
