@@ -69,7 +69,7 @@ async fn an_image_becomes_three_blobs_and_is_there_after_a_restart() {
     assert_eq!(record.unpacked.rootfs, 4 * 1024 + 2 * 4096);
     assert_eq!(
         names_in(&image.rootfs),
-        ["image.json", "image", "image/bin", "image/bin/app", "image/etc", "image/etc/os-release"]
+        ["image", "image/bin", "image/bin/app", "image/etc", "image/etc/os-release", "image.json"]
     );
     let stage1 = names_in(&image.stage1);
     for name in ["init", "bin/busybox", "bin/sh", "dev/console", "image", "proc"] {
