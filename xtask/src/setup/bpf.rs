@@ -39,7 +39,7 @@ pub(super) fn ensure() -> anyhow::Result<Option<String>> {
         return Ok(None);
     }
     if debian_llvm().is_none() {
-        if !apt::usable() {
+        if apt::obstacle().is_some() {
             return Ok(Some(HOW.to_owned()));
         }
         eprintln!("set-up: installing rustc-web, libstd-rust-web-dev-bpf (compile the kernel programs)");
@@ -48,7 +48,7 @@ pub(super) fn ensure() -> anyhow::Result<Option<String>> {
     let llvm = debian_llvm().context("rustc-web is installed, yet /usr/bin/rustc names no LLVM version")?;
     let prefix = format!("/usr/lib/llvm-{llvm}");
     if !Path::new(&prefix).join("bin/llvm-config").exists() || program("c++").is_none() {
-        if !apt::usable() {
+        if apt::obstacle().is_some() {
             return Ok(Some(format!("LLVM {llvm} for bpf-linker: apt-get install llvm-{llvm}-dev g++")));
         }
         eprintln!("set-up: installing llvm-{llvm}-dev, g++ (bpf-linker is built against them)");
@@ -58,9 +58,9 @@ pub(super) fn ensure() -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-const HOW: &str = "a toolchain for BPF: on Debian as root: apt-get install rustc-web libstd-rust-web-dev-bpf, \
-     then run this again; elsewhere: rustup toolchain install nightly --component rust-src \
-     && cargo install bpf-linker";
+const HOW: &str = "a compiler for BPF: on Debian as root: apt-get install rustc-web libstd-rust-web-dev-bpf g++, \
+     then run this again, for the LLVM that it names; \
+     elsewhere: rustup toolchain install nightly --component rust-src && cargo install bpf-linker";
 
 /// The LLVM major that Debian's BPF-capable rustc emits bitcode of. Read from the compiler, since
 /// both move with Debian's security updates.

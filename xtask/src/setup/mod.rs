@@ -24,5 +24,5 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         return Ok(());
     }
     let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();
-    bail!("this machine lacks what is needed, and set-up can't install it here:{list}")
+    bail!("this machine lacks what is needed, and set-up can't install it:{list}")
 }
