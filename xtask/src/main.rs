@@ -44,6 +44,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = shell::with_administrators_path() {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
