@@ -22,9 +22,9 @@ pub(super) fn ensure() -> anyhow::Result<Vec<String>> {
         if programs.iter().all(|p| program(p).is_file()) {
             continue;
         }
-        if !apt::usable() {
-            problems
-                .push(format!("{}: peers of the benchmarks, from Debian's packages", packages.join(", ")));
+        if let Some(obstacle) = apt::obstacle() {
+            let packages = packages.join(", ");
+            problems.push(format!("{packages}: peers of the benchmarks, from Debian's packages; {obstacle}"));
             continue;
         }
         eprintln!("set-up: unpacking {} into target/peers", packages.join(", "));
