@@ -92,6 +92,7 @@ pub struct ImageRecord {
     /// SHA-256 of the root file system's tree: the same contents have the same digest anywhere.
     pub digest: String,
     /// When the image was built, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     /// When it was brought in.
     #[serde(serialize_with = "crate::text::micros")]

@@ -217,9 +217,9 @@ async fn a_record_whose_blob_is_gone_is_not_offered() {
 
 #[test]
 fn records_are_kebab_case_json() {
-    let text = r#"{"reference":"a:1","id":"sha256:1","digest":"sha256:2","created":null,
+    let text = r#"{"reference":"a:1","id":"sha256:1","digest":"sha256:2",
         "added":"2026-01-02T03:04:05Z","config":{"entrypoint":[],"cmd":["/a"],"env":[],"working-dir":"",
-        "user":"","stop-signal":null},"kernel":{"version":"6.1","source":"assets","path":"p","reason":"r",
+        "user":""},"kernel":{"version":"6.1","source":"assets","path":"p","reason":"r",
         "modules":true},"kernel-blob":{"sha256":"x","size":1},"stage1-blob":{"sha256":"y","size":2},
         "rootfs-blob":{"sha256":"z","size":3},"unpacked":{"kernel":4,"stage1":5,"rootfs":6},"assets":"sha256:3"}"#;
     let record: ImageRecord = serde_json::from_str(text).unwrap();
