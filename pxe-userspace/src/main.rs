@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use bridgehead::cli::{self, Cli, Command};
 use bridgehead::config::Problem;
+use bridgehead::text;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
         Command::Serve(file) => match bridgehead::config::load(&file.config) {
             Ok(config) => {
                 log_to_stderr();
-                exit(bridgehead::app::serve(config, &file.config).map_err(|e| format!("{e:#}")))
+                exit(bridgehead::app::serve(config, &file.config).map_err(|e| text::chain(&*e)))
             }
             Err(problems) => misconfigured(&problems),
         },

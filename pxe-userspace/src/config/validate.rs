@@ -34,8 +34,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let default_profile = entries::default_profile(raw, &profiles, &dhcp, findings);
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
-    let http =
-        Http { port: raw.http.as_ref().and_then(|h| h.port.as_ref()).map_or(HTTP_PORT, |p| *p.get_ref()) };
+    let http = http(raw, findings);
     let workloads = entries::workloads(raw, &segment, &dhcp, http.port, &mut claimed, findings);
     let directory = findings.directory();
     let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
@@ -283,6 +282,16 @@ pub(super) fn is_host_label(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
+}
+
+fn http(raw: &File, findings: &mut Findings<'_>) -> Http {
+    let Some(port) = raw.http.as_ref().and_then(|h| h.port.as_ref()) else {
+        return Http { port: HTTP_PORT };
+    };
+    if *port.get_ref() == 0 {
+        findings.add(port.span(), "port 0 is none", "nodes are told the port: name one, such as 80");
+    }
+    Http { port: *port.get_ref() }
 }
 
 fn api(raw: &File, segment: &Segment, http_port: u16, findings: &mut Findings<'_>) -> Api {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::hex;
 use super::tar::{EntryKind, TarError, TarReader};
+use crate::text::hex;
 
 /// Manifests and configurations are kilobytes; more is no image of ours.
 const MAX_JSON: u64 = 16 * 1024 * 1024;

@@ -6,6 +6,7 @@
 
 mod apt;
 pub(crate) mod bpf;
+pub(crate) mod peers;
 mod pieces;
 
 use anyhow::bail;
@@ -19,6 +20,9 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     let mut problems = apt::install(&pieces::missing(needs))?;
     if build {
         problems.extend(bpf::install_packages()?);
+    }
+    if needs.contains(&Need::Peers) {
+        problems.extend(peers::ensure()?);
     }
     if !problems.is_empty() {
         let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();

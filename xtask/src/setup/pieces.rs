@@ -13,8 +13,10 @@ pub(crate) enum Need {
     Lab,
     /// Real clients and independent judges for the tests.
     Test,
-    /// Peers to measure against.
+    /// The peer of `bench boot`.
     Bench,
+    /// The peers of `bench tftp` and `bench dhcp`: see [`super::peers`].
+    Peers,
 }
 
 /// One thing that has to be there.
@@ -74,7 +76,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
-        piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of `bench boot`"),
+        piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),
         piece(Bench,  "tshark",              Program("tshark"),             "reads each boot's stages from its capture"),
         piece(Bench,  "curl",                Program("curl"),               "copies what the peer is to serve"),
     ]
