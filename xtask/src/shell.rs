@@ -40,3 +40,7 @@ pub(crate) fn with_administrators_path() -> Result<()> {
     again.args(env::args_os().skip(1)).env("PATH", env::join_paths(directories)?);
     Err(again.exec()).context("starting cargo xtask again")
 }
+
+pub(crate) fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n")
+}

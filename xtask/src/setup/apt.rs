@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, ensure};
 
 use super::pieces::{Piece, program};
+use crate::shell::is_root;
 
 /// Runs apt so that no package starts a service: a policy that forbids it (invoke-rc.d(8)) is in
 /// place while apt runs and removed by the shell's trap however it ends. An administrator's own
@@ -69,6 +70,5 @@ pub(super) fn obstacle() -> Option<&'static str> {
     if program("apt-get").is_none() {
         return Some("there is no apt-get here");
     }
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
-    (!root).then_some("apt-get needs root")
+    (!is_root()).then_some("apt-get needs root")
 }

@@ -62,7 +62,7 @@ pub(super) fn install_linker() -> anyhow::Result<()> {
         return Ok(());
     }
     let llvm = installed_llvm()?;
-    eprintln!("set-up: building bpf-linker {LINKER_VERSION} against LLVM {llvm} (two minutes on two cores)");
+    eprintln!("set-up: building bpf-linker {LINKER_VERSION} against LLVM {llvm} (a minute or two)");
     let status = Command::new("cargo")
         .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"])
         .args(["--features", &format!("llvm-{llvm}"), "--root"])

@@ -30,7 +30,7 @@ pub(super) fn ensure() -> anyhow::Result<Vec<String>> {
         eprintln!("set-up: unpacking {} into target/peers", packages.join(", "));
         unpack(packages).with_context(|| packages.join(", "))?;
     }
-    if !tftpd().is_file() {
+    if problems.is_empty() && !tftpd().is_file() {
         eprintln!("set-up: building crates.io's tftpd into target/tools");
         check(
             Command::new("cargo")
