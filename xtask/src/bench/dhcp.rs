@@ -12,15 +12,17 @@ use serde::Serialize;
 
 use super::Effort;
 use super::dhcp_servers::{Server, Site};
-use super::measure::{column, median, save};
+use super::measure::{column, cpus, median, save};
 use crate::setup::peers;
 
 /// Machines that ask again and again.
 const KNOWN: u32 = 1000;
 /// Machines that ask for the first time, in each pair.
 const NEW: u32 = 500;
-/// More than any of the servers reaches: perfdhcp says how far it got.
-const PERFDHCP_RATE: u32 = 100_000;
+/// perfdhcp sends at a rate that it is told, whatever comes back: each of these is tried until at most
+/// [`PERFDHCP_DROPS`] percent are lost.
+const PERFDHCP_RATES: [u32; 10] = [64_000, 32_000, 16_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 125];
+const PERFDHCP_DROPS: f64 = 0.5;
 
 /// One row of the table, for each server.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -58,6 +60,8 @@ struct Sample {
 struct Perfdhcp {
     server: Server,
     pair: u32,
+    /// Exchanges a second to begin.
+    asked: u32,
     exchanges_per_second: f64,
     drops_percent: f64,
     cpu_seconds: f64,
@@ -72,8 +76,7 @@ struct Raw<'a> {
 }
 
 pub(super) fn dhcp(world: &World, effort: &Effort<'_>, quick: bool) -> Result<()> {
-    let cpus = Cpus::divide()?;
-    cpus.leave_to_client()?;
+    let cpus = cpus()?;
     let mut sites = Vec::new();
     for server in Server::ALL {
         let mut site = server.start(world, effort.fast_path)?;
@@ -98,7 +101,9 @@ pub(super) fn dhcp(world: &World, effort: &Effort<'_>, quick: bool) -> Result<()
     let mut reports = Vec::new();
     for pair in 1..=effort.pairs {
         for site in &sites {
-            reports.push(perfdhcp(world, site, pair, effort.duration, &cpus)?);
+            let report = perfdhcp(world, site, pair, effort.duration, &cpus)?;
+            println!("    perfdhcp, {}: {:.0}/s", site.server.name(), report.exchanges_per_second);
+            reports.push(report);
         }
     }
     save("dhcp", &Raw { samples: &samples, perfdhcp: &reports })?;
@@ -137,9 +142,27 @@ fn run(site: &mut Site, cell: &Cell, pair: u32, duration: Duration, cpus: &Cpus)
     outcome
 }
 
-/// Kea's own load generator, which plays a relay.
+/// Kea's own load generator, which plays a relay, at the highest rate that the server keeps up with.
 fn perfdhcp(world: &World, site: &Site, pair: u32, duration: Duration, cpus: &Cpus) -> Result<Perfdhcp> {
-    let log = world.path(format!("perfdhcp-{:?}-{pair}", site.server));
+    let mut rates = PERFDHCP_RATES.into_iter();
+    loop {
+        let asked = rates.next().expect("the last rate is taken as it is");
+        let report = perfdhcp_at(world, site, pair, asked, duration, cpus)?;
+        if report.drops_percent <= PERFDHCP_DROPS || rates.len() == 0 {
+            return Ok(report);
+        }
+    }
+}
+
+fn perfdhcp_at(
+    world: &World,
+    site: &Site,
+    pair: u32,
+    asked: u32,
+    duration: Duration,
+    cpus: &Cpus,
+) -> Result<Perfdhcp> {
+    let log = world.path(format!("perfdhcp-{:?}-{pair}-{asked}", site.server));
     let seconds = duration.as_secs().max(1);
     // It goes on for a while to collect what is late.
     let patience = Duration::from_secs(seconds + 60);
@@ -149,14 +172,7 @@ fn perfdhcp(world: &World, site: &Site, pair: u32, duration: Duration, cpus: &Cp
         let meter = cpus.meter()?;
         let mut command = peers::command("perfdhcp");
         command.args(["-4", "-l", &relay]);
-        command.args([
-            "-r",
-            &PERFDHCP_RATE.to_string(),
-            "-p",
-            &seconds.to_string(),
-            "-R",
-            &KNOWN.to_string(),
-        ]);
+        command.args(["-r", &asked.to_string(), "-p", &seconds.to_string(), "-R", &KNOWN.to_string()]);
         let mut process = Process::start(command.arg(address), &log)?;
         // 3 says that not every exchange was completed.
         process.wait(patience)?;
@@ -167,12 +183,11 @@ fn perfdhcp(world: &World, site: &Site, pair: u32, duration: Duration, cpus: &Cp
         let word = line.and_then(|line| line.split_whitespace().next());
         word.and_then(|w| w.parse().ok()).with_context(|| format!("perfdhcp said no {name:?}:\n{report}"))
     };
-    let rate = number("Rate:")?;
-    println!("    perfdhcp, {}: {rate:.0}/s", site.server.name());
     Ok(Perfdhcp {
         server: site.server,
         pair,
-        exchanges_per_second: rate,
+        asked,
+        exchanges_per_second: number("Rate:")?,
         drops_percent: number("drops ratio:")?,
         cpu_seconds,
         seconds: seconds as f64,
@@ -231,7 +246,7 @@ fn table(cells: &[Cell], samples: &[Sample]) {
 }
 
 fn perfdhcp_table(reports: &[Perfdhcp]) {
-    println!("\nperfdhcp, {KNOWN} machines, asked for {PERFDHCP_RATE}/s");
+    println!("\nperfdhcp, {KNOWN} machines, the highest rate tried with at most {PERFDHCP_DROPS} % drops");
     println!("{:16}{:>11}{:>11}{:>11}", "", "exch./s", "drops %", "CPU s/1000");
     for server in Server::ALL {
         let of = |value: fn(&Perfdhcp) -> f64| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ::lab::appliance::Appliance;
 use ::lab::load::cpu::Cpus;
 use ::lab::load::dhcp::{self as load, End, Given, Plan, Way};
-use ::lab::net::{self, Host};
+use ::lab::net::{Host, ip};
 use ::lab::process::{Process, wait_for};
 use ::lab::world::World;
 use anyhow::{Context as _, Result};
@@ -62,13 +62,14 @@ impl Server {
             let ports = [direct.port(), relay.port()];
             Box::new(Appliance::start(world, &bridgehead(world, &net, &bridge, &ports, fast_path))?)
         } else {
-            net::bridge(&bridge, &net.with_prefix(net.server()))?;
-            net::plug(&direct.port(), &bridge)?;
-            net::plug(&relay.port(), &bridge)?;
+            // The appliance holds port 67 of every address outside.
+            let room = format!("room{number}");
+            lay_wire(&room, &bridge, &net, &[direct.port(), relay.port()])?;
             let dir = world.path(format!("{self:?}"));
             fs::create_dir_all(&dir)?;
-            let mut command =
+            let command =
                 if self == Self::Kea { kea(&net, &bridge, &dir)? } else { dnsmasq(&net, &bridge, &dir) };
+            let mut command = inside(&room, &command);
             Box::new(Process::start(&mut command, &dir.join("log"))?)
         };
         relay.address(&net.with_prefix(net.relay()))?;
@@ -118,6 +119,28 @@ impl Net {
     fn with_prefix(&self, address: Ipv4Addr) -> String {
         format!("{address}/16")
     }
+}
+
+/// A network namespace with a bridge, and `ports` moved to it.
+fn lay_wire(room: &str, bridge: &str, net: &Net, ports: &[String]) -> Result<()> {
+    let address = net.with_prefix(net.server());
+    ip(["netns", "add", room])?;
+    ip(["-n", room, "link", "add", bridge, "type", "bridge", "forward_delay", "0", "stp_state", "0"])?;
+    ip(["-n", room, "address", "add", &address, "dev", bridge])?;
+    ip(["-n", room, "link", "set", bridge, "up"])?;
+    for port in ports {
+        ip(["link", "set", port, "netns", room])?;
+        ip(["-n", room, "link", "set", port, "master", bridge, "up"])?;
+    }
+    Ok(())
+}
+
+/// The same command, in a network namespace.
+fn inside(room: &str, command: &Command) -> Command {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", room]).arg(command.get_program()).args(command.get_args());
+    inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    inside
 }
 
 fn bridgehead(world: &World, net: &Net, bridge: &str, ports: &[String], fast_path: &str) -> String {

@@ -1,9 +1,27 @@
 //! What the benchmarks of one server beside others share: samples, medians, ratios.
 
-use std::fs;
+use std::time::Duration;
+use std::{fs, thread};
 
+use ::lab::load::cpu::Cpus;
 use anyhow::Result;
 use serde::Serialize;
+
+/// A CPU for the client, the others for this process and the servers that it starts. Says so when the machine
+/// is not quiet enough to believe what comes.
+pub(super) fn cpus() -> Result<Cpus> {
+    let cpus = Cpus::divide()?;
+    cpus.leave_to_client()?;
+    let meter = cpus.meter()?;
+    thread::sleep(Duration::from_secs(1));
+    let busy = meter.seconds()?;
+    if busy > 0.05 {
+        println!(
+            "note: this machine is busy ({busy:.2} CPU seconds a second before any load): expect noise\n"
+        );
+    }
+    Ok(cpus)
+}
 
 /// The middle of the values, or the mean of the two in the middle.
 pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {

@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Effort;
-use super::measure::{column, median, save};
+use super::measure::{column, cpus, median, save};
 use super::tftp_servers::{Server, Site};
 
 const FILE: &str = "load.bin";
@@ -79,8 +79,7 @@ pub(super) fn full() -> Vec<Cell> {
 }
 
 pub(super) fn tftp(world: &World, cells: &[Cell], effort: &Effort<'_>) -> Result<()> {
-    let cpus = Cpus::divide()?;
-    cpus.leave_to_client()?;
+    let cpus = cpus()?;
     let content = Numbers::new(1350).bytes(FILE_LEN);
     let root = world.path("files");
     fs::create_dir_all(&root)?;
