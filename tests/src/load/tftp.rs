@@ -48,7 +48,7 @@ pub struct Outcome {
     pub bytes: u64,
     pub blocks: u64,
     pub transfers: u64,
-    /// Packets that were sent again after [`RETRY`].
+    /// Packets that were sent again after `RETRY`.
     pub retries: u64,
     /// From an ACK to the last block that it asked for: with windows, of a whole window.
     pub latency: Latency,
