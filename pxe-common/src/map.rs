@@ -16,7 +16,7 @@ use crate::verdict;
 use crate::wire::Datagram;
 
 /// Grows with every change of a struct here, of [`tftp::Session`] or of the counters' order.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The maps' names in the object.
 pub mod name {
@@ -45,14 +45,18 @@ pub const COUNTERS_LEN: usize = 2 * verdict::COUNTERS_PER_HOOK;
 
 /// Bytes from one chunk's beginning to the next one's.
 pub const CHUNK_STRIDE: usize = 1 << 16;
-/// The largest block that the programs send.
-pub const MAX_BLKSIZE: u16 = 2_048;
+/// What one helper call copies to a frame at most: all of a block on an Ethernet without jumbo
+/// frames.
+pub const PIECE_LEN: usize = 2_048;
+/// Pieces of a block at most.
+pub const MAX_PIECES: usize = 5;
+/// The largest block that the programs send: jumbo frames hold 9,000 bytes, some a little more.
+pub const MAX_BLKSIZE: u16 = (MAX_PIECES * PIECE_LEN) as u16;
 
-/// 64 KiB of a blob and the 2 KiB after them, so that every block lies in one chunk whole and
-/// is copied to the frame by one helper call.
+/// 64 KiB of a blob and the 2 KiB after them, so that every piece lies in one chunk whole.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub struct Chunk(pub [u8; CHUNK_STRIDE + MAX_BLKSIZE as usize]);
+pub struct Chunk(pub [u8; CHUNK_STRIDE + PIECE_LEN]);
 
 /// Sums in a page.
 pub const SUMS_PER_PAGE: usize = 1_024;
@@ -114,12 +118,23 @@ pub struct Session {
 }
 
 impl Session {
-    /// Whether the grant has ended.
+    /// Ends the grant.
+    #[inline(always)]
+    pub fn end(&mut self) {
+        self.idle_ns = 0;
+    }
+
+    /// Whether the grant was [ended](Session::end), and did not just run out.
+    pub fn ended(&self) -> bool {
+        self.idle_ns == 0
+    }
+
+    /// Whether the grant is over.
     #[inline(always)]
     pub fn expired(&self, now_ns: u64) -> bool {
         let active_ns = self.transfer.sent_ns();
         let since = if active_ns > self.opened_ns { active_ns } else { self.opened_ns };
-        now_ns.saturating_sub(since) > self.idle_ns
+        self.idle_ns == 0 || now_ns.saturating_sub(since) > self.idle_ns
     }
 }
 
@@ -128,6 +143,6 @@ const _: () = {
     assert!(size_of::<SessionKey>() == 12);
     assert!(size_of::<tftp::Session>() == 32);
     assert!(size_of::<Session>() == 32 + 2 * 4 + 2 * 8 + 2 * 4);
-    assert!(size_of::<Chunk>() == CHUNK_STRIDE + MAX_BLKSIZE as usize);
+    assert!(size_of::<Chunk>() == CHUNK_STRIDE + PIECE_LEN);
     assert!(size_of::<SumPage>() == 2 * SUMS_PER_PAGE);
 };

@@ -5,8 +5,9 @@ use crate::wire::{EtherType, Malformed, port};
 /// A decision. Each is counted, by hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The frame holds the answer, with this many bytes of a blob: send it back.
-    Reply(u16),
+    /// The frame holds the answer: send it back. So many bytes of a blob are sent, those of a
+    /// window's earlier blocks included.
+    Reply(u32),
     /// The frame is dealt with, and has no answer.
     Drop(Drop),
     /// The frame goes on to the next program and the network stack, unchanged.
@@ -80,11 +81,13 @@ reasons! {
         OtherUdp = "other-udp",
         /// A packet of a transfer in the kernel, but no plain ACK.
         TftpNotAck = "tftp-not-ack",
+        /// The client ended its transfer: the kernel's part ends, the daemon takes note.
+        TftpError = "tftp-error",
         /// The last ACK: the daemon takes note of the end.
         TftpFinished = "tftp-finished",
         /// The grant has ended.
         TftpExpired = "tftp-expired",
-        /// More than one block is due: windows are the daemon's.
+        /// More than one block is due: XDP can't send a second frame.
         TftpWindow = "tftp-window",
         /// The session's blob, or its sums, are gone.
         TftpNoBlob = "tftp-no-blob",

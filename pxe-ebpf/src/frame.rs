@@ -5,19 +5,19 @@ use core::ffi::c_void;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_adjust_tail,
-    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_clone_redirect, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use pxe_common::tftp::HEADER_LEN;
 use pxe_common::verdict::Hook;
-use pxe_common::wire::{Checksum, HEADERS_LEN};
+use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, Headers};
 
 /// Bytes before a block's data.
 pub(crate) const HEAD_LEN: usize = HEADERS_LEN + HEADER_LEN;
 
 /// Where the UDP checksum lies.
-const UDP_CHECKSUM: usize = 40;
+pub(crate) const UDP_CHECKSUM: u32 = 40;
 
 /// A frame at one of the hooks.
 pub(crate) trait Frame: EbpfContext {
@@ -26,8 +26,8 @@ pub(crate) trait Frame: EbpfContext {
     /// Bytes, from the Ethernet header on.
     fn len(&self) -> usize;
 
-    /// The first `N` bytes.
-    fn load<const N: usize>(&self) -> Option<[u8; N]>;
+    /// `N` bytes from offset `at`.
+    fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 
     /// Changes the frame's length. Where that fails the frame is as it was.
     fn resize(&self, len: u32) -> bool;
@@ -38,8 +38,11 @@ pub(crate) trait Frame: EbpfContext {
     /// `bytes` is valid for `len` bytes, and `len` is not 0.
     unsafe fn store(&self, at: u32, bytes: *const u8, len: u32) -> bool;
 
+    /// Sends the frame as it is now out of the port it came in by, and keeps it. Only at tc.
+    fn send_copy(&self) -> bool;
+
     /// Overwrites everything before a block's data, and leaves the UDP checksum right.
-    fn store_head(&self, head: [u8; HEAD_LEN], change: &Change) -> bool;
+    fn store_head(&self, reply: &Datagram, data: [u8; HEADER_LEN], change: &Change) -> bool;
 }
 
 /// How a reply's UDP datagram differs from the request's; addresses and ports only change places.
@@ -78,10 +81,10 @@ impl Frame for Xdp {
     }
 
     #[inline(always)]
-    fn load<const N: usize>(&self) -> Option<[u8; N]> {
+    fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the helper writes N bytes to an array of N, or fails.
-        let done = unsafe { bpf_xdp_load_bytes(self.0.ctx, 0, bytes.as_mut_ptr().cast(), N as u32) };
+        let done = unsafe { bpf_xdp_load_bytes(self.0.ctx, at, bytes.as_mut_ptr().cast(), N as u32) };
         (done == 0).then_some(bytes)
     }
 
@@ -98,9 +101,15 @@ impl Frame for Xdp {
         unsafe { bpf_xdp_store_bytes(self.0.ctx, at, bytes.cast_mut().cast(), len) == 0 }
     }
 
-    /// The frame has no checksum state: the field gets the whole sum, as `head` has it.
     #[inline(always)]
-    fn store_head(&self, head: [u8; HEAD_LEN], _: &Change) -> bool {
+    fn send_copy(&self) -> bool {
+        false
+    }
+
+    /// The frame has no checksum state: the field gets the whole sum.
+    #[inline(always)]
+    fn store_head(&self, reply: &Datagram, data: [u8; HEADER_LEN], change: &Change) -> bool {
+        let head = head(reply.headers(change.new_payload), data);
         // SAFETY: the array is as long as we say.
         unsafe { self.store(0, head.as_ptr(), HEAD_LEN as u32) }
     }
@@ -122,11 +131,11 @@ impl Frame for Tc {
     }
 
     #[inline(always)]
-    fn load<const N: usize>(&self) -> Option<[u8; N]> {
+    fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the helper writes N bytes to an array of N, or fails.
         let done =
-            unsafe { bpf_skb_load_bytes(self.0.skb.skb.cast(), 0, bytes.as_mut_ptr().cast(), N as u32) };
+            unsafe { bpf_skb_load_bytes(self.0.skb.skb.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
         (done == 0).then_some(bytes)
     }
 
@@ -145,19 +154,26 @@ impl Frame for Tc {
         unsafe { bpf_skb_store_bytes(self.0.skb.skb, at, bytes.cast(), len, flags) == 0 }
     }
 
+    #[inline(always)]
+    fn send_copy(&self) -> bool {
+        // SAFETY: a plain helper call; no pointer into the frame is held.
+        unsafe { bpf_clone_redirect(self.0.skb.skb, self.ifindex(), 0) == 0 }
+    }
+
     /// The field of an skb from a veth, tap or virtio peer may hold only the pseudo-header's sum,
     /// to be completed on its way out (CHECKSUM_PARTIAL), and a program can't see which it is. So
     /// the old value stays and the helper applies the difference, in the way that its state asks
     /// for: the pseudo-header's in either, the datagram's only to a complete sum.
     #[inline(always)]
-    fn store_head(&self, mut head: [u8; HEAD_LEN], change: &Change) -> bool {
-        [head[UDP_CHECKSUM], head[UDP_CHECKSUM + 1]] = change.old_checksum;
+    fn store_head(&self, reply: &Datagram, data: [u8; HEADER_LEN], change: &Change) -> bool {
+        let mut head = head(reply.headers(change.new_payload), data);
+        [head[40], head[41]] = change.old_checksum;
         let len = Checksum::ZERO.word(change.new_len).word(!change.old_len);
         let datagram = len.word(change.new_payload.folded()).word(!change.old_payload.folded());
         // A field of zero means that the client sends no checksums: it gets none either.
         let flags = u64::from(BPF_F_MARK_MANGLED_0);
         let skb = self.0.skb.skb;
-        let at = UDP_CHECKSUM as u32;
+        let at = UDP_CHECKSUM;
         // SAFETY: the array is as long as we say, and the offset lies in what was just stored.
         unsafe {
             self.store(0, head.as_ptr(), HEAD_LEN as u32)
@@ -165,6 +181,14 @@ impl Frame for Tc {
                 && bpf_l4_csum_replace(skb, at, 0, difference(len), flags | u64::from(BPF_F_PSEUDO_HDR)) == 0
         }
     }
+}
+
+#[inline(always)]
+fn head(headers: Headers, data: [u8; HEADER_LEN]) -> [u8; HEAD_LEN] {
+    let mut head = [0; HEAD_LEN];
+    head[..HEADERS_LEN].copy_from_slice(&headers);
+    head[HEADERS_LEN..].copy_from_slice(&data);
+    head
 }
 
 /// A sum as the kernel keeps them: over words in memory order (RFC 1071 section 2(B)).

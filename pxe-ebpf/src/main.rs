@@ -19,7 +19,10 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use frame::{Frame, Tc, Xdp};
 use pxe_common::verdict::{Pass, Verdict};
-use pxe_common::wire::{Datagram, ETHERNET_LEN, HEADERS_LEN};
+use pxe_common::wire::{Datagram, HEADERS_LEN};
+
+/// Where a frame's EtherType lies.
+const ETHERTYPE: u32 = 12;
 
 #[xdp(frags)]
 pub(crate) fn bridgehead_xdp(ctx: XdpContext) -> u32 {
@@ -51,11 +54,20 @@ fn decide<F: Frame>(frame: &F) -> Verdict {
 
 #[inline(always)]
 fn look<F: Frame>(frame: &F) -> Result<Verdict, Pass> {
-    let ethernet: [u8; ETHERNET_LEN] = frame.load().ok_or(Pass::Runt)?;
-    let ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
-    let headers: [u8; HEADERS_LEN] = frame.load().ok_or(Pass::of_ethertype(ethertype))?;
-    let packet = Datagram::parse(&headers, frame.len()).map_err(|why| Pass::of_malformed(why, ethertype))?;
+    let packet = datagram(frame)?;
     tftp::answer(frame, &packet)
+}
+
+/// A function of its own, so that the headers lie on the stack no longer than needed: functions
+/// that call each other share 512 bytes.
+#[inline(never)]
+fn datagram<F: Frame>(frame: &F) -> Result<Datagram, Pass> {
+    let Some(headers) = frame.load::<HEADERS_LEN>(0) else {
+        let ethertype = frame.load(ETHERTYPE).ok_or(Pass::Runt)?;
+        return Err(Pass::of_ethertype(u16::from_be_bytes(ethertype)));
+    };
+    let ethertype = u16::from_be_bytes([headers[12], headers[13]]);
+    Datagram::parse(&headers, frame.len()).map_err(|why| Pass::of_malformed(why, ethertype))
 }
 
 #[cfg(not(test))]

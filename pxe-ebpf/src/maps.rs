@@ -35,13 +35,13 @@ pub(crate) fn session<'a>(key: &SessionKey) -> Option<&'a mut Session> {
     SESSIONS.get_ptr_mut(key).map(|session| unsafe { &mut *session })
 }
 
-/// The blob's bytes from `offset` on, at least `MAX_BLKSIZE` of them.
+/// The blob's bytes from `offset` on, at least `PIECE_LEN` of them.
 #[inline(always)]
 pub(crate) fn bytes_at(blob: u32, offset: u64) -> Option<*const u8> {
     let chunk = (offset / CHUNK_STRIDE as u64) as u32;
     // SAFETY: an array's elements stay until the array goes, which waits for the program's end.
     let chunk = unsafe { BLOBS.get_value(&blob, &chunk)? };
-    // SAFETY: the mask keeps the pointer inside the chunk, which goes on for MAX_BLKSIZE.
+    // SAFETY: the mask keeps the pointer inside the chunk, which goes on for PIECE_LEN.
     Some(unsafe { chunk.0.as_ptr().add(offset as usize & (CHUNK_STRIDE - 1)) })
 }
 

@@ -1,25 +1,32 @@
-//! An ACK in, the next block out.
+//! An ACK in, the next blocks out.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
 use aya_log_ebpf::debug;
-use pxe_common::map::{MAX_BLKSIZE, SessionKey};
-use pxe_common::tftp::{BlockNo, HEADER_LEN, Step, packet};
+use pxe_common::map::{MAX_PIECES, PIECE_LEN, SessionKey};
+use pxe_common::tftp::{self, BlockNo, HEADER_LEN, Step, packet};
 use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
-use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, UDP_LEN};
+use pxe_common::wire::{Checksum, Datagram, UDP_LEN};
 
-use crate::frame::{Change, Frame, HEAD_LEN};
+use crate::frame::{Change, Frame, HEAD_LEN, UDP_CHECKSUM};
 use crate::maps;
 
 /// Answers a datagram that belongs to a transfer in the kernel.
 ///
-/// Everything that can fail is done before the frame is touched, and the session moves on only
-/// after the block is in the frame: what is passed is unchanged, and so is its session.
+/// Everything that can fail for the first block is done before the frame is touched, and the
+/// session moves on only after that block is in the frame: what is passed is unchanged, and so is
+/// its session.
 #[inline(always)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
-    let head: [u8; HEAD_LEN] = frame.load().ok_or(Pass::TftpNotAck)?;
-    let ack = [head[42], head[43], head[44], head[45]];
-    let number = packet::ack(ack).filter(|_| packet.payload_len as usize == HEADER_LEN);
+    let [old_checksum @ .., a, b, c, d]: [u8; 6] = frame.load(UDP_CHECKSUM).ok_or(Pass::TftpNotAck)?;
+    let payload = [a, b, c, d];
+    if packet::is_error(payload) {
+        session.end();
+        return Err(Pass::TftpError);
+    }
+    let number = packet::ack(payload).filter(|_| packet.payload_len as usize == HEADER_LEN);
     let number = number.ok_or(Pass::TftpNotAck)?;
 
     // SAFETY: a plain helper call.
@@ -37,56 +44,178 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         Step::Duplicate => return Ok(Verdict::Drop(Drop::TftpDuplicate)),
         Step::Stale => return Ok(Verdict::Drop(Drop::TftpStale)),
     };
-    if blocks.first != blocks.last {
+    // Of XDP, which can't send a second frame, only a lone block.
+    if F::HOOK == Hook::Xdp && blocks.first != blocks.last {
         return Err(Pass::TftpWindow);
     }
-    let index = blocks.first;
-    let len = transfer.len_of(index);
-    let bytes = maps::bytes_at(session.blob, transfer.offset_of(index)).ok_or(Pass::TftpNoBlob)?;
-    let data_sum = maps::sum_of(session.sums, index).ok_or(Pass::TftpNoBlob)?;
-
-    let [a, b, c, d] = packet::data_header(BlockNo::of(index));
-    let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
-    let reply = packet.reply(HEADER_LEN as u16 + len);
-    let mut out = [0; HEAD_LEN];
-    out[..HEADERS_LEN].copy_from_slice(&reply.headers(sum));
-    [out[42], out[43], out[44], out[45]] = [a, b, c, d];
-    let change = Change {
-        old_checksum: [head[40], head[41]],
-        old_len: UDP_LEN as u16 + packet.payload_len,
-        new_len: UDP_LEN as u16 + reply.payload_len,
-        old_payload: Checksum::ZERO.quad(ack),
-        new_payload: sum,
+    let mut sending = Sending {
+        frame,
+        packet,
+        blob: session.blob,
+        sums: session.sums,
+        transfer,
+        index: blocks.first,
+        held: Held {
+            payload_len: packet.payload_len,
+            sum: Checksum::ZERO.quad(payload),
+            checksum: old_checksum,
+        },
+        bytes: 0,
+        state: State::Untouched,
     };
-    if !frame.resize(HEAD_LEN as u32 + u32::from(len)) {
-        return Err(Pass::NoRoom);
+    next_block(0, &mut sending);
+    match sending.state {
+        State::Whole => {}
+        State::Untouched => return Err(Pass::TftpNoBlob),
+        State::NoRoom => return Err(Pass::NoRoom),
+        State::Broken => return Ok(Verdict::Drop(Drop::Unwritable)),
     }
-    if !store_data(frame, bytes, len) || !frame.store_head(out, &change) {
-        return Ok(Verdict::Drop(Drop::Unwritable));
-    }
-    session.transfer = transfer;
+    session.transfer = sending.transfer;
+    let sent = blocks.last - blocks.first + 1;
     match F::HOOK {
-        Hook::Xdp => session.sent_by_xdp += 1,
-        Hook::Tc => session.sent_by_tc += 1,
+        Hook::Xdp => session.sent_by_xdp += sent,
+        Hook::Tc => session.sent_by_tc += sent,
     }
-    debug!(frame, "tftp: block {} to {:i}", index, packet.source);
-    Ok(Verdict::Reply(len))
+    debug!(frame, "tftp: blocks {} to {} for {:i}", blocks.first, blocks.last, packet.source);
+    if F::HOOK == Hook::Tc && sent > 1 {
+        let step: extern "C" fn(u32, &mut Sending<'_, F>) -> i64 = next_block;
+        let state: *mut Sending<'_, F> = &mut sending;
+        // SAFETY: the callback gets the state that it expects, which outlives the call.
+        unsafe { bpf_loop(sent - 1, step as *mut c_void, state.cast(), 0) };
+        if sending.state != State::Whole {
+            // Some of the window is on its way. The client acknowledges that, and gets the rest.
+            return Ok(Verdict::Drop(Drop::Unwritable));
+        }
+    }
+    Ok(Verdict::Reply(sending.bytes))
 }
 
-/// Copies a block into the frame. The helpers take no empty copy.
+/// One answer, block after block through the same frame.
+struct Sending<'a, F> {
+    frame: &'a F,
+    /// The request.
+    packet: &'a Datagram,
+    blob: u32,
+    sums: u32,
+    transfer: tftp::Session,
+    /// The block that is put into the frame next.
+    index: u32,
+    held: Held,
+    /// Of the blob, in all frames.
+    bytes: u32,
+    state: State,
+}
+
+/// What is in the frame: the length of the UDP payload, its sum, and UDP's checksum field.
+struct Held {
+    payload_len: u16,
+    sum: Checksum,
+    checksum: [u8; 2],
+}
+
+/// The frame's state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum State {
+    /// It is the request.
+    Untouched,
+    /// It is still the request: its buffer can't grow.
+    NoRoom,
+    /// It is a block.
+    Whole,
+    /// It is of no use.
+    Broken,
+}
+
+/// Sends the block that the frame holds, if it does, and puts the next one into it.
+///
+/// A function of its own, because the verifier's 512 bytes of stack do not hold it twice.
+#[inline(never)]
+extern "C" fn next_block<F: Frame>(_: u32, sending: &mut Sending<'_, F>) -> i64 {
+    if sending.state == State::Whole {
+        sending.state = State::Broken;
+        if !sending.frame.send_copy() {
+            return 1;
+        }
+        let Some(checksum) = sending.frame.load(UDP_CHECKSUM) else { return 1 };
+        sending.held.checksum = checksum;
+    }
+    sending.put();
+    i64::from(sending.state != State::Whole)
+}
+
+impl<F: Frame> Sending<'_, F> {
+    /// Puts block `index` into the frame.
+    #[inline(always)]
+    fn put(&mut self) {
+        let len = self.transfer.len_of(self.index);
+        let offset = self.transfer.offset_of(self.index);
+        let Some(bytes) = maps::bytes_at(self.blob, offset) else { return };
+        let Some(data_sum) = maps::sum_of(self.sums, self.index) else { return };
+
+        let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
+        let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
+        let reply = self.packet.reply(HEADER_LEN as u16 + len);
+        let change = Change {
+            old_checksum: self.held.checksum,
+            old_len: UDP_LEN as u16 + self.held.payload_len,
+            new_len: UDP_LEN as u16 + reply.payload_len,
+            old_payload: self.held.sum,
+            new_payload: sum,
+        };
+        let frame_len = HEAD_LEN + len as usize;
+        if self.frame.len() != frame_len && !self.frame.resize(frame_len as u32) {
+            if self.state == State::Untouched {
+                self.state = State::NoRoom;
+            }
+            return;
+        }
+        let stored = store_piece(self.frame, 0, bytes, len) && self.store_rest(offset, len);
+        self.state = if stored && self.frame.store_head(&reply, [a, b, c, d], &change) {
+            State::Whole
+        } else {
+            State::Broken
+        };
+        self.held.payload_len = reply.payload_len;
+        self.held.sum = sum;
+        self.index += 1;
+        self.bytes += u32::from(len);
+    }
+
+    /// What of a block is left after its first piece: something in a jumbo frame.
+    #[inline(always)]
+    fn store_rest(&self, offset: u64, len: u16) -> bool {
+        let mut piece = 1;
+        while piece < MAX_PIECES {
+            let at = (piece * PIECE_LEN) as u16;
+            if len <= at {
+                break;
+            }
+            let Some(bytes) = maps::bytes_at(self.blob, offset + u64::from(at)) else { return false };
+            if !store_piece(self.frame, at, bytes, len - at) {
+                return false;
+            }
+            piece += 1;
+        }
+        true
+    }
+}
+
+/// Copies at most a piece of the `left` bytes into the frame, from the block's byte `at` on. The
+/// helpers take no empty copy.
 #[inline(always)]
-fn store_data<F: Frame>(frame: &F, bytes: *const u8, len: u16) -> bool {
-    if len == 0 {
+fn store_piece<F: Frame>(frame: &F, at: u16, bytes: *const u8, left: u16) -> bool {
+    if left == 0 {
         return true;
     }
-    let len = u32::from(len);
+    let len = if left as usize > PIECE_LEN { PIECE_LEN as u32 } else { u32::from(left) };
     // The verifier wants the bounds on the very register that the helper gets; read like this, the
     // compiler can't check one copy of the value and pass another.
     // SAFETY: a reference is valid to read from.
     let len = unsafe { core::ptr::read_volatile(&len) };
-    if len == 0 || len > u32::from(MAX_BLKSIZE) {
+    if len == 0 || len > PIECE_LEN as u32 {
         return false;
     }
-    // SAFETY: `bytes_at` gives at least MAX_BLKSIZE bytes.
-    unsafe { frame.store(HEAD_LEN as u32, bytes, len) }
+    // SAFETY: `bytes_at` gives at least PIECE_LEN bytes.
+    unsafe { frame.store(HEAD_LEN as u32 + u32::from(at), bytes, len) }
 }

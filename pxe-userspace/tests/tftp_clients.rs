@@ -35,10 +35,10 @@ fn real_clients_get_every_byte_from_the_kernel() {
     let Some(lab) = Lab::new("k") else { return };
     let (counters, events) = lab.fetch_everything(config::FastPath::Auto);
     let counters = counters.expect("the programs are loaded");
-    let blocks: u64 = fetches().map(|f| (f.len() / f.blksize + 1) as u64).sum();
+    let answers: u64 = fetches().map(Fetch::answers).sum();
     // Without options the daemon sends the first block: nothing came yet that asks for it.
     let first_blocks = fetches().filter(|f| !f.client.sends_options()).count() as u64;
-    assert_eq!(counters.tc["replies"], blocks - first_blocks, "{counters:?}");
+    assert_eq!(counters.tc["replies"], answers - first_blocks, "{counters:?}");
     assert_eq!(counters.tc["tftp-finished"], fetches().count() as u64, "{counters:?}");
     let initrds: Vec<&Event> = events.iter().filter(|e| e.stage == Stage::Initrd).collect();
     assert_eq!(initrds.len(), fetches().filter(|f| f.file == "initrd").count());
@@ -70,6 +70,7 @@ struct Fetch {
     client: Client,
     file: &'static str,
     blksize: usize,
+    window: usize,
 }
 
 fn fetches() -> impl Iterator<Item = Fetch> {
@@ -77,14 +78,16 @@ fn fetches() -> impl Iterator<Item = Fetch> {
         // curl 7.88 calls an empty file an error (71), whoever serves it.
         let curl = |blksize| Some(blksize).filter(|_| len != 0);
         [
-            (Client::Curl, curl(1468)),
+            (Client::Curl, curl(1468), 1),
             // 40 MiB in blocks of 512 wraps the block numbers.
-            (Client::Curl, curl(512)),
-            (Client::Atftp, Some(1024)),
-            (Client::Hpa, Some(512)),
+            (Client::Curl, curl(512), 1),
+            (Client::Atftp, Some(1024), 1),
+            (Client::Atftp, Some(1468), 4),
+            (Client::Atftp, Some(512), 16),
+            (Client::Hpa, Some(512), 1),
         ]
         .into_iter()
-        .filter_map(move |(client, blksize)| Some(Fetch { client, file, blksize: blksize? }))
+        .filter_map(move |(client, blksize, window)| Some(Fetch { client, file, blksize: blksize?, window }))
     })
 }
 
@@ -99,8 +102,14 @@ impl Fetch {
         SIZES.into_iter().find(|(name, _)| *name == self.file).map_or(0, |(_, len)| len)
     }
 
+    /// Frames that are answered with blocks.
+    fn answers(self) -> u64 {
+        (self.len() / self.blksize + 1).div_ceil(self.window) as u64
+    }
+
     fn command(self, out: &Path) -> Vec<String> {
         let (out, server, size) = (out.display().to_string(), SERVER.to_string(), self.blksize.to_string());
+        let (option, window) = (format!("blksize {size}"), format!("windowsize {}", self.window));
         let args: Vec<&str> = match self.client {
             Client::Curl => {
                 let url = format!("tftp://{server}/{}", self.file);
@@ -109,10 +118,12 @@ impl Fetch {
                     .to_vec();
             }
             Client::Atftp => {
-                let option = format!("blksize {size}");
-                return ["atftp", "--option", &option, "-g", "-r", self.file, "-l", &out, &server]
-                    .map(String::from)
-                    .to_vec();
+                let mut words = vec!["atftp", "--option", &option];
+                if self.window > 1 {
+                    words.extend(["--option", &window]);
+                }
+                words.extend(["-g", "-r", self.file, "-l", &out, &server]);
+                words
             }
             Client::Hpa => vec!["tftp", "-m", "octet", &server, "-c", "get", self.file, &out],
         };

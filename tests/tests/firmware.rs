@@ -23,9 +23,12 @@ fn bios_and_uefi_boot_at_once() {
         ensure!(firmwares == [Firmware::Bios, Firmware::Uefi]);
         for booting in &boot.machines {
             in_order(booting)?;
-            // Where the kernel takes the programs, the blocks of big files come from there.
-            let by = answered_by(booting, "kernel");
-            ensure!(matches!(by, Some("tc" | "xdp")), "the kernel was sent by {by:?}");
+            // Where the kernel takes the programs, the blocks come from there: lock-step or, as EDK2
+            // asks for its loader, in windows.
+            for stage in ["loader", "kernel"] {
+                let by = answered_by(booting, stage);
+                ensure!(matches!(by, Some("tc" | "xdp")), "{stage} was sent by {by:?}");
+            }
         }
         let nodes = boot.appliance.json(&["nodes"])?;
         for booting in &boot.machines {

@@ -155,6 +155,12 @@ pub fn ack(bytes: [u8; HEADER_LEN]) -> Option<BlockNo> {
     (u16::from_be_bytes([a, b]) == opcode::ACK).then_some(BlockNo(u16::from_be_bytes([c, d])))
 }
 
+/// Whether a payload that begins like this is an ERROR.
+#[inline(always)]
+pub fn is_error(bytes: [u8; HEADER_LEN]) -> bool {
+    u16::from_be_bytes([bytes[0], bytes[1]]) == opcode::ERROR
+}
+
 /// What stands before a block's data.
 #[inline(always)]
 pub fn data_header(block: BlockNo) -> [u8; HEADER_LEN] {

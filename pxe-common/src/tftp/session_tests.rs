@@ -182,7 +182,7 @@ proptest! {
     fn every_transfer_ends_whole(
         len in 0u64..20_000,
         blksize in 8u16..600,
-        window in 1u16..16,
+        window in 1u16..=64,
         fates in proptest::collection::vec(fate(), 20..200),
     ) {
         // A network that loses everything delivers nothing.
@@ -191,12 +191,22 @@ proptest! {
     }
 
     #[test]
-    fn no_input_breaks_a_session(acks in proptest::collection::vec((any::<u16>(), 0u64..1 << 40), 0..200)) {
-        let mut s = session(3_000, 16, 4);
+    fn no_input_breaks_a_session(
+        window in 1u16..=64,
+        // Mostly near what is in flight, so that windows move.
+        acks in proptest::collection::vec((prop_oneof![4 => 0u16..400, 1 => any::<u16>()], 0u64..1 << 40), 0..200),
+    ) {
+        let mut s = session(3_000, 16, window);
         for (ack, now) in acks {
-            if let Step::Send(blocks) = s.on_ack(BlockNo(ack), now) {
-                prop_assert!(blocks.first >= 1 && blocks.first <= blocks.last && blocks.last <= s.blocks());
-            }
+            let before = s.in_flight().map_or(s.acked()..=s.acked(), |b| b.first - 1..=b.last);
+            let step = s.on_ack(BlockNo(ack), now);
+            let Step::Send(blocks) = step else { continue };
+            prop_assert!(before.contains(&u32::from(ack)), "{ack} is of nothing in flight {before:?}");
+            // RFC 7440 section 4: from the block after the acknowledged one, a window at most, and
+            // less only at the file's end.
+            prop_assert_eq!(blocks.first, u32::from(ack) + 1);
+            prop_assert_eq!(blocks.last, s.blocks().min(u32::from(ack) + u32::from(window)));
+            prop_assert_eq!(s.in_flight(), Some(blocks));
         }
     }
 }
@@ -205,7 +215,8 @@ proptest! {
 fn block_numbers_wrap_on_a_bad_network() {
     let fates = [Fate::Arrives; 30].into_iter().chain([Fate::Lost, Fate::Arrives, Fate::Twice, Fate::Late]);
     run(150_000 * 8, 8, 1, fates.clone().collect());
-    run(150_000 * 8 + 3, 8, 7, fates.collect());
+    run(150_000 * 8 + 3, 8, 7, fates.clone().collect());
+    run(150_000 * 8 + 3, 8, 64, fates.collect());
 }
 
 #[test]

@@ -8,6 +8,8 @@ pub mod documents;
 mod events;
 mod failure;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod images;
 mod listener;
 mod metrics;

@@ -50,7 +50,7 @@ mod tests {
     use std::num::NonZeroU16;
 
     use proptest::prelude::*;
-    use pxe_common::map::MAX_BLKSIZE;
+    use pxe_common::map::{MAX_BLKSIZE, PIECE_LEN};
 
     use super::*;
 
@@ -62,7 +62,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn every_block_lies_in_one_chunk_with_its_sum(
+        fn every_piece_lies_in_one_chunk_and_every_block_has_its_sum(
             len in prop_oneof![Just(0usize), Just(CHUNK_STRIDE), Just(3 * CHUNK_STRIDE), 0..200_000usize],
             blksize in 512u16..=MAX_BLKSIZE,
         ) {
@@ -73,13 +73,17 @@ mod tests {
             let mut buf = Vec::new();
             for index in 1..=transfer.blocks() {
                 let (at, n) = (transfer.offset_of(index), usize::from(transfer.len_of(index)));
-                let number = at / CHUNK_STRIDE as u64;
-                prop_assert!(number < chunk_count(len as u64));
-                fill_chunk(&blob, number, &mut chunk).unwrap();
-                let inside = at as usize % CHUNK_STRIDE;
                 let want = &bytes[at as usize..at as usize + n];
-                prop_assert_eq!(&chunk.0[inside..inside + n], want);
-
+                for (i, piece) in want.chunks(PIECE_LEN).enumerate() {
+                    let at = at + (i * PIECE_LEN) as u64;
+                    let number = at / CHUNK_STRIDE as u64;
+                    prop_assert!(number < chunk_count(len as u64));
+                    fill_chunk(&blob, number, &mut chunk).unwrap();
+                    let inside = at as usize % CHUNK_STRIDE;
+                    prop_assert_eq!(&chunk.0[inside..inside + piece.len()], piece);
+                }
+                // An empty block's place is looked at, too.
+                prop_assert!(at / (CHUNK_STRIDE as u64) < chunk_count(len as u64));
                 let number = (index - 1) / SUMS_PER_PAGE as u32;
                 prop_assert!(number < page_count(&transfer));
                 fill_page(&blob, &transfer, number, &mut page, &mut buf).unwrap();

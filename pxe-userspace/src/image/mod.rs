@@ -7,6 +7,8 @@
 
 mod docker;
 mod extract;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod initrd;
 mod kernel;
 mod manifest;

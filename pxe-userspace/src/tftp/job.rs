@@ -1,7 +1,6 @@
 //! From a request to a transfer that can start: the part that waits for disks.
 
 use std::net::SocketAddrV4;
-use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use pxe_common::map::SessionKey;
@@ -91,8 +90,7 @@ impl Job {
         };
         // The grant is there before the client can know of the transfer: no ACK is early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
-        let in_kernel =
-            window == NonZeroU16::MIN && self.open_fast_path(&blob, *transfer.session(), now_ns());
+        let in_kernel = self.open_fast_path(&blob, *transfer.session(), now_ns());
         Ok(Accepted { blob, stage, transfer, first, in_kernel })
     }
 
