@@ -46,8 +46,7 @@ fn text(status: &Status, machines: &[Machine]) -> String {
     family("port_info", "gauge", "Ports of the bridge and the fast path's tier on each.", &ports);
     let mut stages = BTreeMap::<String, f64>::new();
     for machine in machines {
-        *stages.entry(machine.stage.map_or_else(|| "none".to_owned(), |stage| word(stage))).or_default() +=
-            1.0;
+        *stages.entry(machine.stage.map_or_else(|| "none".to_owned(), word)).or_default() += 1.0;
     }
     let stages: Vec<_> = stages.iter().map(|(stage, count)| (label(&[("stage", stage)]), *count)).collect();
     family("nodes", "gauge", "Machines by the stage that their last boot reached.", &stages);
