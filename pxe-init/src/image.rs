@@ -140,9 +140,11 @@ impl Image {
     /// over an image's own.
     pub(crate) fn prepare(&self, settings: &Settings) -> Result<(), ImageError> {
         for xattr in &self.description.xattrs {
+            // A symbolic link's own, never that of what it leads to.
+            let file = self.open_inside(&xattr.path, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty());
             // A kernel may not know a kind of attribute; most workloads never miss it.
-            if let Err(error) = xattr.set(self) {
-                say!("{error}");
+            if let Err(error) = file.and_then(|file| xattr.set(&file)) {
+                say!("the extended attribute {} of {} is lost: {error}", xattr.name, xattr.path);
             }
         }
         // A mount of its own, so that it can become the workload's root (see workload.rs).

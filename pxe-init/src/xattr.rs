@@ -4,50 +4,29 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
-use nix::sys::stat::Mode;
 use serde::Deserialize;
-
-use crate::image::Image;
 
 /// One attribute of one file.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Xattr {
     /// Below the image's root.
-    path: String,
-    name: String,
+    pub(crate) path: String,
+    pub(crate) name: String,
     /// Hexadecimal.
     value: String,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("the extended attribute {name} of {path} is lost: {source}")]
-pub(crate) struct XattrError {
-    path: String,
-    name: String,
-    source: io::Error,
-}
-
 impl Xattr {
-    /// Gives the image's file its attribute. A symbolic link's own, never that of what it leads to.
-    pub(crate) fn set(&self, image: &Image) -> Result<(), XattrError> {
-        self.try_set(image).map_err(|source| XattrError {
-            path: self.path.clone(),
-            name: self.name.clone(),
-            source,
-        })
-    }
-
-    fn try_set(&self, image: &Image) -> io::Result<()> {
+    /// Gives the attribute to a file that is open as a path (O_PATH): opening a device or FIFO any further
+    /// would do more than name it.
+    pub(crate) fn set(&self, file: &OwnedFd) -> io::Result<()> {
         let value = bytes(&self.value).ok_or(io::ErrorKind::InvalidData)?;
         let name = CString::new(self.name.as_str())?;
-        // Opening a device or FIFO would do more than name it; fsetxattr(2) refuses such a descriptor,
-        // its name in /proc is as good.
-        let file = image.open_inside(&self.path, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty())?;
+        // fsetxattr(2) refuses such a descriptor; its name in /proc is as good.
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         // SAFETY: both strings end with a zero byte, and the length is the value's; the kernel only reads.
         let set =
@@ -65,7 +44,8 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
+    use std::os::unix::fs::OpenOptionsExt as _;
     use std::process::Command;
 
     use super::*;
@@ -79,34 +59,26 @@ mod tests {
             return eprintln!("skipped: file capabilities are root's to give");
         }
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("image");
-        fs::create_dir_all(root.join("bin")).unwrap();
-        fs::write(root.join("bin/ping"), "x").unwrap();
-        let json = dir.path().join("image.json");
-        let attribute = |path: &str, value: &str| {
-            format!(r#"{{"path":"{path}","name":"security.capability","value":"{value}"}}"#)
+        let path = dir.path().join("ping");
+        fs::write(&path, "x").unwrap();
+        let file: OwnedFd = File::options().read(true).custom_flags(libc::O_PATH).open(&path).unwrap().into();
+        let attribute = |value: &str| Xattr {
+            path: "ping".into(),
+            name: "security.capability".into(),
+            value: value.into(),
         };
-        let xattrs =
-            [attribute("bin/ping", NET_RAW), attribute("bin/nothing", NET_RAW), attribute("bin/ping", "0")];
-        fs::write(&json, format!(r#"{{"argv":["x"],"xattrs":[{}]}}"#, xattrs.join(","))).unwrap();
-        let image = Image::open(&root, &json, None).unwrap();
-
-        let [ping, nothing, odd] = image.description.xattrs.as_slice() else { panic!("three attributes") };
-        ping.set(&image).unwrap();
-        let error = nothing.set(&image).unwrap_err().to_string();
-        assert!(
-            error.starts_with("the extended attribute security.capability of bin/nothing is lost: "),
-            "{error}"
-        );
-        assert!(odd.set(&image).is_err());
-
+        attribute(NET_RAW).set(&file).unwrap();
         // The judge is libcap's own reader, where there is one.
-        match Command::new("getcap").arg(root.join("bin/ping")).output() {
+        match Command::new("getcap").arg(&path).output() {
             Ok(output) => {
                 let text = String::from_utf8(output.stdout).unwrap();
                 assert!(text.contains("cap_net_raw=ep"), "{text}");
             }
             Err(_) => eprintln!("skipped in part: getcap is not installed (apt install libcap2-bin)"),
+        }
+        // Not even hexadecimal; and nothing that the kernel takes for a capability.
+        for bad in ["0", "0g", "00"] {
+            assert!(attribute(bad).set(&file).is_err(), "{bad}");
         }
     }
 }

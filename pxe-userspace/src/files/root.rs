@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -17,7 +17,6 @@ use crate::blob::Blob;
 /// `..` nor a symbolic link leads out, also while somebody changes the tree under us.
 #[derive(Debug)]
 pub struct Root {
-    path: PathBuf,
     directory: OwnedFd,
 }
 
@@ -26,12 +25,7 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())?;
-        Ok(Self { path: path.to_owned(), directory })
-    }
-
-    /// Where the directory was when it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { directory })
     }
 
     /// Opens a regular file. `path` is relative, without `..`.
