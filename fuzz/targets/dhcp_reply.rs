@@ -29,7 +29,8 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(reply.xid().to_be_bytes(), request.xid);
         assert_eq!(reply.chaddr(), request.mac.0);
         assert!(reply.opts().msg_type().is_some());
-        let Some(DhcpOption::ServerIdentifier(server)) = reply.opts().get(OptionCode::ServerIdentifier) else {
+        let Some(DhcpOption::ServerIdentifier(server)) = reply.opts().get(OptionCode::ServerIdentifier)
+        else {
             panic!("a reply names its server (RFC 2131 table 3)");
         };
         assert_eq!(server.octets(), [10, 77, 0, 1]);

@@ -16,7 +16,9 @@ fuzz_target!(|bytes: &[u8]| {
                     let first = request.options.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()));
                     assert_eq!(first.map(|(_, value)| value), Some(found));
                 }
-                let Some(value) = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()) else { continue };
+                let Some(value) = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()) else {
+                    continue;
+                };
                 let mut buf = [0; 64];
                 let bytes = oack(&mut buf, &[("tsize", value)]).expect("there is room");
                 let Ok(Packet::Oack(options)) = Packet::parse(bytes) else { panic!("an OACK") };
