@@ -171,8 +171,11 @@ impl<F: Frame> Sending<'_, F> {
             return;
         }
         let stored = store_piece(self.frame, 0, bytes, len) && self.store_rest(offset, len);
-        self.state =
-            if stored && self.frame.store_head(&reply, [a, b, c, d], &change) { State::Whole } else { State::Broken };
+        self.state = if stored && self.frame.store_head(&reply, [a, b, c, d], &change) {
+            State::Whole
+        } else {
+            State::Broken
+        };
         self.held.payload_len = reply.payload_len;
         self.held.sum = sum;
         self.index += 1;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::documents::Reloaded;
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{self, Config, DhcpMode};
+use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp};
 use crate::engine::Engine;
 use crate::files::Catalog;
@@ -47,6 +48,21 @@ pub fn serve(config: Config, file: &Path) -> anyhow::Result<()> {
     served
 }
 
+/// Removes every trace of the fast path of a daemon that was killed.
+pub fn detach_fast_path(config: &Config) -> anyhow::Result<()> {
+    let state = &config.state_dir;
+    if !state.exists() {
+        return Ok(());
+    }
+    let _lock = lock::take(state)?;
+    let mut ports = config.network.ports.clone();
+    let members = Path::new("/sys/class/net").join(&config.network.bridge).join("brif");
+    // None when there is no bridge.
+    let members = std::fs::read_dir(members).into_iter().flatten().flatten();
+    ports.extend(members.map(|port| port.file_name().to_string_lossy().into_owned()));
+    dataplane::remove_left(&Pins::of(state), &ports).context("unpinning the fast path")
+}
+
 async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     let state = &config.state_dir;
     std::fs::create_dir_all(state).with_context(|| format!("creating state-dir {}", state.display()))?;
@@ -54,6 +70,7 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     // Before anything is changed, so that no signal finds us half-way without a way back.
     let mut signals = Signals::new()?;
     let mut bridge = Bridge::set_up(&config.network, state).await?;
+    let pins = Pins::of(state);
 
     let shutdown = CancellationToken::new();
     let mut parts = JoinSet::new();
@@ -75,8 +92,10 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
         tracing::warn!("some parts did not end in time");
         parts.shutdown().await;
     }
+    // The links themselves go with their descriptors, at the latest when the process ends.
+    let detached = dataplane::remove_left(&pins, &port_names(&bridge)).context("unpinning the fast path");
     let restored = bridge.restore().await.context("giving the network back");
-    served.and(restored)
+    served.and(detached).and(restored)
 }
 
 type Parts = JoinSet<anyhow::Result<()>>;
@@ -140,7 +159,8 @@ impl Appliance {
             Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone())?;
         let catalog = Arc::new(catalog);
 
-        let fast_path = ports::load(config.network.fast_path, shutdown);
+        let pins = Pins::of(&config.state_dir);
+        let fast_path = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
@@ -155,7 +175,8 @@ impl Appliance {
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 
-        let tftp = Tftp::bind(address, info.mtu as u16).await?;
+        let left = fast_path.dataplane.as_ref().map(|d| d.left_ports()).unwrap_or_default();
+        let tftp = Tftp::bind_again(address, info.mtu as u16, &left).await?;
         let stats = tftp.stats();
         let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
         let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
@@ -244,6 +265,10 @@ impl Appliance {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         Ok(done)
     }
+}
+
+fn port_names(bridge: &Bridge) -> Vec<String> {
+    bridge.ports().into_iter().map(|port| port.name).collect()
 }
 
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -33,11 +33,20 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the appliance in the foreground.
-    Serve(ConfigFile),
+    Serve(Serve),
     /// Validate a configuration file without changing anything.
     Check(ConfigFile),
     #[command(flatten)]
     Ask(Ask),
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Serve nothing: take off the fast path that a killed daemon left running, and end.
+    #[arg(long)]
+    pub detach_fast_path: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,5 +14,5 @@ pub mod socket;
 mod stats;
 pub mod transfer;
 
-pub use fast_path::{Declined, FastPath};
+pub use fast_path::{Declined, FastPath, Left, Note};
 pub use stats::Stats;

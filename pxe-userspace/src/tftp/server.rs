@@ -12,10 +12,10 @@ use pxe_common::map::SessionKey;
 use pxe_common::tftp::packet::{self, ErrorCode, Request};
 use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN, Packet};
 
-use super::FastPath;
 use super::job::{Accepted, Job, Refused};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
+use super::{FastPath, Left, Note};
 use crate::blob::Blob;
 use crate::timeline::{AnsweredBy, Happened, Stage, Timeline, Who};
 
@@ -87,6 +87,35 @@ impl Server {
             transfers: HashMap::new(),
             asked: HashMap::new(),
             last_port: 0,
+        }
+    }
+
+    /// Goes on with what a killed daemon left in the kernel.
+    pub(super) fn resume(&mut self, now_ns: u64) {
+        let Some(fast_path) = self.fast_path.clone() else { return };
+        for Left { key, session, note, blob } in fast_path.left() {
+            let port = self.ports.iter().position(|port| *port == key.server_port);
+            let (Some(port), false) = (port.filter(|_| key.server == self.address.octets()), session.ended())
+            else {
+                fast_path.close(&key);
+                continue;
+            };
+            let client = SocketAddrV4::new(key.client.into(), key.client_port);
+            tracing::info!(%client, path = note.path, acked = session.transfer.acked(), "transfer taken over");
+            let live = Live {
+                port,
+                client,
+                // A repeated request means that the client saw no answer: it begins again.
+                request: Vec::new(),
+                path: note.path,
+                blob,
+                stage: note.stage,
+                transfer: Transfer::resume(session.transfer, now_ns),
+                in_kernel: true,
+                started_ns: note.started_ns,
+                sent_by_daemon: 0,
+            };
+            self.transfers.insert(key, Entry::Live(Box::new(live)));
         }
     }
 
@@ -168,6 +197,11 @@ impl Server {
         let Accepted { blob, stage, transfer, first, in_kernel } = accepted;
         if in_kernel {
             self.stats.add(Stat::FastPath, 1);
+            if let Some(fast_path) = &self.fast_path {
+                let (path, started_ns) = (job.path.clone(), now_ns);
+                let note = Note { path, stage, started_ns, blob: blob.key(), len: blob.len() };
+                fast_path.note(&job.key, &note);
+            }
         }
         let mut live = Box::new(Live {
             port: job.port,
