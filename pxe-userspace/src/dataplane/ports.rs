@@ -182,7 +182,8 @@ impl Ports {
         self.keep(Hook::Tc, index, link)
     }
 
-    pub(super) fn attach_filter(&mut self, port: &str) -> Result<Attached, AttachError> {
+    /// For kernels without tcx.
+    fn attach_filter(&mut self, port: &str) -> Result<Attached, AttachError> {
         remove_filters(port);
         // There already when others use it, or an earlier daemon did. If it is missing, attaching fails.
         let _ = tc::qdisc_add_clsact(port);
@@ -255,4 +256,49 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::super::{Dataplane, lock};
+    use super::*;
+
+    #[test]
+    fn a_filter_of_a_killed_daemon_is_replaced_and_taken_off() {
+        if !nix::unistd::Uid::effective().is_root() || Command::new("tc").arg("-V").output().is_err() {
+            eprintln!("skipped: root and tc are needed");
+            return;
+        }
+        let Ok((dataplane, _logs)) = Dataplane::load(false) else {
+            eprintln!("skipped: the programs can't be loaded here, as other tests say");
+            return;
+        };
+        // The namespace is the thread's, and goes with it.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                run("ip", "link add port type veth peer name other");
+                let filters = || run("tc", "filter show dev port ingress").matches("direct-action").count();
+                let mut ports = lock(&dataplane.ports);
+                let killed = ports.attach_filter("port").unwrap();
+                assert_eq!(filters(), 1);
+                std::mem::forget(killed);
+                let next = ports.attach_filter("port").unwrap();
+                assert_eq!(filters(), 1, "replaced");
+                drop(next);
+                assert_eq!(filters(), 0, "an orderly end");
+                std::mem::forget(ports.attach_filter("port").unwrap());
+                remove_filters("port");
+                assert_eq!(filters(), 0, "--detach-fast-path");
+            });
+        });
+    }
+
+    fn run(program: &str, args: &str) -> String {
+        let output = Command::new(program).args(args.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{program} {args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
 }
