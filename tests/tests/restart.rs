@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::appliance::{ADDRESS, Appliance, address_only, program};
 use lab::clients::Dhcp;
 use lab::net::Host;
+use lab::process::output;
 use lab::world::{self, World};
+use serde_json::Value;
 
 const BLKSIZE: usize = 1468;
 const WINDOW: usize = 4;
@@ -23,6 +25,7 @@ fn transfers_go_on_while_the_daemon_is_dead_and_the_next_takes_them_over() {
         let before = fs::read(world.path("files/big"))?;
         let mut fetch = Fetch::begin(&host)?;
         fetch.until(BLOCKS / 4)?;
+        let link = link_id()?;
         appliance.crash()?;
         // Nobody but the kernel is there.
         fetch.until(BLOCKS / 2)?;
@@ -30,6 +33,7 @@ fn transfers_go_on_while_the_daemon_is_dead_and_the_next_takes_them_over() {
         fs::write(world.path("files/other"), vec![0; before.len()])?;
         fs::rename(world.path("files/other"), world.path("files/big"))?;
         let appliance = Appliance::start(world, &config)?;
+        ensure!(link_id()? == link, "the same link with another program: no frame between them");
         fetch.until(BLOCKS / 2 + 100)?;
         fetch.lose_a_window()?;
         fetch.until(BLOCKS)?;
@@ -116,6 +120,19 @@ fn set_up(world: &World) -> Result<(Appliance, Host, String)> {
 /// Frames that tc answered, as the status has it.
 fn answers(appliance: &Appliance) -> Result<Option<u64>> {
     Ok(appliance.json(&["status"])?["counters"]["kernel.tc.replies"].as_u64())
+}
+
+/// The kernel's number of the link that is pinned; none where nobody can tell.
+fn link_id() -> Result<Option<u64>> {
+    if !lab::installed("bpftool") {
+        return Ok(None);
+    }
+    let ours = fs::read_dir("/sys/fs/bpf")?.flatten().find(|e| e.path().join("links").is_dir());
+    let links = ours.context("the daemon's directory")?.path().join("links");
+    let link = fs::read_dir(links)?.next().context("a pinned link")??.path();
+    let shown = output(Command::new("bpftool").args(["--json", "link", "show", "pinned"]).arg(link))?;
+    let shown: Value = serde_json::from_str(&shown)?;
+    Ok(Some(shown["id"].as_u64().with_context(|| format!("no id in {shown}"))?))
 }
 
 /// Directories on the bpffs, which is the world's own.
