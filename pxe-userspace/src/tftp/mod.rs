@@ -7,6 +7,7 @@
 
 mod fast_path;
 mod job;
+mod live;
 mod netascii;
 mod options;
 mod server;
