@@ -14,7 +14,9 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Deserialize;
 
+use crate::say;
 use crate::settings::Settings;
+use crate::xattr::Xattr;
 
 /// `/image.json`: what to run, written by the appliance when it packed the image.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -32,6 +34,7 @@ pub struct Description {
     pub user: String,
     /// `SIGTERM` or a number; none means SIGTERM.
     pub stop_signal: Option<String>,
+    pub xattrs: Vec<Xattr>,
 }
 
 /// An image's root file system and what is to run in it.
@@ -133,9 +136,15 @@ impl Image {
         Ok(text)
     }
 
-    /// Makes the root ready: the kernel's file systems in it, and the files that Docker, too, puts
+    /// Makes the root ready: its extended attributes, the kernel's file systems in it, and the files that Docker, too, puts
     /// over an image's own.
     pub(crate) fn prepare(&self, settings: &Settings) -> Result<(), ImageError> {
+        for xattr in &self.description.xattrs {
+            // A kernel may not know a kind of attribute; most workloads never miss it.
+            if let Err(error) = xattr.set(self) {
+                say!("{error}");
+            }
+        }
         // A mount of its own, so that it can become the workload's root (see workload.rs).
         bind(&self.root, &self.root).map_err(|source| ImageError::Prepare { what: "root", source })?;
         for (what, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)]

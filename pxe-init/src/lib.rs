@@ -21,10 +21,12 @@ mod rescue;
 mod settings;
 pub mod supervise;
 pub mod workload;
+mod xattr;
 
 pub use account::{Account, AccountError};
 pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
+pub use xattr::Xattr;
 
 /// A line on the console. A console that is gone stops nothing.
 #[macro_export]

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::text::hex;
+
 /// What makes two blobs the same: the same key means the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BlobKey {
@@ -93,10 +95,7 @@ impl Blob {
     /// A strong HTTP entity tag (RFC 9110 section 8.8.3), quotes included.
     pub fn etag(&self) -> String {
         match self.0.key {
-            BlobKey::Digest(d) => {
-                let hex: String = d[..16].iter().map(|b| format!("{b:02x}")).collect();
-                format!("\"{hex}\"")
-            }
+            BlobKey::Digest(digest) => format!("\"{}\"", hex(&digest[..16])),
             BlobKey::File { device, inode, modified_ns, len } => {
                 format!("\"{device:x}-{inode:x}-{modified_ns:x}-{len:x}\"")
             }

@@ -1,9 +1,16 @@
 //! The Bridgehead daemon and command line, as a library for its binary and its tests.
 //!
-//! Two walks explain the layout. A packet that the kernel passed on: [`dhcp::socket`] →
-//! [`dhcp::server`] → the reply builder of `pxe-common`; or [`tftp::socket`] → [`files`] →
-//! [`tftp::transfer`]. An image: [`image`] (Docker → tree → initrd → store) → [`boot`] (what a
-//! machine is told to load) → [`files`] → [`dataplane`] (the kernel's block map).
+//! Two walks explain the layout.
+//!
+//! - A packet that the kernel passed on: [`dhcp::socket`] → [`dhcp::server`] → the reply builder of
+//!   `pxe-common` → the store → back out. Or [`tftp::socket`] → [`files`] → [`tftp::transfer`] → back
+//!   out, and where the kernel can go on by itself, → [`dataplane`].
+//! - An image: [`image`] (Docker → tree → kernel and initrds → store) → [`boot`] (what a machine is told
+//!   to load) → [`files`] (names to bytes) → [`tftp`], [`api`] (HTTP) or [`dataplane`] (block map).
+//!
+//! Around them: [`app`] starts everything in order and is the only module that sees all;
+//! [`config`] is read by most, [`net`] has the bridge, [`workload`] the appliance's own containers,
+//! and all of them tell [`machines`] and the [`timeline`] what happened, which [`api`] and [`cli`] show.
 
 pub mod api;
 pub mod app;
@@ -11,6 +18,7 @@ pub mod blob;
 pub mod boot;
 pub mod cli;
 pub mod config;
+pub mod database;
 pub mod dataplane;
 pub mod dhcp;
 pub mod engine;
@@ -18,6 +26,8 @@ pub mod files;
 pub mod image;
 pub mod machines;
 pub mod net;
+pub mod stage;
+pub mod text;
 pub mod tftp;
 pub mod timeline;
 pub mod workload;

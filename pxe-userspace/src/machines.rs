@@ -9,25 +9,36 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::timeline::Stage;
+use crate::stage::Stage;
+use crate::text;
+
+/// Machines that are remembered. More is no rack but somebody making up MAC addresses; those that
+/// are declared or hold an address count, and are never forgotten.
+const MACHINES_MAX: usize = 8192;
 
 /// What is known of one machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Machine {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::mac")]
     pub mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
     /// Where its last boot stands; none when it was declared and never seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     /// When it reached that stage.
-    #[serde(serialize_with = "crate::timeline::micros_if_any")]
+    #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
     /// What its firmware said it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
     /// Its SMBIOS UUID (option 97), as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
 }
 
@@ -162,21 +173,22 @@ impl Machines {
 
 impl Register {
     fn machine(&mut self, mac: Mac) -> &mut Machine {
+        if self.by_mac.len() >= MACHINES_MAX && !self.by_mac.contains_key(&mac) {
+            self.forget_some();
+        }
         self.by_mac.entry(mac).or_insert_with(|| Machine::new(mac))
     }
-}
 
-/// A MAC as text, for serde.
-pub mod mac_text {
-    use pxe_common::Mac;
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
-
-    pub fn serialize<S: Serializer>(mac: &Mac, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(mac)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Mac, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    /// Forgets half of the machines that are neither declared nor hold an address, those first that
+    /// were not seen for the longest time.
+    fn forget_some(&mut self) {
+        let forgettable = self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none());
+        let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
+        forgettable.sort_unstable();
+        forgettable.truncate(forgettable.len().div_ceil(2));
+        for (_, mac) in forgettable {
+            self.by_mac.remove(&mac);
+        }
     }
 }
 
@@ -197,5 +209,24 @@ mod tests {
         assert_eq!(machines.get(A).and_then(|m| m.address), None);
         machines.released(B);
         assert_eq!(machines.by_address(address), None);
+    }
+
+    #[test]
+    fn made_up_machines_are_forgotten_and_real_ones_are_not() {
+        let machines = Machines::default();
+        machines.bound(A, Ipv4Addr::new(10, 77, 0, 100));
+        machines.write().machine(B).name = Some("n1".into());
+        let made_up = |n: u32| {
+            let [_, b, c, d] = n.to_be_bytes();
+            Mac([6, 0, 0, b, c, d])
+        };
+        let seen = |n: u32| Timestamp::from_second(n.into()).unwrap();
+        for n in 0..3 * MACHINES_MAX as u32 {
+            machines.reached(made_up(n), Stage::Discover, seen(n));
+        }
+        assert!(machines.all().len() <= MACHINES_MAX);
+        assert!(machines.get(A).is_some() && machines.get(B).is_some());
+        let last = 3 * MACHINES_MAX as u32 - 1;
+        assert!(machines.get(made_up(last)).is_some() && machines.get(made_up(0)).is_none());
     }
 }

@@ -1,10 +1,11 @@
 //! `bridgehead`: see `bridgehead --help`.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use bridgehead::cli::{self, Cli, Command};
 use bridgehead::config::Problem;
+use bridgehead::text;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
                     true => bridgehead::app::detach_fast_path(&config),
                     false => bridgehead::app::serve(config, &serve.file.config),
                 };
-                exit(done.map_err(|e| format!("{e:#}")))
+                exit(done.map_err(|e| text::chain(&*e)))
             }
             Err(problems) => misconfigured(&problems),
         },
@@ -38,7 +39,8 @@ fn log_to_stderr() {
         .with_env_var("BRIDGEHEAD_LOG")
         .with_default_directive(tracing::Level::INFO.into())
         .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
 
 fn misconfigured(problems: &[Problem]) -> ExitCode {

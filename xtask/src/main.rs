@@ -4,6 +4,7 @@ mod assets;
 mod bench;
 mod build;
 mod display;
+mod fuzz;
 mod lab;
 mod lint;
 mod paths;
@@ -35,6 +36,7 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Lab(lab::Arguments),
+    Fuzz(fuzz::Arguments),
     /// Install what building, the lab, the tests and the benchmarks need; say what, and nothing when it is there
     Setup,
     /// Build the kernel programs, pxe-init, the boot assets and `bridgehead`
@@ -44,13 +46,20 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = shell::with_administrators_path() {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Lab(arguments) => lab::lab(&arguments),
-        Command::Setup => setup::ensure(&[Need::Build, Need::Assets, Need::Lab, Need::Test, Need::Bench])
-            .map(|()| ExitCode::SUCCESS),
+        Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
+        Command::Setup => {
+            use Need::{Assets, Bench, Build, Lab, Peers, Test};
+            setup::ensure(&[Build, Assets, Lab, Test, Bench, Peers]).map(|()| ExitCode::SUCCESS)
+        }
         Command::Build => prepare(&[]).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint(),
     };

@@ -10,8 +10,7 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageRecord;
-use crate::machines::mac_text;
-use crate::timeline::micros;
+use crate::text;
 
 pub use crate::dataplane::{PortStatus, Tier};
 pub use crate::image::Freed as Collected;
@@ -21,7 +20,7 @@ pub use crate::workload::{WorkloadState, WorkloadStatus as Workload};
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
     pub version: String,
-    #[serde(serialize_with = "micros")]
+    #[serde(serialize_with = "text::micros")]
     pub started: Timestamp,
     pub bridge: BridgeStatus,
     pub ports: Vec<PortStatus>,
@@ -36,7 +35,7 @@ pub struct Status {
 pub struct BridgeStatus {
     pub name: String,
     pub address: Ipv4Net,
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::mac")]
     pub mac: Mac,
 }
 
@@ -44,12 +43,12 @@ pub struct BridgeStatus {
 #[serde(rename_all = "kebab-case")]
 pub struct Lease {
     pub address: Ipv4Addr,
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     pub state: LeaseState,
-    #[serde(serialize_with = "micros")]
+    #[serde(serialize_with = "text::micros")]
     pub expires: Timestamp,
 }
 
@@ -70,7 +69,7 @@ pub struct FileEntry {
     /// Below the files root.
     pub path: String,
     pub bytes: u64,
-    #[serde(serialize_with = "micros")]
+    #[serde(serialize_with = "text::micros")]
     pub modified: Timestamp,
 }
 
@@ -113,7 +112,7 @@ pub struct Reloaded {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Progress {
-    /// In words: `exporting`, `compressing`.
+    /// In words: `exporting`, `layer 2 of 3`, `packing`.
     pub step: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,

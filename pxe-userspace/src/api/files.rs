@@ -136,12 +136,9 @@ fn respond(
 
 /// EDK2's HTTP Boot tells an application from a disk image by this, or by the name's end.
 fn content_type(path: &str) -> &'static str {
-    let ends =
-        |end: &str| path.len() >= end.len() && path[path.len() - end.len()..].eq_ignore_ascii_case(end);
-    if path.is_char_boundary(path.len().saturating_sub(4)) && ends(".efi") {
-        "application/efi"
-    } else {
-        "application/octet-stream"
+    match path.rsplit_once('.') {
+        Some((_, end)) if end.eq_ignore_ascii_case("efi") => "application/efi",
+        _ => "application/octet-stream",
     }
 }
 

@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::documents::{Collected, Image, ImageLine};
 use super::events::ndjson;
-use super::{ApiState, Failure, ImageSource, Kind};
+use super::{ApiState, Failure, Kind};
+use crate::image::ImageSource;
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Image>>, Failure> {
     let images = state.images;

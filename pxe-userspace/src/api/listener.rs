@@ -40,20 +40,29 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Data that is not acknowledged for so long: the client is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
+/// Connections that a node may have at a time; GRUB has two. One that sends a byte an hour on each
+/// must not have all of the daemon's descriptors.
+pub const PER_NODE: usize = 64;
+
 /// What requests in progress get at the end.
 const LAST_ORDERS: Duration = Duration::from_secs(2);
 
 /// The open connections of a listener. Cloning it is cheap.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Connections(Arc<Mutex<Open>>);
 
-#[derive(Default)]
 pub(super) struct Open {
+    per_peer: usize,
     next: u64,
     pub(super) by_peer: HashMap<IpAddr, HashMap<u64, CancellationToken>>,
 }
 
 impl Connections {
+    /// None yet, and at most so many from one address.
+    pub fn at_most(per_peer: usize) -> Self {
+        Self(Arc::new(Mutex::new(Open { per_peer, next: 0, by_peer: HashMap::new() })))
+    }
+
     /// Resets every connection from `peer`. It has started anew, and will use its ports again.
     pub fn forget(&self, peer: IpAddr) {
         for forgotten in self.open().by_peer.get(&peer).into_iter().flat_map(HashMap::values) {
@@ -61,13 +70,18 @@ impl Connections {
         }
     }
 
-    fn enter(&self, peer: IpAddr) -> Entry {
+    /// None when `peer` has as many as it may.
+    fn enter(&self, peer: IpAddr) -> Option<Entry> {
         let mut open = self.open();
         open.next += 1;
-        let id = open.next;
+        let (id, per_peer) = (open.next, open.per_peer);
+        let of_peer = open.by_peer.entry(peer).or_default();
+        if of_peer.len() >= per_peer {
+            return None;
+        }
         let forgotten = CancellationToken::new();
-        open.by_peer.entry(peer).or_default().insert(id, forgotten.clone());
-        Entry { connections: self.clone(), peer, id, forgotten }
+        of_peer.insert(id, forgotten.clone());
+        Some(Entry { connections: self.clone(), peer, id, forgotten })
     }
 
     pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Open> {
@@ -105,10 +119,12 @@ pub async fn serve(listener: TcpListener, router: Router, connections: Connectio
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let entry = connections.enter(peer.ip().to_canonical());
-                tasks.spawn(connection(stream, peer, router.clone(), entry, stop.clone()));
-            }
+            Ok((stream, peer)) => match connections.enter(peer.ip().to_canonical()) {
+                Some(entry) => {
+                    tasks.spawn(connection(stream, peer, router.clone(), entry, stop.clone()));
+                }
+                None => tracing::debug!(%peer, "a client with too many connections"),
+            },
             // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");

@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use super::documents::Status;
 use super::{ApiState, Failure};
 use crate::machines::Machine;
+use crate::text::word;
 
 pub(super) async fn metrics(State(state): State<ApiState>) -> Result<impl IntoResponse, Failure> {
     let machines = state.boot.machines.all();
@@ -40,13 +41,12 @@ fn text(status: &Status, machines: &[Machine]) -> String {
     let ports: Vec<_> = status
         .ports
         .iter()
-        .map(|port| (label(&[("port", &port.name), ("tier", &word(&port.tier))]), 1.0))
+        .map(|port| (label(&[("port", &port.name), ("tier", &word(port.tier))]), 1.0))
         .collect();
     family("port_info", "gauge", "Ports of the bridge and the fast path's tier on each.", &ports);
     let mut stages = BTreeMap::<String, f64>::new();
     for machine in machines {
-        *stages.entry(machine.stage.map_or_else(|| "none".to_owned(), |stage| word(&stage))).or_default() +=
-            1.0;
+        *stages.entry(machine.stage.map_or_else(|| "none".to_owned(), word)).or_default() += 1.0;
     }
     let stages: Vec<_> = stages.iter().map(|(stage, count)| (label(&[("stage", stage)]), *count)).collect();
     family("nodes", "gauge", "Machines by the stage that their last boot reached.", &stages);
@@ -63,11 +63,6 @@ fn text(status: &Status, machines: &[Machine]) -> String {
         );
     }
     out
-}
-
-/// A unit variant's name as JSON has it.
-fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 fn label(pairs: &[(&str, &str)]) -> String {

@@ -8,6 +8,8 @@ pub mod documents;
 mod events;
 mod failure;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod images;
 mod listener;
 mod metrics;
@@ -18,22 +20,22 @@ mod report;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::files::Files;
+use crate::image::ImageSource;
 use crate::machines::Machines;
 use crate::timeline::Timeline;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
-pub use listener::{Connections, serve};
+pub use listener::{Connections, PER_NODE, serve};
 
 /// What the daemon says of itself. Methods may read from disk: they are called where that blocks
 /// nobody.
@@ -62,16 +64,6 @@ pub trait Images: Send + Sync + 'static {
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>>;
 }
 
-/// Where an image comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum ImageSource {
-    /// From the Docker engine.
-    Reference(String),
-    /// An OCI layout or a tar archive, on the appliance's disk.
-    Path(PathBuf),
-}
-
 /// What nodes need.
 #[derive(Clone)]
 pub struct BootState {
@@ -92,7 +84,7 @@ pub struct ApiState {
 pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
-        .route("/node/report", post(report::report))
+        .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)

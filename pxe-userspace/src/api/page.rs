@@ -6,11 +6,12 @@ use axum::extract::State;
 use axum::response::Html;
 
 use super::ApiState;
+use crate::text::word;
 
 pub(super) async fn page(State(state): State<ApiState>) -> Html<String> {
     let mut rows = String::new();
     for machine in state.boot.machines.all() {
-        let stage = machine.stage.map_or_else(|| "not seen".to_owned(), |s| format!("{s:?}").to_lowercase());
+        let stage = machine.stage.map_or_else(|| "not seen".to_owned(), word);
         let address = machine.address.map_or_else(String::new, |a| a.to_string());
         // Writing to a String can't fail.
         let _ = write!(

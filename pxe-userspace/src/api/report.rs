@@ -1,23 +1,23 @@
 //! What a node's init says of its boot.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, FromRequest as _, Request, State};
 use axum::http::StatusCode;
 use pxe_common::Mac;
 use serde::Deserialize;
 
 use super::{BootState, Failure, Kind, files};
-use crate::machines::mac_text;
+use crate::text;
 use crate::timeline::{Happened, Stage, Who};
 
 /// The body of `POST /node/report`. Unknown keys are for daemons newer than this one.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Report {
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::mac")]
     mac: Mac,
     stage: Reported,
     detail: Option<String>,
@@ -53,16 +53,25 @@ impl Reported {
     }
 }
 
+/// A report is a few words.
+pub(super) const BODY_MAX: usize = 16 * 1024;
+
 /// Words from a node are cut there: they go into the database and onto people's terminals.
 const WORDS_MAX: usize = 1000;
+
+/// For the whole of a report to arrive.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn report(
     State(state): State<BootState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    report: Result<Json<Report>, JsonRejection>,
+    request: Request,
 ) -> Result<StatusCode, Failure> {
-    let Json(report) =
-        report.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "docs/api.md shows a report"))?;
+    let invalid = |error| Failure::new(Kind::Invalid, error, "docs/api.md shows a report");
+    let Json(report) = tokio::time::timeout(ARRIVES_WITHIN, Json::<Report>::from_request(request, &()))
+        .await
+        .map_err(|_| invalid("the report did not arrive in time".to_owned()))?
+        .map_err(|rejection| invalid(rejection.body_text()))?;
     let address = files::ipv4(peer.ip());
     if state.machines.by_address(address).is_none_or(|machine| machine.mac != report.mac) {
         let error = format!("{address} is not the address of {}", report.mac);
@@ -89,6 +98,6 @@ pub(super) async fn report(
 }
 
 /// One line without control characters.
-fn words(text: String) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+fn words(said: String) -> String {
+    text::one_line(&said).chars().take(WORDS_MAX).collect()
 }

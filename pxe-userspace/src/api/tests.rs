@@ -48,8 +48,8 @@ impl Daemon {
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
-        let connections = Connections::default();
-        let api = listen(api_router(api_state), Connections::default(), &stop).await;
+        let connections = Connections::at_most(PER_NODE);
+        let api = listen(api_router(api_state), Connections::at_most(usize::MAX), &stop).await;
         let boot = listen(boot_router(boot_state), connections.clone(), &stop).await;
         Self { api, boot, connections, timeline, stop, _state: state }
     }
@@ -318,6 +318,9 @@ async fn a_node_reports_for_itself_only() {
     );
     assert_eq!(report(r#"{"mac": "52:54:00:77:00:02", "stage": "workload"}"#).await, 403);
     assert_eq!(report(r#"{"mac": "52:54:00:77:00:01", "stage": "ack"}"#).await, 400);
+    let huge =
+        format!(r#"{{"mac": "52:54:00:77:00:01", "stage": "workload", "detail": "{}"}}"#, "x".repeat(20_000));
+    assert_eq!(report(&huge).await, 400);
     let events = events(&daemon).await;
     let [workload, failed] = events.as_slice() else { panic!("{events:?}") };
     assert_eq!(workload.detail.as_deref(), Some("a b, 4.2 s after its kernel"));
@@ -398,6 +401,31 @@ async fn a_machine_that_starts_anew_finds_no_old_connection() {
     let error = tokio::task::spawn_blocking(move || left.read(&mut [0; 16]).unwrap_err()).await.unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(sockets(client), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_has_neither_all_connections_nor_all_time() {
+    let daemon = Daemon::start().await;
+    let boot = daemon.boot;
+    let held: Vec<_> = (0..PER_NODE).map(|_| TcpStream::connect(boot).unwrap()).collect();
+    // Each of them was accepted before this one.
+    let mut refused = TcpStream::connect(boot).unwrap();
+    let ended = tokio::task::spawn_blocking(move || refused.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)), "one too many was served: {ended:?}");
+    drop(held);
+    while !daemon.connections.open().by_peer.is_empty() {
+        pause().await;
+    }
+
+    let mut slow = TcpStream::connect(boot).unwrap();
+    let request = "POST /node/report HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    slow.write_all(request.as_bytes()).unwrap();
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut answer = [0; 12];
+        slow.read_exact(&mut answer).map(|()| answer)
+    });
+    let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.expect("an end").unwrap();
+    assert_eq!(answer.unwrap(), *b"HTTP/1.1 400");
 }
 
 async fn pause() {

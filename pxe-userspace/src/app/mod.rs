@@ -3,6 +3,7 @@
 mod lock;
 mod offers;
 mod ports;
+mod reload;
 mod signals;
 
 use std::net::SocketAddr;
@@ -13,21 +14,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::documents::Reloaded;
 use crate::api::{self, ApiState, BootState, Connections};
-use crate::config::{self, Config, DhcpMode};
+use crate::config::{Config, DhcpMode};
+use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp};
 use crate::engine::Engine;
 use crate::files::Catalog;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
-use crate::net::{self, Bridge, BridgeInfo};
+use crate::net::{self, Bridge, BridgeInfo, Ports};
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
@@ -64,8 +66,11 @@ pub fn detach_fast_path(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let state = &config.state_dir;
-    std::fs::create_dir_all(state).with_context(|| format!("creating state-dir {}", state.display()))?;
+    std::fs::create_dir_all(state).with_context(|| {
+        format!("state-dir {} can't be made: run as root, or name a directory that is yours", state.display())
+    })?;
     let _lock = lock::take(state)?;
     // Before anything is changed, so that no signal finds us half-way without a way back.
     let mut signals = Signals::new()?;
@@ -98,6 +103,15 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     served.and(detached).and(restored)
 }
 
+/// Each transfer holds a file open, each node a connection or two: far more than the usual 1,024.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 type Parts = JoinSet<anyhow::Result<()>>;
 
 /// Until the daemon is told to end, or a part fails.
@@ -108,7 +122,7 @@ async fn attend(appliance: &Appliance, signals: &mut Signals, parts: &mut Parts)
                 Signal::End => return Ok(()),
                 Signal::Reload => match appliance.reload().await {
                     Ok(done) => tracing::info!(changed = ?done.changed, needs_restart = ?done.needs_restart, "reloaded"),
-                    Err(error) => tracing::error!("nothing was changed: {error:#}"),
+                    Err(error) => tracing::error!("nothing was changed: {error}"),
                 },
             },
             Some(ended) = parts.join_next() => ended.context("a part of the daemon panicked")??,
@@ -122,6 +136,7 @@ struct Appliance {
     started: Timestamp,
     config: RwLock<Arc<Config>>,
     bridge: BridgeInfo,
+    ports: Ports,
     machines: Machines,
     timeline: Timeline,
     images: Images,
@@ -145,7 +160,7 @@ impl Appliance {
         parts: &mut Parts,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let database = config.state_dir.join("bridgehead.db");
+        let database = config.state_dir.join(database::FILE);
         let info = bridge.info().clone();
         let address = info.address.addr();
         let machines = Machines::new(&config);
@@ -184,7 +199,7 @@ impl Appliance {
 
         let boot =
             BootState { files: catalog.clone(), machines: machines.clone(), timeline: timeline.clone() };
-        let connections = Connections::default();
+        let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
@@ -199,6 +214,7 @@ impl Appliance {
             started: Timestamp::now(),
             config: RwLock::new(Arc::new(config)),
             bridge: info,
+            ports: bridge.ports().clone(),
             machines,
             timeline,
             images,
@@ -212,7 +228,8 @@ impl Appliance {
         });
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
         let listener = listen(listen_at, "[api] listen").await?;
-        let serving = api::serve(listener, api::api_router(state), Connections::default(), shutdown.clone());
+        let serving =
+            api::serve(listener, api::api_router(state), Connections::at_most(usize::MAX), shutdown.clone());
         parts.spawn(serving.map(Ok));
         Ok(appliance)
     }
@@ -220,55 +237,10 @@ impl Appliance {
     fn config(&self) -> Arc<Config> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    /// Takes over a changed configuration; one that does not validate changes nothing.
-    async fn reload(&self) -> anyhow::Result<Reloaded> {
-        let _reloading = self.reloading.lock().await;
-        let new = config::load(&self.file).map_err(|problems| {
-            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!(lines.join("\n"))
-        })?;
-        let old = self.config();
-        let mut done = Reloaded::default();
-        let parts: [(&str, bool, bool); 12] = [
-            ("state-dir", old.state_dir != new.state_dir, false),
-            ("[network]", old.network != new.network, false),
-            ("[http]", old.http != new.http, false),
-            ("[api]", old.api != new.api, false),
-            ("[docker]", old.docker != new.docker, false),
-            ("[dhcp] mode", old.dhcp.mode != new.dhcp.mode, false),
-            ("[dhcp]", old.dhcp != new.dhcp, true),
-            ("[files]", old.files_root != new.files_root, true),
-            ("[boot]", old.boot != new.boot, true),
-            (
-                "profiles",
-                (&old.profiles, &old.default_profile) != (&new.profiles, &new.default_profile),
-                true,
-            ),
-            ("nodes", old.nodes != new.nodes, true),
-            ("workloads", old.workloads != new.workloads, true),
-        ];
-        for (name, _, applies) in parts.into_iter().filter(|(_, changed, _)| *changed) {
-            if applies { &mut done.changed } else { &mut done.needs_restart }.push(name.to_owned());
-        }
-        // What runs on sockets and links that stay as they are keeps its configuration.
-        let dhcp = config::Dhcp { mode: old.dhcp.mode, ..new.dhcp };
-        let (state_dir, network) = (old.state_dir.clone(), old.network.clone());
-        let (http, api, docker) = (old.http.clone(), old.api.clone(), old.docker.clone());
-        let new = Config { state_dir, network, http, api, docker, dhcp, ..new };
-
-        self.catalog.reconfigure(&new)?;
-        self.dhcp.reconfigure(&new);
-        self.machines.declare(&new);
-        self.wanted.want(&new);
-        self.workloads.apply(&new).await;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-        Ok(done)
-    }
 }
 
 fn port_names(bridge: &Bridge) -> Vec<String> {
-    bridge.ports().into_iter().map(|port| port.name).collect()
+    bridge.ports().now().into_iter().map(|port| port.name).collect()
 }
 
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -10,13 +10,13 @@ use tokio::sync::mpsc;
 
 use super::Appliance;
 use crate::api::documents::{
-    BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, Profile, Progress, Reloaded, Status,
-    Workload,
+    BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, PortStatus, Profile, Progress, Reloaded,
+    Status, Tier, Workload,
 };
-use crate::api::{self, Failure, ImageSource, Kind};
-use crate::config::Source;
-use crate::dhcp;
-use crate::image::{self, AddError, Availability, ImageRecord, RemoveError};
+use crate::api::{self, Failure, Kind};
+use crate::config::{FastPath, Source};
+use crate::dhcp::{self, Rival};
+use crate::image::{self, AddError, Availability, ExportError, ImageRecord, ImageSource, RemoveError};
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
@@ -30,21 +30,6 @@ impl api::Appliance for Appliance {
             flatten("kernel", &seen, &mut counters);
             counters.insert("kernel.published-bytes".into(), dataplane.published_bytes());
         }
-        let mut alerts: Vec<String> = dhcp
-            .rivals
-            .iter()
-            .map(|rival| {
-                format!(
-                    "another DHCP server, {}, answers on this segment: machines may boot from it instead; \
-                     stop it, or set [dhcp] mode = \"proxy\"",
-                    rival.server
-                )
-            })
-            .collect();
-        alerts.extend(self.fast_path.off_because.iter().map(|why| format!("fast path off: {why}")));
-        alerts.extend(
-            self.profiles().into_iter().filter_map(|p| Some(format!("profile {}: {}", p.name, p.problem?))),
-        );
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             started: self.started,
@@ -53,8 +38,8 @@ impl api::Appliance for Appliance {
                 address: self.bridge.address,
                 mac: self.bridge.mac,
             },
-            ports: self.fast_path.dataplane.as_ref().map(|d| d.ports()).unwrap_or_default(),
-            alerts,
+            ports: self.port_tiers(),
+            alerts: self.alerts(&dhcp.rivals),
             counters,
         }
     }
@@ -116,7 +101,7 @@ impl api::Appliance for Appliance {
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
         Box::pin(async {
             Appliance::reload(self).await.map_err(|error| {
-                Failure::new(Kind::Invalid, format!("{error:#}"), "nothing was changed: correct the file")
+                Failure::new(Kind::Invalid, error.to_string(), "nothing was changed: correct the file")
             })
         })
     }
@@ -132,10 +117,6 @@ impl api::Images for Appliance {
         source: ImageSource,
         progress: mpsc::Sender<Progress>,
     ) -> BoxFuture<'_, Result<Image, Failure>> {
-        let source = match source {
-            ImageSource::Reference(reference) => image::ImageSource::Docker(reference),
-            ImageSource::Path(path) => image::ImageSource::Path(path),
-        };
         Box::pin(async move {
             let report = move |step: image::Progress| {
                 let bytes = match &step {
@@ -174,6 +155,37 @@ impl api::Images for Appliance {
 }
 
 impl Appliance {
+    fn port_tiers(&self) -> Vec<PortStatus> {
+        if let Some(dataplane) = &self.fast_path.dataplane {
+            return dataplane.ports();
+        }
+        let off = |name| PortStatus { name, tier: Tier::Off, reason: self.fast_path.off_because.clone() };
+        self.ports.now().into_iter().map(|port| off(port.name)).collect()
+    }
+
+    /// What somebody should look at, and what to do about it.
+    fn alerts(&self, rivals: &[Rival]) -> Vec<String> {
+        let rivals = rivals.iter().map(|rival| {
+            format!(
+                "another DHCP server, {}, answers on this segment, and machines may boot from it: \
+                 stop it, or set [dhcp] mode = \"proxy\"",
+                rival.server
+            )
+        });
+        // What was asked for is nothing to look at.
+        let asked_for = self.config().network.fast_path == FastPath::Off;
+        let off = self
+            .fast_path
+            .off_because
+            .iter()
+            .filter(|_| !asked_for)
+            .map(|why| format!("the fast path is off, and machines are answered more slowly: {why}"));
+        let profiles = api::Appliance::profiles(self).into_iter().filter_map(|profile| {
+            Some(format!("profile {} can't be booted: {}", profile.name, profile.problem?))
+        });
+        rivals.chain(off).chain(profiles).collect()
+    }
+
     fn image(&self, record: &ImageRecord) -> Image {
         Image { profiles: self.profiles_of(&record.reference), record: record.clone() }
     }
@@ -187,12 +199,16 @@ impl Appliance {
 }
 
 fn add_failure(error: AddError) -> Failure {
-    let kind = match &error {
-        AddError::NoEngine(_) => Kind::Unavailable,
-        AddError::Work(_) | AddError::Store(_) => Kind::Internal,
-        _ => Kind::Invalid,
+    let (kind, hint) = match &error {
+        AddError::NoEngine(_) => (Kind::Unavailable, "or name an OCI layout or tar archive"),
+        AddError::Export(ExportError::Engine { .. }) => (Kind::Unavailable, "the engine's log says more"),
+        AddError::Work(_) | AddError::Store(_) | AddError::Export(ExportError::Spool { .. }) => {
+            (Kind::Internal, "check the state directory: `df -h`, `ls -l`")
+        }
+        AddError::Stage1(_) => (Kind::Internal, "docs/configuration.md, [boot] assets"),
+        _ => (Kind::Invalid, "docs/images.md says what an image needs"),
     };
-    Failure::new(kind, error.to_string(), "docs/images.md says what an image needs")
+    Failure::new(kind, error.to_string(), hint)
 }
 
 /// Numbers in a document by the path to them, joined with dots.

@@ -1,6 +1,7 @@
 //! grub.cfg for one machine.
 
 use super::plan::{Plan, Refusal};
+use crate::text::one_line;
 
 /// Loads and boots. When a file can't be had, GRUB says so and asks for its configuration again,
 /// so that a machine comes up by itself once the trouble is over.
@@ -80,6 +81,5 @@ fn quoted(words: &[String]) -> String {
 }
 
 fn quote(word: &str) -> String {
-    let flat: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("'{}'", flat.replace('\'', r"'\''"))
+    format!("'{}'", one_line(word).replace('\'', r"'\''"))
 }

@@ -2,6 +2,7 @@
 
 use super::paths::Generated;
 use super::plan::{Plan, Refusal};
+use crate::text::percent;
 
 /// Loads and boots over HTTP; on failure asks for the script again, as [`super::grub::boot`] does.
 ///
@@ -44,16 +45,7 @@ fn again(base_url: &str, own_path: &str, pause: u32) -> String {
 /// (RFC 3986 section 2.1).
 fn url(base_url: &str, path: &str) -> String {
     let below = if Generated::parse(path).is_some() { "" } else { "/files" };
-    let mut url = format!("{base_url}{below}/");
-    for byte in path.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                url.push(byte.into())
-            }
-            other => url.push_str(&format!("%{other:02X}")),
-        }
-    }
-    url
+    format!("{base_url}{below}/{}", percent(path, "/"))
 }
 
 /// Text for `echo`. iPXE's shell has no quoting (src/core/exec.c): what would mean something to it

@@ -118,16 +118,3 @@ impl Client {
         }
     }
 }
-
-/// Percent-encodes what is not unreserved (RFC 3986 section 2.3) nor in `also`.
-pub(super) fn escape(text: &str, also: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            byte if also.as_bytes().contains(&byte) => char::from(byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        })
-        .collect()
-}

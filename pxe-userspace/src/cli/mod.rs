@@ -13,10 +13,11 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::ImageSource;
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
+use crate::image::ImageSource;
 use crate::machines::Machine;
+use crate::text::percent;
 use crate::timeline::Event;
 use client::Client;
 
@@ -24,17 +25,32 @@ pub use client::AskError;
 
 /// PXE-boots bare metal from Docker images.
 #[derive(Debug, Parser)]
-#[command(name = "bridgehead", version, max_term_width = 100)]
+#[command(name = "bridgehead", version, max_term_width = 100, after_help = START)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
+const START: &str = "\
+To start: write a configuration (docs/configuration.md has the least that boots something), then
+  bridgehead check --config FILE      what is wrong with it, if anything
+  bridgehead serve --config FILE      run it; `ready` is printed when it answers packets
+  bridgehead events --follow          power a machine on, and see how far it gets
+  bridgehead status                   is everything well?
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. The log's level is BRIDGEHEAD_LOG (info).";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the appliance in the foreground.
+    ///
+    /// Logs go to stderr; `ready` on stdout says that packets are answered. SIGHUP applies a changed
+    /// configuration file, SIGTERM and SIGINT end the daemon and give the network back as it was. Needs
+    /// root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_NET_BIND_SERVICE, and CAP_BPF for the fast path.
     Serve(Serve),
     /// Validate a configuration file without changing anything.
+    ///
+    /// Exit code 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right for each fault.
     Check(ConfigFile),
     #[command(flatten)]
     Ask(Ask),
@@ -96,20 +112,23 @@ pub enum Ask {
     /// Bring images in, and remove them.
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Apply a changed configuration file.
+    /// Apply a changed configuration file, as SIGHUP does; no transfer is dropped.
     Reload(Reading),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Import an image from the Docker engine, an OCI layout's directory or a tar archive.
+    ///
+    /// What exists as a path is taken for one; `NAME:TAG` names an image of the engine's. An image that is
+    /// here already is made anew only when it has changed.
     Add {
         #[arg(value_name = "REF|DIR|TAR")]
         image: String,
         #[command(flatten)]
         reading: Reading,
     },
-    /// Remove an imported image.
+    /// Remove an imported image. Its data stays until `image gc`.
     Rm {
         #[arg(value_name = "REF")]
         image: String,
@@ -167,7 +186,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             read::<Vec<Machine>>(&reading, "/api/nodes", out, |all| show::nodes(&all))
         }
         Ask::Nodes { node: Some(node), reading } => {
-            let path = format!("/api/nodes/{}", client::escape(&node, ""));
+            let path = format!("/api/nodes/{}", percent(&node, ""));
             read::<Machine>(&reading, &path, out, |machine| show::nodes(&[machine]))
         }
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
@@ -176,7 +195,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Profiles(reading) => read(&reading, "/api/profiles", out, show::profiles),
         Ask::Workloads(reading) => read(&reading, "/api/workloads", out, show::workloads),
         Ask::Events { follow, node, after, reading } => {
-            let node = node.map_or_else(String::new, |n| format!("&node={}", client::escape(&n, "")));
+            let node = node.map_or_else(String::new, |n| format!("&node={}", percent(&n, "")));
             let path = format!("/api/events?after={after}&follow={}{node}", u8::from(follow));
             let client = Client::new(&reading.api);
             client.lines::<Event>(client.get(&path)?, |event, line| match reading.json {
@@ -224,7 +243,7 @@ fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
         }
         ImageCommand::Rm { image, reading } => {
             let client = Client::new(&reading.api);
-            client.delete(&format!("/api/images/{}", client::escape(&image, "/:@")))?;
+            client.delete(&format!("/api/images/{}", percent(&image, "/:@")))?;
             print(&reading, &serde_json::json!({ "removed": [image] }), out, |_| format!("removed {image}\n"))
         }
         ImageCommand::Gc(reading) => {

@@ -1,13 +1,13 @@
 //! Documents as people read them.
 
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
 use crate::machines::Machine;
+use crate::text::word;
 use crate::timeline::Event;
 
 pub(super) fn status(status: Status) -> String {
@@ -86,11 +86,18 @@ pub(super) fn profiles(profiles: Vec<Profile>) -> String {
     let rows: Vec<_> = profiles
         .into_iter()
         .map(|p| {
-            let ready = if p.ready { "yes".to_owned() } else { or_dash(p.problem) };
-            [p.name, or_dash(p.image.or(p.kernel)), ready, or_dash(Some(p.cmdline))]
+            let ready = if p.ready { "yes" } else { "no" };
+            [
+                p.name,
+                or_dash(p.image.or(p.kernel)),
+                ready.into(),
+                or_dash(Some(p.cmdline)),
+                or_dash(p.problem),
+            ]
         })
         .collect();
-    table(["PROFILE", "BOOTS", "READY", "CMDLINE"], &rows, "no profiles are configured")
+    let heads = ["PROFILE", "BOOTS", "READY", "CMDLINE", "PROBLEM"];
+    table(heads, &rows, "no profiles are configured")
 }
 
 pub(super) fn workloads(workloads: Vec<Workload>) -> String {
@@ -151,9 +158,4 @@ pub(super) fn reloaded(done: &Reloaded) -> String {
 
 fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
-}
-
-/// A unit variant as JSON has it.
-fn word(value: impl Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }

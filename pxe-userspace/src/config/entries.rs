@@ -6,8 +6,10 @@ use std::net::Ipv4Addr;
 use pxe_common::Mac;
 use toml::Spanned;
 
-use super::file::{File, Findings, NodeTable, ProfileTable, WorkloadTable};
-use super::validate::{Segment, is_host_label};
+use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
+use super::findings::Findings;
+use super::segment::Segment;
+use super::values::is_host_label;
 use super::{Dhcp, DhcpMode, Node, Profile, Protocol, Source, Unknown, Workload, values};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {

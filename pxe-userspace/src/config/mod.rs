@@ -1,8 +1,11 @@
-//! Configuration: `file` reads TOML with spans, `validate` turns it into the [`Config`] that the
-//! rest of the daemon sees. Nothing outside this module handles unchecked values.
+//! Configuration: `file` is the TOML as written, `validate` and `entries` turn it into the [`Config`]
+//! that the rest of the daemon sees, `survey` looks at the system, and `findings` has what is wrong.
+//! Nothing outside this module handles unchecked values.
 
 mod entries;
 mod file;
+mod findings;
+mod segment;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -11,15 +14,51 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
-pub use file::{Problem, check, load, parse};
+use findings::Findings;
+
+pub use findings::Problem;
 pub use validate::API_LISTEN;
+
+/// Reads and validates the file at `path`; the result is every problem found.
+pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+    parse(&read(path)?, path)
+}
+
+/// Validates a configuration's text. `path` names it in problems, and relative paths in it start
+/// where it lies.
+pub fn parse(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
+    let mut findings = Findings::new(text, path);
+    let config = findings.shape().and_then(|raw| validate::validate(&raw, &mut findings));
+    findings.result(config)
+}
+
+/// [`load`], and what can be seen of the system without changing it: the ports are there, the
+/// files root can be read. `bridgehead check`.
+pub fn check(path: &Path) -> Result<Config, Vec<Problem>> {
+    let text = read(path)?;
+    let mut findings = Findings::new(&text, path);
+    let Some(raw) = findings.shape() else { return findings.result(None) };
+    let config = validate::validate(&raw, &mut findings);
+    survey::survey(&raw, &mut findings);
+    findings.result(config)
+}
+
+fn read(path: &Path) -> Result<String, Vec<Problem>> {
+    std::fs::read(path)
+        .map_err(|error| (error.to_string(), "name a readable file with --config".to_owned()))
+        .and_then(|bytes| {
+            String::from_utf8(bytes)
+                .map_err(|error| (error.utf8_error().to_string(), "TOML is UTF-8 text".to_owned()))
+        })
+        .map_err(|(what, right)| vec![Problem { file: path.to_owned(), line: 1, column: 1, what, right }])
+}
 
 /// A configuration in which everything that can be checked without the system has been.
 #[derive(Clone, Debug, PartialEq)]

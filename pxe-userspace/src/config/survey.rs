@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::file::{File, Findings};
+use super::file::File;
+use super::findings::Findings;
 
 pub(super) fn survey(raw: &File, findings: &mut Findings<'_>) {
     // Not /sys/class/net: that shows the network namespace of whoever mounted it.

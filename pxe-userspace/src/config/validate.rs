@@ -8,7 +8,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use toml::Spanned;
 
-use super::file::{DhcpTable, File, Findings};
+use super::file::{DhcpTable, File};
+use super::findings::Findings;
+use super::segment::Segment;
+use super::values::is_host_label;
 use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, entries, values};
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
@@ -34,8 +37,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let default_profile = entries::default_profile(raw, &profiles, &dhcp, findings);
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
-    let http =
-        Http { port: raw.http.as_ref().and_then(|h| h.port.as_ref()).map_or(HTTP_PORT, |p| *p.get_ref()) };
+    let http = http(raw, findings);
     let workloads = entries::workloads(raw, &segment, &dhcp, http.port, &mut claimed, findings);
     let directory = findings.directory();
     let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
@@ -59,33 +61,6 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
         nodes,
         workloads,
     })
-}
-
-/// The boot segment's addresses.
-pub(super) struct Segment {
-    net: Ipv4Net,
-    own: Ipv4Addr,
-}
-
-impl Segment {
-    fn new(address: Ipv4Net) -> Self {
-        Self { net: address.trunc(), own: address.addr() }
-    }
-
-    /// What keeps `address` from being a host's on the segment.
-    pub(super) fn fault(&self, address: Ipv4Addr) -> Option<(String, String)> {
-        let Self { net, .. } = self;
-        if !net.contains(&address) {
-            Some((format!("{address} is outside {net}"), "use an address of [network] address".to_owned()))
-        } else if address == net.network() || address == net.broadcast() {
-            Some((
-                format!("{address} is {net}'s network or broadcast address"),
-                "use an address between the two".to_owned(),
-            ))
-        } else {
-            None
-        }
-    }
 }
 
 fn network(raw: &File, findings: &mut Findings<'_>) -> Network {
@@ -277,12 +252,14 @@ fn dhcp_options(table: &DhcpTable, findings: &mut Findings<'_>) -> BTreeMap<u8, 
     options
 }
 
-/// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).
-pub(super) fn is_host_label(text: &str) -> bool {
-    (1..=63).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+fn http(raw: &File, findings: &mut Findings<'_>) -> Http {
+    let Some(port) = raw.http.as_ref().and_then(|h| h.port.as_ref()) else {
+        return Http { port: HTTP_PORT };
+    };
+    if *port.get_ref() == 0 {
+        findings.add(port.span(), "port 0 is none", "nodes are told the port: name one, such as 80");
+    }
+    Http { port: *port.get_ref() }
 }
 
 fn api(raw: &File, segment: &Segment, http_port: u16, findings: &mut Findings<'_>) -> Api {

@@ -1,4 +1,4 @@
-//! Values that TOML has no type for: durations, sizes, published ports, DHCP options.
+//! Values that TOML has no type for: durations, sizes, published ports, DHCP options, host names.
 
 use std::time::Duration;
 
@@ -78,6 +78,14 @@ fn hex_bytes(text: &str) -> Option<Vec<u8>> {
         .collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
+/// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).
+pub(super) fn is_host_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 /// Why an option's number can't be set by hand, and what to set instead.

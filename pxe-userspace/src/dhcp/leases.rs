@@ -54,14 +54,14 @@ pub enum LeaseState {
 #[serde(rename_all = "kebab-case")]
 pub struct Lease {
     pub address: Ipv4Addr,
-    #[serde(with = "crate::machines::mac_text")]
+    #[serde(with = "crate::text::mac")]
     pub mac: Mac,
     pub state: LeaseState,
     /// When the client stops using the address; for a declined one, when the quarantine ends.
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "crate::text::micros")]
     pub expires: Timestamp,
     /// The end that the store knows. Never before what a client was told.
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "crate::text::micros")]
     pub durable_until: Timestamp,
     /// Every option 61 the machine has sent, in hexadecimal.
     pub client_ids: BTreeSet<String>,

@@ -15,4 +15,4 @@ pub use leases::{Change, Lease, LeaseState, Leases};
 pub use scope::Scope;
 pub use server::{Command, Counters, Rival, Server};
 pub use socket::{Bound, Dhcp, ServeError, bind};
-pub use store::{LeaseStore, LeaseStoreError};
+pub use store::{LeaseStore, WriteError};

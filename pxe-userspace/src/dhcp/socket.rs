@@ -19,8 +19,9 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
-use super::{Change, Counters, Lease, LeaseStore, LeaseStoreError, Rival, Server};
+use super::{Change, Counters, Lease, LeaseStore, Rival, Server};
 use crate::config::Config;
+use crate::database::DatabaseError;
 use crate::machines::Machines;
 use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
@@ -76,7 +77,7 @@ impl Dhcp {
         config: &Config,
         path: &Path,
         machines: &Machines,
-    ) -> Result<(Self, LeaseStore), LeaseStoreError> {
+    ) -> Result<(Self, LeaseStore), DatabaseError> {
         let store = LeaseStore::open(path)?;
         let server = Server::new(config, store.load()?);
         for lease in server.leases().bound(Timestamp::now()) {

@@ -4,13 +4,13 @@
 //! (design invariant 1), so that after a power cut no address has two machines.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::leases::{Change, Lease, LeaseState};
+use crate::database::{self, DatabaseError, Durability};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS lease (
@@ -23,18 +23,12 @@ CREATE TABLE IF NOT EXISTS lease (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// The leases could not be opened, read or written.
+/// Leases could not be written.
 #[derive(Debug, thiserror::Error)]
-pub enum LeaseStoreError {
-    #[error("opening the leases in {path}: {source}")]
-    Open { path: PathBuf, source: rusqlite::Error },
-    #[error(
-        "{path} is damaged or not Bridgehead's: {found}. Move it away to start with no leases \
-         (machines keep their addresses as they ask again), or restore a copy"
-    )]
-    Damaged { path: PathBuf, found: String },
-    #[error("writing leases to {path}: {source}; nothing is offered until this works again")]
-    Write { path: PathBuf, source: rusqlite::Error },
+#[error("writing leases to {path}: {source}; nothing is offered until this works again")]
+pub struct WriteError {
+    path: PathBuf,
+    source: rusqlite::Error,
 }
 
 /// The leases' table.
@@ -46,39 +40,36 @@ pub struct LeaseStore {
 
 impl LeaseStore {
     /// Opens the table in the database at `path`; both are created when missing.
-    pub fn open(path: &Path) -> Result<Self, LeaseStoreError> {
-        let error = |source: rusqlite::Error| open_error(path, source);
-        let db = Connection::open(path).map_err(error)?;
-        db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
-        db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
-        // NORMAL would lose the last commits in a power cut: addresses that clients already have.
-        db.pragma_update(None, "synchronous", "FULL").map_err(error)?;
-        db.execute_batch(SCHEMA).map_err(error)?;
-        let found: Option<String> =
-            db.query_row("PRAGMA quick_check(lease)", [], |row| row.get(0)).optional().map_err(error)?;
+    pub fn open(path: &Path) -> Result<Self, DatabaseError> {
+        // Anything less would lose the last commits in a power cut: addresses that clients already have.
+        let db = database::open(path, Durability::All, SCHEMA)?;
+        let found: Option<String> = db
+            .query_row("PRAGMA quick_check(lease)", [], |row| row.get(0))
+            .optional()
+            .map_err(|source| database::unreadable(path, source))?;
         match found.filter(|f| f != "ok") {
-            Some(found) => Err(LeaseStoreError::Damaged { path: path.to_owned(), found }),
+            Some(found) => Err(DatabaseError::Damaged { path: path.to_owned(), found }),
             None => Ok(Self { path: path.to_owned(), db }),
         }
     }
 
     /// Every lease. What memory knew more precisely is gone: a lease runs to its durable end.
-    pub fn load(&self) -> Result<Vec<Lease>, LeaseStoreError> {
+    pub fn load(&self) -> Result<Vec<Lease>, DatabaseError> {
         let rows = || -> Result<Vec<Lease>, rusqlite::Error> {
             self.db
                 .prepare("SELECT address, mac, state, durable_until, client_ids, uuid FROM lease")?
                 .query_map([], lease)?
                 .collect()
         };
-        rows().map_err(|source| open_error(&self.path, source))
+        rows().map_err(|source| database::unreadable(&self.path, source))
     }
 
     /// Writes `changes` in order, in one transaction. When this returns, they survive a power cut.
-    pub fn commit(&mut self, changes: &[Change]) -> Result<(), LeaseStoreError> {
+    pub fn commit(&mut self, changes: &[Change]) -> Result<(), WriteError> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.write(changes).map_err(|source| LeaseStoreError::Write { path: self.path.clone(), source })
+        self.write(changes).map_err(|source| WriteError { path: self.path.clone(), source })
     }
 
     fn write(&mut self, changes: &[Change]) -> Result<(), rusqlite::Error> {
@@ -108,23 +99,6 @@ impl LeaseStore {
             }
         }
         transaction.commit()
-    }
-}
-
-/// What SQLite found wrong with the file is told apart from what kept it from looking.
-fn open_error(path: &Path, source: rusqlite::Error) -> LeaseStoreError {
-    use rusqlite::{Error, ErrorCode};
-    let path = path.to_owned();
-    match &source {
-        Error::SqliteFailure(e, _)
-            if !matches!(
-                e.code,
-                ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown
-            ) =>
-        {
-            LeaseStoreError::Open { path, source }
-        }
-        _ => LeaseStoreError::Damaged { path, found: source.to_string() },
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::hex;
 use super::oci::ImageConfig;
 use super::tree::Tree;
+use crate::text::hex;
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]

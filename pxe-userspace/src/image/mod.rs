@@ -7,6 +7,8 @@
 
 mod docker;
 mod extract;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod initrd;
 mod kernel;
 mod manifest;
@@ -39,6 +41,7 @@ use self::store::Store;
 use self::tree::{Spool, Tree};
 use crate::blob::Blob;
 use crate::engine::{Engine, NoEngine};
+use crate::text::hex;
 
 pub use self::docker::ExportError;
 pub use self::extract::ExtractError;
@@ -89,9 +92,10 @@ pub struct ImageRecord {
     /// SHA-256 of the root file system's tree: the same contents have the same digest anywhere.
     pub digest: String,
     /// When the image was built, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     /// When it was brought in.
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "crate::text::micros")]
     pub added: Timestamp,
     pub config: ImageConfig,
     pub kernel: KernelChoice,
@@ -113,22 +117,13 @@ pub struct Unpacked {
 }
 
 /// Where an image comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ImageSource {
     /// A Docker engine's image by reference.
-    Docker(String),
+    Reference(String),
     /// What `docker save` wrote, or an OCI layout: a tar archive or a directory.
     Path(PathBuf),
-}
-
-impl std::str::FromStr for ImageSource {
-    type Err = std::convert::Infallible;
-
-    /// `/…`, `./…` and `../…` are paths, as for Docker's `-v`; anything else is a reference.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let is_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start)) || text == ".";
-        Ok(if is_path { Self::Path(text.into()) } else { Self::Docker(text.into()) })
-    }
 }
 
 /// How far [`Images::add`] is; its text is for people.
@@ -142,7 +137,7 @@ pub enum Progress {
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exported { bytes } => write!(f, "exported {} MiB", bytes >> 20),
+            Self::Exported { .. } => write!(f, "exporting"),
             Self::Layer { number, of } => write!(f, "layer {number} of {of}"),
             Self::Packing => write!(f, "packing"),
         }
@@ -179,7 +174,7 @@ pub enum AddError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    #[error("there is no image {0}; `bridgehead images` lists them")]
+    #[error("there is no image {0}")]
     NoSuchImage(String),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -223,7 +218,7 @@ impl Images {
         let _adding = self.0.adding.lock().await;
         let (name, engine_id, exported) = match source {
             ImageSource::Path(path) => (path.clone(), None, None),
-            ImageSource::Docker(reference) => {
+            ImageSource::Reference(reference) => {
                 let docker = self.0.engine.connect().await?;
                 let id = docker::resolve(&docker, reference).await?;
                 let images = self.clone();
@@ -375,8 +370,9 @@ impl Images {
         })?;
         let rootfs_blob = store.put(|out| {
             let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
-            initrd.file("image.json", &serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?)?;
             initrd.tree("image", &tree)?;
+            // Last: where Linux ran out of memory while it unpacked, this is missing.
+            initrd.file("image.json", &serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?)?;
             initrd.finish().map(drop)
         })?;
         let record = ImageRecord {
@@ -432,10 +428,6 @@ pub fn canonical(reference: &str) -> String {
 
 fn records(images: &BTreeMap<String, Image>) -> Vec<&ImageRecord> {
     images.values().map(|image| &*image.record).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

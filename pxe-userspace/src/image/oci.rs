@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::hex;
 use super::tar::{EntryKind, TarError, TarReader};
+use crate::text::hex;
 
 /// Manifests and configurations are kilobytes; more is no image of ours.
 const MAX_JSON: u64 = 16 * 1024 * 1024;
@@ -27,6 +27,7 @@ pub struct ImageConfig {
     pub env: Vec<String>,
     pub working_dir: String,
     pub user: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
 }
 

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use super::{ImageRecord, hex};
+use super::ImageRecord;
 use crate::blob::Blob;
+use crate::text::hex;
 
 /// A blob in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
 //! The images that profiles name, brought in in the background: a boot never waits for Docker.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Image, ImageSource, Images};
 use crate::config::{Config, Source};
@@ -33,23 +33,37 @@ pub struct Wanted(Arc<Inner>);
 struct Inner {
     images: Images,
     shutdown: CancellationToken,
-    /// Why the last attempt at each failed; none while the first one is under way.
-    failures: Mutex<HashMap<String, Option<String>>>,
+    /// Those that are being brought in.
+    pending: Mutex<HashMap<String, Pending>>,
+}
+
+struct Pending {
+    /// Why the last attempt failed; none while the first one is under way.
+    failure: Option<String>,
+    /// Ends the attempts when nobody wants the image any more.
+    _attempts: DropGuard,
 }
 
 impl Wanted {
     pub fn new(images: Images, shutdown: CancellationToken) -> Self {
-        Self(Arc::new(Inner { images, shutdown, failures: Mutex::default() }))
+        Self(Arc::new(Inner { images, shutdown, pending: Mutex::default() }))
     }
 
-    /// Brings in what `config` names, at start and after a reload.
+    /// Brings in what `config` names, at start and after a reload, and nothing else any more.
     pub fn want(&self, config: &Config) {
-        for profile in &config.profiles {
-            let Source::Image(reference) = &profile.source else { continue };
-            let is_new = self.failures().insert(reference.clone(), None).is_none();
-            if is_new {
-                tokio::spawn(self.clone().bring_in(reference.clone()));
-            }
+        let named = config.profiles.iter().filter_map(|profile| match &profile.source {
+            Source::Image(reference) => Some(reference),
+            Source::Kernel { .. } => None,
+        });
+        let named: HashSet<&String> = named.collect();
+        let mut pending = self.pending();
+        pending.retain(|reference, _| named.contains(reference));
+        for reference in named {
+            pending.entry(reference.clone()).or_insert_with(|| {
+                let stop = self.0.shutdown.child_token();
+                tokio::spawn(self.clone().bring_in(reference.clone(), stop.clone()));
+                Pending { failure: None, _attempts: stop.drop_guard() }
+            });
         }
     }
 
@@ -57,14 +71,14 @@ impl Wanted {
         if let Some(image) = self.0.images.get(reference) {
             return Availability::Ready(image);
         }
-        match self.failures().get(reference) {
-            Some(Some(cause)) => Availability::Failed(cause.clone()),
-            Some(None) | None => Availability::Preparing,
+        match self.pending().get(reference).and_then(|pending| pending.failure.clone()) {
+            Some(cause) => Availability::Failed(cause),
+            None => Availability::Preparing,
         }
     }
 
-    async fn bring_in(self, reference: String) {
-        let source = ImageSource::Docker(reference.clone());
+    async fn bring_in(self, reference: String, stop: CancellationToken) {
+        let source = ImageSource::Reference(reference.clone());
         let mut pause = FIRST_PAUSE;
         loop {
             let report = reference.clone();
@@ -73,6 +87,10 @@ impl Wanted {
                 added = self.0.images.add(&source, progress) => added,
                 () = self.0.shutdown.cancelled() => return,
             };
+            // Not in the middle of it: what it writes has no name until its end.
+            if stop.is_cancelled() {
+                return;
+            }
             match added {
                 Ok(image) => {
                     tracing::info!(
@@ -82,23 +100,25 @@ impl Wanted {
                         bytes = image.rootfs.len(),
                         "image ready"
                     );
-                    self.failures().remove(&reference);
+                    self.pending().remove(&reference);
                     return;
                 }
                 Err(error) => {
                     let kept = self.0.images.get(&reference).is_some();
                     tracing::warn!(image = reference, %error, kept, "image not brought in; trying again");
-                    self.failures().insert(reference.clone(), Some(error.to_string()));
+                    if let Some(pending) = self.pending().get_mut(&reference) {
+                        pending.failure = Some(error.to_string());
+                    }
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-                () = self.0.shutdown.cancelled() => return,
+                () = stop.cancelled() => return,
             }
         }
     }
 
-    fn failures(&self) -> MutexGuard<'_, HashMap<String, Option<String>>> {
-        self.0.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,7 +12,7 @@ pub mod ra;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
@@ -43,6 +43,20 @@ pub struct Port {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
+}
+
+/// The bridge's ports of the moment. Cloning it is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct Ports(Arc<Mutex<Vec<Port>>>);
+
+impl Ports {
+    pub fn now(&self) -> Vec<Port> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Port>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A port came or went.
@@ -77,7 +91,7 @@ pub enum NetError {
 /// dropped.
 pub struct Bridge {
     info: BridgeInfo,
-    ports: Arc<Mutex<Vec<Port>>>,
+    ports: Ports,
     events: Option<mpsc::UnboundedReceiver<PortEvent>>,
     stop: CancellationToken,
     watch: Option<JoinHandle<Journal>>,
@@ -97,7 +111,7 @@ impl Bridge {
             Ok(info) => {
                 let stop = CancellationToken::new();
                 let (sender, events) = mpsc::unbounded_channel();
-                let ports = Arc::new(Mutex::new(Vec::new()));
+                let ports = Ports::default();
                 let journal_path = journal.path().to_owned();
                 let mut watch =
                     Watch::new(links, info.index, network.ports.clone(), journal, ports.clone(), sender);
@@ -118,9 +132,8 @@ impl Bridge {
         &self.info
     }
 
-    /// The ports of this moment.
-    pub fn ports(&self) -> Vec<Port> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     /// Every port as it comes and goes, those that were there at set-up first: who follows this

@@ -99,7 +99,7 @@ fn a_bridge_is_made_and_given_back() {
             assert!(ip("-4 addr show pxe0").contains("inet 10.77.0.1/24"));
             assert!(ip("link show eth1").contains("master pxe0"));
             assert!(ip("link show eth1").contains(",UP"));
-            assert_eq!(bridge.ports().len(), 1);
+            assert_eq!(bridge.ports().now().len(), 1);
             assert_eq!(added(&next(&mut bridge.events()).await), "eth1");
             bridge.restore().await.unwrap();
         });
@@ -125,7 +125,7 @@ fn an_adopted_bridge_keeps_what_was_there() {
         let before = picture();
         run(async {
             let bridge = Bridge::set_up(&network("br0", &["eth1", "other"]), state.path()).await.unwrap();
-            assert_eq!(bridge.ports().len(), 2);
+            assert_eq!(bridge.ports().now().len(), 2);
             assert!(ip("-4 addr show br0").contains("inet 10.77.0.1/24"));
             drop(bridge);
         });

@@ -1,6 +1,5 @@
 //! Ports that come and go.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -8,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
 use super::links::{Changes, Link, Links};
-use super::{NetError, Port, PortEvent, enslave};
+use super::{NetError, Port, PortEvent, Ports, enslave};
 
 /// The kernel drops notices that a full socket can't hold: look this often without one.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
@@ -20,7 +19,7 @@ pub(super) struct Watch {
     /// Names of ports that belong into the bridge whenever they are there.
     configured: Vec<String>,
     journal: Journal,
-    ports: Arc<Mutex<Vec<Port>>>,
+    ports: Ports,
     events: mpsc::UnboundedSender<PortEvent>,
     /// Configured ports that could not be enslaved, so that each is complained of once.
     refused: Vec<u32>,
@@ -33,7 +32,7 @@ impl Watch {
         bridge: u32,
         configured: Vec<String>,
         journal: Journal,
-        ports: Arc<Mutex<Vec<Port>>>,
+        ports: Ports,
         events: mpsc::UnboundedSender<PortEvent>,
     ) -> Self {
         Self { links, bridge, configured, journal, ports, events, refused: Vec::new(), bridge_gone: false }
@@ -71,7 +70,7 @@ impl Watch {
             .filter(|l| l.master == Some(self.bridge))
             .map(|Link { index, name, mtu, .. }| Port { index, name, mtu })
             .collect();
-        let mut known = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.ports.lock();
         // Nobody listening is nobody interested.
         for gone in known.iter().filter(|k| now.iter().all(|n| n.index != k.index)) {
             tracing::info!(port = gone.name, "port gone");

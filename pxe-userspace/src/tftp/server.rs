@@ -3,7 +3,7 @@
 //! One task owns it, and nothing here waits: files are opened elsewhere ([`Job::run`]), packets
 //! leave through an [`Outbox`], and time is passed in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,7 +173,7 @@ impl Server {
         let accepted = match opened {
             Ok(accepted) => accepted,
             Err(refused) => {
-                self.transfers.remove(&job.key);
+                self.remove(&job.key);
                 self.stats.add(Stat::Refused, 1);
                 // GRUB and shim ask for many names that need not exist.
                 tracing::debug!(client = %job.client, path = job.path, %refused, "refused");
@@ -244,6 +244,9 @@ impl Server {
             Entry::Opening { since_ns, .. } => now_ns.saturating_sub(*since_ns) < idle_ns,
             Entry::Live(_) => true,
         });
+        // Requests are remembered for transfers under way: addresses are easily made up.
+        let clients: HashSet<[u8; 4]> = self.transfers.keys().map(|key| key.client).collect();
+        self.asked.retain(|client, _| clients.contains(&client.octets()));
         let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
         for key in keys {
             let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
@@ -326,7 +329,7 @@ impl Server {
 
     /// Removes a transfer; says who sent most of it.
     fn close(&mut self, key: &SessionKey) -> Option<(Box<Live>, AnsweredBy)> {
-        let Some(Entry::Live(live)) = self.transfers.remove(key) else { return None };
+        let Some(Entry::Live(live)) = self.remove(key) else { return None };
         let last = match &self.fast_path {
             Some(fast_path) if live.in_kernel => fast_path.close(key),
             _ => None,
@@ -339,10 +342,15 @@ impl Server {
         } else {
             AnsweredBy::Tc
         };
+        Some((live, by))
+    }
+
+    fn remove(&mut self, key: &SessionKey) -> Option<Entry> {
+        let entry = self.transfers.remove(key);
         if self.transfers.is_empty() {
             self.asked.clear();
         }
-        Some((live, by))
+        entry
     }
 
     /// Whether this request is one that was answered already, whose answer the client has not

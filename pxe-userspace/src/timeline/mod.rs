@@ -13,33 +13,14 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::database::{self, DatabaseError};
 use crate::machines::Machines;
+use crate::text;
+
+pub use crate::stage::Stage;
 
 /// A disk that takes longer than this for the last events is in trouble of its own.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-
-/// How far a machine is. The order is the order of a boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stage {
-    Discover,
-    Offer,
-    Request,
-    Ack,
-    /// The first-stage file was sent whole.
-    Loader,
-    /// grub.cfg or an iPXE script was sent.
-    Config,
-    Kernel,
-    Initrd,
-    /// pxe-init runs.
-    Stage1,
-    /// The root file system is there and verified.
-    Image,
-    Workload,
-    /// The boot ended early; the event's `cause` says why.
-    Failed,
-}
 
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,11 +37,11 @@ pub enum AnsweredBy {
 pub struct Event {
     /// Grows by one with every event of this appliance.
     pub id: u64,
-    #[serde(serialize_with = "micros")]
+    #[serde(serialize_with = "text::micros")]
     pub time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    #[serde(with = "crate::machines::mac_text")]
+    #[serde(with = "text::mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -136,19 +117,11 @@ struct Inner {
     reader: store::Reader,
 }
 
-/// The timeline's part of the database could not be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("the timeline in {path}: {source}")]
-pub struct TimelineError {
-    path: std::path::PathBuf,
-    source: rusqlite::Error,
-}
-
 impl Timeline {
     /// Opens the timeline in the database at `path`, and tells `machines` how far each one was.
-    pub fn open(path: &Path, machines: Machines) -> Result<Self, TimelineError> {
-        let error = |source| TimelineError { path: path.to_owned(), source };
-        let (writer, reader) = store::open(path).map_err(error)?;
+    pub fn open(path: &Path, machines: Machines) -> Result<Self, DatabaseError> {
+        let error = |source| database::unreadable(path, source);
+        let (writer, reader) = store::open(path)?;
         for event in reader.last_of_each_machine().map_err(error)? {
             machines.reached(event.mac, event.stage, event.time);
         }
@@ -230,17 +203,4 @@ impl Timeline {
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.live.subscribe()
     }
-}
-
-/// [`micros`], of a time that may be absent.
-pub fn micros_if_any<S: serde::Serializer>(time: &Option<Timestamp>, s: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => micros(time, s),
-        None => s.serialize_none(),
-    }
-}
-
-/// RFC 3339 with microseconds, always: fixed width sorts and lines up.
-pub fn micros<S: serde::Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
-    s.collect_str(&format_args!("{time:.6}"))
 }

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
 
 use rusqlite::{Connection, Row, params};
 
 use super::Event;
+use crate::database::{self, DatabaseError, Durability};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS event (
@@ -27,14 +27,9 @@ pub(super) struct Writer(Connection);
 pub(super) struct Reader(Mutex<Connection>);
 
 /// Both ends on the database at `path`, which is created when missing.
-pub(super) fn open(path: &Path) -> Result<(Writer, Reader), rusqlite::Error> {
-    let writer = Connection::open(path)?;
-    writer.busy_timeout(Duration::from_secs(5))?;
-    writer.pragma_update(None, "journal_mode", "WAL")?;
-    writer.pragma_update(None, "synchronous", "NORMAL")?;
-    writer.execute_batch(SCHEMA)?;
-    let reader = Connection::open(path)?;
-    reader.busy_timeout(Duration::from_secs(5))?;
+pub(super) fn open(path: &Path) -> Result<(Writer, Reader), DatabaseError> {
+    let writer = database::open(path, Durability::AllButLast, SCHEMA)?;
+    let reader = database::open(path, Durability::AllButLast, "")?;
     Ok((Writer(writer), Reader(Mutex::new(reader))))
 }
 
@@ -57,8 +52,11 @@ impl Writer {
                 .prepare_cached("INSERT OR REPLACE INTO event (id, mac, body) VALUES (?, ?, ?)")?
                 .execute(params![event.id, event.mac.to_string(), body])?;
         }
-        if let Some(last) = batch.last().filter(|e| e.id % 1000 < BATCH as u64 && e.id > KEPT) {
-            transaction.execute("DELETE FROM event WHERE id <= ?", [last.id - KEPT])?;
+        // As many rows as the batch adds, found by the primary key: no need to do it more seldom.
+        if let Some(last) = batch.last() {
+            transaction
+                .prepare_cached("DELETE FROM event WHERE id <= ?")?
+                .execute([last.id.saturating_sub(KEPT)])?;
         }
         transaction.commit()
     }

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::{Protocol, PublishedPort, Workload};
 use crate::engine::NoEngine;
+use crate::text::hex;
 
 /// Labels of everything that we make in the engine: leftovers of a crash are found by them.
 const LABEL: &str = "bridgehead";
@@ -96,10 +97,9 @@ impl Spec {
     fn labels(&self, image_id: &str, bridge_index: u32) -> HashMap<String, String> {
         // Debug output is stable within one build; another build may replace the container.
         let digest = Sha256::digest(format!("{self:?} {image_id} {bridge_index}"));
-        let spec: String = digest[..16].iter().map(|b| format!("{b:02x}")).collect();
         let mut labels = owner_labels(&self.owner);
         labels.insert(LABEL_WORKLOAD.into(), self.workload.name.clone());
-        labels.insert(LABEL_SPEC.into(), spec);
+        labels.insert(LABEL_SPEC.into(), hex(&digest[..16]));
         labels
     }
 

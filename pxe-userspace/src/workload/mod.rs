@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::container::{Found, NetworkSpec, Spec};
 use crate::config::{Config, Restart};
 use crate::engine::Engine;
+use crate::text;
 
 pub use self::container::WorkloadError;
 
@@ -57,16 +58,19 @@ pub struct WorkloadStatus {
     pub image: String,
     pub state: WorkloadState,
     /// On the bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
     /// On the appliance's address: `HOST:CONTAINER/PROTOCOL`.
     pub ports: Vec<String>,
     pub restarts: u64,
     /// Of its last end.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i64>,
     /// When it came into this state.
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "text::micros")]
     pub since: Timestamp,
     /// Why it does not run, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
@@ -88,7 +92,7 @@ impl Workloads {
     pub async fn start(config: &Config, engine: Engine) -> Self {
         let state_dir = config.state_dir.canonicalize().unwrap_or_else(|_| config.state_dir.clone());
         let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
-        let owner = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
+        let owner = text::hex(&digest[..6]);
         let workloads = Self(Arc::new(Inner {
             engine,
             owner,

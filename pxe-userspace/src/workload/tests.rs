@@ -102,9 +102,9 @@ fn statuses_are_kebab_case_json() {
     };
     assert_eq!(
         serde_json::to_value(status).unwrap(),
-        serde_json::json!({"name": "w", "image": "i", "state": "waiting", "address": null,
+        serde_json::json!({"name": "w", "image": "i", "state": "waiting",
             "ports": ["80:8080/tcp"], "restarts": 2, "exit-code": 1,
-            "since": "1970-01-01T00:00:00.000000Z", "error": null})
+            "since": "1970-01-01T00:00:00.000000Z"})
     );
 }
 

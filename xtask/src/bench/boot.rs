@@ -20,6 +20,8 @@ use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::measure::{median, save};
+
 /// How long one boot may take: dnsmasq's BIOS boots take 25 s on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -69,7 +71,7 @@ pub(crate) fn boot(world: &World, pairs: u32) -> Result<()> {
                 let sample = sample.with_context(|| format!("{} from {server:?}", spec.firmware.name()))?;
                 println!("{pair}/{pairs}  {} from {server:?}: {:.1} s", sample.firmware, sample.page);
                 samples.push(sample);
-                save(&samples)?;
+                save("boot", &samples)?;
             }
         }
     }
@@ -197,12 +199,6 @@ fn files(grub_cfg: &str, spec: &Spec) -> Result<Files> {
     Ok(Files { loader: loader(spec.firmware).into(), kernel: kernel.clone(), initrd: initrd.clone() })
 }
 
-fn save(samples: &[Sample]) -> Result<()> {
-    let dir = ::lab::target().join("bench");
-    fs::create_dir_all(&dir)?;
-    Ok(fs::write(dir.join("boot.json"), serde_json::to_vec_pretty(samples)?)?)
-}
-
 /// Medians, a line for each firmware and server.
 fn table(samples: &[Sample]) {
     println!("\nseconds since power-on, medians; raw samples in target/bench/boot.json\n");
@@ -217,7 +213,7 @@ fn table(samples: &[Sample]) {
             print!("{:18}", format!("{firmware}, {server:?}"));
             let rows: Vec<_> = these().map(Sample::row).collect();
             for stage in 0..7 {
-                match median(rows.iter().filter_map(|row| row[stage]).collect()) {
+                match median(rows.iter().filter_map(|row| row[stage])) {
                     Some(seconds) => print!("{seconds:>10.1}"),
                     None => print!("{:>10}", "-"),
                 }
@@ -225,12 +221,6 @@ fn table(samples: &[Sample]) {
             println!();
         }
     }
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
-    Some((low + high) / 2.0)
 }
 
 #[cfg(test)]
@@ -244,13 +234,5 @@ mod tests {
         assert_eq!(names(text), ["boot/aa/kernel", "boot/aa/stage1", "boot/bb/image"]);
         let files = files(text, &Spec::numbered(1)).unwrap();
         assert_eq!((files.kernel.as_str(), files.initrd.as_str()), ("boot/aa/kernel", "boot/bb/image"));
-    }
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(vec![]), None);
-        assert_eq!(median(vec![3.0]), Some(3.0));
-        assert_eq!(median(vec![4.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
     }
 }

@@ -1,46 +1,56 @@
 //! Debian's package manager.
 
+use std::fs::File;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
 use super::pieces::{Piece, program};
+use crate::shell::is_root;
 
 /// Runs apt so that no package starts a service: a policy that forbids it (invoke-rc.d(8)) is in
 /// place while apt runs and removed by the shell's trap however it ends. An administrator's own
 /// policy is left alone; one that an earlier run left behind when it was killed is ours to remove.
+/// A fresh machine's daily update may hold dpkg's lock: it is waited for.
 const INSTALL: &str = r#"
+set -e
 policy=/usr/sbin/policy-rc.d
 mark='# put here by cargo xtask setup'
 if ! [ -e $policy ] || grep -qsF "$mark" $policy; then
     trap 'rm -f $policy' EXIT
     trap 'exit 130' INT TERM HUP
-    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >$policy && chmod 755 $policy
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >$policy
+    chmod 755 $policy
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update || echo 'apt-get update failed; trying with the lists that are there' >&2
-apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install "$@"
+apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 install "$@"
 "#;
 
-/// Installs the missing pieces. Where that is not possible, returns a line for each.
+/// Installs the missing pieces. Where that is not possible, returns what to do instead, line by line.
 pub(super) fn install(missing: &[&Piece]) -> anyhow::Result<Vec<String>> {
+    let packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
     if missing.is_empty() {
         return Ok(Vec::new());
     }
-    if !usable() {
-        let command = |p: &Piece| format!("{} ({}): apt-get install {}", p.package, p.why, p.package);
-        return Ok(missing.iter().map(|p| command(p)).collect());
+    if let Some(obstacle) = obstacle() {
+        let mut lines: Vec<String> = missing.iter().map(|p| format!("{}: {}", p.package, p.why)).collect();
+        lines
+            .push(format!("{obstacle}; these are Debian's packages: apt-get install {}", packages.join(" ")));
+        return Ok(lines);
     }
     for piece in missing {
         eprintln!("set-up: installing {} ({})", piece.package, piece.why);
     }
-    let packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
     install_packages(&packages)?;
     Ok(Vec::new())
 }
 
 /// Installs packages by name.
 pub(super) fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
+    // Two set-ups at once: the first to end would take the policy away from the other.
+    let turn = File::open("/usr/sbin").context("opening /usr/sbin")?;
+    turn.lock().context("waiting for another set-up")?;
     let status = Command::new("/bin/sh")
         .args(["-c", INSTALL, "sh"])
         .args(packages)
@@ -55,8 +65,10 @@ pub(super) fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether packages can be installed from here.
-pub(super) fn usable() -> bool {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
-    root && program("apt-get").is_some()
+/// Why packages can't be installed from here.
+pub(super) fn obstacle() -> Option<&'static str> {
+    if program("apt-get").is_none() {
+        return Some("there is no apt-get here");
+    }
+    (!is_root()).then_some("apt-get needs root")
 }

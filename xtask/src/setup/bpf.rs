@@ -33,34 +33,54 @@ pub(crate) fn find() -> Option<Toolchain> {
     debian().or_else(nightly)
 }
 
-/// Makes sure that [`find`] finds one; otherwise says in words what to install.
-pub(super) fn ensure() -> anyhow::Result<Option<String>> {
+/// Installs what the linker is built from, where no toolchain is complete; otherwise says in words what to install.
+pub(super) fn install_packages() -> anyhow::Result<Option<String>> {
     if find().is_some() {
         return Ok(None);
     }
     if debian_llvm().is_none() {
-        if !apt::usable() {
+        if apt::obstacle().is_some() {
             return Ok(Some(HOW.to_owned()));
         }
         eprintln!("set-up: installing rustc-web, libstd-rust-web-dev-bpf (compile the kernel programs)");
         apt::install_packages(&["rustc-web", "libstd-rust-web-dev-bpf"])?;
     }
-    let llvm = debian_llvm().context("rustc-web is installed, yet /usr/bin/rustc names no LLVM version")?;
-    let prefix = format!("/usr/lib/llvm-{llvm}");
-    if !Path::new(&prefix).join("bin/llvm-config").exists() || program("c++").is_none() {
-        if !apt::usable() {
+    let llvm = installed_llvm()?;
+    if !llvm_prefix(llvm).join("bin/llvm-config").exists() || program("c++").is_none() {
+        if apt::obstacle().is_some() {
             return Ok(Some(format!("LLVM {llvm} for bpf-linker: apt-get install llvm-{llvm}-dev g++")));
         }
         eprintln!("set-up: installing llvm-{llvm}-dev, g++ (bpf-linker is built against them)");
         apt::install_packages(&[&format!("llvm-{llvm}-dev"), "g++"])?;
     }
-    install_linker(llvm, &prefix)?;
     Ok(None)
 }
 
-const HOW: &str = "a toolchain for BPF: on Debian as root: apt-get install rustc-web libstd-rust-web-dev-bpf, \
-     then run this again; elsewhere: rustup toolchain install nightly --component rust-src \
-     && cargo install bpf-linker";
+/// Builds the linker, where no toolchain is complete.
+pub(super) fn install_linker() -> anyhow::Result<()> {
+    if find().is_some() {
+        return Ok(());
+    }
+    let llvm = installed_llvm()?;
+    eprintln!("set-up: building bpf-linker {LINKER_VERSION} against LLVM {llvm} (a minute or two)");
+    let status = Command::new("cargo")
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"])
+        .args(["--features", &format!("llvm-{llvm}"), "--root"])
+        .arg(linker_root(llvm))
+        .env("LLVM_PREFIX", llvm_prefix(llvm))
+        .env_remove("CARGO_TARGET_DIR")
+        .status()
+        .context("running cargo")?;
+    ensure!(
+        status.success(),
+        "bpf-linker {LINKER_VERSION} could not be built against LLVM {llvm}; cargo's message is above"
+    );
+    Ok(())
+}
+
+const HOW: &str = "a compiler for BPF: on Debian as root: apt-get install rustc-web libstd-rust-web-dev-bpf g++, \
+     then run this again, for the LLVM that it names; \
+     elsewhere: rustup toolchain install nightly --component rust-src && cargo install bpf-linker";
 
 /// The LLVM major that Debian's BPF-capable rustc emits bitcode of. Read from the compiler, since
 /// both move with Debian's security updates.
@@ -72,6 +92,14 @@ fn debian_llvm() -> Option<u32> {
     let text = String::from_utf8(output.stdout).ok()?;
     let version = text.lines().find_map(|l| l.strip_prefix("LLVM version: "))?;
     version.split('.').next()?.parse().ok()
+}
+
+fn installed_llvm() -> anyhow::Result<u32> {
+    debian_llvm().context("rustc-web is installed, yet /usr/bin/rustc names no LLVM version")
+}
+
+fn llvm_prefix(llvm: u32) -> PathBuf {
+    format!("/usr/lib/llvm-{llvm}").into()
 }
 
 fn nightly() -> Option<Toolchain> {
@@ -91,21 +119,4 @@ fn linker(llvm: u32) -> PathBuf {
 
 fn linker_root(llvm: u32) -> PathBuf {
     paths::target("tools").join(format!("bpf-linker-{LINKER_VERSION}-llvm-{llvm}"))
-}
-
-fn install_linker(llvm: u32, prefix: &str) -> anyhow::Result<()> {
-    eprintln!("set-up: building bpf-linker {LINKER_VERSION} against LLVM {llvm} (about a minute)");
-    let status = Command::new("cargo")
-        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"])
-        .args(["--features", &format!("llvm-{llvm}"), "--root"])
-        .arg(linker_root(llvm))
-        .env("LLVM_PREFIX", prefix)
-        .env_remove("CARGO_TARGET_DIR")
-        .status()
-        .context("running cargo")?;
-    ensure!(
-        status.success(),
-        "bpf-linker {LINKER_VERSION} could not be built against LLVM {llvm}; cargo's message is above"
-    );
-    Ok(())
 }

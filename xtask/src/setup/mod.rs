@@ -6,6 +6,7 @@
 
 mod apt;
 pub(crate) mod bpf;
+pub(crate) mod peers;
 mod pieces;
 
 use anyhow::bail;
@@ -15,14 +16,20 @@ pub(crate) use pieces::program;
 
 /// Makes everything that `needs` names available, or fails with all that is missing.
 pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
-    let missing = pieces::missing(needs);
-    let mut problems = apt::install(&missing)?;
-    if needs.contains(&Need::Build) {
-        problems.extend(bpf::ensure()?);
+    let build = needs.contains(&Need::Build);
+    let mut problems = apt::install(&pieces::missing(needs))?;
+    if build {
+        problems.extend(bpf::install_packages()?);
     }
-    if problems.is_empty() {
-        return Ok(());
+    if needs.contains(&Need::Peers) {
+        problems.extend(peers::ensure()?);
     }
-    let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();
-    bail!("this machine lacks what is needed, and set-up can't install it here:{list}")
+    if !problems.is_empty() {
+        let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();
+        bail!("this machine lacks what is needed, and set-up can't install it:{list}")
+    }
+    if build {
+        bpf::install_linker()?;
+    }
+    Ok(())
 }

@@ -13,8 +13,10 @@ pub(crate) enum Need {
     Lab,
     /// Real clients and independent judges for the tests.
     Test,
-    /// Peers to measure against.
+    /// The peer of `bench boot`.
     Bench,
+    /// The peers of `bench tftp` and `bench dhcp`: see [`super::peers`].
+    Peers,
 }
 
 /// One thing that has to be there.
@@ -26,7 +28,7 @@ pub(super) struct Piece {
 }
 
 enum Proof {
-    /// A program in `PATH` or one of the directories for administrators.
+    /// A program in `PATH`.
     Program(&'static str),
     File(&'static str),
 }
@@ -59,6 +61,10 @@ const PIECES: &[Piece] = {
         piece(Lab,    "util-linux",          Program("unshare"),            "namespaces"),
         piece(Lab,    "procps",              Program("ps"),                 "finding what a lab left behind"),
 
+        piece(Test,   "iputils-ping",        Program("ping"),               "asks whether the lab's wire carries frames"),
+        piece(Test,   "dnsmasq-base",        Program("dnsmasq"),            "the second DHCP server that a wire should not have"),
+        piece(Test,   "tcpdump",             Program("tcpdump"),            "captures what we send"),
+        piece(Test,   "bpftool",             Program("bpftool"),            "sees which programs are attached, independently"),
         piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
         piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
         piece(Test,   "tftp-hpa",            Program("tftp"),               "another TFTP client"),
@@ -70,7 +76,9 @@ const PIECES: &[Piece] = {
         piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
-        piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of `bench boot`"),
+        piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),
+        piece(Bench,  "tshark",              Program("tshark"),             "reads each boot's stages from its capture"),
+        piece(Bench,  "curl",                Program("curl"),               "copies what the peer is to serve"),
     ]
 };
 
@@ -94,11 +102,8 @@ impl Proof {
     }
 }
 
-/// Finds a program as a root shell would.
+/// Finds a program in `PATH`, to which `main` added the administrators' directories.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }

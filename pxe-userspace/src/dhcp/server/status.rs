@@ -82,9 +82,9 @@ pub enum Evidence {
 pub struct Rival {
     pub server: Ipv4Addr,
     pub evidence: Evidence,
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "crate::text::micros")]
     pub first_seen: Timestamp,
-    #[serde(serialize_with = "crate::timeline::micros")]
+    #[serde(serialize_with = "crate::text::micros")]
     pub last_seen: Timestamp,
     pub packets: u64,
 }

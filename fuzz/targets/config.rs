@@ -1,0 +1,17 @@
+//! A configuration's text: a problem names a line that there is, and says what is wrong and what is right.
+#![no_main]
+
+use std::path::Path;
+
+use bridgehead::config;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let Err(problems) = config::parse(text, Path::new("bridgehead.toml")) else { return };
+    assert!(!problems.is_empty(), "refused without a reason");
+    let lines = text.split('\n').count();
+    for problem in problems {
+        assert!((1..=lines).contains(&problem.line), "{problem} of {lines} lines");
+        assert!(!problem.what.is_empty() && !problem.right.is_empty(), "{problem}");
+    }
+});

@@ -1,0 +1,58 @@
+//! A DHCP request by the fixed-size parser, and every reply to it: dhcproto reads what is built, it is no
+//! longer than the client takes, and it names the transaction and the machine that asked.
+#![no_main]
+
+use dhcproto::v4::{DhcpOption, Message, OptionCode};
+use dhcproto::{Decodable as _, Decoder};
+use libfuzzer_sys::fuzz_target;
+use pxe_common::dhcp::reply::OPTIONS_CAP;
+use pxe_common::dhcp::{BUFFER, BootFile, Firmware, Grant, Kind, Request, build};
+
+/// What every client takes (RFC 2131 section 2); option 57 counts the IP and UDP headers.
+const LEAST: usize = 576;
+const IP_UDP: usize = 28;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut packet = [0; BUFFER];
+    let len = bytes.len().min(BUFFER);
+    packet[..len].copy_from_slice(&bytes[..len]);
+    let Ok(request) = Request::parse(&packet, bytes.len()) else { return };
+    let kinds = [Kind::Offer, Kind::Ack, Kind::Nak, Kind::Informed, Kind::ProxyOffer, Kind::ProxyAck];
+    for (kind, options_len) in kinds.into_iter().flat_map(|kind| [(kind, 8), (kind, OPTIONS_CAP)]) {
+        // Dirty from the reply before.
+        let mut out = [0xaa; BUFFER];
+        let Ok(len) = build(&mut out, kind, &request, &packet, &grant(options_len)) else { continue };
+        let room = LEAST.max(request.max_size.into()) - IP_UDP;
+        let relay = if request.relay_agent.len == 0 { 0 } else { 2 + usize::from(request.relay_agent.len) };
+        assert!(len <= room + relay, "{len} bytes to a client that takes {room}");
+        let reply = Message::decode(&mut Decoder::new(&out[..len])).expect("dhcproto reads what we build");
+        assert_eq!(reply.xid().to_be_bytes(), request.xid);
+        assert_eq!(reply.chaddr(), request.mac.0);
+        assert!(reply.opts().msg_type().is_some());
+        let Some(DhcpOption::ServerIdentifier(server)) = reply.opts().get(OptionCode::ServerIdentifier) else {
+            panic!("a reply names its server (RFC 2131 table 3)");
+        };
+        assert_eq!(server.octets(), [10, 77, 0, 1]);
+    }
+});
+
+/// A grant with so many bytes of options, in fours: option 224 and two bytes.
+fn grant(options_len: usize) -> Grant {
+    let mut options = [0; OPTIONS_CAP];
+    for option in options[..options_len].chunks_exact_mut(4) {
+        option.copy_from_slice(&[224, 2, 0xff, 0]);
+    }
+    let mut server_text = [0; 16];
+    server_text[..9].copy_from_slice(b"10.77.0.1");
+    Grant {
+        address: [10, 77, 0, 100],
+        server: [10, 77, 0, 1],
+        lease_time: 3600,
+        options_len: options_len as u16,
+        server_text_len: 9,
+        reserved: 0,
+        server_text,
+        options,
+        boot: [BootFile::new("grub/x86_64-efi.efi").expect("the name is short"); Firmware::BOOTABLE],
+    }
+}

@@ -1,0 +1,67 @@
+//! Whole conversations with the DHCP server, no packet of which need make sense: every address that leaves
+//! was given to the store first, for long enough, and is no other machine's (design invariant 1).
+#![no_main]
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::sync::LazyLock;
+
+use bridgehead::config::{self, Config};
+use bridgehead::dhcp::leases::{Change, Lease};
+use bridgehead::dhcp::server::{Command, Meta, Server};
+use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
+use dhcproto::{Decodable as _, Decoder};
+use jiff::{SignedDuration, Timestamp};
+use libfuzzer_sys::fuzz_target;
+
+static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+    let text = r#"
+        state-dir = "/nowhere"
+        [network]
+        bridge = "pxe0"
+        address = "10.77.0.1/24"
+        ports = []
+        [dhcp]
+        mode = "authoritative"
+        range = ["10.77.0.100", "10.77.0.103"]
+        lease-time = "1h"
+        unknown = "address-only"
+    "#;
+    config::parse(text, Path::new("bridgehead.toml")).expect("the configuration is valid")
+});
+
+// Each packet is preceded by its length (two bytes) and the minutes since the one before (one byte).
+fuzz_target!(|bytes: &[u8]| {
+    let mut server = Server::new(&CONFIG, []);
+    let mut now = Timestamp::UNIX_EPOCH;
+    let mut stored: HashMap<Ipv4Addr, Lease> = HashMap::new();
+    let mut rest = bytes;
+    while let [high, low, minutes, tail @ ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(tail.len());
+        let (packet, tail) = tail.split_at(len);
+        rest = tail;
+        now += SignedDuration::from_mins((*minutes).into());
+        let meta = Meta { source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), port: 67 };
+        for command in server.handle(meta, packet, now) {
+            match command {
+                Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),
+                Command::Persist(Change::Remove(address)) => drop(stored.remove(&address)),
+                Command::Send(reply) => check(&reply.bytes, &stored, now),
+                _ => {}
+            }
+        }
+    }
+});
+
+fn check(bytes: &[u8], stored: &HashMap<Ipv4Addr, Lease>, now: Timestamp) {
+    let reply = Message::decode(&mut Decoder::new(bytes)).expect("dhcproto reads what we send");
+    let Some(DhcpOption::AddressLeaseTime(seconds)) = reply.opts().get(OptionCode::AddressLeaseTime) else {
+        return;
+    };
+    assert!(matches!(reply.opts().msg_type(), Some(MessageType::Offer | MessageType::Ack)));
+    let lease = stored.get(&reply.yiaddr()).expect("the address is in the store");
+    assert_eq!(lease.mac.0, reply.chaddr(), "the address is another machine's");
+    let end = now + SignedDuration::from_secs((*seconds).into());
+    assert!(lease.durable_until >= end, "the store forgets at {}, the client at {end}", lease.durable_until);
+}

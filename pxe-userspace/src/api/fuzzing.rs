@@ -1,0 +1,13 @@
+//! What `fuzz/` reaches of this module's inside.
+
+use std::ops::Range;
+
+use super::range::Wanted;
+
+/// The part that a Range header asks for.
+pub fn range(header: &str, len: u64) -> Option<Range<u64>> {
+    match Wanted::parse(header, len) {
+        Wanted::Part(part) => Some(part),
+        Wanted::Whole | Wanted::Unsatisfiable => None,
+    }
+}

@@ -1,0 +1,117 @@
+//! What is wrong in a configuration file, each fault with its place and with what would be right.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::Config;
+use super::file::File;
+
+/// One thing that is wrong in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub file: PathBuf,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    pub what: String,
+    /// What would be right.
+    pub right: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column, what, right } = self;
+        write!(f, "{}:{line}:{column}: {what}; {right}", file.display())
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// Where problems are collected while a text is judged.
+pub(super) struct Findings<'a> {
+    text: &'a str,
+    file: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Findings<'a> {
+    pub(super) fn new(text: &'a str, file: &'a Path) -> Self {
+        Self { text, file, problems: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, at: Range<usize>, what: impl Into<String>, right: impl Into<String>) {
+        let before = self.text.get(..at.start).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        self.problems.push(Problem {
+            file: self.file.to_owned(),
+            line,
+            column,
+            what: what.into(),
+            right: right.into(),
+        });
+    }
+
+    /// The directory that relative paths start from.
+    pub(super) fn directory(&self) -> &'a Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
+
+    /// The text's keys and types. Their first fault ends the reading: what follows would be guesses.
+    pub(super) fn shape(&mut self) -> Option<File> {
+        match toml::from_str(self.text) {
+            Ok(raw) => Some(raw),
+            Err(error) => {
+                let at = error.span().unwrap_or(0..0);
+                let (what, right) = explain(error.message());
+                self.add(at, what, right);
+                None
+            }
+        }
+    }
+
+    pub(super) fn result(mut self, config: Option<Config>) -> Result<Config, Vec<Problem>> {
+        match config {
+            Some(config) if self.problems.is_empty() => Ok(config),
+            _ => {
+                self.problems.sort_by_key(|p| (p.line, p.column));
+                Err(self.problems)
+            }
+        }
+    }
+}
+
+/// serde's words for an unknown key or value (``unknown field `a`, expected one of `b`, `c` ``)
+/// with the nearest that would be right; other messages as they are.
+fn explain(message: &str) -> (String, String) {
+    let message = message.trim();
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    match quoted.split_first() {
+        Some((wrong, expected)) if unknown && !expected.is_empty() => {
+            let kind = if message.starts_with("unknown field") { "key" } else { "value" };
+            let nearest = expected
+                .iter()
+                .map(|e| (strsim::damerau_levenshtein(wrong, e), *e))
+                .filter(|(edits, e)| *edits <= 1.max(e.len() / 3))
+                .min();
+            let right = match nearest {
+                Some((_, nearest)) => format!("did you mean `{nearest}`?"),
+                None => format!("here go {}", expected.join(", ")),
+            };
+            (format!("unknown {kind} `{wrong}`"), right)
+        }
+        Some((missing, _)) if message.starts_with("missing field") => {
+            (format!("`{missing}` is missing"), "add it here".to_owned())
+        }
+        _ => match message.split_once(", expected ") {
+            Some((what, expected)) => (what.to_owned(), format!("here goes {expected}")),
+            None => (
+                message.replace('\n', ", "),
+                "docs/configuration.md has every key with an example".to_owned(),
+            ),
+        },
+    }
+}

@@ -1,0 +1,32 @@
+//! The boot segment, as far as other addresses are judged by it.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+/// The boot segment's addresses.
+pub(super) struct Segment {
+    pub(super) net: Ipv4Net,
+    pub(super) own: Ipv4Addr,
+}
+
+impl Segment {
+    pub(super) fn new(address: Ipv4Net) -> Self {
+        Self { net: address.trunc(), own: address.addr() }
+    }
+
+    /// What keeps `address` from being a host's on the segment.
+    pub(super) fn fault(&self, address: Ipv4Addr) -> Option<(String, String)> {
+        let Self { net, .. } = self;
+        if !net.contains(&address) {
+            Some((format!("{address} is outside {net}"), "use an address of [network] address".to_owned()))
+        } else if address == net.network() || address == net.broadcast() {
+            Some((
+                format!("{address} is {net}'s network or broadcast address"),
+                "use an address between the two".to_owned(),
+            ))
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! How values read as text, the same everywhere: in JSON, logs, paths and the database.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+/// A MAC address, for serde.
+pub mod mac {
+    use pxe_common::Mac;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(mac: &Mac, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(mac)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Mac, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// RFC 3339 with microseconds, always: fixed width sorts and lines up. For serde.
+pub fn micros<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&format_args!("{time:.6}"))
+}
+
+/// [`micros`], of a time that may be absent.
+pub fn micros_if_any<S: Serializer>(time: &Option<Timestamp>, s: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => micros(time, s),
+        None => s.serialize_none(),
+    }
+}
+
+/// A unit variant as JSON has it: `xdp-and-tc`.
+pub fn word(value: impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String can't fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Percent-encodes what is not unreserved (RFC 3986 section 2.3) nor in `also`.
+pub fn percent(text: &str, also: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b) || also.as_bytes().contains(&b);
+    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+        if plain(byte) {
+            encoded.push(byte.into());
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+/// Without control characters: what others wrote goes onto terminals and into files of lines.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// An error and what is behind it, in one line. Most of ours name their source in their own words.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let source_words = source.to_string();
+        if !words.contains(&source_words) {
+            words = format!("{words}: {source_words}");
+        }
+        next = source.source();
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings() {
+        assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
+        assert_eq!(percent("deb ian/é~", "/"), "deb%20ian/%C3%A9~");
+        assert_eq!(percent("a/b", ""), "a%2Fb");
+        assert_eq!(one_line("a\nb\u{1b}[0m"), "a b [0m");
+    }
+
+    #[test]
+    fn a_chain_says_nothing_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("reading f: {source}")]
+        struct Named {
+            source: std::io::Error,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("starting")]
+        struct Unnamed(#[source] Named);
+
+        let error = Unnamed(Named { source: std::io::ErrorKind::NotFound.into() });
+        assert_eq!(chain(&error), "starting: reading f: entity not found");
+    }
+}

@@ -1,0 +1,355 @@
+//! A TFTP client that is many: each reads one file again and again (RFC 1350, 2347, 2348, 7440) and compares
+//! every byte.
+//!
+//! One thread, no packet ever waits for a thread to wake up. A client that got an answer before it could wait
+//! for one (the kernel answers inside `send`) goes on for some blocks before it is the next one's turn, with
+//! no packet of its own under way meanwhile, so that a turn of another client is in nobody's latency.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
+
+use super::cpu::Cpus;
+use super::{Latency, Numbers, Waits};
+
+/// After this long without news the last packet is sent again: iPXE's shortest timer.
+const RETRY: Duration = Duration::from_millis(250);
+/// How long all clients together may take to get their first block each.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Exchanges before the next client's turn.
+const TURN: u32 = 64;
+
+/// What to load a server with.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    pub server: Ipv4Addr,
+    /// The file's name and content.
+    pub file: (&'a str, &'a [u8]),
+    pub clients: usize,
+    pub blksize: u16,
+    pub window: u16,
+    /// Packets lost on the client's cable, in percent, of each direction.
+    pub loss: f64,
+    pub duration: Duration,
+}
+
+/// What came of it, from when every client had its first block.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Outcome {
+    pub seconds: f64,
+    /// Received in order and right.
+    pub bytes: u64,
+    pub blocks: u64,
+    pub transfers: u64,
+    /// Packets that were sent again after `RETRY`.
+    pub retries: u64,
+    /// From an ACK to the last block that it asked for: with windows, of a whole window.
+    pub latency: Latency,
+    /// The server's CPU time: [`super::cpu`].
+    pub cpu_seconds: f64,
+}
+
+/// Loads a server from the network namespace of the calling thread, which becomes the client.
+pub fn run(plan: &Plan<'_>, cpus: &Cpus) -> Result<Outcome> {
+    cpus.be_client()?;
+    // A descriptor a client, and some.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(plan.clients as u64 + 100)), hard)?;
+    let mut load = Load::new(plan)?;
+
+    let begun = Instant::now();
+    while load.clients.iter().any(|c| c.received == 0 && c.transfers == 0) {
+        load.step()?;
+        let served = load.clients.iter().filter(|c| c.received > 0).count();
+        ensure!(begun.elapsed() < PATIENCE, "{served} of {} clients were served", plan.clients);
+    }
+
+    load.tally = Tally::default();
+    let meter = cpus.meter()?;
+    let begun = Instant::now();
+    while begun.elapsed() < plan.duration {
+        load.step()?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let cpu_seconds = meter.seconds()?;
+    load.clients.iter().for_each(Client::abort);
+    let Tally { bytes, blocks, transfers, retries, waits } = load.tally;
+    Ok(Outcome { seconds, bytes, blocks, transfers, retries, latency: waits.latency(), cpu_seconds })
+}
+
+struct Load<'a> {
+    plan: &'a Plan<'a>,
+    clients: Vec<Client>,
+    /// Clients that can do something.
+    ready: VecDeque<usize>,
+    epoll: Epoll,
+    /// When the timers were looked at.
+    timers: Instant,
+    numbers: Numbers,
+    tally: Tally,
+}
+
+#[derive(Default)]
+struct Tally {
+    bytes: u64,
+    blocks: u64,
+    transfers: u64,
+    retries: u64,
+    waits: Waits,
+}
+
+/// One client and its transfer.
+struct Client {
+    socket: UdpSocket,
+    /// The server's port for this transfer is known, and the socket connected to it.
+    connected: bool,
+    window: u16,
+    /// Blocks received in order.
+    received: u32,
+    /// Of these, since the last ACK.
+    since_ack: u16,
+    /// What to send next, when it is this side's turn; sent again when nothing comes.
+    owes: bool,
+    /// A block was missing and the one before it acknowledged again (RFC 7440 section 4): once a gap.
+    gap: bool,
+    asked: Instant,
+    sent: Instant,
+    transfers: u64,
+}
+
+/// What a packet meant to a client.
+enum News {
+    Nothing,
+    /// There is an ACK to be sent.
+    Owes,
+    /// The last block is here.
+    Whole,
+}
+
+impl<'a> Load<'a> {
+    fn new(plan: &'a Plan<'a>) -> Result<Self> {
+        let clients: Vec<_> = (0..plan.clients).map(|_| Client::new()).collect::<Result<_>>()?;
+        let mut load = Self {
+            plan,
+            clients,
+            ready: (0..plan.clients).collect(),
+            epoll: Epoll::new(EpollCreateFlags::empty())?,
+            timers: Instant::now(),
+            numbers: Numbers::new(1),
+            tally: Tally::default(),
+        };
+        for index in 0..plan.clients {
+            load.watch(index)?;
+        }
+        Ok(load)
+    }
+
+    fn watch(&mut self, index: usize) -> Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
+        Ok(self.epoll.add(&self.clients[index].socket, event)?)
+    }
+
+    /// A turn for each client that has something to do.
+    fn step(&mut self) -> Result<()> {
+        let mut events = [EpollEvent::empty(); 256];
+        let timeout = if self.ready.is_empty() { EpollTimeout::from(10u8) } else { EpollTimeout::ZERO };
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Err(nix::errno::Errno::EINTR) => 0,
+            count => count?,
+        };
+        self.ready.extend(events[..count].iter().map(|e| e.data() as usize));
+        for _ in 0..self.ready.len() {
+            let index = self.ready.pop_front().expect("counted");
+            if self.turn(index)? {
+                self.ready.push_back(index);
+            }
+        }
+        if self.timers.elapsed() > RETRY / 10 {
+            self.timers = Instant::now();
+            for client in &mut self.clients {
+                if !client.owes && client.sent.elapsed() > RETRY {
+                    self.tally.retries += 1;
+                    client.send(self.plan, &mut self.numbers)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Exchanges packets until the client has to wait (false) or has had its turn (true).
+    fn turn(&mut self, index: usize) -> Result<bool> {
+        let client = &mut self.clients[index];
+        let mut buf = [0; 2048];
+        for _ in 0..TURN {
+            if client.owes {
+                client.asked = Instant::now();
+                client.send(self.plan, &mut self.numbers)?;
+            }
+            loop {
+                let Some(len) = client.receive(&mut buf)? else { return Ok(false) };
+                if self.numbers.happens(self.plan.loss) {
+                    continue;
+                }
+                match client.take(&buf[..len], self.plan, &mut self.tally)? {
+                    News::Nothing => {}
+                    News::Owes => break,
+                    News::Whole => {
+                        client.send(self.plan, &mut self.numbers)?;
+                        let transfers = client.transfers + 1;
+                        // A port of its own for each transfer, as RFC 1350 section 4 has it.
+                        self.clients[index] = Client { transfers, ..Client::new()? };
+                        self.watch(index)?;
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Client {
+    fn new() -> Result<Self> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_nonblocking(true)?;
+        let now = Instant::now();
+        Ok(Self {
+            socket,
+            connected: false,
+            window: 1,
+            received: 0,
+            since_ack: 0,
+            owes: true,
+            gap: false,
+            asked: now,
+            sent: now,
+            transfers: 0,
+        })
+    }
+
+    /// Sends the request or the newest ACK, unless it is lost.
+    fn send(&mut self, plan: &Plan<'_>, numbers: &mut Numbers) -> Result<()> {
+        self.owes = false;
+        self.since_ack = 0;
+        self.sent = Instant::now();
+        if numbers.happens(plan.loss) {
+            return Ok(());
+        }
+        let result = if self.connected {
+            let [high, low] = (self.received as u16).to_be_bytes();
+            self.socket.send(&[0, 4, high, low])
+        } else {
+            self.socket.send_to(&request(plan), SocketAddrV4::new(plan.server, 69))
+        };
+        match result {
+            // An ICMP error of the packet before; what matters shows in what comes, or does not.
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
+            result => result.map(drop).context("sending"),
+        }
+    }
+
+    /// A packet, if one is there.
+    fn receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
+        let result = if self.connected {
+            self.socket.recv(buf)
+        } else {
+            self.socket.recv_from(buf).and_then(|(len, from)| {
+                self.socket.connect(from)?;
+                self.connected = true;
+                Ok(len)
+            })
+        };
+        match result {
+            Ok(len) => Ok(Some(len)),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(None),
+            Err(e) => Err(e).context("receiving"),
+        }
+    }
+
+    fn take(&mut self, packet: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<News> {
+        match packet {
+            [0, 3, high, low, data @ ..] => self.data(u16::from_be_bytes([*high, *low]), data, plan, tally),
+            [0, 6, options @ ..] if self.received == 0 => {
+                self.window = granted(options, plan)?;
+                self.owes = true;
+                Ok(News::Owes)
+            }
+            [0, 5, _, code, message @ ..] => {
+                bail!(
+                    "the server's error {code}: {}",
+                    String::from_utf8_lossy(message).trim_end_matches('\0')
+                )
+            }
+            _ => Ok(News::Nothing),
+        }
+    }
+
+    fn data(&mut self, number: u16, data: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<News> {
+        let ahead = number.wrapping_sub(self.received as u16);
+        if ahead != 1 {
+            // The last block once more: the server has not seen its ACK. One further on: some are missing.
+            let missing = (2..=self.window).contains(&ahead) && !self.gap;
+            self.gap |= missing;
+            self.owes = ahead == 0 && self.received > 0 || missing;
+            return Ok(if self.owes { News::Owes } else { News::Nothing });
+        }
+        let blksize = usize::from(plan.blksize);
+        let rest = plan.file.1.get(self.received as usize * blksize..).unwrap_or_default();
+        let expected = &rest[..rest.len().min(blksize)];
+        ensure!(data == expected, "block {number}: {} bytes that are not the file's", data.len());
+        self.received += 1;
+        self.since_ack += 1;
+        self.gap = false;
+        tally.bytes += data.len() as u64;
+        tally.blocks += 1;
+        let whole = data.len() < blksize;
+        if !whole && self.since_ack < self.window {
+            return Ok(News::Nothing);
+        }
+        tally.waits.add(self.asked.elapsed());
+        self.owes = true;
+        if whole {
+            tally.transfers += 1;
+            return Ok(News::Whole);
+        }
+        Ok(News::Owes)
+    }
+
+    /// Ends the transfer, so that the server need not wait for it.
+    fn abort(&self) {
+        if self.connected {
+            // It expires otherwise.
+            let _: io::Result<usize> = self.socket.send(b"\0\x05\0\0done\0");
+        }
+    }
+}
+
+fn request(plan: &Plan<'_>) -> Vec<u8> {
+    let mut bytes = [b"\0\x01", plan.file.0.as_bytes(), b"\0octet\0"].concat();
+    if plan.blksize != 512 {
+        bytes.extend(format!("blksize\0{}\0", plan.blksize).bytes());
+    }
+    if plan.window != 1 {
+        bytes.extend(format!("windowsize\0{}\0", plan.window).bytes());
+    }
+    bytes
+}
+
+/// The window that an OACK grants. Anything but what was asked for would be another measurement.
+fn granted(options: &[u8], plan: &Plan<'_>) -> Result<u16> {
+    let words: Vec<_> =
+        options.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).to_lowercase()).collect();
+    let value = |name: &str| words.chunks_exact(2).find(|w| w[0] == name).and_then(|w| w[1].parse().ok());
+    let (blksize, window) = (value("blksize").unwrap_or(512), value("windowsize").unwrap_or(1));
+    let asked = (plan.blksize, plan.window);
+    ensure!((blksize, window) == asked, "granted blksize and window {:?}, not {asked:?}", (blksize, window));
+    Ok(window)
+}

@@ -1,0 +1,200 @@
+//! The DHCP servers that are compared, each on a wire of its own with a relay and a host without an address.
+
+use std::any::Any;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use ::lab::appliance::Appliance;
+use ::lab::load::cpu::Cpus;
+use ::lab::load::dhcp::{self as load, End, Given, Plan, Way};
+use ::lab::net::{Host, ip};
+use ::lab::process::{Process, wait_for};
+use ::lab::world::World;
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::setup::peers;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Server {
+    Bridgehead,
+    /// With leases in memory and a file (memfile), its fastest.
+    Kea,
+    Dnsmasq,
+}
+
+/// A running server, and who loads it.
+pub(super) struct Site {
+    pub(super) server: Server,
+    pub(super) address: Ipv4Addr,
+    pub(super) direct: Host,
+    pub(super) relay: Host,
+    pub(super) relay_address: Ipv4Addr,
+    /// What it gave so far.
+    pub(super) given: Given,
+    /// Ends the server when dropped.
+    process: Box<dyn Any>,
+}
+
+impl Server {
+    pub(super) const ALL: [Self; 3] = [Self::Bridgehead, Self::Kea, Self::Dnsmasq];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Bridgehead => "Bridgehead",
+            Self::Kea => "Kea, memfile",
+            Self::Dnsmasq => "dnsmasq",
+        }
+    }
+
+    pub(super) fn start(self, world: &World, fast_path: &str) -> Result<Site> {
+        let number = self as u8;
+        let net = Net(number);
+        let direct = Host::new(&format!("direct{number}"), number)?;
+        let relay = Host::new(&format!("relay{number}"), 100 + number)?;
+        let bridge = format!("dhcp{number}");
+        let process: Box<dyn Any> = if self == Self::Bridgehead {
+            let ports = [direct.port(), relay.port()];
+            Box::new(Appliance::start(world, &bridgehead(world, &net, &bridge, &ports, fast_path))?)
+        } else {
+            // The appliance holds port 67 of every address outside.
+            let room = format!("room{number}");
+            lay_wire(&room, &bridge, &net, &[direct.port(), relay.port()])?;
+            let dir = world.path(format!("{self:?}"));
+            fs::create_dir_all(&dir)?;
+            let command =
+                if self == Self::Kea { kea(&net, &bridge, &dir)? } else { dnsmasq(&net, &bridge, &dir) };
+            let mut command = inside(&room, &command);
+            Box::new(Process::start(&mut command, &dir.join("log"))?)
+        };
+        relay.address(&net.with_prefix(net.relay()))?;
+        let (address, relay_address) = (net.server(), net.relay());
+        Ok(Site { server: self, address, direct, relay, relay_address, given: Given::new(), process })
+    }
+}
+
+impl Site {
+    /// Waits until a machine gets its address.
+    pub(super) fn await_ready(&mut self, cpus: &Cpus) -> Result<()> {
+        let way = Way::Relayed(self.relay_address);
+        let end = End::Round;
+        let plan = Plan { server: self.address, way, first: u32::MAX, machines: 1, outstanding: 1, end };
+        let name = self.server.name();
+        wait_for(Duration::from_secs(20), || {
+            if let Some(process) = self.process.downcast_mut::<Process>() {
+                process.ensure_running()?;
+            }
+            let outcome = self.relay.inside(|| load::run(&plan, &mut self.given, cpus))?;
+            Ok((outcome.exchanges == 1).then_some(()))
+        })
+        .with_context(|| format!("waiting for {name} to give an address"))
+    }
+}
+
+/// 10.77.0.0/16 and on. The servers have 32,512 addresses to give.
+struct Net(u8);
+
+impl Net {
+    fn at(&self, third: u8, fourth: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77 + self.0, third, fourth)
+    }
+
+    fn server(&self) -> Ipv4Addr {
+        self.at(0, 1)
+    }
+
+    fn relay(&self) -> Ipv4Addr {
+        self.at(0, 50)
+    }
+
+    fn range(&self) -> [Ipv4Addr; 2] {
+        [self.at(1, 0), self.at(127, 255)]
+    }
+
+    fn with_prefix(&self, address: Ipv4Addr) -> String {
+        format!("{address}/16")
+    }
+}
+
+/// A network namespace with a bridge, and `ports` moved to it.
+fn lay_wire(room: &str, bridge: &str, net: &Net, ports: &[String]) -> Result<()> {
+    let address = net.with_prefix(net.server());
+    ip(["netns", "add", room])?;
+    ip(["-n", room, "link", "add", bridge, "type", "bridge", "forward_delay", "0", "stp_state", "0"])?;
+    ip(["-n", room, "address", "add", &address, "dev", bridge])?;
+    ip(["-n", room, "link", "set", bridge, "up"])?;
+    for port in ports {
+        ip(["link", "set", port, "netns", room])?;
+        ip(["-n", room, "link", "set", port, "master", bridge, "up"])?;
+    }
+    Ok(())
+}
+
+/// The same command, in a network namespace.
+fn inside(room: &str, command: &Command) -> Command {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", room]).arg(command.get_program()).args(command.get_args());
+    inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    inside
+}
+
+fn bridgehead(world: &World, net: &Net, bridge: &str, ports: &[String], fast_path: &str) -> String {
+    let [first, last] = net.range();
+    format!(
+        r#"state-dir = {state:?}
+[network]
+bridge    = "{bridge}"
+address   = "{address}"
+ports     = {ports:?}
+fast-path = "{fast_path}"
+[dhcp]
+mode       = "authoritative"
+range      = ["{first}", "{last}"]
+lease-time = "1h"
+unknown    = "address-only"
+[files]
+root = {files:?}
+"#,
+        state = world.path("state"),
+        address = net.with_prefix(net.server()),
+        files = world.path("files"),
+    )
+}
+
+fn kea(net: &Net, bridge: &str, dir: &Path) -> Result<Command> {
+    let [first, last] = net.range();
+    let configuration = json!({ "Dhcp4": {
+        "interfaces-config": { "interfaces": [bridge], "dhcp-socket-type": "raw" },
+        "lease-database": { "type": "memfile", "name": dir.join("leases.csv"), "lfc-interval": 0 },
+        "valid-lifetime": 3600,
+        "subnet4": [{
+            "subnet": net.with_prefix(net.at(0, 0)),
+            "pools": [{ "pool": format!("{first}-{last}") }],
+        }],
+        "loggers": [{
+            "name": "kea-dhcp4", "severity": "ERROR", "output_options": [{ "output": "stderr" }],
+        }],
+    }});
+    let file = dir.join("kea.json");
+    fs::write(&file, configuration.to_string())?;
+    let mut command = peers::command("kea-dhcp4");
+    command.env("KEA_PIDFILE_DIR", dir).env("KEA_LOCKFILE_DIR", dir).arg("-c").arg(file);
+    Ok(command)
+}
+
+/// Without its ping before every offer, which the others don't do either.
+fn dnsmasq(net: &Net, bridge: &str, dir: &Path) -> Command {
+    let [first, last] = net.range();
+    let mut command = Command::new("dnsmasq");
+    command.args(["--keep-in-foreground", "--user=root", "--log-facility=-", "--quiet-dhcp", "--no-ping"]);
+    command.args(["--conf-file=/dev/null", "--port=0", "--bind-interfaces", "--no-hosts", "--no-resolv"]);
+    command.args(["--dhcp-authoritative", "--dhcp-lease-max=40000"]);
+    command.args([format!("--interface={bridge}"), format!("--dhcp-range={first},{last},1h")]);
+    command.arg(format!("--dhcp-leasefile={}", dir.join("leases").display()));
+    command
+}
