@@ -28,6 +28,8 @@ pub mod name {
     pub const SUMS: &str = "SUMS";
     /// Frames by hook and reason.
     pub const COUNTERS: &str = "COUNTERS";
+    /// The maps that go on when the daemon ends, with what the programs do by them.
+    pub const KEPT: [&str; 4] = [SESSIONS, BLOBS, SUMS, COUNTERS];
     /// The program for XDP.
     pub const XDP: &str = "bridgehead_xdp";
     /// The program for tc.

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::text::hex;
 
 /// What makes two blobs the same: the same key means the same bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BlobKey {
     /// SHA-256 of the contents.
     Digest([u8; 32]),
@@ -36,6 +37,13 @@ struct Inner {
 enum Source {
     Memory(Bytes),
     File(File),
+    Elsewhere(Box<dyn ReadAt>),
+}
+
+/// Bytes that are kept somewhere else.
+pub trait ReadAt: std::fmt::Debug + Send + Sync {
+    /// Fills `buf` from `offset`; what is asked for is there.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
 impl Blob {
@@ -67,6 +75,11 @@ impl Blob {
             len: meta.len(),
         };
         Ok(Self(Arc::new(Inner { key, len: meta.len(), source: Source::File(file) })))
+    }
+
+    /// Bytes that were named before, and are read from elsewhere.
+    pub fn elsewhere(key: BlobKey, len: u64, source: Box<dyn ReadAt>) -> Self {
+        Self(Arc::new(Inner { key, len, source: Source::Elsewhere(source) }))
     }
 
     pub fn key(&self) -> BlobKey {
@@ -105,6 +118,7 @@ impl Blob {
                 buf.copy_from_slice(&bytes[at..at + want]);
             }
             Source::File(file) => file.read_exact_at(buf, offset)?,
+            Source::Elsewhere(source) => source.read_exact_at(offset, buf)?,
         }
         Ok(want)
     }

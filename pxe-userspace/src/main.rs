@@ -15,10 +15,14 @@ const MISCONFIGURED: u8 = 2;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Serve(file) => match bridgehead::config::load(&file.config) {
+        Command::Serve(serve) => match bridgehead::config::load(&serve.file.config) {
             Ok(config) => {
                 log_to_stderr();
-                exit(bridgehead::app::serve(config, &file.config).map_err(|e| text::chain(&*e)))
+                let done = match serve.detach_fast_path {
+                    true => bridgehead::app::detach_fast_path(&config),
+                    false => bridgehead::app::serve(config, &serve.file.config),
+                };
+                exit(done.map_err(|e| text::chain(&*e)))
             }
             Err(problems) => misconfigured(&problems),
         },

@@ -27,6 +27,9 @@ const SERVER_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const CLIENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
+/// Jumbo frames, so that their blocks are tried, too.
+const MTU: u16 = 9_000;
+
 const KERNEL_LEN: usize = 9_999;
 
 fn kernel() -> Vec<u8> {
@@ -40,14 +43,14 @@ fn checksums_are_right_whatever_state_the_request_is_in() {
         let events = with_server(mode, |client| {
             for partial in [false, true] {
                 client.partial = partial;
-                for (port, blksize) in [(25300, 1024), (25301, 1468), (25302, 517)] {
+                for (port, blksize) in [(25300, 1024), (25301, 1468), (25302, 517), (25303, 8968)] {
                     client.fetch(port, blksize);
                 }
             }
         });
         let Some(events) = events else { return };
         let by = if mode == FastPath::Tc { AnsweredBy::Tc } else { AnsweredBy::Daemon };
-        assert_eq!(events.len(), 6);
+        assert_eq!(events.len(), 8);
         for event in events {
             assert_eq!((event.stage, event.answered_by), (Stage::Kernel, by));
             assert_eq!((event.bytes, event.detail.as_deref()), (Some(KERNEL_LEN as u64), Some("/kernel")));
@@ -200,7 +203,7 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
     for line in [
         format!("link add pxe0 address {SERVER_MAC} type bridge"),
         format!("addr add {SERVER}/24 dev pxe0"),
-        "link set port master pxe0 up".to_owned(),
+        format!("link set port mtu {MTU} master pxe0 up"),
         "link set pxe0 up".to_owned(),
         format!("neigh add {CLIENT} lladdr {CLIENT_MAC} dev pxe0"),
     ] {
@@ -219,7 +222,7 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
         Arc::new(dataplane) as _
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let tftp = runtime.block_on(Tftp::bind(SERVER, 1500)).unwrap();
+    let tftp = runtime.block_on(Tftp::bind(SERVER, MTU)).unwrap();
     let shutdown = CancellationToken::new();
     let running = tftp.run(Arc::new(Catalogue), dataplane, timeline, shutdown.clone());
     std::thread::scope(|scope| {
@@ -345,7 +348,7 @@ impl Client {
             if poll(&mut fds, PollTimeout::try_from(left + Duration::from_millis(1)).unwrap()).unwrap() == 0 {
                 return None;
             }
-            let mut buf = [0; 4096];
+            let mut buf = [0; 16384];
             let read = self.tap.read(&mut buf).unwrap();
             let frame = &buf[VNET_HDR_LEN..read];
             let Some(headers) = frame.first_chunk::<HEADERS_LEN>() else { continue };

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
 use crate::database;
+use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp};
 use crate::engine::Engine;
 use crate::files::Catalog;
@@ -49,6 +50,21 @@ pub fn serve(config: Config, file: &Path) -> anyhow::Result<()> {
     served
 }
 
+/// Removes every trace of the fast path of a daemon that was killed.
+pub fn detach_fast_path(config: &Config) -> anyhow::Result<()> {
+    let state = &config.state_dir;
+    if !state.exists() {
+        return Ok(());
+    }
+    let _lock = lock::take(state)?;
+    let mut ports = config.network.ports.clone();
+    let members = Path::new("/sys/class/net").join(&config.network.bridge).join("brif");
+    // None when there is no bridge.
+    let members = std::fs::read_dir(members).into_iter().flatten().flatten();
+    ports.extend(members.map(|port| port.file_name().to_string_lossy().into_owned()));
+    dataplane::remove_left(&Pins::of(state), &ports).context("unpinning the fast path")
+}
+
 async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let state = &config.state_dir;
@@ -59,6 +75,7 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     // Before anything is changed, so that no signal finds us half-way without a way back.
     let mut signals = Signals::new()?;
     let mut bridge = Bridge::set_up(&config.network, state).await?;
+    let pins = Pins::of(state);
 
     let shutdown = CancellationToken::new();
     let mut parts = JoinSet::new();
@@ -80,8 +97,10 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
         tracing::warn!("some parts did not end in time");
         parts.shutdown().await;
     }
+    // The links themselves go with their descriptors, at the latest when the process ends.
+    let detached = dataplane::remove_left(&pins, &port_names(&bridge)).context("unpinning the fast path");
     let restored = bridge.restore().await.context("giving the network back");
-    served.and(restored)
+    served.and(detached).and(restored)
 }
 
 /// Each transfer holds a file open, each node a connection or two: far more than the usual 1,024.
@@ -155,7 +174,8 @@ impl Appliance {
             Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone())?;
         let catalog = Arc::new(catalog);
 
-        let fast_path = ports::load(config.network.fast_path, shutdown);
+        let pins = Pins::of(&config.state_dir);
+        let fast_path = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
@@ -170,7 +190,8 @@ impl Appliance {
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 
-        let tftp = Tftp::bind(address, info.mtu as u16).await?;
+        let left = fast_path.dataplane.as_ref().map(|d| d.left_ports()).unwrap_or_default();
+        let tftp = Tftp::bind_again(address, info.mtu as u16, &left).await?;
         let stats = tftp.stats();
         let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
         let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
@@ -216,6 +237,10 @@ impl Appliance {
     fn config(&self) -> Arc<Config> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+fn port_names(bridge: &Bridge) -> Vec<String> {
+    bridge.ports().now().into_iter().map(|port| port.name).collect()
 }
 
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FastPath;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{self, Dataplane, LoadError, Pins};
 use crate::net::PortEvent;
 
 /// The fast path, and why there is none.
@@ -19,13 +19,26 @@ pub(super) struct Loaded {
 
 /// Loads the programs, unless the configuration says not to. A kernel that refuses them costs
 /// speed, not service.
-pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> Loaded {
+///
+/// What a killed daemon left on `ports`, the bridge's, is taken over; elsewhere it is taken off.
+pub(super) fn load(wanted: FastPath, pins: Pins, ports: &[String], shutdown: &CancellationToken) -> Loaded {
     if wanted == FastPath::Off {
+        remove_left(&pins, ports);
         return Loaded { dataplane: None, off_because: Some("[network] fast-path = \"off\"".into()) };
     }
     let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
-    match Dataplane::load(debug) {
+    let loaded = Dataplane::load_pinned(debug, pins.clone()).or_else(|error| match error {
+        LoadError::Pins(_) => {
+            tracing::warn!(%error, "a restart will interrupt the fast path");
+            Dataplane::load(debug)
+        }
+        error => Err(error),
+    });
+    match loaded {
         Ok((dataplane, logs)) => {
+            if let Err(error) = dataplane.keep_only(ports) {
+                tracing::warn!(%error, "programs of an earlier daemon may be left on other ports");
+            }
             let forwarding = logs.run(shutdown.clone());
             tokio::spawn(async {
                 if let Err(error) = forwarding.await {
@@ -35,9 +48,16 @@ pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> Loaded {
             Loaded { dataplane: Some(Arc::new(dataplane)), off_because: None }
         }
         Err(error) => {
+            remove_left(&pins, ports);
             tracing::warn!(%error, "fast path off: the daemon answers everything itself");
             Loaded { dataplane: None, off_because: Some(error.to_string()) }
         }
+    }
+}
+
+fn remove_left(pins: &Pins, ports: &[String]) {
+    if let Err(error) = dataplane::remove_left(pins, ports) {
+        tracing::warn!(%error, "the fast path of an earlier daemon is left");
     }
 }
 

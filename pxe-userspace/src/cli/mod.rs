@@ -47,13 +47,22 @@ pub enum Command {
     /// Logs go to stderr; `ready` on stdout says that packets are answered. SIGHUP applies a changed
     /// configuration file, SIGTERM and SIGINT end the daemon and give the network back as it was. Needs
     /// root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_NET_BIND_SERVICE, and CAP_BPF for the fast path.
-    Serve(ConfigFile),
+    Serve(Serve),
     /// Validate a configuration file without changing anything.
     ///
     /// Exit code 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right for each fault.
     Check(ConfigFile),
     #[command(flatten)]
     Ask(Ask),
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Serve nothing: take off the fast path that a killed daemon left running, and end.
+    #[arg(long)]
+    pub detach_fast_path: bool,
 }
 
 #[derive(Debug, Args)]

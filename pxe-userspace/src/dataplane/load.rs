@@ -1,12 +1,18 @@
 //! The embedded object, loaded.
 
+use std::io;
+
 use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
-use pxe_common::map::{Chunk, Session, SessionKey, SumPage, name};
+use pxe_common::map::{Chunk, MAX_SESSIONS, Session, SessionKey, SumPage, name};
 
 use super::counters::CounterMap;
+use super::pins::Pins;
+
+/// Entries cost memory when they are made (linux/bpf.h).
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
 
@@ -23,11 +29,18 @@ pub enum LoadError {
     Missing(&'static str),
     #[error("the embedded object's map {name} is not what this build expects; run `cargo xtask build`")]
     Layout { name: &'static str, source: Box<aya::maps::MapError> },
+    #[error("nothing can be pinned below /sys/fs/bpf: is the bpf file system mounted?")]
+    Pins(#[source] io::Error),
+    #[error("the map of the daemon's notes")]
+    Notes(#[source] Box<aya::maps::MapError>),
     #[error("the programs' log can't be read")]
     Log(#[source] Box<aya_log::Error>),
 }
 
 pub(super) type SessionMap = HashMap<MapData, SessionKey, Session>;
+/// JSON, zeros after it. The programs never see it.
+pub(super) type NoteMap = HashMap<MapData, SessionKey, [u8; NOTE_LEN]>;
+pub(super) const NOTE_LEN: usize = 1024;
 pub(super) type ChunkMap = HashOfMaps<MapData, u32, Array<MapData, Chunk>>;
 pub(super) type SumMap = HashOfMaps<MapData, u32, Array<MapData, SumPage>>;
 
@@ -35,26 +48,33 @@ pub(super) struct Loaded {
     /// Holds the programs.
     pub(super) ebpf: Ebpf,
     pub(super) sessions: SessionMap,
+    pub(super) notes: NoteMap,
     pub(super) blobs: ChunkMap,
     pub(super) sums: SumMap,
     pub(super) counters: CounterMap,
     pub(super) logger: EbpfLogger<&'static dyn log::Log>,
 }
 
-pub(super) fn load(debug: bool) -> Result<Loaded, LoadError> {
+pub(super) fn load(debug: bool, pins: Option<&Pins>) -> Result<Loaded, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NotBuilt);
     }
     // Patched before the programs are loaded, so that the verifier removes what is off.
     let level = if debug { aya_log::Level::Debug as u8 } else { 0 };
-    let mut ebpf = EbpfLoader::new()
-        .override_global(aya_log::LEVEL, &level, true)
-        .load(OBJECT)
-        .map_err(|e| LoadError::Object(Box::new(e)))?;
+    let mut loader = EbpfLoader::new();
+    loader.override_global(aya_log::LEVEL, &level, true);
+    if let Some(pins) = pins {
+        pins.set_up().map_err(LoadError::Pins)?;
+        for name in name::KEPT {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|e| LoadError::Object(Box::new(e)))?;
     load_program::<Xdp>(&mut ebpf, name::XDP, Xdp::load)?;
     load_program::<SchedClassifier>(&mut ebpf, name::TC, SchedClassifier::load)?;
     let logger = EbpfLogger::init(&mut ebpf).map_err(|e| LoadError::Log(Box::new(e)))?;
     Ok(Loaded {
+        notes: notes(pins).map_err(|e| LoadError::Notes(Box::new(e)))?,
         sessions: take(&mut ebpf, name::SESSIONS)?,
         blobs: take(&mut ebpf, name::BLOBS)?,
         sums: take(&mut ebpf, name::SUMS)?,
@@ -62,6 +82,18 @@ pub(super) fn load(debug: bool) -> Result<Loaded, LoadError> {
         logger,
         ebpf,
     })
+}
+
+/// Made here, because the object has only maps that a program uses.
+fn notes(pins: Option<&Pins>) -> Result<NoteMap, aya::maps::MapError> {
+    const NAME: &str = "NOTES";
+    if let Some(pinned) = pins.and_then(|pins| MapData::from_pin(pins.map(NAME)).ok()) {
+        return Map::from_map_data(pinned)?.try_into();
+    }
+    let map = NoteMap::create(MAX_SESSIONS as u32, BPF_F_NO_PREALLOC)?;
+    let Some(pins) = pins else { return Ok(map) };
+    map.pin(pins.map(NAME)).map_err(|error| aya::maps::MapError::PinError { name: None, error })?;
+    Map::from_map_data(MapData::from_pin(pins.map(NAME))?)?.try_into()
 }
 
 fn load_program<P>(

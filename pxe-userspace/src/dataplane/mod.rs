@@ -2,19 +2,24 @@
 //!
 //! [`Dataplane::load`] hands the embedded programs to the kernel, [`Dataplane::attach`] puts them
 //! on the bridge's ports, and as [`FastPath`] it takes transfers over from the TFTP server: the
-//! blob goes into the block map, then the session into the session map. Links, maps and programs
-//! go when the `Dataplane` is dropped.
+//! blob goes into the block map, then the session into the session map.
+//!
+//! Links, maps and programs go when the `Dataplane` is dropped. With [`Pins`] they stay instead, until
+//! [`remove_left`]: when the daemon is killed the kernel goes on with the transfers it has, and the
+//! next daemon takes over maps, sessions and links.
 
 mod chunks;
 mod counters;
 mod load;
 mod logs;
+mod pins;
 mod ports;
 mod publish;
 mod sessions;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,11 +28,12 @@ use pxe_common::tftp;
 
 use crate::blob::Blob;
 use crate::config;
-use crate::tftp::{Declined, FastPath};
+use crate::tftp::{Declined, FastPath, Left, Note};
 
 pub use counters::{Counters, HookCounters};
 pub use load::LoadError;
 pub use logs::Logs;
+pub use pins::Pins;
 pub use ports::{PortStatus, Tier};
 
 /// The loaded programs and their maps.
@@ -35,6 +41,7 @@ pub struct Dataplane {
     ports: Mutex<ports::Ports>,
     blobs: Mutex<publish::Blobs>,
     sessions: Mutex<sessions::Sessions>,
+    left: Mutex<Vec<Left>>,
     counters: counters::CounterMap,
 }
 
@@ -43,14 +50,40 @@ impl Dataplane {
     ///
     /// The second value carries the programs' debug lines, which they write only when `debug`.
     pub fn load(debug: bool) -> Result<(Self, Logs), LoadError> {
-        let loaded = load::load(debug)?;
+        Self::new(debug, None)
+    }
+
+    /// The same, taking over what a killed daemon left pinned, and leaving it pinned for the next.
+    pub fn load_pinned(debug: bool, pins: Pins) -> Result<(Self, Logs), LoadError> {
+        Self::new(debug, Some(pins))
+    }
+
+    fn new(debug: bool, pins: Option<Pins>) -> Result<(Self, Logs), LoadError> {
+        let loaded = load::load(debug, pins.as_ref())?;
+        let mut blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
+        let mut sessions = sessions::Sessions::new(loaded.sessions, loaded.notes);
+        let left = sessions.take_over(&mut blobs);
         let dataplane = Self {
-            ports: Mutex::new(ports::Ports::new(loaded.ebpf)),
-            blobs: Mutex::new(publish::Blobs::new(loaded.blobs, loaded.sums)),
-            sessions: Mutex::new(sessions::Sessions::new(loaded.sessions)),
+            ports: Mutex::new(ports::Ports::new(loaded.ebpf, pins)),
+            blobs: Mutex::new(blobs),
+            sessions: Mutex::new(sessions),
+            left: Mutex::new(left),
             counters: loaded.counters,
         };
         Ok((dataplane, Logs::new(loaded.logger)))
+    }
+
+    /// The data ports of the transfers that a killed daemon left.
+    pub fn left_ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = lock(&self.left).iter().map(|left| left.key.server_port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// Takes off what a killed daemon left on other ports than these.
+    pub fn keep_only(&self, ports: &[String]) -> io::Result<()> {
+        lock(&self.ports).keep_only(ports)
     }
 
     /// Puts the programs on `port` as far as `wanted` allows and the port can; says how far.
@@ -92,6 +125,14 @@ impl FastPath for Dataplane {
         lock(&self.sessions).open(key, grant, transfer, now_ns, idle)
     }
 
+    fn note(&self, key: &SessionKey, note: &Note) {
+        lock(&self.sessions).note(key, note);
+    }
+
+    fn left(&self) -> Vec<Left> {
+        std::mem::take(&mut lock(&self.left))
+    }
+
     fn look(&self, key: &SessionKey) -> Option<Session> {
         lock(&self.sessions).look(key)
     }
@@ -99,6 +140,12 @@ impl FastPath for Dataplane {
     fn close(&self, key: &SessionKey) -> Option<Session> {
         lock(&self.sessions).close(key)
     }
+}
+
+/// Removes what a killed daemon left: pins, and filters on these ports.
+pub fn remove_left(pins: &Pins, ports: &[String]) -> io::Result<()> {
+    ports.iter().for_each(|port| ports::remove_filters(port));
+    pins.remove()
 }
 
 /// A panic elsewhere leaves maps that are whole: every change is one system call.

@@ -1,15 +1,20 @@
 //! The programs on the bridge's ports.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::XdpLink;
+use aya::pin::PinError;
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use nix::net::if_::if_nametoindex;
 use pxe_common::map::name;
+use pxe_common::verdict::Hook;
 use serde::{Deserialize, Serialize};
 
+use super::pins::Pins;
 use crate::config::FastPath;
 
 /// Where a port's frames are answered.
@@ -38,45 +43,80 @@ pub struct PortStatus {
 
 pub(super) struct Ports {
     ebpf: Ebpf,
+    pins: Option<Pins>,
     attached: BTreeMap<String, Port>,
 }
 
-/// Links are the kernel's and end with their file descriptors: also when the daemon is killed.
 struct Port {
-    xdp: Option<XdpLink>,
-    tc: Option<SchedClassifierLink>,
+    index: u32,
+    xdp: Option<Attached>,
+    tc: Option<Attached>,
     reason: Option<String>,
 }
 
+/// The kernel's links end with their last holder: a descriptor, or a pin.
+enum Attached {
+    Link(#[expect(dead_code, reason = "held")] FdLink),
+    /// A clsact filter, for kernels without tcx. It stays until it is taken off.
+    Filter(#[expect(dead_code, reason = "taken off when dropped")] SchedClassifierLink),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error("there is no such interface")]
+    NoPort(#[source] nix::Error),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("the link can't be held")]
+    Link(#[from] LinkError),
+    #[error("the link can't be pinned")]
+    Pin(#[from] PinError),
+}
+
 impl Ports {
-    pub(super) fn new(ebpf: Ebpf) -> Self {
-        Self { ebpf, attached: BTreeMap::new() }
+    /// With `pins` links outlive a daemon that is killed, and links that one left are taken over.
+    pub(super) fn new(ebpf: Ebpf, pins: Option<Pins>) -> Self {
+        Self { ebpf, pins, attached: BTreeMap::new() }
     }
 
     pub(super) fn attach(&mut self, port: &str, wanted: FastPath) -> PortStatus {
-        self.detach(port);
         let mut reasons = Vec::new();
+        let index = match if_nametoindex(port).map_err(AttachError::NoPort) {
+            Ok(index) => index,
+            Err(error) => {
+                reasons.push(chain(&error));
+                0
+            }
+        };
+        self.detach(port);
         let xdp = match wanted {
             FastPath::Auto if !has_device(port) => {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
                 None
             }
             FastPath::Auto | FastPath::Xdp => {
-                self.attach_xdp(port).map_err(|error| reasons.push(format!("xdp: {}", chain(&error)))).ok()
+                self.attach_xdp(index).map_err(|error| reasons.push(format!("xdp: {}", chain(&error)))).ok()
             }
             FastPath::Tc | FastPath::Off => None,
         };
         let tc = match wanted {
-            FastPath::Auto | FastPath::Tc => {
-                self.attach_tc(port).map_err(|error| reasons.push(format!("tc: {}", chain(&error)))).ok()
-            }
+            FastPath::Auto | FastPath::Tc => self
+                .attach_tc(port, index, &mut reasons)
+                .map_err(|error| reasons.push(format!("tc: {}", chain(&error))))
+                .ok(),
             FastPath::Xdp | FastPath::Off => None,
         };
+        // What an earlier daemon left at a hook that is not wanted any more.
+        for (hook, none) in [(Hook::Xdp, xdp.is_none()), (Hook::Tc, tc.is_none())] {
+            if let Some(pins) = self.pins.as_ref().filter(|_| none) {
+                pins.forget(hook, index);
+            }
+        }
         if wanted == FastPath::Off {
             reasons.push("fast-path = \"off\"".to_owned());
         }
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
-        let attached = Port { xdp, tc, reason };
+        let attached = Port { index, xdp, tc, reason };
         let status = attached.status(port);
         tracing::info!(port, tier = ?status.tier, reason = status.reason, "fast path");
         self.attached.insert(port.to_owned(), attached);
@@ -84,7 +124,15 @@ impl Ports {
     }
 
     pub(super) fn detach(&mut self, port: &str) {
-        self.attached.remove(port);
+        let (Some(port), Some(pins)) = (self.attached.remove(port), &self.pins) else { return };
+        pins.forget(Hook::Xdp, port.index);
+        pins.forget(Hook::Tc, port.index);
+    }
+
+    /// Takes off what an earlier daemon left on other ports than these.
+    pub(super) fn keep_only(&self, ports: &[String]) -> io::Result<()> {
+        let indexes: Vec<u32> = ports.iter().filter_map(|port| if_nametoindex(port.as_str()).ok()).collect();
+        self.pins.as_ref().map_or(Ok(()), |pins| pins.keep_only(&indexes))
     }
 
     pub(super) fn status(&self) -> Vec<PortStatus> {
@@ -93,18 +141,67 @@ impl Ports {
 
     /// Native mode only: generic XDP has the skb's checksum state without the helpers to keep it,
     /// and tc does the same work on the same skb.
-    fn attach_xdp(&mut self, port: &str) -> Result<XdpLink, ProgramError> {
+    fn attach_xdp(&mut self, index: u32) -> Result<Attached, AttachError> {
+        let left = self.left(Hook::Xdp, index);
         let program: &mut Xdp = self.program(name::XDP)?;
-        let link = program.attach(port, XdpMode::Driver)?;
-        program.take_link(link)
+        let replaced = left.and_then(|link| program.attach_to_link(link.try_into().ok()?).ok());
+        let id = match replaced {
+            Some(id) => id,
+            None => program.attach_to_if_index(index, XdpMode::Driver)?,
+        };
+        let link = program.take_link(id)?.try_into()?;
+        self.keep(Hook::Xdp, index, link)
     }
 
-    fn attach_tc(&mut self, port: &str) -> Result<SchedClassifierLink, ProgramError> {
+    /// By tcx (Linux 6.6): a filter would stay when the daemon is killed, and can't be replaced in
+    /// one step. Older kernels have nothing else.
+    fn attach_tc(
+        &mut self,
+        port: &str,
+        index: u32,
+        reasons: &mut Vec<String>,
+    ) -> Result<Attached, AttachError> {
+        let left = self.left(Hook::Tc, index);
         let program: &mut SchedClassifier = self.program(name::TC)?;
-        // tcx (Linux 6.6) and not a clsact filter: a filter would outlive a daemon that is killed.
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let link = program.attach_with_options(port, TcAttachType::Ingress, order)?;
-        program.take_link(link)
+        let replaced = left.and_then(|link| program.attach_to_link(link.try_into().ok()?).ok());
+        let id = match replaced {
+            Some(id) => id,
+            None => {
+                let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+                match program.attach_with_options(port, TcAttachType::Ingress, order) {
+                    Ok(id) => id,
+                    Err(error) if lacks_tcx(&error) => {
+                        reasons.push("tc: as a filter, the kernel has no tcx (Linux 6.6)".to_owned());
+                        return self.attach_filter(port);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let link = program.take_link(id)?.try_into()?;
+        self.keep(Hook::Tc, index, link)
+    }
+
+    /// For kernels without tcx.
+    fn attach_filter(&mut self, port: &str) -> Result<Attached, AttachError> {
+        remove_filters(port);
+        // There already when others use it, or an earlier daemon did. If it is missing, attaching fails.
+        let _ = tc::qdisc_add_clsact(port);
+        let program: &mut SchedClassifier = self.program(name::TC)?;
+        let options = TcAttachOptions::Netlink(NlOptions::default());
+        let id = program.attach_with_options(port, TcAttachType::Ingress, options)?;
+        Ok(Attached::Filter(program.take_link(id)?))
+    }
+
+    fn left(&self, hook: Hook, index: u32) -> Option<FdLink> {
+        self.pins.as_ref()?.left(hook, index)
+    }
+
+    fn keep(&self, hook: Hook, index: u32, link: FdLink) -> Result<Attached, AttachError> {
+        Ok(Attached::Link(match &self.pins {
+            Some(pins) => pins.keep(hook, index, link)?,
+            None => link,
+        }))
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, ProgramError>
@@ -132,6 +229,17 @@ impl Port {
     }
 }
 
+/// Takes off the filters that a daemon left on `port` when it was killed.
+pub(super) fn remove_filters(port: &str) {
+    // Mostly there is none.
+    let _ = tc::qdisc_detach_program(port, TcAttachType::Ingress, name::TC);
+}
+
+/// Kernels before 6.6 do not know the attach type.
+fn lacks_tcx(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EINVAL))
+}
+
 /// Whether a driver with hardware, or a hypervisor's, is behind the port. On veth and tap
 /// `bpf_xdp_adjust_tail` always fails for want of tailroom, and what XDP sends back over a veth is
 /// lost unless the other end polls, too.
@@ -148,4 +256,49 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::super::{Dataplane, lock};
+    use super::*;
+
+    #[test]
+    fn a_filter_of_a_killed_daemon_is_replaced_and_taken_off() {
+        if !nix::unistd::Uid::effective().is_root() || Command::new("tc").arg("-V").output().is_err() {
+            eprintln!("skipped: root and tc are needed");
+            return;
+        }
+        let Ok((dataplane, _logs)) = Dataplane::load(false) else {
+            eprintln!("skipped: the programs can't be loaded here, as other tests say");
+            return;
+        };
+        // The namespace is the thread's, and goes with it.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                run("ip", "link add port type veth peer name other");
+                let filters = || run("tc", "filter show dev port ingress").matches("direct-action").count();
+                let mut ports = lock(&dataplane.ports);
+                let killed = ports.attach_filter("port").unwrap();
+                assert_eq!(filters(), 1);
+                std::mem::forget(killed);
+                let next = ports.attach_filter("port").unwrap();
+                assert_eq!(filters(), 1, "replaced");
+                drop(next);
+                assert_eq!(filters(), 0, "an orderly end");
+                std::mem::forget(ports.attach_filter("port").unwrap());
+                remove_filters("port");
+                assert_eq!(filters(), 0, "--detach-fast-path");
+            });
+        });
+    }
+
+    fn run(program: &str, args: &str) -> String {
+        let output = Command::new(program).args(args.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{program} {args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
 }

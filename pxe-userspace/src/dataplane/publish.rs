@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use aya::maps::{Array, MapError};
-use pxe_common::map::{Chunk, MAX_BLKSIZE, SumPage};
+use aya::maps::{Array, MapData, MapError};
+use pxe_common::map::{self, CHUNK_STRIDE, Chunk, MAX_BLKSIZE, SumPage};
 use pxe_common::tftp::Session;
 
 use super::chunks;
 use super::load::{ChunkMap, SumMap};
-use crate::blob::{Blob, BlobKey};
-use crate::tftp::Declined;
+use crate::blob::{Blob, BlobKey, ReadAt};
+use crate::tftp::{Declined, Note};
 
 /// Lets arrays of any length stand where the programs' declaration has one entry (linux/bpf.h).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
@@ -88,6 +88,47 @@ impl Blobs {
         Ok(Grant { blob: entry.id, sums, _in_use: entry.in_use.clone() })
     }
 
+    /// The grant of a session that a killed daemon made, and the blob as the kernel has it; none when
+    /// it is gone.
+    pub(super) fn regrant(&mut self, session: &map::Session, note: &Note) -> Option<(Grant, Blob)> {
+        let array = self.chunks.get(&session.blob, 0).ok()?;
+        self.sums.get(&session.sums, 0).ok()?;
+        let new = || Entry {
+            in_use: Arc::new(()),
+            id: session.blob,
+            bytes: note.len,
+            sums: HashMap::new(),
+            last_use: 0,
+        };
+        let entry = self.published.entry(note.blob).or_insert_with(new);
+        if entry.id != session.blob {
+            return None;
+        }
+        entry.sums.insert(session.transfer.blksize(), session.sums);
+        let grant = Grant { blob: session.blob, sums: session.sums, _in_use: entry.in_use.clone() };
+        Some((grant, Blob::elsewhere(note.blob, note.len, Box::new(InKernel(array)))))
+    }
+
+    /// Removes what no session of a killed daemon reads any more.
+    pub(super) fn retract_unknown(&mut self) {
+        let known: Vec<u32> = self.published.values().map(|entry| entry.id).collect();
+        for id in self.chunks.keys().filter_map(Result::ok).collect::<Vec<u32>>() {
+            self.next_id = self.next_id.max(id.wrapping_add(1));
+            if !known.contains(&id) {
+                // Gone is gone.
+                let _ = self.chunks.remove(&id);
+            }
+        }
+        let known: Vec<u32> =
+            self.published.values().flat_map(|entry| entry.sums.values().copied()).collect();
+        for id in self.sums.keys().filter_map(Result::ok).collect::<Vec<u32>>() {
+            self.next_id = self.next_id.max(id.wrapping_add(1));
+            if !known.contains(&id) {
+                let _ = self.sums.remove(&id);
+            }
+        }
+    }
+
     /// Bytes of all published blobs.
     pub(super) fn bytes(&self) -> u64 {
         self.published.values().map(|e| e.bytes).sum()
@@ -157,6 +198,29 @@ impl Blobs {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
         id
+    }
+}
+
+/// A blob as the block map has it.
+struct InKernel(Array<MapData, Chunk>);
+
+impl std::fmt::Debug for InKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InKernel")
+    }
+}
+
+impl ReadAt for InKernel {
+    fn read_exact_at(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            let chunk = self.0.get(&((offset / CHUNK_STRIDE as u64) as u32), 0).map_err(io::Error::other)?;
+            let bytes = &chunk.0[offset as usize % CHUNK_STRIDE..];
+            let len = bytes.len().min(buf.len());
+            let (now, later) = buf.split_at_mut(len);
+            now.copy_from_slice(&bytes[..len]);
+            (buf, offset) = (later, offset + len as u64);
+        }
+        Ok(())
     }
 }
 

@@ -6,19 +6,66 @@ use std::time::Duration;
 use pxe_common::map::{Session, SessionKey};
 use pxe_common::tftp;
 
-use super::load::SessionMap;
-use super::publish::Grant;
-use crate::tftp::Declined;
+use super::load::{NOTE_LEN, NoteMap, SessionMap};
+use super::publish::{Blobs, Grant};
+use crate::tftp::{Declined, Left, Note};
 
 pub(super) struct Sessions {
     map: SessionMap,
+    notes: NoteMap,
     /// What each session may read stays published while the session is here.
     open: HashMap<SessionKey, Grant>,
 }
 
 impl Sessions {
-    pub(super) fn new(map: SessionMap) -> Self {
-        Self { map, open: HashMap::new() }
+    pub(super) fn new(map: SessionMap, notes: NoteMap) -> Self {
+        Self { map, notes, open: HashMap::new() }
+    }
+
+    /// What a killed daemon left, with a note that says what it is; the rest is removed.
+    pub(super) fn take_over(&mut self, blobs: &mut Blobs) -> Vec<Left> {
+        let mut left = Vec::new();
+        for key in self.map.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+            let known = self.look(&key).zip(self.note_of(&key));
+            match known.and_then(|(session, note)| Some((blobs.regrant(&session, &note)?, session, note))) {
+                Some(((grant, blob), session, note)) => {
+                    self.open.insert(key, grant);
+                    left.push(Left { key, session, note, blob });
+                }
+                None => {
+                    self.close(&key);
+                }
+            }
+        }
+        // Notes whose session was not made, or went first.
+        for key in self.notes.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+            if !self.open.contains_key(&key) {
+                let _ = self.notes.remove(&key);
+            }
+        }
+        blobs.retract_unknown();
+        left
+    }
+
+    pub(super) fn note(&mut self, key: &SessionKey, note: &Note) {
+        let mut text = [0; NOTE_LEN];
+        let written = serde_json::to_writer(&mut text[..], note).or_else(|_| {
+            // Only the path is long, and only for people.
+            text.fill(0);
+            serde_json::to_writer(&mut text[..], &Note { path: "a long path".into(), ..note.clone() })
+        });
+        match written
+            .map_err(|e| e.to_string())
+            .and_then(|()| self.notes.insert(key, text, 0).map_err(|e| e.to_string()))
+        {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(error, "a restart would lose a transfer"),
+        }
+    }
+
+    fn note_of(&self, key: &SessionKey) -> Option<Note> {
+        let text = self.notes.get(key, 0).ok()?;
+        serde_json::from_slice(text.split(|byte| *byte == 0).next()?).ok()
     }
 
     pub(super) fn open(
@@ -53,6 +100,8 @@ impl Sessions {
         if let Err(error) = self.map.remove(key) {
             tracing::debug!(?key, %error, "a session was gone already");
         }
+        // None when the transfer was too short-lived for one.
+        let _ = self.notes.remove(key);
         self.open.remove(key);
         last
     }

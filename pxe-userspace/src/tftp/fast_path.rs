@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use pxe_common::map::{self, SessionKey};
 use pxe_common::tftp::Session;
+use serde::{Deserialize, Serialize};
 
-use crate::blob::Blob;
+use crate::blob::{Blob, BlobKey};
+use crate::timeline::Stage;
 
 /// Takes transfers over. Implemented by the dataplane.
 pub trait FastPath: Send + Sync {
@@ -21,11 +23,37 @@ pub trait FastPath: Send + Sync {
         idle: Duration,
     ) -> Result<(), Declined>;
 
+    /// Keeps with a transfer what the next daemon needs to go on with it, should this one be killed.
+    fn note(&self, key: &SessionKey, note: &Note);
+
+    /// Transfers that a killed daemon left, which go on. Told once.
+    fn left(&self) -> Vec<Left>;
+
     /// How far a transfer is.
     fn look(&self, key: &SessionKey) -> Option<map::Session>;
 
     /// Ends the grant; says how far the transfer got.
     fn close(&self, key: &SessionKey) -> Option<map::Session>;
+}
+
+/// What the kernel does not need to know about a transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub path: String,
+    pub stage: Option<Stage>,
+    pub started_ns: u64,
+    pub blob: BlobKey,
+    pub len: u64,
+}
+
+/// A transfer that a killed daemon left.
+#[derive(Debug)]
+pub struct Left {
+    pub key: SessionKey,
+    pub session: map::Session,
+    pub note: Note,
+    /// Read from the kernel's copy: the file may be another one by now.
+    pub blob: Blob,
 }
 
 /// Why the fast path does not take a transfer.

@@ -7,6 +7,7 @@
 
 mod fast_path;
 mod job;
+mod live;
 mod netascii;
 mod options;
 mod server;
@@ -14,5 +15,5 @@ pub mod socket;
 mod stats;
 pub mod transfer;
 
-pub use fast_path::{Declined, FastPath};
+pub use fast_path::{Declined, FastPath, Left, Note};
 pub use stats::Stats;

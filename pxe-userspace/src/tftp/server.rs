@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pxe_common::map::SessionKey;
-use pxe_common::tftp::packet::{self, ErrorCode, Request};
-use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN, Packet};
+use pxe_common::tftp::Packet;
+use pxe_common::tftp::packet::{ErrorCode, Request};
 
-use super::FastPath;
 use super::job::{Accepted, Job, Refused};
+use super::live::{Live, send_error};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
-use crate::blob::Blob;
-use crate::timeline::{AnsweredBy, Happened, Stage, Timeline, Who};
+use super::{FastPath, Left, Note};
+use crate::timeline::{AnsweredBy, Happened, Timeline, Who};
 
 /// Transfers at a time, requests under way included.
 const MAX_TRANSFERS: usize = 4096;
@@ -55,19 +55,6 @@ enum Entry {
     Live(Box<Live>),
 }
 
-struct Live {
-    port: usize,
-    client: SocketAddrV4,
-    request: Vec<u8>,
-    path: String,
-    blob: Blob,
-    stage: Option<Stage>,
-    transfer: Transfer,
-    in_kernel: bool,
-    started_ns: u64,
-    sent_by_daemon: u32,
-}
-
 impl Server {
     pub(super) fn new(
         address: Ipv4Addr,
@@ -87,6 +74,35 @@ impl Server {
             transfers: HashMap::new(),
             asked: HashMap::new(),
             last_port: 0,
+        }
+    }
+
+    /// Goes on with what a killed daemon left in the kernel.
+    pub(super) fn resume(&mut self, now_ns: u64) {
+        let Some(fast_path) = self.fast_path.clone() else { return };
+        for Left { key, session, note, blob } in fast_path.left() {
+            let port = self.ports.iter().position(|port| *port == key.server_port);
+            let (Some(port), false) = (port.filter(|_| key.server == self.address.octets()), session.ended())
+            else {
+                fast_path.close(&key);
+                continue;
+            };
+            let client = SocketAddrV4::new(key.client.into(), key.client_port);
+            tracing::info!(%client, path = note.path, acked = session.transfer.acked(), "transfer taken over");
+            let live = Live {
+                port,
+                client,
+                // A repeated request means that the client saw no answer: it begins again.
+                request: Vec::new(),
+                path: note.path,
+                blob,
+                stage: note.stage,
+                transfer: Transfer::resume(session.transfer, now_ns),
+                in_kernel: true,
+                started_ns: note.started_ns,
+                sent_by_daemon: 0,
+            };
+            self.transfers.insert(key, Entry::Live(Box::new(live)));
         }
     }
 
@@ -168,6 +184,11 @@ impl Server {
         let Accepted { blob, stage, transfer, first, in_kernel } = accepted;
         if in_kernel {
             self.stats.add(Stat::FastPath, 1);
+            if let Some(fast_path) = &self.fast_path {
+                let (path, started_ns) = (job.path.clone(), now_ns);
+                let note = Note { path, stage, started_ns, blob: blob.key(), len: blob.len() };
+                fast_path.note(&job.key, &note);
+            }
         }
         let mut live = Box::new(Live {
             port: job.port,
@@ -418,84 +439,6 @@ impl Server {
             mtu: self.mtu,
             fast_path: self.fast_path.clone(),
         }
-    }
-}
-
-impl Live {
-    /// Takes an ACK that reached the daemon.
-    fn on_ack(
-        &mut self,
-        key: &SessionKey,
-        block: BlockNo,
-        fast_path: Option<&dyn FastPath>,
-        now_ns: u64,
-    ) -> Action {
-        self.observe(key, fast_path);
-        if self.in_kernel {
-            if self.transfer.session().finished() {
-                return Action::Finished;
-            }
-            // The programs passed an ACK of a transfer of theirs: they can't answer it (no room in
-            // the driver's buffer and no tc, a grant that ended). The daemon goes on by itself.
-            if let Some(last) = fast_path.and_then(|f| f.close(key)) {
-                self.transfer.observed(last.transfer);
-            }
-            self.in_kernel = false;
-        }
-        self.transfer.on_ack(block, now_ns)
-    }
-
-    /// Catches up with what the kernel did.
-    fn observe(&mut self, key: &SessionKey, fast_path: Option<&dyn FastPath>) {
-        if !self.in_kernel {
-            return;
-        }
-        if let Some(session) = fast_path.and_then(|f| f.look(key)) {
-            self.transfer.observed(session.transfer);
-        }
-    }
-
-    fn act(&mut self, action: Action, stats: &Stats, out: &mut impl Outbox) {
-        match action {
-            Action::SendOack => {
-                if let Some(oack) = self.transfer.oack() {
-                    out.send(self.port, self.client, oack);
-                }
-            }
-            Action::Send(blocks) => self.send_blocks(blocks, stats, out),
-            Action::Nothing | Action::Finished | Action::GiveUp => {}
-        }
-    }
-
-    fn send_blocks(&mut self, blocks: Blocks, stats: &Stats, out: &mut impl Outbox) {
-        let session = *self.transfer.session();
-        let mut packet = Vec::with_capacity(HEADER_LEN + usize::from(session.blksize()));
-        for index in blocks.first..=blocks.last {
-            let len = usize::from(session.len_of(index));
-            packet.clear();
-            packet.extend_from_slice(&packet::data_header(BlockNo::of(index)));
-            packet.resize(HEADER_LEN + len, 0);
-            // From the page cache as a rule; a slow disk delays everyone, which the fast path and
-            // the clients' patience bound.
-            match self.blob.read_at(session.offset_of(index), &mut packet[HEADER_LEN..]) {
-                Ok(read) if read == len => {}
-                Ok(_) | Err(_) => {
-                    tracing::error!(path = self.path, index, "the file became unreadable while it was sent");
-                    send_error(out, self.port, self.client, ErrorCode::OTHER, "the file became unreadable");
-                    return;
-                }
-            }
-            out.send(self.port, self.client, &packet);
-            self.sent_by_daemon = self.sent_by_daemon.saturating_add(1);
-            stats.add(Stat::Bytes, len as u64);
-        }
-    }
-}
-
-fn send_error(out: &mut impl Outbox, port: usize, to: SocketAddrV4, code: ErrorCode, message: &str) {
-    let mut buf = [0; 512];
-    if let Some(packet) = packet::error(&mut buf, code, message) {
-        out.send(port, to, packet);
     }
 }
 

@@ -52,6 +52,18 @@ impl Tftp {
         Self::bind_at(SocketAddrV4::new(address, port::TFTP), mtu).await
     }
 
+    /// The same with the data ports of a killed daemon, whose transfers go on.
+    pub async fn bind_again(address: Ipv4Addr, mtu: u16, data_ports: &[u16]) -> Result<Self, BindError> {
+        let mut tftp = Self::bind(address, mtu).await?;
+        for (socket, port) in tftp.sockets.data.iter_mut().zip(data_ports) {
+            match bind(SocketAddrV4::new(address, *port)).await {
+                Ok(old) => *socket = old,
+                Err(error) => tracing::warn!(%error, "transfers of an earlier daemon are lost"),
+            }
+        }
+        Ok(tftp)
+    }
+
     /// The same at another port, for tests.
     pub async fn bind_at(requests: SocketAddrV4, mtu: u16) -> Result<Self, BindError> {
         let address = *requests.ip();
@@ -84,6 +96,7 @@ impl Tftp {
         let Self { mut sockets, address, mtu, stats } = self;
         let ports = sockets.data.iter().map(|s| Ok(s.local_addr()?.port())).collect::<io::Result<_>>()?;
         let mut server = Server::new(address, ports, mtu, fast_path, timeline, stats);
+        server.resume(monotonic_ns());
         let (opened, mut results) = mpsc::unbounded_channel();
         let openers = Openers { permits: Arc::new(Semaphore::new(OPENERS)), files, opened };
         let mut buf = vec![0; 65536];

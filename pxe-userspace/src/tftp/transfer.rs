@@ -57,6 +57,18 @@ impl Transfer {
         (transfer, action)
     }
 
+    /// A transfer that goes on in the kernel, and whose beginning somebody else saw.
+    pub fn resume(session: Session, now_ns: u64) -> Self {
+        Self {
+            session,
+            oack: None,
+            timeout: FIRST_TIMEOUT,
+            progress_ns: session.sent_ns(),
+            next_timeout_ns: now_ns + nanos(FIRST_TIMEOUT),
+            wait: FIRST_TIMEOUT,
+        }
+    }
+
     /// The client acknowledged a block.
     pub fn on_ack(&mut self, ack: BlockNo, now_ns: u64) -> Action {
         let before = self.session;
