@@ -314,11 +314,19 @@ impl Server {
     /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
     /// for nothing since.
     fn expired(&mut self, key: &SessionKey) {
-        let Some((live, _)) = self.close(key) else { return };
+        let Some((live, by)) = self.close(key) else { return };
         self.stats.add(Stat::Expired, 1);
         let session = live.transfer.session();
         let (acked, blocks) = (session.acked(), session.blocks());
         tracing::debug!(client = %live.client, path = live.path, acked, blocks, "the client is gone");
+        // Only the last ACK is missing. The client has the file, may be running it already, and will
+        // not say so again (RFC 1350 section 6).
+        if let (Some(stage), true) = (live.stage, acked + 1 == blocks) {
+            let who = Who::Address(*live.client.ip());
+            let happened =
+                Happened { answered_by: by, bytes: Some(live.blob.len()), ..Happened::new(who, stage) };
+            return self.timeline.record(happened.detail(live.path));
+        }
         let asked_since = self.asked.get(live.client.ip()).is_some_and(|at| *at > live.started_ns);
         if live.stage.is_some() && acked > 0 && !asked_since {
             let cause =
