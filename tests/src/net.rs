@@ -94,7 +94,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // The veth pair goes with the namespace. Without a world there is nothing left to say it to.
+        // The veth pair would go with the namespace, but some time after `ip` has returned, and a host of the
+        // same name may be wanted before. Without a world there is nothing left to say an error to.
+        let _ = ip(["link", "del", &self.port()]);
         let _ = ip(["netns", "del", &self.name]);
     }
 }

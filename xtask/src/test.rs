@@ -26,7 +26,18 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         &["--package", "pxe-common"],
         &["--workspace", "--exclude", "pxe-common", "--exclude", "pxe-ebpf", "--exclude", "bridgehead-tests"],
         &["--package", "bridgehead-tests", "--lib", "--test", "world"],
-        &["--package", "bridgehead-tests", "--test", "clients", "--test", "appliance", "--test", "load"],
+        &[
+            "--package",
+            "bridgehead-tests",
+            "--test",
+            "clients",
+            "--test",
+            "appliance",
+            "--test",
+            "load",
+            "--test",
+            "restart",
+        ],
         &["--package", "bridgehead-tests", "--test", "firmware"],
     ];
     for step in steps {
