@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pins::Pins;
 use crate::config::FastPath;
+use crate::text::chain;
 
 /// Where a port's frames are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,17 +246,6 @@ fn lacks_tcx(error: &ProgramError) -> bool {
 /// lost unless the other end polls, too.
 fn has_device(port: &str) -> bool {
     Path::new("/sys/class/net").join(port).join("device").exists()
-}
-
-/// An error and its sources in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -392,7 +392,7 @@ fn event(asked: &Asked<'_>, stage: Stage) -> Option<Command> {
 fn aliases(request: &Request, packet: &Packet) -> Aliases {
     let client_id = request.client_id.of(packet);
     Aliases {
-        client_id: (!client_id.is_empty()).then(|| client_id.iter().map(|b| format!("{b:02x}")).collect()),
+        client_id: (!client_id.is_empty()).then(|| crate::text::hex(client_id)),
         uuid: uuid(request.machine_id.of(packet)),
     }
 }
