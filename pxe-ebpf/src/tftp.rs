@@ -5,7 +5,7 @@ use aya_log_ebpf::debug;
 use pxe_common::map::{MAX_BLKSIZE, SessionKey};
 use pxe_common::tftp::{BlockNo, HEADER_LEN, Step, packet};
 use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
-use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, UDP_LEN};
+use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 use crate::frame::{Change, Frame, HEAD_LEN};
 use crate::maps;
@@ -51,13 +51,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     let mut out = [0; HEAD_LEN];
     out[..HEADERS_LEN].copy_from_slice(&reply.headers(sum));
     [out[42], out[43], out[44], out[45]] = [a, b, c, d];
-    let change = Change {
-        old_checksum: [head[40], head[41]],
-        old_len: UDP_LEN as u16 + packet.payload_len,
-        new_len: UDP_LEN as u16 + reply.payload_len,
-        old_payload: Checksum::ZERO.quad(ack),
-        new_payload: sum,
-    };
+    let change = Change::new([head[40], head[41]], (packet, Checksum::ZERO.quad(ack)), (&reply, sum));
     if !frame.resize(HEAD_LEN as u32 + u32::from(len)) {
         return Err(Pass::NoRoom);
     }
