@@ -10,6 +10,7 @@ pub mod app;
 pub mod blob;
 pub mod boot;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod dataplane;
 pub mod dhcp;

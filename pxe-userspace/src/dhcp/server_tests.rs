@@ -10,6 +10,8 @@ use crate::config;
 
 #[path = "server_tests/corpus.rs"]
 mod corpus;
+#[path = "server_tests/parity.rs"]
+mod parity;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -127,6 +129,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Event(happened) => outcome.stages.push(happened.stage),
             Command::Bound { address, .. } => outcome.bound = Some(address),
             Command::Released(_) => outcome.released = true,
+            Command::Standing(mac) => assert_eq!(mac, MAC),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
             Command::Described { firmware, uuid, profile, .. } => {
                 outcome.described = Some((firmware, uuid, profile));
