@@ -44,8 +44,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram, headers: &Headers) 
     let reply_len = bounded(reply_len).ok_or(Pass::DhcpTooLong)?;
     let reply = Datagram { payload_len: reply_len as u16, ..answer.headers };
     let sum = sum_of(out, reply_len);
-    let change =
-        Change::new([headers[40], headers[41]], (packet, sum_of(message, len)), (&reply, sum));
+    let change = Change::new([headers[40], headers[41]], (packet, sum_of(message, len)), (&reply, sum));
     if !frame.resize((HEADERS_LEN + reply_len) as u32) {
         return Err(Pass::NoRoom);
     }

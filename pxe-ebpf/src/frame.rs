@@ -195,7 +195,13 @@ impl Frame for Tc {
         unsafe {
             self.store(0, head.as_ptr(), N as u32)
                 && bpf_l4_csum_replace(skb, at, 0, difference(change.datagram), flags) == 0
-                && bpf_l4_csum_replace(skb, at, 0, difference(change.pseudo), flags | u64::from(BPF_F_PSEUDO_HDR)) == 0
+                && bpf_l4_csum_replace(
+                    skb,
+                    at,
+                    0,
+                    difference(change.pseudo),
+                    flags | u64::from(BPF_F_PSEUDO_HDR),
+                ) == 0
         }
     }
 }

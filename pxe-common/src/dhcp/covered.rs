@@ -36,7 +36,12 @@ pub enum Uncovered {
 
 /// Decides about a request that came in `packet`, from the machine that `lease` is of.
 #[inline(always)]
-pub fn covered(request: &Request, packet: &Datagram, lease: &Lease, now_ns: u64) -> Result<Answer, Uncovered> {
+pub fn covered(
+    request: &Request,
+    packet: &Datagram,
+    lease: &Lease,
+    now_ns: u64,
+) -> Result<Answer, Uncovered> {
     if matches!(request.message, MessageType::Release | MessageType::Decline) {
         return Err(Uncovered::Ends);
     }

@@ -292,6 +292,8 @@ impl Writer<'_> {
         const LONGEST: usize = 257;
         let (from, to) = (option.at as usize & (CAP - 1), self.at & (CAP - 1));
         let len = option.len as usize;
+        // Before the length is looked at, so that what comes after knows nothing about it.
+        self.at += len;
         let mut i = 0;
         while i < USUAL {
             self.out[to + i] = packet[from + i];
@@ -303,7 +305,6 @@ impl Writer<'_> {
                 i += 1;
             }
         }
-        self.at += len;
     }
 }
 

@@ -40,7 +40,8 @@ fn grant(options: &[u8], boot: &str) -> Grant {
     let mut area = [0; reply::OPTIONS_CAP];
     area[..options.len()].copy_from_slice(options);
     let server = Ipv4Addr::new(10, 77, 0, 1);
-    let kinds = [Firmware::Bios, Firmware::UefiX64, Firmware::IpxeBios, Firmware::IpxeUefiX64, Firmware::HttpX64];
+    let kinds =
+        [Firmware::Bios, Firmware::UefiX64, Firmware::IpxeBios, Firmware::IpxeUefiX64, Firmware::HttpX64];
     let mut boots = [Boot::NONE; Firmware::SLOTS];
     for firmware in kinds {
         boots[firmware.slot()] = Boot::new(firmware, server, boot).unwrap();

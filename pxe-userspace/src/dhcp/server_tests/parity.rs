@@ -13,9 +13,7 @@ use super::corpus::{CORPUS, frames};
 use super::*;
 use crate::clock::boot_time_ns;
 use crate::dataplane::Dataplane;
-use crate::dataplane::tests::{
-    TC_ACT_REDIRECT, TC_ACT_UNSPEC, XDP_PASS, XDP_TX, loaded_with_events, run,
-};
+use crate::dataplane::tests::{TC_ACT_REDIRECT, TC_ACT_UNSPEC, XDP_PASS, XDP_TX, loaded_with_events, run};
 use crate::dhcp::{LeaseMap as _, kernel};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
