@@ -27,6 +27,9 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram, headers: &Headers) 
 
     // SAFETY: `next_option` has the signature that the helper calls.
     unsafe { bpf_loop(MAX_STEPS, next_option as *mut c_void, ptr::null_mut(), 0) };
+    // Looked up anew: the callback had the only references until here.
+    let message = maps::request().ok_or(Pass::DhcpMessage)?;
+    let walk = maps::walk().ok_or(Pass::DhcpMessage)?;
     let request = dhcp::finish(walk).map_err(|_| Pass::DhcpMessage)?;
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -52,7 +55,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram, headers: &Headers) 
         return Ok(Verdict::Drop(Drop::Unwritable));
     }
 
-    debug!(frame, "dhcp: answered {:i}", request.ciaddr);
+    debug!(frame, "dhcp: {:i} is {:mac}'s", u32::from_be_bytes(lease.grant.address), mac.0);
     let (kind, verdict) = match answer.kind {
         Kind::Offer => (EventKind::Offer, Verdict::Offer),
         Kind::Ack => (EventKind::Ack, Verdict::Ack),

@@ -32,16 +32,24 @@ impl Grants {
     }
 
     pub(super) fn revoke(&mut self, mac: Mac) {
-        if self.until.remove(&mac).is_some()
-            && let Err(error) = self.map.remove(&mac)
-        {
+        if self.until.remove(&mac).is_some() {
+            self.remove(mac);
+        }
+    }
+
+    fn remove(&mut self, mac: Mac) {
+        if let Err(error) = self.map.remove(&mac) {
             tracing::debug!(%mac, %error, "a lease was gone already");
         }
     }
 
+    /// Also of what an earlier daemon left in the map.
     pub(super) fn revoke_all(&mut self) {
-        let all: Vec<Mac> = self.until.keys().copied().collect();
-        all.into_iter().for_each(|mac| self.revoke(mac));
+        self.until.clear();
+        let all: Vec<Mac> = self.map.keys().filter_map(Result::ok).collect();
+        for mac in all {
+            self.remove(mac);
+        }
     }
 
     /// Machines that stayed away leave entries that are of no use.
