@@ -266,11 +266,14 @@ fn tshark_understands_the_answers() {
         wait_for(Duration::from_secs(10), || {
             Ok(fs::read_to_string(&log)?.contains("listening on").then_some(()))
         })?;
+        // From the daemon, then from the kernel.
+        Dhcp::Udhcpc.lease(world, &hosts[0])?;
         Dhcp::Udhcpc.lease(world, &hosts[0])?;
         tcpdump.terminate(Duration::from_secs(5))?;
         let tshark = |filter: &str| {
             let mut tshark = Command::new("tshark");
-            tshark.args(["-n", "-r"]).arg(&capture).args(["-Y", filter, "-T", "fields"]);
+            tshark.args(["-n", "-o", "udp.check_checksum:TRUE", "-r"]).arg(&capture);
+            tshark.args(["-Y", filter, "-T", "fields"]);
             output(tshark.args([
                 "-e",
                 "dhcp.option.dhcp",
@@ -280,11 +283,13 @@ fn tshark_understands_the_answers() {
                 "frame.number",
             ]))
         };
-        let malformed = tshark("_ws.malformed || ip.checksum.status == \"Bad\"")?;
+        let malformed = tshark(
+            "_ws.malformed || ip.checksum.status == \"Bad\" || (dhcp && udp.checksum.status != \"Good\")",
+        )?;
         ensure!(malformed.is_empty(), "malformed frames: {malformed}");
         let answers = tshark("dhcp.type == 2")?;
         let kinds: Vec<&str> = answers.lines().filter_map(|l| l.split('\t').next()).collect();
-        ensure!(kinds.contains(&"2") && kinds.contains(&"5"), "no OFFER and ACK among {answers}");
+        ensure!(kinds == ["2", "5", "2", "5"], "no two OFFERs and ACKs: {answers}");
         ensure!(
             answers.lines().all(|l| l.contains(ADDRESS)),
             "an answer without its server's name: {answers}"
