@@ -4,7 +4,7 @@
 //! * [`request`]: a packet's bytes to a [`Request`], or the reason to [`Pass`] it on.
 //! * [`firmware`]: who is asking (a NIC's ROM, UEFI, iPXE, an operating system), and what it needs.
 //! * [`reply`]: the one builder of every reply, from a request and a [`Grant`].
-//! * [`covered`]: which requests a [`Lease`](crate::map::Lease) in the kernel answers, and where
+//! * [`mod@covered`]: which requests a [`Lease`](crate::map::Lease) in the kernel answers, and where
 //!   the reply goes.
 //!
 //! Packets lie in fixed [`Packet`] buffers, twice as long as the longest packet that is handled:
