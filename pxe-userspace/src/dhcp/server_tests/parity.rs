@@ -19,7 +19,7 @@ use crate::dhcp::{LeaseMap as _, kernel};
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const OTHER_MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
-/// What every place may be told apart by.
+/// What the engine answers, as the programs use it: where to, and what.
 fn answer_of_engine(lease: &KernelLease, frame: &[u8]) -> Option<(Datagram, Vec<u8>)> {
     let datagram = Datagram::parse(frame.first_chunk().unwrap(), frame.len()).unwrap();
     let (packet, request) = super::parse(&frame[HEADERS_LEN..]).ok()?;
