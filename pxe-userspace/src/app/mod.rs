@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
 use crate::database;
-use crate::dhcp::{self, Dhcp};
+use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
 use crate::files::Catalog;
 use crate::image::{Images, Wanted};
@@ -155,7 +155,7 @@ impl Appliance {
             Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone())?;
         let catalog = Arc::new(catalog);
 
-        let fast_path = ports::load(config.network.fast_path, shutdown);
+        let (fast_path, events) = ports::load(config.network.fast_path, shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
@@ -163,10 +163,11 @@ impl Appliance {
         let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
 
-        let (dhcp, leases) = Dhcp::open(&config, &database, &machines)?;
+        let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
+        let (dhcp, leases) = Dhcp::open(&config, &database, &machines, answering)?;
         if config.dhcp.mode != DhcpMode::Off {
             let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, shutdown.clone());
+            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, events, shutdown.clone());
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 

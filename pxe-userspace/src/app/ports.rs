@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
+use pxe_common::map::Event;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FastPath;
 use crate::dataplane::Dataplane;
 use crate::net::PortEvent;
+
+/// Events on their way to those who note them. When they are slow, the ring fills, and what does
+/// not fit is counted there.
+const EVENTS: usize = 4096;
 
 /// The fast path, and why there is none.
 #[derive(Clone)]
@@ -18,14 +23,22 @@ pub(super) struct Loaded {
 }
 
 /// Loads the programs, unless the configuration says not to. A kernel that refuses them costs
-/// speed, not service.
-pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> Loaded {
+/// speed, not service. The second value gives what the programs did.
+pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> (Loaded, mpsc::Receiver<Event>) {
+    let (sink, events) = mpsc::channel(EVENTS);
     if wanted == FastPath::Off {
-        return Loaded { dataplane: None, off_because: Some("[network] fast-path = \"off\"".into()) };
+        let off_because = Some("[network] fast-path = \"off\"".into());
+        return (Loaded { dataplane: None, off_because }, events);
     }
     let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
-    match Dataplane::load(debug) {
-        Ok((dataplane, logs)) => {
+    let loaded = match Dataplane::load(debug) {
+        Ok((dataplane, told, logs)) => {
+            let telling = told.run(sink, shutdown.clone());
+            tokio::spawn(async {
+                if let Err(error) = telling.await {
+                    tracing::warn!(%error, "what the programs do is not heard of");
+                }
+            });
             let forwarding = logs.run(shutdown.clone());
             tokio::spawn(async {
                 if let Err(error) = forwarding.await {
@@ -38,7 +51,8 @@ pub(super) fn load(wanted: FastPath, shutdown: &CancellationToken) -> Loaded {
             tracing::warn!(%error, "fast path off: the daemon answers everything itself");
             Loaded { dataplane: None, off_because: Some(error.to_string()) }
         }
-    }
+    };
+    (loaded, events)
 }
 
 /// Attaches to every port that joins the bridge, until the daemon ends.

@@ -1,12 +1,14 @@
 //! The embedded object, loaded.
 
-use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use pxe_common::map::{Chunk, Session, SessionKey, SumPage, name};
 
 use super::counters::CounterMap;
+use super::events::Events;
+use super::grants::LeaseMap;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
 
@@ -37,6 +39,8 @@ pub(super) struct Loaded {
     pub(super) sessions: SessionMap,
     pub(super) blobs: ChunkMap,
     pub(super) sums: SumMap,
+    pub(super) leases: LeaseMap,
+    pub(super) events: Events,
     pub(super) counters: CounterMap,
     pub(super) logger: EbpfLogger<&'static dyn log::Log>,
 }
@@ -58,6 +62,8 @@ pub(super) fn load(debug: bool) -> Result<Loaded, LoadError> {
         sessions: take(&mut ebpf, name::SESSIONS)?,
         blobs: take(&mut ebpf, name::BLOBS)?,
         sums: take(&mut ebpf, name::SUMS)?,
+        leases: take(&mut ebpf, name::LEASES)?,
+        events: Events::new(take::<RingBuf<_>>(&mut ebpf, name::EVENTS)?),
         counters: CounterMap::new(take::<PerCpuArray<_, u64>>(&mut ebpf, name::COUNTERS)?),
         logger,
         ebpf,

@@ -2,30 +2,37 @@
 //!
 //! [`Dataplane::load`] hands the embedded programs to the kernel, [`Dataplane::attach`] puts them
 //! on the bridge's ports, and as [`FastPath`] it takes transfers over from the TFTP server: the
-//! blob goes into the block map, then the session into the session map. Links, maps and programs
-//! go when the `Dataplane` is dropped.
+//! blob goes into the block map, then the session into the session map. As [`LeaseMap`] it takes
+//! machines over from the DHCP server. What the programs did comes out as [`Events`]. Links, maps
+//! and programs go when the `Dataplane` is dropped.
 
 mod chunks;
 mod counters;
+mod events;
+mod grants;
 mod load;
 mod logs;
 mod ports;
 mod publish;
 mod sessions;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pxe_common::map::{Session, SessionKey};
+use pxe_common::Mac;
+use pxe_common::map::{Lease, Session, SessionKey};
 use pxe_common::tftp;
 
 use crate::blob::Blob;
+use crate::clock::boot_time_ns;
 use crate::config;
+use crate::dhcp::LeaseMap;
 use crate::tftp::{Declined, FastPath};
 
 pub use counters::{Counters, HookCounters};
+pub use events::Events;
 pub use load::LoadError;
 pub use logs::Logs;
 pub use ports::{PortStatus, Tier};
@@ -35,22 +42,24 @@ pub struct Dataplane {
     ports: Mutex<ports::Ports>,
     blobs: Mutex<publish::Blobs>,
     sessions: Mutex<sessions::Sessions>,
+    grants: Mutex<grants::Grants>,
     counters: counters::CounterMap,
 }
 
 impl Dataplane {
     /// Loads the programs. Where this fails the daemon goes on without a fast path.
     ///
-    /// The second value carries the programs' debug lines, which they write only when `debug`.
-    pub fn load(debug: bool) -> Result<(Self, Logs), LoadError> {
+    /// The third value carries the programs' debug lines, which they write only when `debug`.
+    pub fn load(debug: bool) -> Result<(Self, Events, Logs), LoadError> {
         let loaded = load::load(debug)?;
         let dataplane = Self {
             ports: Mutex::new(ports::Ports::new(loaded.ebpf)),
             blobs: Mutex::new(publish::Blobs::new(loaded.blobs, loaded.sums)),
             sessions: Mutex::new(sessions::Sessions::new(loaded.sessions)),
+            grants: Mutex::new(grants::Grants::new(loaded.leases)),
             counters: loaded.counters,
         };
-        Ok((dataplane, Logs::new(loaded.logger)))
+        Ok((dataplane, loaded.events, Logs::new(loaded.logger)))
     }
 
     /// Puts the programs on `port` as far as `wanted` allows and the port can; says how far.
@@ -98,6 +107,20 @@ impl FastPath for Dataplane {
 
     fn close(&self, key: &SessionKey) -> Option<Session> {
         lock(&self.sessions).close(key)
+    }
+}
+
+impl LeaseMap for Dataplane {
+    fn grant(&self, mac: Mac, lease: &Lease) {
+        lock(&self.grants).grant(mac, lease, boot_time_ns());
+    }
+
+    fn revoke(&self, mac: Mac) {
+        lock(&self.grants).revoke(mac);
+    }
+
+    fn revoke_all(&self) {
+        lock(&self.grants).revoke_all();
     }
 }
 
