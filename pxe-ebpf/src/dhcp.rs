@@ -15,8 +15,9 @@ use crate::maps::{self, Plan};
 
 /// Answers a request from a machine whose lease is in the kernel.
 ///
-/// As for TFTP, everything that can fail is done before the frame is touched.
-#[inline(always)]
+/// As for TFTP, everything that can fail is done before the frame is touched. A function of its
+/// own, so that a transfer's stack does not hold what only DHCP needs.
+#[inline(never)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let message = maps::request().ok_or(Pass::DhcpMessage)?;
     let len = load(frame, packet, message).ok_or(Pass::DhcpMessage)?;

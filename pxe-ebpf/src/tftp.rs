@@ -17,7 +17,7 @@ use crate::maps;
 /// Everything that can fail for the first block is done before the frame is touched, and the
 /// session moves on only after that block is in the frame: what is passed is unchanged, and so is
 /// its session.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
     let [old_checksum @ .., a, b, c, d]: [u8; 6] = frame.load(UDP_CHECKSUM).ok_or(Pass::TftpNotAck)?;
