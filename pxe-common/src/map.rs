@@ -4,6 +4,8 @@
 //! SESSIONS  client, server, ports -> Session { transfer, blob, sums, .. }
 //! BLOBS     blob -> array of Chunk          the blob's bytes
 //! SUMS      sums -> array of SumPage        its blocks' checksums, for one block size
+//! LEASES    MAC -> Lease { durable_until, grant }
+//! EVENTS    a ring of Event: what the programs did
 //! COUNTERS  hook and reason -> frames, per CPU
 //! ```
 //!
@@ -11,12 +13,15 @@
 //! map operation, so a program sees all of it or nothing. Taking the entry out frees the array
 //! when the last program that looked it up has returned.
 
+use crate::Mac;
+use crate::dhcp::{self, Firmware};
 use crate::tftp;
 use crate::verdict;
 use crate::wire::Datagram;
 
-/// Grows with every change of a struct here, of [`tftp::Session`] or of the counters' order.
-pub const LAYOUT_VERSION: u32 = 2;
+/// Grows with every change of a struct here, of [`tftp::Session`], of [`dhcp::Grant`] or of the
+/// counters' order.
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The maps' names in the object.
 pub mod name {
@@ -26,10 +31,14 @@ pub mod name {
     pub const BLOBS: &str = "BLOBS";
     /// Number of a table of sums to its [`SumPage`](super::SumPage)s.
     pub const SUMS: &str = "SUMS";
+    /// [`Mac`](crate::Mac) to [`Lease`](super::Lease).
+    pub const LEASES: &str = "LEASES";
+    /// [`Event`](super::Event)s.
+    pub const EVENTS: &str = "EVENTS";
     /// Frames by hook and reason.
     pub const COUNTERS: &str = "COUNTERS";
     /// The maps that go on when the daemon ends, with what the programs do by them.
-    pub const KEPT: [&str; 4] = [SESSIONS, BLOBS, SUMS, COUNTERS];
+    pub const KEPT: [&str; 6] = [SESSIONS, BLOBS, SUMS, LEASES, EVENTS, COUNTERS];
     /// The program for XDP.
     pub const XDP: &str = "bridgehead_xdp";
     /// The program for tc.
@@ -42,6 +51,10 @@ pub const MAX_SESSIONS: usize = 16_384;
 pub const MAX_BLOBS: usize = 4_096;
 /// Tables of sums: blobs times the block sizes they are asked for in.
 pub const MAX_SUMS: usize = 8_192;
+/// Machines that the kernel answers for.
+pub const MAX_LEASES: usize = 16_384;
+/// Bytes of the ring of events, a power of two: 10,000 of them, a second of the fastest storm.
+pub const EVENTS_BYTES: usize = 1 << 19;
 /// Entries of `COUNTERS`.
 pub const COUNTERS_LEN: usize = 2 * verdict::COUNTERS_PER_HOOK;
 
@@ -140,11 +153,98 @@ impl Session {
     }
 }
 
+/// A grant: this machine may be told that it holds this address, for a whole lease time each
+/// time that it asks, as long as the store knows of it.
+///
+/// The daemon replaces an entry as a whole. A program that sees the machine give its address
+/// back takes the entry out before the daemon hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Lease {
+    /// The end of the lease in the store, by CLOCK_BOOTTIME.
+    pub durable_until_ns: u64,
+    /// The boot segment's.
+    pub netmask: [u8; 4],
+    /// The bridge's own, which replies come from.
+    pub server_mac: Mac,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// What the replies say.
+    pub grant: dhcp::Grant,
+}
+
+/// Something that a program did, for the daemon. Other kinds of it may use the same ring: what
+/// all have in common comes first, and [`body`](Event::body) is the kind's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// CLOCK_BOOTTIME.
+    pub time_ns: u64,
+    /// [`EventKind`].
+    pub kind: u16,
+    /// [`verdict::Hook`].
+    pub hook: u16,
+    /// The client's address.
+    pub address: [u8; 4],
+    /// The kind's own.
+    pub body: [u8; 16],
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum EventKind {
+    /// A DHCPOFFER left. Body: [`Event::client`].
+    Offer = 1,
+    /// A DHCPACK of a lease left. Body: [`Event::client`].
+    Ack = 2,
+}
+
+impl Event {
+    /// Bytes of an event.
+    pub const LEN: usize = size_of::<Self>();
+
+    /// Reads an event as it lies in the ring.
+    pub fn read(bytes: &[u8; Self::LEN]) -> Self {
+        fn at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
+            core::array::from_fn(|i| bytes[offset + i])
+        }
+        Self {
+            time_ns: u64::from_ne_bytes(at(bytes, 0)),
+            kind: u16::from_ne_bytes(at(bytes, 8)),
+            hook: u16::from_ne_bytes(at(bytes, 10)),
+            address: at(bytes, 12),
+            body: at(bytes, 16),
+        }
+    }
+
+    /// The kind, unless this program does not know it.
+    pub fn kind(&self) -> Option<EventKind> {
+        [EventKind::Offer, EventKind::Ack].into_iter().find(|kind| *kind as u16 == self.kind)
+    }
+
+    /// The body of DHCP's events.
+    #[inline(always)]
+    pub fn of_client(mac: Mac, firmware: Firmware) -> [u8; 16] {
+        let ([a, b, c, d, e, f], [slot, x, y]) = (mac.0, firmware.encode());
+        [a, b, c, d, e, f, slot, x, y, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// Who asked, in DHCP's events.
+    pub fn client(&self) -> (Mac, Firmware) {
+        let [a, b, c, d, e, f, slot, x, y, ..] = self.body;
+        (Mac([a, b, c, d, e, f]), Firmware::decode([slot, x, y]))
+    }
+}
+
 // The layout is the same for both compilers, and has no padding that could hold garbage.
 const _: () = {
     assert!(size_of::<SessionKey>() == 12);
     assert!(size_of::<tftp::Session>() == 32);
     assert!(size_of::<Session>() == 32 + 2 * 4 + 2 * 8 + 2 * 4);
+    assert!(size_of::<dhcp::Grant>() == 4 + 4 + 4 + 2 + 2 + 256 + 6 * (4 + 16 + 64 + 2 + 100));
+    assert!(size_of::<Lease>() == 8 + 4 + 6 + 2 + size_of::<dhcp::Grant>());
+    assert!(size_of::<Event>() == 8 + 2 + 2 + 4 + 16);
     assert!(size_of::<Chunk>() == CHUNK_STRIDE + PIECE_LEN);
     assert!(size_of::<SumPage>() == 2 * SUMS_PER_PAGE);
 };

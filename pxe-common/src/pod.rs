@@ -1,6 +1,7 @@
 //! Permission for aya to move the map structs in and out of the kernel. The crate's only unsafe.
 
-use crate::map::{Chunk, Session, SessionKey, SumPage};
+use crate::Mac;
+use crate::map::{Chunk, Lease, Session, SessionKey, SumPage};
 
 // SAFETY: `repr(C)` over integers, every bit pattern is a value, and `map` asserts that there is
 // no padding.
@@ -11,3 +12,7 @@ unsafe impl aya::Pod for Session {}
 unsafe impl aya::Pod for Chunk {}
 // SAFETY: as above.
 unsafe impl aya::Pod for SumPage {}
+// SAFETY: as above, and the Mac is six bytes.
+unsafe impl aya::Pod for Lease {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Mac {}

@@ -1,5 +1,6 @@
 //! What a program decided about a frame, and every reason for letting it pass.
 
+use crate::dhcp::Uncovered;
 use crate::wire::{EtherType, Malformed, port};
 
 /// A decision. Each is counted, by hook.
@@ -8,6 +9,10 @@ pub enum Verdict {
     /// The frame holds the answer: send it back. So many bytes of a blob are sent, those of a
     /// window's earlier blocks included.
     Reply(u32),
+    /// The frame holds a DHCPOFFER: send it.
+    Offer,
+    /// The frame holds a DHCPACK: send it.
+    Ack,
     /// The frame is dealt with, and has no answer.
     Drop(Drop),
     /// The frame goes on to the next program and the network stack, unchanged.
@@ -73,8 +78,22 @@ reasons! {
         OtherIpv4 = "other-ipv4",
         /// Lengths that do not agree.
         Length = "length",
-        /// To a DHCP server.
+        /// To a PXE boot server, port 4011.
         Dhcp = "dhcp",
+        /// To a DHCP server, and not a request that the kernel can read.
+        DhcpMessage = "dhcp-message",
+        /// A DHCP request from a machine without a lease in the kernel.
+        DhcpUnknown = "dhcp-unknown",
+        /// RELEASE or DECLINE of a machine whose lease was in the kernel until now.
+        DhcpEnds = "dhcp-ends",
+        /// The lease is not durable for as long as the reply would promise.
+        DhcpTooOld = "dhcp-too-old",
+        /// A DHCP request to another server, or by a way that the daemon should look at.
+        DhcpElsewhere = "dhcp-elsewhere",
+        /// A DHCP request that names another address or server than the lease.
+        DhcpDiffers = "dhcp-differs",
+        /// The reply is longer than the client takes: the daemon leaves options out.
+        DhcpTooLong = "dhcp-too-long",
         /// A TFTP request.
         TftpRequest = "tftp-request",
         /// UDP that belongs to no transfer in the kernel.
@@ -96,8 +115,14 @@ reasons! {
     }
 }
 
-/// Counters of one hook: replies, their bytes, then every [`Drop`] and every [`Pass`].
-pub const COUNTERS_PER_HOOK: usize = 2 + Drop::NAMES.len() + Pass::NAMES.len();
+/// What is counted before the reasons: answers, and what became of them.
+const ANSWERS: [&str; 5] = ["replies", "reply-bytes", "dhcp-offers", "dhcp-acks", "events-lost"];
+
+/// Counters of one hook: answers, then every [`Drop`] and every [`Pass`].
+pub const COUNTERS_PER_HOOK: usize = ANSWERS.len() + Drop::NAMES.len() + Pass::NAMES.len();
+
+/// Where events are counted that the ring had no room for.
+pub const LOST_COUNTER: u32 = 4;
 
 /// Where [`Verdict::Reply`]'s bytes are added up.
 pub const BYTES_COUNTER: u32 = 1;
@@ -108,18 +133,28 @@ impl Verdict {
     pub fn counter(self) -> u32 {
         match self {
             Self::Reply(_) => 0,
-            Self::Drop(reason) => 2 + reason as u32,
-            Self::Pass(reason) => 2 + Drop::NAMES.len() as u32 + reason as u32,
+            Self::Offer => 2,
+            Self::Ack => 3,
+            Self::Drop(reason) => ANSWERS.len() as u32 + reason as u32,
+            Self::Pass(reason) => (ANSWERS.len() + Drop::NAMES.len()) as u32 + reason as u32,
         }
     }
 }
 
 /// The name of counter `index` of a hook.
 pub fn counter_name(index: usize) -> Option<&'static str> {
-    match index {
-        0 => Some("replies"),
-        1 => Some("reply-bytes"),
-        _ => Drop::NAMES.iter().chain(Pass::NAMES).nth(index - 2).copied(),
+    ANSWERS.iter().chain(Drop::NAMES).chain(Pass::NAMES).nth(index).copied()
+}
+
+impl From<Uncovered> for Pass {
+    #[inline(always)]
+    fn from(why: Uncovered) -> Self {
+        match why {
+            Uncovered::Ends => Self::DhcpEnds,
+            Uncovered::TooOld => Self::DhcpTooOld,
+            Uncovered::Elsewhere => Self::DhcpElsewhere,
+            Uncovered::Differs => Self::DhcpDiffers,
+        }
     }
 }
 
@@ -171,6 +206,8 @@ mod tests {
         let unique: std::collections::HashSet<_> = names.iter().collect();
         assert_eq!(unique.len(), COUNTERS_PER_HOOK);
         assert_eq!(counter_name(COUNTERS_PER_HOOK), None);
+        assert_eq!(names[Verdict::Ack.counter() as usize], "dhcp-acks");
+        assert_eq!(names[LOST_COUNTER as usize], "events-lost");
         assert_eq!(names[Verdict::Drop(Drop::Unwritable).counter() as usize], "unwritable");
         assert_eq!(names[Verdict::Pass(Pass::Runt).counter() as usize], "runt");
         assert_eq!(names[Verdict::Pass(Pass::NoRoom).counter() as usize], "no-room");

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::{TcContext, XdpContext};
 use pxe_common::tftp::HEADER_LEN;
 use pxe_common::verdict::Hook;
-use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, Headers};
+use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 /// Bytes before a block's data.
 pub(crate) const HEAD_LEN: usize = HEADERS_LEN + HEADER_LEN;
@@ -29,6 +29,12 @@ pub(crate) trait Frame: EbpfContext {
     /// `N` bytes from offset `at`.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 
+    /// Copies `len` bytes from offset `at` on.
+    ///
+    /// # Safety
+    /// `bytes` is valid for `len` bytes, and `len` is not 0.
+    unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool;
+
     /// Changes the frame's length. Where that fails the frame is as it was.
     fn resize(&self, len: u32) -> bool;
 
@@ -41,19 +47,36 @@ pub(crate) trait Frame: EbpfContext {
     /// Sends the frame as it is now out of the port it came in by, and keeps it. Only at tc.
     fn send_copy(&self) -> bool;
 
-    /// Overwrites everything before a block's data, and leaves the UDP checksum right.
-    fn store_head(&self, reply: &Datagram, data: [u8; HEADER_LEN], change: &Change) -> bool;
+    /// Overwrites the headers, and the first bytes of payload that come with them, and leaves the
+    /// UDP checksum right.
+    fn store_head<const N: usize>(&self, head: [u8; N], change: &Change) -> bool;
 }
 
-/// How a reply's UDP datagram differs from the request's; addresses and ports only change places.
+/// How a reply's UDP datagram differs from the request's.
 pub(crate) struct Change {
-    /// The request's checksum field, and UDP length.
-    pub(crate) old_checksum: [u8; 2],
-    pub(crate) old_len: u16,
-    pub(crate) new_len: u16,
-    /// Sums of the UDP payloads.
-    pub(crate) old_payload: Checksum,
-    pub(crate) new_payload: Checksum,
+    /// The request's checksum field.
+    old_checksum: [u8; 2],
+    /// The difference of the pseudo-headers.
+    pseudo: Checksum,
+    /// The difference of what the datagrams themselves sum up to.
+    datagram: Checksum,
+}
+
+impl Change {
+    /// From a request with this checksum field to its reply; with the sums of both payloads.
+    #[inline(always)]
+    pub(crate) fn new(
+        old_checksum: [u8; 2],
+        (old, old_payload): (&Datagram, Checksum),
+        (new, new_payload): (&Datagram, Checksum),
+    ) -> Self {
+        let less = |sum: Checksum| !sum.folded();
+        Self {
+            old_checksum,
+            pseudo: new.pseudo_header().word(less(old.pseudo_header())),
+            datagram: new.sum(new_payload).word(less(old.sum(old_payload))),
+        }
+    }
 }
 
 pub(crate) struct Xdp(pub(crate) XdpContext);
@@ -89,6 +112,12 @@ impl Frame for Xdp {
     }
 
     #[inline(always)]
+    unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool {
+        // SAFETY: the caller's.
+        unsafe { bpf_xdp_load_bytes(self.0.ctx, at, bytes.cast(), len) == 0 }
+    }
+
+    #[inline(always)]
     fn resize(&self, len: u32) -> bool {
         let by = len as i32 - self.len() as i32;
         // SAFETY: a plain helper call; no pointer into the frame is held.
@@ -106,12 +135,11 @@ impl Frame for Xdp {
         false
     }
 
-    /// The frame has no checksum state: the field gets the whole sum.
+    /// The frame has no checksum state: the field gets the whole sum, as `head` has it.
     #[inline(always)]
-    fn store_head(&self, reply: &Datagram, data: [u8; HEADER_LEN], change: &Change) -> bool {
-        let head = head(reply.headers(change.new_payload), data);
+    fn store_head<const N: usize>(&self, head: [u8; N], _: &Change) -> bool {
         // SAFETY: the array is as long as we say.
-        unsafe { self.store(0, head.as_ptr(), HEAD_LEN as u32) }
+        unsafe { self.store(0, head.as_ptr(), N as u32) }
     }
 }
 
@@ -140,6 +168,12 @@ impl Frame for Tc {
     }
 
     #[inline(always)]
+    unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool {
+        // SAFETY: the caller's.
+        unsafe { bpf_skb_load_bytes(self.0.skb.skb.cast(), at, bytes.cast(), len) == 0 }
+    }
+
+    #[inline(always)]
     fn resize(&self, len: u32) -> bool {
         // SAFETY: a plain helper call; no pointer into the frame is held.
         unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) == 0 }
@@ -165,30 +199,26 @@ impl Frame for Tc {
     /// the old value stays and the helper applies the difference, in the way that its state asks
     /// for: the pseudo-header's in either, the datagram's only to a complete sum.
     #[inline(always)]
-    fn store_head(&self, reply: &Datagram, data: [u8; HEADER_LEN], change: &Change) -> bool {
-        let mut head = head(reply.headers(change.new_payload), data);
-        [head[40], head[41]] = change.old_checksum;
-        let len = Checksum::ZERO.word(change.new_len).word(!change.old_len);
-        let datagram = len.word(change.new_payload.folded()).word(!change.old_payload.folded());
+    fn store_head<const N: usize>(&self, mut head: [u8; N], change: &Change) -> bool {
+        let at = UDP_CHECKSUM as usize;
+        [head[at], head[at + 1]] = change.old_checksum;
         // A field of zero means that the client sends no checksums: it gets none either.
         let flags = u64::from(BPF_F_MARK_MANGLED_0);
         let skb = self.0.skb.skb;
         let at = UDP_CHECKSUM;
         // SAFETY: the array is as long as we say, and the offset lies in what was just stored.
         unsafe {
-            self.store(0, head.as_ptr(), HEAD_LEN as u32)
-                && bpf_l4_csum_replace(skb, at, 0, difference(datagram), flags) == 0
-                && bpf_l4_csum_replace(skb, at, 0, difference(len), flags | u64::from(BPF_F_PSEUDO_HDR)) == 0
+            self.store(0, head.as_ptr(), N as u32)
+                && bpf_l4_csum_replace(skb, at, 0, difference(change.datagram), flags) == 0
+                && bpf_l4_csum_replace(
+                    skb,
+                    at,
+                    0,
+                    difference(change.pseudo),
+                    flags | u64::from(BPF_F_PSEUDO_HDR),
+                ) == 0
         }
     }
-}
-
-#[inline(always)]
-fn head(headers: Headers, data: [u8; HEADER_LEN]) -> [u8; HEAD_LEN] {
-    let mut head = [0; HEAD_LEN];
-    head[..HEADERS_LEN].copy_from_slice(&headers);
-    head[HEADERS_LEN..].copy_from_slice(&data);
-    head
 }
 
 /// A sum as the kernel keeps them: over words in memory order (RFC 1071 section 2(B)).

@@ -1,14 +1,16 @@
 //! Bridgehead's kernel programs: one logic at two hooks.
 //!
-//! A frame comes in at the port where it arrived. [`frame`] reads its headers, [`tftp`] answers
-//! the ACKs of transfers that the daemon has entered in the [`maps`], and everything else goes
-//! on to the network stack unchanged, counted by kind.
+//! A frame comes in at the port where it arrived. [`frame`] reads its headers, [`dhcp`] answers
+//! the machines whose leases the daemon has entered in the [`maps`], [`tftp`] the ACKs of
+//! transfers that it has, and everything else goes on to the network stack unchanged, counted by
+//! kind.
 //!
 //! XDP comes first, but can answer only where the driver's buffers have room for a block; tc
 //! answers on every port, and the daemon everything that is rare.
 #![no_std]
 #![no_main]
 
+mod dhcp;
 mod frame;
 mod maps;
 mod tftp;
@@ -19,7 +21,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use frame::{Frame, Tc, Xdp};
 use pxe_common::verdict::{Pass, Verdict};
-use pxe_common::wire::{Datagram, HEADERS_LEN};
+use pxe_common::wire::{Datagram, HEADERS_LEN, port};
 
 /// Where a frame's EtherType lies.
 const ETHERTYPE: u32 = 12;
@@ -27,7 +29,7 @@ const ETHERTYPE: u32 = 12;
 #[xdp(frags)]
 pub(crate) fn bridgehead_xdp(ctx: XdpContext) -> u32 {
     match decide(&Xdp(ctx)) {
-        Verdict::Reply(_) => xdp_action::XDP_TX,
+        Verdict::Reply(_) | Verdict::Offer | Verdict::Ack => xdp_action::XDP_TX,
         Verdict::Drop(_) => xdp_action::XDP_DROP,
         Verdict::Pass(_) => xdp_action::XDP_PASS,
     }
@@ -38,7 +40,9 @@ pub(crate) fn bridgehead_tc(ctx: TcContext) -> i32 {
     let frame = Tc(ctx);
     match decide(&frame) {
         // SAFETY: a plain helper call; it only notes where the frame goes when we return.
-        Verdict::Reply(_) => unsafe { bpf_redirect(frame.ifindex(), 0) as i32 },
+        Verdict::Reply(_) | Verdict::Offer | Verdict::Ack => unsafe {
+            bpf_redirect(frame.ifindex(), 0) as i32
+        },
         Verdict::Drop(_) => TC_ACT_SHOT,
         // Not TC_ACT_OK: that would skip the programs of others on this port.
         Verdict::Pass(_) => TC_ACT_UNSPEC,
@@ -55,7 +59,10 @@ fn decide<F: Frame>(frame: &F) -> Verdict {
 #[inline(always)]
 fn look<F: Frame>(frame: &F) -> Result<Verdict, Pass> {
     let packet = datagram(frame)?;
-    tftp::answer(frame, &packet)
+    match packet.destination_port {
+        port::DHCP_SERVER => dhcp::answer(frame, &packet),
+        _ => tftp::answer(frame, &packet),
+    }
 }
 
 /// A function of its own, so that the headers lie on the stack no longer than needed: functions

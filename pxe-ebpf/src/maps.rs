@@ -1,13 +1,15 @@
 //! Every map, each behind the functions that the programs need.
 
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use pxe_common::Mac;
+use pxe_common::dhcp::{Answer, Packet, Request, Walk};
 use pxe_common::map::{
-    CHUNK_STRIDE, COUNTERS_LEN, Chunk, MAX_BLOBS, MAX_SESSIONS, MAX_SUMS, SUMS_PER_PAGE, Session, SessionKey,
-    SumPage,
+    CHUNK_STRIDE, COUNTERS_LEN, Chunk, EVENTS_BYTES, Event, Lease, MAX_BLOBS, MAX_LEASES, MAX_SESSIONS,
+    MAX_SUMS, SUMS_PER_PAGE, Session, SessionKey, SumPage,
 };
-use pxe_common::verdict::{BYTES_COUNTER, COUNTERS_PER_HOOK, Hook, Verdict};
+use pxe_common::verdict::{BYTES_COUNTER, COUNTERS_PER_HOOK, Hook, LOST_COUNTER, Verdict};
 use pxe_common::wire::Checksum;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -22,6 +24,24 @@ static BLOBS: HashOfMaps<u32, Array<Chunk, 1, INNER_MAP>, MAX_BLOBS, NO_PREALLOC
 
 #[btf_map]
 static SUMS: HashOfMaps<u32, Array<SumPage, 1, INNER_MAP>, MAX_SUMS, NO_PREALLOC> = HashOfMaps::new();
+
+#[btf_map]
+static LEASES: HashMap<Mac, Lease, MAX_LEASES, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
+/// A DHCP request, and the reply to it: working space, too large for the stack.
+#[btf_map]
+static MESSAGES: PerCpuArray<Packet, 2> = PerCpuArray::new();
+
+/// The walk over the request's options: see [`Walk`] for why it lies here.
+#[btf_map]
+static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
+
+/// A request and what it is answered with, between reading and writing: see [`Plan`].
+#[btf_map]
+static PLAN: PerCpuArray<Plan, 1> = PerCpuArray::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, COUNTERS_LEN> = PerCpuArray::new();
@@ -52,6 +72,71 @@ pub(crate) fn sum_of(sums: u32, index: u32) -> Option<Checksum> {
     // SAFETY: as for the chunks.
     let page = unsafe { SUMS.get_value(&sums, &(at / SUMS_PER_PAGE as u32))? };
     Some(Checksum::from_folded(page.0[at as usize % SUMS_PER_PAGE]))
+}
+
+/// What the kernel may say to this machine.
+#[inline(always)]
+pub(crate) fn lease<'a>(mac: &Mac) -> Option<&'a Lease> {
+    // SAFETY: programs only read leases, and the map has no slots that are used again while a
+    // program runs (BPF_F_NO_PREALLOC).
+    LEASES.get_ptr(mac).map(|lease| unsafe { &*lease })
+}
+
+/// The machine gives its address back.
+#[inline(always)]
+pub(crate) fn end_lease(mac: &Mac) {
+    // Failing means that another CPU, or the daemon, was faster.
+    let _ = LEASES.remove(mac);
+}
+
+/// Space for a request.
+#[inline(always)]
+pub(crate) fn request<'a>() -> Option<&'a mut Packet> {
+    // SAFETY: the slot is this CPU's, and one program at a time runs on it.
+    MESSAGES.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
+}
+
+/// Space for a reply.
+#[inline(always)]
+pub(crate) fn reply<'a>() -> Option<&'a mut Packet> {
+    // SAFETY: as above.
+    MESSAGES.get_ptr_mut(1).map(|packet| unsafe { &mut *packet })
+}
+
+/// Space for a walk.
+#[inline(always)]
+pub(crate) fn walk<'a>() -> Option<&'a mut Walk> {
+    // SAFETY: as above; whoever reads it has written it in the same run.
+    WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
+}
+
+/// Everything a reply is made of, but for the messages and the lease.
+///
+/// The verifier follows each way through reading and deciding on its own, and would go through
+/// writing once for each. What comes out of a map has no history: written here and looked up
+/// anew, hundreds of ways become one.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) request: Request,
+    pub(crate) answer: Answer,
+}
+
+/// Writes the plan down, and reads it again.
+#[inline(always)]
+pub(crate) fn plan<'a>(plan: Plan) -> Option<&'a Plan> {
+    // SAFETY: as for the walk.
+    unsafe {
+        *PLAN.get_ptr_mut(0)? = plan;
+        PLAN.get_ptr(0).map(|plan| &*plan)
+    }
+}
+
+/// Tells the daemon.
+#[inline(always)]
+pub(crate) fn tell(hook: Hook, event: &Event) {
+    if EVENTS.output(event, 0).is_err() {
+        add(hook as u32 * COUNTERS_PER_HOOK as u32 + LOST_COUNTER, 1);
+    }
 }
 
 /// Notes a verdict.

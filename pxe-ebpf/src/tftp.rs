@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use pxe_common::map::{MAX_PIECES, PIECE_LEN, SessionKey};
 use pxe_common::tftp::{self, BlockNo, HEADER_LEN, Step, packet};
 use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
-use pxe_common::wire::{Checksum, Datagram, UDP_LEN};
+use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, Headers};
 
 use crate::frame::{Change, Frame, HEAD_LEN, UDP_CHECKSUM};
 use crate::maps;
@@ -17,7 +17,7 @@ use crate::maps;
 /// Everything that can fail for the first block is done before the frame is touched, and the
 /// session moves on only after that block is in the frame: what is passed is unchanged, and so is
 /// its session.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
     let [old_checksum @ .., a, b, c, d]: [u8; 6] = frame.load(UDP_CHECKSUM).ok_or(Pass::TftpNotAck)?;
@@ -156,13 +156,9 @@ impl<F: Frame> Sending<'_, F> {
         let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
         let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
         let reply = self.packet.reply(HEADER_LEN as u16 + len);
-        let change = Change {
-            old_checksum: self.held.checksum,
-            old_len: UDP_LEN as u16 + self.held.payload_len,
-            new_len: UDP_LEN as u16 + reply.payload_len,
-            old_payload: self.held.sum,
-            new_payload: sum,
-        };
+        // Addresses and ports only change places, which no sum sees.
+        let held = Datagram { payload_len: self.held.payload_len, ..reply };
+        let change = Change::new(self.held.checksum, (&held, self.held.sum), (&reply, sum));
         let frame_len = HEAD_LEN + len as usize;
         if self.frame.len() != frame_len && !self.frame.resize(frame_len as u32) {
             if self.state == State::Untouched {
@@ -171,7 +167,7 @@ impl<F: Frame> Sending<'_, F> {
             return;
         }
         let stored = store_piece(self.frame, 0, bytes, len) && self.store_rest(offset, len);
-        self.state = if stored && self.frame.store_head(&reply, [a, b, c, d], &change) {
+        self.state = if stored && self.frame.store_head(head(reply.headers(sum), [a, b, c, d]), &change) {
             State::Whole
         } else {
             State::Broken
@@ -199,6 +195,14 @@ impl<F: Frame> Sending<'_, F> {
         }
         true
     }
+}
+
+#[inline(always)]
+fn head(headers: Headers, data: [u8; HEADER_LEN]) -> [u8; HEAD_LEN] {
+    let mut head = [0; HEAD_LEN];
+    head[..HEADERS_LEN].copy_from_slice(&headers);
+    head[HEADERS_LEN..].copy_from_slice(&data);
+    head
 }
 
 /// Copies at most a piece of the `left` bytes into the frame, from the block's byte `at` on. The

@@ -17,6 +17,7 @@ pub mod app;
 pub mod blob;
 pub mod boot;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod database;
 pub mod dataplane;

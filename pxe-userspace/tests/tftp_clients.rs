@@ -214,7 +214,7 @@ impl Lab {
         let timeline = Timeline::open(&self.dir.path().join("db"), machines).unwrap();
         let mut events = timeline.subscribe();
         let dataplane = (mode != config::FastPath::Off).then(|| {
-            let (dataplane, _logs) = Dataplane::load(false).expect("root, and a built object");
+            let (dataplane, ..) = Dataplane::load(false).expect("root, and a built object");
             let status = dataplane.attach("port", mode);
             assert_eq!(status.tier, Tier::Tc, "{status:?}");
             Arc::new(dataplane)

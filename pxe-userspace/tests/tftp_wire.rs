@@ -216,7 +216,7 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
     let timeline = Timeline::open(&dir.path().join("db"), machines).unwrap();
     let mut events = timeline.subscribe();
     let dataplane = (mode != FastPath::Off).then(|| {
-        let (dataplane, _logs) = Dataplane::load(false).expect("root, and a built object");
+        let (dataplane, ..) = Dataplane::load(false).expect("root, and a built object");
         let status = dataplane.attach("port", mode);
         assert_eq!(status.reason, None, "{status:?}");
         Arc::new(dataplane) as _

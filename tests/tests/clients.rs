@@ -37,6 +37,73 @@ fn dhcp_clients_get_leases() {
 }
 
 #[test]
+fn known_machines_get_their_leases_from_the_kernel() {
+    world::test(&Dhcp::PROGRAMS, |world| {
+        let (appliance, hosts) = Appliance::with_hosts(world, &["a"])?;
+        let host = &hosts[0];
+        let count = |name: &str| -> Result<u64> {
+            let status = appliance.json(&["status"])?;
+            let count = status["counters"][name].as_u64();
+            count.with_context(|| format!("`bridgehead status` has no {name}: {status}"))
+        };
+        let address = Dhcp::Udhcpc.lease(world, host)?;
+        ensure!(count("kernel.tc.dhcp-acks")? == 0, "a stranger is the daemon's");
+        let by_daemon = (count("dhcp.discovers")?, count("dhcp.requests")?);
+        for (client, answers) in [(Dhcp::Udhcpc, 1), (Dhcp::Dhclient, 2), (Dhcp::Dhcpcd, 3)] {
+            let again = client.lease(world, host)?;
+            ensure!(again == address, "{client:?} got {again} where the machine holds {address}");
+            let acks = count("kernel.tc.dhcp-acks")?;
+            ensure!(acks >= answers, "{client:?} was not answered by the kernel: {acks} ACKs");
+        }
+        let now = (count("dhcp.discovers")?, count("dhcp.requests")?);
+        ensure!(now == by_daemon, "the daemon answered, too: {by_daemon:?}, then {now:?}");
+        ensure!(count("kernel.tc.events-lost")? == 0, "the daemon heard of everything");
+
+        // A renewal goes from address to address, and its checksum is looked at on the way back.
+        // dhcpcd leaves the address where it put it; the others never configure it.
+        output(host.command("ip").args(["address", "replace", &format!("{address}/24"), "dev", "eth0"]))?;
+        let acks = count("kernel.tc.dhcp-acks")?;
+        let ack = host.inside(|| renew(host.mac(), address))?;
+        ensure!(ack[16..20] == address.octets(), "yiaddr is not {address}");
+        ensure!(count("kernel.tc.dhcp-acks")? == acks + 1, "the kernel renews");
+
+        let release = dhcp_message(7, host.mac(), address)?;
+        host.inside(|| Ok(UdpSocket::bind((address, 68))?.send_to(&release, (ADDRESS, 67))?))?;
+        wait_for(Duration::from_secs(5), || Ok((count("dhcp.releases")? == 1).then_some(())))?;
+        ensure!(count("kernel.tc.dhcp-ends")? == 1, "the kernel forgets at once");
+        Dhcp::Udhcpc.lease(world, host)?;
+        ensure!(count("dhcp.discovers")? == by_daemon.0 + 1, "a machine that had left is the daemon's");
+        Ok(())
+    });
+}
+
+/// Renews a lease by unicast, and returns the ACK.
+fn renew(mac: &str, address: Ipv4Addr) -> Result<[u8; 240]> {
+    let socket = UdpSocket::bind((address, 68))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.send_to(&dhcp_message(3, mac, address)?, (ADDRESS, 67))?;
+    let mut reply = [0; 1024];
+    let (len, from) = socket.recv_from(&mut reply).context("the answer to a renewal")?;
+    ensure!(len >= 300 && from == (ADDRESS.parse::<Ipv4Addr>()?, 67).into(), "{len} bytes from {from}");
+    ensure!(reply[240..243] == [53, 1, 5], "no DHCPACK: {:?}", &reply[240..243]);
+    Ok(reply[..240].try_into()?)
+}
+
+/// A message of this type from a client that uses its address.
+fn dhcp_message(kind: u8, mac: &str, address: Ipv4Addr) -> Result<Vec<u8>> {
+    let mut message = vec![0; 240];
+    message[..4].copy_from_slice(&[1, 1, 6, 0]);
+    message[4..8].copy_from_slice(b"lab!");
+    message[12..16].copy_from_slice(&address.octets());
+    for (byte, text) in message[28..34].iter_mut().zip(mac.split(':')) {
+        *byte = u8::from_str_radix(text, 16)?;
+    }
+    message[236..].copy_from_slice(&[99, 130, 83, 99]);
+    message.extend([53, 1, kind, 255]);
+    Ok(message)
+}
+
+#[test]
 fn files_arrive_byte_by_byte_over_tftp() {
     world::test(&Fetch::PROGRAMS, |world| files_arrive(world, &Fetch::TFTP));
 }
@@ -199,11 +266,14 @@ fn tshark_understands_the_answers() {
         wait_for(Duration::from_secs(10), || {
             Ok(fs::read_to_string(&log)?.contains("listening on").then_some(()))
         })?;
+        // From the daemon, then from the kernel.
+        Dhcp::Udhcpc.lease(world, &hosts[0])?;
         Dhcp::Udhcpc.lease(world, &hosts[0])?;
         tcpdump.terminate(Duration::from_secs(5))?;
         let tshark = |filter: &str| {
             let mut tshark = Command::new("tshark");
-            tshark.args(["-n", "-r"]).arg(&capture).args(["-Y", filter, "-T", "fields"]);
+            tshark.args(["-n", "-o", "udp.check_checksum:TRUE", "-r"]).arg(&capture);
+            tshark.args(["-Y", filter, "-T", "fields"]);
             output(tshark.args([
                 "-e",
                 "dhcp.option.dhcp",
@@ -213,11 +283,13 @@ fn tshark_understands_the_answers() {
                 "frame.number",
             ]))
         };
-        let malformed = tshark("_ws.malformed || ip.checksum.status == \"Bad\"")?;
+        let malformed = tshark(
+            "_ws.malformed || ip.checksum.status == \"Bad\" || (dhcp && udp.checksum.status != \"Good\")",
+        )?;
         ensure!(malformed.is_empty(), "malformed frames: {malformed}");
         let answers = tshark("dhcp.type == 2")?;
         let kinds: Vec<&str> = answers.lines().filter_map(|l| l.split('\t').next()).collect();
-        ensure!(kinds.contains(&"2") && kinds.contains(&"5"), "no OFFER and ACK among {answers}");
+        ensure!(kinds == ["2", "5", "2", "5"], "no two OFFERs and ACKs: {answers}");
         ensure!(
             answers.lines().all(|l| l.contains(ADDRESS)),
             "an answer without its server's name: {answers}"

@@ -35,8 +35,10 @@ pub enum Firmware {
 }
 
 impl Firmware {
-    /// How many kinds have a boot file.
-    pub const BOOTABLE: usize = 5;
+    /// The slot of those that boot nothing.
+    pub const NO_BOOT: usize = 5;
+    /// How many slots there are.
+    pub const SLOTS: usize = 6;
 
     /// Reads the options' sum. `ipxe`: option 77 says iPXE, or option 175 is there.
     #[inline(always)]
@@ -56,16 +58,41 @@ impl Firmware {
         }
     }
 
-    /// The place of this kind's file in [`Grant::boot`](super::Grant::boot).
+    /// The place of this kind's boot in [`Grant::boot`](super::Grant::boot).
     #[inline(always)]
-    pub const fn slot(self) -> Option<usize> {
+    pub const fn slot(self) -> usize {
         match self {
-            Self::Bios => Some(0),
-            Self::UefiX64 => Some(1),
-            Self::IpxeBios => Some(2),
-            Self::IpxeUefiX64 => Some(3),
-            Self::HttpX64 => Some(4),
-            Self::None | Self::Other(_) => None,
+            Self::Bios => 0,
+            Self::UefiX64 => 1,
+            Self::IpxeBios => 2,
+            Self::IpxeUefiX64 => 3,
+            Self::HttpX64 => 4,
+            Self::None | Self::Other(_) => Self::NO_BOOT,
+        }
+    }
+
+    /// Three bytes that say all, for events: the slot, and the platform's number.
+    #[inline(always)]
+    pub const fn encode(self) -> [u8; 3] {
+        match self {
+            Self::Other(arch) => {
+                let [a, b] = arch.to_be_bytes();
+                [Self::SLOTS as u8, a, b]
+            }
+            known => [known.slot() as u8, 0, 0],
+        }
+    }
+
+    /// What [`encode`](Self::encode) wrote.
+    pub const fn decode([slot, a, b]: [u8; 3]) -> Self {
+        match slot {
+            0 => Self::Bios,
+            1 => Self::UefiX64,
+            2 => Self::IpxeBios,
+            3 => Self::IpxeUefiX64,
+            4 => Self::HttpX64,
+            5 => Self::None,
+            _ => Self::Other(u16::from_be_bytes([a, b])),
         }
     }
 

@@ -4,17 +4,21 @@
 //! * [`request`]: a packet's bytes to a [`Request`], or the reason to [`Pass`] it on.
 //! * [`firmware`]: who is asking (a NIC's ROM, UEFI, iPXE, an operating system), and what it needs.
 //! * [`reply`]: the one builder of every reply, from a request and a [`Grant`].
+//! * [`mod@covered`]: which requests a [`Lease`](crate::map::Lease) in the kernel answers, and where
+//!   the reply goes.
 //!
 //! Packets lie in fixed [`Packet`] buffers, twice as long as the longest packet that is handled:
 //! an index masked to [`CAP`] plus any option's length stays inside, which is what lets the
 //! kernel's verifier (and the compiler) accept the code without a check at every byte.
 
+pub mod covered;
 pub mod firmware;
 pub mod reply;
 pub mod request;
 
+pub use covered::{Answer, Uncovered, covered};
 pub use firmware::{Class, Firmware};
-pub use reply::{BootFile, Grant, Kind, TooLong, build};
+pub use reply::{Boot, Grant, Kind, TooLong, build};
 pub use request::{MessageType, Pass, Request, Span, Walk, begin, finish, step};
 
 /// Bytes of a [`Packet`] buffer.

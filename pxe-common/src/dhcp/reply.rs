@@ -6,8 +6,10 @@
 //! the least needed are. Option overload (52) is not used: `file` and `sname` carry the boot file
 //! for PXE ROMs that read nothing else.
 
-use super::{CAP, COOKIE, Class, Packet, Request, Span, field, option};
-use crate::dhcp::Firmware;
+use core::fmt::Write as _;
+use core::net::Ipv4Addr;
+
+use super::{CAP, COOKIE, Class, Firmware, Packet, Request, Span, field, option};
 
 /// Bytes of pre-encoded options in a [`Grant`].
 pub const OPTIONS_CAP: usize = 256;
@@ -41,38 +43,85 @@ pub enum Kind {
     ProxyAck,
 }
 
-/// The name of a boot file: a TFTP path or an URL.
+/// Bytes of the options that name a boot: 60 (at most 12), 43 (6), 66 (17) and 67 (65).
+const BOOT_OPTIONS_CAP: usize = 100;
+
+/// What one kind of client is told to boot, encoded once for all replies: `siaddr`, `sname`,
+/// `file`, and options 60, 43, 66 and 67. Which of them a ROM reads differs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct BootFile {
-    len: u8,
-    name: [u8; NAME_CAP],
+pub struct Boot {
+    next_server: [u8; 4],
+    sname: [u8; 16],
+    file: [u8; NAME_CAP + 1],
+    options_len: u16,
+    options: [u8; BOOT_OPTIONS_CAP],
 }
 
-impl BootFile {
-    /// No file.
-    pub const NONE: Self = Self { len: 0, name: [0; NAME_CAP] };
+impl Boot {
+    /// Nothing to boot.
+    pub const NONE: Self = Self {
+        next_server: [0; 4],
+        sname: [0; 16],
+        file: [0; NAME_CAP + 1],
+        options_len: 0,
+        options: [0; BOOT_OPTIONS_CAP],
+    };
 
-    /// A file's name, unless it is longer than [`NAME_CAP`].
-    pub fn new(name: &str) -> Option<Self> {
-        let mut file = Self::NONE;
-        file.name.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
-        file.len = name.len() as u8;
-        Some(file)
+    /// The file `name` from `server`, a path for TFTP or an URL, as `firmware` needs to be told;
+    /// none when the name is longer than [`NAME_CAP`].
+    pub fn new(firmware: Firmware, server: Ipv4Addr, name: &str) -> Option<Self> {
+        let mut boot = Self { next_server: server.octets(), ..Self::NONE };
+        boot.file.get_mut(..NAME_CAP)?.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+        let quirks = firmware.quirks();
+        match quirks.class {
+            Class::Pxe => boot.option(option::VENDOR_CLASS, b"PXEClient")?,
+            Class::Http => boot.option(option::VENDOR_CLASS, b"HTTPClient")?,
+            Class::None => {}
+        }
+        if quirks.discovery_control {
+            boot.option(option::VENDOR_SPECIFIC, &[6, 1, 8, 255])?;
+        }
+        // An URL names its server itself.
+        if !name.starts_with("http") {
+            let mut text = Text { bytes: [0; 16], len: 0 };
+            write!(text, "{server}").ok()?;
+            boot.sname = text.bytes;
+            boot.option(option::TFTP_SERVER, &text.bytes[..text.len])?;
+        }
+        boot.option(option::BOOT_FILE, name.as_bytes())?;
+        Some(boot)
     }
 
-    /// Whether the name is an URL, which names its server itself.
-    #[inline(always)]
-    fn is_url(&self) -> bool {
-        let n = &self.name;
-        [n[0], n[1], n[2], n[3]] == *b"http"
+    fn option(&mut self, code: u8, value: &[u8]) -> Option<()> {
+        let at = self.options_len as usize;
+        let room = self.options.get_mut(at..at + 2 + value.len())?;
+        room[..2].copy_from_slice(&[code, value.len() as u8]);
+        room[2..].copy_from_slice(value);
+        self.options_len += room.len() as u16;
+        Some(())
     }
 }
 
-impl core::fmt::Debug for BootFile {
+impl core::fmt::Debug for Boot {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let name = self.name.get(..self.len as usize).unwrap_or_default();
+        let name = self.file.split(|b| *b == 0).next().unwrap_or_default();
         write!(f, "{:?}", core::str::from_utf8(name).unwrap_or("(not text)"))
+    }
+}
+
+/// An address in dotted decimal.
+struct Text {
+    bytes: [u8; 16],
+    len: usize,
+}
+
+impl core::fmt::Write for Text {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let room = self.bytes.get_mut(self.len..self.len + s.len()).ok_or(core::fmt::Error)?;
+        room.copy_from_slice(s.as_bytes());
+        self.len += s.len();
+        Ok(())
     }
 }
 
@@ -86,18 +135,15 @@ pub struct Grant {
     pub server: [u8; 4],
     /// Seconds.
     pub lease_time: u32,
+    /// Zero.
+    pub reserved: u16,
     /// Bytes of [`options`](Grant::options) that are used.
     pub options_len: u16,
-    /// Bytes of [`server_text`](Grant::server_text).
-    pub server_text_len: u8,
-    /// Zero.
-    pub reserved: u8,
-    /// [`server`](Grant::server) in dotted decimal, for option 66 and `sname`.
-    pub server_text: [u8; 16],
     /// The options that all machines share, encoded, the most needed first.
     pub options: [u8; OPTIONS_CAP],
-    /// The file for each kind of client, by [`Firmware::slot`].
-    pub boot: [BootFile; Firmware::BOOTABLE],
+    /// The boot of each kind of client, by [`Firmware::slot`]; [`Boot::NONE`] for those that
+    /// boot nothing.
+    pub boot: [Boot; Firmware::SLOTS],
 }
 
 /// The reply is longer than the client can take.
@@ -123,10 +169,9 @@ pub fn build(
     };
     let lease = matches!(kind, Kind::Offer | Kind::Ack);
     let configuration = matches!(kind, Kind::Offer | Kind::Ack | Kind::Informed);
-    let boot = match request.firmware.slot() {
-        Some(slot) if !matches!(kind, Kind::Nak) && grant.boot[slot].len != 0 => Some(&grant.boot[slot]),
-        _ => None,
-    };
+    let slot = request.slot as usize;
+    let boots = !matches!(kind, Kind::Nak) && slot < Firmware::NO_BOOT;
+    let boot = &grant.boot[if boots { slot } else { Firmware::NO_BOOT }];
 
     fixed_fields(out, kind, request, packet, grant);
     let mut w = Writer { out, at: field::OPTIONS };
@@ -138,22 +183,19 @@ pub fn build(
         w.quad(option::RENEWAL_TIME, (grant.lease_time / 2).to_be_bytes());
         w.quad(option::REBINDING_TIME, (grant.lease_time / 8 * 7).to_be_bytes());
     }
-    if let Some(file) = boot {
-        w.boot_options(request.firmware, file, grant);
-    }
+    w.boot(boot);
     if configuration {
         w.common_options(grant);
     }
     // RFC 6842: the client finds its own identifier in every reply.
-    w.echo(option::CLIENT_ID, packet, request.client_id);
-    w.echo(option::MACHINE_ID, packet, request.machine_id);
-    if w.at + 1 > limit(request) {
-        return Err(TooLong);
-    }
+    w.echo(packet, request.client_id);
+    w.echo(packet, request.machine_id);
+    let seen_by_client = w.at + 1;
     // Last of all options (RFC 3046 section 2.1).
-    w.echo(option::RELAY_AGENT, packet, request.relay_agent);
+    w.echo(packet, request.relay_agent);
     w.put([option::END]);
-    if w.at > CAP {
+    // Not earlier: the compiler would leave out the masks that the verifier needs.
+    if seen_by_client > limit(request) || w.at > CAP {
         return Err(TooLong);
     }
     if w.at >= MIN_LEN {
@@ -225,27 +267,13 @@ impl Writer<'_> {
         self.at += len;
     }
 
-    /// Names the boot file in the fixed fields and in options: which of them a ROM reads differs.
     #[inline(always)]
-    fn boot_options(&mut self, firmware: Firmware, file: &BootFile, grant: &Grant) {
-        put(self.out, field::SIADDR, grant.server);
-        put(self.out, field::FILE, file.name);
-        let quirks = firmware.quirks();
-        match quirks.class {
-            Class::Pxe => self.put(*b"\x3c\x09PXEClient"),
-            Class::Http => self.put(*b"\x3c\x0aHTTPClient"),
-            Class::None => {}
-        }
-        if quirks.discovery_control {
-            self.put([option::VENDOR_SPECIFIC, 4, 6, 1, 8, 255]);
-        }
-        if !file.is_url() {
-            put(self.out, field::SNAME, grant.server_text);
-            self.put([option::TFTP_SERVER, grant.server_text_len]);
-            self.part(grant.server_text, grant.server_text_len as usize & 15);
-        }
-        self.put([option::BOOT_FILE, file.len]);
-        self.part(file.name, file.len as usize & 63);
+    fn boot(&mut self, boot: &Boot) {
+        put(self.out, field::SIADDR, boot.next_server);
+        put(self.out, field::SNAME, boot.sname);
+        put(self.out, field::FILE, boot.file);
+        let len = boot.options_len as usize;
+        self.part(boot.options, if len > BOOT_OPTIONS_CAP { BOOT_OPTIONS_CAP } else { len });
     }
 
     #[inline(always)]
@@ -256,26 +284,27 @@ impl Writer<'_> {
 
     /// Copies an option from the request, if it is there.
     ///
-    /// Copies have fixed lengths, and most are the same whatever the length is: every branch here
-    /// doubles what the verifier walks through afterwards.
+    /// Without a branch that decides about `at`: each would double what the verifier walks
+    /// through afterwards. What a short option leaves behind it is overwritten by what follows.
     #[inline(always)]
-    fn echo(&mut self, code: u8, packet: &Packet, span: Span) {
-        const USUAL: usize = 64;
-        let (from, to) = (span.at as usize & (CAP - 1), self.at & (CAP - 1));
-        let len = span.len as usize;
-        put(self.out, to, [code, span.len]);
+    fn echo(&mut self, packet: &Packet, option: Span) {
+        const USUAL: usize = 66;
+        const LONGEST: usize = 257;
+        let (from, to) = (option.at as usize & (CAP - 1), self.at & (CAP - 1));
+        let len = option.len as usize;
+        // Before the length is looked at, so that what comes after knows nothing about it.
+        self.at += len;
         let mut i = 0;
         while i < USUAL {
-            self.out[to + 2 + i] = packet[from + i];
+            self.out[to + i] = packet[from + i];
             i += 1;
         }
         if len > USUAL {
-            while i < 255 {
-                self.out[to + 2 + i] = packet[from + i];
+            while i < LONGEST {
+                self.out[to + i] = packet[from + i];
                 i += 1;
             }
         }
-        self.at += if len == 0 { 0 } else { 2 + len };
     }
 }
 

@@ -23,19 +23,20 @@ pub enum MessageType {
     Inform = 8,
 }
 
-/// Where an option's value lies in the packet. A length of zero: not there.
+/// Where an option lies in the packet, whole, with its code and length: as it is echoed. A length
+/// of zero: not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    /// Offset of the value's first byte.
+    /// Offset of the option's code.
     pub at: u16,
-    /// Bytes of the value.
-    pub len: u8,
+    /// Bytes from there to the value's end.
+    pub len: u16,
 }
 
 impl Span {
     /// The value's bytes; empty when the option was not there.
     pub fn of(self, packet: &Packet) -> &[u8] {
-        &packet[self.at as usize & (CAP - 1)..][..self.len as usize]
+        packet[self.at as usize & (CAP - 1)..][..self.len as usize].get(2..).unwrap_or_default()
     }
 }
 
@@ -60,6 +61,8 @@ pub struct Request {
     pub server_id: Ipv4Addr,
     /// Who is asking.
     pub firmware: Firmware,
+    /// Its [slot](Firmware::slot), as a number that a program can keep in a map.
+    pub slot: u8,
     /// Option 57, or 0.
     pub max_size: u16,
     /// Option 61.
@@ -190,6 +193,14 @@ pub struct Walk {
     relay_agent: Span,
 }
 
+impl Walk {
+    /// The machine that asks (chaddr).
+    #[inline(always)]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+}
+
 /// Reads the fixed fields of the message in the first `len` bytes of `packet`.
 #[inline(always)]
 pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
@@ -287,6 +298,7 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
         8 => MessageType::Inform,
         _ => return Err(Pass::MessageType),
     };
+    let firmware = Firmware::of(walk.class, walk.arch, walk.ipxe);
     Ok(Request {
         message,
         xid: walk.xid,
@@ -296,7 +308,8 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
         mac: walk.mac,
         requested: walk.requested.into(),
         server_id: walk.server_id.into(),
-        firmware: Firmware::of(walk.class, walk.arch, walk.ipxe),
+        firmware,
+        slot: firmware.slot() as u8,
         max_size: walk.max_size,
         client_id: walk.client_id,
         machine_id: walk.machine_id,
@@ -307,7 +320,7 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
 /// Takes over an option's value; false when the walk ends with it.
 #[inline(always)]
 fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bool {
-    let span = Span { at: at as u16, len: len as u8 };
+    let span = Span { at: at as u16 - 2, len: len as u16 + 2 };
     match (code, len) {
         // Zero is no message; it must not read as "option 53 is missing".
         (option::MESSAGE_TYPE, 1) if packet[at] == 0 => return !stop(walk, Pass::MessageType),
@@ -332,9 +345,9 @@ fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bo
         (option::USER_CLASS, 4..) if bytes(packet, at) == *b"iPXE" => walk.ipxe = true,
         (option::USER_CLASS, 5..) if bytes(packet, at) == *b"\x04iPXE" => walk.ipxe = true,
         (option::IPXE, _) => walk.ipxe = true,
-        (option::CLIENT_ID, _) => walk.client_id = span,
-        (option::MACHINE_ID, _) => walk.machine_id = span,
-        (option::RELAY_AGENT, _) => walk.relay_agent = span,
+        (option::CLIENT_ID, 1..) => walk.client_id = span,
+        (option::MACHINE_ID, 1..) => walk.machine_id = span,
+        (option::RELAY_AGENT, 1..) => walk.relay_agent = span,
         _ => {}
     }
     true

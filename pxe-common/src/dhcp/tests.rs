@@ -39,18 +39,21 @@ fn raw(options: &[u8]) -> Vec<u8> {
 fn grant(options: &[u8], boot: &str) -> Grant {
     let mut area = [0; reply::OPTIONS_CAP];
     area[..options.len()].copy_from_slice(options);
-    let mut server_text = [0; 16];
-    server_text[..9].copy_from_slice(b"10.77.0.1");
+    let server = Ipv4Addr::new(10, 77, 0, 1);
+    let kinds =
+        [Firmware::Bios, Firmware::UefiX64, Firmware::IpxeBios, Firmware::IpxeUefiX64, Firmware::HttpX64];
+    let mut boots = [Boot::NONE; Firmware::SLOTS];
+    for firmware in kinds {
+        boots[firmware.slot()] = Boot::new(firmware, server, boot).unwrap();
+    }
     Grant {
         address: [10, 77, 0, 100],
-        server: [10, 77, 0, 1],
+        server: server.octets(),
         lease_time: 3600,
         options_len: options.len() as u16,
-        server_text_len: 9,
         reserved: 0,
-        server_text,
         options: area,
-        boot: [BootFile::new(boot).unwrap(); Firmware::BOOTABLE],
+        boot: boots,
     }
 }
 

@@ -112,8 +112,7 @@ impl Datagram {
             .quad(src)
             .quad(dst)
             .finish();
-        let udp = self.pseudo_header().word(self.source_port).word(self.destination_port).word(udp_len);
-        let udp = udp.word(payload.folded()).finish_udp();
+        let udp = self.pseudo_header().word(self.sum(payload).folded()).finish_udp();
         let mut h = [0u8; HEADERS_LEN];
         put(&mut h, 0, self.destination_mac.0);
         put(&mut h, 6, self.source_mac.0);
@@ -130,6 +129,13 @@ impl Datagram {
         put(&mut h, 38, udp_len.to_be_bytes());
         put(&mut h, 40, udp.to_be_bytes());
         h
+    }
+
+    /// The sum of the UDP datagram itself, without its pseudo-header and checksum.
+    #[inline(always)]
+    pub fn sum(&self, payload: Checksum) -> Checksum {
+        let ports = Checksum::ZERO.word(self.source_port).word(self.destination_port);
+        ports.word(UDP_LEN as u16 + self.payload_len).word(payload.folded())
     }
 
     /// The sum of UDP's pseudo-header (RFC 768), for those who update a checksum in place.

@@ -24,7 +24,7 @@ use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
 use crate::database;
 use crate::dataplane::{self, Pins};
-use crate::dhcp::{self, Dhcp};
+use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
 use crate::files::Catalog;
 use crate::image::{Images, Wanted};
@@ -175,7 +175,7 @@ impl Appliance {
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
-        let fast_path = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
+        let (fast_path, events) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
@@ -183,10 +183,11 @@ impl Appliance {
         let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
 
-        let (dhcp, leases) = Dhcp::open(&config, &database, &machines)?;
+        let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
+        let (dhcp, leases) = Dhcp::open(&config, &database, &machines, answering)?;
         if config.dhcp.mode != DhcpMode::Off {
             let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, shutdown.clone());
+            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, events, shutdown.clone());
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 

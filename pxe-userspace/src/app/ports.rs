@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
+use pxe_common::map::Event;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FastPath;
 use crate::dataplane::{self, Dataplane, LoadError, Pins};
 use crate::net::PortEvent;
+
+/// Events on their way to those who note them. When they are slow, the ring fills, and what does
+/// not fit is counted there.
+const EVENTS: usize = 4096;
 
 /// The fast path, and why there is none.
 #[derive(Clone)]
@@ -18,13 +23,20 @@ pub(super) struct Loaded {
 }
 
 /// Loads the programs, unless the configuration says not to. A kernel that refuses them costs
-/// speed, not service.
+/// speed, not service. The second value gives what the programs did.
 ///
 /// What a killed daemon left on `ports`, the bridge's, is taken over; elsewhere it is taken off.
-pub(super) fn load(wanted: FastPath, pins: Pins, ports: &[String], shutdown: &CancellationToken) -> Loaded {
+pub(super) fn load(
+    wanted: FastPath,
+    pins: Pins,
+    ports: &[String],
+    shutdown: &CancellationToken,
+) -> (Loaded, mpsc::Receiver<Event>) {
+    let (sink, events) = mpsc::channel(EVENTS);
     if wanted == FastPath::Off {
         remove_left(&pins, ports);
-        return Loaded { dataplane: None, off_because: Some("[network] fast-path = \"off\"".into()) };
+        let off_because = Some("[network] fast-path = \"off\"".into());
+        return (Loaded { dataplane: None, off_because }, events);
     }
     let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
     let loaded = Dataplane::load_pinned(debug, pins.clone()).or_else(|error| match error {
@@ -34,11 +46,17 @@ pub(super) fn load(wanted: FastPath, pins: Pins, ports: &[String], shutdown: &Ca
         }
         error => Err(error),
     });
-    match loaded {
-        Ok((dataplane, logs)) => {
+    let loaded = match loaded {
+        Ok((dataplane, told, logs)) => {
             if let Err(error) = dataplane.keep_only(ports) {
                 tracing::warn!(%error, "programs of an earlier daemon may be left on other ports");
             }
+            let telling = told.run(sink, shutdown.clone());
+            tokio::spawn(async {
+                if let Err(error) = telling.await {
+                    tracing::warn!(%error, "what the programs do is not heard of");
+                }
+            });
             let forwarding = logs.run(shutdown.clone());
             tokio::spawn(async {
                 if let Err(error) = forwarding.await {
@@ -52,7 +70,8 @@ pub(super) fn load(wanted: FastPath, pins: Pins, ports: &[String], shutdown: &Ca
             tracing::warn!(%error, "fast path off: the daemon answers everything itself");
             Loaded { dataplane: None, off_because: Some(error.to_string()) }
         }
-    }
+    };
+    (loaded, events)
 }
 
 fn remove_left(pins: &Pins, ports: &[String]) {

@@ -2,13 +2,15 @@
 
 use std::io;
 
-use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use pxe_common::map::{Chunk, MAX_SESSIONS, Session, SessionKey, SumPage, name};
 
 use super::counters::CounterMap;
+use super::events::Events;
+use super::grants::LeaseMap;
 use super::pins::Pins;
 
 /// Entries cost memory when they are made (linux/bpf.h).
@@ -51,6 +53,8 @@ pub(super) struct Loaded {
     pub(super) notes: NoteMap,
     pub(super) blobs: ChunkMap,
     pub(super) sums: SumMap,
+    pub(super) leases: LeaseMap,
+    pub(super) events: Events,
     pub(super) counters: CounterMap,
     pub(super) logger: EbpfLogger<&'static dyn log::Log>,
 }
@@ -78,6 +82,8 @@ pub(super) fn load(debug: bool, pins: Option<&Pins>) -> Result<Loaded, LoadError
         sessions: take(&mut ebpf, name::SESSIONS)?,
         blobs: take(&mut ebpf, name::BLOBS)?,
         sums: take(&mut ebpf, name::SUMS)?,
+        leases: take(&mut ebpf, name::LEASES)?,
+        events: Events::new(take::<RingBuf<_>>(&mut ebpf, name::EVENTS)?),
         counters: CounterMap::new(take::<PerCpuArray<_, u64>>(&mut ebpf, name::COUNTERS)?),
         logger,
         ebpf,

@@ -2,14 +2,17 @@
 //!
 //! [`Dataplane::load`] hands the embedded programs to the kernel, [`Dataplane::attach`] puts them
 //! on the bridge's ports, and as [`FastPath`] it takes transfers over from the TFTP server: the
-//! blob goes into the block map, then the session into the session map.
+//! blob goes into the block map, then the session into the session map. As [`LeaseMap`] it takes
+//! machines over from the DHCP server. What the programs did comes out as [`Events`].
 //!
 //! Links, maps and programs go when the `Dataplane` is dropped. With [`Pins`] they stay instead, until
-//! [`remove_left`]: when the daemon is killed the kernel goes on with the transfers it has, and the
-//! next daemon takes over maps, sessions and links.
+//! [`remove_left`]: when the daemon is killed the kernel goes on with what it has, and the next daemon
+//! takes over maps, sessions and links.
 
 mod chunks;
 mod counters;
+mod events;
+mod grants;
 mod load;
 mod logs;
 mod pins;
@@ -17,20 +20,24 @@ mod ports;
 mod publish;
 mod sessions;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pxe_common::map::{Session, SessionKey};
+use pxe_common::Mac;
+use pxe_common::map::{Lease, Session, SessionKey};
 use pxe_common::tftp;
 
 use crate::blob::Blob;
+use crate::clock::boot_time_ns;
 use crate::config;
+use crate::dhcp::LeaseMap;
 use crate::tftp::{Declined, FastPath, Left, Note};
 
 pub use counters::{Counters, HookCounters};
+pub use events::Events;
 pub use load::LoadError;
 pub use logs::Logs;
 pub use pins::Pins;
@@ -42,23 +49,24 @@ pub struct Dataplane {
     blobs: Mutex<publish::Blobs>,
     sessions: Mutex<sessions::Sessions>,
     left: Mutex<Vec<Left>>,
+    grants: Mutex<grants::Grants>,
     counters: counters::CounterMap,
 }
 
 impl Dataplane {
     /// Loads the programs. Where this fails the daemon goes on without a fast path.
     ///
-    /// The second value carries the programs' debug lines, which they write only when `debug`.
-    pub fn load(debug: bool) -> Result<(Self, Logs), LoadError> {
+    /// The third value carries the programs' debug lines, which they write only when `debug`.
+    pub fn load(debug: bool) -> Result<(Self, Events, Logs), LoadError> {
         Self::new(debug, None)
     }
 
     /// The same, taking over what a killed daemon left pinned, and leaving it pinned for the next.
-    pub fn load_pinned(debug: bool, pins: Pins) -> Result<(Self, Logs), LoadError> {
+    pub fn load_pinned(debug: bool, pins: Pins) -> Result<(Self, Events, Logs), LoadError> {
         Self::new(debug, Some(pins))
     }
 
-    fn new(debug: bool, pins: Option<Pins>) -> Result<(Self, Logs), LoadError> {
+    fn new(debug: bool, pins: Option<Pins>) -> Result<(Self, Events, Logs), LoadError> {
         let loaded = load::load(debug, pins.as_ref())?;
         let mut blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
         let mut sessions = sessions::Sessions::new(loaded.sessions, loaded.notes);
@@ -68,9 +76,10 @@ impl Dataplane {
             blobs: Mutex::new(blobs),
             sessions: Mutex::new(sessions),
             left: Mutex::new(left),
+            grants: Mutex::new(grants::Grants::new(loaded.leases)),
             counters: loaded.counters,
         };
-        Ok((dataplane, Logs::new(loaded.logger)))
+        Ok((dataplane, loaded.events, Logs::new(loaded.logger)))
     }
 
     /// The data ports of the transfers that a killed daemon left.
@@ -139,6 +148,20 @@ impl FastPath for Dataplane {
 
     fn close(&self, key: &SessionKey) -> Option<Session> {
         lock(&self.sessions).close(key)
+    }
+}
+
+impl LeaseMap for Dataplane {
+    fn grant(&self, mac: Mac, lease: &Lease) {
+        lock(&self.grants).grant(mac, lease, boot_time_ns());
+    }
+
+    fn revoke(&self, mac: Mac) {
+        lock(&self.grants).revoke(mac);
+    }
+
+    fn grant_only(&self, leases: &[(Mac, Lease)]) {
+        lock(&self.grants).grant_only(leases, boot_time_ns());
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /sys/fs/bpf/bridgehead-HASH/    the hash of the state directory's path
-//!     v2/SESSIONS, ..             the maps, by the version of their layout
+//!     v3/SESSIONS, ..             the maps, by the version of their layout
 //!     links/tc-7, xdp-7           the links of the port with index 7
 //! ```
 

@@ -261,7 +261,7 @@ mod tests {
             eprintln!("skipped: root and tc are needed");
             return;
         }
-        let Ok((dataplane, _logs)) = Dataplane::load(false) else {
+        let Ok((dataplane, _, _)) = Dataplane::load(false) else {
             eprintln!("skipped: the programs can't be loaded here, as other tests say");
             return;
         };

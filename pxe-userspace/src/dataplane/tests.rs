@@ -12,7 +12,7 @@ use pxe_common::tftp::Session;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram};
 
-use super::{Dataplane, LoadError, lock};
+use super::{Dataplane, Events, LoadError, lock};
 use crate::blob::Blob;
 use crate::tftp::FastPath as _;
 
@@ -27,15 +27,20 @@ const ACK: Datagram = Datagram {
 };
 
 const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
-const TC_ACT_UNSPEC: u32 = u32::MAX;
+pub(crate) const XDP_PASS: u32 = 2;
+pub(crate) const XDP_TX: u32 = 3;
+pub(crate) const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
-const TC_ACT_REDIRECT: u32 = 7;
+pub(crate) const TC_ACT_REDIRECT: u32 = 7;
 
 fn loaded() -> Option<Dataplane> {
+    loaded_with_events().map(|(dataplane, _)| dataplane)
+}
+
+/// None when the test has to be skipped.
+pub(crate) fn loaded_with_events() -> Option<(Dataplane, Events)> {
     match Dataplane::load(false) {
-        Ok((dataplane, _logs)) => Some(dataplane),
+        Ok((dataplane, events, _logs)) => Some((dataplane, events)),
         Err(why @ (LoadError::NotBuilt | LoadError::Object(_)))
             if !nix::unistd::Uid::effective().is_root() =>
         {
@@ -73,7 +78,8 @@ fn ack_frame(block: u16) -> Vec<u8> {
     frame
 }
 
-fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
+/// What the program at `hook` says to a frame, and the frame then.
+pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
     let mut out = vec![0; 4096];
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
@@ -193,9 +199,14 @@ fn what_no_grant_covers_passes_unchanged() {
         ("fragment", with(20, 0x20)),
         ("other-ipv4", with(23, 6)),
         ("length", with(17, 200)),
-        ("dhcp", {
+        ("dhcp-message", {
             let mut f = with(36, 0);
             f[37] = 67;
+            f
+        }),
+        ("dhcp", {
+            let mut f = with(36, (4011u16 >> 8) as u8);
+            f[37] = 4011u16 as u8;
             f
         }),
         ("tftp-request", {
@@ -345,7 +356,7 @@ fn debug_lines_reach_the_log_when_they_are_wanted() {
     }
     log::set_logger(&Collect).expect("no other test sets one");
     log::set_max_level(log::LevelFilter::Debug);
-    let (dataplane, mut logs) = Dataplane::load(true).unwrap();
+    let (dataplane, _events, mut logs) = Dataplane::load(true).unwrap();
     open(&dataplane, &contents(5000), 512);
     run(&dataplane, Hook::Tc, &ack_frame(0));
     logs.flush();

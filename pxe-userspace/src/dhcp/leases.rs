@@ -29,8 +29,10 @@ const OFFER_HOLD: Duration = Duration::from_secs(120);
 /// A declined address rests: whoever uses it without a lease may be gone by then.
 const QUARANTINE: Duration = Duration::from_secs(3600);
 
-/// The store is told a later end than the client, so that the packets of one boot (two
-/// DISCOVERs, a REQUEST, the OS's REQUEST) cost one write.
+/// The store is told a later end than the client: half a lease, so that the kernel can promise a
+/// whole one until the client's renewal (RFC 2131 section 4.4.5, T1) brings the daemon's, and this
+/// much more, so that the packets of one boot (two DISCOVERs, a REQUEST, the OS's REQUEST) cost
+/// one write.
 const DURABLE_AHEAD: Duration = Duration::from_secs(120);
 
 /// Client identifiers remembered of one machine. Firmware and an OS or two have one each.
@@ -71,8 +73,15 @@ pub struct Lease {
 
 impl Lease {
     /// Whether somebody may be using the address, or is about to.
+    ///
+    /// A bound one stays its machine's to the durable end: the kernel may have promised it so far
+    /// without our having heard.
     pub fn is_active(&self, now: Timestamp) -> bool {
-        self.state != LeaseState::Released && self.expires > now
+        match self.state {
+            LeaseState::Released => false,
+            LeaseState::Bound => self.expires.max(self.durable_until) > now,
+            LeaseState::Offered | LeaseState::Declined => self.expires > now,
+        }
     }
 }
 
@@ -173,6 +182,18 @@ impl Leases {
         self.by_address.get(self.of_machine.get(&mac)?)
     }
 
+    /// The machine's lease, if everything that it can ask for comes down to this one: what the
+    /// kernel may be told.
+    pub fn standing(&self, mac: Mac, now: Timestamp) -> Option<&Lease> {
+        let lease = self.of(mac)?;
+        let is_its_own = self.pool.reservations.get(&mac).is_none_or(|r| *r == lease.address);
+        let stands = lease.state == LeaseState::Bound
+            && lease.durable_until > now
+            && is_its_own
+            && self.pool.allows(mac, lease.address);
+        stands.then_some(lease)
+    }
+
     /// An address to offer: the machine's reservation, what it has or had, what it asks for, one
     /// that nobody had, the one that ended first (RFC 2131 section 4.3.1).
     pub fn offer(
@@ -193,7 +214,7 @@ impl Leases {
             .ok_or(Refused::Exhausted)?;
         let bound = self
             .of(mac)
-            .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && l.expires > now);
+            .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && l.is_active(now));
         let changes = match bound {
             // The machine rebooted: its lease stands, and is long enough for what the offer says.
             true => self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now),
@@ -260,6 +281,10 @@ impl Leases {
             if let Change::Put(lease) = change
                 && let Some(lease) = self.by_address.get_mut(&lease.address)
             {
+                if lease.state == LeaseState::Bound {
+                    // The kernel may have promised as much as the store had, which is not more.
+                    lease.expires = lease.expires.max(lease.durable_until);
+                }
                 lease.durable_until = Timestamp::MIN;
             }
         }
@@ -316,7 +341,7 @@ impl Leases {
         // What the machine was told it may use stays out of the pool until then, although it is
         // asking for another now: nobody proved that it stopped.
         if let Some(old) = moved
-            && !self.by_address.get(&old).is_some_and(|l| l.state == LeaseState::Bound && l.expires > now)
+            && !self.by_address.get(&old).is_some_and(|l| l.state == LeaseState::Bound && l.is_active(now))
         {
             self.by_address.remove(&old);
             changes.push(Change::Remove(old));
@@ -344,8 +369,9 @@ impl Leases {
             client_ids,
             uuid,
         };
-        // An offer promises a whole lease time: the store must know that before it leaves.
-        let promised = after(now, self.pool.lease_time);
+        // An offer promises a whole lease time: the store must know that before it leaves, and of
+        // what the kernel will promise until the next renewal.
+        let promised = after(now, self.pool.lease_time + self.pool.lease_time / 2);
         let known = stored.is_some_and(|l| {
             l.state == lease.state
                 && l.durable_until >= promised

@@ -118,7 +118,9 @@ fn a_new_reservation_moves_the_machine_and_its_old_address_is_free_when_it_ends(
     assert_eq!(l.bound(now).map(|l| l.address).collect::<Vec<_>>(), [ip(150)]);
     let wish = |l: &mut Leases, n, now| l.offer(machine(n), old, &Aliases::default(), now).map(|(a, _)| a);
     assert_ne!(wish(&mut l, 5, now), Ok(old));
-    assert_eq!(wish(&mut l, 6, now + HOUR), Ok(old));
+    assert_ne!(wish(&mut l, 6, now + HOUR), Ok(old), "the kernel may have promised it for longer");
+    assert_eq!(wish(&mut l, 7, now + 2 * HOUR), Ok(ip(150)));
+    assert_eq!(wish(&mut l, 4, now + 2 * HOUR), Ok(old));
 }
 
 #[test]
@@ -159,6 +161,9 @@ enum Step {
     Wait(u64),
     Restart,
     Failed,
+    /// The machine asks for the address that it has, and the kernel answers if it may. Whether the
+    /// daemon hears of it is another matter.
+    Kernel(u8, bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -171,6 +176,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..4000u64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
         1 => Just(Step::Failed),
+        4 => (0..10u8, any::<bool>()).prop_map(|(n, heard)| Step::Kernel(n, heard)),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -182,6 +188,8 @@ struct World {
     /// Until when each machine may use which address, by the ACKs it got.
     told: HashMap<Mac, (Ipv4Addr, Timestamp)>,
     resting: BTreeMap<Ipv4Addr, Timestamp>,
+    /// What the kernel was told: address, durable end.
+    kernel: HashMap<Mac, (Ipv4Addr, Timestamp)>,
 }
 
 impl World {
@@ -219,6 +227,10 @@ proptest! {
         let mut disk_fails = false;
         let none = Aliases::default();
         for step in steps {
+            let of = match &step {
+                Step::Offer(n, _) | Step::Bind(n, _) | Step::Kernel(n, true) => Some(machine(*n)),
+                _ => None,
+            };
             // A step whose changes are not stored sends nothing.
             let mut commit = |leases: &mut Leases, world: &mut World, changes: Vec<Change>| {
                 let failed = std::mem::take(&mut disk_fails) && !changes.is_empty();
@@ -244,10 +256,24 @@ proptest! {
                         world.told.insert(machine(n), (ip(wanted), now + HOUR));
                     }
                 }
+                Step::Kernel(n, heard) => {
+                    let Some((address, until)) = world.kernel.get(&machine(n)).copied() else { continue };
+                    if until < now + HOUR {
+                        continue;
+                    }
+                    world.promised(machine(n), address, now)?;
+                    world.told.insert(machine(n), (address, now + HOUR));
+                    if heard {
+                        let changes = leases.bind(machine(n), address, &none, now);
+                        prop_assert!(changes.is_ok(), "{changes:?}: the kernel said what the daemon would not");
+                        commit(&mut leases, &mut world, changes.unwrap());
+                    }
+                }
                 Step::Release(n, address) => {
                     if world.told.get(&machine(n)).is_some_and(|(a, _)| *a == ip(address)) {
                         let changes = leases.release(machine(n), ip(address), now);
                         world.told.remove(&machine(n));
+                        world.kernel.remove(&machine(n));
                         world.store(changes);
                     }
                 }
@@ -255,6 +281,7 @@ proptest! {
                     let changes = leases.decline(machine(n), ip(address), now);
                     if !changes.is_empty() {
                         world.told.remove(&machine(n));
+                        world.kernel.remove(&machine(n));
                         world.resting.insert(ip(address), now + QUARANTINE);
                         world.store(changes);
                     }
@@ -266,6 +293,13 @@ proptest! {
                     leases = Leases::new(pool(106), stored);
                 }
                 Step::Failed => disk_fails = true,
+            }
+            // As `Command::Standing` has it, after the commit.
+            if let Some(mac) = of {
+                match leases.standing(mac, now) {
+                    Some(lease) => world.kernel.insert(mac, (lease.address, lease.durable_until)),
+                    None => world.kernel.remove(&mac),
+                };
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use pxe_common::Mac;
-use pxe_common::dhcp::{BootFile, Firmware, Grant, option, reply::OPTIONS_CAP};
+use pxe_common::dhcp::{Boot, Firmware, Grant, option, reply::OPTIONS_CAP};
 
 use super::leases::Pool;
 use crate::boot::Appliance;
@@ -95,22 +95,16 @@ impl Scope {
     /// What a reply to `mac` says beyond what it echoes. A machine without a profile is given no
     /// boot file.
     pub fn grant(&self, mac: Mac, address: Ipv4Addr) -> Grant {
-        let server = self.address();
-        let text = server.to_string();
-        let mut server_text = [0; 16];
-        server_text[..text.len()].copy_from_slice(text.as_bytes());
         Grant {
             address: address.octets(),
-            server: server.octets(),
+            server: self.address().octets(),
             lease_time: u32::try_from(self.config.dhcp.lease_time.as_secs()).unwrap_or(u32::MAX),
-            options_len: self.ends.last().copied().unwrap_or(0),
-            server_text_len: text.len() as u8,
             reserved: 0,
-            server_text,
+            options_len: self.ends.last().copied().unwrap_or(0),
             options: self.common,
             boot: match self.profile(mac) {
-                Some(_) => self.boot_files(mac),
-                None => [BootFile::NONE; Firmware::BOOTABLE],
+                Some(_) => self.boots(mac),
+                None => [Boot::NONE; Firmware::SLOTS],
             },
         }
     }
@@ -123,15 +117,20 @@ impl Scope {
         had
     }
 
+    /// The boundary of the boot segment.
+    pub fn netmask(&self) -> Ipv4Addr {
+        self.config.network.address.netmask()
+    }
+
     /// The first file of each kind of client's boot.
-    fn boot_files(&self, mac: Mac) -> [BootFile; Firmware::BOOTABLE] {
+    fn boots(&self, mac: Mac) -> [Boot; Firmware::SLOTS] {
         let http = Appliance::from(&self.config).url();
         let script = || format!("{http}/{}", Generated::IpxeScript(mac));
         let (ipxe_bios, ipxe_uefi) = match self.config.boot.ipxe {
             IpxeLoader::Grub => (GRUB_BIOS.to_owned(), GRUB_EFI_X64.to_owned()),
             IpxeLoader::Script => (script(), script()),
         };
-        let mut files = [BootFile::NONE; Firmware::BOOTABLE];
+        let mut boots = [Boot::NONE; Firmware::SLOTS];
         for (firmware, name) in [
             (Firmware::Bios, GRUB_BIOS.to_owned()),
             (Firmware::UefiX64, GRUB_EFI_X64.to_owned()),
@@ -139,12 +138,12 @@ impl Scope {
             (Firmware::IpxeUefiX64, ipxe_uefi),
             (Firmware::HttpX64, format!("{http}/{GRUB_EFI_X64}")),
         ] {
-            // Every name is shorter than BootFile's room, whatever the address and port: a test says so.
-            if let (Some(slot), Some(file)) = (firmware.slot(), BootFile::new(&name)) {
-                files[slot] = file;
+            // Every name fits, whatever the address and port: a test says so.
+            if let Some(boot) = Boot::new(firmware, self.address(), &name) {
+                boots[firmware.slot()] = boot;
             }
         }
-        files
+        boots
     }
 
     fn append(&mut self, code: u8, value: &[u8]) {

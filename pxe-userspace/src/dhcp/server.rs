@@ -7,9 +7,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
-use pxe_common::dhcp::{self, BUFFER, Kind, MessageType, Packet, Pass, Request, TooLong};
+use pxe_common::dhcp::{self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Pass, Request, TooLong};
 use pxe_common::wire::port;
 
+use super::kernel::Answered;
 use super::leases::{Aliases, Change, Lease, Leases, Refused};
 use super::{Scope, rare};
 use crate::config::{Config, DhcpMode};
@@ -61,10 +62,22 @@ pub enum Command {
         address: Ipv4Addr,
     },
     Released(Mac),
+    /// The machine's lease may not be what the kernel was told: see [`Server::standing`].
+    Standing(Mac),
     Event(Happened),
     Send(Reply),
     /// Another DHCP server is on the wire.
     Rival(Rival),
+}
+
+/// A lease that the kernel may speak for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// What replies say.
+    pub grant: Grant,
+    /// What the store knows.
+    pub durable_until: Timestamp,
+    pub netmask: Ipv4Addr,
 }
 
 /// The server's state.
@@ -120,6 +133,59 @@ impl Server {
         self.leases.not_durable(changes);
     }
 
+    /// What the kernel may say to the machine without asking; nothing when the daemon would not
+    /// say it, too.
+    pub fn standing(&self, mac: Mac, now: Timestamp) -> Option<Standing> {
+        if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) {
+            return None;
+        }
+        let lease = self.leases.standing(mac, now)?;
+        Some(Standing {
+            grant: self.scope.grant(mac, lease.address),
+            durable_until: lease.durable_until,
+            netmask: self.scope.netmask(),
+        })
+    }
+
+    /// Every machine that the kernel may answer.
+    pub fn all_standing(&self, now: Timestamp) -> impl Iterator<Item = (Mac, Standing)> {
+        let machines = self.leases.iter().map(|lease| lease.mac);
+        machines.filter_map(move |mac| Some((mac, self.standing(mac, now)?)))
+    }
+
+    /// The kernel answered a request by itself.
+    pub fn answered(&mut self, answered: Answered, now: Timestamp) -> Vec<Command> {
+        let Answered { mac, address, firmware, message, by } = answered;
+        let event = |stage| {
+            let happened = Happened { answered_by: by, ..Happened::new(Who::Mac(mac), stage) };
+            Command::Event(happened.detail(firmware.to_string()))
+        };
+        let mut commands = Vec::new();
+        let stages = match message {
+            MessageType::Discover => {
+                commands.push(self.description(mac, firmware, None));
+                [Stage::Discover, Stage::Offer]
+            }
+            _ => {
+                match self.leases.bind(mac, address, &Aliases::default(), now) {
+                    // Written anew when half of what was ahead is used up: the kernel's grant, too.
+                    Ok(changes) if changes.is_empty() => {}
+                    Ok(changes) => {
+                        commands.extend(changes.into_iter().map(Command::Persist));
+                        commands.push(Command::Standing(mac));
+                    }
+                    Err(_) => self.counters.overtaken += 1,
+                }
+                commands.push(Command::Bound { mac, address });
+                [Stage::Request, Stage::Ack]
+            }
+        };
+        if firmware.boots() {
+            commands.extend(stages.map(event));
+        }
+        commands
+    }
+
     /// A datagram arrived on one of the server's ports.
     pub fn handle(&mut self, meta: Meta, datagram: &[u8], now: Timestamp) -> Vec<Command> {
         let (packet, request) = match parse(datagram) {
@@ -170,6 +236,7 @@ impl Server {
         match self.leases.offer(mac, requested, &asked.aliases, now) {
             Ok((address, changes)) => {
                 commands.extend(changes.into_iter().map(Command::Persist));
+                commands.push(Command::Standing(mac));
                 let sent = self.send(Kind::Offer, asked, address);
                 commands.extend(sent.is_some().then(|| event(asked, Stage::Offer)).flatten());
                 commands.extend(sent);
@@ -207,6 +274,7 @@ impl Server {
             Ok(changes) => {
                 commands.extend(changes.into_iter().map(Command::Persist));
                 commands.push(Command::Bound { mac, address: wanted });
+                commands.push(Command::Standing(mac));
                 let sent = self.send(Kind::Ack, asked, wanted);
                 commands.extend(sent.is_some().then(|| event(asked, Stage::Ack)).flatten());
                 commands.extend(sent);
@@ -230,7 +298,7 @@ impl Server {
             "{requested} is in use by somebody else (DHCPDECLINE): it rests for an hour; find who has it"
         );
         let mut commands: Vec<_> = changes.into_iter().map(Command::Persist).collect();
-        commands.push(Command::Released(mac));
+        commands.extend([Command::Released(mac), Command::Standing(mac)]);
         commands.push(Command::Event(Happened::failed(Who::Mac(mac), cause)));
         commands
     }
@@ -245,7 +313,8 @@ impl Server {
             self.counters.senseless += 1;
             return Vec::new();
         }
-        changes.into_iter().map(Command::Persist).chain([Command::Released(mac)]).collect()
+        let ended = [Command::Released(mac), Command::Standing(mac)];
+        changes.into_iter().map(Command::Persist).chain(ended).collect()
     }
 
     fn inform(&mut self, asked: &Asked<'_>) -> Vec<Command> {
@@ -320,12 +389,16 @@ impl Server {
 
     fn described(&self, asked: &Asked<'_>) -> Vec<Command> {
         let Request { mac, firmware, .. } = asked.request;
-        vec![Command::Described {
+        vec![self.description(mac, firmware, asked.aliases.uuid.clone())]
+    }
+
+    fn description(&self, mac: Mac, firmware: Firmware, uuid: Option<String>) -> Command {
+        Command::Described {
             mac,
             firmware: firmware.boots().then(|| firmware.to_string()),
-            uuid: asked.aliases.uuid.clone(),
+            uuid,
             profile: self.scope.profile(mac).map(str::to_owned),
-        }]
+        }
     }
 
     fn rival(&mut self, server: Ipv4Addr, evidence: Evidence, now: Timestamp) -> Vec<Command> {

@@ -7,9 +7,12 @@ use pxe_common::dhcp::field;
 
 use super::*;
 use crate::config;
+use crate::timeline::AnsweredBy;
 
 #[path = "server_tests/corpus.rs"]
 mod corpus;
+#[path = "server_tests/parity.rs"]
+mod parity;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -127,6 +130,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Event(happened) => outcome.stages.push(happened.stage),
             Command::Bound { address, .. } => outcome.bound = Some(address),
             Command::Released(_) => outcome.released = true,
+            Command::Standing(mac) => assert_eq!(mac, MAC),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
             Command::Described { firmware, uuid, profile, .. } => {
                 outcome.described = Some((firmware, uuid, profile));
@@ -460,4 +464,40 @@ proptest::proptest! {
         bytes.extend(options);
         raw(&mut server(), &bytes, NONE, 67, now());
     }
+}
+
+#[test]
+fn what_the_kernel_answered_is_a_renewal_and_a_stage() {
+    let mut server = server();
+    Client::new(Type::Discover).to(&mut server);
+    assert_eq!(server.standing(MAC, now()), None, "an offer is not the kernel's to repeat");
+    Client::new(Type::Request).requested(ip(100)).server(SERVER).to(&mut server);
+    let standing = server.standing(MAC, now()).unwrap();
+    assert_eq!(standing.grant.address, ip(100).octets());
+    assert!(standing.durable_until >= now() + Duration::from_secs(3600 + 1800));
+
+    let answered =
+        |message, firmware| Answered { mac: MAC, address: ip(100), firmware, message, by: AnsweredBy::Tc };
+    let stages = |commands: &[Command]| -> Vec<_> {
+        let happened = commands.iter().filter_map(|c| if let Command::Event(h) = c { Some(h) } else { None });
+        happened.map(|h| (h.stage, h.answered_by)).collect()
+    };
+    let later = now() + Duration::from_secs(1800);
+    let discover = server.answered(answered(MessageType::Discover, Firmware::Bios), later);
+    assert_eq!(stages(&discover), [(Stage::Discover, AnsweredBy::Tc), (Stage::Offer, AnsweredBy::Tc)]);
+    let request = server.answered(answered(MessageType::Request, Firmware::Bios), later);
+    assert_eq!(stages(&request), [(Stage::Request, AnsweredBy::Tc), (Stage::Ack, AnsweredBy::Tc)]);
+    assert!(matches!(
+        request[..3],
+        [Command::Persist(_), Command::Standing(MAC), Command::Bound { mac: MAC, .. }]
+    ));
+    assert_eq!(server.leases().of(MAC).unwrap().expires, later + Duration::from_secs(3600));
+    let again = server.answered(answered(MessageType::Request, Firmware::None), later);
+    assert!(matches!(again[..], [Command::Bound { .. }]), "no stage, nothing new to store: {again:?}");
+
+    Client::new(Type::Release).set(|m| m.set_ciaddr(ip(100))).at(&mut server, later);
+    assert_eq!(server.standing(MAC, later), None);
+    let other = config::Config { dhcp: config::Dhcp { mode: DhcpMode::Proxy, ..config().dhcp }, ..config() };
+    server.reconfigure(&other);
+    assert_eq!(server.all_standing(later).count(), 0);
 }

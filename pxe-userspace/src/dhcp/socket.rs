@@ -12,14 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use pxe_common::Mac;
+use pxe_common::map::Event;
 use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
-use super::{Change, Counters, Lease, LeaseStore, Rival, Server};
+use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server};
 use crate::config::Config;
 use crate::database::DatabaseError;
 use crate::machines::Machines;
@@ -36,7 +38,10 @@ const MAX_DATAGRAM: usize = 2048;
 
 /// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
 #[derive(Clone)]
-pub struct Dhcp(Arc<Mutex<Server>>);
+pub struct Dhcp {
+    server: Arc<Mutex<Server>>,
+    kernel: Option<Kernel>,
+}
 
 /// What `bridgehead status` shows of DHCP.
 #[derive(Clone, Debug, Serialize)]
@@ -72,11 +77,12 @@ fn hint(error: &io::Error) -> &'static str {
 
 impl Dhcp {
     /// Takes up the leases in the database at `path`, which is created when missing, and tells
-    /// `machines` who holds which address.
+    /// `machines` who holds which address, and `kernel` whom it may answer.
     pub fn open(
         config: &Config,
         path: &Path,
         machines: &Machines,
+        kernel: Option<Kernel>,
     ) -> Result<(Self, LeaseStore), DatabaseError> {
         let store = LeaseStore::open(path)?;
         let server = Server::new(config, store.load()?);
@@ -84,7 +90,9 @@ impl Dhcp {
             machines.bound(lease.mac, lease.address);
         }
         warn_left_out(&server);
-        Ok((Self(Arc::new(Mutex::new(server))), store))
+        let dhcp = Self { server: Arc::new(Mutex::new(server)), kernel };
+        dhcp.tell_kernel_all(&dhcp.lock());
+        Ok((dhcp, store))
     }
 
     /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
@@ -93,6 +101,7 @@ impl Dhcp {
         let mut server = self.lock();
         server.reconfigure(config);
         warn_left_out(&server);
+        self.tell_kernel_all(&server);
     }
 
     /// Every address that is or was given out, by address.
@@ -109,8 +118,24 @@ impl Dhcp {
         }
     }
 
+    /// Has the kernel answer the machine as the server would now, or not at all. Under the lock,
+    /// so that a reload comes before it or after it.
+    fn tell_kernel(&self, mac: Mac) {
+        if let Some(kernel) = &self.kernel {
+            let (server, now) = (self.lock(), Timestamp::now());
+            kernel.set(mac, server.standing(mac, now), now);
+        }
+    }
+
+    fn tell_kernel_all(&self, server: &Server) {
+        if let Some(kernel) = &self.kernel {
+            let now = Timestamp::now();
+            kernel.set_all(server.all_standing(now), now);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Server> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,13 +158,14 @@ pub fn bind(bridge: &BridgeInfo) -> Result<Bound, ServeError> {
 }
 
 impl Bound {
-    /// Serves DHCP until `shutdown`.
+    /// Serves DHCP until `shutdown`; `events` are the kernel programs'.
     pub async fn run(
         self,
         dhcp: Dhcp,
         store: LeaseStore,
         machines: Machines,
         timeline: Timeline,
+        mut events: mpsc::Receiver<Event>,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
         let store = Arc::new(Mutex::new(store));
@@ -148,6 +174,7 @@ impl Bound {
             let received = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 received = task.sockets.receive() => received,
+                Some(event) = events.recv() => Ok(answered(event, &mut events)),
             };
             let bridge = || task.sockets.bridge.name.clone();
             let received = received.map_err(|source| ServeError::Receive { bridge: bridge(), source })?;
@@ -189,6 +216,7 @@ impl Task {
             commands.extend(match received {
                 Received::Request(meta, bytes) => server.handle(meta, &bytes, now),
                 Received::Overheard(source, bytes) => server.overhear(&bytes, source, now),
+                Received::Answered(answered) => server.answered(answered, now),
             });
         }
         commands
@@ -230,6 +258,8 @@ impl Task {
             Command::Described { mac, firmware, uuid, profile } => {
                 self.machines.described(mac, firmware, uuid, profile);
             }
+            // Also after a failed commit, which the server knows of: then it is taken back.
+            Command::Standing(mac) => self.dhcp.tell_kernel(mac),
             _ if !durable => {}
             Command::Bound { mac, address } => self.machines.bound(mac, address),
             Command::Released(mac) => self.machines.released(mac),
@@ -247,6 +277,15 @@ enum Received {
     Request(Meta, Vec<u8>),
     /// A packet to clients' port 68 from somebody else.
     Overheard(Ipv4Addr, Vec<u8>),
+    /// The kernel dealt with it.
+    Answered(Answered),
+}
+
+/// Everything that the kernel told by now, `first` included.
+fn answered(first: Event, events: &mut mpsc::Receiver<Event>) -> Vec<Received> {
+    let more = std::iter::from_fn(|| events.try_recv().ok());
+    let batch = std::iter::once(first).chain(more).take(BATCH);
+    batch.filter_map(|event| Answered::of(&event).map(Received::Answered)).collect()
 }
 
 /// The bridge's sockets: two ports, and one on the link for clients without an address.

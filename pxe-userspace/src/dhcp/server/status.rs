@@ -38,6 +38,8 @@ pub struct Counters {
     pub senseless: u64,
     /// DISCOVERs without an answer because no address was free.
     pub exhausted: u64,
+    /// Leases that the kernel confirmed after they had ended here.
+    pub overtaken: u64,
     /// Not sent: longer than the client takes, with every option left out that can be.
     pub reply_too_long: u64,
 }

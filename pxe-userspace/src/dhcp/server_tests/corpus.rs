@@ -10,7 +10,7 @@ use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 use super::*;
 
 /// The frames of a classic little-endian pcap file.
-fn frames(file: &str) -> Vec<Vec<u8>> {
+pub(super) fn frames(file: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus").join(file);
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     assert_eq!(bytes[..4], [0xd4, 0xc3, 0xb2, 0xa1], "{file}");
@@ -74,7 +74,7 @@ fn boot(file: &str, firmware: Firmware, boot_file: &str) -> Vec<Vec<u8>> {
 }
 
 /// Every capture with what its machine is, and boots.
-const CORPUS: [(&str, Firmware, &str); 6] = [
+pub(super) const CORPUS: [(&str, Firmware, &str); 6] = [
     ("bios-e1000.pcap", Firmware::IpxeBios, "grub/i386-pc.0"),
     ("bios-virtio.pcap", Firmware::IpxeBios, "grub/i386-pc.0"),
     ("bios-ipxe.pcap", Firmware::IpxeBios, "grub/i386-pc.0"),

@@ -1,0 +1,121 @@
+//! What the kernel programs may answer on their own: RFC 2131 section 4.3 for a machine whose
+//! lease the daemon has stored.
+//!
+//! Every request that the lease does not speak for goes on to the daemon: another address or
+//! server (a NAK, a rival), a machine behind somebody else's router. The daemon answers a
+//! covered request with the same bytes to the same place.
+
+use core::net::Ipv4Addr;
+
+use super::{Kind, MessageType, Request};
+use crate::Mac;
+use crate::map::Lease;
+use crate::wire::{Datagram, port};
+
+/// The reply to a covered request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// OFFER, ACK, or ACK to an INFORM.
+    pub kind: Kind,
+    /// Where it goes, in headers. The length is still zero.
+    pub headers: Datagram,
+}
+
+/// Why the lease does not cover a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncovered {
+    /// RELEASE or DECLINE: the lease ends here.
+    Ends,
+    /// A lease time from now is beyond what the store knows (design invariant 1).
+    TooOld,
+    /// To another server, or by a way that the daemon should look at.
+    Elsewhere,
+    /// It names another address or server than the lease does.
+    Differs,
+}
+
+/// Decides about a request that came in `packet`, from the machine that `lease` is of.
+#[inline(always)]
+pub fn covered(
+    request: &Request,
+    packet: &Datagram,
+    lease: &Lease,
+    now_ns: u64,
+) -> Result<Answer, Uncovered> {
+    if matches!(request.message, MessageType::Release | MessageType::Decline) {
+        return Err(Uncovered::Ends);
+    }
+    let grant = &lease.grant;
+    if now_ns.saturating_add(grant.lease_time as u64 * 1_000_000_000) > lease.durable_until_ns {
+        return Err(Uncovered::TooOld);
+    }
+    if !is_to_us(packet, lease) || !is_direct(request, packet, lease) {
+        return Err(Uncovered::Elsewhere);
+    }
+    let (address, server) = (Ipv4Addr::from(grant.address), Ipv4Addr::from(grant.server));
+    if !is_or_none(request.ciaddr, address) {
+        return Err(Uncovered::Differs);
+    }
+    let kind = match request.message {
+        // Whatever it asks for, a machine is offered what it has.
+        MessageType::Discover => Kind::Offer,
+        // SELECTING, INIT-REBOOT, RENEWING and REBINDING differ in what they leave out
+        // (RFC 2131 table 4). One that names no address at all makes no sense.
+        MessageType::Request
+            if is_or_none(request.server_id, server)
+                && is_or_none(request.requested, address)
+                && (request.requested == address || request.ciaddr == address) =>
+        {
+            Kind::Ack
+        }
+        MessageType::Inform if request.ciaddr == address => Kind::Informed,
+        _ => return Err(Uncovered::Differs),
+    };
+    Ok(Answer { kind, headers: way_back(request, packet, lease) })
+}
+
+/// Broadcast, or sent to the appliance by both its addresses.
+#[inline(always)]
+fn is_to_us(packet: &Datagram, lease: &Lease) -> bool {
+    let server = Ipv4Addr::from(lease.grant.server);
+    (packet.destination_mac == Mac::BROADCAST || packet.destination_mac == lease.server_mac)
+        && (packet.destination.is_broadcast() || packet.destination == server)
+}
+
+/// From the machine's own station, or from a relay of this segment.
+#[inline(always)]
+fn is_direct(request: &Request, packet: &Datagram, lease: &Lease) -> bool {
+    if request.giaddr.is_unspecified() {
+        return packet.source_mac == request.mac;
+    }
+    let (relay, server) = (u32::from(request.giaddr), u32::from(Ipv4Addr::from(lease.grant.server)));
+    packet.source == request.giaddr && (relay ^ server) & u32::from(Ipv4Addr::from(lease.netmask)) == 0
+}
+
+/// RFC 2131 section 4.1. Who is asking by its own address needs no ARP: the frame says where it is.
+#[inline(always)]
+fn way_back(request: &Request, packet: &Datagram, lease: &Lease) -> Datagram {
+    let (mac, address, port) = if !request.giaddr.is_unspecified() {
+        (packet.source_mac, request.giaddr, port::DHCP_SERVER)
+    } else if !request.ciaddr.is_unspecified() {
+        (request.mac, request.ciaddr, port::DHCP_CLIENT)
+    } else if request.broadcast() {
+        (Mac::BROADCAST, Ipv4Addr::BROADCAST, port::DHCP_CLIENT)
+    } else {
+        (request.mac, lease.grant.address.into(), port::DHCP_CLIENT)
+    };
+    Datagram {
+        source_mac: lease.server_mac,
+        destination_mac: mac,
+        source: lease.grant.server.into(),
+        destination: address,
+        source_port: port::DHCP_SERVER,
+        destination_port: port,
+        payload_len: 0,
+    }
+}
+
+#[inline(always)]
+fn is_or_none(named: Ipv4Addr, expected: Ipv4Addr) -> bool {
+    named.is_unspecified() || named == expected
+}
