@@ -112,20 +112,6 @@ pub struct Pool {
     pub lease_time: Duration,
 }
 
-impl Pool {
-    /// Whether `mac` may hold `address` at all.
-    fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
-        if self.reservations.get(&mac) == Some(&address) {
-            return true;
-        }
-        self.range.is_some_and(|(first, last)| (first..=last).contains(&address)) && self.is_dynamic(address)
-    }
-
-    fn is_dynamic(&self, address: Ipv4Addr) -> bool {
-        !self.taken.contains(&address) && !self.reservations.values().any(|r| *r == address)
-    }
-}
-
 /// No address for a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -142,7 +128,12 @@ pub enum Refused {
 #[derive(Clone, Debug, Default)]
 pub struct Leases {
     pool: Pool,
+    /// The addresses that the pool reserves for somebody.
+    reserved: BTreeSet<Ipv4Addr>,
     by_address: BTreeMap<Ipv4Addr, Lease>,
+    /// Whatever the range has before this one was given out already: a storm of strangers must
+    /// not look through everybody's lease for each of them.
+    fresh: u32,
     /// The one address of each machine. A declined address is nobody's.
     of_machine: HashMap<Mac, Ipv4Addr>,
 }
@@ -150,7 +141,8 @@ pub struct Leases {
 impl Leases {
     /// Takes over what the store had.
     pub fn new(pool: Pool, stored: impl IntoIterator<Item = Lease>) -> Self {
-        let mut leases = Self { pool, ..Self::default() };
+        let mut leases = Self::default();
+        leases.set_pool(pool);
         for lease in stored {
             let newer = |old: &Ipv4Addr| leases.by_address[old].expires < lease.expires;
             if lease.state != LeaseState::Declined && leases.of_machine.get(&lease.mac).is_none_or(newer) {
@@ -163,6 +155,8 @@ impl Leases {
 
     /// Changes what may be given out. Leases that are no longer allowed end at their next renewal.
     pub fn set_pool(&mut self, pool: Pool) {
+        self.reserved = pool.reservations.values().copied().collect();
+        self.fresh = 0;
         self.pool = pool;
     }
 
@@ -190,7 +184,7 @@ impl Leases {
         let stands = lease.state == LeaseState::Bound
             && lease.durable_until > now
             && is_its_own
-            && self.pool.allows(mac, lease.address);
+            && self.allows(mac, lease.address);
         stands.then_some(lease)
     }
 
@@ -292,27 +286,32 @@ impl Leases {
 
     /// Whether `mac` could be given `address` now.
     fn is_available(&self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> bool {
-        self.pool.allows(mac, address)
+        self.allows(mac, address)
             && self.by_address.get(&address).is_none_or(|lease| match lease.state {
                 LeaseState::Declined => lease.expires <= now,
                 _ => lease.mac == mac || !lease.is_active(now),
             })
     }
 
-    fn never_used(&self) -> Option<Ipv4Addr> {
-        let (first, last) = self.pool.range?;
-        // Rows and range are both in order: one pass over the rows, not a look-up an address.
-        let mut next = u32::from(first);
-        for used in self.by_address.range(first..=last).map(|(a, _)| u32::from(*a)).chain([u32::MAX]) {
-            while next < used && next <= u32::from(last) {
-                if self.pool.is_dynamic(next.into()) {
-                    return Some(next.into());
-                }
-                next += 1;
-            }
-            next = used.saturating_add(1);
+    /// Whether `mac` may hold `address` at all.
+    fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
+        if self.pool.reservations.get(&mac) == Some(&address) {
+            return true;
         }
-        None
+        self.pool.range.is_some_and(|(first, last)| (first..=last).contains(&address))
+            && self.is_dynamic(address)
+    }
+
+    fn is_dynamic(&self, address: Ipv4Addr) -> bool {
+        !self.pool.taken.contains(&address) && !self.reserved.contains(&address)
+    }
+
+    fn never_used(&mut self) -> Option<Ipv4Addr> {
+        let (first, last) = self.pool.range?;
+        self.fresh = (self.fresh.max(first.into())..=last.into())
+            .find(|a| self.is_dynamic((*a).into()) && !self.by_address.contains_key(&(*a).into()))
+            .unwrap_or(u32::MAX);
+        (self.fresh != u32::MAX).then(|| self.fresh.into())
     }
 
     fn longest_ended(&self, now: Timestamp) -> Option<Ipv4Addr> {
@@ -320,7 +319,7 @@ impl Leases {
         self.by_address
             .range(first..=last)
             .map(|(_, lease)| lease)
-            .filter(|l| !l.is_active(now) && self.pool.is_dynamic(l.address))
+            .filter(|l| !l.is_active(now) && self.is_dynamic(l.address))
             .min_by_key(|l| l.expires)
             .map(|l| l.address)
     }
@@ -344,6 +343,7 @@ impl Leases {
             && !self.by_address.get(&old).is_some_and(|l| l.state == LeaseState::Bound && l.is_active(now))
         {
             self.by_address.remove(&old);
+            self.fresh = self.fresh.min(old.into());
             changes.push(Change::Remove(old));
         }
         let stored = self.by_address.get(&address).filter(|l| l.mac == mac).cloned();

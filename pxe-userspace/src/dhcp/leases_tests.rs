@@ -151,6 +151,20 @@ fn an_offer_not_taken_is_free_again_and_a_chosen_rival_frees_it_at_once() {
     assert_eq!(l.withdraw(machine(1), now), [], "a bound lease is no offer");
 }
 
+#[test]
+fn an_address_that_was_only_offered_to_a_machine_that_moved_is_as_good_as_new() {
+    let mut l = leases(100);
+    let now = start();
+    assert_eq!(offer(&mut l, 1, now), Ok(ip(100)));
+    assert_eq!(offer(&mut l, 2, now), Err(Refused::Exhausted));
+    let mut moved = pool(100);
+    moved.reservations.insert(machine(1), ip(150));
+    l.set_pool(moved);
+    assert_eq!(offer(&mut l, 2, now), Err(Refused::Exhausted), "still machine 1's");
+    assert_eq!(offer(&mut l, 1, now), Ok(ip(150)));
+    assert_eq!(offer(&mut l, 2, now), Ok(ip(100)));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Offer(u8, u8),
@@ -204,7 +218,7 @@ impl World {
 
     /// An OFFER or ACK of `address` leaves for `mac`.
     fn promised(&self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Result<(), TestCaseError> {
-        prop_assert!(pool(106).allows(mac, address), "{address} is not to be given to {mac}");
+        prop_assert!(leases(106).allows(mac, address), "{address} is not to be given to {mac}");
         let stored = self.disk.get(&address);
         let durable = stored.is_some_and(|l| l.mac == mac && l.durable_until >= now + HOUR);
         prop_assert!(durable, "{address} for {mac} leaves before it is stored: {stored:?}");
