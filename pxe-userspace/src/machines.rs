@@ -34,12 +34,24 @@ pub struct Machine {
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
+    /// The file of its boot that it fetches just now, by TFTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetching: Option<Fetching>,
     /// What its firmware said it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
     /// Its SMBIOS UUID (option 97), as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+}
+
+/// A file on its way to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Fetching {
+    pub path: String,
+    /// How much of it the machine has, renewed at each quarter.
+    pub percent: u8,
 }
 
 impl Machine {
@@ -52,6 +64,7 @@ impl Machine {
             profile: None,
             stage: None,
             since: None,
+            fetching: None,
             firmware: None,
             uuid: None,
         }
@@ -160,6 +173,12 @@ impl Machines {
         let machine = register.machine(mac);
         machine.stage = Some(stage);
         machine.since = Some(time);
+        machine.fetching = None;
+    }
+
+    /// How far the file is that the machine fetches; nothing when it fetches none.
+    pub fn fetching(&self, mac: Mac, fetching: Option<Fetching>) {
+        self.write().machine(mac).fetching = fetching;
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {

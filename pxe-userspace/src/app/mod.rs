@@ -175,7 +175,7 @@ impl Appliance {
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
-        let (fast_path, events) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
+        let (fast_path, told) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
@@ -187,7 +187,8 @@ impl Appliance {
         let (dhcp, leases) = Dhcp::open(&config, &database, &machines, answering)?;
         if config.dhcp.mode != DhcpMode::Off {
             let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, events, shutdown.clone());
+            let serving =
+                dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, told.dhcp, shutdown.clone());
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 
@@ -195,7 +196,7 @@ impl Appliance {
         let tftp = Tftp::bind_again(address, info.mtu as u16, &left).await?;
         let stats = tftp.stats();
         let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
-        let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
+        let serving = tftp.run(catalog.clone(), kernel, told.tftp, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
         let boot =

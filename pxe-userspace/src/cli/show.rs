@@ -35,12 +35,13 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
     let rows: Vec<_> = machines
         .iter()
         .map(|m| {
+            let fetching = m.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
             [
                 or_dash(m.name.as_deref()),
                 m.mac.to_string(),
                 or_dash(m.address),
                 or_dash(m.profile.as_deref()),
-                or_dash(m.stage.map(word)),
+                or_dash(m.stage.map(word).into_iter().chain(fetching).reduce(|a, b| a + &b)),
                 or_dash(m.since.map(time)),
                 or_dash(m.firmware.as_deref()),
             ]

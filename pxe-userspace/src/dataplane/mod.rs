@@ -37,7 +37,7 @@ use crate::dhcp::LeaseMap;
 use crate::tftp::{Declined, FastPath, Left, Note};
 
 pub use counters::{Counters, HookCounters};
-pub use events::Events;
+pub use events::{Events, Sinks};
 pub use load::LoadError;
 pub use logs::Logs;
 pub use pins::Pins;

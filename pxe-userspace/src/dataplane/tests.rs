@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use pxe_common::Mac;
-use pxe_common::map::{CHUNK_STRIDE, SessionKey, name};
+use pxe_common::map::{CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, SessionKey, name};
 use pxe_common::tftp::Session;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram};
@@ -137,8 +137,7 @@ fn open(dataplane: &Dataplane, bytes: &[u8], blksize: u16) -> SessionKey {
 #[test]
 fn a_whole_transfer_at_either_hook() {
     let Some(dataplane) = loaded() else { return };
-    for (hook, answered, passed) in
-        [(Hook::Xdp, XDP_TX, XDP_PASS), (Hook::Tc, TC_ACT_REDIRECT, TC_ACT_UNSPEC)]
+    for (hook, answered, dropped) in [(Hook::Xdp, XDP_TX, XDP_DROP), (Hook::Tc, TC_ACT_REDIRECT, TC_ACT_SHOT)]
     {
         for (len, blksize) in
             [(0, 512), (511, 512), (512, 512), (513, 512), (7, 8), (3 * CHUNK_STRIDE, 1024), (200_001, 1467)]
@@ -154,7 +153,7 @@ fn a_whole_transfer_at_either_hook() {
                 check_data_frame(&frame, block as u16, &bytes[at..end]);
             }
             let last = ack_frame(blocks as u16);
-            assert_eq!(run(&dataplane, hook, &last), (passed, last.clone()), "the daemon hears of the end");
+            assert_eq!(run(&dataplane, hook, &last).0, dropped, "an event tells the daemon");
             let seen = dataplane.close(&key).unwrap();
             assert!(seen.transfer.finished());
             let sent = [seen.sent_by_xdp, seen.sent_by_tc][hook as usize];
@@ -255,17 +254,69 @@ fn jumbo_blocks_are_copied_piece_by_piece() {
 
 #[test]
 fn an_error_ends_the_transfer_in_the_kernel_too() {
-    let Some(dataplane) = loaded() else { return };
-    for (hook, passed) in [(Hook::Xdp, XDP_PASS), (Hook::Tc, TC_ACT_UNSPEC)] {
+    let Some((dataplane, mut events)) = loaded_with_events() else { return };
+    for (hook, dropped, passed) in [(Hook::Xdp, XDP_DROP, XDP_PASS), (Hook::Tc, TC_ACT_SHOT, TC_ACT_UNSPEC)] {
         let key = open(&dataplane, &contents(5000), 512);
-        let mut error = ack_frame(0);
+        let mut error = ack_frame(8);
         error[43] = 5;
-        assert_eq!(run(&dataplane, hook, &error), (passed, error), "the daemon hears of it");
+        assert_eq!(run(&dataplane, hook, &error).0, dropped, "an event tells the daemon");
+        let event = events.next().unwrap();
+        assert_eq!((event.kind(), event.transfer()), (Some(EventKind::Aborted), (key, 8)));
         assert_eq!(run(&dataplane, hook, &ack_frame(0)), (passed, ack_frame(0)));
+        assert_eq!(run(&dataplane, hook, &error), (passed, error), "once is enough");
         assert!(dataplane.look(&key).unwrap().ended());
+        assert_eq!(events.next(), None);
     }
     let counters = dataplane.counters();
-    assert_eq!((counters.tc["tftp-error"], counters.xdp["tftp-error"]), (1, 1));
+    assert_eq!((counters.tc["tftp-aborted"], counters.xdp["tftp-aborted"]), (1, 1));
+}
+
+#[test]
+fn the_daemon_is_told_of_the_beginning_each_quarter_and_the_end() {
+    let Some((dataplane, mut events)) = loaded_with_events() else { return };
+    for hook in [Hook::Xdp, Hook::Tc] {
+        let key = open(&dataplane, &contents(99 * 8 + 1), 8);
+        let told: Vec<_> = (0..=100u16)
+            .filter_map(|block| {
+                run(&dataplane, hook, &ack_frame(block));
+                let event = events.next()?;
+                assert_eq!((event.hook, event.transfer()), (hook as u16, (key, 0)));
+                Some((block, event.kind().unwrap()))
+            })
+            .collect();
+        let mark = EventKind::Mark;
+        assert_eq!(told, [(0, mark), (25, mark), (50, mark), (75, mark), (100, EventKind::Finished)]);
+        assert_eq!(events.next(), None);
+    }
+}
+
+/// Whatever the ring holds: an event is delivered or counted, and no transfer's end is lost.
+#[test]
+fn what_a_full_ring_does_not_take_is_counted() {
+    let Some((dataplane, mut events)) = loaded_with_events() else { return };
+    let (mut happened, mut passed) = (0, 0);
+    let mut transfer = || {
+        open(&dataplane, b"", 512);
+        assert_eq!(run(&dataplane, Hook::Tc, &ack_frame(0)).0, TC_ACT_REDIRECT);
+        let (verdict, _) = run(&dataplane, Hook::Tc, &ack_frame(1));
+        assert!(verdict == TC_ACT_SHOT || verdict == TC_ACT_UNSPEC);
+        happened += 2;
+        passed += u64::from(verdict == TC_ACT_UNSPEC);
+    };
+    for _ in 0..EVENTS_BYTES / Event::LEN / 2 {
+        transfer();
+    }
+    let read = |events: &mut Events| std::iter::from_fn(|| events.next()).count() as u64;
+    let mut delivered = read(&mut events);
+    transfer();
+    assert_eq!(read(&mut events), 2, "there is room again");
+    delivered += 2;
+    let counters = dataplane.counters();
+    let lost = counters.tc["events-lost"];
+    assert!(lost > 0, "the ring was full: {counters:?}");
+    assert_eq!(delivered + lost, happened);
+    assert_eq!(counters.tc["tftp-untold"], passed, "the daemon gets the packet instead");
+    assert_eq!(counters.tc["tftp-finished"] + passed, happened / 2);
 }
 
 #[test]

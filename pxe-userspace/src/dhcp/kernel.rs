@@ -76,11 +76,12 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Reads DHCP's events; others are nobody's business here.
+    /// Reads DHCP's events.
     pub fn of(event: &Event) -> Option<Self> {
         let message = match event.kind()? {
             EventKind::Offer => MessageType::Discover,
             EventKind::Ack => MessageType::Request,
+            EventKind::Mark | EventKind::Finished | EventKind::Aborted => return None,
         };
         let (mac, firmware) = event.client();
         let by = if event.hook == Hook::Xdp as u16 { AnsweredBy::Xdp } else { AnsweredBy::Tc };

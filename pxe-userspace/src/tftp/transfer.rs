@@ -91,6 +91,11 @@ impl Transfer {
         self.session = session;
     }
 
+    /// Whether there is something to do but wait for the client.
+    pub fn due(&self, now_ns: u64) -> bool {
+        self.session.finished() || now_ns >= self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
+    }
+
     /// Time passed.
     pub fn on_tick(&mut self, now_ns: u64) -> Action {
         if self.session.finished() {
