@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::FastPath;
 use crate::dataplane::{self, Dataplane, LoadError, Pins, Sinks};
+use crate::dhcp;
 use crate::net::PortEvent;
 
 /// Events on their way to those who note them. When they are slow, the ring fills, and what does
@@ -24,7 +25,7 @@ pub(super) struct Loaded {
 
 /// What the programs did.
 pub(super) struct Told {
-    pub(super) dhcp: mpsc::Receiver<Event>,
+    pub(super) dhcp: mpsc::Receiver<dhcp::Told>,
     pub(super) tftp: mpsc::Receiver<Event>,
 }
 
@@ -38,8 +39,9 @@ pub(super) fn load(
     ports: &[String],
     shutdown: &CancellationToken,
 ) -> (Loaded, Told) {
-    let ((dhcp, dhcp_told), (tftp, tftp_told)) = (mpsc::channel(EVENTS), mpsc::channel(EVENTS));
-    let told = Told { dhcp: dhcp_told, tftp: tftp_told };
+    let (dhcp_sink, dhcp) = mpsc::channel(EVENTS);
+    let (tftp_sink, tftp) = mpsc::channel(EVENTS);
+    let told = Told { dhcp, tftp };
     if wanted == FastPath::Off {
         remove_left(&pins, ports);
         let off_because = Some("[network] fast-path = \"off\"".into());
@@ -58,7 +60,7 @@ pub(super) fn load(
             if let Err(error) = dataplane.keep_only(ports) {
                 tracing::warn!(%error, "programs of an earlier daemon may be left on other ports");
             }
-            let telling = events.run(Sinks { dhcp, tftp }, shutdown.clone());
+            let telling = events.run(Sinks { dhcp: dhcp_sink, tftp: tftp_sink }, shutdown.clone());
             tokio::spawn(async {
                 if let Err(error) = telling.await {
                     tracing::warn!(%error, "what the programs do is not heard of");

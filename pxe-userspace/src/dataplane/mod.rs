@@ -23,7 +23,7 @@ mod sessions;
 pub(crate) mod tests;
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pxe_common::Mac;
@@ -50,7 +50,7 @@ pub struct Dataplane {
     sessions: Mutex<sessions::Sessions>,
     left: Mutex<Vec<Left>>,
     grants: Mutex<grants::Grants>,
-    counters: counters::CounterMap,
+    counters: Arc<counters::CounterMap>,
 }
 
 impl Dataplane {

@@ -180,9 +180,11 @@ impl Leases {
     pub fn speakable(&self, mac: Mac, now: Timestamp) -> Option<Speakable> {
         let lease = self.of(mac)?;
         let until = match lease.state {
-            LeaseState::Offered => lease.durable_until.min(after(lease.expires, self.pool.lease_time)),
+            LeaseState::Offered if lease.expires > now => {
+                lease.durable_until.min(after(lease.expires, self.pool.lease_time))
+            }
             LeaseState::Bound => lease.durable_until,
-            LeaseState::Released | LeaseState::Declined => return None,
+            LeaseState::Offered | LeaseState::Released | LeaseState::Declined => return None,
         };
         let is_its_own = self.pool.reservations.get(&mac).is_none_or(|r| *r == lease.address);
         let stands = until > now && is_its_own && self.allows(mac, lease.address);
