@@ -178,13 +178,6 @@ impl<F: Frame> Sending<'_, F> {
         let offset = self.transfer.offset_of(self.index);
         let Some(bytes) = maps::bytes_at(self.blob, offset) else { return };
         let Some(data_sum) = maps::sum_of(self.sums, self.index) else { return };
-
-        let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
-        let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
-        let reply = self.packet.reply(HEADER_LEN as u16 + len);
-        // Addresses and ports only change places, which no sum sees.
-        let held = Datagram { payload_len: self.held.payload_len, ..reply };
-        let change = Change::new(self.held.checksum, (&held, self.held.sum), (&reply, sum));
         let frame_len = HEAD_LEN + len as usize;
         if self.frame.len() != frame_len && !self.frame.resize(frame_len as u32) {
             if self.state == State::Untouched {
@@ -192,8 +185,18 @@ impl<F: Frame> Sending<'_, F> {
             }
             return;
         }
-        let stored = store_piece(self.frame, 0, bytes, len) && self.store_rest(offset, len);
-        self.state = if stored && self.frame.store_head(head(reply.headers(sum), [a, b, c, d]), &change) {
+        if !store_piece(self.frame, 0, bytes, len) || !self.store_rest(offset, len) {
+            self.state = State::Broken;
+            return;
+        }
+        // Only now, because it would lie on the stack while the bytes are stored.
+        let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
+        let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
+        let reply = self.packet.reply(HEADER_LEN as u16 + len);
+        // Addresses and ports only change places, which no sum sees.
+        let held = Datagram { payload_len: self.held.payload_len, ..reply };
+        let change = Change::new(self.held.checksum, (&held, self.held.sum), (&reply, sum));
+        self.state = if self.frame.store_head(head(reply.headers(sum), [a, b, c, d]), &change) {
             State::Whole
         } else {
             State::Broken

@@ -17,7 +17,7 @@ use super::pins::Pins;
 /// Entries cost memory when they are made (linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
 
 /// Why there is no fast path.
 #[derive(Debug, thiserror::Error)]

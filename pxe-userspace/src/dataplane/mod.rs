@@ -20,6 +20,8 @@ mod ports;
 mod publish;
 mod sessions;
 #[cfg(test)]
+mod stack_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::io;
