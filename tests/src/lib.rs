@@ -11,6 +11,7 @@ pub mod capture;
 pub mod clients;
 pub mod dnsmasq;
 pub mod engine;
+pub mod frames;
 pub mod load;
 pub mod machine;
 pub mod net;

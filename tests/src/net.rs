@@ -66,6 +66,14 @@ impl Host {
         &self.mac
     }
 
+    /// Lets host and port send frames of so many bytes beyond their Ethernet header.
+    pub fn mtu(&self, mtu: u16) -> Result<()> {
+        let mtu = mtu.to_string();
+        ip(["link", "set", &self.port(), "mtu", &mtu])?;
+        ip(["-n", &self.name, "link", "set", "eth0", "mtu", &mtu])?;
+        Ok(())
+    }
+
     /// Gives the host an address by hand.
     pub fn address(&self, address: &str) -> Result<()> {
         ip(["-n", &self.name, "address", "add", address, "dev", "eth0"])?;
