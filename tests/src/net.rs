@@ -29,6 +29,11 @@ pub fn tap(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// A link's number.
+pub fn index(link: &str) -> Result<u32> {
+    nix::net::if_::if_nametoindex(link).with_context(|| link.to_owned())
+}
+
 /// Plugs a link into a bridge.
 pub fn plug(link: &str, bridge: &str) -> Result<()> {
     ip(["link", "set", link, "master", bridge])?;
