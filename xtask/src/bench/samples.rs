@@ -214,7 +214,7 @@ mod tests {
         let mut contenders = [Named(OURS), Named("peer")];
         samples.measure(&[1], 3, &mut contenders, |who, _, pair| {
             let (.., result) = results.iter().find(|(name, number, _)| *name == who.0 && *number == pair)?;
-            let load = result.map_err(anyhow::Error::msg);
+            let load = result.map_err(|cause| anyhow::Error::msg(cause.to_owned()));
             Some(load.map(|load| Outcome { load, kernel_percent: None }))
         })?;
         Ok(samples)
