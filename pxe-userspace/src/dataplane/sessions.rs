@@ -11,7 +11,7 @@ use super::publish::{Blobs, Grant};
 use crate::tftp::{Declined, Left, Note};
 
 pub(super) struct Sessions {
-    map: SessionMap,
+    pub(super) map: SessionMap,
     notes: NoteMap,
     /// What each session may read stays published while the session is here.
     open: HashMap<SessionKey, Grant>,

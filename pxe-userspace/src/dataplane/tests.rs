@@ -2,12 +2,16 @@
 //! built object, and say so when they are skipped.
 
 use std::num::NonZeroU16;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+};
 use pxe_common::Mac;
-use pxe_common::map::{CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, SessionKey, name};
+use pxe_common::map::{self, CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, SessionKey, name};
 use pxe_common::tftp::Session;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram};
@@ -26,11 +30,11 @@ const ACK: Datagram = Datagram {
     payload_len: 4,
 };
 
-const XDP_DROP: u32 = 1;
+pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
 pub(crate) const XDP_TX: u32 = 3;
 pub(crate) const TC_ACT_UNSPEC: u32 = u32::MAX;
-const TC_ACT_SHOT: u32 = 2;
+pub(crate) const TC_ACT_SHOT: u32 = 2;
 pub(crate) const TC_ACT_REDIRECT: u32 = 7;
 
 fn loaded() -> Option<Dataplane> {
@@ -63,7 +67,7 @@ fn session(len: usize, blksize: u16) -> Session {
     Session::new(len as u64, NonZeroU16::new(blksize).unwrap(), NonZeroU16::MIN, 100).unwrap()
 }
 
-fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
     t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
 }
@@ -80,7 +84,7 @@ fn ack_frame(block: u16) -> Vec<u8> {
 
 /// What the program at `hook` says to a frame, and the frame then.
 pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
-    let mut out = vec![0; 4096];
+    let mut out = vec![0; 16384];
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
     let ports = lock(&dataplane.ports);
@@ -93,6 +97,36 @@ pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<
     .unwrap();
     out.truncate(result.data_size_out as usize);
     (result.return_value, out)
+}
+
+/// Writes a session's times.
+pub(crate) fn retime(dataplane: &Dataplane, key: &SessionKey, session: &map::Session) {
+    lock(&dataplane.sessions).map.insert(key, session, 0).unwrap();
+}
+
+/// What programs in `test_run` send beside their answer: it leaves by the loopback of the thread's
+/// namespace, which has to be up.
+pub(crate) struct Clones(OwnedFd);
+
+impl Clones {
+    pub(crate) fn new() -> Self {
+        let (family, protocol) = (AddressFamily::Packet, SockProtocol::EthAll);
+        let socket = socket(family, SockType::Raw, SockFlag::SOCK_NONBLOCK, protocol).unwrap();
+        // Room for the largest window, twice: the loopback brings every frame back.
+        setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20)).unwrap();
+        Self(socket)
+    }
+
+    /// What was sent since the last time.
+    pub(crate) fn take(&self) -> Vec<Vec<u8>> {
+        let (mut sent, mut buf) = (Vec::new(), vec![0; 16384]);
+        while let Ok((len, Some(from))) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut buf) {
+            if from.pkttype() == libc::PACKET_OUTGOING {
+                sent.push(buf[..len].to_vec());
+            }
+        }
+        sent
+    }
 }
 
 /// RFC 1071, word by word: a second opinion on what the programs computed.

@@ -356,6 +356,8 @@ impl Server {
     /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
     /// for nothing since.
     fn expired(&mut self, key: &SessionKey) {
+        // Before the last transfer is closed, and with it all requests are forgotten.
+        let asked_ns = self.asked.get(&Ipv4Addr::from(key.client)).copied();
         let Some((live, by)) = self.close(key) else { return };
         self.stats.add(Stat::Expired, 1);
         let session = live.transfer.session();
@@ -369,7 +371,7 @@ impl Server {
                 Happened { answered_by: by, bytes: Some(live.blob.len()), ..Happened::new(who, stage) };
             return self.timeline.record(happened.detail(live.path));
         }
-        let asked_since = self.asked.get(live.client.ip()).is_some_and(|at| *at > live.started_ns);
+        let asked_since = asked_ns.is_some_and(|at| at > live.started_ns);
         if live.stage.is_some() && acked > 0 && !asked_since {
             let cause =
                 format!("stopped answering after block {acked} of {blocks} of {} over TFTP", live.path);

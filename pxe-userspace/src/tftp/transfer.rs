@@ -91,9 +91,10 @@ impl Transfer {
         self.session = session;
     }
 
-    /// Whether there is something to do but wait for the client.
+    /// Whether the client keeps us waiting, so that it is time to see how far the kernel is.
     pub fn due(&self, now_ns: u64) -> bool {
-        self.session.finished() || now_ns >= self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
+        let repeating = self.wait != self.timeout;
+        repeating || now_ns >= self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
     }
 
     /// Time passed.
