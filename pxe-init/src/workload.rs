@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Pid, Uid, chdir, chroot, pipe2, setgid, setgroups, setsid
 use crate::account::{Account, AccountError};
 use crate::image::Image;
 use crate::program::{self, ProgramError};
-use crate::supervise::unblock_signals;
+use crate::system::{self, unblock_signals};
 
 /// Docker's default.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -98,14 +98,10 @@ pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<P
         command.stdin(console).stdout(Stdio::from(output)).stderr(errors);
     }
     unblock_signals(&mut command);
-    // SAFETY: between fork and exec only system calls are made, on data that was made before: no
-    // allocation, no lock. `progress` outlives the call below.
-    unsafe {
-        let progress = progress.as_raw_fd();
-        command.pre_exec(move || entry.enter(BorrowedFd::borrow_raw(progress)));
-    }
+    system::before_exec(&mut command, move || entry.enter(progress.as_fd()));
     let spawned = command.spawn();
-    drop(progress);
+    // The parent's end of the pipe, which `enter` owns, or reading would wait for ourselves.
+    drop(command);
     match spawned {
         Ok(child) => Ok(Pid::from_raw(child.id().cast_signed())),
         Err(source) => Err(refused(last_step(File::from(steps)))(source)),
@@ -154,7 +150,7 @@ impl Entry {
         };
         // A session needs a terminal for job control and Ctrl-C; a workload without one is fine.
         let _ = setsid();
-        take_terminal();
+        system::take_terminal(io::stdin().as_fd());
 
         // The image becomes the root of a mount namespace, as switch_root does it for a whole
         // system: in a mere chroot the kernel refuses user namespaces, and so sandboxes.
@@ -176,12 +172,6 @@ impl Entry {
         step(Step::Exec);
         Ok(())
     }
-}
-
-/// Makes standard input the session's controlling terminal, if it is one.
-fn take_terminal() {
-    // SAFETY: TIOCSCTTY takes an integer and touches no memory of ours.
-    let _ = unsafe { nix::libc::ioctl(io::stdin().as_fd().as_raw_fd(), nix::libc::TIOCSCTTY, 0) };
 }
 
 /// The last step that the child announced.
