@@ -34,6 +34,9 @@ pub struct Machine {
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
+    /// In how many stages its last boot loads an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<u8>,
     /// What its firmware said it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
@@ -52,6 +55,7 @@ impl Machine {
             profile: None,
             stage: None,
             since: None,
+            stages: None,
             firmware: None,
             uuid: None,
         }
@@ -152,6 +156,11 @@ impl Machines {
         machine.firmware = firmware.or(machine.firmware.take());
         machine.uuid = uuid.or(machine.uuid.take());
         machine.profile = profile;
+    }
+
+    /// The machine was told to load an image in one or two stages.
+    pub fn planned(&self, mac: Mac, stages: u8) {
+        self.write().machine(mac).stages = Some(stages);
     }
 
     /// The machine reached a stage.
