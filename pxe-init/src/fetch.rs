@@ -158,7 +158,14 @@ impl<W: Write> Progress<'_, W> {
         }
         let mut body = stream.take(size - self.at);
         while self.at < *size {
-            let piece = body.fill_buf()?;
+            let piece = body.fill_buf().map_err(|e| match e.kind() {
+                // What a socket's own timeout is called.
+                io::ErrorKind::WouldBlock => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("nothing came for {} s", PATIENCE.as_secs()),
+                ),
+                _ => e,
+            })?;
             if piece.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended").into());
             }

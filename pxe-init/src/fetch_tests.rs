@@ -79,7 +79,8 @@ fn a_flipped_bit_is_refused() {
         let mut contents = contents();
         let (size, last) = (contents.len(), contents.len() - 1);
         contents[1_234_567] ^= 1;
-        write!(stream, "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-{last}/{size}\r\n\r\n").unwrap();
+        write!(stream, "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-{last}/{size}\r\n\r\n")
+            .unwrap();
         stream.write_all(&contents).unwrap();
     });
     let (address, served) = server(vec![flipped]);
@@ -96,7 +97,8 @@ fn what_can_not_become_better_is_not_tried_again() {
     assert!(matches!(error, FetchError::Refused { status: 404, .. }), "{error}");
     served.join().unwrap();
 
-    let (address, served) = server(vec![says("HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789")]);
+    let (address, served) =
+        server(vec![says("HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789")]);
     let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::OtherSize { found: 10, expected: 4_000_000, .. }), "{error}");
     served.join().unwrap();
@@ -118,11 +120,18 @@ fn what_can_not_become_better_is_not_tried_again() {
 
 #[test]
 fn heads_are_read_strictly() {
-    let head = |range: &str| format!("HTTP/1.1 206 Partial Content\r\nX: y\r\nContent-Range: {range}\r\n\r\n");
+    let head =
+        |range: &str| format!("HTTP/1.1 206 Partial Content\r\nX: y\r\nContent-Range: {range}\r\n\r\n");
     assert_eq!(part(&head("bytes 5-9/10")), Some(Part { from: 5, size: 10 }));
-    for bad in
-        ["bytes 5-8/10", "bytes 9-5/6", "bytes */10", "bytes 0-18446744073709551615/0", "bytes -1-9/10", "5-9/10", ""]
-    {
+    for bad in [
+        "bytes 5-8/10",
+        "bytes 9-5/6",
+        "bytes */10",
+        "bytes 0-18446744073709551615/0",
+        "bytes -1-9/10",
+        "5-9/10",
+        "",
+    ] {
         assert_eq!(part(&head(bad)), None, "{bad}");
     }
     assert_eq!(part("HTTP/1.1 200 OK\r\nContent-Range: bytes 5-9/10\r\n\r\n"), None);

@@ -69,8 +69,7 @@ pub(crate) fn mount(wanted: &Stage2, appliance: Option<SocketAddrV4>) -> Result<
     let (file, came) = obtain(wanted, appliance, modules.as_mut())?;
     let failed = |action| move |source| Stage2Error::Io { action, source };
     let device = loop_device(&file).map_err(failed("making a loop device of the image"))?;
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
-    mount_new(device.to_str(), "/stage2/packed", "squashfs", flags & !MsFlags::MS_NODEV, None)
+    mount_new(device.to_str(), "/stage2/packed", "squashfs", MsFlags::MS_RDONLY, None)
         .map_err(failed("mounting the image's SquashFS"))?;
     layer().map_err(failed("mounting a layer in memory over the image"))?;
     Ok(came)
@@ -97,7 +96,7 @@ fn obtain(
     let (file, fetched, place) = match kept {
         Some((cache, mut part)) => {
             let fetched = fetch::fetch(&remote, &mut part.file)?;
-            let file = part.keep().map_err(|e| FetchError::Keep(e))?;
+            let file = part.keep().map_err(FetchError::Keep)?;
             cache.settle();
             (file, fetched, format!(", kept on {}", cache.disk()))
         }

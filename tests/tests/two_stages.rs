@@ -110,6 +110,27 @@ fn a_flipped_bit_is_refused() {
     });
 }
 
+/// What GRUB could not load: in one stage this machine would need 2 GiB.
+#[test]
+#[ignore = "takes minutes: 600 MB through an emulated processor"]
+fn six_hundred_megabytes_boot_with_a_gibibyte() {
+    world::test(&PROGRAMS, |world| {
+        let spec = Spec { memory_mib: 1024, ..Spec::numbered(1) };
+        let ports = [spec.tap.clone()];
+        let specs = std::slice::from_ref(&spec);
+        // `auto`, by the memory that the configuration declares.
+        let config = appliance::demo(world, &ports, specs, "auto");
+        let mut boot = Boot::prepare(world, specs, &config, 600_000_000, |step| println!("{step}"))?;
+        boot.power_on(world, vec![spec])?;
+        let events = watch(&mut boot)?;
+        boot.failures()?;
+        let image = image_event(&events)?;
+        ensure!(image.bytes == Some(stage2(&boot)?.1), "{image:?}");
+        println!("stage 2 took {:?} s", image.duration);
+        boot.stop()
+    });
+}
+
 /// Everything but power for a machine that boots the demo image, with so much ballast, in two stages.
 fn prepare(world: &World, spec: &Spec, ballast: u64) -> Result<Boot> {
     let ports = [spec.tap.clone()];

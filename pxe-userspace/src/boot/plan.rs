@@ -188,12 +188,7 @@ pub fn image(
     }
     cmdline.extend(own);
     check_length(&cmdline).map_err(refused)?;
-    Ok(Plan {
-        kernel: path(ImagePart::Kernel, &facts.kernel),
-        initrds,
-        cmdline,
-        choice: Some(choice),
-    })
+    Ok(Plan { kernel: path(ImagePart::Kernel, &facts.kernel), initrds, cmdline, choice: Some(choice) })
 }
 
 /// How an image boots on a machine of which nothing is known.

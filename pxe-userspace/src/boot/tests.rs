@@ -144,8 +144,7 @@ fn size_and_memory_choose_the_stages() {
 
 #[test]
 fn the_profile_decides_against_size() {
-    let stages =
-        |stages, facts: &ImageFacts| staged(stages, None, facts).map(|p| p.choice.unwrap().stages());
+    let stages = |stages, facts: &ImageFacts| staged(stages, None, facts).map(|p| p.choice.unwrap().stages());
     assert_eq!(stages(Stages::One, &two_stages(600 << 20)), Ok(1));
     assert_eq!(stages(Stages::Two, &two_stages(1 << 20)), Ok(2));
     assert_eq!(stages(Stages::Auto, &facts(600 << 20)), Ok(1), "a kernel without the modules");

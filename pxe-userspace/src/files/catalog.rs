@@ -154,7 +154,14 @@ impl Catalog {
             }
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);
-        plan::image(machine, memory, profile, reference, &ImageFacts::from(&*image.record), &Appliance::from(config))
+        plan::image(
+            machine,
+            memory,
+            profile,
+            reference,
+            &ImageFacts::from(&*image.record),
+            &Appliance::from(config),
+        )
     }
 }
 

@@ -289,10 +289,8 @@ impl Images {
         let this = self.clone();
         blocking(move || {
             let images = this.images();
-            let kept: BTreeSet<&str> = images
-                .values()
-                .flat_map(|image| image.record.blobs().map(|b| b.sha256.as_str()))
-                .collect();
+            let kept: BTreeSet<&str> =
+                images.values().flat_map(|image| image.record.blobs().map(|b| b.sha256.as_str())).collect();
             let (files, bytes) = this.0.store.sweep(&kept)?;
             Ok(Freed { files, bytes })
         })

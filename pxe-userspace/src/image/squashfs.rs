@@ -41,7 +41,9 @@ pub enum SquashfsError {
     LongName { path: String },
     #[error("{path}: the symbolic link is longer than Linux follows")]
     LongTarget { path: String },
-    #[error("the image's files have more than 65,535 different owners and groups, and SquashFS takes no more")]
+    #[error(
+        "the image's files have more than 65,535 different owners and groups, and SquashFS takes no more"
+    )]
     TooManyOwners,
     #[error("writing the SquashFS: {0}")]
     Io(#[from] io::Error),
@@ -187,9 +189,7 @@ pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, Squa
         superblock.extend(field.to_le_bytes());
     }
     let root = references[&Tree::ROOT];
-    for field in
-        [root, used, id_table, xattr_table, inode_table, directory_table, fragment_table, NO_TABLE]
-    {
+    for field in [root, used, id_table, xattr_table, inode_table, directory_table, fragment_table, NO_TABLE] {
         superblock.extend(field.to_le_bytes());
     }
     let padded = used.next_multiple_of(PADDING);

@@ -180,8 +180,7 @@ fn the_same_tree_is_the_same_bytes_and_equal_contents_are_stored_once() {
     let bytes = |tree: &Tree| fs::read(packed(tree).path()).unwrap();
     assert!(bytes(&tree()) == bytes(&tree()));
     let once = apply([TestLayer::new().file("a", &noise(4 * BLOCK))]).unwrap();
-    let twice =
-        apply([TestLayer::new().file("a", &noise(4 * BLOCK)).file("b", &noise(4 * BLOCK))]).unwrap();
+    let twice = apply([TestLayer::new().file("a", &noise(4 * BLOCK)).file("b", &noise(4 * BLOCK))]).unwrap();
     assert!(bytes(&twice).len() < bytes(&once).len() + BLOCK);
 }
 
