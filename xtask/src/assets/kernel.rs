@@ -13,8 +13,8 @@ use super::run;
 use crate::paths;
 
 /// Drivers in stage 1, the modules that they depend on come along: virtual machines, clouds, and
-/// the cards of most servers since about 2008. About 4 MB of initrd when compressed; `mlx5_core`
-/// and `ice` are a third of that. Others belong in an image with a kernel of its own.
+/// the cards of most servers since about 2008. About 5 MB of initrd when compressed; `mlx5_core`
+/// and `ice` are a quarter of that. Others belong in an image with a kernel of its own.
 const DRIVERS: &[&str] = &[
     // virtual: KVM, Xen and older QEMU models, VMware, Hyper-V, Amazon, Google
     "virtio_net",
