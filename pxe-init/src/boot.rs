@@ -19,6 +19,7 @@ use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
 use crate::settings::{OnExit, Settings, SettingsError, rescue_wanted};
+use crate::stage2::{self, Came, Stage2Error};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
 
@@ -49,6 +50,8 @@ enum BootError {
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
+    Stage2(#[from] Stage2Error),
+    #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
     Start(#[from] StartError),
@@ -74,14 +77,23 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let settings = settings?;
 
     let link = network(&settings)?;
-    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.reports, &settings.mac));
+    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
     Image::check_unpacked()?;
-    let image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
+    let came = match &settings.stage2 {
+        Some(stage2) => Some(stage2::mount(stage2, settings.appliance)?),
+        None => None,
+    };
+    let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
+    let image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
     image.prepare(&settings)?;
-    reporter.reached(Stage::Image, &image.description.digest);
+    let digest = &image.description.digest;
+    match came {
+        None => reporter.reached(Stage::Image, digest),
+        Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
+    }
 
     let renewal = Renewal::new(&link, &settings);
     Node { supervisor, reporter, settings: &settings, image: &image, renewal }.keep_running()

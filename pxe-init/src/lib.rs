@@ -3,11 +3,14 @@
 //! which command-line keys it takes; [`boot`] is the order of it.
 //!
 //! It lives in the initrd (stage 1), statically linked, next to BusyBox and the kernel's modules.
-//! The image's root file system lies below `/image`, described by `/image.json`.
+//! The image's root file system lies below `/image`, described by `/image.json`; in a boot of two
+//! stages it comes as a SquashFS ([`stage2`]).
 
 pub mod boot;
 
 mod account;
+mod cache;
+mod fetch;
 mod image;
 mod link;
 mod modules;
@@ -19,7 +22,9 @@ mod renewal;
 mod report;
 mod rescue;
 mod settings;
+mod stage2;
 pub mod supervise;
+mod system;
 pub mod workload;
 mod xattr;
 

@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 use crate::power;
 use crate::report::Reporter;
 use crate::say;
-use crate::supervise::{Happening, Supervisor, unblock_signals};
+use crate::supervise::{Happening, Supervisor};
+use crate::system::unblock_signals;
 
 /// Shells on the console, one after the other, until someone asks for the machine's end.
 pub(crate) fn shells(supervisor: &Supervisor, reporter: &Reporter) -> ! {

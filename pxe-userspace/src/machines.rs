@@ -37,6 +37,9 @@ pub struct Machine {
     /// The file of its boot that it fetches just now, by TFTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fetching: Option<Fetching>,
+    /// In how many stages its last boot loads an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<u8>,
     /// What its firmware said it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
@@ -65,6 +68,7 @@ impl Machine {
             stage: None,
             since: None,
             fetching: None,
+            stages: None,
             firmware: None,
             uuid: None,
         }
@@ -165,6 +169,11 @@ impl Machines {
         machine.firmware = firmware.or(machine.firmware.take());
         machine.uuid = uuid.or(machine.uuid.take());
         machine.profile = profile;
+    }
+
+    /// The machine was told to load an image in one or two stages.
+    pub fn planned(&self, mac: Mac, stages: u8) {
+        self.write().machine(mac).stages = Some(stages);
     }
 
     /// The machine reached a stage.

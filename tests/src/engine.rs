@@ -1,6 +1,7 @@
 //! A Docker engine of the lab's own, and the demo image, which is made here: no registry is needed.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -47,6 +48,11 @@ impl Engine {
 
     /// Makes the demo image, [`DEMO`].
     pub fn make_demo_image(&self, world: &World) -> Result<()> {
+        self.make_heavy_demo_image(world, 0)
+    }
+
+    /// The same with so many random bytes in it.
+    pub fn make_heavy_demo_image(&self, world: &World, ballast: u64) -> Result<()> {
         let root = world.path("hello-metal");
         fs::create_dir_all(root.join("bin"))?;
         let busybox = crate::assets().join("busybox");
@@ -58,6 +64,10 @@ impl Engine {
         }
         fs::write(root.join("start"), DEMO_START)?;
         fs::set_permissions(root.join("start"), fs::Permissions::from_mode(0o755))?;
+        if ballast > 0 {
+            let mut random = fs::File::open("/dev/urandom")?.take(ballast);
+            std::io::copy(&mut random, &mut fs::File::create(root.join("ballast"))?)?;
+        }
         import(&root, DEMO, &["ENTRYPOINT [\"/start\"]"])
     }
 

@@ -44,6 +44,8 @@ pub struct Spec {
     pub address: Option<Ipv4Addr>,
     /// The tap that is its network cable.
     pub tap: String,
+    /// The image of its disk, if it has one.
+    pub disk: Option<PathBuf>,
 }
 
 impl Spec {
@@ -58,6 +60,7 @@ impl Spec {
             memory_mib: 512,
             address: None,
             tap: format!("tap{n}"),
+            disk: None,
         }
     }
 }
@@ -88,6 +91,9 @@ impl Machine {
             qemu.args(["-rtc", "base=2000-01-01T00:00:00,clock=vm"]);
         }
         qemu.args(["-netdev", &netdev]);
+        if let Some(disk) = &spec.disk {
+            qemu.args(["-drive", &format!("if=virtio,format=raw,file={}", disk.display())]);
+        }
         let card = format!("netdev=n0,mac={},bootindex=1", spec.mac);
         match spec.firmware {
             Firmware::Bios => {

@@ -81,6 +81,8 @@ pub struct Image {
     pub record: ImageRecord,
     /// Profiles that boot it.
     pub profiles: Vec<String>,
+    /// In how many stages it boots, where neither profile nor memory say more.
+    pub stages: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

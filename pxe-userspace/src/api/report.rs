@@ -22,6 +22,9 @@ pub(super) struct Report {
     stage: Reported,
     detail: Option<String>,
     cause: Option<String>,
+    /// Of what the node fetched, and seconds that it took.
+    bytes: Option<u64>,
+    duration: Option<f64>,
     /// Of the workload's first process.
     exit_code: Option<i32>,
     /// Seconds since the node's kernel started.
@@ -88,6 +91,8 @@ pub(super) async fn report(
     let cause = report.cause.map(words);
     state.timeline.record(Happened {
         detail: Some(detail.join(", ")).filter(|d| !d.is_empty()),
+        bytes: report.bytes,
+        duration: report.duration.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         cause: match stage {
             Stage::Failed => cause.or_else(|| Some("the node did not say why".to_owned())),
             _ => cause,

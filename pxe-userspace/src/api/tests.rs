@@ -125,7 +125,7 @@ fn image(reference: &str) -> Image {
     let blob = serde_json::json!({ "sha256": "00", "size": 5 });
     serde_json::from_value(serde_json::json!({
         "reference": reference, "id": "sha256:11", "digest": "sha256:00", "created": null,
-        "added": "1970-01-01T00:00:00Z", "assets": "sha256:22", "profiles": [],
+        "added": "1970-01-01T00:00:00Z", "assets": "sha256:22", "profiles": [], "stages": 1,
         "config": { "entrypoint": [], "cmd": ["/bin/sh"], "env": [], "working-dir": "", "user": "", "stop-signal": null },
         "kernel": { "version": "6.1", "source": "assets", "path": "kernel/vmlinuz", "reason": "", "modules": true },
         "kernel-blob": blob, "stage1-blob": blob, "rootfs-blob": blob,

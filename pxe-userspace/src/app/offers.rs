@@ -14,6 +14,7 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, Kind};
+use crate::boot::{ImageFacts, plan};
 use crate::config::{FastPath, Source};
 use crate::dhcp::{self, Rival};
 use crate::image::{self, AddError, Availability, ExportError, ImageRecord, ImageSource, RemoveError};
@@ -187,7 +188,8 @@ impl Appliance {
     }
 
     fn image(&self, record: &ImageRecord) -> Image {
-        Image { profiles: self.profiles_of(&record.reference), record: record.clone() }
+        let stages = plan::by_size(&ImageFacts::from(record)).stages();
+        Image { profiles: self.profiles_of(&record.reference), record: record.clone(), stages }
     }
 
     /// The profiles that boot the image of this name.

@@ -43,11 +43,12 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
                 or_dash(m.profile.as_deref()),
                 or_dash(m.stage.map(word).into_iter().chain(fetching).reduce(|a, b| a + &b)),
                 or_dash(m.since.map(time)),
+                or_dash(m.stages),
                 or_dash(m.firmware.as_deref()),
             ]
         })
         .collect();
-    let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "FIRMWARE"];
+    let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "STAGES", "FIRMWARE"];
     table(heads, &rows, "no machine was seen or declared")
 }
 
@@ -67,12 +68,14 @@ pub(super) fn files(files: Vec<FileEntry>) -> String {
 pub(super) fn images(images: Vec<Image>) -> String {
     let rows: Vec<_> = images
         .into_iter()
-        .map(|Image { record: i, profiles }| {
-            let bytes = i.kernel_blob.size + i.stage1_blob.size + i.rootfs_blob.size;
+        .map(|Image { record: i, profiles, stages }| {
+            let root = i.stage2_blob.as_ref().filter(|_| stages == 2).unwrap_or(&i.rootfs_blob);
+            let bytes = i.kernel_blob.size + i.stage1_blob.size + root.size;
             [
                 i.reference,
                 i.digest,
                 size(bytes),
+                stages.to_string(),
                 i.kernel.version,
                 time(i.added),
                 or_dash(Some(profiles.join(","))),
@@ -80,7 +83,7 @@ pub(super) fn images(images: Vec<Image>) -> String {
         })
         .collect();
     let none = "no images: `bridgehead image add` brings one in";
-    table(["IMAGE", "DIGEST", "SIZE", "KERNEL", "ADDED", "PROFILES"], &rows, none)
+    table(["IMAGE", "DIGEST", "SIZE", "STAGES", "KERNEL", "ADDED", "PROFILES"], &rows, none)
 }
 
 pub(super) fn profiles(profiles: Vec<Profile>) -> String {

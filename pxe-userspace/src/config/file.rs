@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Restart, Unknown};
+use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Restart, Stages, Unknown};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -143,6 +143,7 @@ pub(super) struct ProfileTable {
     pub(super) initrd: Option<Spanned<OneOrMany<String>>>,
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) on_exit: Option<Spanned<OnExit>>,
+    pub(super) stages: Option<Spanned<Stages>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -58,6 +58,7 @@ fn config() -> Config {
             source: config::Source::Image("hello".into()),
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
+            stages: config::Stages::Auto,
         }],
         nodes: Vec::new(),
         workloads: Vec::new(),
