@@ -31,4 +31,5 @@ pub mod stage;
 pub mod text;
 pub mod tftp;
 pub mod timeline;
+pub mod trace;
 pub mod workload;

@@ -19,10 +19,12 @@ mod read;
 mod report;
 #[cfg(test)]
 pub(crate) mod tests;
+mod trace;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
@@ -32,6 +34,7 @@ use crate::files::Files;
 use crate::image::ImageSource;
 use crate::machines::Machines;
 use crate::timeline::Timeline;
+use crate::trace::{TraceError, Wanted};
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
@@ -46,6 +49,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn files(&self) -> Result<Vec<FileEntry>, Failure>;
     fn profiles(&self) -> Vec<Profile>;
     fn workloads(&self) -> Vec<Workload>;
+    /// Starts a packet trace, whose pieces are received.
+    fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError>;
     /// Applies a changed configuration file.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>>;
 }
@@ -98,6 +103,7 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/trace", get(trace::trace))
         .route("/api/leases", get(read::leases))
         .route("/api/files", get(read::files))
         .route("/api/profiles", get(read::profiles))

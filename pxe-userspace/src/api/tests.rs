@@ -116,6 +116,15 @@ impl Appliance for Fake {
     fn workloads(&self) -> Vec<Workload> {
         Vec::new()
     }
+    fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
+        if wanted.follow {
+            return Err(TraceError::TooMany);
+        }
+        let (pieces, receiver) = mpsc::channel(1);
+        let piece = format!("{} {}", wanted.mac, wanted.snap_length);
+        pieces.try_send(piece.into()).expect("there is room for one");
+        Ok(receiver)
+    }
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
         async { Ok(Reloaded { changed: vec!["profile web".into()], needs_restart: Vec::new() }) }.boxed()
     }

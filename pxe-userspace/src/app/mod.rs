@@ -33,6 +33,7 @@ use crate::net::{self, Bridge, BridgeInfo, Ports};
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
+use crate::trace::{self, Tracer};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -145,6 +146,7 @@ struct Appliance {
     dhcp: Dhcp,
     tftp: Arc<tftp::Stats>,
     fast_path: ports::Loaded,
+    tracer: Tracer,
     workloads: Workloads,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -207,6 +209,8 @@ impl Appliance {
         parts.spawn(serving.map(Ok));
         parts.spawn(forget_restarted(timeline.clone(), connections, shutdown.clone()));
 
+        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
+        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
         let workloads = Workloads::start(&config, engine).await;
         wanted.want(&config);
         let listen_at = config.api.listen;
@@ -224,6 +228,7 @@ impl Appliance {
             dhcp,
             tftp: stats,
             fast_path,
+            tracer,
             workloads,
             reloading: Default::default(),
         });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -17,6 +18,7 @@ use crate::api::{self, Failure, Kind};
 use crate::config::{FastPath, Source};
 use crate::dhcp::{self, Rival};
 use crate::image::{self, AddError, Availability, ExportError, ImageRecord, ImageSource, RemoveError};
+use crate::trace::{self, TraceError};
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
@@ -96,6 +98,10 @@ impl api::Appliance for Appliance {
 
     fn workloads(&self) -> Vec<Workload> {
         self.workloads.list()
+    }
+
+    fn trace(&self, wanted: trace::Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
+        self.tracer.start(wanted)
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {

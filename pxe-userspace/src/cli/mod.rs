@@ -1,6 +1,7 @@
 //! The command line: what there is to say, and the commands that ask a running daemon.
 
 mod client;
+mod debug;
 mod show;
 mod table;
 #[cfg(test)]
@@ -109,6 +110,13 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Write a packet trace of a machine's boot, for Wireshark.
+    ///
+    /// Every frame from and to the machine on the bridge's ports, as pcapng. Start it, then power the machine
+    /// on; it ends by itself when the workload runs or the boot failed. Comments on the frames say which the
+    /// kernel's programs answered, and the timeline's stages. While a trace runs, XDP is off: packet sockets
+    /// see nothing of what it answers.
+    Trace(debug::Trace),
     /// Bring images in, and remove them.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -203,6 +211,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
                 false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
             })
         }
+        Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
         Ask::Reload(reading) => {
             let client = Client::new(&reading.api);
