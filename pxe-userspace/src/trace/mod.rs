@@ -100,6 +100,7 @@ impl Tracer {
             bridge: self.bridge.clone(),
             ports: self.ports.clone(),
             known: Vec::new(),
+            at: None,
             sent: VecDeque::new(),
             comments: Vec::new(),
             dropped: 0,
@@ -132,6 +133,8 @@ struct Trace {
     ports: Ports,
     /// Ports that have an interface block, in the blocks' order.
     known: Vec<Port>,
+    /// Where the machine was heard last.
+    at: Option<u32>,
     /// Fingerprints of what the host sent through the bridge last.
     sent: VecDeque<u64>,
     /// For the next frame.
@@ -212,6 +215,13 @@ impl Trace {
                 self.sent.push_front(fingerprint(bytes));
             }
             // The port's copy is the one on the wire.
+            return;
+        }
+        if !received.outgoing && from(bytes) == Some(self.wanted.mac) {
+            self.at = Some(received.interface);
+        }
+        if self.at.is_some_and(|at| at != received.interface) {
+            // A copy of a broadcast, on its way to others.
             return;
         }
         let Some(interface) = self.interface(received.interface, piece) else { return };
