@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
+use crate::console;
 use crate::image::{Image, ImageError};
 use crate::link::{self, Link, LinkError};
 use crate::modules::Modules;
@@ -100,6 +101,7 @@ fn network(settings: &Settings) -> Result<Link, LinkError> {
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
     link::bring_up(&link, settings)?;
+    console::ship(settings.reports, &settings.mac);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
     Ok(link)
 }

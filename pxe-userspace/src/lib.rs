@@ -19,6 +19,7 @@ pub mod boot;
 pub mod cli;
 mod clock;
 pub mod config;
+pub mod console;
 pub mod database;
 pub mod dataplane;
 pub mod dhcp;

@@ -4,6 +4,9 @@
 //! What the rest of the daemon has to offer comes in through two ports, [`Appliance`] and
 //! [`Images`]; the documents that go out are in [`documents`].
 
+mod console;
+#[cfg(test)]
+mod debugging_tests;
 pub mod documents;
 mod events;
 mod failure;
@@ -30,6 +33,7 @@ use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
+use crate::console::Consoles;
 use crate::files::Files;
 use crate::image::ImageSource;
 use crate::machines::Machines;
@@ -75,6 +79,7 @@ pub struct BootState {
     pub files: Arc<dyn Files>,
     pub machines: Machines,
     pub timeline: Timeline,
+    pub consoles: Consoles,
 }
 
 /// What the API needs.
@@ -90,6 +95,7 @@ pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)
@@ -103,6 +109,7 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/console", get(console::console))
         .route("/api/nodes/{name}/trace", get(trace::trace))
         .route("/api/leases", get(read::leases))
         .route("/api/files", get(read::files))

@@ -23,7 +23,7 @@ const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 /// A running pair of listeners, stopped when dropped.
 pub(crate) struct Daemon {
     pub(crate) api: SocketAddr,
-    boot: SocketAddr,
+    pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
     stop: CancellationToken,
@@ -44,7 +44,9 @@ impl Daemon {
         // curl's connections come from there.
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
-        let boot_state = BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone() };
+        let consoles = Consoles::open(state.path()).unwrap();
+        let boot_state =
+            BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone(), consoles };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
@@ -174,14 +176,14 @@ impl Images for Fake {
 }
 
 /// Status, headers in lower case, body.
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     headers: String,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "))
     }
 
@@ -191,7 +193,7 @@ impl Answer {
     }
 }
 
-async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
+pub(super) async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command.args([
         "--silent",

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
+use crate::console::Consoles;
 use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
@@ -200,8 +201,12 @@ impl Appliance {
         let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
-        let boot =
-            BootState { files: catalog.clone(), machines: machines.clone(), timeline: timeline.clone() };
+        let boot = BootState {
+            files: catalog.clone(),
+            machines: machines.clone(),
+            timeline: timeline.clone(),
+            consoles: Consoles::open(&config.state_dir)?,
+        };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =

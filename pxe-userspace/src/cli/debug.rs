@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{AskError, Client};
+use super::{AskError, Client, Reading};
+use crate::console::Line;
 use crate::text::percent;
 
 #[derive(Debug, Args)]
@@ -26,6 +27,48 @@ pub struct Trace {
     /// Where the daemon's API answers.
     #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = super::API_LISTEN.to_string())]
     api: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Console {
+    /// The machine, by name or MAC address.
+    #[arg(value_name = "NAME|MAC")]
+    node: String,
+    /// Go on with what it says, also in its next boots.
+    #[arg(long, short)]
+    follow: bool,
+    /// How many boots back: 1 is the one before the last.
+    #[arg(long, short, value_name = "N", default_value_t = 0, conflicts_with = "follow")]
+    back: usize,
+    #[command(flatten)]
+    reading: Reading,
+}
+
+pub(super) fn console(console: Console, out: &mut dyn Write) -> Result<(), AskError> {
+    let Console { node, follow, back, reading } = console;
+    let client = Client::new(&reading.api);
+    let node = percent(&node, "");
+    let answer = client.get(&format!("/api/nodes/{node}/console?back={back}&follow={}", u8::from(follow)))?;
+    let mut last: Option<Line> = None;
+    client.lines::<Line>(answer, |line, raw| {
+        if reading.json {
+            return out.write_all(raw).and_then(|()| out.flush());
+        }
+        let next = match &last {
+            Some(last) if last.boot == line.boot => last.number.saturating_add(1),
+            _ => {
+                let began = line.time.strftime("%Y-%m-%d %H:%M:%SZ");
+                writeln!(out, "--- boot of {began}")?;
+                0
+            }
+        };
+        if line.number > next {
+            writeln!(out, "--- {} lines are missing", line.number - next)?;
+        }
+        writeln!(out, "[{:12.6}] {}", line.uptime, line.text)?;
+        last = Some(line);
+        out.flush()
+    })
 }
 
 pub(super) fn trace(trace: Trace, out: &mut dyn Write) -> Result<(), AskError> {

@@ -5,7 +5,7 @@ mod debug;
 mod show;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -110,6 +110,11 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
+    /// What a machine's kernel and stage 1 said on its console, in its last boot.
+    ///
+    /// From the kernel's first line on, as soon as stage 1 has a network. The last boots are kept, also
+    /// through restarts of the daemon. Control characters are shown as `^[` and the like.
+    Console(debug::Console),
     /// Write a packet trace of a machine's boot, for Wireshark.
     ///
     /// Every frame from and to the machine on the bridge's ports, as pcapng. Start it, then power the machine
@@ -211,6 +216,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
                 false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
             })
         }
+        Ask::Console(what) => debug::console(what, out),
         Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
         Ask::Reload(reading) => {
