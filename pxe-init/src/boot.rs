@@ -19,7 +19,7 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
-use crate::settings::{OnExit, Settings, SettingsError, rescue_wanted};
+use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
 
@@ -78,6 +78,10 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let reporter = REPORTER.get_or_init(|| Reporter::start(settings.reports, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
+
+    if hold_wanted(&cmdline) {
+        rescue::hold(supervisor, reporter, &settings);
+    }
 
     Image::check_unpacked()?;
     let image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;

@@ -25,6 +25,7 @@ pub mod dataplane;
 pub mod dhcp;
 pub mod engine;
 pub mod files;
+pub mod holds;
 pub mod image;
 pub mod machines;
 pub mod net;

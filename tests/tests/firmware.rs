@@ -60,9 +60,37 @@ fn bios_and_uefi_boot_at_once() {
 }
 
 #[test]
-fn bios_boots_without_the_fast_path() {
+fn bios_boots_without_the_fast_path_and_stops_where_it_is_held() {
     world::test(&PROGRAMS, |world| {
-        let boot = boot(world, vec![Spec::numbered(1)], "off")?;
+        let spec = Spec::numbered(1);
+        let name = spec.name.clone();
+        let ask = |args: &[&str]| output(Command::new(program()?).args(args));
+        let hold = || -> Result<Option<String>> {
+            let node: Value = serde_json::from_str(&ask(&["nodes", &name, "--json"])?)?;
+            ensure!(node["stage"] != "image" && node["stage"] != "workload", "it was not held: {node}");
+            Ok(node["hold"].as_str().map(str::to_owned))
+        };
+        let mut boot = Boot::start(world, vec![spec], "off", |step| {
+            println!("{step}");
+            if step == "powering on" {
+                ask(&["hold", &name, "--once"]).expect("a machine can be held");
+            }
+        })?;
+        std::thread::scope(|scope| {
+            let released = scope.spawn(|| {
+                wait_for(Duration::from_secs(300), || {
+                    Ok((hold()?.as_deref() == Some("reached")).then_some(()))
+                })?;
+                // Longer than what is left to do takes.
+                std::thread::sleep(Duration::from_secs(3));
+                ensure!(hold()?.as_deref() == Some("reached"));
+                ensure!(ask(&["nodes"])?.contains("stage1 (held)"));
+                ensure!(ask(&["console", &name])?.contains("this boot is held"));
+                ask(&["release", &name])
+            });
+            watch(&mut boot)?;
+            released.join().expect("the thread does not panic")
+        })?;
         let booting = &boot.machines[0];
         in_order(booting)?;
         let others: Vec<_> = booting.stages.iter().filter(|(_, by, _)| by != "daemon").collect();

@@ -71,3 +71,32 @@ async fn a_trace_is_asked_for_with_bounds() {
     assert_eq!(trace(&format!("{NODE}/trace?snap-length=1")).await.status, 400);
     assert_eq!(trace(&format!("{NODE}/trace?follow=1")).await.status, 409, "as the fake says");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_held_and_released() {
+    let daemon = Daemon::start().await;
+    let api = daemon.api.to_string();
+    let stopped = async |mac: &str| {
+        let body = json!({ "mac": mac }).to_string();
+        let arguments = ["--header", "Content-Type: application/json", "--data-binary", &body];
+        curl(daemon.boot, "/node/held", &arguments).await.status
+    };
+    let hold = async || {
+        let node: Value = curl(daemon.api, &format!("/api/nodes/{NODE}"), &[]).await.json();
+        node.get("hold").and_then(Value::as_str).map(str::to_owned)
+    };
+    assert_eq!(stopped(NODE).await, 204);
+    let held = run(&api, &format!("hold {NODE} --once")).await.unwrap();
+    assert!(held.contains("- (to be held)"), "{held}");
+    assert_eq!(hold().await.as_deref(), Some("once"));
+    assert_eq!(stopped("52:54:00:77:00:02").await, 403, "only of itself");
+    assert_eq!(stopped(NODE).await, 200);
+    assert_eq!(hold().await.as_deref(), Some("reached"));
+    assert_eq!(stopped(NODE).await, 200);
+    run(&api, &format!("release {NODE}")).await.unwrap();
+    assert_eq!((stopped(NODE).await, hold().await), (204, None));
+    let json = run(&api, &format!("hold {NODE} --json")).await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["hold"], "until-released");
+    let error = run(&api, "hold n9").await.unwrap_err().to_string();
+    assert!(error.contains("no machine is called `n9`"), "{error}");
+}

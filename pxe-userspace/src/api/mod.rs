@@ -13,6 +13,7 @@ mod failure;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod hold;
 mod images;
 mod listener;
 mod metrics;
@@ -35,6 +36,7 @@ use tokio::sync::mpsc;
 
 use crate::console::Consoles;
 use crate::files::Files;
+use crate::holds::Holds;
 use crate::image::ImageSource;
 use crate::machines::Machines;
 use crate::timeline::Timeline;
@@ -80,6 +82,7 @@ pub struct BootState {
     pub machines: Machines,
     pub timeline: Timeline,
     pub consoles: Consoles,
+    pub holds: Holds,
 }
 
 /// What the API needs.
@@ -95,6 +98,7 @@ pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
@@ -109,6 +113,7 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
         .route("/api/nodes/{name}/console", get(console::console))
         .route("/api/nodes/{name}/trace", get(trace::trace))
         .route("/api/leases", get(read::leases))

@@ -45,8 +45,9 @@ impl Daemon {
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
         let consoles = Consoles::open(state.path()).unwrap();
+        let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
         let boot_state =
-            BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone(), consoles };
+            BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone(), consoles, holds };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
@@ -187,7 +188,7 @@ impl Answer {
         self.headers.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
     }

@@ -64,8 +64,8 @@ impl Client {
         })
     }
 
-    pub(super) fn delete(&self, path: &str) -> Result<(), AskError> {
-        self.answer(self.agent.delete(self.url(path)).call()).map(drop)
+    pub(super) fn delete(&self, path: &str) -> Result<Response<Body>, AskError> {
+        self.answer(self.agent.delete(self.url(path)).call())
     }
 
     pub(super) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {

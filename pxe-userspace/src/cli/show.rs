@@ -6,9 +6,9 @@ use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
-use crate::machines::Machine;
+use crate::machines::{Hold, Machine};
 use crate::text::word;
-use crate::timeline::Event;
+use crate::timeline::{Event, Stage};
 
 pub(super) fn status(status: Status) -> String {
     let Status { version, started, bridge, ports, alerts, counters } = status;
@@ -40,7 +40,7 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
                 m.mac.to_string(),
                 or_dash(m.address),
                 or_dash(m.profile.as_deref()),
-                or_dash(m.stage.map(word)),
+                stage(m),
                 or_dash(m.since.map(time)),
                 or_dash(m.firmware.as_deref()),
             ]
@@ -48,6 +48,15 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
         .collect();
     let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "FIRMWARE"];
     table(heads, &rows, "no machine was seen or declared")
+}
+
+fn stage(machine: &Machine) -> String {
+    let stage = or_dash(machine.stage.map(word));
+    match (machine.hold, machine.stage) {
+        (None, _) => stage,
+        (Some(Hold::Reached | Hold::UntilReleased), Some(Stage::Stage1)) => format!("{stage} (held)"),
+        (Some(_), _) => format!("{stage} (to be held)"),
+    }
 }
 
 pub(super) fn leases(leases: Vec<Lease>) -> String {
