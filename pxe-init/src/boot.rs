@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
+use crate::console;
 use crate::image::{Image, ImageError};
 use crate::link::{self, Link, LinkError};
 use crate::modules::Modules;
@@ -18,7 +19,7 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
-use crate::settings::{OnExit, Settings, SettingsError, rescue_wanted};
+use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
@@ -81,6 +82,10 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
+    if hold_wanted(&cmdline) {
+        rescue::hold(supervisor, reporter, &settings);
+    }
+
     Image::check_unpacked()?;
     let came = match &settings.stage2 {
         Some(stage2) => Some(stage2::mount(stage2, settings.appliance)?),
@@ -112,6 +117,7 @@ fn network(settings: &Settings) -> Result<Link, LinkError> {
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
     link::bring_up(&link, settings)?;
+    console::ship(settings.appliance, &settings.mac);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
     Ok(link)
 }

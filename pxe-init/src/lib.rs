@@ -7,6 +7,7 @@
 //! stages it comes as a SquashFS ([`stage2`]).
 
 pub mod boot;
+pub mod console;
 
 mod account;
 mod cache;
@@ -33,11 +34,10 @@ pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
 pub use xattr::Xattr;
 
-/// A line on the console. A console that is gone stops nothing.
+/// A line on the console, and for the appliance.
 #[macro_export]
 macro_rules! say {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "bridgehead: {}", format_args!($($arg)*));
-    }};
+    ($($arg:tt)*) => {
+        $crate::console::say(format_args!($($arg)*))
+    };
 }

@@ -125,7 +125,7 @@ fn deliver(appliance: SocketAddrV4, report: &Report) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
     let mut pause = Duration::from_millis(100);
     loop {
-        match post(appliance, &body) {
+        match post(appliance, "/node/report", &body) {
             Ok(200..=299) => return,
             Ok(status @ 400..=499) => {
                 say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));
@@ -138,12 +138,12 @@ fn deliver(appliance: SocketAddrV4, report: &Report) {
 }
 
 /// One HTTP/1.1 exchange on a connection of its own. Returns the status code.
-fn post(appliance: SocketAddrV4, body: &[u8]) -> io::Result<u16> {
+pub(crate) fn post(appliance: SocketAddrV4, path: &str, body: &[u8]) -> io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(appliance), Duration::from_secs(3))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_write_timeout(Some(Duration::from_secs(5)))?;
     let mut request = format!(
-        "POST /node/report HTTP/1.1\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     )

@@ -56,6 +56,11 @@ pub(crate) fn rescue_wanted(cmdline: &str) -> bool {
     words(cmdline).iter().any(|w| w == "bridgehead.rescue" || w == "bridgehead.rescue=1")
 }
 
+/// Whether the boot is to stop here until the appliance lets it go on.
+pub(crate) fn hold_wanted(cmdline: &str) -> bool {
+    words(cmdline).iter().any(|w| w == "bridgehead.hold")
+}
+
 impl Settings {
     /// Reads the kernel's command line. Other keys than ours are the kernel's or the workload's.
     pub(crate) fn parse(cmdline: &str) -> Result<Self, SettingsError> {

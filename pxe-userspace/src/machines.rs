@@ -46,6 +46,20 @@ pub struct Machine {
     /// Its SMBIOS UUID (option 97), as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// Somebody wants it to stop in stage 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<Hold>,
+}
+
+/// Which boots stop in stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// The next one.
+    Once,
+    /// That one has stopped; the one after it won't.
+    Reached,
+    UntilReleased,
 }
 
 /// A file on its way to a machine.
@@ -71,12 +85,18 @@ impl Machine {
             stages: None,
             firmware: None,
             uuid: None,
+            hold: None,
         }
     }
 
     /// Whether the firmware it booted with last is a UEFI.
     pub fn is_uefi(&self) -> bool {
         self.firmware.as_ref().is_some_and(|f| f.contains("UEFI"))
+    }
+
+    /// Whether its next boot is to stop in stage 1.
+    pub fn stops_in_stage1(&self) -> bool {
+        matches!(self.hold, Some(Hold::Once | Hold::UntilReleased))
     }
 
     /// What people call it: its name, else its MAC.
@@ -190,6 +210,11 @@ impl Machines {
         self.write().machine(mac).fetching = fetching;
     }
 
+    /// The machine is to be held, or not any more.
+    pub fn hold(&self, mac: Mac, hold: Option<Hold>) {
+        self.write().machine(mac).hold = hold;
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,7 +235,8 @@ impl Register {
     /// Forgets half of the machines that are neither declared nor hold an address, those first that
     /// were not seen for the longest time.
     fn forget_some(&mut self) {
-        let forgettable = self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none());
+        let forgettable =
+            self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none());
         let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
         forgettable.sort_unstable();
         forgettable.truncate(forgettable.len().div_ceil(2));

@@ -63,7 +63,7 @@ pub(super) const BODY_MAX: usize = 16 * 1024;
 const WORDS_MAX: usize = 1000;
 
 /// For the whole of a report to arrive.
-const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn report(
     State(state): State<BootState>,
@@ -75,15 +75,7 @@ pub(super) async fn report(
         .await
         .map_err(|_| invalid("the report did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;
-    let address = files::ipv4(peer.ip());
-    if state.machines.by_address(address).is_none_or(|machine| machine.mac != report.mac) {
-        let error = format!("{address} is not the address of {}", report.mac);
-        return Err(Failure::new(
-            Kind::Forbidden,
-            error,
-            "a node reports for itself, from the address of its lease",
-        ));
-    }
+    of_itself(&state, peer, report.mac)?;
     let stage = report.stage.stage(report.exit_code);
     let exit = report.exit_code.map(|code| format!("ended with exit code {code}"));
     let uptime = report.uptime.filter(|u| u.is_finite()).map(|u| format!("{u:.1} s after its kernel"));
@@ -100,6 +92,16 @@ pub(super) async fn report(
         ..Happened::new(Who::Mac(report.mac), stage)
     });
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether the machine speaks for itself.
+pub(super) fn of_itself(state: &BootState, peer: SocketAddr, mac: Mac) -> Result<(), Failure> {
+    let address = files::ipv4(peer.ip());
+    if state.machines.by_address(address).is_some_and(|machine| machine.mac == mac) {
+        return Ok(());
+    }
+    let error = format!("{address} is not the address of {mac}");
+    Err(Failure::new(Kind::Forbidden, error, "a node reports for itself, from the address of its lease"))
 }
 
 /// One line without control characters.

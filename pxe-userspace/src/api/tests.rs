@@ -23,7 +23,7 @@ const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 /// A running pair of listeners, stopped when dropped.
 pub(crate) struct Daemon {
     pub(crate) api: SocketAddr,
-    boot: SocketAddr,
+    pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
     stop: CancellationToken,
@@ -44,7 +44,10 @@ impl Daemon {
         // curl's connections come from there.
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
-        let boot_state = BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone() };
+        let consoles = Consoles::open(state.path()).unwrap();
+        let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
+        let boot_state =
+            BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone(), consoles, holds };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
@@ -116,6 +119,15 @@ impl Appliance for Fake {
     fn workloads(&self) -> Vec<Workload> {
         Vec::new()
     }
+    fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
+        if wanted.follow {
+            return Err(TraceError::TooMany);
+        }
+        let (pieces, receiver) = mpsc::channel(1);
+        let piece = format!("{} {}", wanted.mac, wanted.snap_length);
+        pieces.try_send(piece.into()).expect("there is room for one");
+        Ok(receiver)
+    }
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
         async { Ok(Reloaded { changed: vec!["profile web".into()], needs_restart: Vec::new() }) }.boxed()
     }
@@ -165,24 +177,24 @@ impl Images for Fake {
 }
 
 /// Status, headers in lower case, body.
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     headers: String,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
     }
 }
 
-async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
+pub(super) async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command.args([
         "--silent",

@@ -22,17 +22,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
+use crate::console::Consoles;
 use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
 use crate::files::Catalog;
+use crate::holds::Holds;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
+use crate::trace::{self, Tracer};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -145,6 +148,7 @@ struct Appliance {
     dhcp: Dhcp,
     tftp: Arc<tftp::Stats>,
     fast_path: ports::Loaded,
+    tracer: Tracer,
     workloads: Workloads,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -199,15 +203,23 @@ impl Appliance {
         let serving = tftp.run(catalog.clone(), kernel, told.tftp, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
-        let boot =
-            BootState { files: catalog.clone(), machines: machines.clone(), timeline: timeline.clone() };
+        let holds = Holds::open(&database, machines.clone())?;
+        let boot = BootState {
+            files: catalog.clone(),
+            machines: machines.clone(),
+            timeline: timeline.clone(),
+            consoles: Consoles::open(&config.state_dir)?,
+            holds: holds.clone(),
+        };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        parts.spawn(forget_restarted(timeline.clone(), connections, shutdown.clone()));
+        parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
 
+        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
+        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
         let workloads = Workloads::start(&config, engine).await;
         wanted.want(&config);
         let listen_at = config.api.listen;
@@ -225,6 +237,7 @@ impl Appliance {
             dhcp,
             tftp: stats,
             fast_path,
+            tracer,
             workloads,
             reloading: Default::default(),
         });
@@ -252,9 +265,11 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
+/// A hold for the boot before is over.
 async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
+    holds: Holds,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -264,8 +279,13 @@ async fn forget_restarted(
             () = shutdown.cancelled() => return Ok(()),
         };
         match event {
-            Ok(Event { stage: Stage::Discover, address: Some(address), .. }) => {
-                connections.forget(address.into())
+            Ok(Event { stage: Stage::Discover, mac, address, .. }) => {
+                if let Some(address) = address {
+                    connections.forget(address.into());
+                }
+                if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
+                    tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
+                }
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Ok(()),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -18,6 +19,7 @@ use crate::boot::{ImageFacts, plan};
 use crate::config::{FastPath, Source};
 use crate::dhcp::{self, Rival};
 use crate::image::{self, AddError, Availability, ExportError, ImageRecord, ImageSource, RemoveError};
+use crate::trace::{self, TraceError};
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
@@ -97,6 +99,10 @@ impl api::Appliance for Appliance {
 
     fn workloads(&self) -> Vec<Workload> {
         self.workloads.list()
+    }
+
+    fn trace(&self, wanted: trace::Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
+        self.tracer.start(wanted)
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {

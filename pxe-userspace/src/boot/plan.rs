@@ -285,6 +285,9 @@ fn identity(machine: &Machine, appliance: &Appliance) -> Vec<String> {
         cmdline.push(format!("bridgehead.dns={}", dns.join(",")));
     }
     cmdline.push(format!("bridgehead.lease={}", appliance.lease_time.as_secs()));
+    if machine.stops_in_stage1() {
+        cmdline.push("bridgehead.hold".to_owned());
+    }
     if let Some(name) = &machine.name {
         cmdline.push(format!("bridgehead.name={name}"));
     }

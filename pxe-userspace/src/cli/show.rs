@@ -6,9 +6,9 @@ use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
-use crate::machines::Machine;
+use crate::machines::{Hold, Machine};
 use crate::text::word;
-use crate::timeline::Event;
+use crate::timeline::{Event, Stage};
 
 pub(super) fn status(status: Status) -> String {
     let Status { version, started, bridge, ports, alerts, counters } = status;
@@ -35,13 +35,12 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
     let rows: Vec<_> = machines
         .iter()
         .map(|m| {
-            let fetching = m.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
             [
                 or_dash(m.name.as_deref()),
                 m.mac.to_string(),
                 or_dash(m.address),
                 or_dash(m.profile.as_deref()),
-                or_dash(m.stage.map(word).into_iter().chain(fetching).reduce(|a, b| a + &b)),
+                stage(m),
                 or_dash(m.since.map(time)),
                 or_dash(m.stages),
                 or_dash(m.firmware.as_deref()),
@@ -50,6 +49,16 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
         .collect();
     let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "STAGES", "FIRMWARE"];
     table(heads, &rows, "no machine was seen or declared")
+}
+
+fn stage(machine: &Machine) -> String {
+    let fetching = machine.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
+    let stage = or_dash(machine.stage.map(word).into_iter().chain(fetching).reduce(|a, b| a + &b));
+    match (machine.hold, machine.stage) {
+        (None, _) => stage,
+        (Some(Hold::Reached | Hold::UntilReleased), Some(Stage::Stage1)) => format!("{stage} (held)"),
+        (Some(_), _) => format!("{stage} (to be held)"),
+    }
 }
 
 pub(super) fn leases(leases: Vec<Lease>) -> String {

@@ -37,6 +37,7 @@ use crate::clock::boot_time_ns;
 use crate::config;
 use crate::dhcp::LeaseMap;
 use crate::tftp::{Declined, FastPath, Left, Note};
+use crate::trace::Programs;
 
 pub use counters::{Counters, HookCounters};
 pub use events::{Events, Sinks};
@@ -150,6 +151,16 @@ impl FastPath for Dataplane {
 
     fn close(&self, key: &SessionKey) -> Option<Session> {
         lock(&self.sessions).close(key)
+    }
+}
+
+impl Programs for Dataplane {
+    fn traced(&self) {
+        lock(&self.ports).traced();
+    }
+
+    fn untraced(&self) {
+        lock(&self.ports).untraced();
     }
 }
 
