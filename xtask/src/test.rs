@@ -37,6 +37,10 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
             "load",
             "--test",
             "restart",
+            "--test",
+            "other_traffic",
+            "--test",
+            "soak",
         ],
         &["--package", "bridgehead-tests", "--test", "firmware"],
     ];

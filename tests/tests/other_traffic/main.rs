@@ -14,16 +14,15 @@ use anyhow::{Context as _, Result, ensure};
 use crafted::Lookalike;
 use lab::appliance::{ADDRESS, Appliance, BRIDGE, address_only};
 use lab::clients::Dhcp;
-use lab::load::cpu::Cpus;
-use lab::load::{Numbers, dhcp, tftp};
+use lab::load::Numbers;
 use lab::net::{self, Host};
 use lab::process::{output, wait_for};
+use lab::soak::{self, Clients, Tally};
 use lab::world::{self, World};
 
 const PROGRAMS: [&str; 6] = ["ip", "ping", "tcpdump", "dnsmasq", "curl", "udhcpc"];
 /// Jumbo frames.
 const MTU: u16 = 9000;
-const FILE_LEN: usize = 200_001;
 
 #[test]
 fn a_bridge_of_our_own_carries_everything_beside_tc() {
@@ -96,10 +95,8 @@ struct Wire {
     a: Host,
     b: Host,
     c: Host,
-    booting: Host,
-    relay: Host,
-    /// What the appliance serves as `load.bin`.
-    file: Vec<u8>,
+    /// Where the storm comes from: machines without addresses, and readers.
+    storm: [Host; 2],
 }
 
 impl Wire {
@@ -111,9 +108,7 @@ impl Wire {
             a: Host::new("a", 0x11)?,
             b: Host::new("b", 0x12)?,
             c: Host::new("c", 0x13)?,
-            booting: Host::new("booting", 0x14)?,
-            relay: Host::new("relay", 0x15)?,
-            file: Numbers::new(7).bytes(FILE_LEN),
+            storm: [Host::new("booting", 0x14)?, Host::new("loading", 0x15)?],
         };
         for host in [&wire.crafter, &wire.a, &wire.b, &wire.c] {
             host.mtu(MTU)?;
@@ -121,15 +116,14 @@ impl Wire {
         for (host, address) in [(&wire.a, streams::A), (&wire.b, streams::B), (&wire.c, streams::C)] {
             host.address(&format!("{address}/16"))?;
         }
-        wire.booting.address("10.77.0.14/16")?;
-        wire.relay.address(&format!("{}/16", crafted::RELAY))?;
+        wire.storm[1].address("10.77.0.15/16")?;
         fs::create_dir_all(world.path("files"))?;
-        fs::write(world.path("files/load.bin"), &wire.file)?;
+        fs::write(world.path("files/mine"), Numbers::new(7).bytes(200_001))?;
         Ok(wire)
     }
 
     fn hosts(&self) -> [&Host; 6] {
-        [&self.crafter, &self.a, &self.b, &self.c, &self.booting, &self.relay]
+        [&self.crafter, &self.a, &self.b, &self.c, &self.storm[0], &self.storm[1]]
     }
 
     /// A bridge that somebody else made, with all hosts on it.
@@ -139,9 +133,7 @@ impl Wire {
     }
 
     fn config(&self, world: &World, fast_path: &str) -> String {
-        address_only(world, &self.hosts().map(Host::port), fast_path)
-            .replace("10.77.0.1/24", "10.77.0.1/16")
-            .replace(r#"["10.77.0.100", "10.77.0.199"]"#, r#"["10.77.16.0", "10.77.31.255"]"#)
+        soak::config(world, fast_path, &self.hosts().map(Host::port))
     }
 
     /// Sends frames of every kind between the hosts, and wants each of them back as it was.
@@ -156,22 +148,23 @@ impl Wire {
             wait_for(Duration::from_secs(5), tier).with_context(|| format!("{hook} on {}", host.port()))?;
         }
         let lookalike = self.lookalike(world)?;
-        let over = AtomicBool::new(false);
-        let (carried, dhcp, tftp) = std::thread::scope(|scope| {
-            let relayed = scope.spawn(|| self.relay.inside(|| addresses(&over)));
-            let booting = scope.spawn(|| self.booting.inside(|| self.files(&over)));
+        let mut clients = Clients::new(self.storm.each_ref(), &world.path("files"), 1)?;
+        let (mut tally, over) = (Tally::default(), AtomicBool::new(false));
+        let (carried, storm) = std::thread::scope(|scope| {
+            let storm = scope.spawn(|| -> Result<()> {
+                while !over.load(Ordering::Relaxed) {
+                    clients.turn(&mut tally)?;
+                }
+                Ok(())
+            });
             let carried = self.carries_everything(world, &lookalike);
             over.store(true, Ordering::Relaxed);
-            let joined = "the load's thread does not panic";
-            (carried, relayed.join().expect(joined), booting.join().expect(joined))
+            (carried, storm.join().expect("the storm does not panic"))
         });
         carried?;
-        let (exchanges, transfers) = (dhcp?, tftp?);
-        println!("beside {exchanges} DHCP exchanges and {transfers} transfers");
-        ensure!(
-            exchanges > 0 && transfers > 0,
-            "{exchanges} exchanges and {transfers} transfers are no storm"
-        );
+        storm?;
+        println!("beside {} exchanges of DHCP and {} of TFTP", tally.dhcp, tally.tftp);
+        ensure!(tally.dhcp > 1000 && tally.transfers > 10, "this is no storm:\n{tally}");
         let counters = &appliance.json(&["status"])?["counters"];
         let tags = counters[format!("kernel.{hook}.vlan")].as_u64().context("no counter of VLAN tags")?;
         ensure!(tags >= crafted::tagged_frames(), "the programs saw {tags} tagged frames: {counters}");
@@ -183,39 +176,12 @@ impl Wire {
         Dhcp::Udhcpc.lease(world, &self.crafter)?;
         let socket = self.c.inside(|| Ok(UdpSocket::bind((streams::C, 0))?))?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        socket.send_to(b"\0\x01load.bin\0octet\0blksize\x001024\0", (ADDRESS, 69))?;
+        socket.send_to(b"\0\x01mine\0octet\0blksize\x001024\0", (ADDRESS, 69))?;
         let mut buffer = [0; 2048];
         let (len, server) = socket.recv_from(&mut buffer)?;
         ensure!(buffer[..2] == [0, 6], "no OACK: {:?}", &buffer[..len]);
         Ok(Lookalike { client_port: socket.local_addr()?.port(), server_port: server.port() })
     }
-
-    fn files(&self, over: &AtomicBool) -> Result<u64> {
-        let cpus = Cpus::divide()?;
-        let file = ("load.bin", &self.file[..]);
-        let duration = Duration::from_millis(300);
-        let server = ADDRESS.parse()?;
-        let plan = tftp::Plan { server, file, clients: 32, blksize: 1468, window: 4, loss: 0.0, duration };
-        let mut transfers = 0;
-        while !over.load(Ordering::Relaxed) {
-            transfers += tftp::run(&plan, &cpus)?.transfers;
-        }
-        Ok(transfers)
-    }
-}
-
-/// Machines that boot again and again, and their exchanges.
-fn addresses(over: &AtomicBool) -> Result<u64> {
-    let cpus = Cpus::divide()?;
-    let way = dhcp::Way::Relayed(crafted::RELAY);
-    let end = dhcp::End::After(Duration::from_millis(300));
-    let plan = dhcp::Plan { server: ADDRESS.parse()?, way, first: 0, machines: 500, outstanding: 16, end };
-    let mut given = dhcp::Given::new();
-    let mut exchanges = 0;
-    while !over.load(Ordering::Relaxed) {
-        exchanges += dhcp::run(&plan, &mut given, &cpus)?.exchanges;
-    }
-    Ok(exchanges)
 }
 
 /// The hook that answers at a host's port, as the status has it; none when the port is not the bridge's.
