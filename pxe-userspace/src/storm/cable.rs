@@ -2,8 +2,9 @@
 //! network namespace of its own.
 //!
 //! That namespace has no name and lives with the socket in it. When the simulator ends, however it
-//! ends, the kernel removes the namespace, and with it both ends of the cable. And nothing else of the
-//! host's (NetworkManager, DHCP clients, IPv6) finds the end that the machines hang on.
+//! ends, the kernel removes the namespace, and with it both ends of the cable; [`Cable`] only does so at
+//! once. And nothing else of the host's (NetworkManager, DHCP clients, IPv6) finds the end that the
+//! machines hang on.
 
 use std::fs::File;
 use std::future::Future;
@@ -19,8 +20,20 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth};
 use super::StormError;
 use super::wire::{self, Wire};
 
-/// Plugs a cable into `bridge`. Returns the name of the bridge's new port, and the other end.
-pub(super) fn plug(bridge: &str) -> Result<(String, Wire), StormError> {
+/// The end in the bridge. Dropping it pulls the cable.
+pub(super) struct Cable {
+    pub(super) port: String,
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        // What fails here the kernel does a little later.
+        let _ = with_netlink(async |netlink| remove(&netlink, &self.port).await);
+    }
+}
+
+/// Plugs a cable into `bridge`. Returns the bridge's new port, and the other end.
+pub(super) fn plug(bridge: &str) -> Result<(Cable, Wire), StormError> {
     let id = std::process::id();
     let (port, end) = (format!("storm{id}"), format!("storm{id}e"));
     let (namespace, namespaces) = mpsc::channel();
@@ -51,7 +64,7 @@ pub(super) fn plug(bridge: &str) -> Result<(String, Wire), StormError> {
     let socket = inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let failed = |source| StormError::Cable { bridge: bridge.to_owned(), source };
     done.map_err(failed)?;
-    Ok((port, Wire::new(socket.map_err(failed)?)))
+    Ok((Cable { port }, Wire::new(socket.map_err(failed)?)))
 }
 
 async fn plug_in(netlink: &Handle, bridge: &str, port: &str, end: &str, namespace: RawFd) -> io::Result<()> {
@@ -64,13 +77,16 @@ async fn plug_in(netlink: &Handle, bridge: &str, port: &str, end: &str, namespac
         set(netlink, LinkUnspec::new_with_index(port).controller(bridge).up()).await
     };
     let done = plugged.await;
-    if done.is_err()
-        && let Ok(port) = index(netlink, port).await
-    {
+    if done.is_err() {
         // Nothing is left of half a cable; that it failed is said already.
-        let _ = netlink.link().del(port).execute().await;
+        let _ = remove(netlink, port).await;
     }
     done
+}
+
+async fn remove(netlink: &Handle, port: &str) -> io::Result<()> {
+    let port = index(netlink, port).await?;
+    netlink.link().del(port).execute().await.map_err(io_error)
 }
 
 /// Runs `work` with a netlink socket of the calling thread's network namespace.

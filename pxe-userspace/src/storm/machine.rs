@@ -597,3 +597,7 @@ impl Machine {
         self.task = Task::Failed(cause.into());
     }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

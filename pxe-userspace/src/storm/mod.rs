@@ -28,6 +28,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
 use appliance::Appliance;
+use cable::Cable;
 use contents::Contents;
 use cpu::Meter;
 use engine::{End, Engine, Signals, mac};
@@ -59,8 +60,8 @@ pub enum StormError {
     Elsewhere { bridge: String, api: String },
     #[error("{source}; without the daemon's API, name an interface with --interface")]
     NoApi { source: AskError },
-    #[error("profile {name:?} can't be checked: {source}")]
-    ProfileUnknown { name: String, source: AskError },
+    #[error("profile {name:?} can't be checked: {cause}")]
+    ProfileUnknown { name: String, cause: String },
     #[error("there is no profile {name:?}: there are {names}")]
     NoProfile { name: String, names: String },
     #[error("profile {name:?} can't be booted: {problem}")]
@@ -116,20 +117,8 @@ pub fn run(storm: &Storm, out: &mut dyn Write) -> Result<bool, StormError> {
     // Before anything starts a thread.
     let signals = Signals::catch().map_err(StormError::Signals)?;
     let appliance = Appliance::ask(&storm.reading.api);
-    if let Some(name) = &storm.profile {
-        match &appliance {
-            Ok(appliance) => appliance.check_profile(name)?,
-            Err(_) => {}
-        }
-    }
-    if let Ok(appliance) = &appliance
-        && let Some(free) = appliance.free_addresses()?
-        && free < storm.nodes
-        && !storm.yes
-    {
-        return Err(StormError::PoolTooSmall { nodes: storm.nodes, free });
-    }
-    let (mut wire, appliance) = plug_in(storm, appliance)?;
+    check(storm, &appliance)?;
+    let (mut wire, _cable, appliance) = plug_in(storm, appliance)?;
     let on = storm.interface.clone().unwrap_or_else(|| "the cable".to_owned());
     let wire_error = |source| StormError::Wire { on: on.clone(), source };
 
@@ -161,34 +150,48 @@ pub fn run(storm: &Storm, out: &mut dyn Write) -> Result<bool, StormError> {
     Ok(outcome.broken.is_empty() && end == End::Done)
 }
 
+/// What can be known before a frame is sent.
+fn check(storm: &Storm, appliance: &Result<Appliance, AskError>) -> Result<(), StormError> {
+    let appliance = match (appliance, &storm.profile) {
+        (Ok(appliance), _) => appliance,
+        (Err(error), Some(name)) => {
+            return Err(StormError::ProfileUnknown { name: name.clone(), cause: error.to_string() });
+        }
+        (Err(_), None) => return Ok(()),
+    };
+    if let Some(name) = &storm.profile {
+        appliance.check_profile(name)?;
+    }
+    match appliance.free_addresses()? {
+        Some(free) if free < storm.nodes && !storm.yes => {
+            Err(StormError::PoolTooSmall { nodes: storm.nodes, free })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Finds the wire: the interface that was named, after a question, or a cable into the bridge of the
 /// appliance on this host, which nobody else hangs on.
 fn plug_in(
     storm: &Storm,
     appliance: Result<Appliance, AskError>,
-) -> Result<(Wire, Option<Appliance>), StormError> {
-    if let (Some(name), Err(source)) = (storm.profile.clone(), &appliance)
-        && storm.interface.is_some()
-    {
-        tracing::debug!(%source, "no API");
-        return Err(StormError::ProfileUnknown { name, source: appliance.err().expect("it is an error") });
-    }
+) -> Result<(Wire, Option<Cable>, Option<Appliance>), StormError> {
     if let Some(interface) = &storm.interface {
         let index = nix::net::if_::if_nametoindex(interface.as_str())
             .map_err(|_| StormError::NoInterface(interface.clone()))?;
         consent(storm, interface)?;
         let socket =
             wire::open(index).map_err(|source| StormError::Wire { on: interface.clone(), source })?;
-        return Ok((Wire::new(socket), appliance.ok()));
+        return Ok((Wire::new(socket), None, appliance.ok()));
     }
     let mut appliance = appliance.map_err(|source| StormError::NoApi { source })?;
     let bridge = appliance.status.bridge.name.clone();
     if !appliance.is_here() {
         return Err(StormError::Elsewhere { bridge, api: storm.reading.api.clone() });
     }
-    let (port, wire) = cable::plug(&bridge)?;
-    appliance.wait_for_port(&port)?;
-    Ok((wire, Some(appliance)))
+    let (cable, wire) = cable::plug(&bridge)?;
+    appliance.wait_for_port(&cable.port)?;
+    Ok((wire, Some(cable), Some(appliance)))
 }
 
 /// An interface may lead to somebody else's DHCP server, whose addresses the machines would take.

@@ -276,3 +276,7 @@ pub(super) fn finish(contents: &mut Contents, path: &str, sink: Sink) -> Result<
 pub(super) fn next_port(port: u16) -> u16 {
     port.checked_add(1).unwrap_or(1024)
 }
+
+#[cfg(test)]
+#[path = "tftp_tests.rs"]
+mod tests;
