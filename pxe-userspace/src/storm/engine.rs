@@ -160,22 +160,19 @@ impl<'a> Engine<'a> {
         self.wire.dropped()
     }
 
-    /// Gives the addresses back, no faster than a server reads.
-    pub(super) fn release(&mut self) -> io::Result<u64> {
-        let mut released = 0;
-        for machine in &self.machines {
-            released += u64::from(machine.release(&mut self.out));
-            if self.out.len() >= 32 {
-                self.wire.send(&self.out)?;
-                self.out.clear();
-                // What the server may answer (ARP) has no reader any more.
-                self.wire.wait(Duration::from_millis(5))?;
-                while self.wire.receive(|_| {})? > 0 {}
+    /// Gives the addresses back, no faster than a server reads and writes to its disk.
+    pub(super) fn release(&mut self) -> io::Result<()> {
+        for machines in self.machines.chunks(32) {
+            for machine in machines {
+                machine.release(&mut self.out);
             }
+            self.wire.send(&self.out)?;
+            self.out.clear();
+            // Not `Wire::wait`: blocks that nobody wants any more would cut it short.
+            std::thread::sleep(Duration::from_millis(20));
+            while self.wire.receive(|_| {})? > 0 {}
         }
-        self.wire.send(&self.out)?;
-        self.out.clear();
-        Ok(released)
+        Ok(())
     }
 
     fn now(&self) -> u64 {

@@ -33,7 +33,7 @@ impl Expectations {
         let broken = self.0.iter().filter_map(|expected| {
             let found = figure(expected.name);
             let holds = found.is_some_and(|found| expected.comparison.holds(found, expected.value));
-            let found = found.filter(|f| f.is_finite()).map_or("not reached".to_owned(), |f| number(f));
+            let found = found.filter(|f| f.is_finite()).map_or("not reached".to_owned(), number);
             (!holds).then(|| format!("{expected} expected, {found}"))
         });
         broken.collect()

@@ -55,9 +55,9 @@ pub(super) enum Progress {
 }
 
 impl Exchange {
+    /// Connects to a server, from a port of ours.
     pub(super) fn start(
-        to: SocketAddrV4,
-        from_port: u16,
+        (to, from_port): (SocketAddrV4, u16),
         path: &str,
         request: Vec<u8>,
         sink: Sink,

@@ -170,12 +170,11 @@ impl Machine {
         self.reached[stage as usize]
     }
 
-    /// Sends a DHCPRELEASE when it has an address. True when it had.
-    pub(super) fn release(&self, out: &mut Frames) -> bool {
-        let Some(lease) = &self.lease else { return false };
+    /// Sends a DHCPRELEASE when it has an address.
+    pub(super) fn release(&self, out: &mut Frames) {
+        let Some(lease) = &self.lease else { return };
         let message = dhcp::release(self.identity.mac, lease, 0);
         self.link.udp(out, lease.server, (port::DHCP_CLIENT, port::DHCP_SERVER), &message);
-        self.link.next_hop.is_some()
     }
 
     /// The last stage that it reached.
@@ -354,7 +353,7 @@ impl Machine {
     fn load(&mut self, habits: &'static tftp::Habits, path: &str, sink: Sink, world: &mut World<'_>) {
         let server = self.lease.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |l| l.next_server);
         let port = self.next_port();
-        let download = Download::start(habits, path, server, port, sink, &self.link, world.now, world.out);
+        let download = Download::start(habits, path, (server, port), sink, &self.link, world.now, world.out);
         self.task = Task::Tftp(Box::new(download));
     }
 
@@ -375,7 +374,7 @@ impl Machine {
         world: &mut World<'_>,
     ) {
         let port = self.next_port();
-        let exchange = Exchange::start(server, port, path, request, sink, &self.link, world.now, world.out);
+        let exchange = Exchange::start((server, port), path, request, sink, &self.link, world.now, world.out);
         self.task = Task::Http(Box::new(exchange));
     }
 

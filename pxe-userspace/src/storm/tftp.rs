@@ -85,12 +85,11 @@ pub(super) enum Progress {
 }
 
 impl Download {
-    /// Sends the first request from client port `port`.
+    /// Sends the first request to a server, from a port of ours.
     pub(super) fn start(
         habits: &'static Habits,
         path: &str,
-        server: Ipv4Addr,
-        port: u16,
+        (server, port): (Ipv4Addr, u16),
         sink: Sink,
         link: &Link,
         now: u64,

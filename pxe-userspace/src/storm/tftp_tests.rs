@@ -23,7 +23,7 @@ impl Client {
         link.address = Ipv4Addr::new(10, 77, 0, 100);
         link.next_hop = Some(Mac([2, 0, 0, 0, 0, 2]));
         let mut out = Frames::default();
-        let download = Download::start(habits, "f", SERVER, 25_300, Sink::keep(), &link, 0, &mut out);
+        let download = Download::start(habits, "f", (SERVER, 25_300), Sink::keep(), &link, 0, &mut out);
         Self { link, out, download, now: 0 }
     }
 
