@@ -77,28 +77,39 @@ impl<C: Copy + PartialEq + Display + Serialize, O: Serialize> Samples<C, O> {
             println!("{number}/{}  {cell}", cells.len());
             for pair in 1..=pairs {
                 for contender in &mut *contenders {
-                    let server = contender.name();
-                    if self.of(cell, server).any(|sample| sample.outcome.is_err()) {
-                        continue;
-                    }
-                    let Some(outcome) = measure(contender, cell, pair) else { continue };
-                    let outcome = if server == OURS {
-                        Ok(outcome.with_context(|| format!("{server}, {cell}"))?)
-                    } else {
-                        outcome.map_err(|e| format!("{e:#}"))
-                    };
-                    match &outcome {
-                        Ok(outcome) => {
-                            let first = &self.columns[0];
-                            println!("    {server}: {} {}", shown((first.of)(&outcome.load)), first.head);
-                        }
-                        Err(why) => println!("    {server}: {why}"),
-                    }
-                    self.list.push(Sample { cell: *cell, server, pair, outcome });
+                    self.turn(cell, pair, contender, &mut measure)?;
                 }
             }
             save(self.name, self)?;
         }
+        Ok(())
+    }
+
+    fn turn<S: Contender>(
+        &mut self,
+        cell: &C,
+        pair: u32,
+        contender: &mut S,
+        measure: &mut impl FnMut(&mut S, &C, u32) -> Option<Result<Outcome<O>>>,
+    ) -> Result<()> {
+        let server = contender.name();
+        if self.of(cell, server).any(|sample| sample.outcome.is_err()) {
+            return Ok(());
+        }
+        let Some(outcome) = measure(contender, cell, pair) else { return Ok(()) };
+        let outcome = if server == OURS {
+            Ok(outcome.with_context(|| format!("{server}, {cell}"))?)
+        } else {
+            outcome.map_err(|e| format!("{e:#}"))
+        };
+        match &outcome {
+            Ok(outcome) => {
+                let Column { head, of, .. } = self.columns[0];
+                println!("    {server}: {} {head}", shown(of(&outcome.load)));
+            }
+            Err(why) => println!("    {server}: {why}"),
+        }
+        self.list.push(Sample { cell: *cell, server, pair, outcome });
         Ok(())
     }
 
@@ -209,14 +220,14 @@ mod tests {
         }
     }
 
-    fn samples(results: &[(&'static str, u32, Result<f64, &str>)]) -> Result<Samples<u8, f64>> {
+    fn samples(results: &[(&'static str, u32, Result<f64, &'static str>)]) -> Result<Samples<u8, f64>> {
         let mut samples = Samples::new("test", &[Column { head: "x/s", drawn: true, of: |x| *x }]);
-        let mut contenders = [Named(OURS), Named("peer")];
-        samples.measure(&[1], 3, &mut contenders, |who, _, pair| {
-            let (.., result) = results.iter().find(|(name, number, _)| *name == who.0 && *number == pair)?;
-            let load = result.map_err(anyhow::Error::msg);
-            Some(load.map(|load| Outcome { load, kernel_percent: None }))
-        })?;
+        for (name, pair, result) in results {
+            samples.turn(&1, *pair, &mut Named(name), &mut |_, _, _| {
+                let load = result.map_err(anyhow::Error::msg);
+                Some(load.map(|load| Outcome { load, kernel_percent: None }))
+            })?;
+        }
         Ok(samples)
     }
 
