@@ -176,9 +176,9 @@ pub(super) fn with_kernel_percent<O>(
     Ok(Outcome { load, kernel_percent: Some((share * 100.0).min(100.0)) })
 }
 
-/// The middle of the values, or the mean of the two in the middle.
+/// The middle of the values, or the mean of the two in the middle. What is no number was not measured.
 pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
+    let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
     Some((low + high) / 2.0)
@@ -210,6 +210,7 @@ mod tests {
         assert_eq!(median([3.0]), Some(3.0));
         assert_eq!(median([4.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median([4.0, 1.0]), Some(2.5));
+        assert_eq!(median([f64::NAN, 1.0, f64::INFINITY]), Some(1.0));
     }
 
     struct Named(&'static str);
