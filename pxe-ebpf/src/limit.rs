@@ -61,9 +61,10 @@ pub(crate) fn limit_xdp(ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// The ACK that every frame of a test run becomes again, and the block number of the next one.
+/// The ACK that every frame of a test run becomes again, two bytes of padding with it so that it is
+/// whole words, and the block number of the next one.
 #[map]
-static ACK: Array<[u8; HEAD_LEN]> = Array::with_max_entries(1, 0);
+static ACK: Array<[u64; 6]> = Array::with_max_entries(1, 0);
 #[map]
 static NUMBER: Array<u32> = Array::with_max_entries(1, 0);
 /// The program that is measured.
@@ -78,11 +79,18 @@ static MEASURED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[xdp(frags)]
 pub(crate) fn limit_ack(ctx: XdpContext) -> u32 {
     let (Some(ack), Some(number)) = (ACK.get(0), NUMBER.get_ptr_mut(0)) else { return xdp_action::XDP_DROP };
-    let Some(head) = head(ctx.data(), ctx.data_end()) else { return xdp_action::XDP_DROP };
-    *head = *ack;
-    // SAFETY: one test run at a time, on one CPU.
+    if ctx.data() + size_of_val(ack) > ctx.data_end() {
+        return xdp_action::XDP_DROP;
+    }
+    let frame = ctx.data() as *mut u64;
+    // SAFETY: the frame is as long as checked, words need no alignment here, and one test run at a
+    // time, on one CPU, has the number.
     unsafe {
-        [head[TFTP + 2], head[TFTP + 3]] = (*number as u16).to_be_bytes();
+        for (at, word) in ack.iter().enumerate() {
+            frame.add(at).write_unaligned(*word);
+        }
+        let field = frame.cast::<u8>().add(TFTP + 2).cast::<u16>();
+        field.write_unaligned((*number as u16).to_be());
         *number += 1;
         MEASURED.tail_call(&ctx, 0);
     }
@@ -98,11 +106,11 @@ static ARRIVED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) fn limit_sink(ctx: XdpContext) -> u32 {
     // SAFETY: a static that the loader wrote.
     let blksize = unsafe { read_volatile(&raw const BLKSIZE) };
-    if ctx.data_end() - ctx.data() == HEAD_LEN + blksize as usize {
-        if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
-            // SAFETY: the slot is this CPU's.
-            unsafe { *arrived += 1 }
-        }
+    if ctx.data_end() - ctx.data() == HEAD_LEN + blksize as usize
+        && let Some(arrived) = ARRIVED.get_ptr_mut(0)
+    {
+        // SAFETY: the slot is this CPU's.
+        unsafe { *arrived += 1 }
     }
     xdp_action::XDP_DROP
 }

@@ -85,10 +85,8 @@ impl Live {
         }
         // After the programs: a map that is taken out of its object before would be closed.
         publish(&mut bridgehead, &content)?;
-        let mut ack: Array<_, [u8; HEAD_LEN]> = map(&mut limit, "ACK")?.try_into()?;
-        let payload = [0, 4, 0, 0];
-        let headers = ACK.headers(Checksum::ZERO.bytes(&payload));
-        ack.set(0, <[u8; HEAD_LEN]>::try_from([&headers[..], &payload].concat()).expect("its length"), 0)?;
+        let mut ack: Array<_, [u64; 6]> = map(&mut limit, "ACK")?.try_into()?;
+        ack.set(0, acknowledgement(), 0)?;
         let mut live = Self {
             measured: map(&mut limit, "MEASURED")?.try_into()?,
             number: map(&mut limit, "NUMBER")?.try_into()?,
@@ -171,6 +169,13 @@ impl Live {
     fn arrived(&self) -> Result<u64> {
         Ok(self.arrived.get(&0, 0)?.iter().sum())
     }
+}
+
+/// The ACK and padding, in words.
+fn acknowledgement() -> [u64; 6] {
+    let payload = [0, 4, 0, 0];
+    let bytes = [&ACK.headers(Checksum::ZERO.bytes(&payload))[..], &payload, &[0, 0]].concat();
+    std::array::from_fn(|n| u64::from_ne_bytes(*bytes[8 * n..].first_chunk().expect("48 bytes")))
 }
 
 /// The appliance's programs as the daemon loads them, without debug lines.

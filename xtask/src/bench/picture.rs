@@ -10,7 +10,6 @@ use plotters::prelude::{
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::Table;
-use super::samples::shown;
 
 const WIDTH: u32 = 1200;
 /// For the names of the groups.
@@ -116,8 +115,8 @@ where
     title.draw_text(table.heads[column].0, &centred, middle).map_err(failed)?;
     let bars = f64::from(bars_height(table));
     let mut chart = ChartBuilder::on(&area)
-        .margin_right(14)
-        .margin_left(4)
+        .margin_right(18)
+        .margin_left(18)
         .x_label_area_size(FRAME - TITLE)
         .build_cartesian_2d(x, 0.0..bars)
         .map_err(failed)?;
@@ -126,7 +125,7 @@ where
         .disable_y_mesh()
         .disable_y_axis()
         .x_labels(5)
-        .x_label_formatter(&|value| shown(*value))
+        .x_label_formatter(&|value| tick(*value))
         .light_line_style(WHITE)
         .draw()
         .map_err(failed)?;
@@ -142,6 +141,15 @@ where
         y -= f64::from(GAP);
     }
     Ok(())
+}
+
+/// A number on an axis.
+fn tick(value: f64) -> String {
+    match value {
+        value if value >= 1e6 => format!("{}M", value / 1e6),
+        value if value >= 1e3 => format!("{}k", value / 1e3),
+        value => value.to_string(),
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {

@@ -77,28 +77,39 @@ impl<C: Copy + PartialEq + Display + Serialize, O: Serialize> Samples<C, O> {
             println!("{number}/{}  {cell}", cells.len());
             for pair in 1..=pairs {
                 for contender in &mut *contenders {
-                    let server = contender.name();
-                    if self.of(cell, server).any(|sample| sample.outcome.is_err()) {
-                        continue;
-                    }
-                    let Some(outcome) = measure(contender, cell, pair) else { continue };
-                    let outcome = if server == OURS {
-                        Ok(outcome.with_context(|| format!("{server}, {cell}"))?)
-                    } else {
-                        outcome.map_err(|e| format!("{e:#}"))
-                    };
-                    match &outcome {
-                        Ok(outcome) => {
-                            let first = &self.columns[0];
-                            println!("    {server}: {} {}", shown((first.of)(&outcome.load)), first.head);
-                        }
-                        Err(why) => println!("    {server}: {why}"),
-                    }
-                    self.list.push(Sample { cell: *cell, server, pair, outcome });
+                    self.turn(cell, pair, contender, &mut measure)?;
                 }
             }
             save(self.name, self)?;
         }
+        Ok(())
+    }
+
+    fn turn<S: Contender>(
+        &mut self,
+        cell: &C,
+        pair: u32,
+        contender: &mut S,
+        measure: &mut impl FnMut(&mut S, &C, u32) -> Option<Result<Outcome<O>>>,
+    ) -> Result<()> {
+        let server = contender.name();
+        if self.of(cell, server).any(|sample| sample.outcome.is_err()) {
+            return Ok(());
+        }
+        let Some(outcome) = measure(contender, cell, pair) else { return Ok(()) };
+        let outcome = if server == OURS {
+            Ok(outcome.with_context(|| format!("{server}, {cell}"))?)
+        } else {
+            outcome.map_err(|e| format!("{e:#}"))
+        };
+        match &outcome {
+            Ok(outcome) => {
+                let Column { head, of, .. } = self.columns[0];
+                println!("    {server}: {} {head}", shown(of(&outcome.load)));
+            }
+            Err(why) => println!("    {server}: {why}"),
+        }
+        self.list.push(Sample { cell: *cell, server, pair, outcome });
         Ok(())
     }
 
@@ -165,9 +176,9 @@ pub(super) fn with_kernel_percent<O>(
     Ok(Outcome { load, kernel_percent: Some((share * 100.0).min(100.0)) })
 }
 
-/// The middle of the values, or the mean of the two in the middle.
+/// The middle of the values, or the mean of the two in the middle. What is no number was not measured.
 pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
+    let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
     Some((low + high) / 2.0)
@@ -199,6 +210,7 @@ mod tests {
         assert_eq!(median([3.0]), Some(3.0));
         assert_eq!(median([4.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median([4.0, 1.0]), Some(2.5));
+        assert_eq!(median([f64::NAN, 1.0, f64::INFINITY]), Some(1.0));
     }
 
     struct Named(&'static str);
@@ -209,14 +221,14 @@ mod tests {
         }
     }
 
-    fn samples(results: &[(&'static str, u32, Result<f64, &str>)]) -> Result<Samples<u8, f64>> {
+    fn samples(results: &[(&'static str, u32, Result<f64, &'static str>)]) -> Result<Samples<u8, f64>> {
         let mut samples = Samples::new("test", &[Column { head: "x/s", drawn: true, of: |x| *x }]);
-        let mut contenders = [Named(OURS), Named("peer")];
-        samples.measure(&[1], 3, &mut contenders, |who, _, pair| {
-            let (.., result) = results.iter().find(|(name, number, _)| *name == who.0 && *number == pair)?;
-            let load = result.map_err(|cause| anyhow::Error::msg(cause.to_owned()));
-            Some(load.map(|load| Outcome { load, kernel_percent: None }))
-        })?;
+        for (name, pair, result) in results {
+            samples.turn(&1, *pair, &mut Named(name), &mut |_, _, _| {
+                let load = result.map_err(anyhow::Error::msg);
+                Some(load.map(|load| Outcome { load, kernel_percent: None }))
+            })?;
+        }
         Ok(samples)
     }
 
