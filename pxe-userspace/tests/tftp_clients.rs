@@ -25,8 +25,14 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const CLIENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
 /// Files and the sizes that end a transfer differently.
-const SIZES: [(&str, usize); 6] =
-    [("empty", 0), ("short", 511), ("whole", 512), ("long", 513), ("mega", 1 << 20), ("initrd", 40 << 20)];
+const SIZES: [(&str, usize); 6] = [
+    ("empty", 0),
+    ("short", 65_535),
+    ("whole", 65_536),
+    ("long", 65_537),
+    ("mega", 1 << 20),
+    ("initrd", 40 << 20),
+];
 
 #[test]
 fn real_clients_get_every_byte_from_the_kernel() {
@@ -37,11 +43,13 @@ fn real_clients_get_every_byte_from_the_kernel() {
     let Some(lab) = Lab::new("k") else { return };
     let (counters, events) = lab.fetch_everything(config::FastPath::Auto);
     let counters = counters.expect("the programs are loaded");
-    let answers: u64 = fetches().map(Fetch::answers).sum();
+    // The empty file is too small for the kernel.
+    let in_kernel = || fetches().filter(|f| f.len() > 0);
+    let answers: u64 = in_kernel().map(Fetch::answers).sum();
     // Without options the daemon sends the first block: nothing came yet that asks for it.
-    let first_blocks = fetches().filter(|f| !f.client.sends_options()).count() as u64;
+    let first_blocks = in_kernel().filter(|f| !f.client.sends_options()).count() as u64;
     assert_eq!(counters.tc["replies"], answers - first_blocks, "{counters:?}");
-    assert_eq!(counters.tc["tftp-finished"], fetches().count() as u64, "{counters:?}");
+    assert_eq!(counters.tc["tftp-finished"], in_kernel().count() as u64, "{counters:?}");
     assert_eq!(counters.tc["events-lost"], 0, "{counters:?}");
     let initrds: Vec<&Event> = events.iter().filter(|e| e.stage == Stage::Initrd).collect();
     assert_eq!(initrds.len(), fetches().filter(|f| f.file == "initrd").count());

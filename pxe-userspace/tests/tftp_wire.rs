@@ -31,7 +31,7 @@ const CLIENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 /// Jumbo frames, so that their blocks are tried, too.
 const MTU: u16 = 9_000;
 
-const KERNEL_LEN: usize = 9_999;
+const KERNEL_LEN: usize = 19_999;
 
 fn kernel() -> Vec<u8> {
     (0..KERNEL_LEN).map(|i| (i.wrapping_mul(7) ^ (i >> 7)) as u8).collect()
@@ -262,17 +262,17 @@ impl Client {
         self.rest(port, server, blksize, 0);
     }
 
-    /// Fetches `/kernel` in blocks of 512, acknowledging `acks` and the last one.
+    /// Fetches `/kernel` in blocks of 1024, acknowledging `acks` and the last one.
     fn fetch_by_windows(&mut self, port: u16, window: usize, acks: &[usize]) {
         let data = kernel();
-        let last = KERNEL_LEN / 512 + 1;
-        let request = format!("\0\x01/kernel\0octet\0blksize\x00512\0windowsize\0{window}\0");
+        let last = KERNEL_LEN / 1024 + 1;
+        let request = format!("\0\x01/kernel\0octet\0blksize\x001024\0windowsize\0{window}\0");
         let (server, oack) = self.ask(port, request.as_bytes());
-        assert_eq!(oack, format!("\0\x06blksize\x00512\0windowsize\0{window}\0").as_bytes());
+        assert_eq!(oack, format!("\0\x06blksize\x001024\0windowsize\0{window}\0").as_bytes());
         for ack in acks {
             self.send(port, server, &[0, 4, 0, *ack as u8]);
             for n in ack + 1..=last.min(ack + window) {
-                self.expect_data(port, n as u16, &data[(n - 1) * 512..(n * 512).min(KERNEL_LEN)]);
+                self.expect_data(port, n as u16, &data[(n - 1) * 1024..(n * 1024).min(KERNEL_LEN)]);
             }
         }
         // A repeat of what is under way is not answered at once.

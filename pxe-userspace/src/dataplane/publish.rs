@@ -53,10 +53,14 @@ struct Maps {
     next_id: u32,
 }
 
-/// Bytes of memory. What lies in the block map can't be paged out, unlike the page cache that the
-/// daemon sends from.
+/// Bytes. What lies in the block map can't be paged out, unlike the page cache that the daemon
+/// sends from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
+    /// A smaller blob is the daemon's. To enter one costs milliseconds, a change of a map of maps
+    /// each for bytes and sums, and a small one is mostly the configuration of the one machine that
+    /// asks for it.
+    pub(super) least: u64,
     /// For all blobs.
     pub(super) all: u64,
     /// For those that no transfer uses, kept because the next machine asks for the same.
@@ -68,7 +72,7 @@ impl Limits {
     fn of_this_machine() -> Self {
         // Only an invalid pointer fails the call.
         let all = nix::sys::sysinfo::sysinfo().map_or(0, |system| system.ram_total() / 2);
-        Self { all, unused: all / 4 }
+        Self { least: 16 << 10, all, unused: all / 4 }
     }
 }
 
@@ -91,6 +95,9 @@ impl Blobs {
     pub(super) fn grant(&self, blob: &Blob, transfer: &Session) -> Result<Grant, Declined> {
         if transfer.blksize() > MAX_BLKSIZE {
             return Err(Declined::BlockSize);
+        }
+        if blob.len() < lock(&self.shelf).limits.least {
+            return Err(Declined::Small);
         }
         let slots = self.reserve(blob)?;
         let granted = self.publish(blob, transfer, slots);
@@ -170,6 +177,11 @@ impl Blobs {
     #[cfg(test)]
     pub(super) fn limit(&self, limits: Limits) {
         lock(&self.shelf).limits = limits;
+    }
+
+    #[cfg(test)]
+    pub(super) fn take_all_sizes(&self) {
+        lock(&self.shelf).limits.least = 0;
     }
 
     /// The blob's place, made when it has none. It counts from now on.

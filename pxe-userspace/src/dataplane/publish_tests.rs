@@ -38,7 +38,7 @@ fn open(
 #[test]
 fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { all: 100 * CHUNK, unused: 5 * CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, all: 100 * CHUNK, unused: 5 * CHUNK });
     let (small, big) = (Blob::from_bytes(contents(5000)), Blob::from_bytes(contents(200_000)));
     let open = |port, blob: &Blob, size| {
         open(&dataplane, key(port), blob, session(blob.len() as usize, size)).unwrap()
@@ -61,7 +61,7 @@ fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
 #[test]
 fn what_is_unused_goes_when_it_is_more_than_is_kept() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { all: 100 * CHUNK, unused: CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, all: 100 * CHUNK, unused: CHUNK });
     let big = Blob::from_bytes(contents(200_000));
     open(&dataplane, key(1), &big, session(200_000, 512)).unwrap();
     open(&dataplane, key(2), &big, session(200_000, 512)).unwrap();
@@ -74,7 +74,7 @@ fn what_is_unused_goes_when_it_is_more_than_is_kept() {
 #[test]
 fn a_blob_that_does_not_fit_is_left_to_the_daemon() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { all: 10 * CHUNK, unused: 5 * CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, all: 10 * CHUNK, unused: 5 * CHUNK });
     let (some, more) = (Blob::from_bytes(contents(400_000)), Blob::from_bytes(contents(400_001)));
     open(&dataplane, key(1), &some, session(400_000, 512)).unwrap();
     let full = open(&dataplane, key(2), &more, session(400_001, 512));
@@ -208,7 +208,7 @@ fn a_blob_of_more_than_four_gibibytes() {
     if available < 6 << 20 {
         return eprintln!("skipped: {} MiB of memory are free, 6 GiB are needed", available >> 10);
     }
-    dataplane.blobs.limit(Limits { all: 5 << 30, unused: 1 << 30 });
+    dataplane.blobs.limit(Limits { least: 0, all: 5 << 30, unused: 1 << 30 });
     let blob = Blob::elsewhere(BlobKey::Digest([4; 32]), LEN, Box::new(Pages));
     let mut transfer = session(LEN as usize, 1468);
     // In its last hundred blocks. The number has wrapped 44 times.

@@ -44,7 +44,10 @@ pub(super) fn loaded() -> Option<Dataplane> {
 /// None when the test has to be skipped.
 pub(crate) fn loaded_with_events() -> Option<(Dataplane, Events)> {
     match Dataplane::load(false) {
-        Ok((dataplane, events, _logs)) => Some((dataplane, events)),
+        Ok((dataplane, events, _logs)) => {
+            dataplane.blobs.take_all_sizes();
+            Some((dataplane, events))
+        }
         Err(why @ (LoadError::NotBuilt | LoadError::Object(_)))
             if !nix::unistd::Uid::effective().is_root() =>
         {
@@ -416,7 +419,7 @@ fn debug_lines_reach_the_log_when_they_are_wanted() {
     log::set_logger(&Collect).expect("no other test sets one");
     log::set_max_level(log::LevelFilter::Debug);
     let (dataplane, _events, mut logs) = Dataplane::load(true).unwrap();
-    open(&dataplane, &contents(5000), 512);
+    open(&dataplane, &contents(50_000), 512);
     run(&dataplane, Hook::Tc, &ack_frame(0));
     logs.flush();
     assert!(lock(&LINES).iter().any(|l| l.contains("blocks 1 to 1 for 10.77.0.100")), "{:?}", lock(&LINES));

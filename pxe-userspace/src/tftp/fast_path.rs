@@ -61,6 +61,8 @@ pub struct Left {
 pub enum Declined {
     #[error("the block size is larger than the kernel programs send")]
     BlockSize,
+    #[error("the file is too small to be worth a place in the block map")]
+    Small,
     #[error(
         "the block map has no room: the file needs {} MiB, and {} of {} MiB, half of this machine's memory, are taken",
         needed >> 20, used >> 20, limit >> 20

@@ -109,7 +109,7 @@ impl Job {
                 tracing::warn!(path = self.path, %why, "the daemon sends it, which is slower");
                 false
             }
-            Err(why @ (Declined::BlockSize | Declined::Read(_))) => {
+            Err(why @ (Declined::BlockSize | Declined::Small | Declined::Read(_))) => {
                 tracing::debug!(path = self.path, %why, "left to the daemon");
                 false
             }
