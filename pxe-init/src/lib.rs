@@ -19,6 +19,7 @@ mod renewal;
 mod report;
 mod rescue;
 mod settings;
+mod storage;
 pub mod supervise;
 pub mod workload;
 mod xattr;

@@ -177,7 +177,7 @@ fn soft_dependencies(modules_softdep: &str) -> HashMap<String, Vec<String>> {
 }
 
 /// Shell matching as modprobe does it (fnmatch(3)): `*`, `?` and `[…]`.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
     // Where the last `*` was and how much it has taken; everything before it is settled.
