@@ -39,7 +39,8 @@ struct Machine {
     /// volumes by name; mounts.
     running: BTreeMap<String, (String, String, Vec<String>)>,
     opened: BTreeMap<String, String>,
-    mounted: BTreeSet<String>,
+    /// Where, by volume.
+    mounted: BTreeMap<String, String>,
 }
 
 fn disk_device(i: usize) -> String {
@@ -69,7 +70,7 @@ impl Machine {
             disks: self.disks.iter().enumerate().map(disk).collect(),
             arrays: arrays.collect(),
             opened: opened.collect(),
-            mounted: self.mounted.clone(),
+            mounted: self.mounted.keys().cloned().collect(),
         }
     }
 
@@ -189,9 +190,11 @@ impl Machine {
                     }
                 }
             }
-            Action::Mount { volume, device, format, .. } => {
+            Action::Mount { volume, device, format, at, .. } => {
                 assert!(matches!(self.held(device), Held::Filesystem { kind, .. } if *kind == format.name()));
-                assert!(self.mounted.insert(volume.clone()));
+                let hidden = self.mounted.values().find(|mounted| mounted.starts_with(&format!("{at}/")));
+                assert_eq!(hidden, None, "{at} would hide it");
+                assert_eq!(self.mounted.insert(volume.clone(), at.clone()), None);
             }
         }
     }
@@ -419,6 +422,11 @@ fn any_held() -> impl Strategy<Value = Held> {
         1 => Just(Held::Data),
         1 => Just(Held::Foreign("zfs_member")),
         1 => Just(Held::Luks { uuid: "other".into(), new: true, inner: Box::new(Held::Data) }),
+        // Of the plan, with something else in its partition meanwhile.
+        1 => (0..3usize).prop_map(|i| Held::Table {
+            uuid: format!("table-0-{i}"),
+            partitions: vec![(format!("part-0-0-{i}"), Held::Foreign("ntfs"))],
+        }),
         1 => prop::collection::vec(part, 0..3).prop_map(|parts| Held::Table {
             uuid: "other".into(),
             partitions: parts.into_iter().map(|held| ("other".into(), held)).collect(),
