@@ -19,6 +19,7 @@ use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
 use crate::settings::{OnExit, Settings, SettingsError, rescue_wanted};
+use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
 
@@ -51,6 +52,8 @@ enum BootError {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
     Start(#[from] StartError),
 }
 
@@ -82,6 +85,10 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
     image.prepare(&settings)?;
     reporter.reached(Stage::Image, &image.description.digest);
+    if let Some(mounted) = storage::bring_up(&image, &settings)? {
+        say!("{mounted}");
+        reporter.reached(Stage::Image, mounted);
+    }
 
     let renewal = Renewal::new(&link, &settings);
     Node { supervisor, reporter, settings: &settings, image: &image, renewal }.keep_running()

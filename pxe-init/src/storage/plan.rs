@@ -176,6 +176,12 @@ pub(crate) fn plan(wanted: &Storage, seen: &Seen) -> Result<Vec<Action>, Refusal
     Ok(actions)
 }
 
+/// Whether every disk that the plan ever divided is there.
+pub(crate) fn is_complete(wanted: &Storage, seen: &Seen) -> bool {
+    let mut tables = wanted.disks.iter().flat_map(|set| &set.tables);
+    tables.all(|uuid| seen.disks.iter().any(|disk| disk.has_table(uuid)))
+}
+
 /// Where volume number `index` has its array.
 pub(crate) fn array_device(index: usize) -> String {
     format!("/dev/md{index}")
