@@ -28,6 +28,7 @@ pub mod image;
 pub mod machines;
 pub mod net;
 pub mod stage;
+pub mod storage;
 pub mod text;
 pub mod tftp;
 pub mod timeline;

@@ -17,6 +17,7 @@ mod page;
 mod range;
 mod read;
 mod report;
+mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 use crate::files::Files;
 use crate::image::ImageSource;
 use crate::machines::Machines;
+use crate::storage::Storage;
 use crate::timeline::Timeline;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
@@ -70,6 +72,7 @@ pub struct BootState {
     pub files: Arc<dyn Files>,
     pub machines: Machines,
     pub timeline: Timeline,
+    pub storage: Storage,
 }
 
 /// What the API needs.
@@ -85,6 +88,7 @@ pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)

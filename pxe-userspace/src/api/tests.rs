@@ -44,14 +44,20 @@ impl Daemon {
         // curl's connections come from there.
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
-        let boot_state = BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone() };
+        let storage = Storage::open(state.path(), &state.path().join("db")).unwrap();
+        let boot_state = BootState {
+            files: Arc::new(Catalogue),
+            machines,
+            timeline: timeline.clone(),
+            storage: storage.clone(),
+        };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
         let connections = Connections::at_most(PER_NODE);
         let api = listen(api_router(api_state), Connections::at_most(usize::MAX), &stop).await;
         let boot = listen(boot_router(boot_state), connections.clone(), &stop).await;
-        Self { api, boot, connections, timeline, stop, _state: state }
+        Self { api, boot, connections, timeline, storage, stop, _state: state }
     }
 }
 

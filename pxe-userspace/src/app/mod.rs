@@ -30,6 +30,7 @@ use crate::files::Catalog;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
+use crate::storage::Storage;
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
@@ -170,8 +171,15 @@ impl Appliance {
         let images = Images::open(&config.state_dir, &config.boot.assets, engine.clone())
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
-        let catalog =
-            Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone())?;
+        let storage = Storage::open(&config.state_dir, &database)?;
+        let catalog = Catalog::new(
+            &config,
+            images.clone(),
+            wanted.clone(),
+            machines.clone(),
+            timeline.clone(),
+            storage.clone(),
+        )?;
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
@@ -198,8 +206,12 @@ impl Appliance {
         let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
-        let boot =
-            BootState { files: catalog.clone(), machines: machines.clone(), timeline: timeline.clone() };
+        let boot = BootState {
+            files: catalog.clone(),
+            machines: machines.clone(),
+            timeline: timeline.clone(),
+            storage,
+        };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =

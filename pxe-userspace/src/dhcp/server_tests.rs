@@ -57,6 +57,7 @@ fn config() -> Config {
             source: config::Source::Image("hello".into()),
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
+            storage: None,
         }],
         nodes: Vec::new(),
         workloads: Vec::new(),
