@@ -82,7 +82,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
     Image::check_unpacked()?;
-    let image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
+    let mut image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
     image.prepare(&settings)?;
     reporter.reached(Stage::Image, &image.description.digest);
     if let Some(mounted) = storage::bring_up(&image, &settings)? {

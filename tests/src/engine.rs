@@ -47,7 +47,12 @@ impl Engine {
 
     /// Makes the demo image, [`DEMO`].
     pub fn make_demo_image(&self, world: &World) -> Result<()> {
-        let root = world.path("hello-metal");
+        self.make_image(world, DEMO, DEMO_START)
+    }
+
+    /// Makes an image of BusyBox and a script that it runs.
+    pub fn make_image(&self, world: &World, reference: &str, start: &str) -> Result<()> {
+        let root = world.path(reference.replace([':', '/'], "-"));
         fs::create_dir_all(root.join("bin"))?;
         let busybox = crate::assets().join("busybox");
         let busybox = if busybox.is_file() { busybox } else { "/bin/busybox".into() };
@@ -56,9 +61,9 @@ impl Engine {
         for applet in ["sh", "mkdir"] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
-        fs::write(root.join("start"), DEMO_START)?;
+        fs::write(root.join("start"), start)?;
         fs::set_permissions(root.join("start"), fs::Permissions::from_mode(0o755))?;
-        import(&root, DEMO, &["ENTRYPOINT [\"/start\"]"])
+        import(&root, reference, &["ENTRYPOINT [\"/start\"]"])
     }
 
     /// Ends the engine, and its containers without the grace that they are given otherwise.

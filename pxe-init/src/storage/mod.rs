@@ -14,6 +14,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::mount::umount;
+
 use crate::image::Image;
 use crate::modules::Modules;
 use crate::say;
@@ -103,6 +105,20 @@ fn wait_for_disks(wanted: &Storage) -> Result<(), StorageError> {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Unmounts the volumes, once nothing runs any more that could use them: a clean file system and a clean array
+/// are found again without a look at their journals.
+pub(crate) fn put_away() {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    // The last one mounted is on top.
+    for line in mounts.lines().rev() {
+        let mut words = line.split(' ');
+        let (device, at) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        if device.starts_with("/dev/") && at.starts_with("/image/") && umount(at).is_err() {
+            say!("{at} could not be unmounted; its journal will be replayed");
+        }
     }
 }
 
