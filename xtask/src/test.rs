@@ -38,7 +38,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
             "--test",
             "restart",
         ],
-        &["--package", "bridgehead-tests", "--test", "firmware"],
+        &["--package", "bridgehead-tests", "--test", "firmware", "--test", "storage"],
     ];
     for step in steps {
         check(

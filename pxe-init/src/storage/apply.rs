@@ -12,7 +12,8 @@ use nix::unistd::{Gid, Uid, fchown};
 
 use super::description::Format;
 use super::keys::{KeyError, Keys};
-use super::plan::{Action, NEW, NewPartition};
+use super::plan::{Action, NewPartition};
+use super::seen::NEW;
 use super::tools::{ToolError, run};
 use crate::image::Image;
 use crate::say;
@@ -148,9 +149,7 @@ fn create_array(
 fn make_filesystem(device: &str, format: Format, uuid: &str) -> Result<(), ToolError> {
     match format {
         Format::Ext4 => run("/usr/sbin/mke2fs", &["-q", "-F", "-t", "ext4", "-U", uuid, device], None),
-        Format::Xfs => {
-            run("/usr/sbin/mkfs.xfs", &["-q", "-f", "-m", &format!("uuid={uuid}"), device], None)
-        }
+        Format::Xfs => run("/usr/sbin/mkfs.xfs", &["-q", "-f", "-m", &format!("uuid={uuid}"), device], None),
         Format::Btrfs => run("/usr/sbin/mkfs.btrfs", &["-q", "-f", "-U", uuid, device], None),
     }
 }
@@ -225,7 +224,9 @@ mod tests {
         let partition = |n: usize, size| NewPartition { name: format!("v{n}"), uuid: uuids[n].into(), size };
         let script = table(uuids[0], &[partition(0, Some(16 << 20)), partition(1, None)]);
         match run("sfdisk", &["--quiet", device], Some(script.as_bytes())) {
-            Err(ToolError::Start { .. }) => return eprintln!("skipped: sfdisk is not installed (apt install fdisk)"),
+            Err(ToolError::Start { .. }) => {
+                return eprintln!("skipped: sfdisk is not installed (apt install fdisk)");
+            }
             other => other.unwrap(),
         }
         let made = super::super::tools::output("sfdisk", &["--json", device], None).unwrap();

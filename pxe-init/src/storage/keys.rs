@@ -11,9 +11,13 @@ use crate::settings::Settings;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyError {
-    #[error("the plan has encrypted volumes, and the appliance gave this boot no token to ask for their keys")]
+    #[error(
+        "the plan has encrypted volumes, and the appliance gave this boot no token to ask for their keys"
+    )]
     NoToken,
-    #[error("the plan has encrypted volumes, and bridgehead.url names no appliance that could have their keys")]
+    #[error(
+        "the plan has encrypted volumes, and bridgehead.url names no appliance that could have their keys"
+    )]
     NoAppliance,
     #[error("asking {appliance} for the volumes' keys: {source}")]
     Unreachable { appliance: SocketAddrV4, source: io::Error },
@@ -56,8 +60,7 @@ impl<'a> Keys<'a> {
 
 fn ask(appliance: SocketAddrV4, mac: &str, token: &str) -> Result<BTreeMap<String, Vec<u8>>, KeyError> {
     let body = serde_json::json!({ "mac": mac, "token": token }).to_string();
-    let answer =
-        exchange(appliance, &body).map_err(|source| KeyError::Unreachable { appliance, source })?;
+    let answer = exchange(appliance, &body).map_err(|source| KeyError::Unreachable { appliance, source })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     if head.split(' ').nth(1) != Some("200") {
         // The appliance's errors are documents with words in them.
@@ -118,8 +121,9 @@ mod tests {
     }
 
     fn settings(appliance: SocketAddrV4) -> Settings {
-        let line =
-            format!("bridgehead.mac=52:54:00:77:00:01 bridgehead.address=10.77.0.2/24 bridgehead.url=http://{appliance}");
+        let line = format!(
+            "bridgehead.mac=52:54:00:77:00:01 bridgehead.address=10.77.0.2/24 bridgehead.url=http://{appliance}"
+        );
         Settings::parse(&line).unwrap()
     }
 

@@ -6,6 +6,7 @@ mod description;
 mod keys;
 mod plan;
 mod probe;
+mod seen;
 mod tools;
 
 use std::collections::BTreeSet;

@@ -7,74 +7,9 @@
 //! The rule that all of this serves: what was not made by the plan is never written over, unless
 //! the plan says `wipe = "always"` and names the disk's serial.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
 use super::description::{DiskKind, DiskSet, Format, Storage, Volume, Wipe};
+use super::seen::{Content, Disk, NEW, Partition, Seen, count, list};
 use crate::modules;
-
-/// What is there.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Seen {
-    pub(crate) disks: Vec<Disk>,
-    /// Running arrays, by volume.
-    pub(crate) arrays: BTreeMap<String, Array>,
-    /// What opened LUKS volumes hold, by volume.
-    pub(crate) opened: BTreeMap<String, Content>,
-    /// Volumes.
-    pub(crate) mounted: BTreeSet<String>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Disk {
-    /// `/dev/sda`
-    pub(crate) device: String,
-    pub(crate) serial: Option<String>,
-    /// Below /sys: where it is plugged in.
-    pub(crate) path: String,
-    pub(crate) size: u64,
-    pub(crate) kind: DiskKind,
-    pub(crate) content: Content,
-}
-
-/// What a disk, a partition, an array or an opened volume holds.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Content {
-    /// Zeros.
-    Blank,
-    /// Something, without a signature that is known.
-    Data,
-    /// A GPT.
-    Table { uuid: String, partitions: Vec<Partition> },
-    Superblock(Superblock),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Partition {
-    pub(crate) device: String,
-    pub(crate) uuid: String,
-    pub(crate) content: Content,
-}
-
-/// A signature, in blkid(8)'s words.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Superblock {
-    pub(crate) kind: String,
-    pub(crate) uuid: String,
-    pub(crate) label: String,
-    /// LUKS2: [`NEW`] until the file system in it is complete.
-    pub(crate) subsystem: String,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Array {
-    pub(crate) members: Vec<String>,
-    pub(crate) content: Content,
-}
-
-/// The LUKS2 subsystem of a volume that was never used. Encrypted zeros are noise, and noise may be
-/// someone's data: only this tells that there is none.
-pub(crate) const NEW: &str = "bridgehead-new";
 
 /// blkid(8)'s names.
 const RAID_MEMBER: &str = "linux_raid_member";
@@ -84,17 +19,56 @@ const LUKS: &str = "crypto_LUKS";
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
     /// Removes every signature.
-    Wipe { device: String },
-    CreateTable { device: String, uuid: String, partitions: Vec<NewPartition> },
-    CreateArray { volume: String, device: String, uuid: String, level: u8, members: Vec<String> },
-    AssembleArray { volume: String, device: String, uuid: String, members: Vec<String> },
+    Wipe {
+        device: String,
+    },
+    CreateTable {
+        device: String,
+        uuid: String,
+        partitions: Vec<NewPartition>,
+    },
+    CreateArray {
+        volume: String,
+        device: String,
+        uuid: String,
+        level: u8,
+        members: Vec<String>,
+    },
+    AssembleArray {
+        volume: String,
+        device: String,
+        uuid: String,
+        members: Vec<String>,
+    },
     /// Gives an array that lacks a member a blank one.
-    AddMember { array: String, member: String },
-    FormatLuks { volume: String, device: String, uuid: String },
-    OpenLuks { volume: String, device: String, name: String },
+    AddMember {
+        array: String,
+        member: String,
+    },
+    FormatLuks {
+        volume: String,
+        device: String,
+        uuid: String,
+    },
+    OpenLuks {
+        volume: String,
+        device: String,
+        name: String,
+    },
     /// `luks` is the device of the LUKS volume around it, which is no longer new then.
-    MakeFilesystem { device: String, format: Format, uuid: String, luks: Option<String> },
-    Mount { volume: String, device: String, format: Format, at: String, options: Option<String> },
+    MakeFilesystem {
+        device: String,
+        format: Format,
+        uuid: String,
+        luks: Option<String>,
+    },
+    Mount {
+        volume: String,
+        device: String,
+        format: Format,
+        at: String,
+        options: Option<String>,
+    },
 }
 
 impl Action {
@@ -228,7 +202,9 @@ fn assign<'a>(wanted: &Storage, seen: &'a Seen) -> Result<Vec<Vec<Slot<'a>>>, Re
         };
         let mut candidates: Vec<&Disk> = seen.disks.iter().filter(free).collect();
         candidates.retain(|disk| taken.iter().all(|t| t.device != disk.device));
-        candidates.sort_by(|a, b| (a.content != Content::Blank, &a.path).cmp(&(b.content != Content::Blank, &b.path)));
+        candidates.sort_by(|a, b| {
+            (a.content != Content::Blank, &a.path).cmp(&(b.content != Content::Blank, &b.path))
+        });
         let mut usable = candidates.iter().filter(|disk| wanted.may_make_on(&disk.content, &[disk]));
         for slot in slots.iter_mut().filter(|slot| matches!(slot, Slot::Missing)) {
             if let Some(disk) = usable.next() {
@@ -425,7 +401,12 @@ impl Layers<'_> {
         let own_disk: Vec<&Disk> = disks.iter().copied().filter(own).collect();
         let disks = if own_disk.is_empty() { disks } else { own_disk };
         if !self.wanted.may_make_on(layer.content, &disks) {
-            let place = format!("{} for volume `{}` on {}", layer.device, self.volume.name, list(disks.iter().map(|d| d.to_string())));
+            let place = format!(
+                "{} for volume `{}` on {}",
+                layer.device,
+                self.volume.name,
+                list(disks.iter().map(|d| d.to_string()))
+            );
             return Err(self.wanted.refuse(layer.content, &disks, &place));
         }
         if matches!(layer.content, Content::Table { .. } | Content::Superblock(_)) {
@@ -478,18 +459,6 @@ impl DiskSet {
     }
 }
 
-impl Disk {
-    fn has_table(&self, wanted: &str) -> bool {
-        matches!(&self.content, Content::Table { uuid, .. } if uuid.eq_ignore_ascii_case(wanted))
-    }
-}
-
-impl Content {
-    fn is(&self, kind: &str, uuid: &str) -> bool {
-        matches!(self, Self::Superblock(s) if s.kind == kind && s.uuid.eq_ignore_ascii_case(uuid))
-    }
-}
-
 /// Members without which an array of `of` disks has lost data.
 fn least(level: u8, of: usize) -> usize {
     match level {
@@ -502,40 +471,6 @@ fn least(level: u8, of: usize) -> usize {
 
 fn is_below(path: &str, above: &str) -> bool {
     path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
-}
-
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-fn list(items: impl Iterator<Item = String>) -> String {
-    let items: Vec<String> = items.collect();
-    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
-}
-
-impl fmt::Display for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, serial, size, .. } = self;
-        match serial {
-            Some(serial) => write!(f, "disk {device} (serial {serial}, {} MiB)", size >> 20),
-            None => write!(f, "disk {device} (no serial, {} MiB)", size >> 20),
-        }
-    }
-}
-
-impl fmt::Display for Content {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Blank => f.write_str("nothing"),
-            Self::Data => f.write_str("data without a known signature"),
-            Self::Table { partitions, .. } => {
-                let held = list(partitions.iter().map(|p| p.content.to_string()));
-                write!(f, "a partition table with {} ({held})", count(partitions.len(), "partition"))
-            }
-            Self::Superblock(Superblock { kind, label, .. }) if label.is_empty() => f.write_str(kind),
-            Self::Superblock(Superblock { kind, label, .. }) => write!(f, "{kind} {label:?}"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,258 +1,19 @@
-//! The planner against a model of disks: what a step does to them is a page of code that shares
-//! nothing with the planner, and it fails when a step writes over what it must not.
+//! The planner against a model of disks.
 
 use proptest::prelude::*;
 
-use super::super::description::Ids;
 use super::*;
+use crate::storage::description::Ids;
+use model::{Held, Machine, ModelDisk};
 
-/// What something holds, all layers down.
-#[derive(Clone, Debug, PartialEq)]
-enum Held {
-    Blank,
-    Data,
-    Foreign(&'static str),
-    Table { uuid: String, partitions: Vec<(String, Held)> },
-    /// Of the array with this identity.
-    Member(String),
-    Luks { uuid: String, new: bool, inner: Box<Held> },
-    Filesystem { kind: &'static str, uuid: String },
-}
+#[path = "plan_model.rs"]
+mod model;
 
-#[derive(Clone, Debug)]
-struct ModelDisk {
-    serial: Option<String>,
-    size: u64,
-    kind: DiskKind,
-    held: Held,
-    /// Where the plan may write, whatever is there.
-    given_up: bool,
-}
+/// A volume's RAID level, whether it is encrypted, and its format.
+type Kind = (Option<u8>, bool, Format);
 
-/// A node with disks.
-#[derive(Clone, Debug, Default)]
-struct Machine {
-    disks: Vec<ModelDisk>,
-    /// By identity: what each array holds.
-    arrays: BTreeMap<String, Held>,
-    /// What is gone at a power cut: running arrays by device with volume, identity and members; opened
-    /// volumes by name; mounts.
-    running: BTreeMap<String, (String, String, Vec<String>)>,
-    opened: BTreeMap<String, String>,
-    /// Where, by volume.
-    mounted: BTreeMap<String, String>,
-}
-
-fn disk_device(i: usize) -> String {
-    format!("/dev/sd{}", (b'a' + i as u8) as char)
-}
-
-impl Machine {
-    fn see(&self) -> Seen {
-        let disk = |(i, disk): (usize, &ModelDisk)| Disk {
-            device: disk_device(i),
-            serial: disk.serial.clone(),
-            path: format!("/devices/pci0000:00/0000:00:{i:02x}.0/block"),
-            size: disk.size,
-            kind: disk.kind,
-            content: content(&disk.held, &disk_device(i)),
-        };
-        let arrays = self.running.iter().map(|(device, (volume, uuid, members))| {
-            let content = content(&self.arrays[uuid], device);
-            (volume.clone(), Array { members: members.clone(), content })
-        });
-        let opened = self.opened.iter().map(|(name, below)| {
-            let Held::Luks { inner, .. } = self.held(below) else { panic!("{below} is not LUKS") };
-            let volume = name.strip_prefix("bridgehead-").unwrap().to_owned();
-            (volume, content(inner, name))
-        });
-        Seen {
-            disks: self.disks.iter().enumerate().map(disk).collect(),
-            arrays: arrays.collect(),
-            opened: opened.collect(),
-            mounted: self.mounted.keys().cloned().collect(),
-        }
-    }
-
-    fn held(&self, device: &str) -> &Held {
-        self.find(device).unwrap_or_else(|| panic!("there is no {device}"))
-    }
-
-    fn find(&self, device: &str) -> Option<&Held> {
-        if let Some(name) = device.strip_prefix("/dev/mapper/") {
-            let Held::Luks { inner, .. } = self.find(self.opened.get(name)?)? else { return None };
-            return Some(inner);
-        }
-        if let Some((_, uuid, _)) = self.running.get(device) {
-            return self.arrays.get(uuid);
-        }
-        self.disks.iter().enumerate().find_map(|(i, disk)| {
-            let whole = disk_device(i);
-            match (device.strip_prefix(&whole)?, &disk.held) {
-                ("", held) => Some(held),
-                (n, Held::Table { partitions, .. }) => {
-                    Some(&partitions.get(n.parse::<usize>().ok()?.checked_sub(1)?)?.1)
-                }
-                _ => None,
-            }
-        })
-    }
-
-    fn find_mut(&mut self, device: &str) -> &mut Held {
-        if let Some(name) = device.strip_prefix("/dev/mapper/") {
-            let below = self.opened[name].clone();
-            let Held::Luks { inner, .. } = self.find_mut(&below) else { panic!("{below} is not LUKS") };
-            return inner;
-        }
-        if let Some((_, uuid, _)) = self.running.get(device) {
-            let uuid = uuid.clone();
-            return self.arrays.get_mut(&uuid).unwrap();
-        }
-        for (i, disk) in self.disks.iter_mut().enumerate() {
-            match (device.strip_prefix(&disk_device(i)), &mut disk.held) {
-                (Some(""), held) => return held,
-                (Some(n), Held::Table { partitions, .. }) => {
-                    return &mut partitions[n.parse::<usize>().unwrap() - 1].1;
-                }
-                _ => {}
-            }
-        }
-        panic!("there is no {device}")
-    }
-
-    /// Whether every disk below the device was given up.
-    fn given_up(&self, device: &str) -> bool {
-        if let Some(name) = device.strip_prefix("/dev/mapper/") {
-            return self.given_up(&self.opened[name]);
-        }
-        if let Some((_, _, members)) = self.running.get(device) {
-            return members.iter().all(|member| self.given_up(member));
-        }
-        let on = |(i, _): &(usize, &ModelDisk)| device.starts_with(&disk_device(*i));
-        self.disks.iter().enumerate().find(on).unwrap().1.given_up
-    }
-
-    /// Writes over what is there: allowed where nothing is, or where it was given up.
-    fn put(&mut self, device: &str, held: Held) {
-        let was = self.held(device).clone();
-        assert!(
-            was == Held::Blank || self.given_up(device),
-            "{device} held {was:?} and would be written over with {held:?}"
-        );
-        *self.find_mut(device) = held;
-    }
-
-    fn apply(&mut self, action: &Action) {
-        match action {
-            Action::Wipe { device } => {
-                // Signatures go, what was behind them stays.
-                self.put(device, Held::Data);
-            }
-            Action::CreateTable { device, uuid, partitions } => {
-                // What an earlier use of the disk left may show up in a partition.
-                let left = if *self.held(device) == Held::Blank { Held::Blank } else { Held::Foreign("ext3") };
-                let partitions = partitions.iter().map(|p| (p.uuid.clone(), left.clone())).collect();
-                self.put(device, Held::Table { uuid: uuid.clone(), partitions });
-            }
-            Action::CreateArray { volume, device, uuid, members, .. } => {
-                let blank = members.iter().all(|member| *self.held(member) == Held::Blank);
-                for member in members {
-                    self.put(member, Held::Member(uuid.clone()));
-                }
-                self.arrays.insert(uuid.clone(), if blank { Held::Blank } else { Held::Data });
-                self.running.insert(device.clone(), (volume.clone(), uuid.clone(), members.clone()));
-            }
-            Action::AssembleArray { volume, device, uuid, members } => {
-                assert!(members.iter().all(|member| *self.held(member) == Held::Member(uuid.clone())));
-                self.running.insert(device.clone(), (volume.clone(), uuid.clone(), members.clone()));
-            }
-            Action::AddMember { array, member } => {
-                let uuid = self.running[array].1.clone();
-                self.put(member, Held::Member(uuid));
-                self.running.get_mut(array).unwrap().2.push(member.clone());
-            }
-            Action::FormatLuks { device, uuid, .. } => {
-                let inner = Box::new(Held::Data);
-                self.put(device, Held::Luks { uuid: uuid.clone(), new: true, inner });
-            }
-            Action::OpenLuks { device, name, .. } => {
-                assert!(matches!(self.held(device), Held::Luks { .. }));
-                self.opened.insert(name.clone(), device.clone());
-            }
-            Action::MakeFilesystem { device, format, uuid, luks } => {
-                let made = Held::Filesystem { kind: format.name(), uuid: uuid.clone() };
-                match luks {
-                    None => self.put(device, made),
-                    Some(around) => {
-                        let Held::Luks { new, inner, .. } = self.find_mut(around) else { panic!("{around}") };
-                        assert!(*new, "a used volume would be made anew");
-                        (*new, **inner) = (false, made);
-                    }
-                }
-            }
-            Action::Mount { volume, device, format, at, .. } => {
-                assert!(matches!(self.held(device), Held::Filesystem { kind, .. } if *kind == format.name()));
-                let hidden = self.mounted.values().find(|mounted| mounted.starts_with(&format!("{at}/")));
-                assert_eq!(hidden, None, "{at} would hide it");
-                assert_eq!(self.mounted.insert(volume.clone(), at.clone()), None);
-            }
-        }
-    }
-
-    /// Plans and applies until there is nothing left to do, and returns all that was done.
-    fn settle(&mut self, wanted: &Storage) -> Result<Vec<Action>, Refusal> {
-        self.settle_within(wanted, usize::MAX)
-    }
-
-    /// The same, up to a power cut after `limit` steps.
-    fn settle_within(&mut self, wanted: &Storage, limit: usize) -> Result<Vec<Action>, Refusal> {
-        let mut done = Vec::new();
-        for _round in 0..16 {
-            let steps = plan(wanted, &self.see())?;
-            if steps.is_empty() {
-                return Ok(done);
-            }
-            for step in steps {
-                if done.len() == limit {
-                    return Ok(done);
-                }
-                self.apply(&step);
-                done.push(step);
-            }
-        }
-        panic!("no end after {done:#?}")
-    }
-
-    fn power_cycle(&mut self) {
-        self.running.clear();
-        self.opened.clear();
-        self.mounted.clear();
-    }
-}
-
-fn content(held: &Held, device: &str) -> Content {
-    let superblock = |kind: &str, uuid: &str, subsystem: &str| {
-        let (kind, uuid, subsystem) = (kind.to_owned(), uuid.to_owned(), subsystem.to_owned());
-        Content::Superblock(Superblock { kind, uuid, subsystem, label: String::new() })
-    };
-    match held {
-        Held::Blank => Content::Blank,
-        Held::Data => Content::Data,
-        Held::Foreign(kind) => superblock(kind, "f0", ""),
-        Held::Member(uuid) => superblock("linux_raid_member", uuid, ""),
-        Held::Luks { uuid, new, .. } => superblock("crypto_LUKS", uuid, if *new { NEW } else { "" }),
-        Held::Filesystem { kind, uuid } => superblock(kind, uuid, ""),
-        Held::Table { uuid, partitions } => {
-            let partition = |(n, (uuid, held)): (usize, &(String, Held))| {
-                let device = format!("{device}{}", n + 1);
-                Partition { uuid: uuid.clone(), content: content(held, &device), device }
-            };
-            Content::Table { uuid: uuid.clone(), partitions: partitions.iter().enumerate().map(partition).collect() }
-        }
-    }
-}
-
-fn storage(wipe: Wipe, serials: &[&str], sets: &[(usize, &[(Option<u8>, bool, Format)])]) -> Storage {
+/// A plan with a set of so many disks for each entry, and its volumes.
+fn storage(wipe: Wipe, serials: &[&str], sets: &[(usize, &[Kind])]) -> Storage {
     let mut disks = Vec::new();
     let mut volumes = Vec::new();
     for (s, (count, on_set)) in sets.iter().enumerate() {
@@ -292,7 +53,7 @@ fn machine(disks: Vec<ModelDisk>) -> Machine {
     Machine { disks, ..Machine::default() }
 }
 
-const MIRROR: [(usize, &[(Option<u8>, bool, Format)]); 1] = [(2, &[(Some(1), true, Format::Ext4)])];
+const MIRROR: [(usize, &[Kind]); 1] = [(2, &[(Some(1), true, Format::Ext4)])];
 
 #[test]
 fn a_mirror_is_made_once_and_found_again() {
@@ -361,7 +122,12 @@ fn refusals_name_the_disk_its_serial_and_what_it_holds() {
         ),
         (Wipe::Always, &["b"], Held::Data, "holds data without a known signature"),
         (Wipe::Always, &[], Held::Foreign("LVM2_member"), "holds LVM2_member"),
-        (Wipe::Never, &[], Held::Blank, "disk /dev/sda (serial a, 65536 MiB) is blank, and storage plan `data` may make nothing"),
+        (
+            Wipe::Never,
+            &[],
+            Held::Blank,
+            "disk /dev/sda (serial a, 65536 MiB) is blank, and storage plan `data` may make nothing",
+        ),
         (
             Wipe::IfBlank,
             &[],
@@ -373,10 +139,7 @@ fn refusals_name_the_disk_its_serial_and_what_it_holds() {
         assert!(refusal.to_string().contains(words), "{refusal}");
     }
     let refusal = machine(vec![]).settle(&storage(Wipe::IfBlank, &[], &one)).unwrap_err();
-    assert_eq!(
-        refusal.to_string(),
-        "storage plan `data` wants 1 disk for `set0` and finds 0; there is none"
-    );
+    assert_eq!(refusal.to_string(), "storage plan `data` wants 1 disk for `set0` and finds 0; there is none");
 }
 
 /// A file system whose superblock was damaged looks like nothing known: it stays.
@@ -407,16 +170,19 @@ fn disks_are_picked_by_what_they_are() {
     assert_eq!(picked(&wanted).unwrap(), "/dev/sdb");
     wanted.disks[0].size = Some((1 << 30, 1 << 40));
     assert_eq!(picked(&wanted).unwrap(), "/dev/sdc");
-    wanted.disks[0] = DiskSet { kind: None, size: None, serials: vec!["b".into()], ..wanted.disks[0].clone() };
+    wanted.disks[0] =
+        DiskSet { kind: None, size: None, serials: vec!["b".into()], ..wanted.disks[0].clone() };
     assert_eq!(picked(&wanted).unwrap(), "/dev/sdb");
-    wanted.disks[0] = DiskSet { serials: vec![], path: Some("*/0000:00:02.0/*".into()), ..wanted.disks[0].clone() };
+    wanted.disks[0] =
+        DiskSet { serials: vec![], path: Some("*/0000:00:02.0/*".into()), ..wanted.disks[0].clone() };
     assert_eq!(picked(&wanted).unwrap(), "/dev/sdc");
     wanted.disks[0].kind = Some(DiskKind::Nvme);
     assert!(matches!(picked(&wanted), Err(Refusal::TooFewDisks { .. })));
 }
 
 fn any_held() -> impl Strategy<Value = Held> {
-    let part = prop_oneof![Just(Held::Blank), Just(Held::Foreign("ntfs")), Just(Held::Member("other".into()))];
+    let part =
+        prop_oneof![Just(Held::Blank), Just(Held::Foreign("ntfs")), Just(Held::Member("other".into()))];
     prop_oneof![
         6 => Just(Held::Blank),
         1 => Just(Held::Data),
@@ -437,13 +203,8 @@ fn any_held() -> impl Strategy<Value = Held> {
 fn any_machine() -> impl Strategy<Value = Machine> {
     let serial = prop_oneof![3 => "[ab][0-4]".prop_map(Some), 1 => Just(None)];
     prop::collection::vec((serial, any_held()), 0..6).prop_map(|disks| {
-        let disk = |(serial, held)| ModelDisk {
-            serial,
-            size: 64 << 30,
-            kind: DiskKind::Hdd,
-            held,
-            given_up: false,
-        };
+        let disk =
+            |(serial, held)| ModelDisk { serial, size: 64 << 30, kind: DiskKind::Hdd, held, given_up: false };
         machine(disks.into_iter().map(disk).collect())
     })
 }

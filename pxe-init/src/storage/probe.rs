@@ -8,7 +8,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::description::{DiskKind, Storage};
-use super::plan::{self, Array, Content, Disk, Partition, Seen, Superblock};
+use super::plan;
+use super::seen::{Array, Content, Disk, Partition, Seen, Superblock};
 use super::tools::{self, ToolError};
 
 #[derive(Debug, thiserror::Error)]

@@ -60,3 +60,7 @@ pub(super) async fn keys(
         Err(error @ ReleaseError::Key(_)) => Err(Failure::internal(error)),
     }
 }
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;

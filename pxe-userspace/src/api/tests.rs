@@ -18,14 +18,15 @@ use crate::blob::Blob;
 use crate::files::{OpenError, Opened};
 use crate::timeline::{Event, Happened, Stage, Who};
 
-const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+pub(super) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 
 /// A running pair of listeners, stopped when dropped.
 pub(crate) struct Daemon {
     pub(crate) api: SocketAddr,
-    boot: SocketAddr,
+    pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
+    pub(super) storage: Storage,
     stop: CancellationToken,
     _state: tempfile::TempDir,
 }
@@ -171,10 +172,10 @@ impl Images for Fake {
 }
 
 /// Status, headers in lower case, body.
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     headers: String,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
@@ -188,7 +189,7 @@ impl Answer {
     }
 }
 
-async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
+pub(super) async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command.args([
         "--silent",

@@ -33,8 +33,11 @@ pub fn boot(title: &str, own_path: &str, plan: &Plan) -> String {
 pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
     let pause = match refusal {
         Refusal::Preparing(_) => 3,
-        Refusal::NoProfile | Refusal::NoImage { .. } | Refusal::Memory { .. }
-        | Refusal::NoStorageTools { .. } | Refusal::Cmdline { .. } => 30,
+        Refusal::NoProfile
+        | Refusal::NoImage { .. }
+        | Refusal::Memory { .. }
+        | Refusal::NoStorageTools { .. }
+        | Refusal::Cmdline { .. } => 30,
     };
     format!(
         "{TERMINAL}\

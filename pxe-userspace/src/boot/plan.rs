@@ -84,7 +84,9 @@ pub enum Refusal {
         mib(*.needed), mib(*.memory)
     )]
     Memory { reference: String, needed: u64, memory: u64 },
-    #[error("the profile has a storage plan, and its tools are not here ({path}: {cause}): `cargo xtask setup` makes them")]
+    #[error(
+        "the profile has a storage plan, and its tools are not here ({path}: {cause}): `cargo xtask setup` makes them"
+    )]
     NoStorageTools { path: String, cause: String },
     #[error("profile {profile}: {source}")]
     Cmdline { profile: String, source: CmdlineError },

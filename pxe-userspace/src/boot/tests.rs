@@ -132,7 +132,15 @@ fn paths_read_back_and_nothing_else_does() {
     ] {
         assert_eq!(Generated::parse(&path.to_string()), Some(path));
     }
-    for other in ["grub/grub.cfg-0A4D000B", "grub/x", "boot/abc/kernel", "boot/ipxe/x.ipxe", "boot/storage/x", "boot", ""] {
+    for other in [
+        "grub/grub.cfg-0A4D000B",
+        "grub/x",
+        "boot/abc/kernel",
+        "boot/ipxe/x.ipxe",
+        "boot/storage/x",
+        "boot",
+        "",
+    ] {
         assert_eq!(Generated::parse(other), None, "{other}");
     }
     let long = format!("boot/{DIGEST}/kernel/x");

@@ -243,12 +243,7 @@ fn disks(table: &DisksTable, names: &mut HashSet<String>, findings: &mut Finding
 /// Names of partitions have 36 characters, of arrays 32; and there is `bridgehead-` before the mapping's.
 const NAME_MAX: usize = 31;
 
-fn volume(
-    table: &VolumeTable,
-    disks: &[Disks],
-    others: &[Volume],
-    findings: &mut Findings<'_>,
-) -> Volume {
+fn volume(table: &VolumeTable, disks: &[Disks], others: &[Volume], findings: &mut Findings<'_>) -> Volume {
     let name = table.name.get_ref();
     label(&table.name, "a volume", findings);
     if name.len() > NAME_MAX {
@@ -304,7 +299,11 @@ fn volume(
     if let Some(options) = &table.options
         && options.get_ref().contains(|c: char| !c.is_ascii_graphic())
     {
-        findings.add(options.span(), "mount options have no white space", "write them as \"noatime,commit=30\"");
+        findings.add(
+            options.span(),
+            "mount options have no white space",
+            "write them as \"noatime,commit=30\"",
+        );
     }
     Volume {
         name: name.clone(),

@@ -233,7 +233,12 @@ fn each_fault_of_a_storage_plan_is_named_with_its_place() {
         ("\"/var/lib/db\"", "\"/run/db\"", "21:11", "the kernel's or the boot's own"),
         ("\"/var/lib/db\"", "\"/scratch\"", "29:10", "two volumes are mounted at /scratch"),
         ("\"noatime\"", "\"no atime\"", "22:11", "no white space"),
-        ("storage = \"data\"", "storage = \"date\"", "34:11", "no storage plan is called `date`; there is data"),
+        (
+            "storage = \"data\"",
+            "storage = \"date\"",
+            "34:11",
+            "no storage plan is called `date`; there is data",
+        ),
         ("image   = \"db:1\"", "kernel = \"k\"", "34:11", "works through the init"),
     ] {
         assert!(STORAGE.contains(from), "{from} is not in the good plan");

@@ -168,7 +168,8 @@ impl Catalog {
             let tools = storage_tools(&config.boot.assets)?;
             facts.stage1.len += tools.len;
             facts.stage1.unpacked += tools.unpacked;
-            initrds = [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()).into();
+            initrds =
+                [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()).into();
         }
         let mut plan = plan::image(machine, memory, profile, reference, &facts, &Appliance::from(config))?;
         plan.initrds.extend(initrds);

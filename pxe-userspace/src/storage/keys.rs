@@ -33,11 +33,15 @@ pub const SEALING_KEY: &str = "volume-keys.key";
 pub enum KeyError {
     #[error("{path}: {source}")]
     SealingKey { path: PathBuf, source: io::Error },
-    #[error("{0} is missing, and volumes' keys were sealed with it: bring it back, or their disks stay closed")]
+    #[error(
+        "{0} is missing, and volumes' keys were sealed with it: bring it back, or their disks stay closed"
+    )]
     SealingKeyLost(PathBuf),
     #[error("{0} is not 32 bytes long: it is not the file that volumes' keys were sealed with")]
     SealingKeyDamaged(PathBuf),
-    #[error("the key of volume {volume} of {owner} can't be unsealed: the database and the key's file do not belong together")]
+    #[error(
+        "the key of volume {volume} of {owner} can't be unsealed: the database and the key's file do not belong together"
+    )]
     Unsealed { owner: String, volume: String },
     #[error("the database of volumes' keys: {0}")]
     Database(#[from] rusqlite::Error),
@@ -89,7 +93,8 @@ impl Keys {
         let key = match fs::read(path) {
             Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let sealed: i64 = self.db.query_row("SELECT count(*) FROM volume_key", [], |row| row.get(0))?;
+                let sealed: i64 =
+                    self.db.query_row("SELECT count(*) FROM volume_key", [], |row| row.get(0))?;
                 if sealed > 0 {
                     return Err(KeyError::SealingKeyLost(path.clone()));
                 }

@@ -55,7 +55,13 @@ impl Storage {
         let itself = machine.address == Some(client);
         let releases = plan.release_keys == ReleaseKeys::BootSegment && !volumes.is_empty();
         let token = (releases && itself).then(|| {
-            let scope = Scope { mac: machine.mac, address: client, owner: owner.clone(), plan: plan.name.clone(), volumes };
+            let scope = Scope {
+                mac: machine.mac,
+                address: client,
+                owner: owner.clone(),
+                plan: plan.name.clone(),
+                volumes,
+            };
             self.inner().tokens.issue(scope, now)
         });
         document::text(plan, &owner, token)

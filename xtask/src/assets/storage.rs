@@ -175,7 +175,11 @@ fn pack(root: &Path, initrd: &Path) -> anyhow::Result<u64> {
     const PACK: &str = "set -eo pipefail; cd \"$1\"; find . -exec touch -hd @0 {} +; \
         find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet | zstd -q -19 -T1 --check -o \"$2\"";
     run(Command::new("bash").args(["-c", PACK, "bash"]).args([root, initrd]))?;
-    let sizes = Command::new("du").args(["-s", "--apparent-size", "-B1"]).arg(root).stderr(Stdio::inherit()).output()?;
+    let sizes = Command::new("du")
+        .args(["-s", "--apparent-size", "-B1"])
+        .arg(root)
+        .stderr(Stdio::inherit())
+        .output()?;
     let size = String::from_utf8_lossy(&sizes.stdout);
     size.split_whitespace().next().and_then(|s| s.parse().ok()).context("du told no size")
 }

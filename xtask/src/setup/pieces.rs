@@ -77,6 +77,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "cpio",                Program("cpio"),               "reads our initrds, independently"),
         piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
+        piece(Test,   "e2fsprogs",           Program("mke2fs"),             "makes the file system of a disk that is not ours"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
         piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),
