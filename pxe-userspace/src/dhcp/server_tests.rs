@@ -59,6 +59,7 @@ fn config() -> Config {
             on_exit: config::OnExit::PowerOff,
             storage: None,
         }],
+        storage: Vec::new(),
         nodes: Vec::new(),
         workloads: Vec::new(),
     }

@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    /// pxe-init's tests read the same file.
+    /// pxe-init's tests read the same file. An identity that changes here is data that no node finds again.
     #[test]
     fn writes_what_a_node_reads() {
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
