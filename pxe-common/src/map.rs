@@ -21,7 +21,7 @@ use crate::wire::Datagram;
 
 /// Grows with every change of a struct here, of [`tftp::Session`], of [`dhcp::Grant`] or of the
 /// counters' order.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// The maps' names in the object.
 pub mod name {
@@ -53,8 +53,8 @@ pub const MAX_BLOBS: usize = 4_096;
 pub const MAX_SUMS: usize = 8_192;
 /// Machines that the kernel answers for.
 pub const MAX_LEASES: usize = 16_384;
-/// Bytes of the ring of events, a power of two: 10,000 of them, a second of the fastest storm.
-pub const EVENTS_BYTES: usize = 1 << 19;
+/// Bytes of the ring of events, a power of two: 26,000 of them, a second of the fastest storm.
+pub const EVENTS_BYTES: usize = 1 << 20;
 /// Entries of `COUNTERS`.
 pub const COUNTERS_LEN: usize = 2 * verdict::COUNTERS_PER_HOOK;
 
@@ -173,8 +173,8 @@ pub struct Lease {
     pub grant: dhcp::Grant,
 }
 
-/// Something that a program did, for the daemon. Other kinds of it may use the same ring: what
-/// all have in common comes first, and [`body`](Event::body) is the kind's own.
+/// Something that a program did, for the daemon: what all kinds have in common comes first, and
+/// [`body`](Event::body) is the kind's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
@@ -198,6 +198,12 @@ pub enum EventKind {
     Offer = 1,
     /// A DHCPACK of a lease left. Body: [`Event::client`].
     Ack = 2,
+    /// A transfer passed one of its [marks](tftp::Session::marks). Body: [`Event::transfer`].
+    Mark = 3,
+    /// A transfer's last block was acknowledged. Body: [`Event::transfer`].
+    Finished = 4,
+    /// The client ended its transfer by an ERROR. Body: [`Event::transfer`].
+    Aborted = 5,
 }
 
 impl Event {
@@ -220,7 +226,8 @@ impl Event {
 
     /// The kind, unless this program does not know it.
     pub fn kind(&self) -> Option<EventKind> {
-        [EventKind::Offer, EventKind::Ack].into_iter().find(|kind| *kind as u16 == self.kind)
+        use EventKind::{Aborted, Ack, Finished, Mark, Offer};
+        [Offer, Ack, Mark, Finished, Aborted].into_iter().find(|kind| *kind as u16 == self.kind)
     }
 
     /// The body of DHCP's events.
@@ -234,6 +241,27 @@ impl Event {
     pub fn client(&self) -> (Mac, Firmware) {
         let [a, b, c, d, e, f, slot, x, y, ..] = self.body;
         (Mac([a, b, c, d, e, f]), Firmware::decode([slot, x, y]))
+    }
+
+    /// The body of TFTP's events; the event's address is the client's. `code` is an ERROR's.
+    #[inline(always)]
+    pub fn of_transfer(key: &SessionKey, code: u16) -> [u8; 16] {
+        let [a, b, c, d] = key.server;
+        let ([e, f], [g, h]) = (key.client_port.to_ne_bytes(), key.server_port.to_ne_bytes());
+        let [i, j] = code.to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// Which transfer, in TFTP's events, and the ERROR's code.
+    pub fn transfer(&self) -> (SessionKey, u16) {
+        let [a, b, c, d, e, f, g, h, i, j, ..] = self.body;
+        let key = SessionKey {
+            client: self.address,
+            server: [a, b, c, d],
+            client_port: u16::from_ne_bytes([e, f]),
+            server_port: u16::from_ne_bytes([g, h]),
+        };
+        (key, u16::from_ne_bytes([i, j]))
     }
 }
 

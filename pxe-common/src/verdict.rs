@@ -51,6 +51,10 @@ reasons! {
         TftpDuplicate = "tftp-duplicate",
         /// An ACK of nothing in flight.
         TftpStale = "tftp-stale",
+        /// The last ACK: an event tells the daemon.
+        TftpFinished = "tftp-finished",
+        /// The client ended its transfer: an event tells the daemon.
+        TftpAborted = "tftp-aborted",
         /// The frame could not be written to after it had been resized; the client's or the
         /// daemon's timer repairs it.
         Unwritable = "unwritable",
@@ -100,10 +104,9 @@ reasons! {
         OtherUdp = "other-udp",
         /// A packet of a transfer in the kernel, but no plain ACK.
         TftpNotAck = "tftp-not-ack",
-        /// The client ended its transfer: the kernel's part ends, the daemon takes note.
-        TftpError = "tftp-error",
-        /// The last ACK: the daemon takes note of the end.
-        TftpFinished = "tftp-finished",
+        /// The end of a transfer that the ring of events had no room for: the packet itself tells
+        /// the daemon.
+        TftpUntold = "tftp-untold",
         /// The grant has ended.
         TftpExpired = "tftp-expired",
         /// More than one block is due: XDP can't send a second frame.

@@ -26,6 +26,9 @@ pub(crate) trait Frame: EbpfContext {
     /// Bytes, from the Ethernet header on.
     fn len(&self) -> usize;
 
+    /// Whether the frame has a VLAN tag that its bytes do not show.
+    fn has_hidden_tag(&self) -> bool;
+
     /// `N` bytes from offset `at`.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 
@@ -103,6 +106,12 @@ impl Frame for Xdp {
         unsafe { bpf_xdp_get_buff_len(self.0.ctx) as usize }
     }
 
+    /// One that a NIC takes off is not told.
+    #[inline(always)]
+    fn has_hidden_tag(&self) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let mut bytes = [0; N];
@@ -156,6 +165,14 @@ impl Frame for Tc {
     #[inline(always)]
     fn len(&self) -> usize {
         self.0.len() as usize
+    }
+
+    /// The kernel moves the outer tag into the skb's own fields before tc
+    /// (`__netif_receive_skb_core`), as a NIC may have done already.
+    #[inline(always)]
+    fn has_hidden_tag(&self) -> bool {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
     }
 
     #[inline(always)]

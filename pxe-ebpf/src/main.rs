@@ -69,6 +69,9 @@ fn look<F: Frame>(frame: &F) -> Result<Verdict, Pass> {
 /// that call each other share 512 bytes.
 #[inline(never)]
 fn datagram<F: Frame>(frame: &F) -> Result<Datagram, Pass> {
+    if frame.has_hidden_tag() {
+        return Err(Pass::Vlan);
+    }
     let Some(headers) = frame.load::<HEADERS_LEN>(0) else {
         let ethertype = frame.load(ETHERTYPE).ok_or(Pass::Runt)?;
         return Err(Pass::of_ethertype(u16::from_be_bytes(ethertype)));

@@ -131,12 +131,14 @@ pub(crate) fn plan<'a>(plan: Plan) -> Option<&'a Plan> {
     }
 }
 
-/// Tells the daemon.
+/// Tells the daemon, or counts what it is not told.
 #[inline(always)]
-pub(crate) fn tell(hook: Hook, event: &Event) {
-    if EVENTS.output(event, 0).is_err() {
+pub(crate) fn tell(hook: Hook, event: &Event) -> bool {
+    let told = EVENTS.output(event, 0).is_ok();
+    if !told {
         add(hook as u32 * COUNTERS_PER_HOOK as u32 + LOST_COUNTER, 1);
     }
+    told
 }
 
 /// Notes a verdict.

@@ -2,9 +2,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_loop};
 use aya_log_ebpf::debug;
-use pxe_common::map::{MAX_PIECES, PIECE_LEN, SessionKey};
+use pxe_common::map::{Event, EventKind, MAX_PIECES, PIECE_LEN, SessionKey};
 use pxe_common::tftp::{self, BlockNo, HEADER_LEN, Step, packet};
 use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, Headers};
@@ -22,24 +22,25 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
     let [old_checksum @ .., a, b, c, d]: [u8; 6] = frame.load(UDP_CHECKSUM).ok_or(Pass::TftpNotAck)?;
     let payload = [a, b, c, d];
-    if packet::is_error(payload) {
-        session.end();
-        return Err(Pass::TftpError);
-    }
-    let number = packet::ack(payload).filter(|_| packet.payload_len as usize == HEADER_LEN);
-    let number = number.ok_or(Pass::TftpNotAck)?;
-
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_ktime_get_ns() };
     if session.expired(now) {
         return Err(Pass::TftpExpired);
     }
+    if packet::is_error(payload) && packet.payload_len as usize >= HEADER_LEN {
+        session.end();
+        let told = tell::<F>(packet, EventKind::Aborted, u16::from_be_bytes([c, d]));
+        return ended(told, Drop::TftpAborted);
+    }
+    let number = packet::ack(payload).filter(|_| packet.payload_len as usize == HEADER_LEN);
+    let number = number.ok_or(Pass::TftpNotAck)?;
+
     let mut transfer = session.transfer;
     let blocks = match transfer.on_ack(number, now) {
         Step::Send(blocks) => blocks,
         Step::Finished => {
             session.transfer = transfer;
-            return Err(Pass::TftpFinished);
+            return ended(tell::<F>(packet, EventKind::Finished, 0), Drop::TftpFinished);
         }
         Step::Duplicate => return Ok(Verdict::Drop(Drop::TftpDuplicate)),
         Step::Stale => return Ok(Verdict::Drop(Drop::TftpStale)),
@@ -70,7 +71,11 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         State::NoRoom => return Err(Pass::NoRoom),
         State::Broken => return Ok(Verdict::Drop(Drop::Unwritable)),
     }
+    let marked = session.transfer.marks() != sending.transfer.marks();
     session.transfer = sending.transfer;
+    if marked {
+        tell::<F>(packet, EventKind::Mark, 0);
+    }
     let sent = blocks.last - blocks.first + 1;
     match F::HOOK {
         Hook::Xdp => session.sent_by_xdp += sent,
@@ -88,6 +93,27 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         }
     }
     Ok(Verdict::Reply(sending.bytes))
+}
+
+/// Tells the daemon of a transfer. A function of its own, so that a block's stack does not hold it.
+#[inline(never)]
+fn tell<F: Frame>(packet: &Datagram, kind: EventKind, code: u16) -> bool {
+    let key = SessionKey::of(packet);
+    let event = Event {
+        // SAFETY: a plain helper call.
+        time_ns: unsafe { bpf_ktime_get_boot_ns() },
+        kind: kind as u16,
+        hook: F::HOOK as u16,
+        address: key.client,
+        body: Event::of_transfer(&key, code),
+    };
+    maps::tell(F::HOOK, &event)
+}
+
+/// What becomes of a transfer's last packet.
+#[inline(always)]
+fn ended(told: bool, told_by_event: Drop) -> Result<Verdict, Pass> {
+    if told { Ok(Verdict::Drop(told_by_event)) } else { Err(Pass::TftpUntold) }
 }
 
 /// One answer, block after block through the same frame.
@@ -152,13 +178,6 @@ impl<F: Frame> Sending<'_, F> {
         let offset = self.transfer.offset_of(self.index);
         let Some(bytes) = maps::bytes_at(self.blob, offset) else { return };
         let Some(data_sum) = maps::sum_of(self.sums, self.index) else { return };
-
-        let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
-        let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
-        let reply = self.packet.reply(HEADER_LEN as u16 + len);
-        // Addresses and ports only change places, which no sum sees.
-        let held = Datagram { payload_len: self.held.payload_len, ..reply };
-        let change = Change::new(self.held.checksum, (&held, self.held.sum), (&reply, sum));
         let frame_len = HEAD_LEN + len as usize;
         if self.frame.len() != frame_len && !self.frame.resize(frame_len as u32) {
             if self.state == State::Untouched {
@@ -166,8 +185,18 @@ impl<F: Frame> Sending<'_, F> {
             }
             return;
         }
-        let stored = store_piece(self.frame, 0, bytes, len) && self.store_rest(offset, len);
-        self.state = if stored && self.frame.store_head(head(reply.headers(sum), [a, b, c, d]), &change) {
+        if !store_piece(self.frame, 0, bytes, len) || !self.store_rest(offset, len) {
+            self.state = State::Broken;
+            return;
+        }
+        // Only now, because it would lie on the stack while the bytes are stored.
+        let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
+        let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
+        let reply = self.packet.reply(HEADER_LEN as u16 + len);
+        // Addresses and ports only change places, which no sum sees.
+        let held = Datagram { payload_len: self.held.payload_len, ..reply };
+        let change = Change::new(self.held.checksum, (&held, self.held.sum), (&reply, sum));
+        self.state = if self.frame.store_head(head(reply.headers(sum), [a, b, c, d]), &change) {
             State::Whole
         } else {
             State::Broken

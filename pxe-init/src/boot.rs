@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
+use crate::console;
 use crate::image::{Image, ImageError};
 use crate::link::{self, Link, LinkError};
 use crate::modules::Modules;
@@ -18,7 +19,8 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
-use crate::settings::{OnExit, Settings, SettingsError, rescue_wanted};
+use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
+use crate::stage2::{self, Came, Stage2Error};
 use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
@@ -50,6 +52,8 @@ enum BootError {
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
+    Stage2(#[from] Stage2Error),
+    #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -77,14 +81,27 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let settings = settings?;
 
     let link = network(&settings)?;
-    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.reports, &settings.mac));
+    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
+    if hold_wanted(&cmdline) {
+        rescue::hold(supervisor, reporter, &settings);
+    }
+
     Image::check_unpacked()?;
-    let mut image = Image::open(Path::new("/image"), Path::new("/image.json"), settings.digest.as_deref())?;
+    let came = match &settings.stage2 {
+        Some(stage2) => Some(stage2::mount(stage2, settings.appliance)?),
+        None => None,
+    };
+    let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
+    let mut image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
     image.prepare(&settings)?;
-    reporter.reached(Stage::Image, &image.description.digest);
+    let digest = &image.description.digest;
+    match came {
+        None => reporter.reached(Stage::Image, digest),
+        Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
+    }
     if let Some(mounted) = storage::bring_up(&image, &settings)? {
         say!("{mounted}");
         reporter.reached(Stage::Image, mounted);
@@ -107,6 +124,7 @@ fn network(settings: &Settings) -> Result<Link, LinkError> {
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
     link::bring_up(&link, settings)?;
+    console::ship(settings.appliance, &settings.mac);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
     Ok(link)
 }

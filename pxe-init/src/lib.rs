@@ -3,11 +3,15 @@
 //! which command-line keys it takes; [`boot`] is the order of it.
 //!
 //! It lives in the initrd (stage 1), statically linked, next to BusyBox and the kernel's modules.
-//! The image's root file system lies below `/image`, described by `/image.json`.
+//! The image's root file system lies below `/image`, described by `/image.json`; in a boot of two
+//! stages it comes as a SquashFS ([`stage2`]).
 
 pub mod boot;
+pub mod console;
 
 mod account;
+mod cache;
+mod fetch;
 mod image;
 mod link;
 mod modules;
@@ -19,8 +23,10 @@ mod renewal;
 mod report;
 mod rescue;
 mod settings;
+mod stage2;
 mod storage;
 pub mod supervise;
+mod system;
 pub mod workload;
 mod xattr;
 
@@ -29,11 +35,10 @@ pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
 pub use xattr::Xattr;
 
-/// A line on the console. A console that is gone stops nothing.
+/// A line on the console, and for the appliance.
 #[macro_export]
 macro_rules! say {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "bridgehead: {}", format_args!($($arg)*));
-    }};
+    ($($arg:tt)*) => {
+        $crate::console::say(format_args!($($arg)*))
+    };
 }

@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 
-use crate::modules::Modules;
+use crate::modules::{Devices, Modules};
 use crate::netlink::Routing;
 use crate::say;
 use crate::settings::Settings;
@@ -48,7 +48,7 @@ pub(crate) fn find(mac: &str, modules: Option<&mut Modules>) -> Result<Link, Lin
     let start = Instant::now();
     loop {
         if let Some(modules) = &mut modules {
-            modules.load_for_devices();
+            modules.load_for_devices(Devices::AllButDisks);
         }
         let links = links(Path::new("/sys/class/net"));
         if let Some(link) = links.iter().find(|l| l.mac == mac) {

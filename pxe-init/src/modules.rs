@@ -28,6 +28,18 @@ pub(crate) struct Modules {
     tried: HashSet<String>,
 }
 
+/// Which devices drivers are loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// Disks take time to be found, and most boots have no use for them.
+    AllButDisks,
+    All,
+}
+
+/// Where the drivers of disks are.
+const DISKS: [&str; 4] =
+    ["kernel/drivers/ata", "kernel/drivers/block", "kernel/drivers/nvme", "kernel/drivers/scsi"];
+
 struct Dependencies {
     file: PathBuf,
     needs: Vec<String>,
@@ -61,9 +73,12 @@ impl Modules {
 
     /// Loads what the devices below `/sys/bus` ask for. A driver that brings up a bus makes more
     /// devices appear: call it again when the kernel announced some.
-    pub(crate) fn load_for_devices(&mut self) {
+    pub(crate) fn load_for_devices(&mut self, devices: Devices) {
         for device in device_names(Path::new("/sys/bus")) {
             for module in self.wanted_by(&device) {
+                if devices == Devices::AllButDisks && self.is_for_disks(&module) {
+                    continue;
+                }
                 if let Err(error) = self.load(&module) {
                     say!("{error}");
                 }
@@ -82,6 +97,23 @@ impl Modules {
             return Err(LoadError::Unknown(name.to_owned()));
         }
         names.iter().try_for_each(|n| self.load(n))
+    }
+
+    /// Loads the drivers of disks, and of what appears behind their controllers. The kernel has found
+    /// the disks when a driver is loaded: finit_module(2) waits for what it probes.
+    pub(crate) fn load_for_disks(&mut self) {
+        loop {
+            let before = self.tried.len();
+            self.load_for_devices(Devices::All);
+            if self.tried.len() == before {
+                return;
+            }
+        }
+    }
+
+    fn is_for_disks(&self, module: &str) -> bool {
+        let below = |file: &Path| DISKS.iter().any(|directory| file.starts_with(directory));
+        self.files.get(module).is_some_and(|module| below(&module.file))
     }
 
     fn wanted_by(&self, device: &str) -> Vec<String> {

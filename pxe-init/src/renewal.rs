@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use crate::link::Link;
 use crate::say;
 use crate::settings::Settings;
-use crate::supervise::unblock_signals;
+use crate::system::unblock_signals;
 
 /// The client process, or when it is due.
 pub(crate) struct Renewal {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::fetch::status;
 use crate::say;
 
 /// A stage of the node's part of the boot, as the appliance's timeline names it.
@@ -27,13 +28,18 @@ pub(crate) enum Stage {
 }
 
 /// The body of `POST /node/report`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report {
     mac: String,
-    stage: Stage,
+    stage: Option<Stage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+    /// Of what was fetched, and seconds that it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,17 +84,24 @@ impl Reporter {
 
     /// The node reached a stage.
     pub(crate) fn reached(&self, stage: Stage, detail: impl Into<String>) {
-        self.send(stage, Some(detail.into()), None, None);
+        self.send(stage, Report { detail: Some(detail.into()), ..Report::default() });
+    }
+
+    /// The image is there, after so many bytes were fetched in this time.
+    pub(crate) fn fetched(&self, detail: impl Into<String>, bytes: u64, took: Duration) {
+        let (bytes, duration) = (Some(bytes), Some(took.as_secs_f64()));
+        self.send(Stage::Image, Report { detail: Some(detail.into()), bytes, duration, ..Report::default() });
     }
 
     /// The boot can't go on.
     pub(crate) fn failed(&self, cause: impl Into<String>) {
-        self.send(Stage::Failed, None, Some(cause.into()), None);
+        self.send(Stage::Failed, Report { cause: Some(cause.into()), ..Report::default() });
     }
 
     /// The workload ended; `code` as a shell gives it, a signal counting from 128.
     pub(crate) fn exited(&self, code: i32, cause: impl Into<String>) {
-        self.send(Stage::Exited, None, Some(cause.into()), Some(code));
+        let cause = Some(cause.into());
+        self.send(Stage::Exited, Report { cause, exit_code: Some(code), ..Report::default() });
     }
 
     /// Waits until everything was sent, for a while.
@@ -98,9 +111,9 @@ impl Reporter {
         let _ = queue.unsent.1.wait_timeout_while(unsent, at_most, |n| *n > 0);
     }
 
-    fn send(&self, stage: Stage, detail: Option<String>, cause: Option<String>, exit_code: Option<i32>) {
+    fn send(&self, stage: Stage, report: Report) {
         let Some(queue) = &self.queue else { return };
-        let report = Report { mac: self.mac.clone(), stage, detail, cause, exit_code, uptime: uptime() };
+        let report = Report { mac: self.mac.clone(), stage: Some(stage), uptime: uptime(), ..report };
         *queue.unsent.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         // The thread holds the other end for as long as this one exists.
         let _ = queue.reports.send(report);
@@ -112,7 +125,7 @@ fn deliver(appliance: SocketAddrV4, report: &Report) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
     let mut pause = Duration::from_millis(100);
     loop {
-        match post(appliance, &body) {
+        match post(appliance, "/node/report", &body) {
             Ok(200..=299) => return,
             Ok(status @ 400..=499) => {
                 say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));
@@ -125,12 +138,12 @@ fn deliver(appliance: SocketAddrV4, report: &Report) {
 }
 
 /// One HTTP/1.1 exchange on a connection of its own. Returns the status code.
-fn post(appliance: SocketAddrV4, body: &[u8]) -> io::Result<u16> {
+pub(crate) fn post(appliance: SocketAddrV4, path: &str, body: &[u8]) -> io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(appliance), Duration::from_secs(3))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_write_timeout(Some(Duration::from_secs(5)))?;
     let mut request = format!(
-        "POST /node/report HTTP/1.1\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     )
@@ -140,11 +153,6 @@ fn post(appliance: SocketAddrV4, body: &[u8]) -> io::Result<u16> {
     let mut status_line = String::new();
     BufReader::new(stream).read_line(&mut status_line)?;
     status(&status_line).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// `HTTP/1.1 204 No Content`
-fn status(line: &str) -> Option<u16> {
-    line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.trim().parse().ok()
 }
 
 fn uptime() -> f64 {
@@ -207,13 +215,5 @@ mod tests {
         assert_eq!(bodies[2]["cause"], "refused for good");
         assert_eq!(bodies[3]["exit-code"], 137);
         assert!(bodies[3]["uptime"].as_f64().unwrap() > 0.0);
-    }
-
-    #[test]
-    fn status_lines_are_read_strictly() {
-        assert_eq!(status("HTTP/1.1 204 No Content\r\n"), Some(204));
-        assert_eq!(status("HTTP/1.0 200\r\n"), Some(200));
-        assert_eq!(status("SSH-2.0-x\r\n"), None);
-        assert_eq!(status(""), None);
     }
 }

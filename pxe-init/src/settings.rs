@@ -6,8 +6,8 @@ use std::time::Duration;
 /// The node's part in this boot.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// Where reports go; none means that none are sent.
-    pub(crate) reports: Option<SocketAddrV4>,
+    /// Where reports go and stage 2 comes from; none means that no reports are sent.
+    pub(crate) appliance: Option<SocketAddrV4>,
     /// The MAC of the interface that the node booted from, in lower case.
     pub(crate) mac: String,
     pub(crate) address: Ipv4Addr,
@@ -18,8 +18,18 @@ pub(crate) struct Settings {
     pub(crate) on_exit: OnExit,
     /// The digest that the image must have.
     pub(crate) digest: Option<String>,
+    /// What to fetch as the image; none means that it came with stage 1.
+    pub(crate) stage2: Option<Stage2>,
     /// How long the address is the node's; renewal begins at half of it.
     pub(crate) lease: Duration,
+}
+
+/// The SquashFS that holds the image, as the appliance names it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Stage2 {
+    /// Hexadecimal.
+    pub(crate) sha256: String,
+    pub(crate) size: u64,
 }
 
 /// What the node does when its workload's first process ends.
@@ -46,6 +56,11 @@ pub(crate) fn rescue_wanted(cmdline: &str) -> bool {
     words(cmdline).iter().any(|w| w == "bridgehead.rescue" || w == "bridgehead.rescue=1")
 }
 
+/// Whether the boot is to stop here until the appliance lets it go on.
+pub(crate) fn hold_wanted(cmdline: &str) -> bool {
+    words(cmdline).iter().any(|w| w == "bridgehead.hold")
+}
+
 impl Settings {
     /// Reads the kernel's command line. Other keys than ours are the kernel's or the workload's.
     pub(crate) fn parse(cmdline: &str) -> Result<Self, SettingsError> {
@@ -68,7 +83,7 @@ impl Settings {
         )?;
         let dns = |v: &str| v.split(',').map(|a| a.parse().ok()).collect();
         Ok(Self {
-            reports: optional(get("url"), "url", "http://ADDRESS[:PORT]", endpoint)?,
+            appliance: optional(get("url"), "url", "http://ADDRESS[:PORT]", endpoint)?,
             address,
             prefix,
             router: optional(get("router"), "router", "an IPv4 address", |v| v.parse().ok())?,
@@ -77,6 +92,7 @@ impl Settings {
             on_exit: optional(get("on-exit"), "on-exit", "poweroff, reboot, restart or stay", on_exit)?
                 .unwrap_or(OnExit::PowerOff),
             digest: get("digest"),
+            stage2: optional(get("stage2"), "stage2", "sha256:DIGITS,BYTES", stage2)?,
             lease: optional(get("lease"), "lease", "seconds", |v| v.parse().ok())?
                 .map_or(Duration::from_secs(120), Duration::from_secs),
             mac,
@@ -111,6 +127,14 @@ fn address_and_prefix(value: &str) -> Option<(Ipv4Addr, u8)> {
 fn endpoint(url: &str) -> Option<SocketAddrV4> {
     let authority = url.strip_prefix("http://")?.trim_end_matches('/');
     authority.parse().ok().or_else(|| Some(SocketAddrV4::new(authority.parse().ok()?, 80)))
+}
+
+fn stage2(value: &str) -> Option<Stage2> {
+    let (sha256, size) = value.strip_prefix("sha256:")?.split_once(',')?;
+    // It becomes part of a path.
+    let digits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    let size = size.parse().ok().filter(|size| *size > 0)?;
+    (sha256.len() == 64 && sha256.bytes().all(digits)).then(|| Stage2 { sha256: sha256.to_owned(), size })
 }
 
 fn on_exit(value: &str) -> Option<OnExit> {
@@ -152,7 +176,8 @@ mod tests {
 
     const LINE: &str = "BOOT_IMAGE=x console=ttyS0 bridgehead.url=http://10.77.0.1 bridgehead.mac=52:54:00:77:00:0A \
         bridgehead.address=10.77.0.100/24 bridgehead.router= bridgehead.dns=10.77.0.1,1.1.1.1 \"bridgehead.name=n 1\" \
-        bridgehead.on-exit=stay bridgehead.digest=sha256:abc bridgehead.lease=3600";
+        bridgehead.on-exit=stay bridgehead.digest=sha256:abc bridgehead.lease=3600 \
+        bridgehead.stage2=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef,4096";
 
     #[test]
     fn reads_every_key() {
@@ -160,7 +185,7 @@ mod tests {
         assert_eq!(
             settings,
             Settings {
-                reports: Some("10.77.0.1:80".parse().unwrap()),
+                appliance: Some("10.77.0.1:80".parse().unwrap()),
                 mac: "52:54:00:77:00:0a".into(),
                 address: Ipv4Addr::new(10, 77, 0, 100),
                 prefix: 24,
@@ -169,6 +194,7 @@ mod tests {
                 name: "n 1".into(),
                 on_exit: OnExit::Stay,
                 digest: Some("sha256:abc".into()),
+                stage2: Some(Stage2 { sha256: "0123456789abcdef".repeat(4), size: 4096 }),
                 lease: Duration::from_secs(3600),
             }
         );
@@ -190,6 +216,16 @@ mod tests {
         for bad in ["https://10.0.0.1", "http://name", "10.0.0.1", "http://10.0.0.1/path"] {
             assert_eq!(endpoint(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn stage_2_is_a_digest_and_a_size() {
+        let digest = "0123456789abcdef".repeat(4);
+        assert!(stage2(&format!("sha256:{digest},1")).is_some());
+        for bad in ["", "sha256:ab,1", &digest, &format!("sha256:{digest}"), &format!("sha256:{digest},0")] {
+            assert_eq!(stage2(bad), None, "{bad}");
+        }
+        assert_eq!(stage2(&format!("sha256:{},1", digest.replace('0', "/"))), None);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -131,13 +129,6 @@ impl Supervisor {
             }
         }
     }
-}
-
-/// Gives a child the signal mask that programs expect. std's `Command` hands on ours, in which
-/// SIGTERM is blocked: nothing that we start could be asked to end.
-pub(crate) fn unblock_signals(command: &mut Command) -> &mut Command {
-    // SAFETY: sigprocmask is async-signal-safe, and the set is a value.
-    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) }
 }
 
 fn reap() -> Option<(Pid, Ended)> {

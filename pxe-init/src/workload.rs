@@ -3,22 +3,19 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::OFlag;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Pid, Uid, chdir, chroot, pipe2, setgid, setgroups, setsid, setuid, write};
+use nix::unistd::{Gid, Pid, Uid, pipe2};
 
 use crate::account::{Account, AccountError};
 use crate::image::Image;
 use crate::program::{self, ProgramError};
-use crate::supervise::unblock_signals;
+use crate::system::{Entry, unblock_signals};
 
 /// Docker's default.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -89,6 +86,7 @@ pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<P
         uid: Uid::from_raw(account.uid),
         gid: Gid::from_raw(account.gid),
         groups: account.groups.iter().map(|g| Gid::from_raw(*g)).collect(),
+        progress,
     };
     let mut command = Command::new(&program);
     command.arg0(&description.argv[0]).args(&description.argv[1..]).env_clear().envs(env);
@@ -98,14 +96,10 @@ pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<P
         command.stdin(console).stdout(Stdio::from(output)).stderr(errors);
     }
     unblock_signals(&mut command);
-    // SAFETY: between fork and exec only system calls are made, on data that was made before: no
-    // allocation, no lock. `progress` outlives the call below.
-    unsafe {
-        let progress = progress.as_raw_fd();
-        command.pre_exec(move || entry.enter(BorrowedFd::borrow_raw(progress)));
-    }
+    entry.before_exec(&mut command);
     let spawned = command.spawn();
-    drop(progress);
+    // It holds our copy of the pipe's end that is written to: with it, reading would not end.
+    drop(command);
     match spawned {
         Ok(child) => Ok(Pid::from_raw(child.id().cast_signed())),
         Err(source) => Err(refused(last_step(File::from(steps)))(source)),
@@ -135,53 +129,6 @@ fn environment(image: &[String], home: &str, extra: &[(&str, &str)]) -> Vec<(Str
     // A name can't be empty or carry a zero byte; Command would refuse all of it for one of them.
     env.retain(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'));
     env
-}
-
-/// What the child needs on its way.
-struct Entry {
-    root: CString,
-    cwd: CString,
-    uid: Uid,
-    gid: Gid,
-    groups: Vec<Gid>,
-}
-
-impl Entry {
-    /// Runs in the child. Async-signal-safe throughout (signal-safety(7)).
-    fn enter(&self, progress: BorrowedFd<'_>) -> io::Result<()> {
-        let step = |step: Step| {
-            let _ = write(progress, &[step as u8]);
-        };
-        // A session needs a terminal for job control and Ctrl-C; a workload without one is fine.
-        let _ = setsid();
-        take_terminal();
-
-        // The image becomes the root of a mount namespace, as switch_root does it for a whole
-        // system: in a mere chroot the kernel refuses user namespaces, and so sandboxes.
-        step(Step::Namespace);
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        step(Step::Root);
-        chdir(self.root.as_c_str())?;
-        mount(Some(c"."), c"/", None::<&std::ffi::CStr>, MsFlags::MS_MOVE, None::<&std::ffi::CStr>)?;
-        chroot(c".")?;
-        step(Step::Directory);
-        chdir(self.cwd.as_c_str())?;
-
-        step(Step::Groups);
-        setgroups(&self.groups)?;
-        step(Step::Group);
-        setgid(self.gid)?;
-        step(Step::User);
-        setuid(self.uid)?;
-        step(Step::Exec);
-        Ok(())
-    }
-}
-
-/// Makes standard input the session's controlling terminal, if it is one.
-fn take_terminal() {
-    // SAFETY: TIOCSCTTY takes an integer and touches no memory of ours.
-    let _ = unsafe { nix::libc::ioctl(io::stdin().as_fd().as_raw_fd(), nix::libc::TIOCSCTTY, 0) };
 }
 
 /// The last step that the child announced.

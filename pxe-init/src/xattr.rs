@@ -6,9 +6,9 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use nix::errno::Errno;
-use nix::libc;
 use serde::Deserialize;
+
+use crate::system::set_xattr;
 
 /// One attribute of one file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -28,10 +28,7 @@ impl Xattr {
         let name = CString::new(self.name.as_str())?;
         // fsetxattr(2) refuses such a descriptor; its name in /proc is as good.
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        // SAFETY: both strings end with a zero byte, and the length is the value's; the kernel only reads.
-        let set =
-            unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-        Ok(Errno::result(set).map(drop)?)
+        set_xattr(&path, &name, &value)
     }
 }
 
@@ -47,6 +44,8 @@ mod tests {
     use std::fs::{self, File};
     use std::os::unix::fs::OpenOptionsExt as _;
     use std::process::Command;
+
+    use nix::libc;
 
     use super::*;
 

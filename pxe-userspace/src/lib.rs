@@ -11,6 +11,7 @@
 //! Around them: [`app`] starts everything in order and is the only module that sees all;
 //! [`config`] is read by most, [`net`] has the bridge, [`workload`] the appliance's own containers,
 //! and all of them tell [`machines`] and the [`timeline`] what happened, which [`api`] and [`cli`] show.
+//! [`storm`] stands apart: the machines' side, to load an appliance with.
 
 pub mod api;
 pub mod app;
@@ -19,17 +20,21 @@ pub mod boot;
 pub mod cli;
 mod clock;
 pub mod config;
+pub mod console;
 pub mod database;
 pub mod dataplane;
 pub mod dhcp;
 pub mod engine;
 pub mod files;
+pub mod holds;
 pub mod image;
 pub mod machines;
 pub mod net;
 pub mod stage;
 pub mod storage;
+pub mod storm;
 pub mod text;
 pub mod tftp;
 pub mod timeline;
+pub mod trace;
 pub mod workload;

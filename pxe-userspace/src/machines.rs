@@ -34,12 +34,41 @@ pub struct Machine {
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
+    /// The file of its boot that it fetches just now, by TFTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetching: Option<Fetching>,
+    /// In how many stages its last boot loads an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<u8>,
     /// What its firmware said it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
     /// Its SMBIOS UUID (option 97), as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// Somebody wants it to stop in stage 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<Hold>,
+}
+
+/// Which boots stop in stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// The next one.
+    Once,
+    /// That one has stopped; the one after it won't.
+    Reached,
+    UntilReleased,
+}
+
+/// A file on its way to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Fetching {
+    pub path: String,
+    /// How much of it the machine has, renewed at each quarter.
+    pub percent: u8,
 }
 
 impl Machine {
@@ -52,14 +81,22 @@ impl Machine {
             profile: None,
             stage: None,
             since: None,
+            fetching: None,
+            stages: None,
             firmware: None,
             uuid: None,
+            hold: None,
         }
     }
 
     /// Whether the firmware it booted with last is a UEFI.
     pub fn is_uefi(&self) -> bool {
         self.firmware.as_ref().is_some_and(|f| f.contains("UEFI"))
+    }
+
+    /// Whether its next boot is to stop in stage 1.
+    pub fn stops_in_stage1(&self) -> bool {
+        matches!(self.hold, Some(Hold::Once | Hold::UntilReleased))
     }
 
     /// What people call it: its name, else its MAC.
@@ -154,12 +191,28 @@ impl Machines {
         machine.profile = profile;
     }
 
+    /// The machine was told to load an image in one or two stages.
+    pub fn planned(&self, mac: Mac, stages: u8) {
+        self.write().machine(mac).stages = Some(stages);
+    }
+
     /// The machine reached a stage.
     pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp) {
         let mut register = self.write();
         let machine = register.machine(mac);
         machine.stage = Some(stage);
         machine.since = Some(time);
+        machine.fetching = None;
+    }
+
+    /// How far the file is that the machine fetches; nothing when it fetches none.
+    pub fn fetching(&self, mac: Mac, fetching: Option<Fetching>) {
+        self.write().machine(mac).fetching = fetching;
+    }
+
+    /// The machine is to be held, or not any more.
+    pub fn hold(&self, mac: Mac, hold: Option<Hold>) {
+        self.write().machine(mac).hold = hold;
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {
@@ -182,7 +235,8 @@ impl Register {
     /// Forgets half of the machines that are neither declared nor hold an address, those first that
     /// were not seen for the longest time.
     fn forget_some(&mut self) {
-        let forgettable = self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none());
+        let forgettable =
+            self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none());
         let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
         forgettable.sort_unstable();
         forgettable.truncate(forgettable.len().div_ceil(2));

@@ -7,15 +7,17 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bridgehead::blob::Blob;
 use bridgehead::config;
-use bridgehead::dataplane::{Counters, Dataplane, LoadError, Tier};
+use bridgehead::dataplane::{Counters, Dataplane, LoadError, Sinks, Tier};
 use bridgehead::files::{Files, OpenError, Opened};
 use bridgehead::machines::Machines;
 use bridgehead::tftp::socket::Tftp;
 use bridgehead::timeline::{AnsweredBy, Event, Stage, Timeline};
 use pxe_common::Mac;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -40,6 +42,7 @@ fn real_clients_get_every_byte_from_the_kernel() {
     let first_blocks = fetches().filter(|f| !f.client.sends_options()).count() as u64;
     assert_eq!(counters.tc["replies"], answers - first_blocks, "{counters:?}");
     assert_eq!(counters.tc["tftp-finished"], fetches().count() as u64, "{counters:?}");
+    assert_eq!(counters.tc["events-lost"], 0, "{counters:?}");
     let initrds: Vec<&Event> = events.iter().filter(|e| e.stage == Stage::Initrd).collect();
     assert_eq!(initrds.len(), fetches().filter(|f| f.file == "initrd").count());
     for event in initrds {
@@ -213,18 +216,20 @@ impl Lab {
         machines.bound(CLIENT_MAC, CLIENT);
         let timeline = Timeline::open(&self.dir.path().join("db"), machines).unwrap();
         let mut events = timeline.subscribe();
+        let ((dhcp, _), (tftp, told)) = (mpsc::channel(1), mpsc::channel(100));
+        let shutdown = CancellationToken::new();
         let dataplane = (mode != config::FastPath::Off).then(|| {
-            let (dataplane, ..) = Dataplane::load(false).expect("root, and a built object");
+            let (dataplane, events, _) = Dataplane::load(false).expect("root, and a built object");
+            tokio::spawn(events.run(Sinks { dhcp, tftp }, shutdown.clone()));
             let status = dataplane.attach("port", mode);
             assert_eq!(status.tier, Tier::Tc, "{status:?}");
             Arc::new(dataplane)
         });
         let tftp = Tftp::bind(SERVER, 1500).await.unwrap();
         let stats = tftp.stats();
-        let shutdown = CancellationToken::new();
         let files = Arc::new(Directory(self.dir.path().to_owned()));
         let fast_path = dataplane.clone().map(|d| d as _);
-        let running = tokio::spawn(tftp.run(files, fast_path, timeline, shutdown.clone()));
+        let running = tokio::spawn(tftp.run(files, fast_path, told, timeline, shutdown.clone()));
 
         for fetch in fetches() {
             let out = self.dir.path().join("out");
@@ -233,7 +238,14 @@ impl Lab {
             assert!(same, "{fetch:?}: the bytes differ");
             fs::remove_file(&out).unwrap();
         }
-        let stats: BTreeMap<_, _> = stats.read().collect();
+        let read = || stats.read().collect::<BTreeMap<_, _>>();
+        // The end of the last one is on its way through the ring of events.
+        for _ in 0..100 {
+            if read()["finished"] < fetches().count() as u64 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let stats = read();
         assert_eq!(stats["finished"], fetches().count() as u64, "{stats:?}");
         assert_eq!((stats["malformed"], stats["refused"], stats["expired"]), (0, 0, 0), "{stats:?}");
         shutdown.cancel();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bridgehead::blob::Blob;
 use bridgehead::config::FastPath;
-use bridgehead::dataplane::{Dataplane, LoadError};
+use bridgehead::dataplane::{Dataplane, LoadError, Sinks};
 use bridgehead::files::{Files, OpenError, Opened};
 use bridgehead::machines::Machines;
 use bridgehead::tftp::socket::Tftp;
@@ -20,6 +20,7 @@ use bridgehead::timeline::{AnsweredBy, Event, Stage, Timeline};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pxe_common::Mac;
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -215,16 +216,18 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
     machines.bound(CLIENT_MAC, CLIENT);
     let timeline = Timeline::open(&dir.path().join("db"), machines).unwrap();
     let mut events = timeline.subscribe();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ((dhcp, _), (sink, told)) = (mpsc::channel(1), mpsc::channel(100));
+    let shutdown = CancellationToken::new();
     let dataplane = (mode != FastPath::Off).then(|| {
-        let (dataplane, ..) = Dataplane::load(false).expect("root, and a built object");
+        let (dataplane, events, _) = Dataplane::load(false).expect("root, and a built object");
+        runtime.spawn(events.run(Sinks { dhcp, tftp: sink }, shutdown.clone()));
         let status = dataplane.attach("port", mode);
         assert_eq!(status.reason, None, "{status:?}");
         Arc::new(dataplane) as _
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let tftp = runtime.block_on(Tftp::bind(SERVER, MTU)).unwrap();
-    let shutdown = CancellationToken::new();
-    let running = tftp.run(Arc::new(Catalogue), dataplane, timeline, shutdown.clone());
+    let running = tftp.run(Arc::new(Catalogue), dataplane, told, timeline, shutdown.clone());
     std::thread::scope(|scope| {
         scope.spawn(|| runtime.block_on(running).unwrap());
         // Also when the client panics, so that the scope ends.
@@ -289,7 +292,7 @@ impl Client {
             self.expect_data(port, block as u16 + 1, &data[at..(at + blksize).min(KERNEL_LEN)]);
         }
         self.send(port, server, &[0, 4, 0, blocks as u8]);
-        // What the daemon makes of the last ACK is done when it answers the next request.
+        // Without a fast path the daemon has seen the last ACK when it answers the next request.
         self.ask(9, b"\0\x02\0octet\0");
     }
 

@@ -59,29 +59,47 @@ impl Boot {
         fast_path: &str,
         mut say: impl FnMut(&str),
     ) -> Result<Self> {
+        let ports: Vec<String> = specs.iter().map(|s| s.tap.clone()).collect();
+        let config = appliance::demo(world, &ports, &specs, fast_path);
+        let mut boot = Self::prepare(world, &specs, &config, 0, &mut say)?;
+        say("powering on");
+        boot.power_on(world, specs)?;
+        Ok(boot)
+    }
+
+    /// The same up to the power switch, with a configuration that names the demo image, and so many bytes in it
+    /// that can't be compressed.
+    pub fn prepare(
+        world: &World,
+        specs: &[Spec],
+        config: &str,
+        ballast: u64,
+        mut say: impl FnMut(&str),
+    ) -> Result<Self> {
         say("starting a Docker engine");
         let engine = Engine::start(world)?;
         say("making the demo image");
-        engine.make_demo_image(world)?;
+        engine.make_heavy_demo_image(world, ballast)?;
         say("starting the appliance");
-        for spec in &specs {
+        for spec in specs {
             tap(&spec.tap)?;
         }
-        let ports: Vec<String> = specs.iter().map(|s| s.tap.clone()).collect();
-        let appliance = Appliance::start(world, &appliance::demo(world, &ports, &specs, fast_path))?;
+        let appliance = Appliance::start(world, config)?;
         say("bringing the image in");
         appliance.run(&["image", "add", DEMO])?;
         let digest = appliance.image_digest(DEMO)?;
         let (follow, events) = appliance.follow(world)?;
-        say("powering on");
-        let machines = specs
-            .into_iter()
-            .map(|spec| {
-                let machine = Machine::power_on(world, spec, None)?;
-                Ok(Booting { machine, address: None, stages: Vec::new(), outcome: None })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { appliance, machines, digest, events, _follow: follow, engine })
+        Ok(Self { appliance, machines: Vec::new(), digest, events, _follow: follow, engine })
+    }
+
+    /// Powers machines on, in place of those that were on.
+    pub fn power_on(&mut self, world: &World, specs: Vec<Spec>) -> Result<()> {
+        self.machines.clear();
+        for spec in specs {
+            let machine = Machine::power_on(world, spec, None)?;
+            self.machines.push(Booting { machine, address: None, stages: Vec::new(), outcome: None });
+        }
+        Ok(())
     }
 
     /// Follows the boots until each has an outcome. One that takes longer than `patience` has failed.

@@ -1,6 +1,7 @@
 //! A Docker engine of the lab's own, and the demo image, which is made here: no registry is needed.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -47,11 +48,16 @@ impl Engine {
 
     /// Makes the demo image, [`DEMO`].
     pub fn make_demo_image(&self, world: &World) -> Result<()> {
-        self.make_image(world, DEMO, DEMO_START)
+        self.make_heavy_demo_image(world, 0)
     }
 
-    /// Makes an image of BusyBox and a script that it runs.
-    pub fn make_image(&self, world: &World, reference: &str, start: &str) -> Result<()> {
+    /// The same with so many random bytes in it.
+    pub fn make_heavy_demo_image(&self, world: &World, ballast: u64) -> Result<()> {
+        self.make_image(world, DEMO, DEMO_START, ballast)
+    }
+
+    /// Makes an image of BusyBox, a script that it runs, and random bytes.
+    pub fn make_image(&self, world: &World, reference: &str, start: &str, ballast: u64) -> Result<()> {
         let root = world.path(reference.replace([':', '/'], "-"));
         fs::create_dir_all(root.join("bin"))?;
         let busybox = crate::assets().join("busybox");
@@ -63,6 +69,10 @@ impl Engine {
         }
         fs::write(root.join("start"), start)?;
         fs::set_permissions(root.join("start"), fs::Permissions::from_mode(0o755))?;
+        if ballast > 0 {
+            let mut random = fs::File::open("/dev/urandom")?.take(ballast);
+            std::io::copy(&mut random, &mut fs::File::create(root.join("ballast"))?)?;
+        }
         import(&root, reference, &["ENTRYPOINT [\"/start\"]"])
     }
 

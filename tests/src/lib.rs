@@ -11,10 +11,12 @@ pub mod capture;
 pub mod clients;
 pub mod dnsmasq;
 pub mod engine;
+pub mod frames;
 pub mod load;
 pub mod machine;
 pub mod net;
 pub mod process;
+pub mod soak;
 pub mod timeline;
 pub mod world;
 

@@ -29,6 +29,11 @@ pub fn tap(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// A link's number.
+pub fn index(link: &str) -> Result<u32> {
+    nix::net::if_::if_nametoindex(link).with_context(|| link.to_owned())
+}
+
 /// Plugs a link into a bridge.
 pub fn plug(link: &str, bridge: &str) -> Result<()> {
     ip(["link", "set", link, "master", bridge])?;
@@ -64,6 +69,14 @@ impl Host {
 
     pub fn mac(&self) -> &str {
         &self.mac
+    }
+
+    /// Lets host and port send frames of so many bytes beyond their Ethernet header.
+    pub fn mtu(&self, mtu: u16) -> Result<()> {
+        let mtu = mtu.to_string();
+        ip(["link", "set", &self.port(), "mtu", &mtu])?;
+        ip(["-n", &self.name, "link", "set", "eth0", "mtu", &mtu])?;
+        Ok(())
     }
 
     /// Gives the host an address by hand.

@@ -47,9 +47,13 @@ fn known_machines_get_their_leases_from_the_kernel() {
             count.with_context(|| format!("`bridgehead status` has no {name}: {status}"))
         };
         let address = Dhcp::Udhcpc.lease(world, host)?;
-        ensure!(count("kernel.tc.dhcp-acks")? == 0, "a stranger is the daemon's");
         let by_daemon = (count("dhcp.discovers")?, count("dhcp.requests")?);
-        for (client, answers) in [(Dhcp::Udhcpc, 1), (Dhcp::Dhclient, 2), (Dhcp::Dhcpcd, 3)] {
+        ensure!(
+            by_daemon == (1, 0),
+            "a stranger's DISCOVER is the daemon's, and nothing else: {by_daemon:?}"
+        );
+        ensure!(count("kernel.tc.dhcp-acks")? == 1, "the kernel makes an ACK of the offer");
+        for (client, answers) in [(Dhcp::Udhcpc, 2), (Dhcp::Dhclient, 3), (Dhcp::Dhcpcd, 4)] {
             let again = client.lease(world, host)?;
             ensure!(again == address, "{client:?} got {again} where the machine holds {address}");
             let acks = count("kernel.tc.dhcp-acks")?;

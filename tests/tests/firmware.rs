@@ -1,15 +1,19 @@
 //! The main job with real firmware: power-on to a page that names the node and the image's digest.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use lab::appliance::find;
+use anyhow::{Context as _, Result, ensure};
+use lab::appliance::{find, program};
 use lab::boot::{Boot, Booting, News};
 use lab::machine::{Firmware, Spec};
+use lab::process::{PATIENCE, Process, output, wait_for};
 use lab::world::{self, World};
 use serde_json::Value;
 
-const PROGRAMS: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
+const PROGRAMS: [&str; 5] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "tshark"];
 
 /// What comes before a workload, in the order in which it comes.
 const STAGES: [&str; 9] =
@@ -18,7 +22,16 @@ const STAGES: [&str; 9] =
 #[test]
 fn bios_and_uefi_boot_at_once() {
     world::test(&PROGRAMS, |world| {
-        let boot = boot(world, vec![Spec::numbered(1), Spec::numbered(2)], "auto")?;
+        let traced = Spec::numbered(2);
+        let file = world.path("n2.pcapng");
+        let mut trace = None;
+        let mut boot = Boot::start(world, vec![Spec::numbered(1), traced.clone()], "auto", |step| {
+            println!("{step}");
+            if step == "powering on" {
+                trace = Some(start_trace(world, &traced.name, &file));
+            }
+        })?;
+        watch(&mut boot)?;
         let firmwares: Vec<Firmware> = boot.machines.iter().map(|m| m.machine.spec.firmware).collect();
         ensure!(firmwares == [Firmware::Bios, Firmware::Uefi]);
         for booting in &boot.machines {
@@ -36,15 +49,48 @@ fn bios_and_uefi_boot_at_once() {
             let node = find(&nodes, &|o| o.get("name").and_then(Value::as_str) == Some(name));
             let stage = node.and_then(|n| n.get("stage")?.as_str());
             ensure!(stage == Some("workload"), "`bridgehead nodes` shows {name} as {node:?}");
+            console_is_kept(&boot, name)?;
         }
+        // It ends by itself, with the boot.
+        let status = trace.context("not powered on")??.wait(PATIENCE)?;
+        ensure!(status.success(), "`bridgehead trace` ended with {status}");
+        boot_is_traced(&file)?;
         boot.stop()
     });
 }
 
 #[test]
-fn bios_boots_without_the_fast_path() {
+fn bios_boots_without_the_fast_path_and_stops_where_it_is_held() {
     world::test(&PROGRAMS, |world| {
-        let boot = boot(world, vec![Spec::numbered(1)], "off")?;
+        let spec = Spec::numbered(1);
+        let name = spec.name.clone();
+        let ask = |args: &[&str]| output(Command::new(program()?).args(args));
+        let hold = || -> Result<Option<String>> {
+            let node: Value = serde_json::from_str(&ask(&["nodes", &name, "--json"])?)?;
+            ensure!(node["stage"] != "image" && node["stage"] != "workload", "it was not held: {node}");
+            Ok(node["hold"].as_str().map(str::to_owned))
+        };
+        let mut boot = Boot::start(world, vec![spec], "off", |step| {
+            println!("{step}");
+            if step == "powering on" {
+                ask(&["hold", &name, "--once"]).expect("a machine can be held");
+            }
+        })?;
+        std::thread::scope(|scope| {
+            let released = scope.spawn(|| {
+                wait_for(Duration::from_secs(300), || {
+                    Ok((hold()?.as_deref() == Some("reached")).then_some(()))
+                })?;
+                // Longer than what is left to do takes.
+                std::thread::sleep(Duration::from_secs(3));
+                ensure!(hold()?.as_deref() == Some("reached"));
+                ensure!(ask(&["nodes"])?.contains("stage1 (held)"));
+                ensure!(ask(&["console", &name])?.contains("this boot is held"));
+                ask(&["release", &name])
+            });
+            watch(&mut boot)?;
+            released.join().expect("the thread does not panic")
+        })?;
         let booting = &boot.machines[0];
         in_order(booting)?;
         let others: Vec<_> = booting.stages.iter().filter(|(_, by, _)| by != "daemon").collect();
@@ -53,9 +99,8 @@ fn bios_boots_without_the_fast_path() {
     });
 }
 
-/// Boots `specs` until every page was compared.
-fn boot(world: &World, specs: Vec<Spec>, fast_path: &str) -> Result<Boot> {
-    let mut boot = Boot::start(world, specs, fast_path, |step| println!("{step}"))?;
+/// Follows the boots until every page was compared.
+fn watch(boot: &mut Boot) -> Result<()> {
     // Generous: time on a shared machine is told and not judged.
     boot.watch(Duration::from_secs(300), |machines, news| {
         if let News::Event(i, event, seconds) = news {
@@ -65,8 +110,50 @@ fn boot(world: &World, specs: Vec<Spec>, fast_path: &str) -> Result<Boot> {
             );
         }
     })?;
-    boot.failures()?;
-    Ok(boot)
+    boot.failures()
+}
+
+fn start_trace(world: &World, node: &str, file: &Path) -> Result<Process> {
+    let mut trace = Command::new(program()?);
+    trace.args(["trace", node, "-o"]).arg(file);
+    let trace = Process::start(&mut trace, &world.path("trace.log"))?;
+    wait_for(PATIENCE, || Ok(fs::metadata(file).is_ok_and(|f| f.len() > 0).then_some(())))?;
+    Ok(trace)
+}
+
+/// What Wireshark finds in the trace of a whole boot.
+fn boot_is_traced(file: &Path) -> Result<()> {
+    let comments = |filter: &str| -> Result<String> {
+        let mut tshark = Command::new("tshark");
+        output(tshark.args(["-n", "-T", "fields", "-e", "frame.comment", "-Y", filter, "-r"]).arg(file))
+    };
+    for filter in [
+        "dhcp.option.dhcp == 1",
+        "dhcp.option.dhcp == 5",
+        "tftp.opcode == 1 && tftp.source_file contains \"grub/\"",
+        "tftp.opcode == 1 && tftp.source_file contains \"/kernel\"",
+        "tftp.opcode == 3",
+        "http.request.uri == \"/node/report\"",
+    ] {
+        ensure!(!comments(filter)?.is_empty(), "the trace has no frame with {filter}");
+    }
+    let all = comments("frame.comment")?;
+    for words in ["timeline: kernel by tc", "timeline: stage1 by daemon", "answered in the kernel (tc)"] {
+        ensure!(all.contains(words), "no frame's comment says {words:?}");
+    }
+    Ok(())
+}
+
+/// The appliance has what the kernel and stage 1 said, from the first line on.
+fn console_is_kept(boot: &Boot, node: &str) -> Result<()> {
+    let wanted = ["Linux version 6.", "bridgehead: 52:54:00:77:00:", "runs: "];
+    wait_for(PATIENCE, || {
+        let text = boot.appliance.run(&["console", node])?;
+        let found: Vec<usize> = wanted.iter().filter_map(|words| text.find(words)).collect();
+        ensure!(!text.contains("lines are missing"), "{text}");
+        Ok((found.len() == wanted.len() && found.is_sorted()).then_some(()))
+    })
+    .with_context(|| format!("the console of {node}: {:?}", boot.appliance.run(&["console", node])))
 }
 
 fn in_order(booting: &Booting) -> Result<()> {

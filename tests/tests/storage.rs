@@ -154,7 +154,7 @@ struct Node {
 impl Node {
     fn with_plan(world: &World, plan: &str) -> Result<Self> {
         let engine = Engine::start(world)?;
-        engine.make_image(world, DEMO, START)?;
+        engine.make_image(world, DEMO, START, 0)?;
         let spec = Spec::numbered(1);
         tap(&spec.tap)?;
         let config =

@@ -26,7 +26,8 @@ pub(crate) fn bridgehead() -> anyhow::Result<PathBuf> {
     Ok(dir.join("release/bridgehead"))
 }
 
-/// The kernel programs: `target/bpf/pxe-ebpf`, which the daemon's build script embeds.
+/// The kernel programs: `target/bpf/pxe-ebpf`, which the daemon's build script embeds, and beside it those
+/// that `bench limit` compares them with.
 pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
     const TARGET: &str = "bpfel-unknown-none";
     let Some(toolchain) = bpf::find() else {
@@ -64,6 +65,7 @@ pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
     run(&mut command, "the kernel programs")?;
     let object = paths::target("bpf/pxe-ebpf");
     copy_if_changed(&dir.join(TARGET).join("bpf/pxe-ebpf"), &object)?;
+    copy_if_changed(&dir.join(TARGET).join("bpf/limit"), &paths::target("bpf/limit"))?;
     Ok(object)
 }
 

@@ -11,6 +11,7 @@ mod paths;
 mod run;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ enum Command {
     Run(run::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Soak(soak::Arguments),
     Lab(lab::Arguments),
     Fuzz(fuzz::Arguments),
     /// Install what building, the lab, the tests and the benchmarks need; say what, and nothing when it is there
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Soak(arguments) => soak::soak(&arguments),
         Command::Lab(arguments) => lab::lab(&arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Setup => {

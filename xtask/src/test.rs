@@ -37,8 +37,12 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
             "load",
             "--test",
             "restart",
+            "--test",
+            "other_traffic",
+            "--test",
+            "soak",
         ],
-        &["--package", "bridgehead-tests", "--test", "firmware", "--test", "storage"],
+        &["--package", "bridgehead-tests", "--test", "firmware", "--test", "two_stages", "--test", "storage"],
     ];
     for step in steps {
         check(

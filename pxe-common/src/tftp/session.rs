@@ -24,9 +24,12 @@ pub struct Session {
     blksize: u16,
     last_len: u16,
     window: u16,
-    reserved: u16,
+    marks: u16,
     sent_ns: u64,
 }
+
+/// The first DATA, and three quarters of the blocks: the fourth is the end.
+const MARKS: u16 = 4;
 
 /// Consecutive blocks by index, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +82,7 @@ impl Session {
             blksize: blksize.get(),
             last_len: (len % size) as u16,
             window: window.get(),
-            reserved: 0,
+            marks: 0,
             sent_ns: 0,
         })
     }
@@ -135,7 +138,15 @@ impl Session {
         self.blocks
     }
 
+    /// Marks that it has passed: its first DATA, and each quarter of the blocks acknowledged. An ACK
+    /// passes one at a time, the rest with the ACKs after it.
+    #[inline(always)]
+    pub fn marks(&self) -> u16 {
+        self.marks
+    }
+
     /// Every block up to this one was acknowledged.
+    #[inline(always)]
     pub fn acked(&self) -> u32 {
         self.acked
     }
@@ -174,6 +185,9 @@ impl Session {
         let left = self.blocks - self.acked;
         self.sent = self.acked + if left < self.window as u32 { left } else { self.window as u32 };
         self.sent_ns = now_ns;
+        if self.marks < MARKS && self.acked >= self.marks as u32 * self.blocks.div_ceil(4) {
+            self.marks += 1;
+        }
         Blocks { first, last: self.sent }
     }
 }

@@ -60,6 +60,27 @@ fn a_hole_in_the_window_moves_it_there() {
 }
 
 #[test]
+fn marks_are_the_first_block_and_the_quarters_one_at_a_time() {
+    let passed = |len: u64, window: u16| -> Vec<u32> {
+        let mut s = session(len, 8, window);
+        let mut at = Vec::new();
+        while !s.finished() {
+            let (ack, before) = (s.in_flight().map_or(0, |blocks| blocks.last), s.marks());
+            s.on_ack(BlockNo::of(ack), 1);
+            at.extend((s.marks() != before).then_some(ack));
+        }
+        at
+    };
+    assert_eq!(passed(0, 1), [0]);
+    assert_eq!(passed(3 * 8, 1), [0, 1, 2, 3]);
+    assert_eq!(passed(1000 * 8 - 1, 1), [0, 250, 500, 750]);
+    assert_eq!(passed(1000 * 8 - 1, 64), [0, 256, 512, 768]);
+    assert_eq!(passed(100 * 8 - 1, 64), [0, 64]);
+    assert_eq!(session(1, 8, 1).marks(), 0);
+    assert_eq!(passed(u64::from(u16::MAX) * 64, 60_000).len(), 4);
+}
+
+#[test]
 fn more_blocks_than_an_index_counts() {
     let one = NonZeroU16::new(1).unwrap();
     assert!(Session::new(u64::from(u32::MAX), one, one, 0).is_err());

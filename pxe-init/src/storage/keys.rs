@@ -50,7 +50,7 @@ impl<'a> Keys<'a> {
         if self.received.is_none() {
             // A token is good for one answer.
             let token = self.token.take().ok_or(KeyError::NoToken)?;
-            let appliance = self.settings.reports.ok_or(KeyError::NoAppliance)?;
+            let appliance = self.settings.appliance.ok_or(KeyError::NoAppliance)?;
             self.received = Some(ask(appliance, &self.settings.mac, &token)?);
         }
         let key = self.received.as_ref().and_then(|keys| keys.get(volume)).filter(|key| key.len() >= 32);

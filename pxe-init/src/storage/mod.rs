@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::mount::umount;
 
 use crate::image::Image;
-use crate::modules::Modules;
+use crate::modules::{Devices, Modules};
 use crate::say;
 use crate::settings::Settings;
 use apply::{ApplyError, Applying};
@@ -93,7 +93,7 @@ fn wait_for_disks(wanted: &Storage) -> Result<(), StorageError> {
     let mut changed = start;
     loop {
         if let Some(modules) = &mut modules {
-            modules.load_for_devices();
+            modules.load_for_devices(Devices::All);
         }
         let now = probe::disk_names();
         if now != names {

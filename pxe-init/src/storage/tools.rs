@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
 
-use crate::supervise::unblock_signals;
+use crate::system::unblock_signals;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ToolError {

@@ -4,12 +4,16 @@
 //! What the rest of the daemon has to offer comes in through two ports, [`Appliance`] and
 //! [`Images`]; the documents that go out are in [`documents`].
 
+mod console;
+#[cfg(test)]
+mod debugging_tests;
 pub mod documents;
 mod events;
 mod failure;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod hold;
 mod images;
 mod listener;
 mod metrics;
@@ -20,20 +24,25 @@ mod report;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
+mod trace;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
+use crate::console::Consoles;
 use crate::files::Files;
+use crate::holds::Holds;
 use crate::image::ImageSource;
 use crate::machines::Machines;
 use crate::storage::Storage;
 use crate::timeline::Timeline;
+use crate::trace::{TraceError, Wanted};
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
@@ -48,6 +57,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn files(&self) -> Result<Vec<FileEntry>, Failure>;
     fn profiles(&self) -> Vec<Profile>;
     fn workloads(&self) -> Vec<Workload>;
+    /// Starts a packet trace, whose pieces are received.
+    fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError>;
     /// Applies a changed configuration file.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>>;
 }
@@ -72,6 +83,8 @@ pub struct BootState {
     pub files: Arc<dyn Files>,
     pub machines: Machines,
     pub timeline: Timeline,
+    pub consoles: Consoles,
+    pub holds: Holds,
     pub storage: Storage,
 }
 
@@ -88,6 +101,8 @@ pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
@@ -102,6 +117,9 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
+        .route("/api/nodes/{name}/console", get(console::console))
+        .route("/api/nodes/{name}/trace", get(trace::trace))
         .route("/api/leases", get(read::leases))
         .route("/api/files", get(read::files))
         .route("/api/profiles", get(read::profiles))

@@ -8,7 +8,7 @@ use pxe_common::Mac;
 
 use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
 use super::{ApiState, Appliance, Failure, Kind};
-use crate::machines::Machine;
+use crate::machines::{Machine, Machines};
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -21,15 +21,16 @@ pub(super) async fn nodes(State(state): State<ApiState>) -> Json<Vec<Machine>> {
 }
 
 pub(super) async fn node(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Machine> {
-    let machines = &state.boot.machines;
+    find(&state.boot.machines, &name).map(Json)
+}
+
+/// The machine that goes by this name or MAC.
+pub(super) fn find(machines: &Machines, name: &str) -> Result<Machine, Failure> {
     let by_mac = name.parse::<Mac>().ok().and_then(|mac| machines.get(mac));
-    by_mac
-        .or_else(|| machines.all().into_iter().find(|m| m.name.as_deref() == Some(&*name)))
-        .map(Json)
-        .ok_or_else(|| {
-            let error = format!("no machine is called `{name}`, by name or MAC address");
-            Failure::new(Kind::NotFound, error, "`bridgehead nodes` lists them")
-        })
+    by_mac.or_else(|| machines.all().into_iter().find(|m| m.name.as_deref() == Some(name))).ok_or_else(|| {
+        let error = format!("no machine is called `{name}`, by name or MAC address");
+        Failure::new(Kind::NotFound, error, "`bridgehead nodes` lists them")
+    })
 }
 
 pub(super) async fn leases(State(state): State<ApiState>) -> Answer<Vec<Lease>> {

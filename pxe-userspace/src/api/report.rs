@@ -22,6 +22,9 @@ pub(super) struct Report {
     stage: Reported,
     detail: Option<String>,
     cause: Option<String>,
+    /// Of what the node fetched, and seconds that it took.
+    bytes: Option<u64>,
+    duration: Option<f64>,
     /// Of the workload's first process.
     exit_code: Option<i32>,
     /// Seconds since the node's kernel started.
@@ -60,7 +63,7 @@ pub(super) const BODY_MAX: usize = 16 * 1024;
 const WORDS_MAX: usize = 1000;
 
 /// For the whole of a report to arrive.
-const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn report(
     State(state): State<BootState>,
@@ -72,15 +75,7 @@ pub(super) async fn report(
         .await
         .map_err(|_| invalid("the report did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;
-    let address = files::ipv4(peer.ip());
-    if state.machines.by_address(address).is_none_or(|machine| machine.mac != report.mac) {
-        let error = format!("{address} is not the address of {}", report.mac);
-        return Err(Failure::new(
-            Kind::Forbidden,
-            error,
-            "a node reports for itself, from the address of its lease",
-        ));
-    }
+    of_itself(&state, peer, report.mac)?;
     let stage = report.stage.stage(report.exit_code);
     let exit = report.exit_code.map(|code| format!("ended with exit code {code}"));
     let uptime = report.uptime.filter(|u| u.is_finite()).map(|u| format!("{u:.1} s after its kernel"));
@@ -88,6 +83,8 @@ pub(super) async fn report(
     let cause = report.cause.map(words);
     state.timeline.record(Happened {
         detail: Some(detail.join(", ")).filter(|d| !d.is_empty()),
+        bytes: report.bytes,
+        duration: report.duration.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         cause: match stage {
             Stage::Failed => cause.or_else(|| Some("the node did not say why".to_owned())),
             _ => cause,
@@ -95,6 +92,16 @@ pub(super) async fn report(
         ..Happened::new(Who::Mac(report.mac), stage)
     });
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether the machine speaks for itself.
+pub(super) fn of_itself(state: &BootState, peer: SocketAddr, mac: Mac) -> Result<(), Failure> {
+    let address = files::ipv4(peer.ip());
+    if state.machines.by_address(address).is_some_and(|machine| machine.mac == mac) {
+        return Ok(());
+    }
+    let error = format!("{address} is not the address of {mac}");
+    Err(Failure::new(Kind::Forbidden, error, "a node reports for itself, from the address of its lease"))
 }
 
 /// One line without control characters.

@@ -46,10 +46,14 @@ impl Daemon {
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
         let storage = Storage::open(state.path(), &state.path().join("db")).unwrap();
+        let consoles = Consoles::open(state.path()).unwrap();
+        let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
             machines,
             timeline: timeline.clone(),
+            consoles,
+            holds,
             storage: storage.clone(),
         };
         let api_state =
@@ -102,6 +106,7 @@ impl Appliance for Fake {
             version: "1.2.3".into(),
             started: Timestamp::UNIX_EPOCH,
             bridge: BridgeStatus { name: "pxe0".into(), address: "10.77.0.1/24".parse().unwrap(), mac: MAC },
+            pool: None,
             ports: vec![PortStatus {
                 name: "eth1".into(),
                 tier: Tier::Tc,
@@ -123,6 +128,15 @@ impl Appliance for Fake {
     fn workloads(&self) -> Vec<Workload> {
         Vec::new()
     }
+    fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
+        if wanted.follow {
+            return Err(TraceError::TooMany);
+        }
+        let (pieces, receiver) = mpsc::channel(1);
+        let piece = format!("{} {}", wanted.mac, wanted.snap_length);
+        pieces.try_send(piece.into()).expect("there is room for one");
+        Ok(receiver)
+    }
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
         async { Ok(Reloaded { changed: vec!["profile web".into()], needs_restart: Vec::new() }) }.boxed()
     }
@@ -132,7 +146,7 @@ fn image(reference: &str) -> Image {
     let blob = serde_json::json!({ "sha256": "00", "size": 5 });
     serde_json::from_value(serde_json::json!({
         "reference": reference, "id": "sha256:11", "digest": "sha256:00", "created": null,
-        "added": "1970-01-01T00:00:00Z", "assets": "sha256:22", "profiles": [],
+        "added": "1970-01-01T00:00:00Z", "assets": "sha256:22", "profiles": [], "stages": 1,
         "config": { "entrypoint": [], "cmd": ["/bin/sh"], "env": [], "working-dir": "", "user": "", "stop-signal": null },
         "kernel": { "version": "6.1", "source": "assets", "path": "kernel/vmlinuz", "reason": "", "modules": true },
         "kernel-blob": blob, "stage1-blob": blob, "rootfs-blob": blob,
@@ -179,11 +193,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
     }

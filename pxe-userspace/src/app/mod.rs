@@ -22,11 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
+use crate::console::Consoles;
 use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
 use crate::files::Catalog;
+use crate::holds::Holds;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
@@ -34,6 +36,7 @@ use crate::storage::Storage;
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
+use crate::trace::{self, Tracer};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -146,6 +149,7 @@ struct Appliance {
     dhcp: Dhcp,
     tftp: Arc<tftp::Stats>,
     fast_path: ports::Loaded,
+    tracer: Tracer,
     workloads: Workloads,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -183,7 +187,7 @@ impl Appliance {
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
-        let (fast_path, events) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
+        let (fast_path, told) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
         let wanted_tier = config.network.fast_path;
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
@@ -195,7 +199,8 @@ impl Appliance {
         let (dhcp, leases) = Dhcp::open(&config, &database, &machines, answering)?;
         if config.dhcp.mode != DhcpMode::Off {
             let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let serving = dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, events, shutdown.clone());
+            let serving =
+                dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, told.dhcp, shutdown.clone());
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 
@@ -203,13 +208,16 @@ impl Appliance {
         let tftp = Tftp::bind_again(address, info.mtu as u16, &left).await?;
         let stats = tftp.stats();
         let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
-        let serving = tftp.run(catalog.clone(), kernel, timeline.clone(), shutdown.clone());
+        let serving = tftp.run(catalog.clone(), kernel, told.tftp, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
+        let holds = Holds::open(&database, machines.clone())?;
         let boot = BootState {
             files: catalog.clone(),
             machines: machines.clone(),
             timeline: timeline.clone(),
+            consoles: Consoles::open(&config.state_dir)?,
+            holds: holds.clone(),
             storage,
         };
         let connections = Connections::at_most(api::PER_NODE);
@@ -217,8 +225,10 @@ impl Appliance {
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        parts.spawn(forget_restarted(timeline.clone(), connections, shutdown.clone()));
+        parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
 
+        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
+        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
         let workloads = Workloads::start(&config, engine).await;
         wanted.want(&config);
         let listen_at = config.api.listen;
@@ -236,6 +246,7 @@ impl Appliance {
             dhcp,
             tftp: stats,
             fast_path,
+            tracer,
             workloads,
             reloading: Default::default(),
         });
@@ -263,9 +274,11 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
+/// A hold for the boot before is over.
 async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
+    holds: Holds,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -275,8 +288,13 @@ async fn forget_restarted(
             () = shutdown.cancelled() => return Ok(()),
         };
         match event {
-            Ok(Event { stage: Stage::Discover, address: Some(address), .. }) => {
-                connections.forget(address.into())
+            Ok(Event { stage: Stage::Discover, mac, address, .. }) => {
+                if let Some(address) = address {
+                    connections.forget(address.into());
+                }
+                if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
+                    tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
+                }
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Ok(()),

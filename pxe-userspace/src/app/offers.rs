@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -14,9 +15,11 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, Kind};
+use crate::boot::{ImageFacts, plan};
 use crate::config::{FastPath, Source};
 use crate::dhcp::{self, Rival};
 use crate::image::{self, AddError, Availability, ExportError, ImageRecord, ImageSource, RemoveError};
+use crate::trace::{self, TraceError};
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
@@ -38,6 +41,7 @@ impl api::Appliance for Appliance {
                 address: self.bridge.address,
                 mac: self.bridge.mac,
             },
+            pool: self.config().dhcp.range.map(|(first, last)| [first, last]),
             ports: self.port_tiers(),
             alerts: self.alerts(&dhcp.rivals),
             counters,
@@ -96,6 +100,10 @@ impl api::Appliance for Appliance {
 
     fn workloads(&self) -> Vec<Workload> {
         self.workloads.list()
+    }
+
+    fn trace(&self, wanted: trace::Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
+        self.tracer.start(wanted)
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
@@ -187,7 +195,8 @@ impl Appliance {
     }
 
     fn image(&self, record: &ImageRecord) -> Image {
-        Image { profiles: self.profiles_of(&record.reference), record: record.clone() }
+        let stages = plan::by_size(&ImageFacts::from(record)).stages();
+        Image { profiles: self.profiles_of(&record.reference), record: record.clone(), stages }
     }
 
     /// The profiles that boot the image of this name.

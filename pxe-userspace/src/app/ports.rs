@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FastPath;
-use crate::dataplane::{self, Dataplane, LoadError, Pins};
+use crate::dataplane::{self, Dataplane, LoadError, Pins, Sinks};
+use crate::dhcp;
 use crate::net::PortEvent;
 
 /// Events on their way to those who note them. When they are slow, the ring fills, and what does
@@ -22,8 +23,14 @@ pub(super) struct Loaded {
     pub(super) off_because: Option<String>,
 }
 
+/// What the programs did.
+pub(super) struct Told {
+    pub(super) dhcp: mpsc::Receiver<dhcp::Told>,
+    pub(super) tftp: mpsc::Receiver<Event>,
+}
+
 /// Loads the programs, unless the configuration says not to. A kernel that refuses them costs
-/// speed, not service. The second value gives what the programs did.
+/// speed, not service.
 ///
 /// What a killed daemon left on `ports`, the bridge's, is taken over; elsewhere it is taken off.
 pub(super) fn load(
@@ -31,12 +38,14 @@ pub(super) fn load(
     pins: Pins,
     ports: &[String],
     shutdown: &CancellationToken,
-) -> (Loaded, mpsc::Receiver<Event>) {
-    let (sink, events) = mpsc::channel(EVENTS);
+) -> (Loaded, Told) {
+    let (dhcp_sink, dhcp) = mpsc::channel(EVENTS);
+    let (tftp_sink, tftp) = mpsc::channel(EVENTS);
+    let told = Told { dhcp, tftp };
     if wanted == FastPath::Off {
         remove_left(&pins, ports);
         let off_because = Some("[network] fast-path = \"off\"".into());
-        return (Loaded { dataplane: None, off_because }, events);
+        return (Loaded { dataplane: None, off_because }, told);
     }
     let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
     let loaded = Dataplane::load_pinned(debug, pins.clone()).or_else(|error| match error {
@@ -47,11 +56,11 @@ pub(super) fn load(
         error => Err(error),
     });
     let loaded = match loaded {
-        Ok((dataplane, told, logs)) => {
+        Ok((dataplane, events, logs)) => {
             if let Err(error) = dataplane.keep_only(ports) {
                 tracing::warn!(%error, "programs of an earlier daemon may be left on other ports");
             }
-            let telling = told.run(sink, shutdown.clone());
+            let telling = events.run(Sinks { dhcp: dhcp_sink, tftp: tftp_sink }, shutdown.clone());
             tokio::spawn(async {
                 if let Err(error) = telling.await {
                     tracing::warn!(%error, "what the programs do is not heard of");
@@ -71,7 +80,7 @@ pub(super) fn load(
             Loaded { dataplane: None, off_because: Some(error.to_string()) }
         }
     };
-    (loaded, events)
+    (loaded, told)
 }
 
 fn remove_left(pins: &Pins, ports: &[String]) {

@@ -36,6 +36,7 @@ pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
         Refusal::NoProfile
         | Refusal::NoImage { .. }
         | Refusal::Memory { .. }
+        | Refusal::NoStage2(_)
         | Refusal::NoStorageTools { .. }
         | Refusal::Cmdline { .. } => 30,
     };

@@ -34,16 +34,18 @@ pub enum ImagePart {
     Kernel,
     Stage1,
     Rootfs,
+    Stage2,
 }
 
 impl ImagePart {
-    const ALL: [Self; 3] = [Self::Kernel, Self::Stage1, Self::Rootfs];
+    const ALL: [Self; 4] = [Self::Kernel, Self::Stage1, Self::Rootfs, Self::Stage2];
 
     fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Stage1 => "stage1",
             Self::Rootfs => "image",
+            Self::Stage2 => "stage2",
         }
     }
 }

@@ -5,7 +5,7 @@ use pxe_common::Mac;
 
 use super::paths::{GRUB_BIOS, Generated, ImagePart};
 use super::*;
-use crate::config::{OnExit, Profile, Source};
+use crate::config::{OnExit, Profile, Source, Stages};
 use crate::machines::Machine;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
@@ -26,6 +26,7 @@ fn profile(cmdline: &str) -> Profile {
         source: Source::Image("hello-metal:latest".into()),
         cmdline: cmdline.into(),
         on_exit: OnExit::PowerOff,
+        stages: Stages::Auto,
         storage: None,
     }
 }
@@ -46,6 +47,7 @@ fn facts(unpacked: u64) -> ImageFacts {
         kernel: Part { sha256: DIGEST.into(), len: 8 << 20, unpacked: 37 << 20 },
         stage1: Part { sha256: DIGEST.into(), len: 4 << 20, unpacked: 12 << 20 },
         rootfs: Part { sha256: DIGEST.into(), len: unpacked / 3, unpacked },
+        stage2: None,
     }
 }
 
@@ -101,6 +103,56 @@ fn the_memory_rule_agrees_with_what_was_seen() {
     assert!(plan(448 << 20).is_err());
 }
 
+/// With the form for two stages, as large as the archive for one.
+fn two_stages(unpacked: u64) -> ImageFacts {
+    let facts = facts(unpacked);
+    let stage2 = Part { sha256: DIGEST.replace('0', "2"), len: facts.rootfs.len, unpacked: 0 };
+    ImageFacts { stage2: Some(stage2), ..facts }
+}
+
+fn staged(stages: Stages, memory: Option<u64>, facts: &ImageFacts) -> Result<Plan, Refusal> {
+    let profile = Profile { stages, ..profile("") };
+    plan::image(&machine(), memory, &profile, "hello-metal:latest", facts, &appliance())
+}
+
+#[test]
+fn two_stages_load_one_initrd_and_name_the_other_file() {
+    let facts = two_stages(600 << 20);
+    let plan = staged(Stages::Auto, None, &facts).unwrap();
+    assert_eq!(plan.initrds, [format!("boot/{DIGEST}/stage1")]);
+    let named = format!("bridgehead.stage2=sha256:{},{}", DIGEST.replace('0', "2"), 200 << 20);
+    assert!(plan.cmdline.contains(&named), "{:?}", plan.cmdline);
+    let choice = plan.choice.unwrap();
+    assert_eq!((choice.stages(), choice.why.as_str()), (2, "it has 200 MiB, packed"));
+}
+
+#[test]
+fn size_and_memory_choose_the_stages() {
+    let stages = |memory, facts: &ImageFacts| {
+        staged(Stages::Auto, memory, facts).map(|plan| plan.choice.unwrap().stages())
+    };
+    assert_eq!(stages(None, &two_stages(15 << 20)), Ok(1));
+    assert_eq!(stages(None, &two_stages(96 << 20)), Ok(2));
+    // Three times 30 MiB unpacked would fill more than half of what this machine has.
+    assert_eq!(stages(Some(256 << 20), &two_stages(90 << 20)), Ok(2));
+    assert_eq!(stages(Some(512 << 20), &two_stages(90 << 20)), Ok(1));
+    // 600 MiB fit into 1 GiB in two stages only.
+    assert_eq!(stages(Some(1 << 30), &two_stages(600 << 20)), Ok(2));
+    assert!(staged(Stages::One, Some(1 << 30), &two_stages(600 << 20)).is_err());
+    let words = stages(Some(256 << 20), &two_stages(600 << 20)).unwrap_err().to_string();
+    assert!(words.contains("MiB of memory in two stages and this machine has 256 MiB"), "{words}");
+}
+
+#[test]
+fn the_profile_decides_against_size() {
+    let stages = |stages, facts: &ImageFacts| staged(stages, None, facts).map(|p| p.choice.unwrap().stages());
+    assert_eq!(stages(Stages::One, &two_stages(600 << 20)), Ok(1));
+    assert_eq!(stages(Stages::Two, &two_stages(1 << 20)), Ok(2));
+    assert_eq!(stages(Stages::Auto, &facts(600 << 20)), Ok(1), "a kernel without the modules");
+    let words = stages(Stages::Two, &facts(1 << 20)).unwrap_err().to_string();
+    assert!(words.contains("its kernel brings no modules for that"), "{words}");
+}
+
 #[test]
 fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
     let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[9..].to_vec());
@@ -153,7 +205,7 @@ fn grub_accepts_every_configuration() {
     let plan = plan_with(None, r#"console=ttyS0 a=b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
     let own = Generated::GrubConfig(MAC).to_string();
     let refusal = Refusal::NoImage { reference: "it's".into(), cause: "no\nsuch; $thing }".into() };
-    let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![] };
+    let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![], choice: None };
     for text in [
         grub::boot("Bridgehead: n1 boots it's image", &own, &plan),
         grub::boot("none", &own, &by_hand),
@@ -180,6 +232,7 @@ fn quotes_and_line_breaks_do_not_leave_their_word() {
             kernel: "k".into(),
             initrds: vec!["i".into()],
             cmdline: vec!["a='; reboot; '".into(), "b=\nreboot".into()],
+            choice: None,
         },
     );
     assert!(text.contains(r"'a='\''; reboot; '\'''"), "{text}");

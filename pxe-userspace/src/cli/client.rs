@@ -1,6 +1,6 @@
 //! The API's client.
 
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -24,18 +24,20 @@ pub enum AskError {
     NotOurs { api: String, what: String },
     #[error("the daemon at {api} ended before its answer did: its log says why")]
     Cut { api: String },
+    #[error("{}: {source}", .path.display())]
+    File { path: std::path::PathBuf, source: io::Error },
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
 }
 
-pub(super) struct Client {
+pub(crate) struct Client {
     agent: Agent,
     /// As given, for messages.
     api: String,
 }
 
 impl Client {
-    pub(super) fn new(api: &str) -> Self {
+    pub(crate) fn new(api: &str) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
@@ -46,11 +48,11 @@ impl Client {
         Self { agent, api: api.to_owned() }
     }
 
-    pub(super) fn get(&self, path: &str) -> Result<Response<Body>, AskError> {
+    pub(crate) fn get(&self, path: &str) -> Result<Response<Body>, AskError> {
         self.answer(self.agent.get(self.url(path)).call())
     }
 
-    pub(super) fn post(
+    pub(crate) fn post(
         &self,
         path: &str,
         document: Option<&serde_json::Value>,
@@ -62,17 +64,17 @@ impl Client {
         })
     }
 
-    pub(super) fn delete(&self, path: &str) -> Result<(), AskError> {
-        self.answer(self.agent.delete(self.url(path)).call()).map(drop)
+    pub(crate) fn delete(&self, path: &str) -> Result<Response<Body>, AskError> {
+        self.answer(self.agent.delete(self.url(path)).call())
     }
 
-    pub(super) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {
+    pub(crate) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {
         let reader = answer.into_body().into_reader();
         serde_json::from_reader(reader).map_err(|error| self.unreadable(error))
     }
 
     /// Calls `each` with every line of the answer, as a document and as it came.
-    pub(super) fn lines<T: DeserializeOwned>(
+    pub(crate) fn lines<T: DeserializeOwned>(
         &self,
         answer: Response<Body>,
         mut each: impl FnMut(T, &[u8]) -> io::Result<()>,
@@ -89,6 +91,35 @@ impl Client {
             let document = serde_json::from_slice(&line).map_err(|error| self.unreadable(error))?;
             each(document, &line).map_err(AskError::Output)?;
         }
+    }
+
+    /// Calls `each` with every block of a pcapng file, whole: who is interrupted leaves a file that
+    /// ends where a block does.
+    pub(super) fn blocks(
+        &self,
+        answer: Response<Body>,
+        mut each: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), AskError> {
+        let mut reader = BufReader::with_capacity(1 << 20, answer.into_body().into_reader());
+        let mut block = Vec::new();
+        while !reader.fill_buf().map_err(|_| self.cut())?.is_empty() {
+            let mut head = [0; 8];
+            reader.read_exact(&mut head).map_err(|_| self.cut())?;
+            let [.., a, b, c, d] = head;
+            block.clear();
+            block.extend(head);
+            let rest = u64::from(u32::from_le_bytes([a, b, c, d])).saturating_sub(8);
+            let read = reader.by_ref().take(rest).read_to_end(&mut block).map_err(|_| self.cut())?;
+            if read as u64 != rest {
+                return Err(self.cut());
+            }
+            each(&block).map_err(AskError::Output)?;
+        }
+        Ok(())
+    }
+
+    fn cut(&self) -> AskError {
+        AskError::Cut { api: self.api.clone() }
     }
 
     fn url(&self, path: &str) -> String {

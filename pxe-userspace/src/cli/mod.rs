@@ -1,10 +1,11 @@
 //! The command line: what there is to say, and the commands that ask a running daemon.
 
-mod client;
+pub(crate) mod client;
+mod debug;
 mod show;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
 use crate::image::ImageSource;
 use crate::machines::Machine;
+use crate::storm::Storm;
 use crate::text::percent;
 use crate::timeline::Event;
 use client::Client;
@@ -52,6 +54,12 @@ pub enum Command {
     ///
     /// Exit code 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right for each fault.
     Check(ConfigFile),
+    /// Power on a thousand simulated machines before an appliance of yours.
+    ///
+    /// Each has its own MAC address and behaves as its firmware does, from DISCOVER to the reports of its init; what it
+    /// loads is verified. Prints when each stage was reached, what failed and why, and what it cost. Exit code 0 when
+    /// all that --expect says holds, 1 when not, 2 for wrong usage. Needs root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN.
+    Storm(Storm),
     #[command(flatten)]
     Ask(Ask),
 }
@@ -109,6 +117,39 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Stop a machine's next boots in stage 1, with a shell on its console, until it is released.
+    ///
+    /// Its network is up and its image loaded, but not looked at. `bridgehead nodes` shows it as held. A
+    /// machine that runs goes on; reboot it.
+    Hold {
+        /// The machine, by name or MAC address.
+        #[arg(value_name = "NAME|MAC")]
+        node: String,
+        /// Only its next boot.
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// Let a held machine go on with its boot, within seconds.
+    Release {
+        #[arg(value_name = "NAME|MAC")]
+        node: String,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// What a machine's kernel and stage 1 said on its console, in its last boot.
+    ///
+    /// From the kernel's first line on, as soon as stage 1 has a network. The last boots are kept, also
+    /// through restarts of the daemon. Control characters are shown as `^[` and the like.
+    Console(debug::Console),
+    /// Write a packet trace of a machine's boot, for Wireshark.
+    ///
+    /// Every frame from and to the machine on the bridge's ports, as pcapng. Start it, then power the machine
+    /// on; it ends by itself when the workload runs or the boot failed. Comments on the frames say which the
+    /// kernel's programs answered, and the timeline's stages. While a trace runs, XDP is off: packet sockets
+    /// see nothing of what it answers.
+    Trace(debug::Trace),
     /// Bring images in, and remove them.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -203,6 +244,20 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
                 false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
             })
         }
+        Ask::Hold { node, once, reading } => {
+            let client = Client::new(&reading.api);
+            let path = format!("/api/nodes/{}/hold?once={}", percent(&node, ""), u8::from(once));
+            let machine: Machine = client.document(client.post(&path, None)?)?;
+            print(&reading, &machine, out, |machine| show::nodes(std::slice::from_ref(machine)))
+        }
+        Ask::Release { node, reading } => {
+            let client = Client::new(&reading.api);
+            let path = format!("/api/nodes/{}/hold", percent(&node, ""));
+            let machine: Machine = client.document(client.delete(&path)?)?;
+            print(&reading, &machine, out, |machine| show::nodes(std::slice::from_ref(machine)))
+        }
+        Ask::Console(what) => debug::console(what, out),
+        Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
         Ask::Reload(reading) => {
             let client = Client::new(&reading.api);

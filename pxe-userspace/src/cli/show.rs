@@ -6,12 +6,12 @@ use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
-use crate::machines::Machine;
+use crate::machines::{Hold, Machine};
 use crate::text::word;
-use crate::timeline::Event;
+use crate::timeline::{Event, Stage};
 
 pub(super) fn status(status: Status) -> String {
-    let Status { version, started, bridge, ports, alerts, counters } = status;
+    let Status { version, started, bridge, pool, ports, alerts, counters } = status;
     let mut out = format!(
         "bridgehead {version}, running since {}\nbridge {} {} {}\n",
         time(started),
@@ -19,6 +19,9 @@ pub(super) fn status(status: Status) -> String {
         bridge.address,
         bridge.mac
     );
+    if let Some([first, last]) = pool {
+        out.push_str(&format!("pool {first} to {last}\n"));
+    }
     for alert in &alerts {
         out.push_str(&format!("ALERT: {alert}\n"));
     }
@@ -40,14 +43,25 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
                 m.mac.to_string(),
                 or_dash(m.address),
                 or_dash(m.profile.as_deref()),
-                or_dash(m.stage.map(word)),
+                stage(m),
                 or_dash(m.since.map(time)),
+                or_dash(m.stages),
                 or_dash(m.firmware.as_deref()),
             ]
         })
         .collect();
-    let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "FIRMWARE"];
+    let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "STAGES", "FIRMWARE"];
     table(heads, &rows, "no machine was seen or declared")
+}
+
+fn stage(machine: &Machine) -> String {
+    let fetching = machine.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
+    let stage = or_dash(machine.stage.map(word).into_iter().chain(fetching).reduce(|a, b| a + &b));
+    match (machine.hold, machine.stage) {
+        (None, _) => stage,
+        (Some(Hold::Reached | Hold::UntilReleased), Some(Stage::Stage1)) => format!("{stage} (held)"),
+        (Some(_), _) => format!("{stage} (to be held)"),
+    }
 }
 
 pub(super) fn leases(leases: Vec<Lease>) -> String {
@@ -66,12 +80,14 @@ pub(super) fn files(files: Vec<FileEntry>) -> String {
 pub(super) fn images(images: Vec<Image>) -> String {
     let rows: Vec<_> = images
         .into_iter()
-        .map(|Image { record: i, profiles }| {
-            let bytes = i.kernel_blob.size + i.stage1_blob.size + i.rootfs_blob.size;
+        .map(|Image { record: i, profiles, stages }| {
+            let root = i.stage2_blob.as_ref().filter(|_| stages == 2).unwrap_or(&i.rootfs_blob);
+            let bytes = i.kernel_blob.size + i.stage1_blob.size + root.size;
             [
                 i.reference,
                 i.digest,
                 size(bytes),
+                stages.to_string(),
                 i.kernel.version,
                 time(i.added),
                 or_dash(Some(profiles.join(","))),
@@ -79,7 +95,7 @@ pub(super) fn images(images: Vec<Image>) -> String {
         })
         .collect();
     let none = "no images: `bridgehead image add` brings one in";
-    table(["IMAGE", "DIGEST", "SIZE", "KERNEL", "ADDED", "PROFILES"], &rows, none)
+    table(["IMAGE", "DIGEST", "SIZE", "STAGES", "KERNEL", "ADDED", "PROFILES"], &rows, none)
 }
 
 pub(super) fn profiles(profiles: Vec<Profile>) -> String {

@@ -6,7 +6,7 @@ use super::*;
 use crate::api::tests::Daemon;
 use crate::timeline::{Happened, Stage, Who};
 
-async fn run(api: &str, words: &str) -> Result<String, AskError> {
+pub(crate) async fn run(api: &str, words: &str) -> Result<String, AskError> {
     let words = format!("bridgehead {words} --api {api}");
     let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
     let Command::Ask(what) = cli.command else { panic!("{words} asks nothing") };

@@ -42,6 +42,7 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             source: source(raw, table, entry.span(), findings),
             cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
             on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
+            stages: table.stages.as_ref().map(|s| *s.get_ref()).unwrap_or_default(),
             storage: table.storage.as_ref().map(|s| s.get_ref().clone()),
         });
     }
@@ -85,6 +86,13 @@ fn source(
                 findings.add(
                     on_exit.span(),
                     "`on-exit` works through the init that an image's initrd has",
+                    "remove it, or give `image` in place of `kernel`",
+                );
+            }
+            if let Some(stages) = &table.stages {
+                findings.add(
+                    stages.span(),
+                    "`stages` is about how an image comes to the machine",
                     "remove it, or give `image` in place of `kernel`",
                 );
             }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::storage::StorageTable;
-use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Restart, Unknown};
+use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Restart, Stages, Unknown};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -146,6 +146,7 @@ pub(super) struct ProfileTable {
     pub(super) initrd: Option<Spanned<OneOrMany<String>>>,
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) on_exit: Option<Spanned<OnExit>>,
+    pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
 }
 

@@ -183,6 +183,8 @@ pub struct Profile {
     pub cmdline: String,
     /// What a node does when its workload's first process ends.
     pub on_exit: OnExit,
+    /// Whether an image comes as an initrd or is fetched by pxe-init.
+    pub stages: Stages,
     /// The storage plan of its machines.
     pub storage: Option<String>,
 }
@@ -194,6 +196,16 @@ pub enum Source {
     Image(String),
     /// A kernel and initrds by hand: paths below the files root.
     Kernel { kernel: String, initrd: Vec<String> },
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stages {
+    /// By the image's size and the machine's memory.
+    #[default]
+    Auto,
+    One,
+    Two,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -30,6 +30,7 @@ name    = "web"
 image   = "hello-metal:latest"
 cmdline = "console=ttyS0"
 on-exit = "stay"
+stages  = "two"
 
 [[profile]]
 name   = "hand"
@@ -105,6 +106,7 @@ fn every_key_arrives() {
     assert_eq!(options, expected.map(|(n, b)| (n, b.to_vec())));
     assert_eq!(config.profiles[0].source, Source::Image("hello-metal:latest".into()));
     assert_eq!(config.profiles[0].on_exit, OnExit::Stay);
+    assert_eq!((config.profiles[0].stages, config.profiles[1].stages), (Stages::Two, Stages::Auto));
     assert!(matches!(&config.profiles[1].source, Source::Kernel { initrd, .. } if initrd.len() == 2));
     assert_eq!(config.nodes[0].memory, Some(512 << 20));
     assert_eq!(config.workloads[0].ports[0].host, 5000);
@@ -154,7 +156,7 @@ fn each_fault_is_named_with_its_place() {
         ("domain     = \"lab.example\"", "domain = \"-\"", "13:10", "no domain name"),
         ("profile = \"web\"", "profile = \"wbe\"", "20:11", "no profile is called `wbe`; there is web, hand"),
         ("[default]\nprofile = \"web\"", "", "7:1", "set [default] profile"),
-        ("name   = \"hand\"", "name = \"web\"", "29:8", "two profiles are called `web`"),
+        ("name   = \"hand\"", "name = \"web\"", "30:8", "two profiles are called `web`"),
         ("image   = \"hello-metal:latest\"", "", "22:1", "has nothing to boot"),
         (
             "image   = \"hello-metal:latest\"",
@@ -163,19 +165,26 @@ fn each_fault_is_named_with_its_place() {
             "both `image` and `kernel`",
         ),
         ("on-exit = \"stay\"", "on-exit = \"sty\"", "26:11", "did you mean `stay`?"),
-        ("kernel = \"debian/vmlinuz\"", "kernel = \"../vmlinuz\"", "30:10", "below the files root"),
-        ("[files]\nroot = \"boot\"", "", "29:10", "set [files] root"),
-        ("52:54:00:77:00:01", "52:54:00", "35:11", "six hexadecimal bytes"),
-        ("52:54:00:77:00:01", "53:54:00:77:00:01", "35:11", "group address"),
-        ("address = \"10.77.0.11\"", "address = \"10.77.0.1\"", "36:11", "the appliance's own address"),
-        ("address = \"10.77.0.11\"", "address = \"10.9.0.1\"", "36:11", "outside 10.77.0.0/24"),
-        ("profile = \"hand\"", "profile = \"none\"", "37:11", "no profile is called `none`"),
-        ("\"512M\"", "\"much\"", "38:11", "`much` is no size"),
-        ("name    = \"n1\"", "name = \"n_1\"", "34:8", "can't be a node's name"),
-        ("\"5000:5000\"", "\"80:80\"", "44:16", "port 80 is the appliance's HTTP's already"),
-        ("\"5000:5000\"", "\"x\"", "44:16", "no port mapping"),
-        ("ports       = [\"5000:5000\"]", "address = \"10.77.0.150\"", "44:11", "lies in [dhcp] range"),
-        ("name        = \"registry\"", "name = \"-\"", "41:8", "can't be a workload's name"),
+        ("stages  = \"two\"", "stages = \"tow\"", "27:10", "did you mean `two`?"),
+        (
+            "kernel = \"debian/vmlinuz\"",
+            "kernel = \"debian/vmlinuz\"\nstages = \"two\"",
+            "32:10",
+            "how an image comes to the machine",
+        ),
+        ("kernel = \"debian/vmlinuz\"", "kernel = \"../vmlinuz\"", "31:10", "below the files root"),
+        ("[files]\nroot = \"boot\"", "", "30:10", "set [files] root"),
+        ("52:54:00:77:00:01", "52:54:00", "36:11", "six hexadecimal bytes"),
+        ("52:54:00:77:00:01", "53:54:00:77:00:01", "36:11", "group address"),
+        ("address = \"10.77.0.11\"", "address = \"10.77.0.1\"", "37:11", "the appliance's own address"),
+        ("address = \"10.77.0.11\"", "address = \"10.9.0.1\"", "37:11", "outside 10.77.0.0/24"),
+        ("profile = \"hand\"", "profile = \"none\"", "38:11", "no profile is called `none`"),
+        ("\"512M\"", "\"much\"", "39:11", "`much` is no size"),
+        ("name    = \"n1\"", "name = \"n_1\"", "35:8", "can't be a node's name"),
+        ("\"5000:5000\"", "\"80:80\"", "45:16", "port 80 is the appliance's HTTP's already"),
+        ("\"5000:5000\"", "\"x\"", "45:16", "no port mapping"),
+        ("ports       = [\"5000:5000\"]", "address = \"10.77.0.150\"", "45:11", "lies in [dhcp] range"),
+        ("name        = \"registry\"", "name = \"-\"", "42:8", "can't be a workload's name"),
         ("[network]", "[api]\nlisten = \"0.0.0.0:80\"\n[network]", "3:10", "answers nodes"),
         ("[network]", "[network", "2:9", "unclosed table; here goes `]`"),
     ] {
@@ -258,7 +267,7 @@ fn faults_come_all_at_once_and_in_order() {
         GOOD.to_owned() + "[[node]]\nname = \"N1\"\nmac = \"52-54-00-77-00-01\"\naddress = \"10.77.0.11\"\n";
     let problems = parse(&twice.replace("\"1h\"", "\"never\"")).unwrap_err();
     let lines: Vec<_> = problems.iter().map(|p| p.line).collect();
-    assert_eq!(lines, [9, 46, 47, 48], "{problems:#?}");
+    assert_eq!(lines, [9, 47, 48, 49], "{problems:#?}");
     assert!(problems[3].what.contains("node `n1`'s address"), "{problems:#?}");
 }
 

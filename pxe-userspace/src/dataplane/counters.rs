@@ -1,7 +1,7 @@
 //! What the programs counted.
 
 use aya::maps::{MapData, PerCpuArray};
-use pxe_common::verdict::{COUNTERS_PER_HOOK, Hook, counter_name};
+use pxe_common::verdict::{COUNTERS_PER_HOOK, Hook, LOST_COUNTER, counter_name};
 use serde::Serialize;
 
 /// One hook's counters by name: `replies`, `reply-bytes`, then frames dropped and passed by reason.
@@ -27,13 +27,19 @@ impl CounterMap {
         Counters { xdp: self.hook(Hook::Xdp), tc: self.hook(Hook::Tc) }
     }
 
+    /// Events that the ring had no room for.
+    pub(super) fn events_lost(&self) -> u64 {
+        [Hook::Xdp, Hook::Tc].into_iter().filter_map(|hook| self.sum(hook, LOST_COUNTER as usize)).sum()
+    }
+
     fn hook(&self, hook: Hook) -> HookCounters {
-        let base = hook as usize * COUNTERS_PER_HOOK;
         (0..COUNTERS_PER_HOOK)
-            .filter_map(|index| {
-                let per_cpu = self.0.get(&((base + index) as u32), 0).ok()?;
-                Some((counter_name(index)?, per_cpu.iter().sum()))
-            })
+            .filter_map(|index| Some((counter_name(index)?, self.sum(hook, index)?)))
             .collect()
+    }
+
+    fn sum(&self, hook: Hook, index: usize) -> Option<u64> {
+        let per_cpu = self.0.get(&((hook as usize * COUNTERS_PER_HOOK + index) as u32), 0).ok()?;
+        Some(per_cpu.iter().sum())
     }
 }

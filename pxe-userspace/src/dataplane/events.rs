@@ -2,50 +2,102 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use pxe_common::map::Event;
+use pxe_common::map::{Event, EventKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::counters::CounterMap;
+use crate::clock::boot_time_ns;
+use crate::dhcp::Told;
+
 /// The programs' ring of events. What it has no room for is counted as `events-lost`.
-pub struct Events(RingBuf<MapData>);
+pub struct Events {
+    ring: RingBuf<MapData>,
+    counters: Arc<CounterMap>,
+    lost: u64,
+}
+
+/// Who takes events. One who does not keep up holds up the others, until the ring is full and counts.
+pub struct Sinks {
+    pub dhcp: mpsc::Sender<Told>,
+    pub tftp: mpsc::Sender<Event>,
+}
+
+/// How often it is said how far the events go.
+const HEARD_EVERY: Duration = Duration::from_secs(5);
+
+/// A program reads the clock before it decides and tells what it did afterwards; far less lies
+/// between, but a virtual machine's CPU may stand still.
+const DECIDING: Duration = Duration::from_secs(5);
 
 impl Events {
-    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
-        Self(ring)
+    pub(super) fn new(ring: RingBuf<MapData>, counters: Arc<CounterMap>) -> Self {
+        Self { ring, lost: counters.events_lost(), counters }
     }
 
     /// The next event, if there is one.
     pub(crate) fn next(&mut self) -> Option<Event> {
-        let item = self.0.next()?;
+        let item = self.ring.next()?;
         Some(Event::read(item.first_chunk()?))
     }
 
-    /// Passes events on until `shutdown`, or until nobody takes them.
-    pub async fn run(self, sink: mpsc::Sender<Event>, shutdown: CancellationToken) -> io::Result<()> {
+    /// Passes events on until `shutdown`.
+    pub async fn run(self, sinks: Sinks, shutdown: CancellationToken) -> io::Result<()> {
         // SAFETY: the ring owns its descriptor until it is dropped, and never gives out another.
         let mut ring = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
             .map_err(|refused| refused.into_parts().1)?;
+        let mut heard = tokio::time::interval_at(Instant::now() + HEARD_EVERY, HEARD_EVERY);
+        heard.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut ready = tokio::select! {
+            tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                ready = ring.readable_mut() => ready?,
-            };
-            while let Some(event) = ready.get_inner_mut().next() {
-                if sink.send(event).await.is_err() {
-                    return Ok(());
+                ready = ring.readable_mut() => {
+                    let mut ready = ready?;
+                    ready.get_inner_mut().pass_on(&sinks).await;
+                    ready.clear_ready();
+                }
+                _ = heard.tick() => {
+                    let until_ns = boot_time_ns().saturating_sub(DECIDING.as_nanos() as u64);
+                    let events = ring.get_mut();
+                    events.pass_on(&sinks).await;
+                    let _ = sinks.dhcp.send(Told::Heard { until_ns, lost: events.lost_some() }).await;
                 }
             }
-            ready.clear_ready();
         }
+    }
+
+    /// Everything that the ring has. A service that is off, or has ended, misses nothing.
+    async fn pass_on(&mut self, sinks: &Sinks) {
+        while let Some(event) = self.next() {
+            match event.kind() {
+                Some(EventKind::Offer | EventKind::Ack) => {
+                    let _ = sinks.dhcp.send(Told::Event(event)).await;
+                }
+                Some(EventKind::Mark | EventKind::Finished | EventKind::Aborted) => {
+                    let _ = sinks.tftp.send(event).await;
+                }
+                // A newer program's, which waits to be replaced.
+                None => {}
+            }
+        }
+    }
+
+    /// Whether events were lost since this was asked last.
+    fn lost_some(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.lost, self.counters.events_lost());
+        self.lost != before
     }
 }
 
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.ring.as_raw_fd()
     }
 }

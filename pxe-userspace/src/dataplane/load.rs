@@ -1,6 +1,7 @@
 //! The embedded object, loaded.
 
 use std::io;
+use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
@@ -16,7 +17,7 @@ use super::pins::Pins;
 /// Entries cost memory when they are made (linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
 
 /// Why there is no fast path.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +56,7 @@ pub(super) struct Loaded {
     pub(super) sums: SumMap,
     pub(super) leases: LeaseMap,
     pub(super) events: Events,
-    pub(super) counters: CounterMap,
+    pub(super) counters: Arc<CounterMap>,
     pub(super) logger: EbpfLogger<&'static dyn log::Log>,
 }
 
@@ -77,14 +78,15 @@ pub(super) fn load(debug: bool, pins: Option<&Pins>) -> Result<Loaded, LoadError
     load_program::<Xdp>(&mut ebpf, name::XDP, Xdp::load)?;
     load_program::<SchedClassifier>(&mut ebpf, name::TC, SchedClassifier::load)?;
     let logger = EbpfLogger::init(&mut ebpf).map_err(|e| LoadError::Log(Box::new(e)))?;
+    let counters = Arc::new(CounterMap::new(take::<PerCpuArray<_, u64>>(&mut ebpf, name::COUNTERS)?));
     Ok(Loaded {
         notes: notes(pins).map_err(|e| LoadError::Notes(Box::new(e)))?,
         sessions: take(&mut ebpf, name::SESSIONS)?,
         blobs: take(&mut ebpf, name::BLOBS)?,
         sums: take(&mut ebpf, name::SUMS)?,
         leases: take(&mut ebpf, name::LEASES)?,
-        events: Events::new(take::<RingBuf<_>>(&mut ebpf, name::EVENTS)?),
-        counters: CounterMap::new(take::<PerCpuArray<_, u64>>(&mut ebpf, name::COUNTERS)?),
+        events: Events::new(take::<RingBuf<_>>(&mut ebpf, name::EVENTS)?, counters.clone()),
+        counters,
         logger,
         ebpf,
     })

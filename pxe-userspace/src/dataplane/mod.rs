@@ -18,12 +18,16 @@ mod logs;
 mod pins;
 mod ports;
 mod publish;
+#[cfg(test)]
+mod publish_tests;
 mod sessions;
+#[cfg(test)]
+mod stack_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pxe_common::Mac;
@@ -35,9 +39,10 @@ use crate::clock::boot_time_ns;
 use crate::config;
 use crate::dhcp::LeaseMap;
 use crate::tftp::{Declined, FastPath, Left, Note};
+use crate::trace::Programs;
 
 pub use counters::{Counters, HookCounters};
-pub use events::Events;
+pub use events::{Events, Sinks};
 pub use load::LoadError;
 pub use logs::Logs;
 pub use pins::Pins;
@@ -46,11 +51,11 @@ pub use ports::{PortStatus, Tier};
 /// The loaded programs and their maps.
 pub struct Dataplane {
     ports: Mutex<ports::Ports>,
-    blobs: Mutex<publish::Blobs>,
+    blobs: Arc<publish::Blobs>,
     sessions: Mutex<sessions::Sessions>,
     left: Mutex<Vec<Left>>,
     grants: Mutex<grants::Grants>,
-    counters: counters::CounterMap,
+    counters: Arc<counters::CounterMap>,
 }
 
 impl Dataplane {
@@ -68,12 +73,12 @@ impl Dataplane {
 
     fn new(debug: bool, pins: Option<Pins>) -> Result<(Self, Events, Logs), LoadError> {
         let loaded = load::load(debug, pins.as_ref())?;
-        let mut blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
+        let blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
         let mut sessions = sessions::Sessions::new(loaded.sessions, loaded.notes);
-        let left = sessions.take_over(&mut blobs);
+        let left = sessions.take_over(&blobs);
         let dataplane = Self {
             ports: Mutex::new(ports::Ports::new(loaded.ebpf, pins)),
-            blobs: Mutex::new(blobs),
+            blobs: Arc::new(blobs),
             sessions: Mutex::new(sessions),
             left: Mutex::new(left),
             grants: Mutex::new(grants::Grants::new(loaded.leases)),
@@ -117,7 +122,7 @@ impl Dataplane {
 
     /// Bytes that the block map holds.
     pub fn published_bytes(&self) -> u64 {
-        lock(&self.blobs).bytes()
+        self.blobs.bytes()
     }
 }
 
@@ -130,7 +135,7 @@ impl FastPath for Dataplane {
         now_ns: u64,
         idle: Duration,
     ) -> Result<(), Declined> {
-        let grant = lock(&self.blobs).grant(blob, &transfer)?;
+        let grant = self.blobs.grant(blob, &transfer)?;
         lock(&self.sessions).open(key, grant, transfer, now_ns, idle)
     }
 
@@ -147,7 +152,23 @@ impl FastPath for Dataplane {
     }
 
     fn close(&self, key: &SessionKey) -> Option<Session> {
-        lock(&self.sessions).close(key)
+        let last = lock(&self.sessions).close(key);
+        if self.blobs.has_excess() {
+            let blobs = self.blobs.clone();
+            // Takes as long as the programs that run, which whoever closes transfers should not wait for.
+            std::thread::spawn(move || blobs.retract_excess());
+        }
+        last
+    }
+}
+
+impl Programs for Dataplane {
+    fn traced(&self) {
+        lock(&self.ports).traced();
+    }
+
+    fn untraced(&self) {
+        lock(&self.ports).untraced();
     }
 }
 

@@ -46,10 +46,13 @@ pub(super) struct Ports {
     ebpf: Ebpf,
     pins: Option<Pins>,
     attached: BTreeMap<String, Port>,
+    /// Packet traces that run: see [`Ports::traced`].
+    traces: usize,
 }
 
 struct Port {
     index: u32,
+    wanted: FastPath,
     xdp: Option<Attached>,
     tc: Option<Attached>,
     reason: Option<String>,
@@ -77,7 +80,7 @@ enum AttachError {
 impl Ports {
     /// With `pins` links outlive a daemon that is killed, and links that one left are taken over.
     pub(super) fn new(ebpf: Ebpf, pins: Option<Pins>) -> Self {
-        Self { ebpf, pins, attached: BTreeMap::new() }
+        Self { ebpf, pins, attached: BTreeMap::new(), traces: 0 }
     }
 
     pub(super) fn attach(&mut self, port: &str, wanted: FastPath) -> PortStatus {
@@ -90,6 +93,14 @@ impl Ports {
             }
         };
         self.detach(port);
+        let (asked, traced) = (wanted, self.traces > 0);
+        let wanted = match wanted {
+            FastPath::Auto | FastPath::Xdp if traced => {
+                reasons.push("xdp: not while a trace runs, which would not see its frames".to_owned());
+                FastPath::Tc
+            }
+            wanted => wanted,
+        };
         let xdp = match wanted {
             FastPath::Auto if !has_device(port) => {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
@@ -117,11 +128,34 @@ impl Ports {
             reasons.push("fast-path = \"off\"".to_owned());
         }
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
-        let attached = Port { index, xdp, tc, reason };
+        let attached = Port { index, wanted: asked, xdp, tc, reason };
         let status = attached.status(port);
         tracing::info!(port, tier = ?status.tier, reason = status.reason, "fast path");
         self.attached.insert(port.to_owned(), attached);
         status
+    }
+
+    /// Answers at tc what XDP answers otherwise, for as long as traces run: packet sockets see what
+    /// comes in before tc and all that is sent, and nothing of what XDP does in the driver.
+    pub(super) fn traced(&mut self) {
+        self.traces += 1;
+        let in_driver: Vec<_> =
+            self.attached.iter().filter(|(_, port)| port.xdp.is_some()).map(again).collect();
+        for (name, wanted) in in_driver {
+            self.attach(&name, wanted);
+        }
+    }
+
+    /// The end of one of them.
+    pub(super) fn untraced(&mut self) {
+        self.traces -= 1;
+        if self.traces > 0 {
+            return;
+        }
+        let held: Vec<_> = self.attached.iter().filter(|(name, port)| port.held(name)).map(again).collect();
+        for (name, wanted) in held {
+            self.attach(&name, wanted);
+        }
     }
 
     pub(super) fn detach(&mut self, port: &str) {
@@ -218,7 +252,21 @@ impl Ports {
     }
 }
 
+/// What a port is attached with anew.
+fn again((name, port): (&String, &Port)) -> (String, FastPath) {
+    (name.clone(), port.wanted)
+}
+
 impl Port {
+    /// Whether XDP would be tried, were it not for a trace.
+    fn held(&self, name: &str) -> bool {
+        match self.wanted {
+            FastPath::Xdp => true,
+            FastPath::Auto => has_device(name),
+            FastPath::Tc | FastPath::Off => false,
+        }
+    }
+
     fn status(&self, name: &str) -> PortStatus {
         let tier = match (&self.xdp, &self.tc) {
             (Some(_), Some(_)) => Tier::XdpAndTc,

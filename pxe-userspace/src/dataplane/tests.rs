@@ -2,12 +2,16 @@
 //! built object, and say so when they are skipped.
 
 use std::num::NonZeroU16;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+};
 use pxe_common::Mac;
-use pxe_common::map::{CHUNK_STRIDE, SessionKey, name};
+use pxe_common::map::{self, CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, SessionKey, name};
 use pxe_common::tftp::Session;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram};
@@ -16,7 +20,7 @@ use super::{Dataplane, Events, LoadError, lock};
 use crate::blob::Blob;
 use crate::tftp::FastPath as _;
 
-const ACK: Datagram = Datagram {
+pub(super) const ACK: Datagram = Datagram {
     source_mac: Mac([0x52, 0x54, 0, 0x77, 0, 1]),
     destination_mac: Mac([2, 0, 0, 0, 0, 1]),
     source: std::net::Ipv4Addr::new(10, 77, 0, 100),
@@ -26,14 +30,14 @@ const ACK: Datagram = Datagram {
     payload_len: 4,
 };
 
-const XDP_DROP: u32 = 1;
+pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
 pub(crate) const XDP_TX: u32 = 3;
 pub(crate) const TC_ACT_UNSPEC: u32 = u32::MAX;
-const TC_ACT_SHOT: u32 = 2;
+pub(crate) const TC_ACT_SHOT: u32 = 2;
 pub(crate) const TC_ACT_REDIRECT: u32 = 7;
 
-fn loaded() -> Option<Dataplane> {
+pub(super) fn loaded() -> Option<Dataplane> {
     loaded_with_events().map(|(dataplane, _)| dataplane)
 }
 
@@ -55,21 +59,21 @@ pub(crate) fn loaded_with_events() -> Option<(Dataplane, Events)> {
     }
 }
 
-fn contents(len: usize) -> Vec<u8> {
+pub(super) fn contents(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(31) ^ (i >> 8)) as u8).collect()
 }
 
-fn session(len: usize, blksize: u16) -> Session {
+pub(super) fn session(len: usize, blksize: u16) -> Session {
     Session::new(len as u64, NonZeroU16::new(blksize).unwrap(), NonZeroU16::MIN, 100).unwrap()
 }
 
-fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
     t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
 }
 
 /// An ACK as a NIC delivers it: padded to 60 bytes.
-fn ack_frame(block: u16) -> Vec<u8> {
+pub(super) fn ack_frame(block: u16) -> Vec<u8> {
     let [a, b] = block.to_be_bytes();
     let payload = [0, 4, a, b];
     let mut frame = ACK.headers(Checksum::ZERO.bytes(&payload)).to_vec();
@@ -80,7 +84,7 @@ fn ack_frame(block: u16) -> Vec<u8> {
 
 /// What the program at `hook` says to a frame, and the frame then.
 pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
-    let mut out = vec![0; 4096];
+    let mut out = vec![0; 16384];
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
     let ports = lock(&dataplane.ports);
@@ -93,6 +97,36 @@ pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<
     .unwrap();
     out.truncate(result.data_size_out as usize);
     (result.return_value, out)
+}
+
+/// Writes a session's times.
+pub(crate) fn retime(dataplane: &Dataplane, key: &SessionKey, session: &map::Session) {
+    lock(&dataplane.sessions).map.insert(key, session, 0).unwrap();
+}
+
+/// What programs in `test_run` send beside their answer: it leaves by the loopback of the thread's
+/// namespace, which has to be up.
+pub(crate) struct Clones(OwnedFd);
+
+impl Clones {
+    pub(crate) fn new() -> Self {
+        let (family, protocol) = (AddressFamily::Packet, SockProtocol::EthAll);
+        let socket = socket(family, SockType::Raw, SockFlag::SOCK_NONBLOCK, protocol).unwrap();
+        // Room for the largest window, twice: the loopback brings every frame back.
+        setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20)).unwrap();
+        Self(socket)
+    }
+
+    /// What was sent since the last time.
+    pub(crate) fn take(&self) -> Vec<Vec<u8>> {
+        let (mut sent, mut buf) = (Vec::new(), vec![0; 16384]);
+        while let Ok((len, Some(from))) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut buf) {
+            if from.pkttype() == libc::PACKET_OUTGOING {
+                sent.push(buf[..len].to_vec());
+            }
+        }
+        sent
+    }
 }
 
 /// RFC 1071, word by word: a second opinion on what the programs computed.
@@ -109,7 +143,7 @@ fn ones_complement(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-fn check_data_frame(frame: &[u8], block: u16, data: &[u8]) {
+pub(super) fn check_data_frame(frame: &[u8], block: u16, data: &[u8]) {
     assert_eq!(frame.len(), 46 + data.len());
     assert_eq!(frame[0..6], ACK.source_mac.0);
     assert_eq!(frame[6..12], ACK.destination_mac.0);
@@ -137,8 +171,7 @@ fn open(dataplane: &Dataplane, bytes: &[u8], blksize: u16) -> SessionKey {
 #[test]
 fn a_whole_transfer_at_either_hook() {
     let Some(dataplane) = loaded() else { return };
-    for (hook, answered, passed) in
-        [(Hook::Xdp, XDP_TX, XDP_PASS), (Hook::Tc, TC_ACT_REDIRECT, TC_ACT_UNSPEC)]
+    for (hook, answered, dropped) in [(Hook::Xdp, XDP_TX, XDP_DROP), (Hook::Tc, TC_ACT_REDIRECT, TC_ACT_SHOT)]
     {
         for (len, blksize) in
             [(0, 512), (511, 512), (512, 512), (513, 512), (7, 8), (3 * CHUNK_STRIDE, 1024), (200_001, 1467)]
@@ -154,7 +187,7 @@ fn a_whole_transfer_at_either_hook() {
                 check_data_frame(&frame, block as u16, &bytes[at..end]);
             }
             let last = ack_frame(blocks as u16);
-            assert_eq!(run(&dataplane, hook, &last), (passed, last.clone()), "the daemon hears of the end");
+            assert_eq!(run(&dataplane, hook, &last).0, dropped, "an event tells the daemon");
             let seen = dataplane.close(&key).unwrap();
             assert!(seen.transfer.finished());
             let sent = [seen.sent_by_xdp, seen.sent_by_tc][hook as usize];
@@ -255,17 +288,69 @@ fn jumbo_blocks_are_copied_piece_by_piece() {
 
 #[test]
 fn an_error_ends_the_transfer_in_the_kernel_too() {
-    let Some(dataplane) = loaded() else { return };
-    for (hook, passed) in [(Hook::Xdp, XDP_PASS), (Hook::Tc, TC_ACT_UNSPEC)] {
+    let Some((dataplane, mut events)) = loaded_with_events() else { return };
+    for (hook, dropped, passed) in [(Hook::Xdp, XDP_DROP, XDP_PASS), (Hook::Tc, TC_ACT_SHOT, TC_ACT_UNSPEC)] {
         let key = open(&dataplane, &contents(5000), 512);
-        let mut error = ack_frame(0);
+        let mut error = ack_frame(8);
         error[43] = 5;
-        assert_eq!(run(&dataplane, hook, &error), (passed, error), "the daemon hears of it");
+        assert_eq!(run(&dataplane, hook, &error).0, dropped, "an event tells the daemon");
+        let event = events.next().unwrap();
+        assert_eq!((event.kind(), event.transfer()), (Some(EventKind::Aborted), (key, 8)));
         assert_eq!(run(&dataplane, hook, &ack_frame(0)), (passed, ack_frame(0)));
+        assert_eq!(run(&dataplane, hook, &error), (passed, error), "once is enough");
         assert!(dataplane.look(&key).unwrap().ended());
+        assert_eq!(events.next(), None);
     }
     let counters = dataplane.counters();
-    assert_eq!((counters.tc["tftp-error"], counters.xdp["tftp-error"]), (1, 1));
+    assert_eq!((counters.tc["tftp-aborted"], counters.xdp["tftp-aborted"]), (1, 1));
+}
+
+#[test]
+fn the_daemon_is_told_of_the_beginning_each_quarter_and_the_end() {
+    let Some((dataplane, mut events)) = loaded_with_events() else { return };
+    for hook in [Hook::Xdp, Hook::Tc] {
+        let key = open(&dataplane, &contents(99 * 8 + 1), 8);
+        let told: Vec<_> = (0..=100u16)
+            .filter_map(|block| {
+                run(&dataplane, hook, &ack_frame(block));
+                let event = events.next()?;
+                assert_eq!((event.hook, event.transfer()), (hook as u16, (key, 0)));
+                Some((block, event.kind().unwrap()))
+            })
+            .collect();
+        let mark = EventKind::Mark;
+        assert_eq!(told, [(0, mark), (25, mark), (50, mark), (75, mark), (100, EventKind::Finished)]);
+        assert_eq!(events.next(), None);
+    }
+}
+
+/// Whatever the ring holds: an event is delivered or counted, and no transfer's end is lost.
+#[test]
+fn what_a_full_ring_does_not_take_is_counted() {
+    let Some((dataplane, mut events)) = loaded_with_events() else { return };
+    let (mut happened, mut passed) = (0, 0);
+    let mut transfer = || {
+        open(&dataplane, b"", 512);
+        assert_eq!(run(&dataplane, Hook::Tc, &ack_frame(0)).0, TC_ACT_REDIRECT);
+        let (verdict, _) = run(&dataplane, Hook::Tc, &ack_frame(1));
+        assert!(verdict == TC_ACT_SHOT || verdict == TC_ACT_UNSPEC);
+        happened += 2;
+        passed += u64::from(verdict == TC_ACT_UNSPEC);
+    };
+    for _ in 0..EVENTS_BYTES / Event::LEN / 2 {
+        transfer();
+    }
+    let read = |events: &mut Events| std::iter::from_fn(|| events.next()).count() as u64;
+    let mut delivered = read(&mut events);
+    transfer();
+    assert_eq!(read(&mut events), 2, "there is room again");
+    delivered += 2;
+    let counters = dataplane.counters();
+    let lost = counters.tc["events-lost"];
+    assert!(lost > 0, "the ring was full: {counters:?}");
+    assert_eq!(delivered + lost, happened);
+    assert_eq!(counters.tc["tftp-untold"], passed, "the daemon gets the packet instead");
+    assert_eq!(counters.tc["tftp-finished"] + passed, happened / 2);
 }
 
 #[test]
@@ -310,32 +395,6 @@ fn duplicates_and_strangers_are_dropped_and_grants_end() {
     dataplane.open(key, &blob, session(5000, 512), ended, Duration::from_millis(500)).unwrap();
     assert_eq!(run(&dataplane, Hook::Tc, &ack_frame(0)).0, TC_ACT_UNSPEC);
     assert_eq!(dataplane.counters().tc["tftp-expired"], 1);
-}
-
-#[test]
-fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
-    let Some(dataplane) = loaded() else { return };
-    lock(&dataplane.blobs).kept_unused_bytes = 250_000;
-    let (small, big) = (Blob::from_bytes(contents(5000)), Blob::from_bytes(contents(200_000)));
-    let key = |client_port| SessionKey { client_port, ..SessionKey::of(&ACK) };
-    let idle = Duration::from_secs(30);
-    let open = |key, blob: &Blob, size| {
-        dataplane.open(key, blob, session(blob.len() as usize, size), now_ns(), idle).unwrap();
-        let seen = dataplane.look(&key).unwrap();
-        (seen.blob, seen.sums)
-    };
-    let first = open(key(1), &small, 512);
-    assert_eq!(open(key(2), &small, 512), first);
-    let other = open(key(3), &small, 1024);
-    assert_eq!(other.0, first.0);
-    assert_ne!(other.1, first.1, "sums are for one block size");
-    assert_eq!(dataplane.published_bytes(), 5000);
-
-    open(key(4), &big, 1468);
-    dataplane.close(&key(4));
-    let bigger = Blob::from_bytes(contents(100_000));
-    open(key(5), &bigger, 1468);
-    assert_eq!(dataplane.published_bytes(), 5000 + 100_000, "what is in use stays");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -64,6 +65,24 @@ pub(super) fn lease(standing: &Standing, server_mac: Mac, now: Timestamp) -> Lea
     }
 }
 
+/// What comes from the kernel, in order.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    Event(Event),
+    /// Nothing that the programs did before `until_ns`, by CLOCK_BOOTTIME, is still to come; but
+    /// some of it may have been `lost`.
+    Heard {
+        until_ns: u64,
+        lost: bool,
+    },
+}
+
+/// A time of the programs' clock.
+pub(super) fn time(boot_ns: u64, now: Timestamp) -> Timestamp {
+    let ago = Duration::from_nanos(boot_time_ns().saturating_sub(boot_ns));
+    now.checked_sub(ago).unwrap_or(Timestamp::MIN)
+}
+
 /// A request that the kernel answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answered {
@@ -76,11 +95,12 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Reads DHCP's events; others are nobody's business here.
+    /// Reads DHCP's events.
     pub fn of(event: &Event) -> Option<Self> {
         let message = match event.kind()? {
             EventKind::Offer => MessageType::Discover,
             EventKind::Ack => MessageType::Request,
+            EventKind::Mark | EventKind::Finished | EventKind::Aborted => return None,
         };
         let (mac, firmware) = event.client();
         let by = if event.hook == Hook::Xdp as u16 { AnsweredBy::Xdp } else { AnsweredBy::Tc };

@@ -23,7 +23,8 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
-/// An offer holds its address this long in memory; in the store it is held for the whole lease.
+/// An offer holds its address this long in memory, and the kernel may turn it into an ACK for as
+/// long; in the store it is held for the whole lease.
 const OFFER_HOLD: Duration = Duration::from_secs(120);
 
 /// A declined address rests: whoever uses it without a lease may be gone by then.
@@ -59,7 +60,8 @@ pub struct Lease {
     #[serde(with = "crate::text::mac")]
     pub mac: Mac,
     pub state: LeaseState,
-    /// When the client stops using the address; for a declined one, when the quarantine ends.
+    /// When the client stops using the address; for an offer, when it may no longer be taken; for
+    /// a declined one, when the quarantine ends.
     #[serde(serialize_with = "crate::text::micros")]
     pub expires: Timestamp,
     /// The end that the store knows. Never before what a client was told.
@@ -69,20 +71,6 @@ pub struct Lease {
     pub client_ids: BTreeSet<String>,
     /// The machine's UUID (option 97), as text.
     pub uuid: Option<String>,
-}
-
-impl Lease {
-    /// Whether somebody may be using the address, or is about to.
-    ///
-    /// A bound one stays its machine's to the durable end: the kernel may have promised it so far
-    /// without our having heard.
-    pub fn is_active(&self, now: Timestamp) -> bool {
-        match self.state {
-            LeaseState::Released => false,
-            LeaseState::Bound => self.expires.max(self.durable_until) > now,
-            LeaseState::Offered | LeaseState::Declined => self.expires > now,
-        }
-    }
 }
 
 /// How a machine called itself.
@@ -136,12 +124,23 @@ pub struct Leases {
     fresh: u32,
     /// The one address of each machine. A declined address is nobody's.
     of_machine: HashMap<Mac, Ipv4Addr>,
+    /// The kernel did nothing before this that is not known here.
+    heard_until: Timestamp,
+}
+
+/// What the kernel may say to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speakable {
+    pub address: Ipv4Addr,
+    /// No lease time that the kernel promises ends later.
+    pub until: Timestamp,
 }
 
 impl Leases {
     /// Takes over what the store had.
     pub fn new(pool: Pool, stored: impl IntoIterator<Item = Lease>) -> Self {
-        let mut leases = Self::default();
+        // Until told otherwise there is no kernel that answers on its own.
+        let mut leases = Self { heard_until: Timestamp::MAX, ..Self::default() };
         leases.set_pool(pool);
         for lease in stored {
             let newer = |old: &Ipv4Addr| leases.by_address[old].expires < lease.expires;
@@ -176,16 +175,35 @@ impl Leases {
         self.by_address.get(self.of_machine.get(&mac)?)
     }
 
-    /// The machine's lease, if everything that it can ask for comes down to this one: what the
-    /// kernel may be told.
-    pub fn standing(&self, mac: Mac, now: Timestamp) -> Option<&Lease> {
+    /// What the kernel may say to the machine, if everything that it can ask for comes down to one
+    /// lease. An offer may be taken while it is held.
+    pub fn speakable(&self, mac: Mac, now: Timestamp) -> Option<Speakable> {
         let lease = self.of(mac)?;
+        let until = match lease.state {
+            LeaseState::Offered if lease.expires > now => {
+                lease.durable_until.min(after(lease.expires, self.pool.lease_time))
+            }
+            LeaseState::Bound => lease.durable_until,
+            LeaseState::Offered | LeaseState::Released | LeaseState::Declined => return None,
+        };
         let is_its_own = self.pool.reservations.get(&mac).is_none_or(|r| *r == lease.address);
-        let stands = lease.state == LeaseState::Bound
-            && lease.durable_until > now
-            && is_its_own
-            && self.allows(mac, lease.address);
-        stands.then_some(lease)
+        let stands = until > now && is_its_own && self.allows(mac, lease.address);
+        stands.then_some(Speakable { address: lease.address, until })
+    }
+
+    /// Everything that the kernel did before `until` has been told, but for what was lost on the
+    /// way. Offers that nobody took by then are free; after a loss nobody knows, and each is held
+    /// as if it had been taken.
+    pub fn heard(&mut self, until: Timestamp, lost: bool) {
+        if lost {
+            let heard_until = self.heard_until;
+            let unsure = self
+                .by_address
+                .values_mut()
+                .filter(|l| l.state == LeaseState::Offered && l.expires >= heard_until);
+            unsure.for_each(|l| l.expires = l.expires.max(l.durable_until));
+        }
+        self.heard_until = until;
     }
 
     /// An address to offer: the machine's reservation, what it has or had, what it asks for, one
@@ -208,7 +226,7 @@ impl Leases {
             .ok_or(Refused::Exhausted)?;
         let bound = self
             .of(mac)
-            .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && l.is_active(now));
+            .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && self.is_active(l, now));
         let changes = match bound {
             // The machine rebooted: its lease stands, and is long enough for what the offer says.
             true => self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now),
@@ -233,25 +251,27 @@ impl Leases {
         // The one lease a machine has decides, as long as it runs.
         let moves = self
             .of(mac)
-            .is_some_and(|l| l.address != address && l.is_active(now) && reserved != Some(address));
+            .is_some_and(|l| l.address != address && self.is_active(l, now) && reserved != Some(address));
         if moves || !self.is_available(mac, address, now) {
             return Err(Refused::NotYours);
         }
         Ok(self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now))
     }
 
-    /// The machine chose another server's offer: ours need not be held.
-    pub fn withdraw(&mut self, mac: Mac, now: Timestamp) -> Vec<Change> {
-        match self.of(mac) {
-            Some(lease) if lease.state == LeaseState::Offered => self.end(mac, now),
-            _ => Vec::new(),
+    /// The machine chose another server's offer: ours is held only until it is sure that the kernel
+    /// has not turned it into an ACK.
+    pub fn withdraw(&mut self, mac: Mac, now: Timestamp) {
+        let lease = self.of_machine.get(&mac).and_then(|address| self.by_address.get_mut(address));
+        let may_be_bound = after(now, OFFER_HOLD);
+        if let Some(lease) = lease.filter(|l| l.state == LeaseState::Offered && l.expires <= may_be_bound) {
+            lease.expires = lease.expires.min(now);
         }
     }
 
     /// The machine gives `address` back; nothing happens when it is not the machine's.
     pub fn release(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
         match self.of(mac) {
-            Some(lease) if lease.address == address && lease.is_active(now) => self.end(mac, now),
+            Some(lease) if lease.address == address && self.is_active(lease, now) => self.end(mac, now),
             _ => Vec::new(),
         }
     }
@@ -275,7 +295,8 @@ impl Leases {
             if let Change::Put(lease) = change
                 && let Some(lease) = self.by_address.get_mut(&lease.address)
             {
-                if lease.state == LeaseState::Bound {
+                let unheard = lease.state == LeaseState::Offered && lease.expires >= self.heard_until;
+                if unheard || lease.state == LeaseState::Bound {
                     // The kernel may have promised as much as the store had, which is not more.
                     lease.expires = lease.expires.max(lease.durable_until);
                 }
@@ -284,12 +305,28 @@ impl Leases {
         }
     }
 
+    /// Whether somebody may be using the address, or is about to.
+    fn is_active(&self, lease: &Lease, now: Timestamp) -> bool {
+        let is_held = matches!(lease.state, LeaseState::Offered | LeaseState::Declined);
+        self.is_promised(lease, now) || (is_held && lease.expires > now)
+    }
+
+    /// Whether the lease's machine may have been told that the address is its own, by us or by the
+    /// kernel without our having heard: then it stays so to the durable end.
+    fn is_promised(&self, lease: &Lease, now: Timestamp) -> bool {
+        match lease.state {
+            LeaseState::Bound => lease.expires.max(lease.durable_until) > now,
+            LeaseState::Offered => lease.expires >= self.heard_until && lease.durable_until > now,
+            LeaseState::Released | LeaseState::Declined => false,
+        }
+    }
+
     /// Whether `mac` could be given `address` now.
     fn is_available(&self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> bool {
         self.allows(mac, address)
             && self.by_address.get(&address).is_none_or(|lease| match lease.state {
                 LeaseState::Declined => lease.expires <= now,
-                _ => lease.mac == mac || !lease.is_active(now),
+                _ => lease.mac == mac || !self.is_active(lease, now),
             })
     }
 
@@ -319,7 +356,7 @@ impl Leases {
         self.by_address
             .range(first..=last)
             .map(|(_, lease)| lease)
-            .filter(|l| !l.is_active(now) && self.is_dynamic(l.address))
+            .filter(|l| !self.is_active(l, now) && self.is_dynamic(l.address))
             .min_by_key(|l| l.expires)
             .map(|l| l.address)
     }
@@ -340,7 +377,7 @@ impl Leases {
         // What the machine was told it may use stays out of the pool until then, although it is
         // asking for another now: nobody proved that it stopped.
         if let Some(old) = moved
-            && !self.by_address.get(&old).is_some_and(|l| l.state == LeaseState::Bound && l.is_active(now))
+            && !self.by_address.get(&old).is_some_and(|l| self.is_promised(l, now))
         {
             self.by_address.remove(&old);
             self.fresh = self.fresh.min(old.into());
@@ -360,11 +397,14 @@ impl Leases {
             client_ids.insert(id.clone());
         }
         uuid = aliases.uuid.clone().or(uuid);
+        // Offered again, it is held no shorter than it was: after a loss that is longer than a hold.
+        let held = stored.as_ref().filter(|l| l.state == LeaseState::Offered && state == l.state);
+        let held = held.map_or(Timestamp::MIN, |l| l.expires);
         let mut lease = Lease {
             address,
             mac,
             state,
-            expires: after(now, hold),
+            expires: after(now, hold).max(held),
             durable_until: stored.as_ref().map_or(Timestamp::MIN, |l| l.durable_until),
             client_ids,
             uuid,

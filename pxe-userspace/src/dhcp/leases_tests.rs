@@ -144,11 +144,30 @@ fn an_offer_not_taken_is_free_again_and_a_chosen_rival_frees_it_at_once() {
     let now = start();
     assert_eq!(offer(&mut l, 1, now), Ok(ip(100)));
     assert_eq!(offer(&mut l, 2, now), Err(Refused::Exhausted));
-    assert_eq!(l.withdraw(machine(1), now).len(), 1);
+    l.withdraw(machine(1), now);
     assert_eq!(offer(&mut l, 2, now), Ok(ip(100)));
     assert_eq!(offer(&mut l, 1, now + OFFER_HOLD), Ok(ip(100)), "machine 2 never asked for it");
     bind(&mut l, 1, ip(100), now + OFFER_HOLD).unwrap();
-    assert_eq!(l.withdraw(machine(1), now), [], "a bound lease is no offer");
+    l.withdraw(machine(1), now + OFFER_HOLD);
+    assert_eq!(offer(&mut l, 2, now + OFFER_HOLD), Err(Refused::Exhausted), "a bound lease is no offer");
+}
+
+#[test]
+fn an_offer_that_the_kernel_may_have_turned_into_an_ack_is_free_when_that_is_heard_not_to_be_so() {
+    let mut l = leases(100);
+    let now = start();
+    l.heard(now, false);
+    assert_eq!(offer(&mut l, 1, now), Ok(ip(100)));
+    let speakable = l.speakable(machine(1), now).unwrap();
+    assert_eq!(speakable.until, now + OFFER_HOLD + HOUR, "no ACK after the hold");
+    l.withdraw(machine(1), now + Duration::from_secs(1));
+    let ended = now + OFFER_HOLD;
+    assert_eq!(offer(&mut l, 2, ended), Err(Refused::Exhausted), "who knows?");
+    l.heard(ended, false);
+    assert_eq!(offer(&mut l, 2, ended), Ok(ip(100)));
+    l.heard(ended + OFFER_HOLD, true);
+    assert_eq!(offer(&mut l, 3, ended + OFFER_HOLD), Err(Refused::Exhausted), "the ACK's event may be lost");
+    assert_eq!(offer(&mut l, 3, ended + 2 * HOUR), Ok(ip(100)));
 }
 
 #[test]
@@ -175,6 +194,8 @@ enum Step {
     Wait(u64),
     Restart,
     Failed,
+    /// All that the kernel told is heard.
+    Heard,
     /// The machine asks for the address that it has, and the kernel answers if it may. Whether the
     /// daemon hears of it is another matter.
     Kernel(u8, bool),
@@ -190,6 +211,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..4000u64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
         1 => Just(Step::Failed),
+        2 => Just(Step::Heard),
         4 => (0..10u8, any::<bool>()).prop_map(|(n, heard)| Step::Kernel(n, heard)),
     ];
     prop::collection::vec(step, 1..120)
@@ -204,6 +226,8 @@ struct World {
     resting: BTreeMap<Ipv4Addr, Timestamp>,
     /// What the kernel was told: address, durable end.
     kernel: HashMap<Mac, (Ipv4Addr, Timestamp)>,
+    /// Something that the kernel told did not get through.
+    lost: bool,
 }
 
 impl World {
@@ -238,11 +262,14 @@ proptest! {
         let mut leases = leases(106);
         let mut world = World::default();
         let mut now = start();
+        leases.heard(now, false);
         let mut disk_fails = false;
         let none = Aliases::default();
         for step in steps {
             let of = match &step {
-                Step::Offer(n, _) | Step::Bind(n, _) | Step::Kernel(n, true) => Some(machine(*n)),
+                Step::Offer(n, _) | Step::Bind(n, _) | Step::Kernel(n, true) | Step::Withdraw(n) => {
+                    Some(machine(*n))
+                }
                 _ => None,
             };
             // A step whose changes are not stored sends nothing.
@@ -282,7 +309,9 @@ proptest! {
                         prop_assert!(changes.is_ok(), "{changes:?}: the kernel said what the daemon would not");
                         commit(&mut leases, &mut world, changes.unwrap());
                     }
+                    world.lost |= !heard;
                 }
+                Step::Heard => leases.heard(now, std::mem::take(&mut world.lost)),
                 Step::Release(n, address) => {
                     if world.told.get(&machine(n)).is_some_and(|(a, _)| *a == ip(address)) {
                         let changes = leases.release(machine(n), ip(address), now);
@@ -300,18 +329,19 @@ proptest! {
                         world.store(changes);
                     }
                 }
-                Step::Withdraw(n) => world.store(leases.withdraw(machine(n), now)),
+                Step::Withdraw(n) => leases.withdraw(machine(n), now),
                 Step::Wait(seconds) => now += Duration::from_secs(seconds),
                 Step::Restart => {
                     let stored = world.disk.values().map(|l| Lease { expires: l.durable_until, ..l.clone() });
                     leases = Leases::new(pool(106), stored);
+                    leases.heard(Timestamp::MIN, false);
                 }
                 Step::Failed => disk_fails = true,
             }
             // As `Command::Standing` has it, after the commit.
             if let Some(mac) = of {
-                match leases.standing(mac, now) {
-                    Some(lease) => world.kernel.insert(mac, (lease.address, lease.durable_until)),
+                match leases.speakable(mac, now) {
+                    Some(may) => world.kernel.insert(mac, (may.address, may.until)),
                     None => world.kernel.remove(&mac),
                 };
             }

@@ -16,7 +16,7 @@ pub mod server;
 pub mod socket;
 pub mod store;
 
-pub use kernel::{Answered, Kernel, LeaseMap};
+pub use kernel::{Answered, Kernel, LeaseMap, Told};
 pub use leases::{Change, Lease, LeaseState, Leases};
 pub use scope::Scope;
 pub use server::{Command, Counters, Rival, Server, Standing};

@@ -11,7 +11,7 @@ use pxe_common::dhcp::{self, BUFFER, Firmware, Grant, Kind, MessageType, Packet,
 use pxe_common::wire::port;
 
 use super::kernel::Answered;
-use super::leases::{Aliases, Change, Lease, Leases, Refused};
+use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
 use super::{Scope, rare};
 use crate::config::{Config, DhcpMode};
 use crate::timeline::{Happened, Stage, Who};
@@ -75,7 +75,7 @@ pub enum Command {
 pub struct Standing {
     /// What replies say.
     pub grant: Grant,
-    /// What the store knows.
+    /// No lease time that is promised ends later.
     pub durable_until: Timestamp,
     pub netmask: Ipv4Addr,
 }
@@ -139,10 +139,10 @@ impl Server {
         if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) {
             return None;
         }
-        let lease = self.leases.standing(mac, now)?;
+        let Speakable { address, until } = self.leases.speakable(mac, now)?;
         Some(Standing {
-            grant: self.scope.grant(mac, lease.address),
-            durable_until: lease.durable_until,
+            grant: self.scope.grant(mac, address),
+            durable_until: until,
             netmask: self.scope.netmask(),
         })
     }
@@ -151,6 +151,12 @@ impl Server {
     pub fn all_standing(&self, now: Timestamp) -> impl Iterator<Item = (Mac, Standing)> {
         let machines = self.leases.iter().map(|lease| lease.mac);
         machines.filter_map(move |mac| Some((mac, self.standing(mac, now)?)))
+    }
+
+    /// Everything that the kernel did before `until` was told by [`answered`](Server::answered), but
+    /// for what was lost on the way.
+    pub fn heard(&mut self, until: Timestamp, lost: bool) {
+        self.leases.heard(until, lost);
     }
 
     /// The kernel answered a request by itself.
@@ -236,6 +242,8 @@ impl Server {
         match self.leases.offer(mac, requested, &asked.aliases, now) {
             Ok((address, changes)) => {
                 commands.extend(changes.into_iter().map(Command::Persist));
+                // Its next packet may come before the kernel's word of an ACK does.
+                commands.push(Command::Bound { mac, address });
                 commands.push(Command::Standing(mac));
                 let sent = self.send(Kind::Offer, asked, address);
                 commands.extend(sent.is_some().then(|| event(asked, Stage::Offer)).flatten());
@@ -254,10 +262,9 @@ impl Server {
         let Request { mac, requested, server_id, ciaddr, .. } = asked.request;
         let selecting = !server_id.is_unspecified();
         if selecting && server_id != self.scope.address() {
-            let mut commands: Vec<_> =
-                self.leases.withdraw(mac, now).into_iter().map(Command::Persist).collect();
-            commands.extend(self.rival(server_id, Evidence::Chosen, now));
-            return commands;
+            self.leases.withdraw(mac, now);
+            let rival = self.rival(server_id, Evidence::Chosen, now);
+            return std::iter::once(Command::Standing(mac)).chain(rival).collect();
         }
         // SELECTING and INIT-REBOOT name the address in option 50; RENEWING and REBINDING use it.
         let wanted = if requested.is_unspecified() { ciaddr } else { requested };

@@ -7,6 +7,7 @@ use pxe_common::dhcp::field;
 
 use super::*;
 use crate::config;
+use crate::dhcp::LeaseState;
 use crate::timeline::AnsweredBy;
 
 #[path = "server_tests/corpus.rs"]
@@ -57,6 +58,7 @@ fn config() -> Config {
             source: config::Source::Image("hello".into()),
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
+            stages: config::Stages::Auto,
             storage: None,
         }],
         storage: Vec::new(),
@@ -346,11 +348,12 @@ fn an_operating_systems_lease_is_no_boot() {
 fn another_server_is_reported_once_in_a_while() {
     let mut server = server();
     Client::new(Type::Discover).to(&mut server);
+    assert!(server.standing(MAC, now()).is_some());
     let chosen = || Client::new(Type::Request).requested(ip(77)).server(ip(9));
     let first = chosen().to(&mut server);
     first.silent();
     assert_eq!(first.rivals, [ip(9)]);
-    assert_eq!(first.changes.len(), 1, "our offer is withdrawn");
+    assert_eq!(server.standing(MAC, now()), None, "our offer is withdrawn");
     assert!(chosen().to(&mut server).rivals.is_empty());
     let later = now() + Duration::from_secs(601);
     assert_eq!(chosen().at(&mut server, later).rivals, [ip(9)]);
@@ -472,8 +475,17 @@ proptest::proptest! {
 fn what_the_kernel_answered_is_a_renewal_and_a_stage() {
     let mut server = server();
     Client::new(Type::Discover).to(&mut server);
-    assert_eq!(server.standing(MAC, now()), None, "an offer is not the kernel's to repeat");
-    Client::new(Type::Request).requested(ip(100)).server(SERVER).to(&mut server);
+    let offered = server.standing(MAC, now()).unwrap();
+    assert_eq!(offered.durable_until, now() + Duration::from_secs(120 + 3600), "an ACK for two minutes");
+    let ack = Answered {
+        mac: MAC,
+        address: ip(100),
+        firmware: Firmware::Bios,
+        message: MessageType::Request,
+        by: AnsweredBy::Tc,
+    };
+    let commands = server.answered(ack, now());
+    assert!(matches!(&commands[0], Command::Persist(Change::Put(l)) if l.state == LeaseState::Bound));
     let standing = server.standing(MAC, now()).unwrap();
     assert_eq!(standing.grant.address, ip(100).octets());
     assert!(standing.durable_until >= now() + Duration::from_secs(3600 + 1800));

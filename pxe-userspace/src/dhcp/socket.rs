@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use pxe_common::Mac;
-use pxe_common::map::Event;
 use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
@@ -21,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
-use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server};
+use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
 use crate::config::Config;
 use crate::database::DatabaseError;
 use crate::machines::Machines;
@@ -85,7 +84,11 @@ impl Dhcp {
         kernel: Option<Kernel>,
     ) -> Result<(Self, LeaseStore), DatabaseError> {
         let store = LeaseStore::open(path)?;
-        let server = Server::new(config, store.load()?);
+        let mut server = Server::new(config, store.load()?);
+        if kernel.is_some() {
+            // Whatever it did while nobody listened.
+            server.heard(Timestamp::MIN, false);
+        }
         for lease in server.leases().bound(Timestamp::now()) {
             machines.bound(lease.mac, lease.address);
         }
@@ -158,14 +161,14 @@ pub fn bind(bridge: &BridgeInfo) -> Result<Bound, ServeError> {
 }
 
 impl Bound {
-    /// Serves DHCP until `shutdown`; `events` are the kernel programs'.
+    /// Serves DHCP until `shutdown`; `told` comes from the kernel programs.
     pub async fn run(
         self,
         dhcp: Dhcp,
         store: LeaseStore,
         machines: Machines,
         timeline: Timeline,
-        mut events: mpsc::Receiver<Event>,
+        mut told: mpsc::Receiver<Told>,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
         let store = Arc::new(Mutex::new(store));
@@ -174,7 +177,7 @@ impl Bound {
             let received = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 received = task.sockets.receive() => received,
-                Some(event) = events.recv() => Ok(answered(event, &mut events)),
+                Some(first) = told.recv() => Ok(heard(first, &mut told)),
             };
             let bridge = || task.sockets.bridge.name.clone();
             let received = received.map_err(|source| ServeError::Receive { bridge: bridge(), source })?;
@@ -216,7 +219,13 @@ impl Task {
             commands.extend(match received {
                 Received::Request(meta, bytes) => server.handle(meta, &bytes, now),
                 Received::Overheard(source, bytes) => server.overhear(&bytes, source, now),
-                Received::Answered(answered) => server.answered(answered, now),
+                Received::Told(Told::Event(event)) => {
+                    Answered::of(&event).map(|answered| server.answered(answered, now)).unwrap_or_default()
+                }
+                Received::Told(Told::Heard { until_ns, lost }) => {
+                    server.heard(kernel::time(until_ns, now), lost);
+                    Vec::new()
+                }
             });
         }
         commands
@@ -277,15 +286,14 @@ enum Received {
     Request(Meta, Vec<u8>),
     /// A packet to clients' port 68 from somebody else.
     Overheard(Ipv4Addr, Vec<u8>),
-    /// The kernel dealt with it.
-    Answered(Answered),
+    /// The kernel dealt with something.
+    Told(Told),
 }
 
 /// Everything that the kernel told by now, `first` included.
-fn answered(first: Event, events: &mut mpsc::Receiver<Event>) -> Vec<Received> {
-    let more = std::iter::from_fn(|| events.try_recv().ok());
-    let batch = std::iter::once(first).chain(more).take(BATCH);
-    batch.filter_map(|event| Answered::of(&event).map(Received::Answered)).collect()
+fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
+    let more = std::iter::from_fn(|| told.try_recv().ok());
+    std::iter::once(first).chain(more).take(BATCH).map(Received::Told).collect()
 }
 
 /// The bridge's sockets: two ports, and one on the link for clients without an address.

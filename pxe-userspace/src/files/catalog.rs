@@ -9,9 +9,9 @@ use std::time::Instant;
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
-use crate::boot::{Appliance, ImageFacts, Part, Plan, Refusal, grub, ipxe, plan};
+use crate::boot::{Appliance, ImageFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Source};
-use crate::image::{Availability, Image, Images, Stored, Wanted, single_file};
+use crate::image::{Availability, Images, Wanted, single_file};
 use crate::machines::{Machine, Machines};
 use crate::storage::Storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
@@ -94,10 +94,12 @@ impl Catalog {
             Generated::Image { digest, part } => {
                 let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
                 let stage = match part {
-                    ImagePart::Kernel => Stage::Kernel,
-                    ImagePart::Stage1 | ImagePart::Rootfs => Stage::Initrd,
+                    ImagePart::Kernel => Some(Stage::Kernel),
+                    ImagePart::Stage1 | ImagePart::Rootfs => Some(Stage::Initrd),
+                    // The node itself says when it is there and verified.
+                    ImagePart::Stage2 => None,
                 };
-                Ok(Opened { blob, stage: Some(stage) })
+                Ok(Opened { blob, stage })
             }
             Generated::GrubConfig(mac) => {
                 let machine = self.machines.get_or_insert(*mac);
@@ -136,9 +138,18 @@ impl Catalog {
         let planned = match config.profile_of(machine.mac) {
             None => Err(Refusal::NoProfile),
             Some(profile) => self.plan_profile(config, machine, profile).map(|plan| {
-                (format!("Bridgehead: {} boots profile {}", machine.label(), profile.name), plan)
+                let stages = match &plan.choice {
+                    Some(choice) if choice.two => " in two stages",
+                    _ => "",
+                };
+                (format!("Bridgehead: {} boots profile {}{stages}", machine.label(), profile.name), plan)
             }),
         };
+        if let Ok((_, Plan { choice: Some(choice), .. })) = &planned {
+            let (node, stages, why) = (machine.label(), choice.stages(), &choice.why);
+            tracing::info!(node, stages, why, "how the image comes to the machine");
+            self.machines.planned(machine.mac, choice.stages());
+        }
         if let Err(refusal) = &planned
             && !matches!(refusal, Refusal::Preparing(_))
             // The loader asks again every so often: one event for one cause is enough.
@@ -162,7 +173,7 @@ impl Catalog {
             }
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);
-        let mut facts = facts(&image);
+        let mut facts = ImageFacts::from(&*image.record);
         let mut initrds = Vec::new();
         if profile.storage.is_some() {
             let tools = storage_tools(&config.boot.assets)?;
@@ -259,17 +270,6 @@ fn storage_tools(assets: &Path) -> Result<Tools, Refusal> {
         path: assets.join(STORAGE_TOOLS).display().to_string(),
         cause: error.to_string(),
     })
-}
-
-fn facts(image: &Image) -> ImageFacts {
-    let record = &image.record;
-    let part = |stored: &Stored, unpacked| Part { sha256: stored.sha256.clone(), len: stored.size, unpacked };
-    ImageFacts {
-        digest: record.digest.clone(),
-        kernel: part(&record.kernel_blob, record.unpacked.kernel),
-        stage1: part(&record.stage1_blob, record.unpacked.stage1),
-        rootfs: part(&record.rootfs_blob, record.unpacked.rootfs),
-    }
 }
 
 #[cfg(test)]

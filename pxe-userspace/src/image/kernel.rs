@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::{Content, InodeId, Kind, Tree};
 
+/// What mounts an image's SquashFS under a layer in memory.
+pub(super) const STAGE2_MODULES: [&str; 3] = ["loop", "squashfs", "overlay"];
+
 /// What was chosen, and why. Kept in the image's record and shown to people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -152,7 +155,24 @@ fn is_needed(module: &str) -> bool {
         "kernel/drivers/virtio/",
         "kernel/net/packet/",
     ];
-    const MODULES: [&str; 5] = ["virtio_net", "vmxnet3", "hv_netvsc", "xen-netfront", "overlay"];
+    const MODULES: [&str; 15] = [
+        "virtio_net",
+        "vmxnet3",
+        "hv_netvsc",
+        "xen-netfront",
+        // the disk that may hold the image already, and its file system with the checksum that it asks for by name
+        "virtio_blk",
+        "virtio_scsi",
+        "nvme",
+        "ahci",
+        "sd_mod",
+        "ext4",
+        "crc32c_generic",
+        "crct10dif_generic",
+        STAGE2_MODULES[0],
+        STAGE2_MODULES[1],
+        STAGE2_MODULES[2],
+    ];
     let name = module.rsplit('/').next().unwrap_or(module);
     let name = name.split(".ko").next().unwrap_or(name);
     DIRECTORIES.iter().any(|directory| module.starts_with(directory)) || MODULES.contains(&name)

@@ -17,7 +17,7 @@ pub(super) struct NodeManifest<'a> {
     cwd: &'a str,
     user: &'a str,
     stop_signal: Option<&'a str>,
-    /// The cpio format has no place for them: pxe-init sets them after Linux unpacked the files.
+    /// Those that the archive has no place for: pxe-init sets them.
     xattrs: Vec<Xattr>,
 }
 
@@ -38,10 +38,11 @@ impl<'a> NodeManifest<'a> {
         digest: &'a str,
         config: &'a ImageConfig,
         tree: &Tree,
+        has_place: impl Fn(&[u8]) -> bool,
     ) -> Self {
         let mut xattrs = Vec::new();
         for (path, inode) in tree.walk() {
-            for (name, value) in &tree.inode(inode).xattrs {
+            for (name, value) in tree.inode(inode).xattrs.iter().filter(|(name, _)| !has_place(name)) {
                 match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
                     (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
                     _ => tracing::warn!(

@@ -1,9 +1,10 @@
 //! Docker images, made into what a machine loads: `docker` or a file → `oci` (manifest, layers) →
 //! `extract` (layers → one tree) → `kernel`, `stage1` → `initrd` → `store`.
 //!
-//! A machine loads three blobs: the kernel; stage 1, the same for every machine with that kernel;
-//! and the image's root file system, below `/image` in an archive of its own, with `/image.json`
-//! at the top that says what to run. Linux unpacks the two archives one over the other.
+//! A machine loads the kernel; stage 1, the same for every machine with that kernel; and the image's
+//! root file system, below `/image` in an archive of its own, with `/image.json` at the top that
+//! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
+//! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
 mod docker;
 mod extract;
@@ -13,6 +14,7 @@ mod initrd;
 mod kernel;
 mod manifest;
 mod oci;
+mod squashfs;
 mod stage1;
 mod store;
 mod tar;
@@ -26,7 +28,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,7 +40,7 @@ use self::initrd::Initrd;
 use self::manifest::NodeManifest;
 use self::oci::Archive;
 use self::store::Store;
-use self::tree::{Spool, Tree};
+use self::tree::{Content, Inode, Kind, Spool, Tree};
 use crate::blob::Blob;
 use crate::engine::{Engine, NoEngine};
 use crate::text::hex;
@@ -48,6 +50,7 @@ pub use self::extract::ExtractError;
 pub use self::initrd::{InitrdError, single_file};
 pub use self::kernel::{KernelChoice, KernelError, KernelSource};
 pub use self::oci::{ArchiveError, ImageConfig};
+pub use self::squashfs::SquashfsError;
 pub use self::stage1::Stage1Error;
 pub use self::store::{StoreError, Stored};
 pub use self::tar::TarError;
@@ -79,6 +82,8 @@ pub struct Image {
     pub kernel: Blob,
     pub stage1: Blob,
     pub rootfs: Blob,
+    /// The same as a SquashFS.
+    pub stage2: Option<Blob>,
 }
 
 /// What is known of an image, as stored and as `bridgehead images --json` prints it.
@@ -102,6 +107,9 @@ pub struct ImageRecord {
     pub kernel_blob: Stored,
     pub stage1_blob: Stored,
     pub rootfs_blob: Stored,
+    /// None where the kernel has no modules to mount it with, and in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage2_blob: Option<Stored>,
     pub unpacked: Unpacked,
     /// Of the assets it was made with: others mean that it is made anew.
     pub assets: String,
@@ -166,6 +174,8 @@ pub enum AddError {
     Stage1(#[from] Stage1Error),
     #[error(transparent)]
     Initrd(#[from] InitrdError),
+    #[error(transparent)]
+    Squashfs(#[from] SquashfsError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("working in the state directory: {0}")]
@@ -279,13 +289,8 @@ impl Images {
         let this = self.clone();
         blocking(move || {
             let images = this.images();
-            let kept: BTreeSet<&str> = images
-                .values()
-                .flat_map(|image| {
-                    let record = &image.record;
-                    [&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(|b| b.sha256.as_str())
-                })
-                .collect();
+            let kept: BTreeSet<&str> =
+                images.values().flat_map(|image| image.record.blobs().map(|b| b.sha256.as_str())).collect();
             let (files, bytes) = this.0.store.sweep(&kept)?;
             Ok(Freed { files, bytes })
         })
@@ -360,7 +365,10 @@ impl Images {
         );
         let stage1 = stage1::build(&assets, from, &kernel)?;
         let digest = format!("sha256:{}", hex(&tree.digest()));
-        let manifest = NodeManifest::new(&reference, &id, &digest, &described.config, &tree);
+        let manifest = |has_place: &dyn Fn(&[u8]) -> bool| {
+            let manifest = NodeManifest::new(&reference, &id, &digest, &described.config, &tree, has_place);
+            serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)
+        };
         let store = &self.0.store;
         let kernel_blob = store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?;
         let stage1_blob = store.put(|out| {
@@ -372,9 +380,16 @@ impl Images {
             let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
             initrd.tree("image", &tree)?;
             // Last: where Linux ran out of memory while it unpacked, this is missing.
-            initrd.file("image.json", &serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?)?;
+            initrd.file("image.json", &manifest(&|_| false)?)?;
             initrd.finish().map(drop)
         })?;
+        let rootfs_unpacked = tree.unpacked_size();
+        let stage2_blob = if stage1::mounts_stage2(&stage1, &kernel) {
+            let description = spool.add(&manifest(&|name| squashfs::xattr_name(name).is_some())?[..])?;
+            Some(self.stage2(tree.below(b"image"), description)?)
+        } else {
+            None
+        };
         let record = ImageRecord {
             reference: reference.clone(),
             id,
@@ -385,12 +400,13 @@ impl Images {
             unpacked: Unpacked {
                 kernel: kernel.memory,
                 stage1: stage1.unpacked_size(),
-                rootfs: tree.unpacked_size(),
+                rootfs: rootfs_unpacked,
             },
             kernel: kernel.choice,
             kernel_blob,
             stage1_blob,
             rootfs_blob,
+            stage2_blob,
             assets: assets_digest,
         };
         let image = Image::open(store, record)?;
@@ -401,6 +417,24 @@ impl Images {
         *images = changed;
         Ok(image)
     }
+
+    /// Packs the image, which is below `/image` in the tree, as a SquashFS.
+    fn stage2(&self, mut tree: Tree, description: Content) -> Result<Stored, AddError> {
+        tree.insert(Tree::ROOT, b"image.json", Inode::new(0o644, Kind::File(description)), 0);
+        let store = &self.0.store;
+        // Its first bytes say where its last ones are.
+        let mut file = tempfile::tempfile_in(store.work())?;
+        squashfs::write(&tree, &mut file, ROOTFS_LEVEL)?;
+        file.rewind()?;
+        Ok(store.put(|out| io::copy(&mut file, out).map(drop))?)
+    }
+}
+
+impl ImageRecord {
+    /// All that is kept of it.
+    pub fn blobs(&self) -> impl Iterator<Item = &Stored> {
+        [&self.kernel_blob, &self.stage1_blob, &self.rootfs_blob].into_iter().chain(&self.stage2_blob)
+    }
 }
 
 impl Image {
@@ -409,6 +443,7 @@ impl Image {
             kernel: store.blob(&record.kernel_blob)?,
             stage1: store.blob(&record.stage1_blob)?,
             rootfs: store.blob(&record.rootfs_blob)?,
+            stage2: record.stage2_blob.as_ref().map(|stored| store.blob(stored)).transpose()?,
             record: Arc::new(record),
         })
     }

@@ -154,7 +154,7 @@ pub(super) fn build(assets: &Tree, from: &Tree, kernel: &Kernel) -> Result<Tree,
         None => Err(Stage1Error::Missing { path: name.into() }),
     };
     tree.insert(Tree::ROOT, b"init", program("pxe-init")?, 0);
-    for name in ["etc", "image", "proc", "run", "sys"] {
+    for name in ["etc", "image", "proc", "run", "stage2", "sys"] {
         tree.insert(Tree::ROOT, name.as_bytes(), Inode::directory(0o755), 0);
     }
     tree.insert(Tree::ROOT, b"root", Inode::directory(0o700), 0);
@@ -186,6 +186,21 @@ pub(super) fn build(assets: &Tree, from: &Tree, kernel: &Kernel) -> Result<Tree,
         }
     }
     Ok(tree)
+}
+
+/// Whether a stage 1 can mount a SquashFS under a layer in memory: the kernel has what that takes
+/// built in, or as modules that came along.
+pub(super) fn mounts_stage2(stage1: &Tree, kernel: &Kernel) -> bool {
+    let indexes: String = ["modules.dep", "modules.builtin"]
+        .iter()
+        .filter_map(|name| stage1.file(&format!("lib/modules/{}/{name}", kernel.choice.version)))
+        .filter_map(|index| String::from_utf8(index.read().ok()?).ok())
+        .collect();
+    let has = |module: &str| {
+        let names = indexes.lines().filter_map(|line| line.split(':').next()?.rsplit('/').next());
+        names.filter_map(|file| file.split('.').next()).any(|name| name == module)
+    };
+    kernel::STAGE2_MODULES.into_iter().all(has)
 }
 
 fn symlink(target: &str) -> Inode {

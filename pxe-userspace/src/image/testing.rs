@@ -105,6 +105,11 @@ pub(super) fn assets(directory: &Path) {
         ("pxe-init", b"pxe-init".to_vec()),
         ("kernel/vmlinuz", bzimage("6.1.0-1")),
         ("kernel/version", b"6.1.0-1\n".to_vec()),
+        (
+            "kernel/modules/lib/modules/6.1.0-1/modules.builtin",
+            b"kernel/drivers/block/loop.ko\nkernel/fs/squashfs/squashfs.ko\nkernel/fs/overlayfs/overlay.ko\n"
+                .to_vec(),
+        ),
         ("kernel/modules/lib/modules/6.1.0-1/modules.dep", b"kernel/drivers/net/virtio_net.ko:\n".to_vec()),
         ("kernel/modules/lib/modules/6.1.0-1/kernel/drivers/net/virtio_net.ko", b"module".to_vec()),
     ] {

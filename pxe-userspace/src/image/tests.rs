@@ -1,3 +1,5 @@
+use std::process::Command;
+
 use super::testing::{self, TestLayer, assets, bzimage};
 use super::*;
 
@@ -55,7 +57,7 @@ fn names_in(blob: &Blob) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_image_becomes_three_blobs_and_is_there_after_a_restart() {
+async fn an_image_becomes_blobs_and_is_there_after_a_restart() {
     let fixture = Fixture::new();
     let source = fixture.saved("a.tar", "docker.io/library/app", &rootfs().bytes(), &["/bin/app", "-v"]);
     let image = fixture.images().add(&source, |_| ()).await.unwrap();
@@ -86,6 +88,39 @@ async fn an_image_becomes_three_blobs_and_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn stage_2_holds_the_same_and_the_attributes_in_their_place() {
+    let fixture = Fixture::new();
+    let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app", "-v"]);
+    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let blob = image.record.stage2_blob.as_ref().unwrap();
+    assert_eq!(image.stage2.unwrap().len(), blob.size);
+    let path = fixture.dir.path().join("state/images/blobs").join(&blob.sha256);
+    let unpacked = tempfile::tempdir().unwrap();
+    let into = unpacked.path().join("root");
+    let output = Command::new("unsquashfs")
+        .args(["-quiet", "-no-progress", "-no-xattrs", "-d"])
+        .args([&into, &path])
+        .output();
+    let output = output.expect("unsquashfs is installed (apt: squashfs-tools)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read(into.join("image/bin/app")).unwrap(), b"program");
+    let manifest = std::fs::read(into.join("image.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["digest"], image.record.digest);
+    assert_eq!(manifest["xattrs"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_kernel_without_the_modules_boots_in_one_stage() {
+    let fixture = Fixture::new();
+    let index = "assets/kernel/modules/lib/modules/6.1.0-1/modules.builtin";
+    std::fs::write(fixture.dir.path().join(index), "kernel/drivers/block/loop.ko\n").unwrap();
+    let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
+    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    assert!(image.stage2.is_none() && image.record.stage2_blob.is_none());
+}
+
+#[tokio::test]
 async fn the_manifest_says_what_to_run_and_which_xattrs_to_set() {
     let fixture = Fixture::new();
     let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app", "-v"]);
@@ -112,8 +147,9 @@ async fn the_same_image_is_the_same_bytes_on_every_appliance() {
     for fixture in [&one, &two] {
         let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
         let record = fixture.images().add(&source, |_| ()).await.unwrap().record;
-        blobs.push([&record.kernel_blob, &record.stage1_blob, &record.rootfs_blob].map(Clone::clone));
+        blobs.push(record.blobs().cloned().collect::<Vec<_>>());
     }
+    assert_eq!(blobs[0].len(), 4);
     assert_eq!(blobs[0], blobs[1]);
 }
 
@@ -164,7 +200,8 @@ async fn removed_images_are_swept_and_what_is_used_stays() {
     assert!(matches!(images.rm("gone:1"), Err(RemoveError::NoSuchImage(_))));
     let freed = images.gc().await.unwrap();
     // Kernel and stage 1 are shared.
-    assert_eq!(freed, Freed { files: 1, bytes: held.record.rootfs_blob.size });
+    let own = [Some(&held.record.rootfs_blob), held.record.stage2_blob.as_ref()];
+    assert_eq!(freed, Freed { files: 2, bytes: own.into_iter().flatten().map(|b| b.size).sum() });
     assert_eq!(images.gc().await.unwrap(), Freed { files: 0, bytes: 0 });
     assert_eq!(fixture.images().list().len(), 1);
     // It may be on its way to a machine.

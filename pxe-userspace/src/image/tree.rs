@@ -118,6 +118,15 @@ impl Tree {
         }
     }
 
+    /// The tree as the directory `name` of another one, which has nothing else.
+    pub(super) fn below(mut self, name: &[u8]) -> Self {
+        let root = std::mem::replace(&mut self.inodes[Self::ROOT.0], Inode::directory(0o755));
+        let id = InodeId(self.inodes.len());
+        self.inodes.push(root);
+        self.link(Self::ROOT, name, id, 0);
+        self
+    }
+
     /// Puts `inode` into `directory` as `name`, in place of what was there; a directory that
     /// replaces a directory keeps its contents.
     pub(super) fn insert(

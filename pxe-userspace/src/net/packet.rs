@@ -1,17 +1,23 @@
 //! Whole Ethernet frames on one interface (packet(7)): for peers that have no address yet, and
 //! for protocols that the host itself may have switched off.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 
+use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsockopt, sockopt};
+use pxe_common::Mac;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
-/// A packet socket bound to one interface. Receives what its filter lets through.
+/// Frames of every EtherType, those that are sent among them (ETH_P_ALL).
+pub const ALL: u16 = libc::ETH_P_ALL as u16;
+
+/// A packet socket on one interface, or on all of them. Receives what its filter lets through.
 #[derive(Debug)]
 pub struct PacketSocket(AsyncFd<Socket>);
 
 impl PacketSocket {
-    /// Opens a socket on the interface with this index, for frames of one EtherType.
+    /// Opens a socket on the interface with this index, 0 for all, for frames of one EtherType.
     pub fn open(interface: u32, ethertype: u16, filter: &[SockFilter]) -> io::Result<Self> {
         // Protocol 0 receives nothing: no frame slips in before filter and interface are set.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
@@ -39,6 +45,43 @@ impl PacketSocket {
         })
     }
 
+    /// Has the kernel note each frame's time, and queue this many bytes of frames.
+    pub fn note_times(&self, queue: usize) -> io::Result<()> {
+        let socket = self.0.get_ref();
+        setsockopt(socket, sockopt::ReceiveTimestampns, &true)?;
+        setsockopt(socket, sockopt::RxqOvfl, &1)?;
+        // Beyond net.core.rmem_max, which is for programs that have no business here.
+        Ok(setsockopt(socket, sockopt::RcvBufForce, &queue)?)
+    }
+
+    /// Takes one frame as [`PacketSocket::try_receive`] does, with where and when it was seen.
+    pub fn try_receive_from(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        self.0.try_io(tokio::io::Interest::READABLE, |socket| {
+            let mut parts = [IoSliceMut::new(buffer)];
+            let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec, u32);
+            let message =
+                recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_TRUNC)?;
+            let address = message.address.ok_or(io::ErrorKind::InvalidData)?;
+            let mut received = Received {
+                len: message.bytes,
+                interface: address.ifindex() as u32,
+                outgoing: address.pkttype() == libc::PACKET_OUTGOING,
+                nanoseconds: 0,
+                dropped: 0,
+            };
+            for message in message.cmsgs()? {
+                match message {
+                    ControlMessageOwned::ScmTimestampns(time) => {
+                        received.nanoseconds = time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64;
+                    }
+                    ControlMessageOwned::RxqOvfl(dropped) => received.dropped = dropped,
+                    _ => {}
+                }
+            }
+            Ok(received)
+        })
+    }
+
     /// Sends one frame, or fails with `WouldBlock` when the interface's queue is full.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         let sent = self.0.get_ref().write(frame)?;
@@ -47,6 +90,50 @@ impl PacketSocket {
         }
         Ok(())
     }
+}
+
+/// A frame and its circumstances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// On the wire: the buffer may hold less.
+    pub len: usize,
+    pub interface: u32,
+    /// It was sent, not received.
+    pub outgoing: bool,
+    /// Since 1970.
+    pub nanoseconds: u64,
+    /// Frames that found the queue full since the socket was opened.
+    pub dropped: u32,
+}
+
+/// Lets through what a machine sends and is sent, and DHCP about it that is broadcast or relayed
+/// (its MAC in `chaddr`).
+pub fn of_machine(mac: Mac) -> [SockFilter; 21] {
+    let [a, b, c, d, e, f] = mac.0;
+    let (first, rest) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, 0, e, f]));
+    [
+        load_word(6),
+        unless_equal(first, 2),
+        load_half(10),
+        if_equal(rest, 16),
+        load_word(0),
+        unless_equal(first, 2),
+        load_half(4),
+        if_equal(rest, 12),
+        load_half(12),
+        unless_equal(0x0800, 9),
+        load_byte(23),
+        unless_equal(17, 7),
+        load_half(36),
+        if_equal(67, 1),
+        unless_equal(68, 4),
+        load_word(70),
+        unless_equal(first, 2),
+        load_half(74),
+        if_equal(rest, 1),
+        DROP,
+        PASS,
+    ]
 }
 
 /// Lets through unfragmented IPv4 UDP to one port.
@@ -85,6 +172,10 @@ pub fn icmpv6(message_type: u8) -> [SockFilter; 8] {
 const PASS: SockFilter = SockFilter::new(0x06, 0, 0, u32::MAX);
 const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
+const fn load_word(at: u32) -> SockFilter {
+    SockFilter::new(0x20, 0, 0, at)
+}
+
 const fn load_half(at: u32) -> SockFilter {
     SockFilter::new(0x28, 0, 0, at)
 }
@@ -98,7 +189,13 @@ const fn unless_equal(value: u32, distance: u8) -> SockFilter {
     SockFilter::new(0x15, 0, distance, value)
 }
 
-fn link_address(interface: u32, ethertype: u16) -> SockAddr {
+/// Skips `distance` instructions if the accumulator equals `value`.
+const fn if_equal(value: u32, distance: u8) -> SockFilter {
+    SockFilter::new(0x15, distance, 0, value)
+}
+
+/// The address of an interface, and of the frames wanted there.
+pub(crate) fn link_address(interface: u32, ethertype: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a zeroed storage is large and aligned enough for any address, and sockaddr_ll is
     // plain numbers, for which zero is valid.

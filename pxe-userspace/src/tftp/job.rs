@@ -90,7 +90,9 @@ impl Job {
         };
         // The grant is there before the client can know of the transfer: no ACK is early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
-        let in_kernel = self.open_fast_path(&blob, *transfer.session(), now_ns());
+        // A converted text is read once, by somebody at a terminal: not worth a place in the block map.
+        let octet = request.mode == Mode::Octet;
+        let in_kernel = octet && self.open_fast_path(&blob, *transfer.session(), now_ns());
         Ok(Accepted { blob, stage, transfer, first, in_kernel })
     }
 
@@ -103,7 +105,11 @@ impl Job {
                 tracing::warn!(path = self.path, why, "the fast path failed; the daemon goes on");
                 false
             }
-            Err(why @ (Declined::BlockSize | Declined::TooLarge | Declined::Read(_))) => {
+            Err(why @ Declined::Full { .. }) => {
+                tracing::warn!(path = self.path, %why, "the daemon sends it, which is slower");
+                false
+            }
+            Err(why @ (Declined::BlockSize | Declined::Read(_))) => {
                 tracing::debug!(path = self.path, %why, "left to the daemon");
                 false
             }

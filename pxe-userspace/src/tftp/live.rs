@@ -2,7 +2,7 @@
 
 use std::net::SocketAddrV4;
 
-use pxe_common::map::SessionKey;
+use pxe_common::map::{self, SessionKey};
 use pxe_common::tftp::packet::{self, ErrorCode};
 use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN};
 
@@ -25,6 +25,8 @@ pub(super) struct Live {
     pub(super) in_kernel: bool,
     pub(super) started_ns: u64,
     pub(super) sent_by_daemon: u32,
+    /// Its marks of which people were told.
+    pub(super) marks: u16,
 }
 
 impl Live {
@@ -51,14 +53,23 @@ impl Live {
         self.transfer.on_ack(block, now_ns)
     }
 
-    /// Catches up with what the kernel did.
-    pub(super) fn observe(&mut self, key: &SessionKey, fast_path: Option<&dyn FastPath>) {
-        if !self.in_kernel {
-            return;
-        }
-        if let Some(session) = fast_path.and_then(|f| f.look(key)) {
-            self.transfer.observed(session.transfer);
-        }
+    /// Catches up with what the kernel did, and returns it.
+    pub(super) fn observe(
+        &mut self,
+        key: &SessionKey,
+        fast_path: Option<&dyn FastPath>,
+    ) -> Option<map::Session> {
+        let session = fast_path.filter(|_| self.in_kernel)?.look(key)?;
+        self.transfer.observed(session.transfer);
+        Some(session)
+    }
+
+    /// How much of the file the client has, when a mark was passed since the last time.
+    pub(super) fn passed_mark(&mut self) -> Option<u8> {
+        let session = self.transfer.session();
+        let before = std::mem::replace(&mut self.marks, session.marks());
+        let percent = u64::from(session.acked()) * 100 / u64::from(session.blocks());
+        (before != session.marks()).then_some(percent as u8)
     }
 
     pub(super) fn act(&mut self, action: Action, stats: &Stats, out: &mut impl Outbox) {

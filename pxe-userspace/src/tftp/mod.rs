@@ -10,6 +10,8 @@ mod job;
 mod live;
 mod netascii;
 mod options;
+#[cfg(test)]
+mod parity;
 mod server;
 pub mod socket;
 mod stats;

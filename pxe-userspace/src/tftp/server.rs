@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pxe_common::map::SessionKey;
+use pxe_common::map::{Event, SessionKey};
 use pxe_common::tftp::Packet;
 use pxe_common::tftp::packet::{ErrorCode, Request};
 
@@ -17,6 +17,7 @@ use super::live::{Live, send_error};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
 use super::{FastPath, Left, Note};
+use crate::machines::Fetching;
 use crate::timeline::{AnsweredBy, Happened, Timeline, Who};
 
 /// Transfers at a time, requests under way included.
@@ -101,6 +102,7 @@ impl Server {
                 in_kernel: true,
                 started_ns: note.started_ns,
                 sent_by_daemon: 0,
+                marks: 0,
             };
             self.transfers.insert(key, Entry::Live(Box::new(live)));
         }
@@ -201,9 +203,11 @@ impl Server {
             in_kernel,
             started_ns: now_ns,
             sent_by_daemon: 0,
+            marks: 0,
         });
         live.act(first, &self.stats, out);
         self.transfers.insert(job.key, Entry::Live(live));
+        self.report(&job.key);
     }
 
     /// A packet came to data port number `port`.
@@ -236,7 +240,22 @@ impl Server {
         }
     }
 
-    /// Time passed: repeats what was lost, notices what the kernel finished, forgets the dead.
+    /// The kernel did something to a transfer. What it was is the session's to say: an event may be of
+    /// an earlier transfer between the same ports.
+    pub(super) fn on_event(&mut self, event: &Event, now_ns: u64) {
+        let (key, code) = event.transfer();
+        let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { return };
+        let Some(session) = live.observe(&key, self.fast_path.as_deref()) else { return };
+        if session.transfer.finished() {
+            self.finished(&key, now_ns);
+        } else if session.ended() {
+            self.aborted(&key, ErrorCode(code), b"", now_ns);
+        } else {
+            self.report(&key);
+        }
+    }
+
+    /// Time passed: repeats what was lost, notices what no event told, forgets the dead.
     pub(super) fn on_tick(&mut self, now_ns: u64, out: &mut impl Outbox) {
         // An opening that takes longer will not end: its client is gone, or its thread panicked.
         let idle_ns = IDLE.as_nanos() as u64;
@@ -250,7 +269,13 @@ impl Server {
         let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
         for key in keys {
             let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
-            live.observe(&key, self.fast_path.as_deref());
+            if !live.transfer.due(now_ns) {
+                continue;
+            }
+            if live.observe(&key, self.fast_path.as_deref()).is_some_and(|session| session.ended()) {
+                self.aborted(&key, ErrorCode::OTHER, b"", now_ns);
+                continue;
+            }
             let action = live.transfer.on_tick(now_ns);
             if matches!(action, Action::Send(_) | Action::SendOack) {
                 self.stats.add(Stat::Repeated, 1);
@@ -259,11 +284,18 @@ impl Server {
         }
     }
 
-    /// Closes every grant.
-    pub(super) fn shut_down(&mut self) {
-        for key in std::mem::take(&mut self.transfers).keys() {
+    /// Closes every grant, and takes note of what ended unheard until now.
+    pub(super) fn shut_down(&mut self, now_ns: u64) {
+        for key in self.transfers.keys().copied().collect::<Vec<_>>() {
+            if let Some(Entry::Live(live)) = self.transfers.get_mut(&key) {
+                live.observe(&key, self.fast_path.as_deref());
+                if live.transfer.session().finished() {
+                    self.finished(&key, now_ns);
+                    continue;
+                }
+            }
             if let Some(fast_path) = &self.fast_path {
-                fast_path.close(key);
+                fast_path.close(&key);
             }
         }
     }
@@ -276,7 +308,17 @@ impl Server {
                 if let Some(Entry::Live(live)) = self.transfers.get_mut(key) {
                     live.act(action, &self.stats, out);
                 }
+                self.report(key);
             }
+        }
+    }
+
+    /// Tells how much of one of its boot's files a machine has.
+    fn report(&mut self, key: &SessionKey) {
+        let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
+        if let (Some(percent), Some(_)) = (live.passed_mark(), live.stage) {
+            let fetching = Fetching { path: live.path.clone(), percent };
+            self.timeline.fetching(Who::Address(*live.client.ip()), Some(fetching));
         }
     }
 
@@ -314,6 +356,8 @@ impl Server {
     /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
     /// for nothing since.
     fn expired(&mut self, key: &SessionKey) {
+        // Before the last transfer is closed, and with it all requests are forgotten.
+        let asked_ns = self.asked.get(&Ipv4Addr::from(key.client)).copied();
         let Some((live, by)) = self.close(key) else { return };
         self.stats.add(Stat::Expired, 1);
         let session = live.transfer.session();
@@ -327,7 +371,7 @@ impl Server {
                 Happened { answered_by: by, bytes: Some(live.blob.len()), ..Happened::new(who, stage) };
             return self.timeline.record(happened.detail(live.path));
         }
-        let asked_since = self.asked.get(live.client.ip()).is_some_and(|at| *at > live.started_ns);
+        let asked_since = asked_ns.is_some_and(|at| at > live.started_ns);
         if live.stage.is_some() && acked > 0 && !asked_since {
             let cause =
                 format!("stopped answering after block {acked} of {blocks} of {} over TFTP", live.path);
@@ -338,6 +382,9 @@ impl Server {
     /// Removes a transfer; says who sent most of it.
     fn close(&mut self, key: &SessionKey) -> Option<(Box<Live>, AnsweredBy)> {
         let Some(Entry::Live(live)) = self.remove(key) else { return None };
+        if live.stage.is_some() {
+            self.timeline.fetching(Who::Address(*live.client.ip()), None);
+        }
         let last = match &self.fast_path {
             Some(fast_path) if live.in_kernel => fast_path.close(key),
             _ => None,

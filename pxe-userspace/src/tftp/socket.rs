@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use pxe_common::map::Event;
 use pxe_common::wire::port;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
@@ -85,11 +86,12 @@ impl Tftp {
         self.sockets.requests.local_addr()
     }
 
-    /// Answers until `shutdown`.
+    /// Answers until `shutdown`; `events` are the kernel programs'.
     pub async fn run(
         self,
         files: Arc<dyn Files>,
         fast_path: Option<Arc<dyn FastPath>>,
+        mut events: mpsc::Receiver<Event>,
         timeline: Timeline,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
@@ -119,10 +121,11 @@ impl Tftp {
                 Some((job, result)) = results.recv() => {
                     server.on_opened(&job, result, monotonic_ns(), &mut sockets);
                 }
+                Some(event) = events.recv() => server.on_event(&event, monotonic_ns()),
                 _ = tick.tick(), if !server.is_idle() => server.on_tick(monotonic_ns(), &mut sockets),
             }
         }
-        server.shut_down();
+        server.shut_down(monotonic_ns());
         Ok(())
     }
 }

@@ -91,6 +91,12 @@ impl Transfer {
         self.session = session;
     }
 
+    /// Whether the client keeps us waiting, so that it is time to see how far the kernel is.
+    pub fn due(&self, now_ns: u64) -> bool {
+        let repeating = self.wait != self.timeout;
+        repeating || now_ns >= self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
+    }
+
     /// Time passed.
     pub fn on_tick(&mut self, now_ns: u64) -> Action {
         if self.session.finished() {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::database::{self, DatabaseError};
-use crate::machines::Machines;
+use crate::machines::{Fetching, Machine, Machines};
 use crate::text;
 
 pub use crate::stage::Stage;
@@ -139,11 +139,7 @@ impl Timeline {
     /// debug line: a workload container fetching a file is not a boot.
     pub fn record(&self, happened: Happened) {
         let inner = &*self.0;
-        let machine = match happened.who {
-            Who::Mac(mac) => Some(inner.machines.get_or_insert(mac)),
-            Who::Address(address) => inner.machines.by_address(address),
-        };
-        let Some(machine) = machine else {
+        let Some(machine) = self.machine(happened.who) else {
             tracing::debug!(?happened, "an event of no known machine");
             return;
         };
@@ -175,6 +171,20 @@ impl Timeline {
         // Both ends outlive the handle: the writer thread ends when the last handle is dropped.
         let _ = inner.to_disk.send(event.clone());
         let _ = inner.live.send(event);
+    }
+
+    /// Notes how much a machine has of the file that it fetches, or that it fetches none.
+    pub fn fetching(&self, who: Who, fetching: Option<Fetching>) {
+        if let Some(machine) = self.machine(who) {
+            self.0.machines.fetching(machine.mac, fetching);
+        }
+    }
+
+    fn machine(&self, who: Who) -> Option<Machine> {
+        match who {
+            Who::Mac(mac) => Some(self.0.machines.get_or_insert(mac)),
+            Who::Address(address) => self.0.machines.by_address(address),
+        }
     }
 
     /// Every event with an id above `after`, oldest first, at most `limit`.

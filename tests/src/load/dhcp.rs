@@ -249,22 +249,24 @@ fn message(plan: &Plan, slot: &Slot, kind: u8, own: &[u8]) -> Vec<u8> {
 }
 
 /// What a client needs of a reply.
-struct Reply {
-    xid: u32,
-    mac: [u8; 6],
-    address: Ipv4Addr,
-    server: Ipv4Addr,
-    message: u8,
+pub(crate) struct Reply {
+    pub(crate) xid: u32,
+    pub(crate) mac: [u8; 6],
+    pub(crate) address: Ipv4Addr,
+    pub(crate) server: Ipv4Addr,
+    pub(crate) message: u8,
+    pub(crate) lease_time: Option<Duration>,
 }
 
 impl Reply {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let mut reply = Self {
             xid: u32::from_be_bytes(*bytes.get(4..)?.first_chunk()?),
             address: Ipv4Addr::from(*bytes.get(16..)?.first_chunk::<4>()?),
             mac: *bytes.get(28..)?.first_chunk()?,
             server: Ipv4Addr::UNSPECIFIED,
             message: 0,
+            lease_time: None,
         };
         let mut rest = bytes.get(240..).filter(|_| bytes[0] == 2)?;
         loop {
@@ -275,6 +277,10 @@ impl Reply {
                     let (value, tail) = tail.split_at_checked(usize::from(*len))?;
                     match (code, value) {
                         (53, [message]) => reply.message = *message,
+                        (51, [a, b, c, d]) => {
+                            let seconds = u32::from_be_bytes([*a, *b, *c, *d]);
+                            reply.lease_time = Some(Duration::from_secs(seconds.into()));
+                        }
                         (54, value) => reply.server = Ipv4Addr::from(*value.first_chunk::<4>()?),
                         _ => {}
                     }

@@ -49,6 +49,11 @@ impl Numbers {
         bytes
     }
 
+    /// A number below `end`.
+    pub fn below(&mut self, end: u32) -> u32 {
+        (((self.next() >> 32) * u64::from(end)) >> 32) as u32
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -57,7 +62,7 @@ impl Numbers {
     }
 
     /// Whether something of this probability, in percent, happens now.
-    fn happens(&mut self, percent: f64) -> bool {
+    pub fn happens(&mut self, percent: f64) -> bool {
         // 53 bits are what a float holds.
         percent > 0.0 && (self.next() >> 11) as f64 / (1u64 << 53) as f64 * 100.0 < percent
     }

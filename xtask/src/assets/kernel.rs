@@ -1,4 +1,4 @@
-//! Debian's kernel and the part of its modules that a network needs. The package is fetched and
+//! Debian's kernel and the part of its modules that stage 1 needs: network, stage 2, a disk that keeps it. The package is fetched and
 //! unpacked, never installed: installing it would run the hooks that make initrds and edit boot
 //! loaders on the machine at hand.
 
@@ -13,8 +13,8 @@ use super::run;
 use crate::paths;
 
 /// Drivers in stage 1, the modules that they depend on come along: virtual machines, clouds, and
-/// the cards of most servers since about 2008. About 4 MB of initrd when compressed; `mlx5_core`
-/// and `ice` are a third of that. Others belong in an image with a kernel of its own.
+/// the cards of most servers since about 2008. About 5 MB of initrd when compressed; `mlx5_core`
+/// and `ice` are a quarter of that. Others belong in an image with a kernel of its own.
 const DRIVERS: &[&str] = &[
     // virtual: KVM, Xen and older QEMU models, VMware, Hyper-V, Amazon, Google
     "virtio_net",
@@ -56,6 +56,19 @@ const DRIVERS: &[&str] = &[
     "mlx5_core",
     // a DHCP client needs packet sockets; built in here, modular elsewhere
     "af_packet",
+    // stage 2: a SquashFS under a layer in memory
+    "loop",
+    "squashfs",
+    "overlay",
+    // the disk that may hold the image already, and its file system with the checksums that are asked for by name
+    "virtio_blk",
+    "virtio_scsi",
+    "nvme",
+    "ahci",
+    "sd_mod",
+    "ext4",
+    "crc32c_generic",
+    "crct10dif_generic",
 ];
 
 /// What the directory is made from, apart from Debian's current kernel: a security update of that

@@ -20,7 +20,8 @@ use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::measure::{median, save};
+use super::report::{Group, Report, Table};
+use super::samples::{median, save};
 
 /// How long one boot may take: dnsmasq's BIOS boots take 25 s on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -51,7 +52,7 @@ impl Sample {
     }
 }
 
-pub(crate) fn boot(world: &World, pairs: u32) -> Result<()> {
+pub(super) fn boot(world: &World, pairs: u32) -> Result<Report> {
     let mut specs = [Spec::numbered(1), Spec::numbered(2)];
     for (n, spec) in specs.iter_mut().enumerate() {
         // dnsmasq must give the same address: it is in the files that both serve.
@@ -75,8 +76,7 @@ pub(crate) fn boot(world: &World, pairs: u32) -> Result<()> {
             }
         }
     }
-    table(&samples);
-    Ok(())
+    Ok(Report { name: "boot", tables: vec![table(&samples)], goals: Vec::new(), notes: Vec::new() })
 }
 
 fn from_bridgehead(world: &World, specs: &[Spec], spec: &Spec) -> Result<Sample> {
@@ -199,27 +199,26 @@ fn files(grub_cfg: &str, spec: &Spec) -> Result<Files> {
     Ok(Files { loader: loader(spec.firmware).into(), kernel: kernel.clone(), initrd: initrd.clone() })
 }
 
-/// Medians, a line for each firmware and server.
-fn table(samples: &[Sample]) {
-    println!("\nseconds since power-on, medians; raw samples in target/bench/boot.json\n");
-    print!("{:18}", "GRUB from");
-    for stage in ["DISCOVER", "ACK", "loader", "kernel", "initrd", "init runs", "page"] {
-        print!("{stage:>10}");
-    }
-    println!();
-    for firmware in [Firmware::Bios, Firmware::Uefi].map(Firmware::name) {
-        for server in [Server::Dnsmasq, Server::Bridgehead] {
-            let these = || samples.iter().filter(move |s| s.firmware == firmware && s.server == server);
-            print!("{:18}", format!("{firmware}, {server:?}"));
-            let rows: Vec<_> = these().map(Sample::row).collect();
-            for stage in 0..7 {
-                match median(rows.iter().filter_map(|row| row[stage])) {
-                    Some(seconds) => print!("{seconds:>10.1}"),
-                    None => print!("{:>10}", "-"),
-                }
-            }
-            println!();
+/// Medians, a row for each firmware and server.
+fn table(samples: &[Sample]) -> Table {
+    const STAGES: [&str; 7] = ["DISCOVER", "ACK", "loader", "kernel", "initrd", "init runs", "page"];
+    let row = |firmware: &str, server: Server| {
+        let these = samples.iter().filter(|s| s.firmware == firmware && s.server == server);
+        let rows: Vec<_> = these.map(Sample::row).collect();
+        let stage = |n: usize| median(rows.iter().filter_map(|row| row[n]));
+        (format!("{server:?}"), (0..STAGES.len()).map(stage).collect())
+    };
+    let group = |firmware: Firmware| {
+        let firmware = firmware.name();
+        Group {
+            title: format!("GRUB from {firmware}"),
+            rows: [Server::Bridgehead, Server::Dnsmasq].map(|server| row(firmware, server)).into(),
         }
+    };
+    Table {
+        caption: "Seconds since power-on, medians".into(),
+        heads: STAGES.map(|stage| (stage, true)).into(),
+        groups: [Firmware::Bios, Firmware::Uefi].map(group).into(),
     }
 }
 

@@ -1,30 +1,25 @@
 //! `cargo xtask bench dhcp`: one client program, three servers, turn by turn; and Kea's perfdhcp.
 
-use std::fs;
+use std::fmt;
 use std::time::Duration;
 
 use ::lab::load::cpu::Cpus;
 use ::lab::load::dhcp::{self as load, End, Plan, Way};
-use ::lab::process::Process;
 use ::lab::world::World;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 
-use super::Effort;
 use super::dhcp_servers::{Server, Site};
-use super::measure::{column, cpus, median, save};
-use crate::setup::peers;
+use super::report::{Bound, Goal, Report};
+use super::samples::{Column, OURS, Outcome, Samples, with_kernel_percent};
+use super::{Effort, cpus, perfdhcp};
 
 /// Machines that ask again and again.
 const KNOWN: u32 = 1000;
 /// Machines that ask for the first time, in each pair.
 const NEW: u32 = 500;
-/// perfdhcp sends at a rate that it is told, whatever comes back: each of these is tried until at most
-/// [`PERFDHCP_DROPS`] percent are lost.
-const PERFDHCP_RATES: [u32; 10] = [64_000, 32_000, 16_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 125];
-const PERFDHCP_DROPS: f64 = 0.5;
 
-/// One row of the table, for each server.
+/// One group of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Cell {
@@ -43,40 +38,19 @@ enum Machines {
     Known,
 }
 
-/// One measurement, as `target/bench/dhcp.json` keeps it.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Sample {
-    #[serde(flatten)]
-    cell: Cell,
-    server: Server,
-    pair: u32,
-    outcome: load::Outcome,
-}
+const COLUMNS: &[Column<load::Outcome>] = &[
+    Column { head: "exch./s", drawn: true, of: rate },
+    Column { head: "drops", drawn: false, of: |o| o.drops as f64 },
+    Column { head: "p50", drawn: false, of: |o| o.latency.p50 },
+    Column { head: "p99", drawn: true, of: p99 },
+    Column { head: "max", drawn: false, of: |o| o.latency.max },
+    Column { head: "CPU s/1000", drawn: true, of: cost },
+];
+const CAPTION: &str = "Medians; p50, p99 and max in us from DISCOVER to ACK; CPU seconds of the server's side, \
+     softirqs included, per 1,000 exchanges";
 
-/// What perfdhcp printed.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Perfdhcp {
-    server: Server,
-    pair: u32,
-    /// Exchanges a second to begin.
-    asked: u32,
-    exchanges_per_second: f64,
-    drops_percent: f64,
-    cpu_seconds: f64,
-    seconds: f64,
-    report: String,
-}
-
-#[derive(Serialize)]
-struct Raw<'a> {
-    samples: &'a [Sample],
-    perfdhcp: &'a [Perfdhcp],
-}
-
-pub(super) fn dhcp(world: &World, effort: &Effort<'_>, quick: bool) -> Result<()> {
-    let cpus = cpus()?;
+pub(super) fn dhcp(world: &World, effort: &Effort<'_>, quick: bool) -> Result<Report> {
+    let (cpus, note) = cpus()?;
     let mut sites = Vec::new();
     for server in Server::ALL {
         let mut site = server.start(world, effort.fast_path)?;
@@ -85,40 +59,46 @@ pub(super) fn dhcp(world: &World, effort: &Effort<'_>, quick: bool) -> Result<()
         sites.push(site);
     }
     let cells = cells(quick);
-    let mut samples = Vec::new();
-    for (number, cell) in (1..).zip(&cells) {
-        println!("{number}/{}  {}", cells.len(), cell.title());
-        for pair in 1..=effort.pairs {
-            for site in &mut sites {
-                let outcome = run(site, cell, pair, effort.duration, &cpus)
-                    .with_context(|| format!("{}, {}", site.server.name(), cell.title()))?;
-                println!("    {}: {:.0}/s, {} drops", site.server.name(), rate(&outcome), outcome.drops);
-                samples.push(Sample { cell: *cell, server: site.server, pair, outcome });
-            }
-        }
-        save("dhcp", &Raw { samples: &samples, perfdhcp: &[] })?;
+    let mut samples = Samples::new("dhcp", COLUMNS);
+    samples.measure(&cells, effort.pairs, &mut sites, |site, cell, pair| {
+        Some(run(site, cell, pair, effort.duration, &cpus))
+    })?;
+    let storm = [perfdhcp::Cell { machines: KNOWN }];
+    for site in &sites {
+        perfdhcp::acquaint(world, site, &storm[0], &cpus)?;
     }
-    let mut reports = Vec::new();
-    for pair in 1..=effort.pairs {
-        for site in &sites {
-            let report = perfdhcp(world, site, pair, effort.duration, &cpus)?;
-            println!("    perfdhcp, {}: {:.0}/s", site.server.name(), report.exchanges_per_second);
-            reports.push(report);
-        }
+    let mut by_perfdhcp = Samples::new("perfdhcp", perfdhcp::COLUMNS);
+    by_perfdhcp.measure(&storm, effort.pairs, &mut sites, |site, cell, pair| {
+        Some(perfdhcp::run(world, site, cell, pair, effort.duration, &cpus))
+    })?;
+    let mut goals = Vec::new();
+    for cell in GOALS {
+        let drops = samples.median(&cell, OURS, |o| o.drops as f64);
+        let over_kea = |of| samples.ratio(&cell, OURS, Server::Kea.name(), of);
+        goals.extend([
+            Goal::new(&format!("{cell}: exchanges/s over Kea's"), over_kea(rate), Bound::AtLeast(20.0)),
+            Goal::new(&format!("{cell}: p99 latency over Kea's"), over_kea(p99), Bound::AtMost(0.1)),
+            Goal::new(&format!("{cell}: our drops"), drops, Bound::AtMost(0.0)),
+        ]);
     }
-    save("dhcp", &Raw { samples: &samples, perfdhcp: &reports })?;
-    table(&cells, &samples);
-    perfdhcp_table(&reports);
-    Ok(())
+    let servers = Server::ALL.map(Server::name);
+    let tables = vec![
+        samples.table(CAPTION, &cells, &servers),
+        by_perfdhcp.table(perfdhcp::CAPTION, &storm, &servers),
+    ];
+    Ok(Report { name: "dhcp", tables, goals, notes: note.into_iter().collect() })
 }
 
 const fn cell(machines: Machines, relayed: bool, outstanding: u32) -> Cell {
     Cell { machines, relayed, outstanding }
 }
 
+/// What the goals are about.
+const GOALS: [Cell; 2] = [cell(Machines::Known, true, 16), cell(Machines::Known, true, 64)];
+
 fn cells(quick: bool) -> Vec<Cell> {
     use Machines::{Known, New};
-    let mut cells = vec![cell(Known, true, 16), cell(Known, true, 64)];
+    let mut cells = GOALS.to_vec();
     if !quick {
         cells.insert(0, cell(Known, true, 1));
         cells.extend([cell(Known, false, 1), cell(Known, false, 16), cell(New, true, 16)]);
@@ -127,7 +107,13 @@ fn cells(quick: bool) -> Vec<Cell> {
 }
 
 /// One measurement. Pair 0 with new machines makes the known ones known.
-fn run(site: &mut Site, cell: &Cell, pair: u32, duration: Duration, cpus: &Cpus) -> Result<load::Outcome> {
+fn run(
+    site: &mut Site,
+    cell: &Cell,
+    pair: u32,
+    duration: Duration,
+    cpus: &Cpus,
+) -> Result<Outcome<load::Outcome>> {
     let (first, machines, end) = match (cell.machines, pair) {
         (Machines::Known, _) => (0, KNOWN, End::After(duration)),
         (Machines::New, 0) => (0, KNOWN, End::Round),
@@ -136,68 +122,22 @@ fn run(site: &mut Site, cell: &Cell, pair: u32, duration: Duration, cpus: &Cpus)
     let way = if cell.relayed { Way::Relayed(site.relay_address) } else { Way::Direct };
     let plan = Plan { server: site.address, way, first, machines, outstanding: cell.outstanding, end };
     let host = if cell.relayed { &site.relay } else { &site.direct };
-    let outcome = host.inside(|| load::run(&plan, &mut site.given, cpus));
+    // An OFFER and an ACK.
+    let replies = |o: &load::Outcome| 2 * o.exchanges;
+    let outcome = with_kernel_percent(&*site.process, &["dhcp-offers", "dhcp-acks"], replies, || {
+        host.inside(|| load::run(&plan, &mut site.given, cpus))
+    });
     // What the server does after its last reply is not in the next one's bill.
     std::thread::sleep(Duration::from_millis(300));
     outcome
 }
 
-/// Kea's own load generator, which plays a relay, at the highest rate that the server keeps up with.
-fn perfdhcp(world: &World, site: &Site, pair: u32, duration: Duration, cpus: &Cpus) -> Result<Perfdhcp> {
-    let mut rates = PERFDHCP_RATES.into_iter();
-    loop {
-        let asked = rates.next().expect("the last rate is taken as it is");
-        let report = perfdhcp_at(world, site, pair, asked, duration, cpus)?;
-        if report.drops_percent <= PERFDHCP_DROPS || rates.len() == 0 {
-            return Ok(report);
-        }
-    }
-}
-
-fn perfdhcp_at(
-    world: &World,
-    site: &Site,
-    pair: u32,
-    asked: u32,
-    duration: Duration,
-    cpus: &Cpus,
-) -> Result<Perfdhcp> {
-    let log = world.path(format!("perfdhcp-{:?}-{pair}-{asked}", site.server));
-    let seconds = duration.as_secs().max(1);
-    // It goes on for a while to collect what is late.
-    let patience = Duration::from_secs(seconds + 60);
-    let (relay, address) = (site.relay_address.to_string(), site.address.to_string());
-    let (cpu_seconds, report) = site.relay.inside(|| {
-        cpus.be_client()?;
-        let meter = cpus.meter()?;
-        let mut command = peers::command("perfdhcp");
-        command.args(["-4", "-l", &relay]);
-        command.args(["-r", &asked.to_string(), "-p", &seconds.to_string(), "-R", &KNOWN.to_string()]);
-        let mut process = Process::start(command.arg(address), &log)?;
-        // 3 says that not every exchange was completed.
-        process.wait(patience)?;
-        Ok((meter.seconds()?, fs::read_to_string(&log)?))
-    })?;
-    let number = |name: &str| {
-        let line = report.lines().find_map(|line| line.trim().strip_prefix(name));
-        let word = line.and_then(|line| line.split_whitespace().next());
-        word.and_then(|w| w.parse().ok()).with_context(|| format!("perfdhcp said no {name:?}:\n{report}"))
-    };
-    Ok(Perfdhcp {
-        server: site.server,
-        pair,
-        asked,
-        exchanges_per_second: number("Rate:")?,
-        drops_percent: number("drops ratio:")?,
-        cpu_seconds,
-        seconds: seconds as f64,
-        report,
-    })
-}
-
-/// Exchanges a second.
 fn rate(outcome: &load::Outcome) -> f64 {
     outcome.exchanges as f64 / outcome.seconds
+}
+
+fn p99(outcome: &load::Outcome) -> f64 {
+    outcome.latency.p99
 }
 
 /// The server's CPU milliseconds an exchange: seconds per 1,000.
@@ -205,59 +145,13 @@ fn cost(outcome: &load::Outcome) -> f64 {
     outcome.cpu_seconds / outcome.exchanges as f64 * 1000.0
 }
 
-impl Cell {
-    fn title(&self) -> String {
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let machines = match self.machines {
             Machines::New => "new machines",
             Machines::Known => "known machines",
         };
         let way = if self.relayed { "relayed" } else { "direct" };
-        format!("{machines}, {way}, {} at a time", self.outstanding)
-    }
-}
-
-fn table(cells: &[Cell], samples: &[Sample]) {
-    println!(
-        "\nmedians; latency in us from DISCOVER to ACK; CPU seconds of the server's side (softirqs included)"
-    );
-    println!("per 1,000 exchanges; raw samples in target/bench/dhcp.json");
-    for cell in cells {
-        println!("\n{}", cell.title());
-        let heads = ["exch./s", "drops", "p50", "p99", "max", "CPU s/1000", "we/they"];
-        println!("{:16}{}", "", heads.map(|head| format!("{head:>11}")).concat());
-        let of_server =
-            |server: Server| samples.iter().filter(move |s| s.cell == *cell && s.server == server);
-        for server in Server::ALL {
-            let of = |value: fn(&load::Outcome) -> f64| median(of_server(server).map(|s| value(&s.outcome)));
-            let drops: fn(&load::Outcome) -> f64 = |o| o.drops as f64;
-            let waits: [fn(&load::Outcome) -> f64; 3] =
-                [|o| o.latency.p50, |o| o.latency.p99, |o| o.latency.max];
-            let ratios = of_server(Server::Bridgehead).filter_map(|ours| {
-                let theirs = of_server(server).find(|s| s.pair == ours.pair)?;
-                Some(rate(&ours.outcome) / rate(&theirs.outcome))
-            });
-            let mut columns = vec![of(rate), of(drops)];
-            columns.extend(waits.map(of));
-            columns.extend([of(cost), median(ratios)]);
-            let columns: String = columns.into_iter().map(|value| format!(" {}", column(value))).collect();
-            println!("  {:14}{columns}", server.name());
-        }
-    }
-}
-
-fn perfdhcp_table(reports: &[Perfdhcp]) {
-    println!("\nperfdhcp, {KNOWN} machines, the highest rate tried with at most {PERFDHCP_DROPS} % drops");
-    println!("{:16}{:>11}{:>11}{:>11}", "", "exch./s", "drops %", "CPU s/1000");
-    for server in Server::ALL {
-        let of = |value: fn(&Perfdhcp) -> f64| {
-            column(median(reports.iter().filter(|r| r.server == server).map(value)))
-        };
-        let cost = of(|r| r.cpu_seconds / (r.exchanges_per_second * r.seconds) * 1000.0);
-        println!(
-            "  {:14} {} {} {cost}",
-            server.name(),
-            of(|r| r.exchanges_per_second),
-            of(|r| r.drops_percent)
-        );
+        write!(f, "{machines}, {way}, {} at a time", self.outstanding)
     }
 }

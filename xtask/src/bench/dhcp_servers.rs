@@ -14,13 +14,12 @@ use ::lab::net::{Host, ip};
 use ::lab::process::{Process, wait_for};
 use ::lab::world::World;
 use anyhow::{Context as _, Result};
-use serde::Serialize;
 use serde_json::json;
 
+use super::samples::{Contender, OURS};
 use crate::setup::peers;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Server {
     Bridgehead,
     /// With leases in memory and a file (memfile), its fastest.
@@ -38,7 +37,13 @@ pub(super) struct Site {
     /// What it gave so far.
     pub(super) given: Given,
     /// Ends the server when dropped.
-    process: Box<dyn Any>,
+    pub(super) process: Box<dyn Any>,
+}
+
+impl Contender for Site {
+    fn name(&self) -> &'static str {
+        self.server.name()
+    }
 }
 
 impl Server {
@@ -46,7 +51,7 @@ impl Server {
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Bridgehead => "Bridgehead",
+            Self::Bridgehead => OURS,
             Self::Kea => "Kea, memfile",
             Self::Dnsmasq => "dnsmasq",
         }

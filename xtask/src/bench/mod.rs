@@ -3,20 +3,27 @@
 mod boot;
 mod dhcp;
 mod dhcp_servers;
-mod measure;
+mod limit;
+mod live;
+mod perfdhcp;
+mod picture;
+mod report;
+mod samples;
 mod tftp;
 mod tftp_servers;
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
+use ::lab::load::cpu::Cpus;
 use ::lab::world::World;
 use anyhow::Result;
 
 use crate::setup::Need;
 use crate::{prepare, run};
 
-/// Measure the appliance beside its peers, interleaved; raw samples go to target/bench
+/// Measure the appliance beside its peers, interleaved; samples and a picture go to target/bench
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Which benchmark
@@ -31,12 +38,15 @@ pub(crate) struct Arguments {
     /// Every combination of clients, block size, window and loss; for `tftp`, hours
     #[arg(long, conflicts_with = "quick")]
     full: bool,
-    /// How long each measurement takes; for `tftp` and `dhcp`
+    /// How long each measurement takes; not for `boot`
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// The appliance's fast path: auto, xdp, tc or off; for `tftp` and `dhcp`
+    /// The appliance's fast path: auto, xdp, tc or off; not for `boot`
     #[arg(long, default_value = "auto")]
     fast_path: String,
+    /// Write tables and picture to docs/performance, with this machine and today's date
+    #[arg(long)]
+    update_docs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -47,6 +57,8 @@ enum Name {
     Tftp,
     /// Addresses, beside Kea and dnsmasq
     Dhcp,
+    /// A block's time, beside programs that only grow a frame and send it back
+    Limit,
 }
 
 /// How the benchmarks of one server beside others are run.
@@ -61,6 +73,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
         match arguments.name {
             Name::Boot => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
             Name::Tftp | Name::Dhcp => prepare(&[Need::Lab, Need::Bench, Need::Peers])?,
+            Name::Limit => prepare(&[Need::Lab])?,
         }
         return run::enter_lab();
     };
@@ -69,7 +82,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
         duration: Duration::try_from_secs_f64(arguments.seconds)?,
         fast_path: &arguments.fast_path,
     };
-    match arguments.name {
+    let report = match arguments.name {
         Name::Boot => boot::boot(&world, effort.pairs)?,
         Name::Tftp => {
             let cells = match (arguments.quick, arguments.full) {
@@ -77,9 +90,25 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
                 (_, true) => tftp::full(),
                 _ => tftp::axes(),
             };
-            tftp::tftp(&world, &cells, &effort)?;
+            tftp::tftp(&world, &cells, &effort)?
         }
         Name::Dhcp => dhcp::dhcp(&world, &effort, arguments.quick)?,
-    }
+        Name::Limit => limit::limit(&world, &effort)?,
+    };
+    report.publish(arguments.update_docs)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A CPU for the client, the others for this process and the servers that it starts. With a note when the
+/// machine is not quiet enough to believe what comes.
+fn cpus() -> Result<(Cpus, Option<String>)> {
+    let cpus = Cpus::divide()?;
+    cpus.leave_to_client()?;
+    let meter = cpus.meter()?;
+    thread::sleep(Duration::from_secs(1));
+    let busy = meter.seconds()?;
+    let note = (busy > 0.05).then(|| {
+        format!("this machine was busy ({busy:.2} CPU seconds a second before any load): expect noise")
+    });
+    Ok((cpus, note))
 }

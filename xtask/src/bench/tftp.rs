@@ -1,5 +1,6 @@
 //! `cargo xtask bench tftp`: one client program, five servers, turn by turn.
 
+use std::fmt;
 use std::fs;
 use std::time::Duration;
 
@@ -9,41 +10,40 @@ use ::lab::world::World;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::Effort;
-use super::measure::{column, cpus, median, save};
-use super::tftp_servers::{Server, Site};
+use super::report::{Bound, Goal, Report};
+use super::samples::{Column, OURS, Outcome, Samples, with_kernel_percent};
+use super::tftp_servers::{Server, Site, Wire};
+use super::{Effort, cpus};
 
-const FILE: &str = "load.bin";
+pub(super) const FILE: &str = "load.bin";
 /// A kernel's size. Not a multiple of any block size.
-const FILE_LEN: usize = (8 << 20) + 77;
+pub(super) const FILE_LEN: usize = (8 << 20) + 77;
 
-/// One row of the table, for each server.
+/// One group of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Cell {
-    clients: usize,
-    blksize: u16,
-    window: u16,
+    pub(super) clients: usize,
+    pub(super) blksize: u16,
+    pub(super) window: u16,
     /// Percent.
-    loss: f64,
+    pub(super) loss: f64,
 }
 
-/// One measurement, as `target/bench/tftp.json` keeps it.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Sample {
-    #[serde(flatten)]
-    cell: Cell,
-    server: Server,
-    pair: u32,
-    /// Or why there is none.
-    outcome: Result<load::Outcome, String>,
-}
+const COLUMNS: &[Column<load::Outcome>] = &[
+    Column { head: "MB/s", drawn: true, of: rate },
+    Column { head: "p50", drawn: false, of: |o| o.latency.p50 },
+    Column { head: "p99", drawn: true, of: |o| o.latency.p99 },
+    Column { head: "max", drawn: false, of: |o| o.latency.max },
+    Column { head: "CPU s/GB", drawn: true, of: cost },
+];
+const CAPTION: &str = "Medians; p50, p99 and max in us from an ACK to the last block it asked for; CPU seconds of \
+     the server's side, softirqs included, per GB";
 
 const fn cell(clients: usize, blksize: u16, window: u16, loss: f64) -> Cell {
     Cell { clients, blksize, window, loss }
 }
 
-const ALONE: Cell = cell(1, 1468, 1, 0.0);
+pub(super) const ALONE: Cell = cell(1, 1468, 1, 0.0);
 const WINDOWS: Cell = cell(1, 1468, 16, 0.0);
 const MANY: Cell = cell(256, 1468, 1, 0.0);
 
@@ -51,7 +51,6 @@ const MANY: Cell = cell(256, 1468, 1, 0.0);
 pub(super) fn goals() -> Vec<Cell> {
     vec![ALONE, WINDOWS, MANY]
 }
-
 /// Every value of every dimension, the others as usual.
 pub(super) fn axes() -> Vec<Cell> {
     let mut cells = Vec::new();
@@ -78,50 +77,59 @@ pub(super) fn full() -> Vec<Cell> {
     cells
 }
 
-pub(super) fn tftp(world: &World, cells: &[Cell], effort: &Effort<'_>) -> Result<()> {
-    let cpus = cpus()?;
+pub(super) fn tftp(world: &World, cells: &[Cell], effort: &Effort<'_>) -> Result<Report> {
+    let (cpus, note) = cpus()?;
     let content = Numbers::new(1350).bytes(FILE_LEN);
-    let root = world.path("files");
-    fs::create_dir_all(&root)?;
-    fs::write(root.join(FILE), &content)?;
+    let root = serve(world, &content)?;
     let mut sites = Vec::new();
     for server in Server::ALL {
-        sites.push(server.start(world, &root, effort.fast_path)?);
+        sites.push(Site { server, wire: server.start(world, &root, effort.fast_path)? });
     }
-    let mut samples: Vec<Sample> = Vec::new();
-    for (number, cell) in (1..).zip(cells) {
-        println!("{number}/{}  {}", cells.len(), cell.title());
-        for pair in 1..=effort.pairs {
-            for site in &sites {
-                let failed = |s: &Sample| s.cell == *cell && s.server == site.server && s.outcome.is_err();
-                // What failed once, or can't be, is not tried again.
-                if (cell.window > 1 && !site.server.has_windows()) || samples.iter().any(failed) {
-                    continue;
-                }
-                let outcome = measure(site, cell, &content, effort.duration, &cpus);
-                match &outcome {
-                    Ok(outcome) => println!("    {}: {:.1} MB/s", site.server.name(), rate(outcome)),
-                    Err(why) => println!("    {}: {why}", site.server.name()),
-                }
-                samples.push(Sample { cell: *cell, server: site.server, pair, outcome });
-            }
-        }
-        save("tftp", &samples)?;
-    }
-    table(cells, &samples);
-    verdicts(cells, &samples);
-    Ok(())
+    let mut samples = Samples::new("tftp", COLUMNS);
+    samples.measure(cells, effort.pairs, &mut sites, |site, cell, _| {
+        let can = cell.window == 1 || site.server.has_windows();
+        can.then(|| measure(&site.wire, cell, &content, effort.duration, &cpus))
+    })?;
+    let over = |cell, peer: Server, of| samples.ratio(cell, OURS, peer.name(), of);
+    let windowed = [Server::Atftpd, Server::Tftpd].into_iter().filter_map(|peer| over(&WINDOWS, peer, rate));
+    let goals = vec![
+        Goal::new(
+            "one client, lock-step, MB/s over dnsmasq's",
+            over(&ALONE, Server::Dnsmasq, rate),
+            Bound::AtLeast(12.0),
+        ),
+        Goal::new(
+            "one client, window 16, MB/s over the best peer's",
+            windowed.min_by(f64::total_cmp),
+            Bound::AtLeast(10.0),
+        ),
+        Goal::new(
+            "256 clients, lock-step, dnsmasq's CPU seconds per GB over ours",
+            samples.ratio(&MANY, Server::Dnsmasq.name(), OURS, cost),
+            Bound::AtLeast(10.0),
+        ),
+    ];
+    let tables = vec![samples.table(CAPTION, cells, &Server::ALL.map(Server::name))];
+    Ok(Report { name: "tftp", tables, goals, notes: note.into_iter().collect() })
 }
 
-fn measure(
-    site: &Site,
+/// Puts the file where the servers look for it, and returns the directory.
+pub(super) fn serve(world: &World, content: &[u8]) -> Result<std::path::PathBuf> {
+    let root = world.path("files");
+    fs::create_dir_all(&root)?;
+    fs::write(root.join(FILE), content)?;
+    Ok(root)
+}
+
+pub(super) fn measure(
+    wire: &Wire,
     cell: &Cell,
     content: &[u8],
     duration: Duration,
     cpus: &Cpus,
-) -> Result<load::Outcome, String> {
+) -> Result<Outcome<load::Outcome>> {
     let plan = load::Plan {
-        server: site.address,
+        server: wire.address,
         file: (FILE, content),
         clients: cell.clients,
         blksize: cell.blksize,
@@ -129,92 +137,32 @@ fn measure(
         loss: cell.loss,
         duration,
     };
-    let outcome = site.host.inside(|| load::run(&plan, cpus)).map_err(|e| format!("{e:#}"));
+    let outcome = with_kernel_percent(
+        &*wire.running,
+        &["reply-bytes"],
+        |o: &load::Outcome| o.bytes,
+        || wire.host.inside(|| load::run(&plan, cpus)),
+    );
     // Transfers that were broken off end meanwhile, and are not in the next one's bill.
     std::thread::sleep(Duration::from_millis(300));
     outcome
 }
 
-/// MB/s.
 fn rate(outcome: &load::Outcome) -> f64 {
     outcome.bytes as f64 / 1e6 / outcome.seconds
 }
 
 /// CPU seconds of the server's side per GB.
-fn cost(outcome: &load::Outcome) -> f64 {
+pub(super) fn cost(outcome: &load::Outcome) -> f64 {
     outcome.cpu_seconds / (outcome.bytes as f64 / 1e9)
 }
 
-impl Cell {
-    fn title(&self) -> String {
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { clients, blksize, window, loss } = self;
+        let plural = if *clients == 1 { "" } else { "s" };
         let window = if *window == 1 { "lock-step".into() } else { format!("window {window}") };
         let loss = if *loss == 0.0 { String::new() } else { format!(", {loss} % lost") };
-        format!("{clients} clients, {blksize} bytes, {window}{loss}")
+        write!(f, "{clients} client{plural}, {blksize} bytes, {window}{loss}")
     }
-}
-
-/// The outcomes of a server, by pair.
-fn outcomes<'a>(
-    samples: &'a [Sample],
-    cell: &Cell,
-    server: Server,
-) -> impl Iterator<Item = (u32, &'a load::Outcome)> {
-    let these = samples.iter().filter(move |s| s.cell == *cell && s.server == server);
-    these.filter_map(|s| Some((s.pair, s.outcome.as_ref().ok()?)))
-}
-
-/// Medians of what we did over what a peer did, in the same pair.
-fn ratio(samples: &[Sample], cell: &Cell, peer: Server, of: impl Fn(&load::Outcome) -> f64) -> Option<f64> {
-    median(outcomes(samples, cell, Server::Bridgehead).filter_map(|(pair, ours)| {
-        let (_, theirs) = outcomes(samples, cell, peer).find(|(other, _)| *other == pair)?;
-        Some(of(ours) / of(theirs))
-    }))
-}
-
-fn table(cells: &[Cell], samples: &[Sample]) {
-    println!(
-        "\nmedians; latency in us from an ACK to the last block it asked for; CPU seconds of the server's side"
-    );
-    println!("(softirqs included) per GB; raw samples in target/bench/tftp.json");
-    for cell in cells {
-        println!("\n{}", cell.title());
-        let heads = ["MB/s", "p50", "p99", "max", "CPU s/GB", "we/they"];
-        println!("{:16}{}", "", heads.map(|head| format!("{head:>10}")).concat());
-        for server in Server::ALL {
-            let of = |value: fn(&load::Outcome) -> f64| {
-                column(median(outcomes(samples, cell, server).map(|(_, outcome)| value(outcome))))
-            };
-            let columns =
-                [of(rate), of(|o| o.latency.p50), of(|o| o.latency.p99), of(|o| o.latency.max), of(cost)];
-            println!(
-                "  {:14}{}{}",
-                server.name(),
-                columns.concat(),
-                column(ratio(samples, cell, server, rate))
-            );
-        }
-    }
-}
-
-/// What the goals say, where their cells were measured.
-fn verdicts(cells: &[Cell], samples: &[Sample]) {
-    let mut lines = Vec::new();
-    let mut goal = |cell: &Cell, what: &str, value: Option<f64>, least: f64| {
-        if cells.contains(cell) {
-            lines.push(format!("  {what}: {} (goal {least})", column(value).trim()));
-        }
-    };
-    goal(
-        &ALONE,
-        "one client, lock-step, MB/s over dnsmasq's",
-        ratio(samples, &ALONE, Server::Dnsmasq, rate),
-        12.0,
-    );
-    let best = |server| ratio(samples, &WINDOWS, server, rate);
-    let least = [Server::Atftpd, Server::Tftpd].into_iter().filter_map(best).min_by(f64::total_cmp);
-    goal(&WINDOWS, "one client, window 16, MB/s over the best peer's", least, 10.0);
-    let cost = ratio(samples, &MANY, Server::Dnsmasq, cost).map(|ours| 1.0 / ours);
-    goal(&MANY, "256 clients, lock-step, dnsmasq's CPU seconds per GB over ours", cost, 10.0);
-    println!("\nmedians of pairs\n{}", lines.join("\n"));
 }

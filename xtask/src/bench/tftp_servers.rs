@@ -11,12 +11,11 @@ use ::lab::net::{self, Host};
 use ::lab::process::Process;
 use ::lab::world::World;
 use anyhow::Result;
-use serde::Serialize;
 
+use super::samples::{Contender, OURS};
 use crate::setup::peers;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Server {
     Bridgehead,
     Dnsmasq,
@@ -26,13 +25,24 @@ pub(super) enum Server {
     Tftpd,
 }
 
-/// A running server and the host that loads it.
+/// A server of the comparison.
 pub(super) struct Site {
     pub(super) server: Server,
+    pub(super) wire: Wire,
+}
+
+/// A running server and the host that loads it.
+pub(super) struct Wire {
     pub(super) address: Ipv4Addr,
     pub(super) host: Host,
     /// Ends the server when dropped.
-    _running: Box<dyn Any>,
+    pub(super) running: Box<dyn Any>,
+}
+
+impl Contender for Site {
+    fn name(&self) -> &'static str {
+        self.server.name()
+    }
 }
 
 impl Server {
@@ -41,7 +51,7 @@ impl Server {
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Bridgehead => "Bridgehead",
+            Self::Bridgehead => OURS,
             Self::Dnsmasq => "dnsmasq",
             Self::TftpdHpa => "tftpd-hpa",
             Self::Atftpd => "atftpd",
@@ -55,13 +65,13 @@ impl Server {
     }
 
     /// Starts it on the files in `root`.
-    pub(super) fn start(self, world: &World, root: &Path, fast_path: &str) -> Result<Site> {
+    pub(super) fn start(self, world: &World, root: &Path, fast_path: &str) -> Result<Wire> {
         let number = self as u8;
         let host = Host::new(&format!("host{number}"), number)?;
         if self == Self::Bridgehead {
             let appliance = Appliance::start(world, &address_only(world, &[host.port()], fast_path))?;
             host.address("10.77.0.50/24")?;
-            return Ok(Site { server: self, address: ADDRESS.parse()?, host, _running: Box::new(appliance) });
+            return Ok(Wire { address: ADDRESS.parse()?, host, running: Box::new(appliance) });
         }
         let bridge = format!("peer{number}");
         let address = Ipv4Addr::new(10, 78, number, 1);
@@ -70,7 +80,7 @@ impl Server {
         host.address(&format!("10.78.{number}.50/24"))?;
         let mut command = self.command(&bridge, address, root);
         let process = Process::start(&mut command, &world.path(format!("{self:?}.log")))?;
-        Ok(Site { server: self, address, host, _running: Box::new(process) })
+        Ok(Wire { address, host, running: Box::new(process) })
     }
 
     /// As quiet as it gets, for as many clients as there are.

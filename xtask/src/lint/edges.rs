@@ -13,7 +13,8 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("pxe-userspace", &["pxe-common"]),
     ("pxe-init", &[]),
     ("bridgehead-tests", &[]),
-    ("xtask", &["bridgehead-tests"]),
+    // pxe-common for `bench limit`, which runs the kernel programs without the daemon.
+    ("xtask", &["bridgehead-tests", "pxe-common"]),
 ];
 
 /// Pure: they compute, and others do. A trailing slash means everything below.

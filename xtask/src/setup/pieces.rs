@@ -76,8 +76,10 @@ const PIECES: &[Piece] = {
         piece(Test,   "dhcpcd-base",         Program("dhcpcd"),             "a third DHCP client"),
         piece(Test,   "cpio",                Program("cpio"),               "reads our initrds, independently"),
         piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
+        piece(Test,   "squashfs-tools",      Program("unsquashfs"),         "unpacks our SquashFS, independently"),
+        piece(Test,   "libcap2-bin",         Program("getcap"),             "sees files' capabilities, independently"),
+        piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
-        piece(Test,   "e2fsprogs",           Program("mke2fs"),             "makes the file system of a disk that is not ours"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
         piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),

@@ -1,0 +1,258 @@
+//! What the console says, for the appliance: the kernel's messages and our own lines, from the first
+//! on. A thread of its own sends them in batches once there is a network; the boot never waits.
+//!
+//! Until then the kernel's ring holds its messages, and [`OWN`] ours.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+use crate::report::post;
+
+/// Our own lines that wait at most: without an appliance nobody takes them.
+const OWN_MAX: usize = 1024;
+/// One batch.
+const LINES_MAX: usize = 256;
+/// Lines that come together go together.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Says a line on the console, and keeps it for the appliance. A console that is gone stops nothing.
+pub fn say(words: fmt::Arguments<'_>) {
+    let text = format!("bridgehead: {words}");
+    let _ = writeln!(io::stderr(), "{text}");
+    let mut own = own();
+    if own.lines.len() == OWN_MAX {
+        own.lines.pop_front();
+        own.lost += 1;
+    }
+    own.lines.push_back(Line { uptime: uptime(), from: Source::Stage1, level: None, text });
+    drop(own);
+    wake();
+}
+
+/// Starts sending to `appliance`, if there is one.
+pub(crate) fn ship(appliance: Option<SocketAddrV4>, mac: &str) {
+    let Some(appliance) = appliance else { return };
+    let Ok((waker, woken)) = UnixStream::pair() else { return };
+    if waker.set_nonblocking(true).and_then(|()| woken.set_nonblocking(true)).is_err()
+        || WAKER.set(waker).is_err()
+    {
+        return;
+    }
+    let mut shipper = Shipper {
+        appliance,
+        mac: mac.to_owned(),
+        boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+        first: 0,
+        messages: File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok(),
+        woken,
+    };
+    let thread = std::thread::Builder::new().name("console".into()).spawn(move || shipper.run());
+    if let Err(e) = thread {
+        say(format_args!("the appliance won't see this console: {e}"));
+    }
+}
+
+/// Waits until everything was sent, for a while.
+pub(crate) fn flush(at_most: Duration) {
+    if WAKER.get().is_none() {
+        return;
+    }
+    let own = own();
+    // The thread may be past its look at what there is: two rounds without anything are for sure.
+    let enough = own.idle + 2;
+    wake();
+    let _ = IDLE.wait_timeout_while(own, at_most, |own| {
+        wake();
+        own.idle < enough
+    });
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Source {
+    Kernel,
+    Stage1,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Line {
+    /// Seconds since the kernel started.
+    uptime: f64,
+    from: Source,
+    /// The kernel's: 0 (emergency) to 7 (debug).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<u8>,
+    text: String,
+}
+
+/// The body of `POST /node/console`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Batch<'a> {
+    mac: &'a str,
+    boot: &'a str,
+    /// The first line's number in this boot: a batch that is sent again is known by it.
+    first: u64,
+    /// When this is sent.
+    uptime: f64,
+    lines: &'a [Line],
+}
+
+/// Our own lines, and how often the thread found nothing to send.
+struct Own {
+    lines: VecDeque<Line>,
+    lost: usize,
+    idle: u64,
+}
+
+static OWN: Mutex<Own> = Mutex::new(Own { lines: VecDeque::new(), lost: 0, idle: 0 });
+static IDLE: Condvar = Condvar::new();
+static WAKER: OnceLock<UnixStream> = OnceLock::new();
+
+fn own() -> MutexGuard<'static, Own> {
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wake() {
+    if let Some(mut waker) = WAKER.get() {
+        // A full pipe wakes just as well.
+        let _ = waker.write(&[0]);
+    }
+}
+
+struct Shipper {
+    appliance: SocketAddrV4,
+    mac: String,
+    boot: String,
+    first: u64,
+    /// None where the kernel has no such device: our own lines are sent all the same.
+    messages: Option<File>,
+    woken: UnixStream,
+}
+
+impl Shipper {
+    fn run(&mut self) {
+        loop {
+            let lines = self.collect();
+            if lines.is_empty() {
+                own().idle += 1;
+                IDLE.notify_all();
+                self.wait();
+            } else {
+                self.deliver(&lines);
+                self.first += lines.len() as u64;
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// What there is by now, in the order in which it was said.
+    fn collect(&mut self) -> Vec<Line> {
+        let mut lines = self.messages.as_mut().map(messages).unwrap_or_default();
+        let mut own = own();
+        if own.lost > 0 {
+            let text = format!("bridgehead: {} lines of stage 1 were lost here", own.lost);
+            own.lost = 0;
+            lines.push(Line { uptime: own.lines[0].uptime, from: Source::Stage1, level: None, text });
+        }
+        let room = LINES_MAX.min(own.lines.len());
+        lines.extend(own.lines.drain(..room));
+        lines.sort_by(|a, b| a.uptime.total_cmp(&b.uptime));
+        lines
+    }
+
+    /// Sends until the appliance took it, or said that it never will.
+    fn deliver(&self, lines: &[Line]) {
+        let mut pause = PAUSE;
+        loop {
+            let Self { mac, boot, first, .. } = self;
+            let batch = Batch { mac, boot, first: *first, uptime: uptime(), lines };
+            let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
+            // Nothing is said of a refusal: it would be the next thing to send.
+            if let Ok(200..=299 | 400..=499) = post(self.appliance, "/node/console", &body) {
+                return;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    fn wait(&mut self) {
+        let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.messages.as_ref().map(|m| PollFd::new(m.as_fd(), PollFlags::POLLIN)));
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        while self.woken.read(&mut [0; 64]).is_ok_and(|n| n > 0) {}
+    }
+}
+
+/// The kernel's messages that were not read yet, a batch at most. Each read gives one.
+fn messages(device: &mut File) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let mut record = [0; 8192];
+    while lines.len() < LINES_MAX {
+        match device.read(&mut record) {
+            Ok(0) => break,
+            Ok(len) => lines.extend(message(&String::from_utf8_lossy(&record[..len]))),
+            // Messages were overwritten before we read them; the next read gives the oldest there is.
+            Err(e) if e.raw_os_error() == Some(Errno::EPIPE as i32) => {}
+            Err(_) => break,
+        }
+    }
+    lines
+}
+
+/// `6,339,5140900,-;text`, then lines of a device's properties that begin with a space
+/// (Documentation/ABI/testing/dev-kmsg).
+fn message(record: &str) -> Option<Line> {
+    let (prefix, rest) = record.split_once(';')?;
+    let mut fields = prefix.split(',');
+    let priority: u32 = fields.next()?.parse().ok()?;
+    let microseconds: u64 = fields.nth(1)?.parse().ok()?;
+    Some(Line {
+        uptime: microseconds as f64 / 1e6,
+        from: Source::Kernel,
+        level: Some((priority & 7) as u8),
+        text: rest.lines().next().unwrap_or_default().to_owned(),
+    })
+}
+
+/// The clock that the kernel's messages have, to within what counts here.
+fn uptime() -> f64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0.0, |time| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_messages_are_taken_apart() {
+        let record = "6,339,5140900,-;virtio_net virtio0 ens3: renamed; from eth0\n SUBSYSTEM=virtio\n DEVICE=+virtio:virtio0\n";
+        let line = message(record).unwrap();
+        assert_eq!((line.uptime, line.level), (5.1409, Some(6)));
+        assert_eq!(line.text, "virtio_net virtio0 ens3: renamed; from eth0");
+        // A user's message: its facility is in the upper bits.
+        assert_eq!(message("12,1,0,-;x\n").unwrap().level, Some(4));
+        for broken in ["", "6,339", "6;text", "x,1,2,-;text"] {
+            assert_eq!(message(broken), None, "{broken:?}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+use std::net::TcpListener;
+use std::thread::JoinHandle;
+
+use super::*;
+
+/// What a connection does with the bytes from which on it was asked.
+type Answer = Box<dyn Fn(u64, &mut TcpStream) + Send>;
+
+/// A server that gives each connection the next answer, and says from where each was asked.
+fn server(answers: Vec<Answer>) -> (SocketAddrV4, JoinHandle<Vec<u64>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };
+    let served = std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while !request.ends_with("\r\n\r\n") {
+                reader.read_line(&mut request).unwrap();
+            }
+            assert!(request.starts_with("GET /boot/x HTTP/1.1\r\n"), "{request}");
+            let from = request.split("Range: bytes=").nth(1).unwrap().split('-').next().unwrap();
+            asked.push(from.parse().unwrap());
+            answer(*asked.last().unwrap(), &mut stream);
+        }
+        asked
+    });
+    (address, served)
+}
+
+fn contents() -> Vec<u8> {
+    (0..1_000_000u32).flat_map(u32::to_le_bytes).collect()
+}
+
+fn remote(server: SocketAddrV4) -> Remote {
+    let contents = contents();
+    let sha256 = sha256(&contents[..]).unwrap();
+    Remote { server, path: "/boot/x".into(), size: contents.len() as u64, sha256 }
+}
+
+/// Sends what was asked for, and hangs up after so many bytes.
+fn up_to(bytes: usize) -> Answer {
+    Box::new(move |from, stream| {
+        let contents = contents();
+        let (size, last) = (contents.len(), contents.len() - 1);
+        let rest = &contents[from as usize..];
+        write!(stream, "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes {from}-{last}/{size}\r\n\r\n")
+            .unwrap();
+        let _ = stream.write_all(&rest[..bytes.min(rest.len())]);
+    })
+}
+
+fn says(answer: &'static str) -> Answer {
+    Box::new(move |_, stream| drop(stream.write_all(answer.as_bytes())))
+}
+
+#[test]
+fn a_transfer_goes_on_where_it_was_cut() {
+    let (address, served) = server(vec![
+        up_to(300_000),
+        says("HTTP/1.1 503 Service Unavailable\r\n\r\n"),
+        says("HTTP/1.1 20"),
+        up_to(0),
+        up_to(1_500_001),
+        up_to(usize::MAX),
+    ]);
+    let mut got = Vec::new();
+    let fetched = fetch(&remote(address), &mut got).unwrap();
+    assert!(got == contents());
+    assert_eq!(fetched.resumed, 5);
+    let asked = served.join().unwrap();
+    assert_eq!(asked, [0, 300_000, 300_000, 300_000, 300_000, 1_800_001]);
+}
+
+#[test]
+fn a_flipped_bit_is_refused() {
+    let flipped: Answer = Box::new(|_, stream| {
+        let mut contents = contents();
+        let (size, last) = (contents.len(), contents.len() - 1);
+        contents[1_234_567] ^= 1;
+        write!(stream, "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-{last}/{size}\r\n\r\n")
+            .unwrap();
+        stream.write_all(&contents).unwrap();
+    });
+    let (address, served) = server(vec![flipped]);
+    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+    assert!(error.to_string().starts_with("the image is damaged: SHA-256 "), "{error}");
+    served.join().unwrap();
+}
+
+#[test]
+fn what_can_not_become_better_is_not_tried_again() {
+    let (address, served) = server(vec![says("HTTP/1.1 404 Not Found\r\n\r\n")]);
+    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    assert!(matches!(error, FetchError::Refused { status: 404, .. }), "{error}");
+    served.join().unwrap();
+
+    let (address, served) =
+        server(vec![says("HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789")]);
+    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    assert!(matches!(error, FetchError::OtherSize { found: 10, expected: 4_000_000, .. }), "{error}");
+    served.join().unwrap();
+
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (address, served) = server(vec![up_to(1000)]);
+    let error = fetch(&remote(address), &mut Full).unwrap_err();
+    assert!(matches!(error, FetchError::Keep(_)), "{error}");
+    served.join().unwrap();
+}
+
+#[test]
+fn heads_are_read_strictly() {
+    let head =
+        |range: &str| format!("HTTP/1.1 206 Partial Content\r\nX: y\r\nContent-Range: {range}\r\n\r\n");
+    assert_eq!(part(&head("bytes 5-9/10")), Some(Part { from: 5, size: 10 }));
+    for bad in [
+        "bytes 5-8/10",
+        "bytes 9-5/6",
+        "bytes */10",
+        "bytes 0-18446744073709551615/0",
+        "bytes -1-9/10",
+        "5-9/10",
+        "",
+    ] {
+        assert_eq!(part(&head(bad)), None, "{bad}");
+    }
+    assert_eq!(part("HTTP/1.1 200 OK\r\nContent-Range: bytes 5-9/10\r\n\r\n"), None);
+    assert_eq!(status("HTTP/1.1 204 No Content\r\n"), Some(204));
+    assert_eq!(status("HTTP/1.0 200\r\n"), Some(200));
+    assert_eq!(status("SSH-2.0-x\r\n"), None);
+    assert_eq!(status(""), None);
+}

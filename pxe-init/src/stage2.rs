@@ -1,0 +1,192 @@
+//! The second stage: the image's root file system as one SquashFS, fetched from the appliance or
+//! found on a disk of the node's, and mounted below a layer in memory that takes what is written.
+//!
+//! ```text
+//! /stage2/memory/DIGEST, /stage2/cache/…   the SquashFS, in memory or on a disk
+//! /stage2/packed                           it, mounted: image.json and image/
+//! /stage2/layer                            a tmpfs
+//! /image                                   both as one
+//! ```
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount as mount_at};
+
+use crate::cache::Cache;
+use crate::fetch::{self, FetchError, Fetched, Remote};
+use crate::modules::{LoadError, Modules};
+use crate::say;
+use crate::settings::Stage2;
+use crate::system;
+
+/// Where the image's root is, whichever way it came.
+pub(crate) const ROOT: &str = "/image";
+/// What it says of itself when it came this way.
+pub(crate) const DESCRIPTION: &str = "/stage2/packed/image.json";
+
+/// How the image came, for the timeline.
+#[derive(Debug)]
+pub(crate) struct Came {
+    pub(crate) how: String,
+    /// Bytes that were fetched, and in what time.
+    pub(crate) bytes: u64,
+    pub(crate) took: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Stage2Error {
+    #[error("bridgehead.stage2= without bridgehead.url=: there is no appliance to fetch the image from")]
+    NoAppliance,
+    #[error(
+        "the image needs {} MiB of memory, {} MiB of them to keep it packed, and {} MiB are free: use a smaller image \
+         or more memory, or give the machine a disk to keep it on", mib(.size + WORKING), mib(*.size), mib(*.free)
+    )]
+    Memory { size: u64, free: u64 },
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("{action}: {source}")]
+    Io { action: &'static str, source: io::Error },
+}
+
+/// What is left for the workload and the kernel's page cache, at the least.
+const WORKING: u64 = 32 << 20;
+
+/// Brings the image to [`ROOT`].
+pub(crate) fn mount(wanted: &Stage2, appliance: Option<SocketAddrV4>) -> Result<Came, Stage2Error> {
+    let mut modules = Modules::open(Path::new("/")).ok();
+    for module in ["loop", "squashfs", "overlay"] {
+        match modules.as_mut().map(|modules| modules.load_by_alias(module)) {
+            // Built in, or mounting will say what is missing.
+            None | Some(Ok(()) | Err(LoadError::Unknown(_))) => {}
+            Some(Err(error)) => say!("{error}"),
+        }
+    }
+    let (file, came) = obtain(wanted, appliance, modules.as_mut())?;
+    let failed = |action| move |source| Stage2Error::Io { action, source };
+    let device = loop_device(&file).map_err(failed("making a loop device of the image"))?;
+    mount_new(device.to_str(), "/stage2/packed", "squashfs", MsFlags::MS_RDONLY, None)
+        .map_err(failed("mounting the image's SquashFS"))?;
+    layer().map_err(failed("mounting a layer in memory over the image"))?;
+    Ok(came)
+}
+
+/// The SquashFS, verified: from the disk that has it, else from the appliance.
+fn obtain(
+    wanted: &Stage2,
+    appliance: Option<SocketAddrV4>,
+    modules: Option<&mut Modules>,
+) -> Result<(PathBuf, Came), Stage2Error> {
+    let cache = Cache::find(modules);
+    if let Some(cache) = &cache
+        && let Some(file) = cache.get(wanted)
+    {
+        let how = format!("found on {}", cache.disk());
+        cache.settle();
+        return Ok((file, Came { how, bytes: 0, took: Duration::ZERO }));
+    }
+    let server = appliance.ok_or(Stage2Error::NoAppliance)?;
+    let path = format!("/boot/{}/stage2", wanted.sha256);
+    let remote = Remote { server, path, size: wanted.size, sha256: wanted.sha256.clone() };
+    let kept = cache.as_ref().and_then(|cache| Some((cache, cache.make_room(wanted)?)));
+    let (file, fetched, place) = match kept {
+        Some((cache, mut part)) => {
+            let fetched = fetch::fetch(&remote, &mut part.file)?;
+            let file = part.keep().map_err(FetchError::Keep)?;
+            cache.settle();
+            (file, fetched, format!(", kept on {}", cache.disk()))
+        }
+        None => {
+            let path = memory(wanted)?;
+            let failed = |source| Stage2Error::Io { action: "making a file in memory", source };
+            let mut file = File::create_new(&path).map_err(failed)?;
+            (path, fetch::fetch(&remote, &mut file)?, String::new())
+        }
+    };
+    let Fetched { took, resumed } = fetched;
+    let lost = match resumed {
+        0 => String::new(),
+        1 => ", after the link was lost once".to_owned(),
+        n => format!(", after the link was lost {n} times"),
+    };
+    Ok((file, Came { how: format!("fetched{lost}{place}"), bytes: wanted.size, took }))
+}
+
+/// A place in memory for the packed image, where there is room for it.
+fn memory(wanted: &Stage2) -> Result<PathBuf, Stage2Error> {
+    let free = available(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    if let Some(free) = free.filter(|free| wanted.size + WORKING > *free) {
+        return Err(Stage2Error::Memory { size: wanted.size, free });
+    }
+    let size = format!("mode=0700,size={}", wanted.size.next_multiple_of(4096));
+    let at = Path::new("/stage2/memory");
+    mount_new(Some("tmpfs"), "/stage2/memory", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(&size))
+        .map_err(|source| Stage2Error::Io { action: "making room in memory", source })?;
+    Ok(at.join(&wanted.sha256))
+}
+
+/// `MemAvailable:    123 kB`, in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+/// A loop device that reads from `file`.
+fn loop_device(file: &Path) -> io::Result<PathBuf> {
+    let number = system::free_loop_device(&File::open("/dev/loop-control")?)?;
+    let path = PathBuf::from(format!("/dev/loop{number}"));
+    system::attach_loop_device(&File::open(&path)?, &File::open(file)?)?;
+    Ok(path)
+}
+
+/// Puts a layer over the image that takes what is written. Its root is the workload's, and has the
+/// owner and mode of the image's.
+fn layer() -> io::Result<()> {
+    let below = Path::new("/stage2/packed/image");
+    let (upper, work) = (Path::new("/stage2/layer/upper"), Path::new("/stage2/layer/work"));
+    mount_new(Some("tmpfs"), "/stage2/layer", "tmpfs", MsFlags::empty(), Some("mode=0755"))?;
+    fs::create_dir(upper)?;
+    fs::create_dir(work)?;
+    let root = fs::metadata(below)?;
+    chown(upper, Some(root.uid()), Some(root.gid()))?;
+    fs::set_permissions(upper, Permissions::from_mode(root.mode() & 0o7777))?;
+    let options = "lowerdir=/stage2/packed/image,upperdir=/stage2/layer/upper,workdir=/stage2/layer/work";
+    mount_new(Some("overlay"), ROOT, "overlay", MsFlags::empty(), Some(options))
+}
+
+pub(crate) fn mount_new(
+    what: Option<&str>,
+    at: &str,
+    kind: &str,
+    flags: MsFlags,
+    options: Option<&str>,
+) -> io::Result<()> {
+    fs::create_dir_all(at)?;
+    Ok(mount_at(what, at, Some(kind), flags, options)?)
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_what_the_kernel_says_is_available() {
+        let meminfo = "MemTotal:        1000 kB\nMemFree:            1 kB\nMemAvailable:     512 kB\n";
+        assert_eq!(available(meminfo), Some(512 << 10));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_in_mebibytes() {
+        let words = Stage2Error::Memory { size: 600 << 20, free: 500 << 20 }.to_string();
+        assert!(words.starts_with("the image needs 632 MiB of memory, 600 MiB of them"), "{words}");
+    }
+}

@@ -1,0 +1,126 @@
+//! What nodes' consoles said: taken from them, and told to who asks.
+
+use std::net::SocketAddr;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, FromRequest as _, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::Deserialize;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{ApiState, BootState, Failure, Kind, events, read, report};
+use crate::console::{BOOTS_MAX, Batch, ConsoleError, Line};
+
+/// 256 lines, as long as the kernel makes them.
+pub(super) const BODY_MAX: usize = 512 * 1024;
+
+pub(super) async fn take(
+    State(state): State<BootState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Result<StatusCode, Failure> {
+    let invalid = |error| Failure::new(Kind::Invalid, error, "see `POST /node/console` in docs/api.md");
+    let Json(batch) = tokio::time::timeout(report::ARRIVES_WITHIN, Json::<Batch>::from_request(request, &()))
+        .await
+        .map_err(|_| invalid("the lines did not arrive in time".to_owned()))?
+        .map_err(|rejection| invalid(rejection.body_text()))?;
+    report::of_itself(&state, peer, batch.mac)?;
+    let now = Timestamp::now();
+    let kept = tokio::task::spawn_blocking(move || state.consoles.append(batch, now)).await;
+    kept.map_err(Failure::internal)??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// How many boots back.
+    #[serde(default)]
+    back: usize,
+    /// Anything but 0: go on with what is said.
+    #[serde(default)]
+    follow: u8,
+}
+
+pub(super) async fn console(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Response, Failure> {
+    const HINT: &str = "the query takes back=N, or follow=1";
+    let Query(wanted) = wanted.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
+    let follow = wanted.follow != 0;
+    if follow && wanted.back > 0 {
+        return Err(Failure::new(Kind::Invalid, "a boot that is over says nothing more", HINT));
+    }
+    let machine = read::find(&state.boot.machines, &name)?;
+    let consoles = state.boot.consoles;
+    // First the subscription, then the past: together they are everything.
+    let live = follow.then(|| consoles.follow());
+    let past = tokio::task::spawn_blocking(move || consoles.read(machine.mac, wanted.back)).await;
+    let past = match past.map_err(Failure::internal)?? {
+        Some(past) => past,
+        None if follow => Vec::new(),
+        None => {
+            let error = format!("nothing is kept of that boot of {}", machine.label());
+            let hint = format!("the last {BOOTS_MAX} boots are, from where stage 1 has a network");
+            return Err(Failure::new(Kind::NotFound, error, hint));
+        }
+    };
+    let (lines, body) = mpsc::channel(64);
+    tokio::spawn(send(machine.mac, past, live, lines));
+    let body = Body::from_stream(ReceiverStream::new(body));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+async fn send(
+    mac: Mac,
+    past: Vec<Line>,
+    live: Option<Receiver<(Mac, Line)>>,
+    lines: mpsc::Sender<events::Line>,
+) {
+    let last = past.last().map(|line| (line.boot.clone(), line.number));
+    for line in past {
+        if lines.send(events::ndjson(&line)).await.is_err() {
+            return;
+        }
+    }
+    let Some(mut live) = live else { return };
+    loop {
+        let said = tokio::select! {
+            said = live.recv() => said,
+            () = lines.closed() => return,
+        };
+        match said {
+            Ok((of, line)) if of == mac => {
+                let told = last.as_ref().is_some_and(|(boot, n)| *boot == line.boot && line.number <= *n);
+                if !told && lines.send(events::ndjson(&line)).await.is_err() {
+                    return;
+                }
+            }
+            // Others', or lines that came faster than they were read: the numbers show it.
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+impl From<ConsoleError> for Failure {
+    fn from(error: ConsoleError) -> Self {
+        match error {
+            ConsoleError::NoBoot { .. } => {
+                Self::new(Kind::Invalid, error.to_string(), "the kernel has it in random/boot_id")
+            }
+            ConsoleError::Io { .. } => {
+                Self::new(Kind::Unavailable, error.to_string(), "check state-dir, and its disk's room")
+            }
+        }
+    }
+}

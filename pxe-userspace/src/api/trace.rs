@@ -1,0 +1,58 @@
+//! A machine's packet trace, as it is made.
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
+use pxe_common::Mac;
+use serde::Deserialize;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{ApiState, Failure, Kind, read};
+use crate::trace::{SNAP_LENGTH_MAX, TraceError, Wanted};
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Options {
+    /// Anything but 0: go on after the boot's end.
+    #[serde(default)]
+    follow: u8,
+    /// Bytes kept of each frame.
+    snap_length: Option<usize>,
+}
+
+pub(super) async fn trace(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    options: Result<Query<Options>, QueryRejection>,
+) -> Result<Response, Failure> {
+    const HINT: &str = "the query takes follow=1 and snap-length=BYTES";
+    let Query(options) = options.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
+    let snap_length = options.snap_length.unwrap_or(SNAP_LENGTH_MAX);
+    if !(64..=SNAP_LENGTH_MAX).contains(&snap_length) {
+        let error = format!("snap-length={snap_length}: not from 64 to {SNAP_LENGTH_MAX}");
+        return Err(Failure::new(Kind::Invalid, error, HINT));
+    }
+    // A machine that was never seen can be waited for by its MAC.
+    let mac = match name.parse::<Mac>() {
+        Ok(mac) => mac,
+        Err(_) => read::find(&state.boot.machines, &name)?.mac,
+    };
+    let wanted = Wanted { mac, follow: options.follow != 0, snap_length };
+    let pieces = state.appliance.trace(wanted)?;
+    let body = Body::from_stream(ReceiverStream::new(pieces).map(Ok::<_, std::convert::Infallible>));
+    Ok(([(header::CONTENT_TYPE, "application/x-pcapng")], body).into_response())
+}
+
+impl From<TraceError> for Failure {
+    fn from(error: TraceError) -> Self {
+        match error {
+            TraceError::TooMany => Self::new(Kind::Conflict, error.to_string(), "end one of them"),
+            TraceError::Socket(_) => {
+                Self::new(Kind::Unavailable, error.to_string(), "the daemon needs CAP_NET_RAW")
+            }
+        }
+    }
+}

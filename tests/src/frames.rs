@@ -1,0 +1,130 @@
+//! Ethernet frames made and read byte by byte, on a host's cable: what no socket of the host's own would send.
+//!
+//! Nothing here is shared with the appliance, which is judged by it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{bind, setsockopt, sockopt};
+use nix::unistd::{read, write};
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub type Mac = [u8; 6];
+pub const BROADCAST: Mac = [0xff; 6];
+
+pub const IPV4: u16 = 0x0800;
+pub const ARP: u16 = 0x0806;
+pub const IPV6: u16 = 0x86dd;
+/// IEEE 802.1Q, and 802.1ad around it.
+pub const VLAN: u16 = 0x8100;
+pub const SERVICE_VLAN: u16 = 0x88a8;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+
+/// Bytes before a UDP datagram's payload.
+const UDP_HEADERS: usize = 42;
+
+/// A packet socket (packet(7)) on `eth0`, for one EtherType of what arrives.
+pub struct Cable(Socket);
+
+impl Cable {
+    /// Opens the cable of the host that the calling thread is on.
+    pub fn open(ethertype: u16) -> Result<Self> {
+        let protocol = Protocol::from(i32::from(ethertype.to_be()));
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).context("a packet socket")?;
+        socket.set_nonblocking(true)?;
+        let eth0 = getifaddrs()?.filter(|a| a.interface_name == "eth0").find_map(|a| a.address);
+        let eth0 = eth0.as_ref().and_then(|a| a.as_link_addr()).context("the host has no eth0")?;
+        // Without a protocol in the address the socket keeps its own.
+        bind(socket.as_raw_fd(), eth0).context("binding to eth0")?;
+        // As root past rmem_max: what waits here is this side's fault.
+        setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))?;
+        Ok(Self(socket))
+    }
+
+    /// Sends a frame; false when the queue is full.
+    pub fn send(&self, frame: &[u8]) -> Result<bool> {
+        match write(&self.0, frame) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN | Errno::ENOBUFS) => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("sending a frame of {} bytes", frame.len())),
+        }
+    }
+
+    /// A frame that arrived, if one did.
+    pub fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        match read(&self.0, buffer) {
+            Ok(len) => Ok(Some(len)),
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(e) => Err(e).context("receiving a frame"),
+        }
+    }
+}
+
+/// `payload` in an Ethernet frame.
+pub fn ethernet(to: Mac, from: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// The same frame with a VLAN tag in front of its EtherType.
+pub fn tagged(frame: &[u8], tag: u16, vlan: u16) -> Vec<u8> {
+    [&frame[..12], &tag.to_be_bytes(), &vlan.to_be_bytes(), &frame[12..]].concat()
+}
+
+/// `payload` in an IPv4 packet. `fragment` is the field of flags and offset.
+pub fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0x77, 0x77, 0, 0, 64, protocol, 0, 0];
+    packet[2..4].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+    packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    let sum = !folded(sum(&packet));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(payload);
+    packet
+}
+
+/// `payload` in a UDP datagram, with its checksum (RFC 768).
+pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let len = 8 + payload.len() as u16;
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    let pseudo = [&from.ip().octets()[..], &to.ip().octets(), &[0, UDP], &len.to_be_bytes()].concat();
+    let sum = sum(&pseudo) + sum(&ports) + u64::from(len) + sum(payload);
+    let checksum = match !folded(sum) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    [&ports, &len.to_be_bytes()[..], &checksum.to_be_bytes(), payload].concat()
+}
+
+/// The whole of it: a UDP datagram in one frame.
+pub fn udp_frame(stations: (Mac, Mac), from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let packet = ipv4(*from.ip(), *to.ip(), UDP, 0, &udp(from, to, payload));
+    ethernet(stations.1, stations.0, IPV4, &packet)
+}
+
+/// The payload of a frame with a UDP datagram from port `source`, if it is one.
+pub fn udp_from(frame: &[u8], source: u16) -> Option<&[u8]> {
+    let headers = frame.get(..UDP_HEADERS)?;
+    let is_it =
+        headers[12..15] == [8, 0, 0x45] && headers[23] == UDP && headers[34..36] == source.to_be_bytes();
+    let len = usize::from(u16::from_be_bytes([headers[38], headers[39]]));
+    frame.get(UDP_HEADERS..34 + len).filter(|_| is_it)
+}
+
+/// RFC 1071: the sum of all 16-bit words.
+fn sum(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks_exact(2).map(|w| u64::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u64>();
+    words + bytes.chunks_exact(2).remainder().first().map_or(0, |b| u64::from(*b) << 8)
+}
+
+fn folded(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}

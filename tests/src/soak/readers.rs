@@ -1,0 +1,382 @@
+//! TFTP clients that read files which are replaced under them (RFC 1350, 2347, 2348, 2349, 7440).
+//!
+//! A transfer is of one content from its beginning to its end: of one that the file had between the request and
+//! the first answer. Which one shows as bytes come in; when none is left that they could be of, they are wrong.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Tally;
+use crate::appliance::ADDRESS;
+use crate::load::Numbers;
+use crate::net::Host;
+
+const READERS: usize = 48;
+/// Ports of each reader.
+const PORTS: usize = 8;
+/// Exchanges of one reader before it is the next one's turn.
+const TURN: u32 = 4;
+/// Transfers between two replacements of a file.
+const REPLACE_EVERY: u64 = 20;
+/// Packets lost on the readers' cable, in percent, of each direction.
+const LOSS: f64 = 0.05;
+/// iPXE's shortest timer is a quarter of this.
+const RETRY: Duration = Duration::from_secs(1);
+/// A transfer without a new block for this long is lost.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Around the borders of blocks and of the block map's chunks; the last has more than 65,535 blocks of 8 bytes.
+const LENGTHS: [usize; 14] =
+    [0, 1, 511, 512, 1467, 1468, 1469, 30_001, 65_535, 65_536, 65_537, 100_000, 1_000_000, 800_000];
+/// As firmware and loaders ask; what no frame holds, the server must cut down.
+const BLKSIZES: [u16; 9] = [512, 512, 1024, 1024, 1428, 1432, 1468, 8192, 65_464];
+const WINDOWS: [u16; 7] = [1, 1, 1, 4, 8, 16, 64];
+
+type Content = Arc<Vec<u8>>;
+
+pub(super) struct Readers {
+    readers: Vec<Reader>,
+    files: Files,
+    server: SocketAddrV4,
+    numbers: Numbers,
+    /// Transfers since a file was replaced.
+    begun: u64,
+}
+
+/// The files, each with its number as its name.
+struct Files {
+    root: PathBuf,
+    contents: Vec<Content>,
+}
+
+struct Reader {
+    /// Its ports: some transfers have the one before's again, as firmware does it.
+    sockets: Vec<UdpSocket>,
+    /// Repeats its ACKs. GRUB does not, and waits for the server to repeat.
+    insists: bool,
+    transfer: Option<Transfer>,
+}
+
+struct Transfer {
+    socket: usize,
+    file: usize,
+    /// What the file may have been when it was opened.
+    candidates: Vec<Content>,
+    request: Vec<u8>,
+    asked: (u16, u16),
+    /// The server's end, from the first answer on.
+    server: Option<SocketAddr>,
+    blksize: usize,
+    window: u32,
+    /// Blocks received in order.
+    received: u32,
+    since_ack: u32,
+    /// A block was missing, and the one before it acknowledged again (RFC 7440 section 4): once a gap.
+    gap: bool,
+    /// Ends the transfer with an ERROR after so many blocks.
+    quits_after: Option<u32>,
+    progress: Instant,
+    sent: Instant,
+}
+
+/// What a packet meant.
+enum News {
+    Nothing,
+    /// It is this side's turn.
+    Turn,
+    /// The last block is here.
+    Whole,
+    /// The transfer is over otherwise.
+    Over,
+}
+
+impl Readers {
+    /// Clients on `host`, which has an address, of files in `root`.
+    pub(super) fn new(host: &Host, root: &Path, seed: u64) -> Result<Self> {
+        let mut numbers = Numbers::new(seed ^ 0x7f79);
+        let mut files = Files { root: root.to_owned(), contents: Vec::new() };
+        for (file, len) in LENGTHS.iter().enumerate() {
+            files.contents.push(Content::default());
+            files.replace(file, *len, &mut numbers)?;
+        }
+        let reader = |insists| -> Result<Reader> {
+            let socket = || -> io::Result<UdpSocket> {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            };
+            let sockets = (0..PORTS).map(|_| socket()).collect::<Result<_, _>>()?;
+            Ok(Reader { sockets, insists, transfer: None })
+        };
+        let readers = host.inside(|| (0..READERS).map(|n| reader(n % 2 == 0)).collect::<Result<_>>())?;
+        let server = SocketAddrV4::new(ADDRESS.parse()?, 69);
+        Ok(Self { readers, files, server, numbers, begun: 0 })
+    }
+
+    /// A turn for each reader. False when there was nothing to do.
+    pub(super) fn turn(&mut self, tally: &mut Tally) -> Result<bool> {
+        let now = Instant::now();
+        let mut busy = false;
+        for index in 0..self.readers.len() {
+            busy |= self.turn_of(index, now, tally)?;
+        }
+        if self.begun >= REPLACE_EVERY {
+            self.begun = 0;
+            self.replace(tally)?;
+        }
+        Ok(busy)
+    }
+
+    fn turn_of(&mut self, index: usize, now: Instant, tally: &mut Tally) -> Result<bool> {
+        let Self { readers, files, server, numbers, begun } = self;
+        let reader = &mut readers[index];
+        let Some(transfer) = &mut reader.transfer else {
+            let transfer = Transfer::new(files, numbers, now);
+            let socket = &reader.sockets[transfer.socket];
+            // What is left of an earlier transfer of this port.
+            while receive(socket, &mut [0; 1])?.is_some() {}
+            transfer.send(socket, *server, numbers)?;
+            reader.transfer = Some(transfer);
+            *begun += 1;
+            return Ok(true);
+        };
+        let socket = &reader.sockets[transfer.socket];
+        let mut buffer = [0; 2048];
+        let mut exchanges = 0;
+        while exchanges < TURN
+            && let Some((len, from)) = receive(socket, &mut buffer)?
+        {
+            if numbers.happens(LOSS) {
+                continue;
+            }
+            match transfer.take(from, &buffer[..len], now, tally)? {
+                News::Nothing => continue,
+                News::Turn => {}
+                over @ (News::Whole | News::Over) => {
+                    if matches!(over, News::Whole) {
+                        transfer.send(socket, *server, numbers)?;
+                        tally.transfers += 1;
+                        tally.tftp += 1;
+                    }
+                    reader.transfer = None;
+                    return Ok(true);
+                }
+            }
+            tally.tftp += 1;
+            exchanges += 1;
+            if transfer.quits_after.is_some_and(|after| after <= transfer.received) {
+                send(socket, b"\0\x05\0\x08enough\0", transfer.server.unwrap_or((*server).into()))?;
+                reader.transfer = None;
+                return Ok(true);
+            }
+            transfer.sent = now;
+            transfer.send(socket, *server, numbers)?;
+        }
+        if exchanges == 0 && now - transfer.sent > RETRY {
+            if now - transfer.progress > PATIENCE {
+                tally.transfers_lost += 1;
+                let Transfer { file, received, asked, .. } = *transfer;
+                tally.tell(|| format!("file {file} in blocks of {asked:?} stopped after block {received}"));
+                reader.transfer = None;
+            } else if reader.insists || transfer.server.is_none() {
+                tally.retries += 1;
+                transfer.sent = now;
+                transfer.send(socket, *server, numbers)?;
+            }
+        }
+        Ok(exchanges > 0)
+    }
+
+    /// Gives a file another content, of the same length or of another.
+    fn replace(&mut self, tally: &mut Tally) -> Result<()> {
+        let file = self.numbers.below(LENGTHS.len() as u32) as usize;
+        let len = match self.numbers.below(2) {
+            0 => self.files.contents[file].len(),
+            _ => LENGTHS[self.numbers.below(LENGTHS.len() as u32) as usize],
+        };
+        self.files.replace(file, len, &mut self.numbers)?;
+        tally.replaced += 1;
+        for transfer in self.readers.iter_mut().filter_map(|r| r.transfer.as_mut()) {
+            if transfer.file == file && transfer.server.is_none() {
+                transfer.candidates.push(self.files.contents[file].clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Files {
+    fn replace(&mut self, file: usize, len: usize, numbers: &mut Numbers) -> Result<()> {
+        let content = Content::new(numbers.bytes(len));
+        fs::create_dir_all(&self.root)?;
+        let (new, path) = (self.root.join("new"), self.root.join(file.to_string()));
+        fs::write(&new, &*content)?;
+        fs::rename(&new, &path).with_context(|| format!("replacing {}", path.display()))?;
+        self.contents[file] = content;
+        Ok(())
+    }
+}
+
+impl Transfer {
+    fn new(files: &Files, numbers: &mut Numbers, now: Instant) -> Self {
+        let mut pick = |len: usize| numbers.below(len as u32) as usize;
+        let (socket, file) = (pick(PORTS), pick(LENGTHS.len()));
+        let (mut blksize, mut window) = (BLKSIZES[pick(BLKSIZES.len())], WINDOWS[pick(WINDOWS.len())]);
+        // Block numbers that wrap, without spending all exchanges on them.
+        if pick(200) == 0 {
+            (blksize, window) = (8, 64);
+        }
+        let quits_after = (pick(30) == 0).then(|| pick(60) as u32);
+        let mut request = format!("\0\x01{file}\0octet\0");
+        if blksize != 512 {
+            request += &format!("blksize\0{blksize}\0");
+        }
+        if window != 1 {
+            request += &format!("windowsize\0{window}\0");
+        }
+        if pick(2) == 0 {
+            request += "tsize\x000\0";
+        }
+        Self {
+            socket,
+            file,
+            candidates: vec![files.contents[file].clone()],
+            request: request.into_bytes(),
+            asked: (blksize, window),
+            server: None,
+            // What holds if the server knows no options.
+            blksize: 512,
+            window: 1,
+            received: 0,
+            since_ack: 0,
+            gap: false,
+            quits_after,
+            progress: now,
+            sent: now,
+        }
+    }
+
+    /// Sends the request, or the newest ACK, unless it is lost.
+    fn send(&self, socket: &UdpSocket, server: SocketAddrV4, numbers: &mut Numbers) -> Result<()> {
+        if numbers.happens(LOSS) {
+            return Ok(());
+        }
+        let [high, low] = (self.received as u16).to_be_bytes();
+        match self.server {
+            Some(server) => send(socket, &[0, 4, high, low], server),
+            None => send(socket, &self.request, server.into()),
+        }
+    }
+
+    fn take(&mut self, from: SocketAddr, packet: &[u8], now: Instant, tally: &mut Tally) -> Result<News> {
+        // Of an earlier transfer of this port (RFC 1350 section 4).
+        if self.server.is_some_and(|server| server != from) {
+            return Ok(News::Nothing);
+        }
+        let first = self.server.is_none();
+        match packet {
+            [0, 6, options @ ..] if self.received == 0 => {
+                self.server = Some(from);
+                if first {
+                    self.granted(options, tally)?;
+                    self.progress = now;
+                }
+                Ok(News::Turn)
+            }
+            [0, 3, high, low, data @ ..] => {
+                self.server = Some(from);
+                Ok(self.data(u16::from_be_bytes([*high, *low]), data, now, tally))
+            }
+            [0, 5, _, code, words @ ..] => {
+                tally.transfers_lost += 1;
+                let words = String::from_utf8_lossy(words);
+                tally.tell(|| format!("file {}, block {}: error {code}: {words}", self.file, self.received));
+                Ok(News::Over)
+            }
+            _ => Ok(News::Nothing),
+        }
+    }
+
+    /// Reads an OACK: at most what was asked for, and the length that the file had.
+    fn granted(&mut self, options: &[u8], tally: &mut Tally) -> Result<()> {
+        let words: Vec<_> =
+            options.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).to_lowercase()).collect();
+        let value = |name: &str| -> Option<usize> {
+            words.chunks_exact(2).find(|w| w[0] == name).and_then(|w| w[1].parse().ok())
+        };
+        let (blksize, window) = (value("blksize").unwrap_or(512), value("windowsize").unwrap_or(1));
+        let (most, widest) = self.asked;
+        ensure!(
+            (8..=usize::from(most)).contains(&blksize) && (1..=usize::from(widest)).contains(&window),
+            "granted blksize {blksize} and window {window}, asked for {most} and {widest}"
+        );
+        (self.blksize, self.window) = (blksize, window as u32);
+        if let Some(len) = value("tsize") {
+            self.candidates.retain(|content| content.len() == len);
+            if self.candidates.is_empty() {
+                tally.wrong_bytes += 1;
+                tally.tell(|| format!("file {} never had the length {len}", self.file));
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, number: u16, data: &[u8], now: Instant, tally: &mut Tally) -> News {
+        let ahead = number.wrapping_sub(self.received as u16);
+        if ahead != 1 {
+            // The last block once more: the server has not seen its ACK. One further on: some are missing.
+            let missing = (2..=self.window).contains(&ahead.into()) && !self.gap;
+            self.gap |= missing;
+            let repeated = ahead == 0 && self.received > 0;
+            self.since_ack = 0;
+            return if repeated || missing { News::Turn } else { News::Nothing };
+        }
+        let at = self.received as usize * self.blksize;
+        self.candidates.retain(|content| {
+            content.get(at..).is_some_and(|rest| rest[..rest.len().min(self.blksize)] == *data)
+        });
+        if self.candidates.is_empty() {
+            tally.wrong_bytes += data.len().max(1) as u64;
+            let Self { file, blksize, .. } = *self;
+            tally
+                .tell(|| format!("file {file}: block {number} of {blksize} bytes, from {at}: not its bytes"));
+            return News::Over;
+        }
+        self.received += 1;
+        self.since_ack += 1;
+        self.gap = false;
+        self.progress = now;
+        tally.bytes += data.len() as u64;
+        if data.len() < self.blksize {
+            return News::Whole;
+        }
+        if self.since_ack < self.window {
+            return News::Nothing;
+        }
+        self.since_ack = 0;
+        News::Turn
+    }
+}
+
+/// A packet and where it came from, if one is there.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Option<(usize, SocketAddr)>> {
+    match socket.recv_from(buffer) {
+        Ok(received) => Ok(Some(received)),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(e).context("receiving"),
+    }
+}
+
+fn send(socket: &UdpSocket, packet: &[u8], to: SocketAddr) -> Result<()> {
+    match socket.send_to(packet, to) {
+        // Lost, as on any wire.
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
+        result => result.map(drop).context("sending"),
+    }
+}
