@@ -21,6 +21,7 @@ use crate::rescue;
 use crate::say;
 use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
+use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
 
@@ -54,6 +55,8 @@ enum BootError {
     Stage2(#[from] Stage2Error),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -92,12 +95,16 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         None => None,
     };
     let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
-    let image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
+    let mut image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
     image.prepare(&settings)?;
     let digest = &image.description.digest;
     match came {
         None => reporter.reached(Stage::Image, digest),
         Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
+    }
+    if let Some(mounted) = storage::bring_up(&image, &settings)? {
+        say!("{mounted}");
+        reporter.reached(Stage::Image, mounted);
     }
 
     let renewal = Renewal::new(&link, &settings);

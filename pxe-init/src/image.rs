@@ -142,7 +142,7 @@ impl Image {
 
     /// Makes the root ready: its extended attributes, the kernel's file systems in it, and the files that Docker, too, puts
     /// over an image's own.
-    pub(crate) fn prepare(&self, settings: &Settings) -> Result<(), ImageError> {
+    pub(crate) fn prepare(&mut self, settings: &Settings) -> Result<(), ImageError> {
         for xattr in &self.description.xattrs {
             // A symbolic link's own, never that of what it leads to.
             let file = self.open_inside(&xattr.path, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty());
@@ -152,7 +152,9 @@ impl Image {
             }
         }
         // A mount of its own, so that it can become the workload's root (see workload.rs).
-        bind(&self.root, &self.root).map_err(|source| ImageError::Prepare { what: "root", source })?;
+        let root = bind(&self.root, &self.root).and_then(|()| File::open(&self.root));
+        // What was open is covered by that mount: a volume that is mounted by it would be covered, too.
+        self.dir = root.map_err(|source| ImageError::Prepare { what: "root", source })?.into();
         for (what, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)]
         {
             let prepared =

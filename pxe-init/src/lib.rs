@@ -24,6 +24,7 @@ mod report;
 mod rescue;
 mod settings;
 mod stage2;
+mod storage;
 pub mod supervise;
 mod system;
 pub mod workload;

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 
 use crate::say;
+use crate::storage;
 
 /// MODULE_INIT_COMPRESSED_FILE (linux/module.h): the kernel unpacks a .ko.xz or .ko.zst itself.
 const COMPRESSED_FILE: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
@@ -149,10 +150,11 @@ impl Modules {
 }
 
 /// What the kernel runs when it needs a module by itself: a PHY's driver, a packet family, mlx4's
-/// Ethernet half. The modules of stage 1 first, then those that the image brought.
+/// Ethernet half, a file system. The modules of stage 1 first, then those of the storage initrd, then those that the
+/// image brought.
 pub fn load_as_modprobe(name: &str) -> ExitCode {
     let load = |root: &str| Modules::open(Path::new(root)).is_ok_and(|mut m| m.load_by_alias(name).is_ok());
-    if load("/") || load("/image") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if load("/") || load(storage::MODULES) || load("/image") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Names, in the kernel's `modalias` form, of every device on every bus.
@@ -209,7 +211,7 @@ fn soft_dependencies(modules_softdep: &str) -> HashMap<String, Vec<String>> {
 }
 
 /// Shell matching as modprobe does it (fnmatch(3)): `*`, `?` and `[…]`.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
     // Where the last `*` was and how much it has taken; everything before it is settled.

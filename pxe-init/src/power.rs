@@ -7,6 +7,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use crate::console;
 use crate::report::Reporter;
 use crate::say;
+use crate::storage;
 use crate::supervise::{Power, Supervisor};
 
 /// Ends every process, delivers what is still to be reported, and ends the machine.
@@ -15,6 +16,7 @@ pub(crate) fn end(power: Power, supervisor: &Supervisor, reporter: &Reporter) ->
     supervisor.stop_all(Duration::from_secs(5));
     reporter.flush(Duration::from_secs(5));
     console::flush(Duration::from_secs(2));
+    storage::put_away();
     nix::unistd::sync();
     let mode = if power == Power::Off { RebootMode::RB_POWER_OFF } else { RebootMode::RB_AUTOBOOT };
     let Err(errno) = reboot(mode);

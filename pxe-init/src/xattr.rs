@@ -32,7 +32,7 @@ impl Xattr {
     }
 }
 
-fn bytes(hex: &str) -> Option<Vec<u8>> {
+pub(crate) fn bytes(hex: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
     let digits = digits?;
     let (pairs, rest) = digits.as_chunks::<2>();

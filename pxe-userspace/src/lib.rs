@@ -31,6 +31,7 @@ pub mod image;
 pub mod machines;
 pub mod net;
 pub mod stage;
+pub mod storage;
 pub mod storm;
 pub mod text;
 pub mod tftp;

@@ -53,7 +53,12 @@ impl Engine {
 
     /// The same with so many random bytes in it.
     pub fn make_heavy_demo_image(&self, world: &World, ballast: u64) -> Result<()> {
-        let root = world.path("hello-metal");
+        self.make_image(world, DEMO, DEMO_START, ballast)
+    }
+
+    /// Makes an image of BusyBox, a script that it runs, and random bytes.
+    pub fn make_image(&self, world: &World, reference: &str, start: &str, ballast: u64) -> Result<()> {
+        let root = world.path(reference.replace([':', '/'], "-"));
         fs::create_dir_all(root.join("bin"))?;
         let busybox = crate::assets().join("busybox");
         let busybox = if busybox.is_file() { busybox } else { "/bin/busybox".into() };
@@ -62,13 +67,13 @@ impl Engine {
         for applet in ["sh", "mkdir"] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
-        fs::write(root.join("start"), DEMO_START)?;
+        fs::write(root.join("start"), start)?;
         fs::set_permissions(root.join("start"), fs::Permissions::from_mode(0o755))?;
         if ballast > 0 {
             let mut random = fs::File::open("/dev/urandom")?.take(ballast);
             std::io::copy(&mut random, &mut fs::File::create(root.join("ballast"))?)?;
         }
-        import(&root, DEMO, &["ENTRYPOINT [\"/start\"]"])
+        import(&root, reference, &["ENTRYPOINT [\"/start\"]"])
     }
 
     /// Ends the engine, and its containers without the grace that they are given otherwise.

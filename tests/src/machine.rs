@@ -44,8 +44,24 @@ pub struct Spec {
     pub address: Option<Ipv4Addr>,
     /// The tap that is its network cable.
     pub tap: String,
-    /// The image of its disk, if it has one.
-    pub disk: Option<PathBuf>,
+    pub disks: Vec<Disk>,
+}
+
+/// A disk in a machine.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub serial: String,
+    /// A raw image: what the disk holds.
+    pub image: PathBuf,
+}
+
+impl Disk {
+    /// A disk of zeros.
+    pub fn blank(world: &World, serial: &str, mib: u64) -> Result<Self> {
+        let image = world.path(format!("{serial}.disk"));
+        fs::File::create(&image)?.set_len(mib << 20)?;
+        Ok(Self { serial: serial.into(), image })
+    }
 }
 
 impl Spec {
@@ -60,7 +76,7 @@ impl Spec {
             memory_mib: 512,
             address: None,
             tap: format!("tap{n}"),
-            disk: None,
+            disks: Vec::new(),
         }
     }
 }
@@ -91,8 +107,9 @@ impl Machine {
             qemu.args(["-rtc", "base=2000-01-01T00:00:00,clock=vm"]);
         }
         qemu.args(["-netdev", &netdev]);
-        if let Some(disk) = &spec.disk {
-            qemu.args(["-drive", &format!("if=virtio,format=raw,file={}", disk.display())]);
+        for (n, Disk { serial, image }) in spec.disks.iter().enumerate() {
+            qemu.args(["-drive", &format!("if=none,id=disk{n},format=raw,file={}", image.display())]);
+            qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{n},serial={serial}")]);
         }
         let card = format!("netdev=n0,mac={},bootindex=1", spec.mac);
         match spec.firmware {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{self, find};
 use lab::boot::{Boot, News, Outcome};
 use lab::engine::DEMO;
-use lab::machine::Spec;
+use lab::machine::{Disk, Spec};
 use lab::net::ip;
 use lab::process::wait_for;
 use lab::timeline::Event;
@@ -27,7 +27,7 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
         fs::File::create(&disk)?.set_len(64 << 20)?;
         let made = Command::new("mkfs.ext4").args(["-q", "-L", "bridgehead-cache"]).arg(&disk).status()?;
         ensure!(made.success(), "mkfs.ext4: {made}");
-        let spec = Spec { disk: Some(disk), ..Spec::numbered(1) };
+        let spec = Spec { disks: vec![Disk { serial: "CACHE".into(), image: disk }], ..Spec::numbered(1) };
         // An application of 5 MB, BusyBox included.
         let mut boot = prepare(world, &spec, 3_000_000)?;
         let size = stage2(&boot)?.1;

@@ -4,6 +4,7 @@
 //! grub/i386-pc.0, grub/x86_64-efi.efi   GRUB's netboot images
 //! kernel/vmlinuz, kernel/version        Debian's kernel, for images without one
 //! kernel/modules/lib/modules/VERSION/   its network drivers
+//! storage/initrd, storage/unpacked      tools and drivers for storage plans, and their size in memory
 //! busybox, pxe-init                     stage 1's programs
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! `recipe` file in it says what it was made from, and a changed recipe makes it anew.
 
 mod kernel;
+mod storage;
 
 use std::path::Path;
 use std::process::Command;
@@ -25,8 +27,17 @@ pub(crate) fn make() -> anyhow::Result<()> {
     std::fs::create_dir_all(&assets).with_context(|| format!("creating {}", assets.display()))?;
     build::copy_if_changed(&build::init()?, &assets.join("pxe-init"))?;
     build::copy_if_changed(Path::new(BUSYBOX), &assets.join("busybox"))?;
-    directory(&assets.join("grub"), &grub_recipe(), grub)?;
-    directory(&assets.join("kernel"), &kernel::recipe(), kernel::make)
+    if !is_made(&assets.join("grub"), &grub_recipe()) {
+        directory(&assets.join("grub"), &grub_recipe(), grub)?;
+    }
+    // Both are of one kernel.
+    let (kernel, storage) = (assets.join("kernel"), assets.join("storage"));
+    if !is_made(&kernel, &kernel::recipe()) || !is_made(&storage, &storage::recipe()) {
+        let package = kernel::Package::fetch()?;
+        directory(&kernel, &kernel::recipe(), |into| kernel::make(into, &package))?;
+        directory(&storage, &storage::recipe(), |into| storage::make(into, &package))?;
+    }
+    Ok(())
 }
 
 /// Debian's busybox-static.
@@ -56,14 +67,15 @@ fn grub(into: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn is_made(path: &Path, recipe: &str) -> bool {
+    std::fs::read_to_string(path.join("recipe")).is_ok_and(|made_from| made_from == recipe)
+}
+
 fn directory(
     path: &Path,
     recipe: &str,
     make: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    if std::fs::read_to_string(path.join("recipe")).is_ok_and(|made_from| made_from == recipe) {
-        return Ok(());
-    }
     eprintln!("set-up: making {}", path.display());
     let aside = path.with_extension(format!("part{}", std::process::id()));
     let made = fresh(&aside)

@@ -42,7 +42,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
             "--test",
             "soak",
         ],
-        &["--package", "bridgehead-tests", "--test", "firmware"],
+        &["--package", "bridgehead-tests", "--test", "firmware", "--test", "two_stages", "--test", "storage"],
     ];
     for step in steps {
         check(

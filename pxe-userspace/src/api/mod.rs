@@ -21,6 +21,7 @@ mod page;
 mod range;
 mod read;
 mod report;
+mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
 mod trace;
@@ -39,6 +40,7 @@ use crate::files::Files;
 use crate::holds::Holds;
 use crate::image::ImageSource;
 use crate::machines::Machines;
+use crate::storage::Storage;
 use crate::timeline::Timeline;
 use crate::trace::{TraceError, Wanted};
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
@@ -83,6 +85,7 @@ pub struct BootState {
     pub timeline: Timeline,
     pub consoles: Consoles,
     pub holds: Holds,
+    pub storage: Storage,
 }
 
 /// What the API needs.
@@ -100,6 +103,7 @@ pub fn boot_router(state: BootState) -> Router {
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)

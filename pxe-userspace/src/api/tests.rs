@@ -18,7 +18,7 @@ use crate::blob::Blob;
 use crate::files::{OpenError, Opened};
 use crate::timeline::{Event, Happened, Stage, Who};
 
-const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+pub(super) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 
 /// A running pair of listeners, stopped when dropped.
 pub(crate) struct Daemon {
@@ -26,6 +26,7 @@ pub(crate) struct Daemon {
     pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
+    pub(super) storage: Storage,
     stop: CancellationToken,
     _state: tempfile::TempDir,
 }
@@ -44,17 +45,24 @@ impl Daemon {
         // curl's connections come from there.
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
+        let storage = Storage::open(state.path(), &state.path().join("db")).unwrap();
         let consoles = Consoles::open(state.path()).unwrap();
         let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
-        let boot_state =
-            BootState { files: Arc::new(Catalogue), machines, timeline: timeline.clone(), consoles, holds };
+        let boot_state = BootState {
+            files: Arc::new(Catalogue),
+            machines,
+            timeline: timeline.clone(),
+            consoles,
+            holds,
+            storage: storage.clone(),
+        };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
         let connections = Connections::at_most(PER_NODE);
         let api = listen(api_router(api_state), Connections::at_most(usize::MAX), &stop).await;
         let boot = listen(boot_router(boot_state), connections.clone(), &stop).await;
-        Self { api, boot, connections, timeline, stop, _state: state }
+        Self { api, boot, connections, timeline, storage, stop, _state: state }
     }
 }
 

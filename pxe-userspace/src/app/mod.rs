@@ -32,6 +32,7 @@ use crate::holds::Holds;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
+use crate::storage::Storage;
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
@@ -174,8 +175,15 @@ impl Appliance {
         let images = Images::open(&config.state_dir, &config.boot.assets, engine.clone())
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
-        let catalog =
-            Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone())?;
+        let storage = Storage::open(&config.state_dir, &database)?;
+        let catalog = Catalog::new(
+            &config,
+            images.clone(),
+            wanted.clone(),
+            machines.clone(),
+            timeline.clone(),
+            storage.clone(),
+        )?;
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
@@ -210,6 +218,7 @@ impl Appliance {
             timeline: timeline.clone(),
             consoles: Consoles::open(&config.state_dir)?,
             holds: holds.clone(),
+            storage,
         };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;

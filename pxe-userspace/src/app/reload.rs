@@ -47,6 +47,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("[boot] ipxe", old.boot.ipxe != new.boot.ipxe),
             ("default profile", old.default_profile != new.default_profile),
             ("profiles", old.profiles != new.profiles),
+            ("storage", old.storage != new.storage),
             ("nodes", old.nodes != new.nodes),
             ("workloads", old.workloads != new.workloads),
         ]),

@@ -37,6 +37,7 @@ pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
         | Refusal::NoImage { .. }
         | Refusal::Memory { .. }
         | Refusal::NoStage2(_)
+        | Refusal::NoStorageTools { .. }
         | Refusal::Cmdline { .. } => 30,
     };
     format!(

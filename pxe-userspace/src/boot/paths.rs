@@ -21,6 +21,10 @@ pub enum Generated {
     GrubConfigByAddress,
     /// An iPXE script for this machine.
     IpxeScript(Mac),
+    /// The tools and drivers for storage plans.
+    StorageTools,
+    /// The storage plan of this machine, for one boot.
+    StoragePlan(Mac),
     /// Part of an image, by the digest that names it.
     Image { digest: String, part: ImagePart },
 }
@@ -61,6 +65,12 @@ impl Generated {
         if let Some(name) = rest.strip_prefix("ipxe/") {
             return name.strip_suffix(".ipxe")?.parse().ok().map(Self::IpxeScript);
         }
+        if let Some(name) = rest.strip_prefix("storage/") {
+            return match name {
+                "tools" => Some(Self::StorageTools),
+                name => name.strip_prefix("plan-")?.parse().ok().map(Self::StoragePlan),
+            };
+        }
         let (digest, name) = rest.split_once('/')?;
         let part = ImagePart::ALL.into_iter().find(|p| p.name() == name)?;
         let is_digest = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
@@ -75,6 +85,8 @@ impl fmt::Display for Generated {
             Self::GrubConfig(mac) => write!(f, "grub/grub.cfg-01-{}", mac.to_string().replace(':', "-")),
             Self::GrubConfigByAddress => f.write_str("grub/grub.cfg"),
             Self::IpxeScript(mac) => write!(f, "boot/ipxe/{mac}.ipxe"),
+            Self::StorageTools => f.write_str("boot/storage/tools"),
+            Self::StoragePlan(mac) => write!(f, "boot/storage/plan-{mac}"),
             Self::Image { digest, part } => write!(f, "boot/{digest}/{}", part.name()),
         }
     }

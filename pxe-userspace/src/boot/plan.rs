@@ -132,6 +132,10 @@ pub enum Refusal {
          was added before there were two; add it again, or set stages = \"one\" in the profile"
     )]
     NoStage2(String),
+    #[error(
+        "the profile has a storage plan, and its tools are not here ({path}: {cause}): `cargo xtask setup` makes them"
+    )]
+    NoStorageTools { path: String, cause: String },
     #[error("profile {profile}: {source}")]
     Cmdline { profile: String, source: CmdlineError },
 }

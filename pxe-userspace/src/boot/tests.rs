@@ -27,6 +27,7 @@ fn profile(cmdline: &str) -> Profile {
         cmdline: cmdline.into(),
         on_exit: OnExit::PowerOff,
         stages: Stages::Auto,
+        storage: None,
     }
 }
 
@@ -177,11 +178,21 @@ fn paths_read_back_and_nothing_else_does() {
         Generated::GrubConfig(MAC),
         Generated::GrubConfigByAddress,
         Generated::IpxeScript(MAC),
+        Generated::StorageTools,
+        Generated::StoragePlan(MAC),
         Generated::Image { digest: DIGEST.into(), part: ImagePart::Rootfs },
     ] {
         assert_eq!(Generated::parse(&path.to_string()), Some(path));
     }
-    for other in ["grub/grub.cfg-0A4D000B", "grub/x", "boot/abc/kernel", "boot/ipxe/x.ipxe", "boot", ""] {
+    for other in [
+        "grub/grub.cfg-0A4D000B",
+        "grub/x",
+        "boot/abc/kernel",
+        "boot/ipxe/x.ipxe",
+        "boot/storage/x",
+        "boot",
+        "",
+    ] {
         assert_eq!(Generated::parse(other), None, "{other}");
     }
     let long = format!("boot/{DIGEST}/kernel/x");

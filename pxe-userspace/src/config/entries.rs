@@ -10,7 +10,7 @@ use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Dhcp, DhcpMode, Node, Profile, Protocol, Source, Unknown, Workload, values};
+use super::{Dhcp, DhcpMode, Node, Profile, Protocol, Source, Unknown, Workload, storage, values};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -21,6 +21,16 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             findings.add(table.name.span(), "a profile needs a name", "nodes refer to it by that");
         } else if profiles.iter().any(|p| p.name == *name) {
             findings.add(table.name.span(), format!("two profiles are called `{name}`"), "rename one");
+        }
+        if let Some(storage) = &table.storage {
+            storage::known(storage, raw, findings);
+            if table.kernel.is_some() {
+                findings.add(
+                    storage.span(),
+                    "`storage` works through the init that an image's initrd has",
+                    "remove it, or give `image` in place of `kernel`",
+                );
+            }
         }
         if let Some(cmdline) =
             table.cmdline.as_ref().filter(|c| c.get_ref().contains(|c: char| c.is_control()))
@@ -33,6 +43,7 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
             on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
             stages: table.stages.as_ref().map(|s| *s.get_ref()).unwrap_or_default(),
+            storage: table.storage.as_ref().map(|s| s.get_ref().clone()),
         });
     }
     profiles

@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::storage::StorageTable;
 use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Restart, Stages, Unknown};
 
 #[derive(Debug, Deserialize)]
@@ -27,6 +28,8 @@ pub(super) struct File {
     pub(super) default: Option<DefaultTable>,
     #[serde(default, rename = "profile")]
     pub(super) profiles: Vec<Spanned<ProfileTable>>,
+    #[serde(default)]
+    pub(super) storage: Vec<StorageTable>,
     #[serde(default, rename = "node")]
     pub(super) nodes: Vec<NodeTable>,
     #[serde(default, rename = "workload")]
@@ -144,6 +147,7 @@ pub(super) struct ProfileTable {
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) on_exit: Option<Spanned<OnExit>>,
     pub(super) stages: Option<Spanned<Stages>>,
+    pub(super) storage: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

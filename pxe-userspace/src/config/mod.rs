@@ -6,6 +6,7 @@ mod entries;
 mod file;
 mod findings;
 mod segment;
+pub mod storage;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use findings::Findings;
 
 pub use findings::Problem;
+pub use storage::StoragePlan;
 pub use validate::API_LISTEN;
 
 /// Reads and validates the file at `path`; the result is every problem found.
@@ -76,6 +78,7 @@ pub struct Config {
     /// The profile of machines that name none.
     pub default_profile: Option<String>,
     pub profiles: Vec<Profile>,
+    pub storage: Vec<StoragePlan>,
     pub nodes: Vec<Node>,
     pub workloads: Vec<Workload>,
 }
@@ -182,6 +185,8 @@ pub struct Profile {
     pub on_exit: OnExit,
     /// Whether an image comes as an initrd or is fetched by pxe-init.
     pub stages: Stages,
+    /// The storage plan of its machines.
+    pub storage: Option<String>,
 }
 
 /// What a profile boots.
@@ -273,6 +278,11 @@ impl Config {
     /// The profile named `name`.
     pub fn profile(&self, name: &str) -> Option<&Profile> {
         self.profiles.iter().find(|p| p.name == name)
+    }
+
+    /// The storage plan of a profile's machines.
+    pub fn storage_of(&self, profile: &Profile) -> Option<&StoragePlan> {
+        self.storage.iter().find(|plan| Some(&plan.name) == profile.storage.as_ref())
     }
 
     /// The profile that a machine boots: its own, else the default one; none for unknown

@@ -51,6 +51,42 @@ environment = { A = "b" }
 ports       = ["5000:5000"]
 "#;
 
+const STORAGE: &str = r#"
+[[storage]]
+name         = "data"
+wipe         = "always"
+serials      = ["S1", "S2"]
+release-keys = "boot-segment"
+
+[[storage.disks]]
+name   = "pair"
+count  = 2
+type   = "ssd"
+size   = "400G..2T"
+path   = "*/0000:00:1f.2/*"
+
+[[storage.volume]]
+name    = "db"
+disks   = "pair"
+size    = "40G"
+raid    = 1
+encrypt = true
+mount   = "/var/lib/db"
+options = "noatime"
+
+[[storage.volume]]
+name   = "rest"
+disks  = "pair"
+raid   = 0
+format = "xfs"
+mount  = "/scratch"
+
+[[profile]]
+name    = "pet"
+image   = "db:1"
+storage = "data"
+"#;
+
 fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     super::parse(text, Path::new("/etc/bridgehead/config.toml"))
 }
@@ -164,6 +200,64 @@ fn each_fault_is_named_with_its_place() {
         if ![r#"10.77.0.1/24""#, r#"name   = "hand""#].contains(&from) {
             assert_eq!(problems.len(), 1, "{from} -> {to}\n{text}");
         }
+    }
+}
+
+#[test]
+fn a_storage_plan_arrives() {
+    use super::storage::{DiskKind, Format, Wipe};
+    let config = parse(&(GOOD.to_owned() + STORAGE)).unwrap_or_else(|p| panic!("{p:?}"));
+    let plan = config.storage_of(config.profile("pet").unwrap()).unwrap();
+    assert_eq!((plan.wipe, plan.serials.len()), (Wipe::Always, 2));
+    let disks = &plan.disks[0];
+    assert_eq!((disks.count, disks.kind, disks.size), (2, Some(DiskKind::Ssd), Some((400 << 30, 2 << 40))));
+    let [db, rest] = &plan.volumes[..] else { panic!("{plan:?}") };
+    assert_eq!((db.size, db.raid, db.encrypt, db.format), (Some(40 << 30), Some(1), true, Format::Ext4));
+    assert_eq!((rest.size, rest.raid, rest.encrypt, rest.format), (None, Some(0), false, Format::Xfs));
+}
+
+#[test]
+fn each_fault_of_a_storage_plan_is_named_with_its_place() {
+    for (from, to, place, words) in [
+        ("\"data\"\nwipe", "\"da ta\"\nwipe", "3:16", "can't be the name of a storage plan"),
+        ("\"always\"", "\"often\"", "4:16", "unknown value `often`"),
+        ("[\"S1\", \"S2\"]", "[]", "4:16", "`always` would wipe no disk"),
+        ("\"always\"", "\"never\"", "5:16", "the disks that wipe = \"always\" means"),
+        ("release-keys = \"boot-segment\"", "", "20:11", "nothing may give a node this volume's key"),
+        ("count  = 2", "count = 0", "10:9", "use 1 to 32"),
+        ("type   = \"ssd\"", "serial = \"S1\"", "11:10", "1 serial can't be 2 disks"),
+        ("\"400G..2T\"", "\"400G\"", "12:10", "no range of sizes"),
+        ("\"400G..2T\"", "\"2T..400G\"", "12:10", "no range of sizes"),
+        ("\"*/0000:00:1f.2/*\"", "\"/dev/sda\"", "13:10", "names below /dev change"),
+        ("\"*/0000:00:1f.2/*\"", "\"sda\"", "13:10", "no pattern for a path below /sys"),
+        ("disks   = \"pair\"", "disks = \"pear\"", "17:9", "no disks are called `pear`; there is pair"),
+        ("size    = \"40G\"", "size = \"4\"", "18:8", "no size of a partition"),
+        ("size    = \"40G\"", "", "26:10", "takes all that is left of `pair`"),
+        ("raid    = 1", "raid = 5", "19:8", "use 0, 1 or 10"),
+        ("raid    = 1", "", "17:11", "set raid = 1 (mirrored)"),
+        ("name   = \"rest\"", "name = \"db\"", "25:8", "two volumes are called `db`"),
+        ("\"/var/lib/db\"", "\"var/lib/db\"", "21:11", "no mount point"),
+        ("\"/var/lib/db\"", "\"/\"", "21:11", "no mount point"),
+        ("\"/var/lib/db\"", "\"/a/../b\"", "21:11", "no mount point"),
+        ("\"/var/lib/db\"", "\"/run/db\"", "21:11", "the kernel's or the boot's own"),
+        ("\"/var/lib/db\"", "\"/scratch\"", "29:10", "two volumes are mounted at /scratch"),
+        ("\"noatime\"", "\"no atime\"", "22:11", "no white space"),
+        (
+            "storage = \"data\"",
+            "storage = \"date\"",
+            "34:11",
+            "no storage plan is called `date`; there is data",
+        ),
+        ("image   = \"db:1\"", "kernel = \"k\"", "34:11", "works through the init"),
+    ] {
+        assert!(STORAGE.contains(from), "{from} is not in the good plan");
+        let problems = parse(&(STORAGE.replacen(from, to, 1) + GOOD)).expect_err(to);
+        let text = problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");
+        let place = format!("/etc/bridgehead/config.toml:{place}: ");
+        assert!(
+            text.lines().any(|l| l.starts_with(&place) && l.contains(words)),
+            "{from} -> {to}: {place}{words} not in\n{text}"
+        );
     }
 }
 

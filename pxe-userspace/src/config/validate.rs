@@ -12,7 +12,7 @@ use super::file::{DhcpTable, File};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, entries, values};
+use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, entries, storage, values};
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
 const LEASE_MIN: Duration = Duration::from_secs(30);
@@ -34,6 +34,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let segment = Segment::new(network.address);
     let dhcp = dhcp(raw, &segment, findings);
     let profiles = entries::profiles(raw, findings);
+    let storage = storage::plans(raw, findings);
     let default_profile = entries::default_profile(raw, &profiles, &dhcp, findings);
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
@@ -58,6 +59,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
         docker: Docker { socket: raw.docker.socket.as_ref().map(at) },
         default_profile,
         profiles,
+        storage,
         nodes,
         workloads,
     })

@@ -39,6 +39,11 @@ pub(super) fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// `1 disk`, `2 disks`.
+pub(super) fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `8080:80`, `53:53/udp`, or `80` for both sides.
 pub(super) fn published_port(text: &str) -> Option<PublishedPort> {
     let (ports, protocol) = match text.split_once('/') {

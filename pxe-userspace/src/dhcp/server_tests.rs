@@ -59,7 +59,9 @@ fn config() -> Config {
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
             stages: config::Stages::Auto,
+            storage: None,
         }],
+        storage: Vec::new(),
         nodes: Vec::new(),
         workloads: Vec::new(),
     }

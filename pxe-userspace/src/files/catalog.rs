@@ -1,15 +1,19 @@
 //! Every path that the daemon answers.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
 use crate::boot::{Appliance, ImageFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Source};
-use crate::image::{Availability, Images, Wanted};
+use crate::image::{Availability, Images, Wanted, single_file};
 use crate::machines::{Machine, Machines};
+use crate::storage::Storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
@@ -19,6 +23,7 @@ pub struct Catalog {
     wanted: Wanted,
     machines: Machines,
     timeline: Timeline,
+    storage: Storage,
 }
 
 /// What a reload replaces, all at once.
@@ -42,9 +47,10 @@ impl Catalog {
         wanted: Wanted,
         machines: Machines,
         timeline: Timeline,
+        storage: Storage,
     ) -> Result<Self, RootError> {
         let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline })
+        Ok(Self { served, images, wanted, machines, timeline, storage })
     }
 
     /// Goes on with another configuration. What is being sent stays as it was opened.
@@ -71,6 +77,19 @@ impl Catalog {
                     _ => OpenError::Io(e),
                 })?;
                 Ok(Opened { blob, stage: Some(Stage::Loader) })
+            }
+            Generated::StorageTools => {
+                let path = config.boot.assets.join(STORAGE_TOOLS);
+                let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
+                Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
+            }
+            Generated::StoragePlan(mac) => {
+                let machine = self.machines.get(*mac).ok_or(OpenError::NotFound)?;
+                let profile = config.profile_of(*mac).ok_or(OpenError::NotFound)?;
+                let plan = config.storage_of(profile).ok_or(OpenError::NotFound)?;
+                let text = self.storage.document(&machine, plan, client, Instant::now());
+                let initrd = single_file("storage.json", text.as_bytes()).map_err(io::Error::other)?;
+                Ok(Opened { blob: Blob::from_bytes(initrd), stage: Some(Stage::Initrd) })
             }
             Generated::Image { digest, part } => {
                 let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
@@ -154,14 +173,18 @@ impl Catalog {
             }
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);
-        plan::image(
-            machine,
-            memory,
-            profile,
-            reference,
-            &ImageFacts::from(&*image.record),
-            &Appliance::from(config),
-        )
+        let mut facts = ImageFacts::from(&*image.record);
+        let mut initrds = Vec::new();
+        if profile.storage.is_some() {
+            let tools = storage_tools(&config.boot.assets)?;
+            facts.stage1.len += tools.len;
+            facts.stage1.unpacked += tools.unpacked;
+            initrds =
+                [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()).into();
+        }
+        let mut plan = plan::image(machine, memory, profile, reference, &facts, &Appliance::from(config))?;
+        plan.initrds.extend(initrds);
+        Ok(plan)
     }
 }
 
@@ -226,6 +249,27 @@ fn config_file(text: String) -> Opened {
 
 fn refused_title(machine: &Machine) -> String {
     format!("Bridgehead: {} can not boot yet", machine.label())
+}
+
+/// What set-up made for storage plans, below the assets.
+const STORAGE_TOOLS: &str = "storage/initrd";
+const STORAGE_UNPACKED: &str = "storage/unpacked";
+
+struct Tools {
+    len: u64,
+    unpacked: u64,
+}
+
+fn storage_tools(assets: &Path) -> Result<Tools, Refusal> {
+    let read = || {
+        let unpacked = std::fs::read_to_string(assets.join(STORAGE_UNPACKED))?;
+        let unpacked = unpacked.trim().parse().map_err(io::Error::other)?;
+        Ok(Tools { len: assets.join(STORAGE_TOOLS).metadata()?.len(), unpacked })
+    };
+    read().map_err(|error: io::Error| Refusal::NoStorageTools {
+        path: assets.join(STORAGE_TOOLS).display().to_string(),
+        cause: error.to_string(),
+    })
 }
 
 #[cfg(test)]

@@ -25,6 +25,13 @@ pub enum InitrdError {
     Io(#[from] io::Error),
 }
 
+/// An archive of one file.
+pub fn single_file(path: &str, bytes: &[u8]) -> Result<Vec<u8>, InitrdError> {
+    let mut initrd = Initrd::new(Vec::new(), zstd::DEFAULT_COMPRESSION_LEVEL)?;
+    initrd.file(path, bytes)?;
+    initrd.finish()
+}
+
 /// One archive in the making.
 pub(super) struct Initrd<W: Write> {
     out: zstd::Encoder<'static, W>,

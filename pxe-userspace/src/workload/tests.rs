@@ -34,6 +34,7 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
         docker: config::Docker { socket: None },
         default_profile: None,
         profiles: Vec::new(),
+        storage: Vec::new(),
         nodes: vec![config::Node {
             name: "n1".into(),
             mac: pxe_common::Mac([2, 0, 0, 0, 0, 1]),

@@ -77,30 +77,51 @@ pub(super) fn recipe() -> String {
     DRIVERS.join(" ")
 }
 
-pub(super) fn make(into: &Path) -> anyhow::Result<()> {
-    let scratch = Scratch::new()?;
-    let package = current_package()?;
-    eprintln!("set-up: fetching {package}");
-    run(Command::new("apt-get")
-        .args(["-qq", "-o", "APT::Sandbox::User=root", "download", &package])
-        .current_dir(&scratch.0))?;
-    let deb = only_entry(&scratch.0)?;
-    let tree = scratch.0.join("tree");
-    run(Command::new("dpkg-deb").arg("-x").args([&deb, &tree]))?;
+/// Debian's current kernel, unpacked.
+pub(super) struct Package {
+    scratch: Scratch,
+    version: String,
+}
 
-    let modules = only_entry(&tree.join("lib/modules"))?;
-    let version = modules.file_name().and_then(|n| n.to_str()).context("a kernel version")?.to_owned();
-    copy(&tree.join(format!("boot/vmlinuz-{version}")), &into.join("vmlinuz"))?;
+impl Package {
+    pub(super) fn fetch() -> anyhow::Result<Self> {
+        let scratch = Scratch::new("kernel-package")?;
+        let package = current_package()?;
+        eprintln!("set-up: fetching {package}");
+        run(Command::new("apt-get")
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", &package])
+            .current_dir(&scratch.0))?;
+        let deb = only_entry(&scratch.0)?;
+        let tree = scratch.0.join("tree");
+        run(Command::new("dpkg-deb").arg("-x").args([&deb, &tree]))?;
+        let modules = only_entry(&tree.join("lib/modules"))?;
+        let version = modules.file_name().and_then(|n| n.to_str()).context("a kernel version")?.to_owned();
+        depmod(&tree, &version)?;
+        Ok(Self { scratch, version })
+    }
 
-    depmod(&tree, &version)?;
-    let subset = into.join("modules/lib/modules").join(&version);
-    for name in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
-        copy(&modules.join(name), &subset.join(name))?;
+    fn tree(&self) -> PathBuf {
+        self.scratch.0.join("tree")
     }
-    for module in closure(&fs::read_to_string(modules.join("modules.dep"))?, DRIVERS) {
-        copy(&modules.join(&module), &subset.join(&module))?;
+
+    /// Copies `drivers` and what they depend on below `root`, with an index of their own.
+    pub(super) fn subset(&self, drivers: &[&str], root: &Path) -> anyhow::Result<()> {
+        let below = Path::new("lib/modules").join(&self.version);
+        let (modules, subset) = (self.tree().join(&below), root.join(&below));
+        for name in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+            copy(&modules.join(name), &subset.join(name))?;
+        }
+        for module in closure(&fs::read_to_string(modules.join("modules.dep"))?, drivers) {
+            copy(&modules.join(&module), &subset.join(&module))?;
+        }
+        depmod(root, &self.version)
     }
-    depmod(&into.join("modules"), &version)?;
+}
+
+pub(super) fn make(into: &Path, package: &Package) -> anyhow::Result<()> {
+    let version = &package.version;
+    copy(&package.tree().join(format!("boot/vmlinuz-{version}")), &into.join("vmlinuz"))?;
+    package.subset(DRIVERS, &into.join("modules"))?;
     fs::write(into.join("version"), format!("{version}\n"))?;
     Ok(())
 }
@@ -150,7 +171,7 @@ fn only_entry(dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(entries[0].clone())
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -159,11 +180,11 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// A directory below `target` that goes when dropped: the unpacked package is 450 MB.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> anyhow::Result<Self> {
-        let path = paths::target(&format!("kernel-package-{}", std::process::id()));
+    pub(super) fn new(name: &str) -> anyhow::Result<Self> {
+        let path = paths::target(&format!("{name}-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }

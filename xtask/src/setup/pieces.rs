@@ -50,6 +50,8 @@ const PIECES: &[Piece] = {
         piece(Assets, "grub-efi-amd64-bin",  File("/usr/lib/grub/x86_64-efi/efinet.mod"), "GRUB for UEFI"),
         piece(Assets, "busybox-static",      File("/usr/share/doc/busybox-static"), "the rescue shell of stage 1"),
         piece(Assets, "kmod",                Program("depmod"),             "indexes the stock kernel's modules"),
+        piece(Assets, "cpio",                Program("cpio"),               "packs the storage initrd"),
+        piece(Assets, "zstd",                Program("zstd"),               "compresses it"),
 
         piece(Lab,    "qemu-system-x86",     Program("qemu-system-x86_64"), "the virtual machines"),
         piece(Lab,    "ovmf",                File("/usr/share/OVMF/OVMF_CODE_4M.fd"), "UEFI firmware"),
@@ -77,6 +79,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "squashfs-tools",      Program("unsquashfs"),         "unpacks our SquashFS, independently"),
         piece(Test,   "libcap2-bin",         Program("getcap"),             "sees files' capabilities, independently"),
         piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
+        piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
         piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),

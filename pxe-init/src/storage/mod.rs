@@ -1,0 +1,141 @@
+//! The node's disks, as its profile's storage plan wants them: docs/storage.md. [`plan`] decides, `probe`
+//! looks, `apply` does; a step at a time, until every volume is mounted below the image's root.
+
+mod apply;
+mod description;
+mod keys;
+mod plan;
+mod probe;
+mod seen;
+mod tools;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::mount::umount;
+
+use crate::image::Image;
+use crate::modules::{Devices, Modules};
+use crate::say;
+use crate::settings::Settings;
+use apply::{ApplyError, Applying};
+use description::Storage;
+use keys::Keys;
+use plan::Refusal;
+use probe::ProbeError;
+
+/// Where the appliance puts the plan, and the root of the modules that come with the tools.
+const PLAN: &str = "/storage.json";
+pub(crate) const MODULES: &str = "/storage";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StorageError {
+    #[error("{PLAN}: {0}")]
+    Read(io::Error),
+    #[error("{PLAN}: {0}; this pxe-init and the appliance are of different versions")]
+    Invalid(serde_json::Error),
+    #[error("storage: {0}")]
+    Refused(#[from] Refusal),
+    #[error("storage: {0}")]
+    Probe(#[from] ProbeError),
+    #[error("storage: {0}")]
+    Apply(#[from] ApplyError),
+    #[error("storage: the plan comes to no end after {0} rounds, which is a bug")]
+    Endless(usize),
+}
+
+/// Disks that are there when nothing appeared for this long are all of them: controllers look for theirs
+/// in the background, and what is made on a blank disk must not be what an absent one already holds.
+const SETTLED: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A layer a round is the most: table, array, LUKS, its opening, file system, mount.
+const ROUNDS: usize = 16;
+
+/// Carries the plan out, where the node has one. Returns what is mounted, in words.
+pub(crate) fn bring_up(image: &Image, settings: &Settings) -> Result<Option<String>, StorageError> {
+    let text = match fs::read(PLAN) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(StorageError::Read(e)),
+    };
+    let mut wanted: Storage = serde_json::from_slice(&text).map_err(StorageError::Invalid)?;
+    // The token is nobody else's.
+    fs::remove_file(PLAN).map_err(StorageError::Read)?;
+    wait_for_disks(&wanted)?;
+    let keys = Keys::new(settings, wanted.token.take());
+    let mut applying = Applying { image, keys, new: BTreeSet::new(), mounted: BTreeSet::new() };
+    for _ in 0..ROUNDS {
+        let seen = probe::look(&wanted, &applying.mounted)?;
+        let actions = plan::plan(&wanted, &seen)?;
+        if actions.is_empty() {
+            return Ok(Some(summary(&wanted)));
+        }
+        for action in &actions {
+            applying.apply(action)?;
+        }
+    }
+    Err(StorageError::Endless(ROUNDS))
+}
+
+/// Loads drivers until every disk that the plan made is there, or no more disks come.
+fn wait_for_disks(wanted: &Storage) -> Result<(), StorageError> {
+    // With a kernel of the image's own, its drivers are the image's.
+    let modules = [MODULES, "/image"].iter().find_map(|root| Modules::open(Path::new(root)).ok());
+    let mut modules = modules.or_else(|| {
+        say!("storage: there are no drivers for this kernel; it needs those of its disks built in");
+        None
+    });
+    let start = Instant::now();
+    let mut names = BTreeSet::new();
+    let mut changed = start;
+    loop {
+        if let Some(modules) = &mut modules {
+            modules.load_for_devices(Devices::All);
+        }
+        let now = probe::disk_names();
+        if now != names {
+            (names, changed) = (now, Instant::now());
+            if plan::is_complete(wanted, &probe::look(wanted, &BTreeSet::new())?) {
+                return Ok(());
+            }
+        }
+        if changed.elapsed() >= SETTLED || start.elapsed() >= PATIENCE {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Unmounts the volumes, once nothing runs any more that could use them: a clean file system and a clean array
+/// are found again without a look at their journals.
+pub(crate) fn put_away() {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    // The last one mounted is on top.
+    for line in mounts.lines().rev() {
+        let mut words = line.split(' ');
+        let (device, at) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        if device.starts_with("/dev/") && at.starts_with("/image/") && umount(at).is_err() {
+            say!("{at} could not be unmounted; its journal will be replayed");
+        }
+    }
+}
+
+fn summary(wanted: &Storage) -> String {
+    let volume = |(index, volume): (usize, &description::Volume)| {
+        let mut words = format!("{} at {}", volume.name, volume.mount);
+        if volume.raid.is_some() {
+            let device = plan::array_device(index);
+            let missing = fs::read_to_string(format!("/sys/block/{}/md/degraded", &device[5..]));
+            let missing: u32 = missing.ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0);
+            if missing > 0 {
+                words += &format!(" (its array lacks {missing} of its disks)");
+            }
+        }
+        words
+    };
+    let volumes: Vec<String> = wanted.volumes.iter().enumerate().map(volume).collect();
+    format!("storage {}: {}", wanted.plan, volumes.join(", "))
+}

@@ -1,0 +1,345 @@
+//! Storage plans: `[[storage]]`, and what they may not say.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use super::file::{File, OneOrMany};
+use super::findings::Findings;
+use super::values::{self, is_host_label};
+
+/// What the disks of a profile's machines are to hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoragePlan {
+    pub name: String,
+    pub wipe: Wipe,
+    /// The disks that `wipe = "always"` means.
+    pub serials: Vec<String>,
+    pub release_keys: ReleaseKeys,
+    pub disks: Vec<Disks>,
+    pub volumes: Vec<Volume>,
+}
+
+/// When a node may make something on a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wipe {
+    /// Never: what was made before is mounted.
+    Never,
+    /// Where there is nothing but zeros.
+    #[default]
+    IfBlank,
+    /// Whatever else a disk with a listed serial holds.
+    Always,
+}
+
+/// Whom the keys of encrypted volumes are given to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReleaseKeys {
+    #[default]
+    Never,
+    /// To the machine's boot, in clear text over the boot segment.
+    BootSegment,
+}
+
+/// Disks that are divided alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Disks {
+    pub name: String,
+    pub count: usize,
+    pub kind: Option<DiskKind>,
+    /// Least and most, in bytes.
+    pub size: Option<(u64, u64)>,
+    pub serials: Vec<String>,
+    /// A pattern over the disk's path below /sys.
+    pub path: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskKind {
+    Hdd,
+    Ssd,
+    Nvme,
+}
+
+/// A file system over a partition of each of some disks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Volume {
+    pub name: String,
+    pub disks: String,
+    /// Of the partition on each disk; none is what is left.
+    pub size: Option<u64>,
+    pub raid: Option<u8>,
+    pub encrypt: bool,
+    pub format: Format,
+    pub mount: String,
+    pub options: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    #[default]
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct StorageTable {
+    name: Spanned<String>,
+    wipe: Option<Spanned<Wipe>>,
+    serials: Option<Spanned<Vec<String>>>,
+    #[serde(default)]
+    release_keys: ReleaseKeys,
+    #[serde(default)]
+    disks: Vec<DisksTable>,
+    #[serde(default, rename = "volume")]
+    volumes: Vec<VolumeTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct DisksTable {
+    name: Spanned<String>,
+    count: Option<Spanned<usize>>,
+    #[serde(rename = "type")]
+    kind: Option<DiskKind>,
+    size: Option<Spanned<String>>,
+    serial: Option<Spanned<OneOrMany<String>>>,
+    path: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct VolumeTable {
+    name: Spanned<String>,
+    disks: Spanned<String>,
+    size: Option<Spanned<String>>,
+    raid: Option<Spanned<u8>>,
+    encrypt: Option<Spanned<bool>>,
+    #[serde(default)]
+    format: Format,
+    mount: Spanned<String>,
+    options: Option<Spanned<String>>,
+}
+
+pub(super) fn plans(raw: &File, findings: &mut Findings<'_>) -> Vec<StoragePlan> {
+    let mut plans: Vec<StoragePlan> = Vec::new();
+    for table in &raw.storage {
+        if plans.iter().any(|plan| plan.name == *table.name.get_ref()) {
+            let what = format!("two storage plans are called `{}`", table.name.get_ref());
+            findings.add(table.name.span(), what, "rename one");
+        }
+        plans.push(plan(table, findings));
+    }
+    plans
+}
+
+/// The plan that a profile names.
+pub(super) fn known(name: &Spanned<String>, raw: &File, findings: &mut Findings<'_>) {
+    let names: Vec<&str> = raw.storage.iter().map(|plan| plan.name.get_ref().as_str()).collect();
+    if !names.contains(&name.get_ref().as_str()) {
+        let right = match names.as_slice() {
+            [] => "add a [[storage]]".to_owned(),
+            names => format!("there is {}", names.join(", ")),
+        };
+        findings.add(name.span(), format!("no storage plan is called `{}`", name.get_ref()), right);
+    }
+}
+
+fn plan(table: &StorageTable, findings: &mut Findings<'_>) -> StoragePlan {
+    label(&table.name, "a storage plan", findings);
+    let wipe = table.wipe.as_ref().map(|wipe| *wipe.get_ref()).unwrap_or_default();
+    let serials = table.serials.as_ref().map(|serials| serials.get_ref().clone()).unwrap_or_default();
+    match (&table.wipe, &table.serials) {
+        (Some(written), _) if wipe == Wipe::Always && serials.is_empty() => findings.add(
+            written.span(),
+            "`always` would wipe no disk",
+            "name the disks that may be wiped: serials = [\"…\"]",
+        ),
+        (_, Some(written)) if wipe != Wipe::Always => findings.add(
+            written.span(),
+            "`serials` are the disks that wipe = \"always\" means",
+            "set that, or remove them; disks are picked by `serial` in [[storage.disks]]",
+        ),
+        _ => {}
+    }
+    let mut names = HashSet::new();
+    let disks: Vec<Disks> = table.disks.iter().map(|table| disks(table, &mut names, findings)).collect();
+    for table in table.disks.iter().filter(|d| table.volumes.iter().all(|v| v.disks != d.name)) {
+        let what = format!("no volume is on `{}`", table.name.get_ref());
+        findings.add(table.name.span(), what, "add a [[storage.volume]] with it as `disks`, or remove it");
+    }
+    let mut volumes: Vec<Volume> = Vec::new();
+    for written in &table.volumes {
+        let volume = volume(written, &disks, &volumes, findings);
+        if let Some(encrypt) = written.encrypt.as_ref().filter(|_| volume.encrypt)
+            && table.release_keys == ReleaseKeys::Never
+        {
+            findings.add(
+                encrypt.span(),
+                "nothing may give a node this volume's key, so it could never be opened",
+                "keys go over the boot segment in clear text: where you trust whoever is plugged in there, \
+                 set release-keys = \"boot-segment\" in [[storage]]",
+            );
+        }
+        volumes.push(volume);
+    }
+    if volumes.is_empty() {
+        findings.add(table.name.span(), "the storage plan has no volume", "add a [[storage.volume]]");
+    }
+    let release_keys = table.release_keys;
+    StoragePlan { name: table.name.get_ref().clone(), wipe, serials, release_keys, disks, volumes }
+}
+
+fn disks(table: &DisksTable, names: &mut HashSet<String>, findings: &mut Findings<'_>) -> Disks {
+    label(&table.name, "disks", findings);
+    if !names.insert(table.name.get_ref().clone()) {
+        let what = format!("two sets of disks are called `{}`", table.name.get_ref());
+        findings.add(table.name.span(), what, "rename one");
+    }
+    let count = table.count.as_ref().map_or(1, |count| *count.get_ref());
+    if let Some(written) = table.count.as_ref().filter(|_| !(1..=32).contains(&count)) {
+        findings.add(written.span(), format!("{count} disks are none to divide"), "use 1 to 32");
+    }
+    let size = table.size.as_ref().and_then(|text| {
+        let size = range(text.get_ref());
+        if size.is_none() {
+            let what = format!("`{}` is no range of sizes", text.get_ref());
+            findings.add(text.span(), what, "write it as \"400G..2T\", \"400G..\" or \"..2T\"");
+        }
+        size
+    });
+    let serials = table.serial.as_ref().map(|serial| serial.get_ref().to_vec()).unwrap_or_default();
+    if let Some(written) = table.serial.as_ref().filter(|_| serials.len() < count) {
+        let what = format!("{} can't be {count} disks", values::counted(serials.len(), "serial"));
+        findings.add(written.span(), what, "name one for each, or correct `count`");
+    }
+    if let Some(path) = table.path.as_ref().filter(|path| !path.get_ref().starts_with(['/', '*'])) {
+        let what = format!("`{}` is no pattern for a path below /sys", path.get_ref());
+        findings.add(path.span(), what, "write it as \"*/0000:00:1f.2/*\"");
+    } else if let Some(path) = table.path.as_ref().filter(|path| path.get_ref().starts_with("/dev/")) {
+        findings.add(
+            path.span(),
+            "names below /dev change from boot to boot",
+            "use the path below /sys (udevadm info -q path -n /dev/sda), as \"*/0000:00:1f.2/*\"",
+        );
+    }
+    Disks {
+        name: table.name.get_ref().clone(),
+        count: count.clamp(1, 32),
+        kind: table.kind,
+        size,
+        serials,
+        path: table.path.as_ref().map(|path| path.get_ref().clone()),
+    }
+}
+
+/// Names of partitions have 36 characters, of arrays 32; and there is `bridgehead-` before the mapping's.
+const NAME_MAX: usize = 31;
+
+fn volume(table: &VolumeTable, disks: &[Disks], others: &[Volume], findings: &mut Findings<'_>) -> Volume {
+    let name = table.name.get_ref();
+    label(&table.name, "a volume", findings);
+    if name.len() > NAME_MAX {
+        let what = format!("`{name}` is too long for a volume's name");
+        findings.add(table.name.span(), what, format!("use at most {NAME_MAX} characters"));
+    }
+    if others.iter().any(|other| other.name == *name) {
+        findings.add(table.name.span(), format!("two volumes are called `{name}`"), "rename one");
+    }
+    let on = table.disks.get_ref();
+    let set = disks.iter().find(|set| set.name == *on);
+    if set.is_none() {
+        let names: Vec<&str> = disks.iter().map(|set| set.name.as_str()).collect();
+        let right = match names.as_slice() {
+            [] => "add a [[storage.disks]]".to_owned(),
+            names => format!("there is {}", names.join(", ")),
+        };
+        findings.add(table.disks.span(), format!("no disks are called `{on}`"), right);
+    }
+    if others.iter().any(|other| other.disks == *on && other.size.is_none()) {
+        let what = format!("a volume before this one takes all that is left of `{on}`");
+        findings.add(table.disks.span(), what, "give that one a `size`");
+    }
+    let raid = table.raid.as_ref().map(|raid| *raid.get_ref());
+    match (&table.raid, set.map_or(1, |set| set.count)) {
+        (Some(written), _) if !matches!(written.get_ref(), 0 | 1 | 10) => {
+            findings.add(written.span(), format!("RAID {} is not made", written.get_ref()), "use 0, 1 or 10");
+        }
+        (Some(written), 1) if set.is_some() => {
+            let what = format!("`{on}` is one disk, and RAID takes two");
+            findings.add(written.span(), what, "set `count` in its [[storage.disks]], or remove `raid`");
+        }
+        (None, count @ 2..) => {
+            let what = format!("`{on}` are {count} disks, and the volume does not say how it spans them");
+            findings.add(table.disks.span(), what, "set raid = 1 (mirrored), 0 (striped) or 10");
+        }
+        _ => {}
+    }
+    let size = table.size.as_ref().and_then(|text| {
+        let size = values::size(text.get_ref()).filter(|bytes| bytes >> 20 > 0);
+        if size.is_none() {
+            let what = format!("`{}` is no size of a partition", text.get_ref());
+            findings.add(text.span(), what, "write it as \"512M\" or \"40G\"");
+        }
+        size
+    });
+    let mount = table.mount.get_ref();
+    if let Some((what, right)) = mount_fault(mount) {
+        findings.add(table.mount.span(), what, right);
+    } else if others.iter().any(|other| other.mount == *mount) {
+        findings.add(table.mount.span(), format!("two volumes are mounted at {mount}"), "change one");
+    }
+    if let Some(options) = &table.options
+        && options.get_ref().contains(|c: char| !c.is_ascii_graphic())
+    {
+        findings.add(
+            options.span(),
+            "mount options have no white space",
+            "write them as \"noatime,commit=30\"",
+        );
+    }
+    Volume {
+        name: name.clone(),
+        disks: on.clone(),
+        size,
+        raid,
+        encrypt: table.encrypt.as_ref().is_some_and(|encrypt| *encrypt.get_ref()),
+        format: table.format,
+        mount: mount.clone(),
+        options: table.options.as_ref().map(|options| options.get_ref().clone()),
+    }
+}
+
+fn label(name: &Spanned<String>, what: &str, findings: &mut Findings<'_>) {
+    if !is_host_label(name.get_ref()) {
+        let what = format!("`{}` can't be the name of {what}", name.get_ref());
+        findings.add(name.span(), what, "use letters, digits and inner hyphens, at most 63");
+    }
+}
+
+fn mount_fault(mount: &str) -> Option<(String, &'static str)> {
+    const KERNELS: [&str; 4] = ["proc", "sys", "dev", "run"];
+    let parts: Vec<&str> = mount.strip_prefix('/').unwrap_or_default().split('/').collect();
+    if parts.iter().any(|part| matches!(*part, "" | "." | "..")) || mount.contains(char::is_control) {
+        Some((format!("`{mount}` is no mount point"), "write it as \"/var/lib/data\""))
+    } else if KERNELS.contains(&parts[0]) {
+        Some((format!("/{} is the kernel's or the boot's own", parts[0]), "mount the volume elsewhere"))
+    } else {
+        None
+    }
+}
+
+/// `400G..2T`, open at one end.
+fn range(text: &str) -> Option<(u64, u64)> {
+    let (least, most) = text.split_once("..")?;
+    let end = |text: &str, open| if text.is_empty() { Some(open) } else { values::size(text) };
+    let (least, most) = (end(least, 0)?, end(most, u64::MAX)?);
+    (least <= most && (least, most) != (0, u64::MAX)).then_some((least, most))
+}

@@ -1,0 +1,169 @@
+//! A storage plan as a node is told it: `/storage.json`, read by pxe-init's `storage::description`.
+//!
+//! Each thing that the node makes gets an identity from here, a UUID made of the machine's name (its MAC, when it
+//! has none), the plan's, and what the thing is. So nothing has to be remembered to know it again, disks may change
+//! their places, and a machine whose network card was replaced still finds its data.
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::StoragePlan;
+use crate::config::storage::{DiskKind, Format, Wipe};
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Document<'a> {
+    plan: &'a str,
+    wipe: Wipe,
+    serials: &'a [String],
+    disks: Vec<DiskSet<'a>>,
+    volumes: Vec<Volume<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct DiskSet<'a> {
+    name: &'a str,
+    r#type: Option<DiskKind>,
+    size: Option<(u64, u64)>,
+    serials: &'a [String],
+    path: Option<&'a str>,
+    tables: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Volume<'a> {
+    name: &'a str,
+    disks: &'a str,
+    size: Option<u64>,
+    raid: Option<u8>,
+    encrypt: bool,
+    format: Format,
+    mount: &'a str,
+    options: Option<&'a str>,
+    ids: Ids,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Ids {
+    partitions: Vec<String>,
+    array: String,
+    luks: String,
+    filesystem: String,
+}
+
+/// The plan for the machine that `owner` names.
+pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
+    let id = |what: &[&str]| identity(&[&["bridgehead storage", owner, &plan.name], what].concat());
+    let numbered = |count: usize, what: &[&str]| -> Vec<String> {
+        (0..count).map(|n| id(&[what, &[n.to_string().as_str()]].concat())).collect()
+    };
+    let disks = plan.disks.iter().map(|set| DiskSet {
+        name: &set.name,
+        r#type: set.kind,
+        size: set.size,
+        serials: &set.serials,
+        path: set.path.as_deref(),
+        tables: numbered(set.count, &["table", &set.name]),
+    });
+    let volumes = plan.volumes.iter().map(|volume| {
+        let count = plan.disks.iter().find(|set| set.name == volume.disks).map_or(0, |set| set.count);
+        Volume {
+            name: &volume.name,
+            disks: &volume.disks,
+            size: volume.size,
+            raid: volume.raid,
+            encrypt: volume.encrypt,
+            format: volume.format,
+            mount: &volume.mount,
+            options: volume.options.as_deref(),
+            ids: Ids {
+                partitions: numbered(count, &["partition", &volume.name]),
+                array: id(&["array", &volume.name]),
+                luks: id(&["luks", &volume.name]),
+                filesystem: id(&["filesystem", &volume.name]),
+            },
+        }
+    });
+    let document = Document {
+        plan: &plan.name,
+        wipe: plan.wipe,
+        serials: &plan.serials,
+        disks: disks.collect(),
+        volumes: volumes.collect(),
+        token,
+    };
+    serde_json::to_string_pretty(&document).expect("it has only text keys")
+}
+
+/// A UUID of version 8 (RFC 9562, section 5.8): the first bits of a digest.
+fn identity(words: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for word in words {
+        // With lengths, or `a` and `bc` were `ab` and `c`.
+        hash.update((word.len() as u64).to_be_bytes());
+        hash.update(word);
+    }
+    let digest = hash.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    let bits = u128::from_be_bytes(bytes) & !(0xf << 76 | 0x3 << 62) | 0x8 << 76 | 0x2 << 62;
+    let hex = format!("{bits:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::storage::{Disks, ReleaseKeys};
+
+    fn plan() -> StoragePlan {
+        let volume = crate::config::storage::Volume {
+            name: "db".into(),
+            disks: "pair".into(),
+            size: None,
+            raid: Some(1),
+            encrypt: true,
+            format: Format::Ext4,
+            mount: "/data".into(),
+            options: Some("noatime".into()),
+        };
+        StoragePlan {
+            name: "data".into(),
+            wipe: Wipe::Always,
+            serials: vec!["D1".into(), "D2".into()],
+            release_keys: ReleaseKeys::BootSegment,
+            disks: vec![Disks {
+                name: "pair".into(),
+                count: 2,
+                kind: Some(DiskKind::Ssd),
+                size: Some((64 << 20, 2 << 40)),
+                serials: vec![],
+                path: Some("*/0000:00:*".into()),
+            }],
+            volumes: vec![volume],
+        }
+    }
+
+    /// pxe-init's tests read the same file. An identity that changes here is data that no node finds again.
+    #[test]
+    fn writes_what_a_node_reads() {
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        let example = include_str!("../../../pxe-init/src/storage/example.json");
+        assert_eq!(read(&text(&plan(), "n1", Some("t".into()))), read(example));
+    }
+
+    #[test]
+    fn identities_are_uuids_and_each_things_own() {
+        let id = identity(&["a", "b"]);
+        assert_eq!((id.len(), &id[14..15]), (36, "8"));
+        assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
+        assert_eq!(id, identity(&["a", "b"]));
+        assert_ne!(id, identity(&["ab", ""]));
+        assert_ne!(text(&plan(), "n1", None), text(&plan(), "n2", None));
+    }
+}
