@@ -153,7 +153,7 @@ impl Wire {
         let (carried, storm) = std::thread::scope(|scope| {
             let storm = scope.spawn(|| -> Result<()> {
                 while !over.load(Ordering::Relaxed) {
-                    clients.turn(&mut tally)?;
+                    clients.turn(true, &mut tally)?;
                 }
                 Ok(())
             });
