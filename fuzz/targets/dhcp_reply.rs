@@ -2,11 +2,13 @@
 //! longer than the client takes, and it names the transaction and the machine that asked.
 #![no_main]
 
+use std::net::Ipv4Addr;
+
 use dhcproto::v4::{DhcpOption, Message, OptionCode};
 use dhcproto::{Decodable as _, Decoder};
 use libfuzzer_sys::fuzz_target;
 use pxe_common::dhcp::reply::OPTIONS_CAP;
-use pxe_common::dhcp::{BUFFER, BootFile, Firmware, Grant, Kind, Request, build};
+use pxe_common::dhcp::{BUFFER, Boot, Firmware, Grant, Kind, Request, build};
 
 /// What every client takes (RFC 2131 section 2); option 57 counts the IP and UDP headers.
 const LEAST: usize = 576;
@@ -43,17 +45,21 @@ fn grant(options_len: usize) -> Grant {
     for option in options[..options_len].chunks_exact_mut(4) {
         option.copy_from_slice(&[224, 2, 0xff, 0]);
     }
-    let mut server_text = [0; 16];
-    server_text[..9].copy_from_slice(b"10.77.0.1");
+    let server = Ipv4Addr::new(10, 77, 0, 1);
+    let mut boot = [Boot::NONE; Firmware::SLOTS];
+    for firmware in
+        [Firmware::Bios, Firmware::UefiX64, Firmware::IpxeBios, Firmware::IpxeUefiX64, Firmware::HttpX64]
+    {
+        boot[firmware.slot()] =
+            Boot::new(firmware, server, "grub/x86_64-efi.efi").expect("the name is short");
+    }
     Grant {
         address: [10, 77, 0, 100],
-        server: [10, 77, 0, 1],
+        server: server.octets(),
         lease_time: 3600,
-        options_len: options_len as u16,
-        server_text_len: 9,
         reserved: 0,
-        server_text,
+        options_len: options_len as u16,
         options,
-        boot: [BootFile::new("grub/x86_64-efi.efi").expect("the name is short"); Firmware::BOOTABLE],
+        boot,
     }
 }

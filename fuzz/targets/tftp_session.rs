@@ -35,12 +35,17 @@ struct Model {
     acked: u64,
     sent: u64,
     sent_ms: u64,
+    marks: u64,
 }
 
 impl Model {
     fn send(&mut self, now_ms: u64) -> Step {
         self.sent = self.blocks.min(self.acked + self.window);
         self.sent_ms = now_ms;
+        // The first DATA, and each quarter but the last, one at a time.
+        if self.marks < 4 && self.acked >= self.marks * self.blocks.div_ceil(4) {
+            self.marks += 1;
+        }
         Step::Send(Blocks { first: self.acked as u32 + 1, last: self.sent as u32 })
     }
 
@@ -68,7 +73,7 @@ fuzz_target!(|input: Input| {
     let last = u64::from(session.len_of(session.blocks()));
     assert_eq!(session.offset_of(session.blocks()) + last, len);
 
-    let mut model = Model { blocks, window: window.into(), acked: 0, sent: 0, sent_ms: 0 };
+    let mut model = Model { blocks, window: window.into(), acked: 0, sent: 0, sent_ms: 0, marks: 0 };
     let mut now_ms = 1;
     if input.begins {
         assert_eq!(Step::Send(session.begin(now_ms * 1_000_000)), model.send(now_ms));
@@ -94,5 +99,6 @@ fuzz_target!(|input: Input| {
         };
         assert_eq!(session.on_ack(BlockNo(number), now_ms * 1_000_000), model.ack(number, now_ms));
         assert_eq!(session.finished(), model.acked == model.blocks);
+        assert_eq!(u64::from(session.marks()), model.marks);
     }
 });

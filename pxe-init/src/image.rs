@@ -52,9 +52,13 @@ pub enum ImageError {
     )]
     Missing { path: PathBuf, source: io::Error },
     #[error(
-        "the kernel could not unpack all of the initrd ({0}): the machine has too little memory for the image"
+        "the kernel could not unpack all of the initrd ({problem}): {}", if problem.contains("write error") {
+            "the machine has too little memory for the image"
+        } else {
+            "it arrived damaged, or the machine's memory changed it"
+        }
     )]
-    Truncated(String),
+    Truncated { problem: String },
     #[error("{path}: {source}")]
     Invalid { path: PathBuf, source: serde_json::Error },
     #[error(
@@ -102,8 +106,8 @@ impl Image {
                 Ok(len) => {
                     let text = String::from_utf8_lossy(&message[..len]);
                     if let Some((_, problem)) = text.split_once("Initramfs unpacking failed: ") {
-                        let problem = problem.lines().next().unwrap_or_default();
-                        return Err(ImageError::Truncated(problem.to_owned()));
+                        let problem = problem.lines().next().unwrap_or_default().to_owned();
+                        return Err(ImageError::Truncated { problem });
                     }
                 }
                 Err(e) if e.raw_os_error() == Some(Errno::EPIPE as i32) => {}

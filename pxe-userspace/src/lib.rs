@@ -11,6 +11,7 @@
 //! Around them: [`app`] starts everything in order and is the only module that sees all;
 //! [`config`] is read by most, [`net`] has the bridge, [`workload`] the appliance's own containers,
 //! and all of them tell [`machines`] and the [`timeline`] what happened, which [`api`] and [`cli`] show.
+//! [`storm`] stands apart: the machines' side, to load an appliance with.
 
 pub mod api;
 pub mod app;
@@ -30,6 +31,7 @@ pub mod image;
 pub mod machines;
 pub mod net;
 pub mod stage;
+pub mod storm;
 pub mod text;
 pub mod tftp;
 pub mod timeline;

@@ -30,6 +30,14 @@ fn main() -> ExitCode {
             Ok(_) => ExitCode::SUCCESS,
             Err(problems) => misconfigured(&problems),
         },
+        Command::Storm(storm) => match bridgehead::storm::run(&storm, &mut io::stdout().lock()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(FAILED),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "bridgehead: {error}");
+                ExitCode::from(if error.is_usage() { MISCONFIGURED } else { FAILED })
+            }
+        },
         Command::Ask(what) => exit(cli::ask(what, &mut io::stdout().lock()).map_err(|e| e.to_string())),
     }
 }

@@ -99,13 +99,7 @@ fn bios_boots_without_the_fast_path_and_stops_where_it_is_held() {
     });
 }
 
-/// Boots `specs` until every page was compared.
-fn boot(world: &World, specs: Vec<Spec>, fast_path: &str) -> Result<Boot> {
-    let mut boot = Boot::start(world, specs, fast_path, |step| println!("{step}"))?;
-    watch(&mut boot)?;
-    Ok(boot)
-}
-
+/// Follows the boots until every page was compared.
 fn watch(boot: &mut Boot) -> Result<()> {
     // Generous: time on a shared machine is told and not judged.
     boot.watch(Duration::from_secs(300), |machines, news| {

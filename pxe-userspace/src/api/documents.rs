@@ -23,6 +23,9 @@ pub struct Status {
     #[serde(serialize_with = "text::micros")]
     pub started: Timestamp,
     pub bridge: BridgeStatus,
+    /// First and last of the addresses that unknown machines are given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<[Ipv4Addr; 2]>,
     pub ports: Vec<PortStatus>,
     /// What somebody should look at, in words. Empty when all is well.
     pub alerts: Vec<String>,

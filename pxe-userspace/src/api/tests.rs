@@ -98,6 +98,7 @@ impl Appliance for Fake {
             version: "1.2.3".into(),
             started: Timestamp::UNIX_EPOCH,
             bridge: BridgeStatus { name: "pxe0".into(), address: "10.77.0.1/24".parse().unwrap(), mac: MAC },
+            pool: None,
             ports: vec![PortStatus {
                 name: "eth1".into(),
                 tier: Tier::Tc,

@@ -41,6 +41,7 @@ impl api::Appliance for Appliance {
                 address: self.bridge.address,
                 mac: self.bridge.mac,
             },
+            pool: self.config().dhcp.range.map(|(first, last)| [first, last]),
             ports: self.port_tiers(),
             alerts: self.alerts(&dhcp.rivals),
             counters,

@@ -30,14 +30,14 @@ pub enum AskError {
     Output(io::Error),
 }
 
-pub(super) struct Client {
+pub(crate) struct Client {
     agent: Agent,
     /// As given, for messages.
     api: String,
 }
 
 impl Client {
-    pub(super) fn new(api: &str) -> Self {
+    pub(crate) fn new(api: &str) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
@@ -48,11 +48,11 @@ impl Client {
         Self { agent, api: api.to_owned() }
     }
 
-    pub(super) fn get(&self, path: &str) -> Result<Response<Body>, AskError> {
+    pub(crate) fn get(&self, path: &str) -> Result<Response<Body>, AskError> {
         self.answer(self.agent.get(self.url(path)).call())
     }
 
-    pub(super) fn post(
+    pub(crate) fn post(
         &self,
         path: &str,
         document: Option<&serde_json::Value>,
@@ -64,17 +64,17 @@ impl Client {
         })
     }
 
-    pub(super) fn delete(&self, path: &str) -> Result<Response<Body>, AskError> {
+    pub(crate) fn delete(&self, path: &str) -> Result<Response<Body>, AskError> {
         self.answer(self.agent.delete(self.url(path)).call())
     }
 
-    pub(super) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {
+    pub(crate) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {
         let reader = answer.into_body().into_reader();
         serde_json::from_reader(reader).map_err(|error| self.unreadable(error))
     }
 
     /// Calls `each` with every line of the answer, as a document and as it came.
-    pub(super) fn lines<T: DeserializeOwned>(
+    pub(crate) fn lines<T: DeserializeOwned>(
         &self,
         answer: Response<Body>,
         mut each: impl FnMut(T, &[u8]) -> io::Result<()>,

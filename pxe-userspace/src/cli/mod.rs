@@ -1,9 +1,9 @@
 //! The command line: what there is to say, and the commands that ask a running daemon.
 
-mod client;
+pub(crate) mod client;
 mod debug;
 mod show;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -18,6 +18,7 @@ use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
 use crate::image::ImageSource;
 use crate::machines::Machine;
+use crate::storm::Storm;
 use crate::text::percent;
 use crate::timeline::Event;
 use client::Client;
@@ -53,6 +54,12 @@ pub enum Command {
     ///
     /// Exit code 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right for each fault.
     Check(ConfigFile),
+    /// Power on a thousand simulated machines before an appliance of yours.
+    ///
+    /// Each has its own MAC address and behaves as its firmware does, from DISCOVER to the reports of its init; what it
+    /// loads is verified. Prints when each stage was reached, what failed and why, and what it cost. Exit code 0 when
+    /// all that --expect says holds, 1 when not, 2 for wrong usage. Needs root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN.
+    Storm(Storm),
     #[command(flatten)]
     Ask(Ask),
 }

@@ -11,7 +11,7 @@ use crate::text::word;
 use crate::timeline::{Event, Stage};
 
 pub(super) fn status(status: Status) -> String {
-    let Status { version, started, bridge, ports, alerts, counters } = status;
+    let Status { version, started, bridge, pool, ports, alerts, counters } = status;
     let mut out = format!(
         "bridgehead {version}, running since {}\nbridge {} {} {}\n",
         time(started),
@@ -19,6 +19,9 @@ pub(super) fn status(status: Status) -> String {
         bridge.address,
         bridge.mac
     );
+    if let Some([first, last]) = pool {
+        out.push_str(&format!("pool {first} to {last}\n"));
+    }
     for alert in &alerts {
         out.push_str(&format!("ALERT: {alert}\n"));
     }

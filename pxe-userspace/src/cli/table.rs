@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// `heads` and `rows` as text; a line of words when there are no rows.
-pub(super) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]], none: &str) -> String {
+pub(crate) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]], none: &str) -> String {
     if rows.is_empty() {
         return format!("{none}\n");
     }
@@ -28,12 +28,12 @@ pub(super) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]], none
 }
 
 /// A cell that may be empty: `-` keeps columns countable for scripts.
-pub(super) fn or_dash(value: Option<impl ToString>) -> String {
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map(|v| v.to_string()).filter(|v| !v.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
 /// `512 B`, `1.5 KiB`, `64.0 MiB`.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for larger in ["KiB", "MiB", "GiB", "TiB"] {

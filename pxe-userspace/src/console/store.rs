@@ -12,7 +12,7 @@ use super::Line;
 
 /// Boots kept of each machine.
 pub const BOOTS_MAX: usize = 4;
-/// Bytes of a boot; a boot of Debian's kernel has 60 KiB.
+/// Bytes of a boot. One in order has a fraction of it.
 const BOOT_MAX: u64 = 512 << 10;
 /// What is kept of each end of a boot that has more: how it began, and what it said last.
 const END_KEPT: usize = 128 << 10;

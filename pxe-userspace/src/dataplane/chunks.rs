@@ -14,6 +14,11 @@ pub(super) fn chunk_count(len: u64) -> u64 {
     len / CHUNK_STRIDE as u64 + 1
 }
 
+/// What the chunks of such a blob take of the kernel's memory.
+pub(super) fn chunks_memory(len: u64) -> u64 {
+    chunk_count(len).saturating_mul(size_of::<Chunk>() as u64)
+}
+
 /// Fills chunk `index`; what lies beyond the blob's end is zero.
 pub(super) fn fill_chunk(blob: &Blob, index: u64, chunk: &mut Chunk) -> io::Result<()> {
     let read = blob.read_at(index * CHUNK_STRIDE as u64, &mut chunk.0)?;
@@ -24,6 +29,11 @@ pub(super) fn fill_chunk(blob: &Blob, index: u64, chunk: &mut Chunk) -> io::Resu
 /// Pages of sums for a transfer.
 pub(super) fn page_count(transfer: &Session) -> u32 {
     transfer.blocks().div_ceil(SUMS_PER_PAGE as u32)
+}
+
+/// What the sums of a transfer's blocks take of the kernel's memory.
+pub(super) fn sums_memory(transfer: &Session) -> u64 {
+    u64::from(page_count(transfer)) * size_of::<SumPage>() as u64
 }
 
 /// Fills page `index` with the sums of the transfer's blocks. `buf` is working space.

@@ -18,6 +18,8 @@ mod logs;
 mod pins;
 mod ports;
 mod publish;
+#[cfg(test)]
+mod publish_tests;
 mod sessions;
 #[cfg(test)]
 mod stack_tests;
@@ -49,7 +51,7 @@ pub use ports::{PortStatus, Tier};
 /// The loaded programs and their maps.
 pub struct Dataplane {
     ports: Mutex<ports::Ports>,
-    blobs: Mutex<publish::Blobs>,
+    blobs: Arc<publish::Blobs>,
     sessions: Mutex<sessions::Sessions>,
     left: Mutex<Vec<Left>>,
     grants: Mutex<grants::Grants>,
@@ -71,12 +73,12 @@ impl Dataplane {
 
     fn new(debug: bool, pins: Option<Pins>) -> Result<(Self, Events, Logs), LoadError> {
         let loaded = load::load(debug, pins.as_ref())?;
-        let mut blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
+        let blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
         let mut sessions = sessions::Sessions::new(loaded.sessions, loaded.notes);
-        let left = sessions.take_over(&mut blobs);
+        let left = sessions.take_over(&blobs);
         let dataplane = Self {
             ports: Mutex::new(ports::Ports::new(loaded.ebpf, pins)),
-            blobs: Mutex::new(blobs),
+            blobs: Arc::new(blobs),
             sessions: Mutex::new(sessions),
             left: Mutex::new(left),
             grants: Mutex::new(grants::Grants::new(loaded.leases)),
@@ -120,7 +122,7 @@ impl Dataplane {
 
     /// Bytes that the block map holds.
     pub fn published_bytes(&self) -> u64 {
-        lock(&self.blobs).bytes()
+        self.blobs.bytes()
     }
 }
 
@@ -133,7 +135,7 @@ impl FastPath for Dataplane {
         now_ns: u64,
         idle: Duration,
     ) -> Result<(), Declined> {
-        let grant = lock(&self.blobs).grant(blob, &transfer)?;
+        let grant = self.blobs.grant(blob, &transfer)?;
         lock(&self.sessions).open(key, grant, transfer, now_ns, idle)
     }
 
@@ -150,7 +152,13 @@ impl FastPath for Dataplane {
     }
 
     fn close(&self, key: &SessionKey) -> Option<Session> {
-        lock(&self.sessions).close(key)
+        let last = lock(&self.sessions).close(key);
+        if self.blobs.has_excess() {
+            let blobs = self.blobs.clone();
+            // Takes as long as the programs that run, which whoever closes transfers should not wait for.
+            std::thread::spawn(move || blobs.retract_excess());
+        }
+        last
     }
 }
 

@@ -2,42 +2,74 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use aya::maps::{Array, MapData, MapError};
-use pxe_common::map::{self, CHUNK_STRIDE, Chunk, MAX_BLKSIZE, SumPage};
+use pxe_common::map::{self, CHUNK_STRIDE, Chunk, MAX_BLKSIZE, MAX_BLOBS, SumPage};
 use pxe_common::tftp::Session;
 
-use super::chunks;
 use super::load::{ChunkMap, SumMap};
+use super::{chunks, lock};
 use crate::blob::{Blob, BlobKey, ReadAt};
 use crate::tftp::{Declined, Note};
 
 /// Lets arrays of any length stand where the programs' declaration has one entry (linux/bpf.h).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// Larger ones stay in the page cache, which the kernel may empty; the block map it may not.
-const MAX_BLOB_BYTES: u64 = 1 << 30;
-
-/// Blobs that no transfer uses are kept up to this many bytes: the next machine asks for the same.
-const KEPT_UNUSED_BYTES: u64 = 256 << 20;
-
+/// Publishing reads a whole blob, and a map of maps makes each change wait for the programs that
+/// run. So nothing waits for a lock meanwhile but who wants the same blob.
 pub(super) struct Blobs {
-    chunks: ChunkMap,
-    sums: SumMap,
+    shelf: Mutex<Shelf>,
+    maps: Mutex<Maps>,
+}
+
+/// What is there, or on its way.
+struct Shelf {
     published: HashMap<BlobKey, Entry>,
-    next_id: u32,
     uses: u64,
-    pub(super) kept_unused_bytes: u64,
+    limits: Limits,
 }
 
 struct Entry {
-    in_use: Arc<()>,
-    id: u32,
+    /// Held by those who use it, too.
+    slots: Arc<Mutex<Slots>>,
     bytes: u64,
+    /// What it costs the kernel.
+    memory: u64,
+    last_use: u64,
+}
+
+/// Where the block map has a blob; empty until it is published.
+#[derive(Debug, Default)]
+struct Slots {
+    chunks: Option<u32>,
     /// Tables of sums by block size.
     sums: HashMap<u16, u32>,
-    last_use: u64,
+}
+
+struct Maps {
+    chunks: ChunkMap,
+    sums: SumMap,
+    next_id: u32,
+}
+
+/// Bytes of memory. What lies in the block map can't be paged out, unlike the page cache that the
+/// daemon sends from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// For all blobs.
+    pub(super) all: u64,
+    /// For those that no transfer uses, kept because the next machine asks for the same.
+    pub(super) unused: u64,
+}
+
+impl Limits {
+    /// Half of the machine's memory; a quarter of that for what is not used.
+    fn of_this_machine() -> Self {
+        // Only an invalid pointer fails the call.
+        let all = nix::sys::sysinfo::sysinfo().map_or(0, |system| system.ram_total() / 2);
+        Self { all, unused: all / 4 }
+    }
 }
 
 /// The right to name a blob in a session. The blob stays while it is held.
@@ -45,112 +77,166 @@ struct Entry {
 pub(super) struct Grant {
     pub(super) blob: u32,
     pub(super) sums: u32,
-    _in_use: Arc<()>,
+    _in_use: Arc<Mutex<Slots>>,
 }
 
 impl Blobs {
     pub(super) fn new(chunks: ChunkMap, sums: SumMap) -> Self {
-        Self {
-            chunks,
-            sums,
-            published: HashMap::new(),
-            next_id: 1,
-            uses: 0,
-            kept_unused_bytes: KEPT_UNUSED_BYTES,
-        }
+        let shelf = Shelf { published: HashMap::new(), uses: 0, limits: Limits::of_this_machine() };
+        Self { shelf: Mutex::new(shelf), maps: Mutex::new(Maps { chunks, sums, next_id: 1 }) }
     }
 
     /// Makes sure that `blob` and its sums for the transfer's block size are in the kernel. Reads
-    /// the blob when they are not.
-    pub(super) fn grant(&mut self, blob: &Blob, transfer: &Session) -> Result<Grant, Declined> {
+    /// the blob when they are not, and waits while somebody else publishes the same.
+    pub(super) fn grant(&self, blob: &Blob, transfer: &Session) -> Result<Grant, Declined> {
         if transfer.blksize() > MAX_BLKSIZE {
             return Err(Declined::BlockSize);
         }
-        if blob.len() > MAX_BLOB_BYTES {
-            return Err(Declined::TooLarge);
+        let slots = self.reserve(blob)?;
+        let granted = self.publish(blob, transfer, slots);
+        if granted.is_err() {
+            lock(&self.shelf).forget_unpublished(&blob.key());
         }
-        if !self.published.contains_key(&blob.key()) {
-            self.retract_unused(blob.len());
-            let id = self.publish_chunks(blob)?;
-            let entry =
-                Entry { in_use: Arc::new(()), id, bytes: blob.len(), sums: HashMap::new(), last_use: 0 };
-            self.published.insert(blob.key(), entry);
-        }
-        let known = self.published.get(&blob.key()).and_then(|e| e.sums.get(&transfer.blksize()).copied());
-        let sums = match known {
-            Some(sums) => sums,
-            None => self.publish_sums(blob, transfer)?,
-        };
-        self.uses += 1;
-        let entry = self.published.get_mut(&blob.key()).ok_or(Declined::TooLarge)?;
-        entry.sums.insert(transfer.blksize(), sums);
-        entry.last_use = self.uses;
-        Ok(Grant { blob: entry.id, sums, _in_use: entry.in_use.clone() })
+        granted
     }
 
     /// The grant of a session that a killed daemon made, and the blob as the kernel has it; none when
     /// it is gone.
-    pub(super) fn regrant(&mut self, session: &map::Session, note: &Note) -> Option<(Grant, Blob)> {
-        let array = self.chunks.get(&session.blob, 0).ok()?;
-        self.sums.get(&session.sums, 0).ok()?;
-        let new = || Entry {
-            in_use: Arc::new(()),
-            id: session.blob,
+    pub(super) fn regrant(&self, session: &map::Session, note: &Note) -> Option<(Grant, Blob)> {
+        let maps = lock(&self.maps);
+        let array = maps.chunks.get(&session.blob, 0).ok()?;
+        maps.sums.get(&session.sums, 0).ok()?;
+        drop(maps);
+        let mut shelf = lock(&self.shelf);
+        let entry = shelf.published.entry(note.blob).or_insert_with(|| Entry {
+            slots: Arc::new(Mutex::new(Slots { chunks: Some(session.blob), sums: HashMap::new() })),
             bytes: note.len,
-            sums: HashMap::new(),
+            memory: chunks::chunks_memory(note.len),
             last_use: 0,
-        };
-        let entry = self.published.entry(note.blob).or_insert_with(new);
-        if entry.id != session.blob {
+        });
+        let mut slots = lock(&entry.slots);
+        if slots.chunks != Some(session.blob) {
             return None;
         }
-        entry.sums.insert(session.transfer.blksize(), session.sums);
-        let grant = Grant { blob: session.blob, sums: session.sums, _in_use: entry.in_use.clone() };
+        if slots.sums.insert(session.transfer.blksize(), session.sums).is_none() {
+            entry.memory += chunks::sums_memory(&session.transfer);
+        }
+        drop(slots);
+        let grant = Grant { blob: session.blob, sums: session.sums, _in_use: entry.slots.clone() };
         Some((grant, Blob::elsewhere(note.blob, note.len, Box::new(InKernel(array)))))
     }
 
     /// Removes what no session of a killed daemon reads any more.
-    pub(super) fn retract_unknown(&mut self) {
-        let known: Vec<u32> = self.published.values().map(|entry| entry.id).collect();
-        for id in self.chunks.keys().filter_map(Result::ok).collect::<Vec<u32>>() {
-            self.next_id = self.next_id.max(id.wrapping_add(1));
-            if !known.contains(&id) {
+    pub(super) fn retract_unknown(&self) {
+        let (mut known_chunks, mut known_sums) = (Vec::new(), Vec::new());
+        for entry in lock(&self.shelf).published.values() {
+            let slots = lock(&entry.slots);
+            known_chunks.extend(slots.chunks);
+            known_sums.extend(slots.sums.values().copied());
+        }
+        let maps = &mut *lock(&self.maps);
+        for id in maps.chunks.keys().filter_map(Result::ok).collect::<Vec<u32>>() {
+            maps.next_id = maps.next_id.max(id.wrapping_add(1));
+            if !known_chunks.contains(&id) {
                 // Gone is gone.
-                let _ = self.chunks.remove(&id);
+                let _ = maps.chunks.remove(&id);
             }
         }
-        let known: Vec<u32> =
-            self.published.values().flat_map(|entry| entry.sums.values().copied()).collect();
-        for id in self.sums.keys().filter_map(Result::ok).collect::<Vec<u32>>() {
-            self.next_id = self.next_id.max(id.wrapping_add(1));
-            if !known.contains(&id) {
-                let _ = self.sums.remove(&id);
+        for id in maps.sums.keys().filter_map(Result::ok).collect::<Vec<u32>>() {
+            maps.next_id = maps.next_id.max(id.wrapping_add(1));
+            if !known_sums.contains(&id) {
+                let _ = maps.sums.remove(&id);
             }
         }
     }
 
     /// Bytes of all published blobs.
     pub(super) fn bytes(&self) -> u64 {
-        self.published.values().map(|e| e.bytes).sum()
+        lock(&self.shelf).published.values().map(|e| e.bytes).sum()
+    }
+
+    /// Whether more than may be kept is used by nobody.
+    pub(super) fn has_excess(&self) -> bool {
+        let shelf = lock(&self.shelf);
+        shelf.unused().map(|(_, entry)| entry.memory).sum::<u64>() > shelf.limits.unused
+    }
+
+    /// Retracts what is unused and more than may be kept. Waits for the programs that run.
+    pub(super) fn retract_excess(&self) {
+        let gone = lock(&self.shelf).make_room(0);
+        self.retract(gone);
+    }
+
+    #[cfg(test)]
+    pub(super) fn limit(&self, limits: Limits) {
+        lock(&self.shelf).limits = limits;
+    }
+
+    /// The blob's place, made when it has none. It counts from now on.
+    fn reserve(&self, blob: &Blob) -> Result<Arc<Mutex<Slots>>, Declined> {
+        let mut shelf = lock(&self.shelf);
+        shelf.uses += 1;
+        let last_use = shelf.uses;
+        if let Some(entry) = shelf.published.get_mut(&blob.key()) {
+            entry.last_use = last_use;
+            return Ok(entry.slots.clone());
+        }
+        let memory = chunks::chunks_memory(blob.len());
+        let gone = shelf.make_room(memory);
+        let (used, limit) = (shelf.memory(), shelf.limits.all);
+        let slots = Arc::<Mutex<Slots>>::default();
+        if used.saturating_add(memory) <= limit {
+            let entry = Entry { slots: slots.clone(), bytes: blob.len(), memory, last_use };
+            shelf.published.insert(blob.key(), entry);
+        }
+        drop(shelf);
+        self.retract(gone);
+        if used.saturating_add(memory) > limit {
+            return Err(Declined::Full { needed: memory, used, limit });
+        }
+        Ok(slots)
+    }
+
+    fn publish(&self, blob: &Blob, transfer: &Session, in_use: Arc<Mutex<Slots>>) -> Result<Grant, Declined> {
+        let mut slots = lock(&in_use);
+        let chunks = match slots.chunks {
+            Some(id) => id,
+            None => *slots.chunks.insert(self.publish_chunks(blob)?),
+        };
+        let sums = match slots.sums.get(&transfer.blksize()) {
+            Some(id) => *id,
+            None => {
+                let id = self.publish_sums(blob, transfer)?;
+                slots.sums.insert(transfer.blksize(), id);
+                if let Some(entry) = lock(&self.shelf).published.get_mut(&blob.key()) {
+                    entry.memory += chunks::sums_memory(transfer);
+                }
+                id
+            }
+        };
+        drop(slots);
+        Ok(Grant { blob: chunks, sums, _in_use: in_use })
     }
 
     #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 66 KiB on the stack")]
-    fn publish_chunks(&mut self, blob: &Blob) -> Result<u32, Declined> {
-        let count = u32::try_from(chunks::chunk_count(blob.len())).map_err(|_| Declined::TooLarge)?;
+    fn publish_chunks(&self, blob: &Blob) -> Result<u32, Declined> {
+        // More chunks than an array can have are far more than any memory holds.
+        let count = u32::try_from(chunks::chunk_count(blob.len())).unwrap_or(u32::MAX);
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
         let mut chunk = Box::new(Chunk([0; _]));
         for index in 0..count {
             chunks::fill_chunk(blob, index.into(), &mut chunk)?;
             array.set(index, &*chunk, 0)?;
         }
-        let id = self.new_id();
-        self.chunks.insert(id, &array, 0)?;
+        let mut maps = lock(&self.maps);
+        let id = maps.new_id();
+        maps.chunks.insert(id, &array, 0)?;
         tracing::debug!(id, bytes = blob.len(), "blob published");
         Ok(id)
     }
 
     #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 2 KiB on the stack")]
-    fn publish_sums(&mut self, blob: &Blob, transfer: &Session) -> Result<u32, Declined> {
+    fn publish_sums(&self, blob: &Blob, transfer: &Session) -> Result<u32, Declined> {
         let count = chunks::page_count(transfer);
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
         let (mut page, mut buf) = (Box::new(SumPage([0; _])), Vec::new());
@@ -158,42 +244,66 @@ impl Blobs {
             chunks::fill_page(blob, transfer, index, &mut page, &mut buf)?;
             array.set(index, &*page, 0)?;
         }
-        let id = self.new_id();
-        self.sums.insert(id, &array, 0)?;
+        let mut maps = lock(&self.maps);
+        let id = maps.new_id();
+        maps.sums.insert(id, &array, 0)?;
         Ok(id)
-    }
-
-    /// Makes room for `coming` bytes by retracting unused blobs, longest unused first.
-    fn retract_unused(&mut self, coming: u64) {
-        let mut unused: Vec<_> = self
-            .published
-            .iter()
-            .filter(|(_, entry)| Arc::strong_count(&entry.in_use) == 1)
-            .map(|(key, entry)| (entry.last_use, *key, entry.bytes))
-            .collect();
-        unused.sort_unstable_by_key(|(last_use, ..)| *last_use);
-        let mut kept: u64 = coming + unused.iter().map(|(.., bytes)| bytes).sum::<u64>();
-        for (_, key, bytes) in unused {
-            if kept <= self.kept_unused_bytes && self.published.len() < pxe_common::map::MAX_BLOBS / 2 {
-                break;
-            }
-            kept -= bytes;
-            self.retract(&key);
-        }
     }
 
     /// In reverse order of publication. The kernel frees the arrays when the last program that
     /// looked them up has returned.
-    fn retract(&mut self, key: &BlobKey) {
-        let Some(entry) = self.published.remove(key) else { return };
-        let gone = self.chunks.remove(&entry.id);
-        let gone = entry.sums.values().fold(gone, |gone, id| gone.and(self.sums.remove(id)));
-        match gone {
-            Ok(()) => tracing::debug!(id = entry.id, bytes = entry.bytes, "blob retracted"),
-            Err(error) => tracing::warn!(id = entry.id, %error, "a blob could not be retracted"),
+    fn retract(&self, gone: Vec<Entry>) {
+        for Entry { slots, bytes, .. } in gone {
+            let Slots { chunks: Some(id), sums } = &*lock(&slots) else { continue };
+            let maps = &mut *lock(&self.maps);
+            let gone = maps.chunks.remove(id);
+            let gone = sums.values().fold(gone, |gone, id| gone.and(maps.sums.remove(id)));
+            match gone {
+                Ok(()) => tracing::debug!(id, bytes, "blob retracted"),
+                Err(error) => tracing::warn!(id, %error, "a blob could not be retracted"),
+            }
         }
     }
+}
 
+impl Shelf {
+    fn memory(&self) -> u64 {
+        self.published.values().map(|entry| entry.memory).sum()
+    }
+
+    fn unused(&self) -> impl Iterator<Item = (&BlobKey, &Entry)> {
+        self.published.iter().filter(|(_, entry)| Arc::strong_count(&entry.slots) == 1)
+    }
+
+    /// Takes out unused blobs, longest unused first, until `coming` bytes fit.
+    fn make_room(&mut self, coming: u64) -> Vec<Entry> {
+        let mut unused: Vec<_> =
+            self.unused().map(|(key, entry)| (entry.last_use, *key, entry.memory)).collect();
+        unused.sort_unstable_by_key(|(last_use, ..)| *last_use);
+        let mut kept = unused.iter().map(|(.., memory)| memory).sum::<u64>().saturating_add(coming);
+        let mut all = self.memory().saturating_add(coming);
+        let mut gone = Vec::new();
+        for (_, key, memory) in unused {
+            let enough = kept <= self.limits.unused && all <= self.limits.all;
+            if enough && self.published.len() < MAX_BLOBS / 2 {
+                break;
+            }
+            (kept, all) = (kept - memory, all - memory);
+            gone.extend(self.published.remove(&key));
+        }
+        gone
+    }
+
+    /// Publishing failed. Others who wait for the same blob try by themselves.
+    fn forget_unpublished(&mut self, key: &BlobKey) {
+        let unused = self.published.get(key).filter(|entry| Arc::strong_count(&entry.slots) == 1);
+        if unused.is_some_and(|entry| lock(&entry.slots).chunks.is_none()) {
+            self.published.remove(key);
+        }
+    }
+}
+
+impl Maps {
     fn new_id(&mut self) -> u32 {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);

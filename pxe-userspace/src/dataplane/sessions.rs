@@ -23,7 +23,7 @@ impl Sessions {
     }
 
     /// What a killed daemon left, with a note that says what it is; the rest is removed.
-    pub(super) fn take_over(&mut self, blobs: &mut Blobs) -> Vec<Left> {
+    pub(super) fn take_over(&mut self, blobs: &Blobs) -> Vec<Left> {
         let mut left = Vec::new();
         for key in self.map.keys().filter_map(Result::ok).collect::<Vec<_>>() {
             let known = self.look(&key).zip(self.note_of(&key));

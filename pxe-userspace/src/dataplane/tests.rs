@@ -20,7 +20,7 @@ use super::{Dataplane, Events, LoadError, lock};
 use crate::blob::Blob;
 use crate::tftp::FastPath as _;
 
-const ACK: Datagram = Datagram {
+pub(super) const ACK: Datagram = Datagram {
     source_mac: Mac([0x52, 0x54, 0, 0x77, 0, 1]),
     destination_mac: Mac([2, 0, 0, 0, 0, 1]),
     source: std::net::Ipv4Addr::new(10, 77, 0, 100),
@@ -37,7 +37,7 @@ pub(crate) const TC_ACT_UNSPEC: u32 = u32::MAX;
 pub(crate) const TC_ACT_SHOT: u32 = 2;
 pub(crate) const TC_ACT_REDIRECT: u32 = 7;
 
-fn loaded() -> Option<Dataplane> {
+pub(super) fn loaded() -> Option<Dataplane> {
     loaded_with_events().map(|(dataplane, _)| dataplane)
 }
 
@@ -59,11 +59,11 @@ pub(crate) fn loaded_with_events() -> Option<(Dataplane, Events)> {
     }
 }
 
-fn contents(len: usize) -> Vec<u8> {
+pub(super) fn contents(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(31) ^ (i >> 8)) as u8).collect()
 }
 
-fn session(len: usize, blksize: u16) -> Session {
+pub(super) fn session(len: usize, blksize: u16) -> Session {
     Session::new(len as u64, NonZeroU16::new(blksize).unwrap(), NonZeroU16::MIN, 100).unwrap()
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 /// An ACK as a NIC delivers it: padded to 60 bytes.
-fn ack_frame(block: u16) -> Vec<u8> {
+pub(super) fn ack_frame(block: u16) -> Vec<u8> {
     let [a, b] = block.to_be_bytes();
     let payload = [0, 4, a, b];
     let mut frame = ACK.headers(Checksum::ZERO.bytes(&payload)).to_vec();
@@ -143,7 +143,7 @@ fn ones_complement(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-fn check_data_frame(frame: &[u8], block: u16, data: &[u8]) {
+pub(super) fn check_data_frame(frame: &[u8], block: u16, data: &[u8]) {
     assert_eq!(frame.len(), 46 + data.len());
     assert_eq!(frame[0..6], ACK.source_mac.0);
     assert_eq!(frame[6..12], ACK.destination_mac.0);
@@ -395,32 +395,6 @@ fn duplicates_and_strangers_are_dropped_and_grants_end() {
     dataplane.open(key, &blob, session(5000, 512), ended, Duration::from_millis(500)).unwrap();
     assert_eq!(run(&dataplane, Hook::Tc, &ack_frame(0)).0, TC_ACT_UNSPEC);
     assert_eq!(dataplane.counters().tc["tftp-expired"], 1);
-}
-
-#[test]
-fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
-    let Some(dataplane) = loaded() else { return };
-    lock(&dataplane.blobs).kept_unused_bytes = 250_000;
-    let (small, big) = (Blob::from_bytes(contents(5000)), Blob::from_bytes(contents(200_000)));
-    let key = |client_port| SessionKey { client_port, ..SessionKey::of(&ACK) };
-    let idle = Duration::from_secs(30);
-    let open = |key, blob: &Blob, size| {
-        dataplane.open(key, blob, session(blob.len() as usize, size), now_ns(), idle).unwrap();
-        let seen = dataplane.look(&key).unwrap();
-        (seen.blob, seen.sums)
-    };
-    let first = open(key(1), &small, 512);
-    assert_eq!(open(key(2), &small, 512), first);
-    let other = open(key(3), &small, 1024);
-    assert_eq!(other.0, first.0);
-    assert_ne!(other.1, first.1, "sums are for one block size");
-    assert_eq!(dataplane.published_bytes(), 5000);
-
-    open(key(4), &big, 1468);
-    dataplane.close(&key(4));
-    let bigger = Blob::from_bytes(contents(100_000));
-    open(key(5), &bigger, 1468);
-    assert_eq!(dataplane.published_bytes(), 5000 + 100_000, "what is in use stays");
 }
 
 #[test]

@@ -194,7 +194,8 @@ const fn if_equal(value: u32, distance: u8) -> SockFilter {
     SockFilter::new(0x15, distance, 0, value)
 }
 
-fn link_address(interface: u32, ethertype: u16) -> SockAddr {
+/// The address of an interface, and of the frames wanted there.
+pub(crate) fn link_address(interface: u32, ethertype: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a zeroed storage is large and aligned enough for any address, and sockaddr_ll is
     // plain numbers, for which zero is valid.

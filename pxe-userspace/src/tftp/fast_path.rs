@@ -61,8 +61,11 @@ pub struct Left {
 pub enum Declined {
     #[error("the block size is larger than the kernel programs send")]
     BlockSize,
-    #[error("the file is too large for the block map")]
-    TooLarge,
+    #[error(
+        "the block map has no room: the file needs {} MiB, and {} of {} MiB, half of this machine's memory, are taken",
+        needed >> 20, used >> 20, limit >> 20
+    )]
+    Full { needed: u64, used: u64, limit: u64 },
     #[error("the block map or the session map did not take it")]
     Kernel(#[source] io::Error),
     #[error("the file could not be read")]

@@ -105,7 +105,11 @@ impl Job {
                 tracing::warn!(path = self.path, why, "the fast path failed; the daemon goes on");
                 false
             }
-            Err(why @ (Declined::BlockSize | Declined::TooLarge | Declined::Read(_))) => {
+            Err(why @ Declined::Full { .. }) => {
+                tracing::warn!(path = self.path, %why, "the daemon sends it, which is slower");
+                false
+            }
+            Err(why @ (Declined::BlockSize | Declined::Read(_))) => {
                 tracing::debug!(path = self.path, %why, "left to the daemon");
                 false
             }

@@ -1,7 +1,6 @@
 //! The pcapng blocks that a trace is made of (draft-ietf-opsawg-pcapng), little-endian.
 //!
-//! Pure, and so little of the format that a crate would be the longer way: `pcap-file` has had no
-//! release since 2023 and wants to own the output.
+//! Pure, and so little of the format that a crate would be the longer way: four blocks, written only.
 
 /// An option's code; each block type counts its own from 2, and 1 is a comment everywhere.
 mod option {

@@ -1,0 +1,136 @@
+//! The storm simulator before a real appliance.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::appliance::{ADDRESS, Appliance, BRIDGE, program};
+use lab::load::Numbers;
+use lab::net;
+use lab::world::{self, World};
+use serde_json::Value;
+
+/// An appliance with room for `machines`, whose default profile is a kernel and two initrds by hand.
+fn appliance(world: &World, sizes: [usize; 3]) -> Result<Appliance> {
+    let files = world.path("files");
+    fs::create_dir_all(&files)?;
+    for (name, size) in ["kernel", "one.img", "two.img"].into_iter().zip(sizes) {
+        fs::write(files.join(name), Numbers::new(size as u64).bytes(size))?;
+    }
+    let state = world.path("state");
+    let config = format!(
+        r#"state-dir = {state:?}
+[network]
+bridge  = "{BRIDGE}"
+address = "{ADDRESS}/20"
+[dhcp]
+range = ["10.77.1.0", "10.77.9.255"]
+[files]
+root = {files:?}
+[default]
+profile = "web"
+[[profile]]
+name   = "web"
+kernel = "/kernel"
+initrd = ["/one.img", "/two.img"]
+[[profile]]
+name   = "other"
+kernel = "/kernel"
+"#
+    );
+    Appliance::start(world, &config)
+}
+
+/// The exit code and the outcome of `bridgehead storm`.
+fn storm(args: &[&str]) -> Result<(Option<i32>, Value)> {
+    let output = Command::new(program()?).args(["storm", "--json"]).args(args).output()?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    print!("{words}");
+    let outcome = match output.stdout.is_empty() {
+        true => Value::String(words.into_owned()),
+        false => serde_json::from_slice(&output.stdout).context("the outcome is JSON")?,
+    };
+    Ok((output.status.code(), outcome))
+}
+
+#[test]
+fn fifty_machines_of_all_kinds_boot_through_loss() {
+    world::test(&["ip"], |world| {
+        let appliance = appliance(world, [300_001, 204_800, 77])?;
+        let (code, outcome) = storm(&["--nodes", "50", "--loss", "2%", "--profile", "web"])?;
+        ensure!(code == Some(0), "{code:?}: {outcome:#}");
+        ensure!(outcome["booted"] == 50 && outcome["failed"] == 0, "{outcome:#}");
+        ensure!(outcome["retries"]["all"].as_u64() > Some(0), "loss shows in retries: {outcome:#}");
+        ensure!(outcome["frames"]["lost"].as_u64() > Some(0), "{outcome:#}");
+        // The loader comes on top.
+        ensure!(outcome["bytes"].as_u64() > Some(50 * (300_001 + 204_800 + 77)), "{outcome:#}");
+        let stages: Vec<_> = outcome["stages"].as_array().context("stages")?.iter().collect();
+        ensure!(stages.iter().all(|s| s["nodes"] == 50), "{outcome:#}");
+
+        // What the appliance itself saw: every machine at its initrd, and all addresses given back.
+        let nodes = appliance.json(&["nodes"])?;
+        let nodes = nodes.as_array().context("nodes")?;
+        let ours = nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with("02:73:74:00")));
+        ensure!(ours.filter(|n| n["stage"] == "initrd").count() == 50, "{nodes:#?}");
+        let leases = appliance.json(&["leases"])?;
+        let left = leases.as_array().context("leases")?.iter().filter(|l| l["state"] == "bound").count();
+        ensure!(left == 0, "{left} leases are left: {leases:#}");
+        ensure!(!net::ip(["-brief", "link"])?.contains("storm"), "the cable is left");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_expected_decides_the_exit_code() {
+    world::test(&["ip"], |world| {
+        let _appliance = appliance(world, [3000, 1000, 1024])?;
+        let quick = ["--nodes", "3", "--client", "ipxe"];
+        let (code, outcome) = storm(&[&quick[..], &["--expect", "p99<60s,failed=0"]].concat())?;
+        ensure!(code == Some(0), "{code:?}: {outcome:#}");
+        let (code, outcome) = storm(&[&quick[..], &["--expect", "max<1ms,failed=0"]].concat())?;
+        ensure!(code == Some(1), "{code:?}: {outcome:#}");
+        let broken = outcome["broken"].as_array().context("broken")?;
+        ensure!(broken.len() == 1 && broken[0].as_str().is_some_and(|b| b.contains("max<")), "{outcome:#}");
+
+        // Wrong usage, before a frame is sent.
+        let wrong = [
+            (&["--expect", "p98<1"][..], "p99"),
+            (&["--profile", "none"], "there are web, other"),
+            (&["--nodes", "2305"], "has 2304"),
+            (&["--interface", "none"], "ip link"),
+            (&["--interface", "lo"], "--yes"),
+        ];
+        for (args, word) in wrong {
+            let (code, words) = storm(args)?;
+            ensure!(code == Some(2), "{args:?}: {code:?}: {words}");
+            ensure!(words.as_str().is_some_and(|w| w.contains(word)), "{args:?}: {words}");
+        }
+        let (code, words) = storm(&["--profile", "other", "--client", "ipxe"])?;
+        ensure!(code == Some(2) && words.as_str().is_some_and(|w| w.contains("profile \"web\"")), "{words}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_file_that_changes_under_the_machines_is_noticed() {
+    world::test(&["ip"], |world| {
+        let appliance = appliance(world, [30_000, 1000, 1024])?;
+        let (code, words) = storm(&["--nodes", "2", "--client", "ipxe"])?;
+        ensure!(code == Some(0), "{words:#}");
+        // A truncated kernel boots nowhere, and no digest names it: it must be the same for all at least.
+        let root = world.path("files");
+        let changer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(1500));
+            fs::write(root.join("kernel.new"), vec![7; 30_000])?;
+            fs::rename(root.join("kernel.new"), root.join("kernel"))
+        });
+        let (code, outcome) = storm(&["--nodes", "20", "--client", "ipxe", "--spread", "4s"])?;
+        changer.join().expect("the file is changed")?;
+        ensure!(code == Some(1), "{outcome:#}");
+        let cause = outcome["causes"][0]["cause"].as_str().unwrap_or_default();
+        ensure!(cause.contains("is not what its digest or other machines say"), "{outcome:#}");
+        ensure!(outcome["booted"].as_u64() > Some(0), "those before the change: {outcome:#}");
+        drop(appliance);
+        Ok(())
+    });
+}
