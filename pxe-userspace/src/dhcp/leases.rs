@@ -251,7 +251,8 @@ impl Leases {
         }
         // The one lease a machine has decides, as long as it runs.
         let runs = |l: &Lease| l.state != LeaseState::Released && self.is_active(l, now);
-        let moves = self.of(mac).is_some_and(|l| l.address != address && runs(l) && reserved != Some(address));
+        let moves =
+            self.of(mac).is_some_and(|l| l.address != address && runs(l) && reserved != Some(address));
         if moves || !self.is_available(mac, address, now) {
             return Err(Refused::NotYours);
         }
