@@ -3,6 +3,7 @@
 //! A transfer is of one content from its beginning to its end: of one that the file had between the request and
 //! the first answer. Which one shows as bytes come in; when none is left that they could be of, they are wrong.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -86,6 +87,14 @@ struct Transfer {
     /// On the clock of the daemon's time.
     progress: Duration,
     sent: Instant,
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, asked: (blksize, window), server, received, gap, .. } = self;
+        write!(f, "file {file} from {server:?}, blksize {blksize} and window {window} asked for, ")?;
+        write!(f, "after block {received}{}", if *gap { ", with a gap" } else { "" })
+    }
 }
 
 /// What a packet meant.
@@ -183,8 +192,7 @@ impl Readers {
         if exchanges == 0 && now.wall - transfer.sent > RETRY {
             if now.served - transfer.progress > PATIENCE {
                 tally.transfers_lost += 1;
-                let Transfer { file, received, asked, .. } = *transfer;
-                tally.tell(|| format!("file {file} in blocks of {asked:?} stopped after block {received}"));
+                tally.tell(|| format!("{transfer:?} stopped"));
                 reader.transfer = None;
             } else if reader.insists || transfer.server.is_none() {
                 tally.retries += 1;
@@ -298,7 +306,7 @@ impl Transfer {
             [0, 5, _, code, words @ ..] => {
                 tally.transfers_lost += 1;
                 let words = String::from_utf8_lossy(words);
-                tally.tell(|| format!("file {}, block {}: error {code}: {words}", self.file, self.received));
+                tally.tell(|| format!("{self:?}: error {code}: {words}"));
                 Ok(News::Over)
             }
             _ => Ok(News::Nothing),
