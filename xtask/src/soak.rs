@@ -37,8 +37,10 @@ pub(crate) fn soak(arguments: &Arguments) -> Result<ExitCode> {
     let seed =
         seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_secs()));
     println!("{exchanges} exchanges, {kills} kills, --seed {seed}\n");
-    let mut shown = 0.0;
+    let (mut shown, mut told) = (0.0, 0);
     let tally = run(&world, &Plan { exchanges, kills, seed }, |tally| {
+        tally.told[told..].iter().for_each(|fault| println!("{fault}"));
+        told = tally.told.len();
         if tally.seconds - shown > 5.0 {
             shown = tally.seconds;
             println!(

@@ -46,7 +46,8 @@ pub enum LeaseState {
     Offered,
     /// Acknowledged.
     Bound,
-    /// Given back by its machine.
+    /// Given back by its machine. Nobody else gets it until `durable_until`: the kernel may have
+    /// promised it again, to a machine that came back before its release was heard of.
     Released,
     /// Its machine found somebody else using the address. Nobody gets it until `expires`.
     Declined,
@@ -104,8 +105,8 @@ pub struct Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(
-        "no free address: every address of dhcp.range is leased, reserved or declined; \
-         widen the range or shorten lease-time"
+        "no free address: every address of dhcp.range is leased, reserved, declined or \
+         released too lately; widen the range or shorten lease-time"
     )]
     Exhausted,
     #[error("the address is not this machine's")]
@@ -249,9 +250,9 @@ impl Leases {
             return Err(Refused::NotYours);
         }
         // The one lease a machine has decides, as long as it runs.
-        let moves = self
-            .of(mac)
-            .is_some_and(|l| l.address != address && self.is_active(l, now) && reserved != Some(address));
+        let runs = |l: &Lease| l.state != LeaseState::Released && self.is_active(l, now);
+        let moves =
+            self.of(mac).is_some_and(|l| l.address != address && runs(l) && reserved != Some(address));
         if moves || !self.is_available(mac, address, now) {
             return Err(Refused::NotYours);
         }
@@ -271,7 +272,13 @@ impl Leases {
     /// The machine gives `address` back; nothing happens when it is not the machine's.
     pub fn release(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
         match self.of(mac) {
-            Some(lease) if lease.address == address && self.is_active(lease, now) => self.end(mac, now),
+            Some(Lease { state: LeaseState::Released, .. }) => Vec::new(),
+            Some(lease) if lease.address == address && self.is_active(lease, now) => {
+                self.change(address, |lease| {
+                    lease.state = LeaseState::Released;
+                    lease.expires = now;
+                })
+            }
             _ => Vec::new(),
         }
     }
@@ -296,7 +303,7 @@ impl Leases {
                 && let Some(lease) = self.by_address.get_mut(&lease.address)
             {
                 let unheard = lease.state == LeaseState::Offered && lease.expires >= self.heard_until;
-                if unheard || lease.state == LeaseState::Bound {
+                if unheard || matches!(lease.state, LeaseState::Bound | LeaseState::Released) {
                     // The kernel may have promised as much as the store had, which is not more.
                     lease.expires = lease.expires.max(lease.durable_until);
                 }
@@ -315,9 +322,9 @@ impl Leases {
     /// kernel without our having heard: then it stays so to the durable end.
     fn is_promised(&self, lease: &Lease, now: Timestamp) -> bool {
         match lease.state {
-            LeaseState::Bound => lease.expires.max(lease.durable_until) > now,
+            LeaseState::Bound | LeaseState::Released => lease.expires.max(lease.durable_until) > now,
             LeaseState::Offered => lease.expires >= self.heard_until && lease.durable_until > now,
-            LeaseState::Released | LeaseState::Declined => false,
+            LeaseState::Declined => false,
         }
     }
 
@@ -397,9 +404,15 @@ impl Leases {
             client_ids.insert(id.clone());
         }
         uuid = aliases.uuid.clone().or(uuid);
-        // Offered again, it is held no shorter than it was: after a loss that is longer than a hold.
-        let held = stored.as_ref().filter(|l| l.state == LeaseState::Offered && state == l.state);
-        let held = held.map_or(Timestamp::MIN, |l| l.expires);
+        // Offered again, it is held no shorter than it was: after a loss, or a release, that is
+        // longer than a hold.
+        let held = match &stored {
+            Some(l) if (l.state, state) == (LeaseState::Offered, LeaseState::Offered) => l.expires,
+            Some(l) if (l.state, state) == (LeaseState::Released, LeaseState::Offered) => {
+                l.expires.max(l.durable_until)
+            }
+            _ => Timestamp::MIN,
+        };
         let mut lease = Lease {
             address,
             mac,
@@ -424,15 +437,6 @@ impl Leases {
         }
         self.by_address.insert(address, lease);
         changes
-    }
-
-    fn end(&mut self, mac: Mac, now: Timestamp) -> Vec<Change> {
-        let Some(address) = self.of_machine.get(&mac).copied() else { return Vec::new() };
-        self.change(address, |lease| {
-            lease.state = LeaseState::Released;
-            lease.expires = now;
-            lease.durable_until = now;
-        })
     }
 
     fn change(&mut self, address: Ipv4Addr, edit: impl FnOnce(&mut Lease)) -> Vec<Change> {

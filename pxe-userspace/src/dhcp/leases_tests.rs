@@ -153,6 +153,34 @@ fn an_offer_not_taken_is_free_again_and_a_chosen_rival_frees_it_at_once() {
 }
 
 #[test]
+fn a_released_address_is_its_machines_while_the_kernel_may_have_promised_it_again() {
+    let mut l = leases(100);
+    let now = start();
+    bind(&mut l, 1, ip(100), now).unwrap();
+    let until = l.of(machine(1)).unwrap().durable_until;
+    assert_eq!(l.release(machine(1), ip(100), now).len(), 1);
+    assert_eq!(l.release(machine(1), ip(100), now), [], "said twice, stored once");
+    assert_eq!(l.speakable(machine(1), now), None);
+    assert_eq!(offer(&mut l, 2, now + HOUR), Err(Refused::Exhausted));
+    let stored: Vec<_> = l.iter().map(|l| Lease { expires: l.durable_until, ..l.clone() }).collect();
+    assert_eq!(offer(&mut l, 1, now), Ok(ip(100)), "it came back");
+    assert_eq!(offer(&mut l, 2, now + HOUR), Err(Refused::Exhausted), "an offer makes that no shorter");
+    let mut restarted = Leases::new(pool(100), stored);
+    assert_eq!(offer(&mut restarted, 2, now + HOUR), Err(Refused::Exhausted));
+    assert_eq!(offer(&mut restarted, 2, until), Ok(ip(100)));
+}
+
+#[test]
+fn a_machine_that_gave_its_address_back_may_take_another() {
+    let mut l = leases(110);
+    let now = start();
+    bind(&mut l, 1, ip(100), now).unwrap();
+    l.release(machine(1), ip(100), now);
+    bind(&mut l, 1, ip(105), now).unwrap();
+    assert_ne!(offer(&mut l, 2, now), Ok(ip(100)));
+}
+
+#[test]
 fn an_offer_that_the_kernel_may_have_turned_into_an_ack_is_free_when_that_is_heard_not_to_be_so() {
     let mut l = leases(100);
     let now = start();
@@ -188,7 +216,8 @@ fn an_address_that_was_only_offered_to_a_machine_that_moved_is_as_good_as_new() 
 enum Step {
     Offer(u8, u8),
     Bind(u8, u8),
-    Release(u8, u8),
+    /// Perhaps the kernel promised the address again before the daemon heard of the release.
+    Release(u8, u8, bool),
     Decline(u8, u8),
     Withdraw(u8),
     Wait(u64),
@@ -205,7 +234,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Offer(n, a)),
         4 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Bind(n, a)),
-        1 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Release(n, a)),
+        1 => (0..10u8, 98..108u8, any::<bool>()).prop_map(|(n, a, again)| Step::Release(n, a, again)),
         1 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Decline(n, a)),
         1 => (0..10u8).prop_map(Step::Withdraw),
         2 => (0..4000u64).prop_map(Step::Wait),
@@ -312,11 +341,17 @@ proptest! {
                     world.lost |= !heard;
                 }
                 Step::Heard => leases.heard(now, std::mem::take(&mut world.lost)),
-                Step::Release(n, address) => {
+                Step::Release(n, address, again) => {
                     if world.told.get(&machine(n)).is_some_and(|(a, _)| *a == ip(address)) {
                         let changes = leases.release(machine(n), ip(address), now);
                         world.told.remove(&machine(n));
-                        world.kernel.remove(&machine(n));
+                        if let Some((address, until)) = world.kernel.remove(&machine(n))
+                            && again
+                            && until >= now + HOUR
+                        {
+                            world.promised(machine(n), address, now)?;
+                            world.told.insert(machine(n), (address, now + HOUR));
+                        }
                         world.store(changes);
                     }
                 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::Tally;
 use super::promises::Promises;
+use super::{Now, Tally};
 use crate::appliance::{ADDRESS, BRIDGE};
 use crate::frames::{ARP, BROADCAST, Cable, IPV4, Mac, ethernet, udp_frame, udp_from};
 use crate::load::Numbers;
@@ -21,14 +21,17 @@ use crate::load::dhcp::Reply;
 const POPULATION: u32 = 4000;
 
 /// Requests under way that were not repeated yet.
-const OUTSTANDING: usize = 64;
+const OUTSTANDING: usize = 1000;
 /// Requests that begin before it is the readers' turn.
-const TURN: usize = 32;
+const TURN: usize = 64;
 /// After this long without an answer a request is sent again, then after twice the time, and so on.
 const RETRY: Duration = Duration::from_millis(300);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
-/// A live lease's request without an answer for this long is lost.
-const PATIENCE: Duration = Duration::from_secs(12);
+/// A request without an answer for this long is lost, the time not counted that there is no daemon. One for a
+/// live lease is lost with the lease, at the latest.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a machine that got no address does nothing.
+const SULK: Duration = Duration::from_secs(10);
 /// How often a machine without an address asks for one before it gives up for now.
 const DISCOVERS: u32 = 4;
 
@@ -64,7 +67,8 @@ struct Machine {
 struct Asking {
     what: What,
     xid: u32,
-    begun: Instant,
+    /// On the clock of the daemon's time.
+    begun: Duration,
     tries: u32,
     frame: Vec<u8>,
 }
@@ -111,8 +115,7 @@ impl Machines {
 
     /// Takes what arrived, repeats what was not answered, and begins some more. False when there was nothing
     /// to do.
-    pub(super) fn turn(&mut self, tally: &mut Tally) -> Result<bool> {
-        let now = Instant::now();
+    pub(super) fn turn(&mut self, now: Now, tally: &mut Tally) -> Result<bool> {
         let mut busy = false;
         let mut buffer = [0; 2048];
         while let Some(len) = self.arp.receive(&mut buffer)? {
@@ -125,7 +128,7 @@ impl Machines {
             }
         }
         while let Some(Reverse((due, machine, xid))) = self.timers.peek().copied()
-            && due <= now
+            && due <= now.wall
         {
             self.timers.pop();
             self.overdue(machine, xid, now, tally)?;
@@ -141,9 +144,9 @@ impl Machines {
     }
 
     /// Has a machine do something, unless it waits or is silent.
-    fn act(&mut self, index: u32, now: Instant, tally: &mut Tally) -> Result<bool> {
+    fn act(&mut self, index: u32, now: Now, tally: &mut Tally) -> Result<bool> {
         let machine = &mut self.machines[index as usize];
-        if machine.asking.is_some() || machine.silent_until.is_some_and(|until| until > now) {
+        if machine.asking.is_some() || machine.silent_until.is_some_and(|until| until > now.wall) {
             return Ok(false);
         }
         machine.silent_until = None;
@@ -155,7 +158,7 @@ impl Machines {
             self.ask(index, what, now)?;
             return Ok(true);
         };
-        let Some(until) = self.promises.live(address, index, now) else {
+        let Some(until) = self.promises.live(address, index, now.wall) else {
             // It was silent for too long.
             machine.last = machine.address.take();
             return Ok(false);
@@ -188,7 +191,7 @@ impl Machines {
         Ok(true)
     }
 
-    fn ask(&mut self, index: u32, what: What, now: Instant) -> Result<()> {
+    fn ask(&mut self, index: u32, what: What, now: Now) -> Result<()> {
         let machine = &mut self.machines[index as usize];
         machine.asked = machine.asked.wrapping_add(1);
         let xid = u32::from(machine.asked) << 16 | index;
@@ -196,14 +199,15 @@ impl Machines {
         self.ip.send(&frame)?;
         if !matches!(what, What::Release(_)) {
             self.outstanding += 1;
-            self.timers.push(Reverse((now + RETRY, index, xid)));
-            self.machines[index as usize].asking = Some(Asking { what, xid, begun: now, tries: 1, frame });
+            self.timers.push(Reverse((now.wall + RETRY, index, xid)));
+            self.machines[index as usize].asking =
+                Some(Asking { what, xid, begun: now.served, tries: 1, frame });
         }
         Ok(())
     }
 
     /// A request's timer ran out.
-    fn overdue(&mut self, index: u32, xid: u32, now: Instant, tally: &mut Tally) -> Result<()> {
+    fn overdue(&mut self, index: u32, xid: u32, now: Now, tally: &mut Tally) -> Result<()> {
         let machine = &mut self.machines[index as usize];
         let Some(asking) = machine.asking.as_mut().filter(|asking| asking.xid == xid) else { return Ok(()) };
         if asking.tries == 1 {
@@ -212,16 +216,16 @@ impl Machines {
         let what = asking.what;
         // Also a machine that rebooted, and does not know.
         let address = what.lease().or(machine.address);
-        let live = address.map(|address| self.promises.live(address, index, now).is_some());
-        let nothing_free = what == What::Discover && live != Some(true) && asking.tries == DISCOVERS;
-        if nothing_free || now - asking.begun > PATIENCE || live == Some(false) {
+        let live = address.map(|address| self.promises.live(address, index, now.wall).is_some());
+        let gives_up = what == What::Discover && live != Some(true) && asking.tries == DISCOVERS;
+        if gives_up || now.served - asking.begun > PATIENCE || live == Some(false) {
             let tries = asking.tries;
             machine.asking = None;
             machine.last = machine.address.take().or(machine.last);
             match what {
-                What::Discover if nothing_free => {
-                    tally.no_address += 1;
-                    machine.silent_until = Some(now + PATIENCE);
+                What::Discover if gives_up => {
+                    tally.gave_up += 1;
+                    machine.silent_until = Some(now.wall + SULK);
                 }
                 What::Remembering(_) | What::Release(_) => {}
                 What::Selecting(address) => {
@@ -244,12 +248,12 @@ impl Machines {
         asking.tries += 1;
         tally.retries += 1;
         let wait = (RETRY * 2u32.pow(asking.tries.min(4) - 1)).min(LONGEST_RETRY);
-        self.timers.push(Reverse((now + wait, index, xid)));
+        self.timers.push(Reverse((now.wall + wait, index, xid)));
         self.ip.send(&asking.frame)?;
         Ok(())
     }
 
-    fn take(&mut self, reply: &Reply, now: Instant, tally: &mut Tally) -> Result<()> {
+    fn take(&mut self, reply: &Reply, now: Now, tally: &mut Tally) -> Result<()> {
         let index = reply.xid & 0xffff;
         let Some(machine) = self.machines.get_mut(index as usize) else { return Ok(()) };
         // Twice answered, or too late: a client looks at neither.
@@ -281,7 +285,7 @@ impl Machines {
                     tally.tell(|| format!("machine {index}: {what:?} was acknowledged as {}", reply.address));
                 }
                 let time = reply.lease_time.context("an ACK without a lease time")?;
-                self.promises.promise(reply.address, index, now + time);
+                self.promises.promise(reply.address, index, now.wall + time);
                 self.machines[index as usize].address = Some(reply.address);
                 Ok(())
             }
@@ -300,12 +304,12 @@ impl Machines {
         }
     }
 
-    fn offered(&mut self, index: u32, reply: &Reply, now: Instant, tally: &mut Tally) -> Result<()> {
+    fn offered(&mut self, index: u32, reply: &Reply, now: Now, tally: &mut Tally) -> Result<()> {
         self.judge(index, reply.address, now, tally);
         // A machine that rebooted has its lease still.
         if let Some(had) = self.machines[index as usize].address.take()
             && had != reply.address
-            && self.promises.live(had, index, now).is_some()
+            && self.promises.live(had, index, now.wall).is_some()
         {
             tally.renewals_lost += 1;
             tally.tell(|| format!("machine {index} has {had}, and was offered {}", reply.address));
@@ -318,8 +322,8 @@ impl Machines {
     }
 
     /// Nobody else may be using an address that a machine is offered or given.
-    fn judge(&self, index: u32, address: Ipv4Addr, now: Instant, tally: &mut Tally) {
-        if let Some(rival) = self.promises.rival(address, index, now) {
+    fn judge(&self, index: u32, address: Ipv4Addr, now: Now, tally: &mut Tally) {
+        if let Some(rival) = self.promises.rival(address, index, now.wall) {
             tally.addresses_twice += 1;
             tally.tell(|| format!("{address} is machine {rival}'s, and machine {index} was given it"));
         }

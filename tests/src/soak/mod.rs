@@ -22,6 +22,8 @@ use crate::world::World;
 use machines::Machines;
 use readers::Readers;
 
+/// How long a daemon lives at least: without some of its time, clients that need it get nowhere.
+const LIFE: Duration = Duration::from_secs(4);
 /// Faults that are told in words.
 const TOLD: usize = 20;
 
@@ -52,8 +54,8 @@ pub struct Tally {
     pub replaced: u64,
     /// Packets that were sent again, by either kind of client.
     pub retries: u64,
-    /// DISCOVERs that nobody answered: more machines want addresses than there are.
-    pub no_address: u64,
+    /// Machines without a lease that gave up asking for one for a while: the daemon is dead, or no address free.
+    pub gave_up: u64,
     /// Refused or unanswered, although the lease was live.
     pub renewals_lost: u64,
     /// Offers that were refused when the machine asked for them.
@@ -92,7 +94,7 @@ impl fmt::Display for Tally {
             ("  DHCP", self.dhcp),
             ("    of live leases", self.renewals),
             ("    releases", self.releases),
-            ("    without a free address", self.no_address),
+            ("    gave up for a while", self.gave_up),
             ("  TFTP", self.tftp),
             ("    transfers", self.transfers),
             ("    MB", self.bytes / 1_000_000),
@@ -114,6 +116,15 @@ impl fmt::Display for Tally {
 pub struct Clients {
     machines: Machines,
     readers: Readers,
+    now: Now,
+}
+
+/// Two clocks: nobody can be blamed for not answering while the daemon is dead.
+#[derive(Clone, Copy)]
+struct Now {
+    wall: Instant,
+    /// The time that a daemon was there.
+    served: Duration,
 }
 
 impl Clients {
@@ -123,12 +134,19 @@ impl Clients {
         Ok(Self {
             machines: machines.inside(|| Machines::new(seed))?,
             readers: Readers::new(readers, root, seed)?,
+            now: Now { wall: Instant::now(), served: Duration::ZERO },
         })
     }
 
-    /// Lets each of them have its turn, and waits a moment when none has anything to do.
-    pub fn turn(&mut self, tally: &mut Tally) -> Result<()> {
-        if !(self.machines.turn(tally)? | self.readers.turn(tally)?) {
+    /// Lets each of them have its turn, and waits a moment when none has anything to do. `served` says whether
+    /// there is a daemon.
+    pub fn turn(&mut self, served: bool, tally: &mut Tally) -> Result<()> {
+        let wall = Instant::now();
+        if served {
+            self.now.served += wall - self.now.wall;
+        }
+        self.now.wall = wall;
+        if !(self.machines.turn(self.now, tally)? | self.readers.turn(self.now, tally)?) {
             std::thread::sleep(Duration::from_micros(100));
         }
         Ok(())
@@ -160,7 +178,7 @@ pub fn run(world: &World, plan: &Plan, mut progress: impl FnMut(&Tally)) -> Resu
                 shown = Instant::now();
                 progress(&tally);
             }
-            if let Err(error) = clients.turn(&mut tally) {
+            if let Err(error) = clients.turn(!clock.dead.load(Ordering::Relaxed), &mut tally) {
                 break Err(error);
             }
         };
@@ -177,6 +195,8 @@ pub fn run(world: &World, plan: &Plan, mut progress: impl FnMut(&Tally)) -> Resu
 struct Clock {
     exchanges: AtomicU64,
     kills: AtomicU32,
+    /// From a kill until the next daemon is ready.
+    dead: AtomicBool,
     over: AtomicBool,
 }
 
@@ -190,19 +210,23 @@ fn reap(
 ) -> Result<Appliance> {
     let mut numbers = Numbers::new(plan.seed ^ 0x5ca1_ab1e);
     let share = plan.exchanges / u64::from(plan.kills.max(1));
+    let mut started = Instant::now();
     for kill in 0..plan.kills {
         let moment = share * u64::from(kill) + share * u64::from(10 + numbers.below(80)) / 100;
-        while clock.exchanges.load(Ordering::Relaxed) < moment {
+        while clock.exchanges.load(Ordering::Relaxed) < moment || started.elapsed() < LIFE {
             if clock.over.load(Ordering::Relaxed) {
                 return Ok(appliance);
             }
             appliance.ensure_running()?;
             std::thread::sleep(Duration::from_micros(u64::from(500 + numbers.below(1000))));
         }
+        clock.dead.store(true, Ordering::Relaxed);
         appliance.crash()?;
         clock.kills.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(numbers.below(1500).into()));
         appliance = Appliance::start(world, config).with_context(|| format!("after kill {}", kill + 1))?;
+        clock.dead.store(false, Ordering::Relaxed);
+        started = Instant::now();
     }
     Ok(appliance)
 }

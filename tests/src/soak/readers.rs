@@ -3,6 +3,7 @@
 //! A transfer is of one content from its beginning to its end: of one that the file had between the request and
 //! the first answer. Which one shows as bytes come in; when none is left that they could be of, they are wrong.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -12,28 +13,30 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Tally;
+use super::{Now, Tally};
 use crate::appliance::ADDRESS;
 use crate::load::Numbers;
 use crate::net::Host;
 
-const READERS: usize = 48;
+const READERS: usize = 64;
 /// Ports of each reader.
 const PORTS: usize = 8;
 /// Exchanges of one reader before it is the next one's turn.
-const TURN: u32 = 4;
+const TURN: u32 = 8;
 /// Transfers between two replacements of a file.
-const REPLACE_EVERY: u64 = 20;
+const REPLACE_EVERY: u64 = 40;
 /// Packets lost on the readers' cable, in percent, of each direction.
 const LOSS: f64 = 0.05;
 /// iPXE's shortest timer is a quarter of this.
 const RETRY: Duration = Duration::from_secs(1);
-/// A transfer without a new block for this long is lost.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A transfer without a new block for this long is lost, the time not counted that there is no daemon.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Around the borders of blocks and of the block map's chunks; the last has more than 65,535 blocks of 8 bytes.
-const LENGTHS: [usize; 14] =
-    [0, 1, 511, 512, 1467, 1468, 1469, 30_001, 65_535, 65_536, 65_537, 100_000, 1_000_000, 800_000];
+const LENGTHS: [usize; 15] = [
+    0, 1, 511, 512, 1467, 1469, 30_001, 65_535, 65_536, 65_537, 100_000, 1_000_000, 2_000_000, 4_000_000,
+    800_000,
+];
 /// As firmware and loaders ask; what no frame holds, the server must cut down.
 const BLKSIZES: [u16; 9] = [512, 512, 1024, 1024, 1428, 1432, 1468, 8192, 65_464];
 const WINDOWS: [u16; 7] = [1, 1, 1, 4, 8, 16, 64];
@@ -81,8 +84,17 @@ struct Transfer {
     gap: bool,
     /// Ends the transfer with an ERROR after so many blocks.
     quits_after: Option<u32>,
-    progress: Instant,
+    /// On the clock of the daemon's time.
+    progress: Duration,
     sent: Instant,
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, asked: (blksize, window), server, received, gap, .. } = self;
+        write!(f, "file {file} from {server:?}, blksize {blksize} and window {window} asked for, ")?;
+        write!(f, "after block {received}{}", if *gap { ", with a gap" } else { "" })
+    }
 }
 
 /// What a packet meant.
@@ -120,8 +132,7 @@ impl Readers {
     }
 
     /// A turn for each reader. False when there was nothing to do.
-    pub(super) fn turn(&mut self, tally: &mut Tally) -> Result<bool> {
-        let now = Instant::now();
+    pub(super) fn turn(&mut self, now: Now, tally: &mut Tally) -> Result<bool> {
         let mut busy = false;
         for index in 0..self.readers.len() {
             busy |= self.turn_of(index, now, tally)?;
@@ -133,7 +144,7 @@ impl Readers {
         Ok(busy)
     }
 
-    fn turn_of(&mut self, index: usize, now: Instant, tally: &mut Tally) -> Result<bool> {
+    fn turn_of(&mut self, index: usize, now: Now, tally: &mut Tally) -> Result<bool> {
         let Self { readers, files, server, numbers, begun } = self;
         let reader = &mut readers[index];
         let Some(transfer) = &mut reader.transfer else {
@@ -175,18 +186,17 @@ impl Readers {
                 reader.transfer = None;
                 return Ok(true);
             }
-            transfer.sent = now;
+            transfer.sent = now.wall;
             transfer.send(socket, *server, numbers)?;
         }
-        if exchanges == 0 && now - transfer.sent > RETRY {
-            if now - transfer.progress > PATIENCE {
+        if exchanges == 0 && now.wall - transfer.sent > RETRY {
+            if now.served - transfer.progress > PATIENCE {
                 tally.transfers_lost += 1;
-                let Transfer { file, received, asked, .. } = *transfer;
-                tally.tell(|| format!("file {file} in blocks of {asked:?} stopped after block {received}"));
+                tally.tell(|| format!("{transfer:?} stopped"));
                 reader.transfer = None;
             } else if reader.insists || transfer.server.is_none() {
                 tally.retries += 1;
-                transfer.sent = now;
+                transfer.sent = now.wall;
                 transfer.send(socket, *server, numbers)?;
             }
         }
@@ -224,7 +234,7 @@ impl Files {
 }
 
 impl Transfer {
-    fn new(files: &Files, numbers: &mut Numbers, now: Instant) -> Self {
+    fn new(files: &Files, numbers: &mut Numbers, now: Now) -> Self {
         let mut pick = |len: usize| numbers.below(len as u32) as usize;
         let (socket, file) = (pick(PORTS), pick(LENGTHS.len()));
         let (mut blksize, mut window) = (BLKSIZES[pick(BLKSIZES.len())], WINDOWS[pick(WINDOWS.len())]);
@@ -257,8 +267,8 @@ impl Transfer {
             since_ack: 0,
             gap: false,
             quits_after,
-            progress: now,
-            sent: now,
+            progress: now.served,
+            sent: now.wall,
         }
     }
 
@@ -274,7 +284,7 @@ impl Transfer {
         }
     }
 
-    fn take(&mut self, from: SocketAddr, packet: &[u8], now: Instant, tally: &mut Tally) -> Result<News> {
+    fn take(&mut self, from: SocketAddr, packet: &[u8], now: Now, tally: &mut Tally) -> Result<News> {
         // Of an earlier transfer of this port (RFC 1350 section 4).
         if self.server.is_some_and(|server| server != from) {
             return Ok(News::Nothing);
@@ -285,7 +295,7 @@ impl Transfer {
                 self.server = Some(from);
                 if first {
                     self.granted(options, tally)?;
-                    self.progress = now;
+                    self.progress = now.served;
                 }
                 Ok(News::Turn)
             }
@@ -296,7 +306,7 @@ impl Transfer {
             [0, 5, _, code, words @ ..] => {
                 tally.transfers_lost += 1;
                 let words = String::from_utf8_lossy(words);
-                tally.tell(|| format!("file {}, block {}: error {code}: {words}", self.file, self.received));
+                tally.tell(|| format!("{self:?}: error {code}: {words}"));
                 Ok(News::Over)
             }
             _ => Ok(News::Nothing),
@@ -327,7 +337,7 @@ impl Transfer {
         Ok(())
     }
 
-    fn data(&mut self, number: u16, data: &[u8], now: Instant, tally: &mut Tally) -> News {
+    fn data(&mut self, number: u16, data: &[u8], now: Now, tally: &mut Tally) -> News {
         let ahead = number.wrapping_sub(self.received as u16);
         if ahead != 1 {
             // The last block once more: the server has not seen its ACK. One further on: some are missing.
@@ -351,7 +361,7 @@ impl Transfer {
         self.received += 1;
         self.since_ack += 1;
         self.gap = false;
-        self.progress = now;
+        self.progress = now.served;
         tally.bytes += data.len() as u64;
         if data.len() < self.blksize {
             return News::Whole;

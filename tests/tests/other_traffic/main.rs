@@ -6,6 +6,7 @@ mod streams;
 
 use std::fs;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -74,15 +75,12 @@ fn ports_that_join_later_get_what_the_first_ones_have() {
                 let tier = || Ok(tier_of(&appliance, host)?.filter(|tier| tier == hook));
                 wait_for(Duration::from_secs(5), tier)
                     .with_context(|| format!("{hook} on {}", host.port()))?;
-                // bpftool is not the appliance's own word.
-                let attached = output(Command::new("bpftool").args(["net", "show", "dev", &host.port()]))?;
-                ensure!(attached.contains(&host.port()), "{hook} on {}: {attached}", host.port());
+                ensure!(kernel_has(hook, host)?, "the kernel has no link of {hook} on {}", host.port());
             }
             net::ip(["link", "set", &late.port(), "nomaster"])?;
             wait_for(Duration::from_secs(5), || Ok(tier_of(&appliance, &late)?.is_none().then_some(())))
                 .context("a port that left")?;
-            let attached = output(Command::new("bpftool").args(["net", "show", "dev", &late.port()]))?;
-            ensure!(!attached.contains(&late.port()), "{hook} on a port that left: {attached}");
+            ensure!(!kernel_has(hook, &late)?, "{hook} is left on a port that left");
             appliance.stop()?;
         }
         Ok(())
@@ -153,7 +151,7 @@ impl Wire {
         let (carried, storm) = std::thread::scope(|scope| {
             let storm = scope.spawn(|| -> Result<()> {
                 while !over.load(Ordering::Relaxed) {
-                    clients.turn(&mut tally)?;
+                    clients.turn(true, &mut tally)?;
                 }
                 Ok(())
             });
@@ -192,4 +190,20 @@ fn tier_of(appliance: &Appliance, host: &Host) -> Result<Option<String>> {
     };
     Ok(lab::appliance::find(&status, &|value| value.as_object().is_some_and(&is_its))
         .and_then(|port| Some(port["tier"].as_str()?.to_owned())))
+}
+
+/// Whether the kernel, asked by bpftool, has the link that is pinned for a host's port. It is pinned by the
+/// port's index.
+fn kernel_has(hook: &str, host: &Host) -> Result<bool> {
+    let index = fs::read_to_string(Path::new("/sys/class/net").join(host.port()).join("ifindex"))?;
+    let ours = fs::read_dir("/sys/fs/bpf")?.flatten().find(|e| e.path().join("links").is_dir());
+    let links = ours.context("the daemon's directory")?.path().join("links");
+    let link = links.join(format!("{hook}-{}", index.trim()));
+    if !link.exists() {
+        return Ok(false);
+    }
+    let shown = output(Command::new("bpftool").args(["--json", "link", "show", "pinned"]).arg(link))?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    ensure!(shown["prog_id"].as_u64().is_some_and(|id| id > 0), "a link without a program: {shown}");
+    Ok(true)
 }
