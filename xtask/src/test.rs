@@ -22,33 +22,30 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     let _ = std::fs::remove_file(&skipped);
 
     // pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
-    let steps: [&[&str]; 5] = [
-        &["--package", "pxe-common"],
-        &["--workspace", "--exclude", "pxe-common", "--exclude", "pxe-ebpf", "--exclude", "bridgehead-tests"],
-        &["--package", "bridgehead-tests", "--lib", "--test", "world"],
-        &[
-            "--package",
+    let machines = ["firmware", "two_stages", "storage"];
+    let others = across_crates(&machines)?;
+    let tests = |names: &[&'static str]| names.iter().flat_map(|name| ["--test", *name]).collect::<Vec<_>>();
+    let lab = &["--package", "bridgehead-tests"];
+    let steps: [Vec<&str>; 5] = [
+        vec!["--package", "pxe-common"],
+        vec![
+            "--workspace",
+            "--exclude",
+            "pxe-common",
+            "--exclude",
+            "pxe-ebpf",
+            "--exclude",
             "bridgehead-tests",
-            "--test",
-            "clients",
-            "--test",
-            "appliance",
-            "--test",
-            "load",
-            "--test",
-            "restart",
-            "--test",
-            "other_traffic",
-            "--test",
-            "soak",
         ],
-        &["--package", "bridgehead-tests", "--test", "firmware", "--test", "two_stages", "--test", "storage"],
+        [lab, &["--lib"][..], &tests(&["world"])].concat(),
+        lab.iter().copied().chain(others.iter().flat_map(|name| ["--test", name])).collect(),
+        [&lab[..], &tests(&machines)].concat(),
     ];
     for step in steps {
         check(
             Command::new("cargo")
                 .arg("test")
-                .args(step)
+                .args(&step)
                 .args(&arguments.rest)
                 .env("BRIDGEHEAD_BIN", paths::target("release/bridgehead"))
                 .env("BRIDGEHEAD_ASSETS", paths::target("assets"))
@@ -62,4 +59,15 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         Err(_) => println!("\nno test was skipped"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tests across crates, but for the lab's own and those of virtual machines.
+fn across_crates(machines: &[&str]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(paths::root().join("tests/tests"))? {
+        let path = entry?.path();
+        names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+    }
+    names.retain(|name| name != "world" && !machines.contains(&name.as_str()));
+    Ok(names)
 }
