@@ -3,9 +3,9 @@
 //! Nothing here is the server's code: the machines have their own DHCP, TFTP and HTTP clients, and
 //! behave as their [`firmware`] does, its options, timers and give-up included.
 //!
-//! Read it in this order: [`firmware`] (what each kind does), [`dhcp`], [`tftp`] and [`http`] (one
-//! client each, pure), [`machine`] (a boot from power-on to its workload, pure), [`engine`] (all of
-//! them on one [`wire`]), [`outcome`] (what it showed).
+//! Read it in this order: `firmware` (what each kind does), `dhcp`, `tftp` and `http` (one
+//! client each, pure), `machine` (a boot from power-on to its workload, pure), `engine` (all of
+//! them on one `wire`), `outcome` (what it showed).
 
 mod appliance;
 mod args;
