@@ -1,7 +1,7 @@
 //! What the console says, for the appliance: the kernel's messages and our own lines, from the first
 //! on. A thread of its own sends them in batches once there is a network; the boot never waits.
 //!
-//! Until then the kernel's ring holds its messages, and [`OWN`] ours.
+//! Until then the kernel's ring holds its messages, and `OWN` ours.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -4,7 +4,7 @@
 //!
 //! It lives in the initrd (stage 1), statically linked, next to BusyBox and the kernel's modules.
 //! The image's root file system lies below `/image`, described by `/image.json`; in a boot of two
-//! stages it comes as a SquashFS ([`stage2`]).
+//! stages it comes as a SquashFS (`stage2`).
 
 pub mod boot;
 pub mod console;
