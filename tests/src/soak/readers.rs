@@ -20,7 +20,10 @@ use crate::net::Host;
 
 const READERS: usize = 64;
 /// Ports of each reader.
-const PORTS: usize = 8;
+const PORTS: usize = 16;
+/// A port is not used again for so long when something may still be on its way to it: the answer to a request
+/// that was repeated, or to one that was broken off. After a clean end it is, at once.
+const REST: Duration = Duration::from_secs(40);
 /// Exchanges of one reader before it is the next one's turn.
 const TURN: u32 = 8;
 /// Transfers between two replacements of a file.
@@ -60,14 +63,21 @@ struct Files {
 
 struct Reader {
     /// Its ports: some transfers have the one before's again, as firmware does it.
-    sockets: Vec<UdpSocket>,
+    ports: Vec<Port>,
     /// Repeats its ACKs. GRUB does not, and waits for the server to repeat.
     insists: bool,
     transfer: Option<Transfer>,
 }
 
+struct Port {
+    socket: UdpSocket,
+    free_from: Instant,
+}
+
 struct Transfer {
-    socket: usize,
+    port: usize,
+    /// Something of it may arrive after its end.
+    untidy: bool,
     file: usize,
     /// What the file may have been when it was opened.
     candidates: Vec<Content>,
@@ -118,13 +128,13 @@ impl Readers {
             files.replace(file, *len, &mut numbers)?;
         }
         let reader = |insists| -> Result<Reader> {
-            let socket = || -> io::Result<UdpSocket> {
+            let port = || -> io::Result<Port> {
                 let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                 socket.set_nonblocking(true)?;
-                Ok(socket)
+                Ok(Port { socket, free_from: Instant::now() })
             };
-            let sockets = (0..PORTS).map(|_| socket()).collect::<Result<_, _>>()?;
-            Ok(Reader { sockets, insists, transfer: None })
+            let ports = (0..PORTS).map(|_| port()).collect::<Result<_, _>>()?;
+            Ok(Reader { ports, insists, transfer: None })
         };
         let readers = host.inside(|| (0..READERS).map(|n| reader(n % 2 == 0)).collect::<Result<_>>())?;
         let server = SocketAddrV4::new(ADDRESS.parse()?, 69);
@@ -148,8 +158,12 @@ impl Readers {
         let Self { readers, files, server, numbers, begun } = self;
         let reader = &mut readers[index];
         let Some(transfer) = &mut reader.transfer else {
-            let transfer = Transfer::new(files, numbers, now);
-            let socket = &reader.sockets[transfer.socket];
+            let port = numbers.below(PORTS as u32) as usize;
+            let Port { socket, free_from } = &reader.ports[port];
+            if *free_from > now.wall {
+                return Ok(false);
+            }
+            let transfer = Transfer::new(port, files, numbers, now);
             // What is left of an earlier transfer of this port.
             while receive(socket, &mut [0; 1])?.is_some() {}
             transfer.send(socket, *server, numbers)?;
@@ -157,7 +171,10 @@ impl Readers {
             *begun += 1;
             return Ok(true);
         };
-        let socket = &reader.sockets[transfer.socket];
+        let Port { socket, free_from } = &mut reader.ports[transfer.port];
+        if transfer.untidy {
+            *free_from = now.wall + REST;
+        }
         let mut buffer = [0; 2048];
         let mut exchanges = 0;
         while exchanges < TURN
@@ -171,7 +188,9 @@ impl Readers {
                 News::Turn => {}
                 over @ (News::Whole | News::Over) => {
                     if matches!(over, News::Whole) {
-                        transfer.send(socket, *server, numbers)?;
+                        // This one is not lost: the server would repeat the last block to a port that
+                        // soon has another transfer (RFC 1350 section 6).
+                        transfer.acknowledge(socket, from)?;
                         tally.transfers += 1;
                         tally.tftp += 1;
                     }
@@ -183,6 +202,7 @@ impl Readers {
             exchanges += 1;
             if transfer.quits_after.is_some_and(|after| after <= transfer.received) {
                 send(socket, b"\0\x05\0\x08enough\0", transfer.server.unwrap_or((*server).into()))?;
+                *free_from = now.wall + REST;
                 reader.transfer = None;
                 return Ok(true);
             }
@@ -193,9 +213,11 @@ impl Readers {
             if now.served - transfer.progress > PATIENCE {
                 tally.transfers_lost += 1;
                 tally.tell(|| format!("{transfer:?} stopped"));
+                *free_from = now.wall + REST;
                 reader.transfer = None;
             } else if reader.insists || transfer.server.is_none() {
                 tally.retries += 1;
+                transfer.untidy |= transfer.server.is_none();
                 transfer.sent = now.wall;
                 transfer.send(socket, *server, numbers)?;
             }
@@ -234,9 +256,9 @@ impl Files {
 }
 
 impl Transfer {
-    fn new(files: &Files, numbers: &mut Numbers, now: Now) -> Self {
+    fn new(port: usize, files: &Files, numbers: &mut Numbers, now: Now) -> Self {
         let mut pick = |len: usize| numbers.below(len as u32) as usize;
-        let (socket, file) = (pick(PORTS), pick(LENGTHS.len()));
+        let file = pick(LENGTHS.len());
         let (mut blksize, mut window) = (BLKSIZES[pick(BLKSIZES.len())], WINDOWS[pick(WINDOWS.len())]);
         // Block numbers that wrap, without spending all exchanges on them.
         if pick(200) == 0 {
@@ -254,7 +276,8 @@ impl Transfer {
             request += "tsize\x000\0";
         }
         Self {
-            socket,
+            port,
+            untidy: false,
             file,
             candidates: vec![files.contents[file].clone()],
             request: request.into_bytes(),
@@ -277,11 +300,15 @@ impl Transfer {
         if numbers.happens(LOSS) {
             return Ok(());
         }
-        let [high, low] = (self.received as u16).to_be_bytes();
         match self.server {
-            Some(server) => send(socket, &[0, 4, high, low], server),
+            Some(server) => self.acknowledge(socket, server),
             None => send(socket, &self.request, server.into()),
         }
+    }
+
+    fn acknowledge(&self, socket: &UdpSocket, server: SocketAddr) -> Result<()> {
+        let [high, low] = (self.received as u16).to_be_bytes();
+        send(socket, &[0, 4, high, low], server)
     }
 
     fn take(&mut self, from: SocketAddr, packet: &[u8], now: Now, tally: &mut Tally) -> Result<News> {
@@ -298,6 +325,10 @@ impl Transfer {
                     self.progress = now.served;
                 }
                 Ok(News::Turn)
+            }
+            // Repeated for an earlier transfer of this port, to one that has seen no answer.
+            [0, 3, number @ ..] if first && (self.has_options() || !number.starts_with(&[0, 1])) => {
+                Ok(News::Nothing)
             }
             [0, 3, high, low, data @ ..] => {
                 self.server = Some(from);
@@ -335,6 +366,11 @@ impl Transfer {
             }
         }
         Ok(())
+    }
+
+    /// Whether it begins with an OACK: the server knows each of them.
+    fn has_options(&self) -> bool {
+        !self.request.ends_with(b"octet\0")
     }
 
     fn data(&mut self, number: u16, data: &[u8], now: Now, tally: &mut Tally) -> News {
