@@ -44,6 +44,10 @@ pub struct Note {
     pub started_ns: u64,
     pub blob: BlobKey,
     pub len: u64,
+    /// What begins the transfer, to be said again until the client acknowledges it: no request
+    /// comes any more from one that has seen it, and GRUB does not repeat its ACK.
+    #[serde(default)]
+    pub oack: Option<Vec<u8>>,
 }
 
 /// A transfer that a killed daemon left.

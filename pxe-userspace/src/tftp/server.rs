@@ -98,7 +98,7 @@ impl Server {
                 path: note.path,
                 blob,
                 stage: note.stage,
-                transfer: Transfer::resume(session.transfer, now_ns),
+                transfer: Transfer::resume(session.transfer, note.oack, note.started_ns, now_ns),
                 in_kernel: true,
                 started_ns: note.started_ns,
                 sent_by_daemon: 0,
@@ -188,7 +188,8 @@ impl Server {
             self.stats.add(Stat::FastPath, 1);
             if let Some(fast_path) = &self.fast_path {
                 let (path, started_ns) = (job.path.clone(), now_ns);
-                let note = Note { path, stage, started_ns, blob: blob.key(), len: blob.len() };
+                let oack = transfer.oack().map(<[u8]>::to_vec);
+                let note = Note { path, stage, started_ns, blob: blob.key(), len: blob.len(), oack };
                 fast_path.note(&job.key, &note);
             }
         }

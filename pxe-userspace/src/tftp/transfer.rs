@@ -57,13 +57,14 @@ impl Transfer {
         (transfer, action)
     }
 
-    /// A transfer that goes on in the kernel, and whose beginning somebody else saw.
-    pub fn resume(session: Session, now_ns: u64) -> Self {
+    /// A transfer that goes on in the kernel, and that somebody else started.
+    pub fn resume(session: Session, oack: Option<Vec<u8>>, started_ns: u64, now_ns: u64) -> Self {
         Self {
             session,
-            oack: None,
+            oack,
             timeout: FIRST_TIMEOUT,
-            progress_ns: session.sent_ns(),
+            // Of a block, or of the OACK before the first one.
+            progress_ns: session.sent_ns().max(started_ns),
             next_timeout_ns: now_ns + nanos(FIRST_TIMEOUT),
             wait: FIRST_TIMEOUT,
         }
@@ -212,6 +213,18 @@ mod tests {
         kernel.on_ack(BlockNo(4), 562 * MS);
         t.observed(kernel);
         assert_eq!(t.on_tick(600 * MS), Action::Finished);
+    }
+
+    #[test]
+    fn an_oack_is_repeated_by_the_next_daemon() {
+        let oack = Some(vec![0, 6]);
+        let mut t = Transfer::resume(session(600), oack.clone(), 100_000 * MS, 101_000 * MS);
+        assert_eq!(t.oack(), oack.as_deref());
+        assert_eq!(t.on_tick(101_299 * MS), Action::Nothing);
+        assert_eq!(t.on_tick(101_300 * MS), Action::SendOack);
+        assert_eq!(t.on_ack(BlockNo(0), 101_301 * MS), one(1));
+        let mut t = Transfer::resume(session(600), oack, 100_000 * MS, 140_000 * MS);
+        assert_eq!(t.on_tick(140_000 * MS), Action::GiveUp, "its client is gone");
     }
 
     #[test]

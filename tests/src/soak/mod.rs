@@ -143,7 +143,8 @@ impl Clients {
     pub fn turn(&mut self, served: bool, tally: &mut Tally) -> Result<()> {
         let wall = Instant::now();
         if served {
-            self.now.served += wall - self.now.wall;
+            // This thread, or the disk, may have stood still: then nobody was asked.
+            self.now.served += (wall - self.now.wall).min(Duration::from_millis(50));
         }
         self.now.wall = wall;
         if !(self.machines.turn(self.now, tally)? | self.readers.turn(self.now, tally)?) {
