@@ -145,7 +145,7 @@ impl Wire {
             let tier = || Ok(tier_of(appliance, host)?.filter(|tier| tier == hook));
             wait_for(Duration::from_secs(5), tier).with_context(|| format!("{hook} on {}", host.port()))?;
         }
-        let lookalike = self.lookalike(world)?;
+        let lookalike = self.lookalike(world, appliance)?;
         let mut clients = Clients::new(self.storm.each_ref(), &world.path("files"), 1)?;
         let (mut tally, over) = (Tally::default(), AtomicBool::new(false));
         let (carried, storm) = std::thread::scope(|scope| {
@@ -170,8 +170,12 @@ impl Wire {
     }
 
     /// What the kernel answers when it is the appliance's: a machine with a lease, and a transfer under way.
-    fn lookalike(&self, world: &World) -> Result<Lookalike> {
-        Dhcp::Udhcpc.lease(world, &self.crafter)?;
+    fn lookalike(&self, world: &World, appliance: &Appliance) -> Result<Lookalike> {
+        // What XDP sends back over a veth is lost, its ACK, too. There is a lease all the same.
+        let said = Dhcp::Udhcpc.lease(world, &self.crafter);
+        let leases = appliance.json(&["leases"])?;
+        let is_bound = |l: &serde_json::Value| l["mac"] == self.crafter.mac() && l["state"] == "bound";
+        ensure!(leases.as_array().is_some_and(|all| all.iter().any(is_bound)), "{said:?}, {leases}");
         let socket = self.c.inside(|| Ok(UdpSocket::bind((streams::C, 0))?))?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         socket.send_to(b"\0\x01mine\0octet\0blksize\x001024\0", (ADDRESS, 69))?;
