@@ -39,7 +39,7 @@ pub(crate) trait Frame: EbpfContext {
     /// `bytes` is valid for `len` bytes, and `len` is not 0.
     unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool;
 
-    /// Changes the frame's length. Where that fails the frame is as it was.
+    /// Makes the frame as long as this. Where that fails the frame is as it was.
     fn resize(&self, len: u32) -> bool;
 
     /// Overwrites `bytes` from offset `at`.
@@ -129,7 +129,7 @@ impl Frame for Xdp {
     fn resize(&self, len: u32) -> bool {
         let by = len as i32 - self.len() as i32;
         // SAFETY: a plain helper call; no pointer into the frame is held.
-        unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
+        by == 0 || unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
     }
 
     #[inline(always)]
@@ -206,7 +206,7 @@ impl Frame for Tc {
     #[inline(always)]
     fn resize(&self, len: u32) -> bool {
         // SAFETY: a plain helper call; no pointer into the frame is held.
-        unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) == 0 }
+        len as usize == self.len() || unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) == 0 }
     }
 
     #[inline(always)]
