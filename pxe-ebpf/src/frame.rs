@@ -1,6 +1,7 @@
 //! The frame under the program: everything that touches packet bytes, for both hooks.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
@@ -38,7 +39,7 @@ pub(crate) trait Frame: EbpfContext {
     /// `bytes` is valid for `len` bytes, and `len` is not 0.
     unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool;
 
-    /// Changes the frame's length. Where that fails the frame is as it was.
+    /// Makes the frame as long as this. Where that fails the frame is as it was.
     fn resize(&self, len: u32) -> bool;
 
     /// Overwrites `bytes` from offset `at`.
@@ -114,10 +115,8 @@ impl Frame for Xdp {
 
     #[inline(always)]
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: the helper writes N bytes to an array of N, or fails.
-        let done = unsafe { bpf_xdp_load_bytes(self.0.ctx, at, bytes.as_mut_ptr().cast(), N as u32) };
-        (done == 0).then_some(bytes)
+        // SAFETY: the bytes are the frame's, and bytes need no alignment.
+        self.bytes(at).map(|bytes| unsafe { *bytes })
     }
 
     #[inline(always)]
@@ -130,7 +129,7 @@ impl Frame for Xdp {
     fn resize(&self, len: u32) -> bool {
         let by = len as i32 - self.len() as i32;
         // SAFETY: a plain helper call; no pointer into the frame is held.
-        unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
+        by == 0 || unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
     }
 
     #[inline(always)]
@@ -147,8 +146,21 @@ impl Frame for Xdp {
     /// The frame has no checksum state: the field gets the whole sum, as `head` has it.
     #[inline(always)]
     fn store_head<const N: usize>(&self, head: [u8; N], _: &Change) -> bool {
-        // SAFETY: the array is as long as we say.
-        unsafe { self.store(0, head.as_ptr(), N as u32) }
+        let Some(bytes) = self.bytes(0) else { return false };
+        // SAFETY: as for `load`; nobody else has the frame.
+        unsafe { *bytes = head };
+        true
+    }
+}
+
+impl Xdp {
+    /// `N` bytes from offset `at`, where they lie. Only in the frame's first buffer: what is looked
+    /// at here is headers and a few bytes behind them, and frames that a driver splits there are
+    /// left to tc. A helper would cost a call and two copies each time.
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, at: u32) -> Option<*mut [u8; N]> {
+        let bytes = self.0.data() + at as usize;
+        (bytes + N <= self.0.data_end()).then_some(bytes as *mut [u8; N])
     }
 }
 
@@ -177,11 +189,12 @@ impl Frame for Tc {
 
     #[inline(always)]
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: the helper writes N bytes to an array of N, or fails.
-        let done =
-            unsafe { bpf_skb_load_bytes(self.0.skb.skb.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
-        (done == 0).then_some(bytes)
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes N bytes to an array of N, or fails (and fills it with zeros).
+        unsafe {
+            let done = bpf_skb_load_bytes(self.0.skb.skb.cast(), at, bytes.as_mut_ptr().cast(), N as u32);
+            (done == 0).then_some(bytes.assume_init())
+        }
     }
 
     #[inline(always)]
@@ -193,7 +206,7 @@ impl Frame for Tc {
     #[inline(always)]
     fn resize(&self, len: u32) -> bool {
         // SAFETY: a plain helper call; no pointer into the frame is held.
-        unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) == 0 }
+        len as usize == self.len() || unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) == 0 }
     }
 
     #[inline(always)]

@@ -64,7 +64,12 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         bytes: 0,
         state: State::Untouched,
     };
-    next_block(0, &mut sending);
+    // At XDP nothing can follow the block: no callback needs it in a function of its own.
+    if F::HOOK == Hook::Xdp {
+        sending.put();
+    } else {
+        next_block(0, &mut sending);
+    }
     match sending.state {
         State::Whole => {}
         State::Untouched => return Err(Pass::TftpNoBlob),
@@ -179,7 +184,7 @@ impl<F: Frame> Sending<'_, F> {
         let Some(bytes) = maps::bytes_at(self.blob, offset) else { return };
         let Some(data_sum) = maps::sum_of(self.sums, self.index) else { return };
         let frame_len = HEAD_LEN + len as usize;
-        if self.frame.len() != frame_len && !self.frame.resize(frame_len as u32) {
+        if !self.frame.resize(frame_len as u32) {
             if self.state == State::Untouched {
                 self.state = State::NoRoom;
             }
