@@ -4,11 +4,12 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{bind, setsockopt, sockopt};
+use nix::sys::socket::{LinkAddr, bind, setsockopt, sockopt};
 use nix::unistd::{read, write};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -37,10 +38,8 @@ impl Cable {
         let protocol = Protocol::from(i32::from(ethertype.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).context("a packet socket")?;
         socket.set_nonblocking(true)?;
-        let eth0 = getifaddrs()?.filter(|a| a.interface_name == "eth0").find_map(|a| a.address);
-        let eth0 = eth0.as_ref().and_then(|a| a.as_link_addr()).context("the host has no eth0")?;
         // Without a protocol in the address the socket keeps its own.
-        bind(socket.as_raw_fd(), eth0).context("binding to eth0")?;
+        bind(socket.as_raw_fd(), &eth0()?).context("binding to eth0")?;
         // As root past rmem_max: what waits here is this side's fault.
         setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))?;
         Ok(Self(socket))
@@ -63,6 +62,43 @@ impl Cable {
             Err(e) => Err(e).context("receiving a frame"),
         }
     }
+
+    pub fn socket(&self) -> &Socket {
+        &self.0
+    }
+}
+
+/// The host's own MAC address.
+pub fn own_mac() -> Result<Mac> {
+    eth0()?.addr().context("eth0 has no MAC address")
+}
+
+/// Asks who has `target` (RFC 826), as the host with the address `own`.
+pub fn resolve(own: Ipv4Addr, target: Ipv4Addr) -> Result<Mac> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const RETRY: Duration = Duration::from_millis(200);
+    let (cable, mac) = (Cable::open(ARP)?, own_mac()?);
+    let asking = [&mac[..], &own.octets(), &[0; 6], &target.octets()].concat();
+    let request = ethernet(BROADCAST, mac, ARP, &[&[0, 1, 8, 0, 6, 4, 0, 1][..], &asking].concat());
+    cable.socket().set_nonblocking(false)?;
+    cable.socket().set_read_timeout(Some(RETRY))?;
+    let begun = Instant::now();
+    let mut buffer = [0; 2048];
+    loop {
+        ensure!(begun.elapsed() < PATIENCE, "nobody says to have {target}");
+        cable.send(&request)?;
+        while let Some(len) = cable.receive(&mut buffer)? {
+            let reply = buffer[..len].get(20..32).filter(|r| r[..2] == [0, 2] && r[8..] == target.octets());
+            if let Some(reply) = reply {
+                return Ok(*reply[2..].first_chunk().expect("twelve bytes"));
+            }
+        }
+    }
+}
+
+fn eth0() -> Result<LinkAddr> {
+    let eth0 = getifaddrs()?.filter(|a| a.interface_name == "eth0").find_map(|a| a.address);
+    eth0.as_ref().and_then(|a| a.as_link_addr()).copied().context("the host has no eth0")
 }
 
 /// `payload` in an Ethernet frame.
@@ -116,6 +152,26 @@ pub fn udp_from(frame: &[u8], source: u16) -> Option<&[u8]> {
     frame.get(UDP_HEADERS..34 + len).filter(|_| is_it)
 }
 
+/// Replaces four bytes of a [`udp_frame`]'s payload, from `at` on, and keeps the checksum right (RFC 1624).
+pub fn replace(frame: &mut [u8], at: usize, value: [u8; 4]) {
+    const CHECKSUM: usize = 40;
+    let place = &mut frame[UDP_HEADERS + at..][..4];
+    let old = [!place[0], !place[1], !place[2], !place[3]];
+    place.copy_from_slice(&value);
+    let mut change = folded(sum(&old) + sum(&value));
+    if at % 2 == 1 {
+        // RFC 1071 section 2: the sum of bytes that straddle the words is the same, swapped.
+        change = change.swap_bytes();
+    }
+    let checksum = &mut frame[CHECKSUM..][..2];
+    let was = !u16::from_be_bytes([checksum[0], checksum[1]]);
+    let now = match !folded(u64::from(was) + u64::from(change)) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    checksum.copy_from_slice(&now.to_be_bytes());
+}
+
 /// RFC 1071: the sum of all 16-bit words.
 fn sum(bytes: &[u8]) -> u64 {
     let words = bytes.chunks_exact(2).map(|w| u64::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u64>();
@@ -127,4 +183,31 @@ fn folded(mut sum: u64) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Numbers;
+
+    #[test]
+    fn a_frame_with_replaced_bytes_is_the_frame_made_of_them() {
+        let mut numbers = Numbers::new(3);
+        let end = |port| SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), port);
+        let made = |payload: &[u8]| udp_frame((BROADCAST, BROADCAST), end(67), end(68), payload);
+        let mut payload = numbers.bytes(31);
+        let mut frame = made(&payload);
+        for _ in 0..10_000 {
+            let at = numbers.below(28) as usize;
+            // Extremes, too, where sums of one's complement have two zeros.
+            let value = match numbers.below(4) {
+                0 => [0; 4],
+                1 => [0xff; 4],
+                _ => numbers.below(u32::MAX).to_be_bytes(),
+            };
+            payload[at..at + 4].copy_from_slice(&value);
+            replace(&mut frame, at, value);
+            assert_eq!(frame, made(&payload), "{value:?} at {at}");
+        }
+    }
 }

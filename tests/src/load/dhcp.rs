@@ -1,22 +1,44 @@
 //! DHCP clients without end: each exchange is DISCOVER, OFFER, REQUEST, ACK (RFC 2131 section 3.1) for one
 //! machine, so many at a time. A closed loop: the next exchange begins when one ends, so that the rate is the
 //! server's and not a timer's.
+//!
+//! The client must be cheaper than any server. It makes its frames once and afterwards replaces what differs in
+//! them, and sends and takes whatever is ready with one system call each, past its own host's network stack.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
+use socket2::{SockFilter, SockRef};
 
+use super::batch::{BATCH, Received, Sender};
 use super::cpu::Cpus;
 use super::{Latency, Waits};
+use crate::frames::{self, Cable};
 
 /// An exchange without an answer for this long is a drop.
 const DROPPED: Duration = Duration::from_secs(1);
+/// How often that is looked for.
+const TICK: Duration = Duration::from_millis(10);
+
+const OFFER: u8 = 2;
+const ACK: u8 = 5;
+const NAK: u8 = 6;
+
+/// Where a message has what differs from machine to machine.
+mod at {
+    pub(super) const XID: usize = 4;
+    /// The last four bytes of `chaddr`.
+    pub(super) const MACHINE: usize = 30;
+    /// A REQUEST's options 50 and 54, behind option 53.
+    pub(super) const REQUESTED: usize = 245;
+    pub(super) const SERVER: usize = 251;
+}
 
 /// How requests reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,28 +88,28 @@ pub type Given = HashMap<Ipv4Addr, u32>;
 /// Loads a server from the network namespace of the calling thread, which becomes the client.
 pub fn run(plan: &Plan, given: &mut Given, cpus: &Cpus) -> Result<Outcome> {
     cpus.be_client()?;
-    let mut load = Load {
-        plan,
-        given,
-        socket: socket(plan)?,
-        slots: Vec::new(),
-        begun: 0,
-        exchanges: 0,
-        drops: 0,
-        waits: Waits::default(),
-    };
+    let mut wire = Wire::open(plan)?;
+    let mut load = Load::new(plan, given, wire.stations);
     let meter = cpus.meter()?;
     let begun = Instant::now();
-    for number in 0..plan.outstanding.min(plan.machines) {
-        load.slots.push(Slot { machine: 0, xid: number, state: State::Idle, begun });
-        load.next(number as usize)?;
-    }
-    let more = |load: &Load<'_>| match plan.end {
-        End::After(duration) => begun.elapsed() < duration,
+    let mut ticked = begun;
+    (0..load.slots.len()).for_each(|index| load.next(index));
+    let mut now = begun;
+    while match plan.end {
+        End::After(duration) => now - begun < duration,
         End::Round => load.slots.iter().any(|slot| slot.state != State::Idle),
-    };
-    while more(&load) {
-        load.step()?;
+    } {
+        load.send(&mut wire)?;
+        // Before what arrived meanwhile: nobody is on the list to be sent now.
+        if now - ticked > TICK {
+            ticked = now;
+            load.tick(now);
+        }
+        wire.received.fill(wire.cable.socket().as_fd())?;
+        now = Instant::now();
+        for frame in wire.received.packets() {
+            load.take(frame, now)?;
+        }
     }
     let seconds = begun.elapsed().as_secs_f64();
     let cpu_seconds = meter.seconds()?;
@@ -98,8 +120,9 @@ pub fn run(plan: &Plan, given: &mut Given, cpus: &Cpus) -> Result<Outcome> {
 struct Load<'a> {
     plan: &'a Plan,
     given: &'a mut Given,
-    socket: UdpSocket,
     slots: Vec<Slot>,
+    /// Slots of which the message is to be sent.
+    ready: Vec<usize>,
     /// Exchanges begun so far.
     begun: u32,
     exchanges: u64,
@@ -113,7 +136,10 @@ struct Slot {
     /// Its low half is the slot's number, its high half goes up with every exchange.
     xid: u32,
     state: State,
+    /// When DISCOVER was sent.
     begun: Instant,
+    discover: Vec<u8>,
+    request: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,99 +151,162 @@ enum State {
     Requesting(Ipv4Addr),
 }
 
-impl Load<'_> {
+impl<'a> Load<'a> {
+    fn new(plan: &'a Plan, given: &'a mut Given, stations: Stations) -> Self {
+        let slot = |xid| Slot {
+            machine: 0,
+            xid,
+            state: State::Idle,
+            begun: Instant::now(),
+            discover: frame(plan, stations, &[53, 1, 1]),
+            request: frame(plan, stations, &[53, 1, 3, 50, 4, 0, 0, 0, 0, 54, 4, 0, 0, 0, 0]),
+        };
+        Self {
+            plan,
+            given,
+            slots: (0..plan.outstanding.min(plan.machines)).map(slot).collect(),
+            ready: Vec::new(),
+            begun: 0,
+            exchanges: 0,
+            drops: 0,
+            waits: Waits::default(),
+        }
+    }
+
     /// Begins the next machine's exchange.
-    fn next(&mut self, index: usize) -> Result<()> {
+    fn next(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         if matches!(self.plan.end, End::Round) && self.begun == self.plan.machines {
             slot.state = State::Idle;
-            return Ok(());
+            return;
         }
         slot.machine = self.plan.first + self.begun % self.plan.machines;
         slot.xid = slot.xid.wrapping_add(1 << 16);
         slot.state = State::Selecting;
-        slot.begun = Instant::now();
         self.begun += 1;
-        let message = message(self.plan, slot, 1, &[]);
-        self.send(&message)
+        for frame in [&mut slot.discover, &mut slot.request] {
+            frames::replace(frame, at::XID, slot.xid.to_be_bytes());
+            frames::replace(frame, at::MACHINE, slot.machine.to_be_bytes());
+        }
+        self.ready.push(index);
     }
 
-    fn step(&mut self) -> Result<()> {
-        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&self.socket), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::from(20u8))?;
-        let mut buf = [0; 2048];
-        // Bounded, so that the caller looks at its clock.
-        for _ in 0..256 {
-            match self.socket.recv(&mut buf) {
-                Ok(len) => self.take(&buf[..len])?,
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => break,
-                Err(e) => return Err(e).context("receiving"),
+    fn send(&mut self, wire: &mut Wire) -> Result<()> {
+        for ready in self.ready.chunks(BATCH) {
+            let now = Instant::now();
+            for index in ready {
+                let slot = &mut self.slots[*index];
+                if slot.state == State::Selecting {
+                    slot.begun = now;
+                }
             }
+            let frames = ready.iter().map(|index| {
+                let slot = &self.slots[*index];
+                if slot.state == State::Selecting { &slot.discover[..] } else { &slot.request[..] }
+            });
+            wire.sender.send(wire.cable.socket().as_fd(), frames)?;
         }
-        for index in 0..self.slots.len() {
-            if self.slots[index].state != State::Idle && self.slots[index].begun.elapsed() > DROPPED {
-                self.drops += 1;
-                self.next(index)?;
-            }
-        }
+        self.ready.clear();
         Ok(())
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(reply) = Reply::parse(bytes) else { return Ok(()) };
+    fn take(&mut self, frame: &[u8], now: Instant) -> Result<()> {
+        let Some(reply) = frames::udp_from(frame, 67).and_then(Reply::parse) else { return Ok(()) };
         let index = (reply.xid & 0xffff) as usize;
         let Some(slot) = self.slots.get_mut(index).filter(|s| s.xid == reply.xid) else { return Ok(()) };
         ensure!(reply.mac == mac(slot.machine), "a reply with another machine's hardware address");
         match (slot.state, reply.message) {
-            (State::Selecting, 2) => {
+            (State::Selecting, OFFER) => {
                 slot.state = State::Requesting(reply.address);
-                let [a, b, c, d] = reply.address.octets();
-                let [e, f, g, h] = reply.server.octets();
-                let message = message(self.plan, slot, 3, &[50, 4, a, b, c, d, 54, 4, e, f, g, h]);
-                self.send(&message)
+                frames::replace(&mut slot.request, at::REQUESTED, reply.address.octets());
+                frames::replace(&mut slot.request, at::SERVER, reply.server.octets());
+                self.ready.push(index);
             }
-            (State::Requesting(offered), 5) => {
+            (State::Requesting(offered), ACK) => {
                 ensure!(reply.address == offered, "offered {offered}, acknowledged {}", reply.address);
                 let holder = *self.given.entry(offered).or_insert(slot.machine);
                 ensure!(holder == slot.machine, "{offered} was given to two machines");
-                self.waits.add(slot.begun.elapsed());
+                self.waits.add(now - slot.begun);
                 self.exchanges += 1;
-                self.next(index)
+                self.next(index);
             }
-            (State::Requesting(offered), 6) => {
-                anyhow::bail!("the server took back {offered}, which it offered")
-            }
+            (State::Requesting(offered), NAK) => bail!("the server took back {offered}, which it offered"),
             // An answer twice.
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
     }
 
-    fn send(&self, message: &[u8]) -> Result<()> {
-        let to = match self.plan.way {
-            Way::Direct => Ipv4Addr::BROADCAST,
-            Way::Relayed(_) => self.plan.server,
-        };
-        match self.socket.send_to(message, SocketAddrV4::new(to, 67)) {
-            // Lost, as on a wire: the exchange becomes a drop.
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => Ok(()),
-            result => result.map(drop).context("sending"),
+    /// Gives up exchanges that have no answer.
+    fn tick(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if slot.state != State::Idle && now.saturating_duration_since(slot.begun) > DROPPED {
+                self.drops += 1;
+                self.next(index);
+            }
         }
     }
 }
 
-fn socket(plan: &Plan) -> Result<UdpSocket> {
-    let own = match plan.way {
-        Way::Direct => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
-        Way::Relayed(relay) => SocketAddrV4::new(relay, 67),
-    };
-    let socket = UdpSocket::bind(own).with_context(|| format!("binding {own}"))?;
-    socket.set_nonblocking(true)?;
-    socket.set_broadcast(true)?;
-    // Without a route, the device says where broadcasts go.
-    setsockopt(&socket, sockopt::BindToDevice, &"eth0".into())?;
-    // As root past rmem_max: what waits here is the client's fault, and must not count as the server's drop.
-    setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20))?;
-    Ok(socket)
+/// Source and destination of a request's frame.
+type Stations = (frames::Mac, frames::Mac);
+
+/// The client's end of the cable.
+struct Wire {
+    cable: Cable,
+    stations: Stations,
+    received: Received,
+    sender: Sender,
+    /// Owns the relay's port, or its host would tell the server that nobody listens there.
+    _port: Option<UdpSocket>,
+}
+
+/// packet(7): a veth pair has no queue to pass by, but there is less to do on the way.
+#[derive(Clone, Copy, Debug)]
+struct QdiscBypass;
+nix::setsockopt_impl!(QdiscBypass, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, bool, sockopt::SetBool);
+
+impl Wire {
+    fn open(plan: &Plan) -> Result<Self> {
+        let own = frames::own_mac()?;
+        let (port, server, guard) = match plan.way {
+            Way::Direct => (68, frames::BROADCAST, None),
+            Way::Relayed(relay) => {
+                let guard = UdpSocket::bind((relay, 67)).with_context(|| format!("binding {relay}:67"))?;
+                SockRef::from(&guard).attach_filter(&[DROP])?;
+                (67, frames::resolve(relay, plan.server)?, Some(guard))
+            }
+        };
+        let cable = Cable::open(frames::IPV4)?;
+        let socket = cable.socket();
+        socket.attach_filter(&udp_to(port))?;
+        setsockopt(socket, QdiscBypass, &true)?;
+        // Reading waits, but not for longer than until the clock must be looked at.
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(TICK))?;
+        let received = Received::new(plan.outstanding as usize);
+        Ok(Self { cable, stations: (own, server), received, sender: Sender::new(), _port: guard })
+    }
+}
+
+const PASS: SockFilter = SockFilter::new(0x06, 0, 0, u32::MAX);
+const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+
+/// Lets through UDP (in IPv4 without options, not a later fragment) to one port.
+fn udp_to(port: u16) -> [SockFilter; 8] {
+    let byte = |at| SockFilter::new(0x30, 0, 0, at);
+    let half = |at| SockFilter::new(0x28, 0, 0, at);
+    [
+        byte(23),
+        SockFilter::new(0x15, 0, 5, 17),
+        half(20),
+        SockFilter::new(0x45, 3, 0, 0x1fff),
+        half(36),
+        SockFilter::new(0x15, 0, 1, u32::from(port)),
+        PASS,
+        DROP,
+    ]
 }
 
 /// Locally administered, and recognisable in a capture.
@@ -226,24 +315,33 @@ fn mac(machine: u32) -> [u8; 6] {
     [0x02, 0x77, a, b, c, d]
 }
 
-/// A request as BIOS PXE ROMs shape it (RFC 4578): options 57, 60, 93 and 55, then the message's own.
-fn message(plan: &Plan, slot: &Slot, kind: u8, own: &[u8]) -> Vec<u8> {
+/// A machine's request, from its own station or a relay's; machine and transaction are yet to be filled in.
+fn frame(plan: &Plan, stations: Stations, own: &[u8]) -> Vec<u8> {
+    let (from, to) = match plan.way {
+        Way::Direct => {
+            (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), SocketAddrV4::new(Ipv4Addr::BROADCAST, 67))
+        }
+        Way::Relayed(relay) => (SocketAddrV4::new(relay, 67), SocketAddrV4::new(plan.server, 67)),
+    };
+    frames::udp_frame(stations, from, to, &message(plan.way, own))
+}
+
+/// A request as BIOS PXE ROMs shape it (RFC 4578): the message's own options, then 57, 60, 93 and 55.
+fn message(way: Way, own: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 240];
-    let (hops, flags, giaddr) = match plan.way {
+    let (hops, flags, giaddr) = match way {
         Way::Direct => (0, 0x80, Ipv4Addr::UNSPECIFIED),
         Way::Relayed(relay) => (1, 0, relay),
     };
     bytes[..4].copy_from_slice(&[1, 1, 6, hops]);
-    bytes[4..8].copy_from_slice(&slot.xid.to_be_bytes());
     bytes[10] = flags;
     bytes[24..28].copy_from_slice(&giaddr.octets());
-    bytes[28..34].copy_from_slice(&mac(slot.machine));
+    bytes[28..34].copy_from_slice(&mac(0));
     bytes[236..240].copy_from_slice(&[99, 130, 83, 99]);
-    bytes.extend([53, 1, kind, 57, 2, 5, 0xc0]);
-    bytes.extend(*b"\x3c\x20PXEClient:Arch:00000:UNDI:002001");
-    bytes.extend([93, 2, 0, 0, 55, 6, 1, 3, 51, 54, 66, 67]);
     bytes.extend(own);
-    bytes.push(255);
+    bytes.extend([57, 2, 5, 0xc0]);
+    bytes.extend(*b"\x3c\x20PXEClient:Arch:00000:UNDI:002001");
+    bytes.extend([93, 2, 0, 0, 55, 6, 1, 3, 51, 54, 66, 67, 255]);
     bytes.resize(bytes.len().max(300), 0);
     bytes
 }

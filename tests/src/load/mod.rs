@@ -1,5 +1,6 @@
 //! Load for a server, the same from the same client for each, and what the server pays for it.
 
+mod batch;
 pub mod cpu;
 pub mod dhcp;
 pub mod tftp;

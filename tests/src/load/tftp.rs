@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,6 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 
+use super::batch::Received;
 use super::cpu::Cpus;
 use super::{Latency, Numbers, Waits};
 
@@ -90,6 +92,8 @@ struct Load<'a> {
     /// Clients that can do something.
     ready: VecDeque<usize>,
     epoll: Epoll,
+    /// The packets of one client at a time.
+    received: Received,
     /// When the timers were looked at.
     timers: Instant,
     numbers: Numbers,
@@ -124,36 +128,23 @@ struct Client {
     transfers: u64,
 }
 
-/// What a packet meant to a client.
-enum News {
-    Nothing,
-    /// There is an ACK to be sent.
-    Owes,
-    /// The last block is here.
-    Whole,
-}
-
 impl<'a> Load<'a> {
     fn new(plan: &'a Plan<'a>) -> Result<Self> {
         let clients: Vec<_> = (0..plan.clients).map(|_| Client::new()).collect::<Result<_>>()?;
-        let mut load = Self {
+        let load = Self {
             plan,
             clients,
             ready: (0..plan.clients).collect(),
             epoll: Epoll::new(EpollCreateFlags::empty())?,
+            received: Received::new(usize::from(plan.window)),
             timers: Instant::now(),
             numbers: Numbers::new(1),
             tally: Tally::default(),
         };
-        for index in 0..plan.clients {
-            load.watch(index)?;
+        for (index, client) in load.clients.iter().enumerate() {
+            client.watched(&load.epoll, index)?;
         }
         Ok(load)
-    }
-
-    fn watch(&mut self, index: usize) -> Result<()> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
-        Ok(self.epoll.add(&self.clients[index].socket, event)?)
     }
 
     /// A turn for each client that has something to do.
@@ -186,28 +177,30 @@ impl<'a> Load<'a> {
     /// Exchanges packets until the client has to wait (false) or has had its turn (true).
     fn turn(&mut self, index: usize) -> Result<bool> {
         let client = &mut self.clients[index];
-        let mut buf = [0; 2048];
         for _ in 0..TURN {
             if client.owes {
                 client.asked = Instant::now();
                 client.send(self.plan, &mut self.numbers)?;
             }
-            loop {
-                let Some(len) = client.receive(&mut buf)? else { return Ok(false) };
+            if client.receive(&mut self.received)? == 0 {
+                return Ok(false);
+            }
+            for packet in self.received.packets() {
+                if client.owes {
+                    // There is more behind what asked for this ACK.
+                    client.asked = Instant::now();
+                    client.send(self.plan, &mut self.numbers)?;
+                }
                 if self.numbers.happens(self.plan.loss) {
                     continue;
                 }
-                match client.take(&buf[..len], self.plan, &mut self.tally)? {
-                    News::Nothing => {}
-                    News::Owes => break,
-                    News::Whole => {
-                        client.send(self.plan, &mut self.numbers)?;
-                        let transfers = client.transfers + 1;
-                        // A port of its own for each transfer, as RFC 1350 section 4 has it.
-                        self.clients[index] = Client { transfers, ..Client::new()? };
-                        self.watch(index)?;
-                        return Ok(true);
-                    }
+                if client.take(packet, self.plan, &mut self.tally)? {
+                    client.send(self.plan, &mut self.numbers)?;
+                    let transfers = client.transfers + 1;
+                    // A port of its own for each transfer, as RFC 1350 section 4 has it.
+                    *client = Client { transfers, ..Client::new()? };
+                    client.watched(&self.epoll, index)?;
+                    return Ok(true);
                 }
             }
         }
@@ -234,6 +227,11 @@ impl Client {
         })
     }
 
+    /// Has `epoll` say when something arrives for this client.
+    fn watched(&self, epoll: &Epoll, index: usize) -> Result<()> {
+        Ok(epoll.add(&self.socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?)
+    }
+
     /// Sends the request or the newest ACK, unless it is lost.
     fn send(&mut self, plan: &Plan<'_>, numbers: &mut Numbers) -> Result<()> {
         self.owes = false;
@@ -255,32 +253,30 @@ impl Client {
         }
     }
 
-    /// A packet, if one is there.
-    fn receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>> {
-        let result = if self.connected {
-            self.socket.recv(buf)
-        } else {
-            self.socket.recv_from(buf).and_then(|(len, from)| {
-                self.socket.connect(from)?;
-                self.connected = true;
-                Ok(len)
-            })
-        };
-        match result {
-            Ok(len) => Ok(Some(len)),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
-            Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(None),
-            Err(e) => Err(e).context("receiving"),
+    /// Takes the packets that are there, as many as a window has. Returns how many.
+    fn receive(&mut self, received: &mut Received) -> Result<usize> {
+        if !self.connected {
+            // The first packet says where the transfer's others come from, and go to.
+            match self.socket.peek_from(&mut []) {
+                Ok((_, from)) => self.socket.connect(from)?,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => {
+                    return Ok(0);
+                }
+                Err(e) => return Err(e).context("receiving"),
+            }
+            self.connected = true;
         }
+        received.fill(self.socket.as_fd())
     }
 
-    fn take(&mut self, packet: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<News> {
+    /// Takes a packet. Whether the file is whole with it.
+    fn take(&mut self, packet: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<bool> {
         match packet {
             [0, 3, high, low, data @ ..] => self.data(u16::from_be_bytes([*high, *low]), data, plan, tally),
             [0, 6, options @ ..] if self.received == 0 => {
                 self.window = granted(options, plan)?;
                 self.owes = true;
-                Ok(News::Owes)
+                Ok(false)
             }
             [0, 5, _, code, message @ ..] => {
                 bail!(
@@ -288,18 +284,18 @@ impl Client {
                     String::from_utf8_lossy(message).trim_end_matches('\0')
                 )
             }
-            _ => Ok(News::Nothing),
+            _ => Ok(false),
         }
     }
 
-    fn data(&mut self, number: u16, data: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<News> {
+    fn data(&mut self, number: u16, data: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<bool> {
         let ahead = number.wrapping_sub(self.received as u16);
         if ahead != 1 {
             // The last block once more: the server has not seen its ACK. One further on: some are missing.
             let missing = (2..=self.window).contains(&ahead) && !self.gap;
             self.gap |= missing;
             self.owes = ahead == 0 && self.received > 0 || missing;
-            return Ok(if self.owes { News::Owes } else { News::Nothing });
+            return Ok(false);
         }
         let blksize = usize::from(plan.blksize);
         let rest = plan.file.1.get(self.received as usize * blksize..).unwrap_or_default();
@@ -312,15 +308,12 @@ impl Client {
         tally.blocks += 1;
         let whole = data.len() < blksize;
         if !whole && self.since_ack < self.window {
-            return Ok(News::Nothing);
+            return Ok(false);
         }
         tally.waits.add(self.asked.elapsed());
         self.owes = true;
-        if whole {
-            tally.transfers += 1;
-            return Ok(News::Whole);
-        }
-        Ok(News::Owes)
+        tally.transfers += u64::from(whole);
+        Ok(whole)
     }
 
     /// Ends the transfer, so that the server need not wait for it.

@@ -1,0 +1,83 @@
+//! Many packets a system call: at hundreds of thousands a second the calls would be most of what a client does.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, recvmmsg, sendmmsg};
+
+/// Packets that one call takes or gives.
+pub(super) const BATCH: usize = 64;
+/// More than any frame here has bytes.
+const LEN: usize = 2048;
+
+/// Packets as they arrive.
+pub(super) struct Received {
+    buffers: Vec<[u8; LEN]>,
+    lens: Vec<usize>,
+    headers: MultiHeaders<()>,
+}
+
+impl Received {
+    /// Room for this many at a time, at most [`BATCH`].
+    pub(super) fn new(room: usize) -> Self {
+        let room = room.clamp(1, BATCH);
+        Self {
+            buffers: vec![[0; LEN]; room],
+            lens: Vec::new(),
+            headers: MultiHeaders::preallocate(room, None),
+        }
+    }
+
+    /// Takes what is there, after having waited for the first one as the socket would. Returns how many.
+    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>) -> Result<usize> {
+        self.lens.clear();
+        let mut slices: Vec<_> = self.buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
+        let flags = MsgFlags::MSG_WAITFORONE;
+        match recvmmsg(socket.as_raw_fd(), &mut self.headers, slices.iter_mut(), flags, None) {
+            Ok(packets) => self.lens.extend(packets.map(|p| p.bytes)),
+            // The second: an ICMP error of what was sent before.
+            Err(Errno::EAGAIN | Errno::ECONNREFUSED | Errno::EINTR) => {}
+            Err(e) => return Err(e).context("receiving"),
+        }
+        Ok(self.lens.len())
+    }
+
+    pub(super) fn packets(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.lens.iter().zip(&self.buffers).map(|(len, buffer)| &buffer[..*len])
+    }
+}
+
+/// What it takes to send packets.
+pub(super) struct Sender {
+    headers: MultiHeaders<()>,
+}
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Self { headers: MultiHeaders::preallocate(BATCH, None) }
+    }
+
+    /// Sends them all. What there is no room for is lost, as on a wire.
+    pub(super) fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        packets: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<()> {
+        let slices: Vec<_> = packets.map(|packet| [IoSlice::new(packet)]).collect();
+        let mut rest = &slices[..];
+        while !rest.is_empty() {
+            let nothing: [ControlMessage<'_>; 0] = [];
+            let nowhere = [None; BATCH];
+            let flags = MsgFlags::empty();
+            rest = match sendmmsg(socket.as_raw_fd(), &mut self.headers, rest, nowhere, nothing, flags) {
+                Ok(sent) => &rest[sent.count()..],
+                Err(Errno::EINTR) => rest,
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => &rest[1..],
+                Err(e) => return Err(e).context("sending"),
+            };
+        }
+        Ok(())
+    }
+}
