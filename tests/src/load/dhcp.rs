@@ -2,8 +2,8 @@
 //! machine, so many at a time. A closed loop: the next exchange begins when one ends, so that the rate is the
 //! server's and not a timer's.
 //!
-//! The client must be cheaper than any server. It makes its frames once and afterwards replaces what differs in
-//! them, and sends and takes whatever is ready with one system call each, past its own host's network stack.
+//! The client should cost less than what it measures. It makes its frames once and afterwards replaces what differs
+//! in them, and sends and takes whatever is ready over a packet socket, with one system call each.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
