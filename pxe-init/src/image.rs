@@ -55,7 +55,7 @@ pub enum ImageError {
         "the kernel could not unpack all of the initrd ({problem}): {}", if problem.contains("write error") {
             "the machine has too little memory for the image"
         } else {
-            "it arrived damaged, or the machine's memory changed it"
+            "it is not what the appliance sent, or the kernel had no room for it; stages = \"two\" goes another way"
         }
     )]
     Truncated { problem: String },
