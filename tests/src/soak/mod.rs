@@ -49,6 +49,8 @@ pub struct Tally {
     pub renewals: u64,
     pub releases: u64,
     pub transfers: u64,
+    /// Transfers of files that are the daemon's own business, and that ended with it: their clients ask again.
+    pub interrupted: u64,
     pub bytes: u64,
     /// Files that were replaced under traffic.
     pub replaced: u64,
@@ -97,6 +99,7 @@ impl fmt::Display for Tally {
             ("    gave up for a while", self.gave_up),
             ("  TFTP", self.tftp),
             ("    transfers", self.transfers),
+            ("    small, ended by a kill", self.interrupted),
             ("    MB", self.bytes / 1_000_000),
             ("    files replaced", self.replaced),
             ("retries", self.retries),

@@ -35,6 +35,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A transfer without a new block for this long is lost, the time not counted that there is no daemon.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Smaller files never enter the kernel: a daemon that is killed takes their transfers with it.
+const DAEMONS_OWN: usize = 16 << 10;
+
 /// Around the borders of blocks and of the block map's chunks; the last has more than 65,535 blocks of 8 bytes.
 const LENGTHS: [usize; 15] = [
     0, 1, 511, 512, 1467, 1469, 30_001, 65_535, 65_536, 65_537, 100_000, 1_000_000, 2_000_000, 4_000_000,
@@ -78,6 +81,8 @@ struct Transfer {
     port: usize,
     /// Something of it may arrive after its end.
     untidy: bool,
+    /// How often a daemon had been killed when it began.
+    kills: u32,
     file: usize,
     /// What the file may have been when it was opened.
     candidates: Vec<Content>,
@@ -102,7 +107,11 @@ struct Transfer {
 impl fmt::Debug for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, asked: (blksize, window), server, received, gap, .. } = self;
-        write!(f, "file {file} from {server:?}, blksize {blksize} and window {window} asked for, ")?;
+        let len = self.candidates.iter().map(|content| content.len()).max().unwrap_or_default();
+        write!(
+            f,
+            "file {file} of {len} bytes from {server:?}, blksize {blksize} and window {window} asked for, "
+        )?;
         write!(f, "after block {received}{}", if *gap { ", with a gap" } else { "" })
     }
 }
@@ -163,7 +172,7 @@ impl Readers {
             if *free_from > now.wall {
                 return Ok(false);
             }
-            let transfer = Transfer::new(port, files, numbers, now);
+            let transfer = Transfer::new(port, tally.kills, files, numbers, now);
             // What is left of an earlier transfer of this port.
             while receive(socket, &mut [0; 1])?.is_some() {}
             transfer.send(socket, *server, numbers)?;
@@ -211,8 +220,12 @@ impl Readers {
         }
         if exchanges == 0 && now.wall - transfer.sent > RETRY {
             if now.served - transfer.progress > PATIENCE {
-                tally.transfers_lost += 1;
-                tally.tell(|| format!("{transfer:?} stopped"));
+                if tally.kills > transfer.kills && transfer.is_the_daemons() {
+                    tally.interrupted += 1;
+                } else {
+                    tally.transfers_lost += 1;
+                    tally.tell(|| format!("{transfer:?} stopped"));
+                }
                 *free_from = now.wall + REST;
                 reader.transfer = None;
             } else if reader.insists || transfer.server.is_none() {
@@ -256,7 +269,7 @@ impl Files {
 }
 
 impl Transfer {
-    fn new(port: usize, files: &Files, numbers: &mut Numbers, now: Now) -> Self {
+    fn new(port: usize, kills: u32, files: &Files, numbers: &mut Numbers, now: Now) -> Self {
         let mut pick = |len: usize| numbers.below(len as u32) as usize;
         let file = pick(LENGTHS.len());
         let (mut blksize, mut window) = (BLKSIZES[pick(BLKSIZES.len())], WINDOWS[pick(WINDOWS.len())]);
@@ -278,6 +291,7 @@ impl Transfer {
         Self {
             port,
             untidy: false,
+            kills,
             file,
             candidates: vec![files.contents[file].clone()],
             request: request.into_bytes(),
@@ -366,6 +380,10 @@ impl Transfer {
             }
         }
         Ok(())
+    }
+
+    fn is_the_daemons(&self) -> bool {
+        self.candidates.iter().all(|content| content.len() < DAEMONS_OWN)
     }
 
     /// Whether it begins with an OACK: the server knows each of them.
