@@ -106,18 +106,29 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
+/// Draws its fates without a period. One that cycled through them would be in step with a burst
+/// of as many packets, and lose the same block every time: no protocol gets through that.
 struct Network<T> {
     queue: VecDeque<T>,
-    fates: std::iter::Cycle<std::vec::IntoIter<Fate>>,
+    fates: Vec<Fate>,
+    sent: u64,
 }
 
 impl<T: Copy> Network<T> {
     fn new(fates: Vec<Fate>) -> Self {
-        Self { queue: VecDeque::new(), fates: fates.into_iter().cycle() }
+        Self { queue: VecDeque::new(), fates, sent: 0 }
+    }
+
+    fn fate(&mut self) -> Fate {
+        self.sent += 1;
+        // A multiplicative hash of the packet's number: the same run for the same fates.
+        let spread = self.sent.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (spread ^ spread >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32;
+        self.fates[mixed as usize % self.fates.len()]
     }
 
     fn send(&mut self, packet: T) {
-        match self.fates.next().unwrap() {
+        match self.fate() {
             Fate::Arrives => self.queue.push_back(packet),
             Fate::Lost => {}
             Fate::Twice => self.queue.extend([packet, packet]),
@@ -166,10 +177,12 @@ fn run(len: u64, blksize: u16, window: u16, fates: Vec<Fate>) -> u64 {
     let (mut now, mut packets, mut rounds) = (1u64, 0u64, 0u64);
     acks.queue.push_back(BlockNo(0));
     while !server.finished() {
-        rounds += 1;
         assert!(rounds < 40 * u64::from(server.blocks()) + 1000, "no progress: {server:?}");
         now += 1000;
+        // Duplicate ACKs that get no answer are not counted: a client sends one for each block of a
+        // window that it has already.
         let mut answer = |blocks: Blocks, data: &mut Network<u32>| {
+            rounds += 1;
             (blocks.first..=blocks.last).for_each(|index| {
                 packets += 1;
                 data.send(index);
@@ -184,7 +197,10 @@ fn run(len: u64, blksize: u16, window: u16, fates: Vec<Fate>) -> u64 {
             now += RETRY_NS;
             match server.send_again(now) {
                 Some(blocks) => answer(blocks, &mut data),
-                None => acks.send(BlockNo(0)),
+                None => {
+                    rounds += 1;
+                    acks.send(BlockNo(0));
+                }
             }
         }
         while let Some(index) = data.queue.pop_front() {
