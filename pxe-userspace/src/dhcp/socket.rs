@@ -26,6 +26,7 @@ use crate::database::DatabaseError;
 use crate::machines::Machines;
 use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
+use crate::net::room::make_room;
 use crate::timeline::Timeline;
 
 /// Packets that share one commit at most.
@@ -410,6 +411,7 @@ fn udp(bridge: &str, port: u16) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_broadcast(true)?;
+    make_room(&socket);
     socket.bind_device(Some(bridge.as_bytes()))?;
     socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
     UdpSocket::from_std(socket.into())
