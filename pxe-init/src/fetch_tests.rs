@@ -66,7 +66,7 @@ fn a_transfer_goes_on_where_it_was_cut() {
         up_to(usize::MAX),
     ]);
     let mut got = Vec::new();
-    let fetched = fetch(&remote(address), &mut got).unwrap();
+    let fetched = fetch(&remote(address), &[], &mut got).unwrap();
     assert!(got == contents());
     assert_eq!(fetched.resumed, 5);
     let asked = served.join().unwrap();
@@ -84,7 +84,7 @@ fn a_flipped_bit_is_refused() {
         stream.write_all(&contents).unwrap();
     });
     let (address, served) = server(vec![flipped]);
-    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::Digest { .. }), "{error}");
     assert!(error.to_string().starts_with("the image is damaged: SHA-256 "), "{error}");
     served.join().unwrap();
@@ -93,13 +93,13 @@ fn a_flipped_bit_is_refused() {
 #[test]
 fn what_can_not_become_better_is_not_tried_again() {
     let (address, served) = server(vec![says("HTTP/1.1 404 Not Found\r\n\r\n")]);
-    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::Refused { status: 404, .. }), "{error}");
     served.join().unwrap();
 
     let (address, served) =
         server(vec![says("HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789")]);
-    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::OtherSize { found: 10, expected: 4_000_000, .. }), "{error}");
     served.join().unwrap();
 
@@ -113,7 +113,7 @@ fn what_can_not_become_better_is_not_tried_again() {
         }
     }
     let (address, served) = server(vec![up_to(1000)]);
-    let error = fetch(&remote(address), &mut Full).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut Full).unwrap_err();
     assert!(matches!(error, FetchError::Keep(_)), "{error}");
     served.join().unwrap();
 }
@@ -122,11 +122,12 @@ fn what_can_not_become_better_is_not_tried_again() {
 fn heads_are_read_strictly() {
     let head =
         |range: &str| format!("HTTP/1.1 206 Partial Content\r\nX: y\r\nContent-Range: {range}\r\n\r\n");
-    assert_eq!(part(&head("bytes 5-9/10")), Some(Part { from: 5, size: 10 }));
+    assert_eq!(part(&head("bytes 5-9/10")), Some(Part { range: 5..10, size: 10 }));
+    assert_eq!(part(&head("bytes 5-8/10")), Some(Part { range: 5..9, size: 10 }));
     for bad in [
-        "bytes 5-8/10",
         "bytes 9-5/6",
         "bytes */10",
+        "bytes 5-10/10",
         "bytes 0-18446744073709551615/0",
         "bytes -1-9/10",
         "5-9/10",
