@@ -200,4 +200,4 @@ fn is_labelled(mut disk: File) -> bool {
 
 #[cfg(test)]
 #[path = "cache_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -117,4 +117,4 @@ fn put(pieces: &mut Vec<Piece>, len: u64, from: Option<Place>) {
 
 #[cfg(test)]
 #[path = "delta_tests.rs"]
-mod tests;
+pub(crate) mod tests;

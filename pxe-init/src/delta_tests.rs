@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// A file of these blocks, as the daemon would write it, after 7 bytes and before 5.
-fn file(blocks: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn file(blocks: &[&[u8]]) -> Vec<u8> {
     let mut file = b"head...".to_vec();
     file.extend(blocks.concat());
     file.extend(b"table");
@@ -26,7 +26,8 @@ fn digest(block: &[u8]) -> [u8; DIGEST] {
 }
 
 fn blocks(file: &[u8]) -> Option<Blocks> {
-    let part = |range: Range<u64>| Ok::<_, Infallible>(file[range.start as usize..range.end as usize].to_vec());
+    let part =
+        |range: Range<u64>| Ok::<_, Infallible>(file[range.start as usize..range.end as usize].to_vec());
     let Ok(found) = Blocks::read(file.len() as u64, part);
     found
 }
@@ -59,7 +60,11 @@ fn what_lies_together_in_an_older_file_is_one_piece() {
 fn the_first_file_that_has_a_block_gives_it() {
     let older = [file(&[b"a", b"b"]), b"no list".to_vec(), file(&[b"b", b"c"])];
     let new = file(&[b"b", b"c", b"d"]);
-    let pieces = plan(&blocks(&new).unwrap(), new.len() as u64, older.iter().map(|old| blocks(old).unwrap_or_default()));
+    let pieces = plan(
+        &blocks(&new).unwrap(),
+        new.len() as u64,
+        older.iter().map(|old| blocks(old).unwrap_or_default()),
+    );
     assert_eq!(pieces[1], Piece { len: 1, from: Some(Place { file: 0, at: 8 }) });
     assert_eq!(pieces[2], Piece { len: 1, from: Some(Place { file: 2, at: 8 }) });
     assert!(put_together(&new, &older).0 == new);

@@ -107,7 +107,14 @@ fn obtain(
             (path, fetch::fetch(&remote, &[], &mut file)?, String::new())
         }
     };
-    Ok((file, Came { how: format!("{}{place}", how(fetched, wanted.size)), bytes: fetched.bytes, took: fetched.took }))
+    Ok((
+        file,
+        Came {
+            how: format!("{}{place}", how(fetched, wanted.size)),
+            bytes: fetched.bytes,
+            took: fetched.took,
+        },
+    ))
 }
 
 /// Fetches what the images on the disk do not have. Should they be damaged, they go, and all is fetched.
@@ -203,6 +210,8 @@ fn mib(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::tests::cache;
+    use crate::fetch::tests::{Httpd, two_images};
 
     #[test]
     fn free_memory_is_what_the_kernel_says_is_available() {
@@ -219,6 +228,26 @@ mod tests {
             how(fetched(18_240_000, 2), 600_000_000),
             "18.2 MB of 600.0 MB fetched, the rest was in the cache, after the link was lost 2 times"
         );
+    }
+
+    #[test]
+    fn older_images_that_are_damaged_go_and_all_is_fetched() {
+        let (mut old, new) = two_images();
+        let (root, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(root.path().join("image"), &new).unwrap();
+        let httpd = Httpd::start(root.path());
+        let (size, sha256) = (new.len() as u64, fetch::sha256(&new[..]).unwrap());
+        let remote = Remote { server: httpd.address, path: "/image".into(), size, sha256 };
+        let older = disk.path().join("older");
+        for damaged in [false, true] {
+            old[30 * 50_000] ^= u8::from(damaged);
+            fs::write(&older, &old).unwrap();
+            let into = disk.path().join("new.part");
+            let fetched =
+                fetch_changes(&remote, &cache(disk.path()), &mut File::create(&into).unwrap()).unwrap();
+            assert!(fs::read(into).unwrap() == new);
+            assert_eq!((fetched.bytes == size, older.exists()), (damaged, !damaged), "{fetched:?}");
+        }
     }
 
     #[test]
