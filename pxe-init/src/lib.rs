@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod console;
+pub mod delta;
 
 mod account;
 mod cache;

@@ -6,6 +6,7 @@
 //! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
 //! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
+mod blocks;
 mod docker;
 mod extract;
 #[cfg(fuzzing)]
