@@ -10,8 +10,9 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
+use crate::handover::{self, HandoverError};
 use crate::image::{Image, ImageError};
-use crate::link::{self, Link, LinkError};
+use crate::link::{self, LinkError};
 use crate::modules::Modules;
 use crate::mounts::{self, MountError};
 use crate::power;
@@ -59,6 +60,8 @@ enum BootError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
 }
 
 /// For whoever has to report when nothing else works.
@@ -80,7 +83,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     }
     let settings = settings?;
 
-    let link = network(&settings)?;
+    network(&settings)?;
     let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
@@ -107,12 +110,16 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         reporter.reached(Stage::Image, mounted);
     }
 
-    let renewal = Renewal::new(&link, &settings);
+    if handover::is_init(&image.description) {
+        let address = settings.address.to_string();
+        return Ok(handover::hand_over(&image, &extra(&settings, &address, digest), reporter)?);
+    }
+    let renewal = Renewal::new(&settings);
     Node { supervisor, reporter, settings: &settings, image: &image, renewal }.keep_running()
 }
 
 /// The interface that the node booted from, up and with its address.
-fn network(settings: &Settings) -> Result<Link, LinkError> {
+fn network(settings: &Settings) -> Result<(), LinkError> {
     let name = &settings.name;
     if let Err(e) = sethostname(name) {
         say!("the host name {name:?} is refused: {e}");
@@ -126,7 +133,7 @@ fn network(settings: &Settings) -> Result<Link, LinkError> {
     link::bring_up(&link, settings)?;
     console::ship(settings.appliance, &settings.mac);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
-    Ok(link)
+    Ok(())
 }
 
 /// A node whose image is there.
@@ -173,12 +180,7 @@ impl Node<'_> {
     fn start(&self) -> Result<Pid, StartError> {
         let address = self.settings.address.to_string();
         let description = &self.image.description;
-        let extra = [
-            ("HOSTNAME", self.settings.name.as_str()),
-            ("BRIDGEHEAD_NODE", &self.settings.name),
-            ("BRIDGEHEAD_ADDRESS", &address),
-            ("BRIDGEHEAD_DIGEST", &description.digest),
-        ];
+        let extra = extra(self.settings, &address, &description.digest);
         let pid = workload::start(self.image, &extra, Path::new(&mounts::terminal()))?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
         self.reporter.reached(Stage::Workload, &description.reference);
@@ -210,6 +212,17 @@ impl Node<'_> {
             }
         }
     }
+}
+
+/// What the image's program finds in its environment besides the image's own.
+fn extra<'a>(settings: &'a Settings, address: &'a str, digest: &'a str) -> [(&'a str, &'a str); 4] {
+    let name = settings.name.as_str();
+    [
+        ("HOSTNAME", name),
+        ("BRIDGEHEAD_NODE", name),
+        ("BRIDGEHEAD_ADDRESS", address),
+        ("BRIDGEHEAD_DIGEST", digest),
+    ]
 }
 
 /// An error with everything behind it.

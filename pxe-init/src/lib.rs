@@ -13,6 +13,7 @@ pub mod delta;
 mod account;
 mod cache;
 mod fetch;
+mod handover;
 mod image;
 mod link;
 mod modules;
@@ -32,6 +33,7 @@ pub mod workload;
 mod xattr;
 
 pub use account::{Account, AccountError};
+pub use handover::{STAY, stay};
 pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
 pub use xattr::Xattr;

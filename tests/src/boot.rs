@@ -80,14 +80,27 @@ impl Boot {
         let engine = Engine::start(world)?;
         say("making the demo image");
         engine.make_heavy_demo_image(world, ballast)?;
+        Self::with_image(world, specs, config, engine, DEMO, DEMO, say)
+    }
+
+    /// The same with another image, brought in from `source` with the name `reference`.
+    pub fn with_image(
+        world: &World,
+        specs: &[Spec],
+        config: &str,
+        engine: Engine,
+        source: &str,
+        reference: &str,
+        mut say: impl FnMut(&str),
+    ) -> Result<Self> {
         say("starting the appliance");
         for spec in specs {
             tap(&spec.tap)?;
         }
         let appliance = Appliance::start(world, config)?;
         say("bringing the image in");
-        appliance.run(&["image", "add", DEMO])?;
-        let digest = appliance.image_digest(DEMO)?;
+        appliance.run(&["image", "add", source])?;
+        let digest = appliance.image_digest(reference)?;
         let (follow, events) = appliance.follow(world)?;
         Ok(Self { appliance, machines: Vec::new(), digest, events, _follow: follow, engine })
     }
