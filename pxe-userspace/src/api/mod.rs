@@ -46,7 +46,7 @@ use crate::trace::{TraceError, Wanted};
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
-pub use listener::{Connections, PER_NODE, serve};
+pub use listener::{Connections, PER_NODE, serve, serve_tls};
 
 /// What the daemon says of itself. Methods may read from disk: they are called where that blocks
 /// nobody.

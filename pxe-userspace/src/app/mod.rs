@@ -37,6 +37,7 @@ use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
+use crate::trust::authority::{self, Authority};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -224,6 +225,11 @@ impl Appliance {
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
+        parts.spawn(serving.map(Ok));
+        let authority = Authority::open(&config.state_dir, authority::NODES)?;
+        let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
+        let (router, tls) = (api::boot_router(boot.clone()), authority.server(address)?);
+        let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
         parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
 

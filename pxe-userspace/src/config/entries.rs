@@ -10,7 +10,7 @@ use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Dhcp, DhcpMode, Node, Profile, Protocol, Source, Unknown, Workload, storage, values};
+use super::{Dhcp, DhcpMode, Http, Node, Profile, Protocol, Source, Unknown, Workload, storage, values};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -250,12 +250,13 @@ pub(super) fn workloads(
     raw: &File,
     segment: &Segment,
     dhcp: &Dhcp,
-    http_port: u16,
+    http: &Http,
     claimed: &mut HashMap<Ipv4Addr, String>,
     findings: &mut Findings<'_>,
 ) -> Vec<Workload> {
     let mut taken = HashMap::from([
-        ((http_port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((http.port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((http.tls_port, Protocol::Tcp), "the appliance's HTTPS".to_owned()),
         ((67, Protocol::Udp), "DHCP".to_owned()),
         ((69, Protocol::Udp), "TFTP".to_owned()),
         ((4011, Protocol::Udp), "PXE".to_owned()),

@@ -108,6 +108,7 @@ pub(super) struct FilesTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct HttpTable {
     pub(super) port: Option<Spanned<u16>>,
+    pub(super) tls_port: Option<Spanned<u16>>,
 }
 
 #[derive(Debug, Deserialize)]

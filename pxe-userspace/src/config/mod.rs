@@ -144,6 +144,8 @@ pub enum Unknown {
 pub struct Http {
     /// Where the bridge's own address answers nodes. Port 80 unless told.
     pub port: u16,
+    /// And where by TLS. Port 7443 unless told.
+    pub tls_port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq)]
