@@ -123,7 +123,13 @@ fn fetch_changes(remote: &Remote, cache: &Cache, into: &mut File) -> Result<Fetc
         cache.others().into_iter().map(|Other { path, file }| (path, file)).unzip();
     match fetch::fetch(remote, &others, into) {
         Err(error @ (FetchError::Digest { .. } | FetchError::Older(_))) if !others.is_empty() => {
-            say!("the older images on {} are of no use, and removed ({error})", cache.disk());
+            let problem = match error {
+                FetchError::Digest { .. } => {
+                    "put together with them, the image has another SHA-256".to_owned()
+                }
+                other => other.to_string(),
+            };
+            say!("the older images on {} are of no use, and removed: {problem}", cache.disk());
             for path in paths {
                 let _ = fs::remove_file(path);
             }
