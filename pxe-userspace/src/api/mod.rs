@@ -84,6 +84,8 @@ pub struct BootState {
     pub machines: Machines,
     pub timeline: Timeline,
     pub consoles: Consoles,
+    /// What their workloads said.
+    pub logs: Consoles,
     pub holds: Holds,
     pub storage: Storage,
 }
@@ -102,7 +104,8 @@ pub fn boot_router(state: BootState) -> Router {
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
-        .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
@@ -119,6 +122,7 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/nodes/{name}", get(read::node))
         .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
         .route("/api/nodes/{name}/console", get(console::console))
+        .route("/api/nodes/{name}/logs", get(console::logs))
         .route("/api/nodes/{name}/trace", get(trace::trace))
         .route("/api/leases", get(read::leases))
         .route("/api/files", get(read::files))

@@ -217,7 +217,8 @@ impl Appliance {
             files: catalog.clone(),
             machines: machines.clone(),
             timeline: timeline.clone(),
-            consoles: Consoles::open(&config.state_dir)?,
+            consoles: Consoles::open(&config.state_dir.join("consoles"))?,
+            logs: Consoles::open(&config.state_dir.join("logs"))?,
             holds: holds.clone(),
             storage,
         };

@@ -181,6 +181,10 @@ pub fn image(
     let mut cmdline = identity(machine, appliance);
     cmdline.push(format!("bridgehead.digest={}", facts.digest));
     cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
+    cmdline.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
+    if !profile.logs {
+        cmdline.push("bridgehead.logs=off".to_owned());
+    }
     let mut initrds = vec![path(ImagePart::Stage1, &facts.stage1)];
     match &facts.stage2 {
         Some(Part { sha256, len, .. }) if choice.two => {

@@ -26,6 +26,8 @@ fn profile(cmdline: &str) -> Profile {
         source: Source::Image("hello-metal:latest".into()),
         cmdline: cmdline.into(),
         on_exit: OnExit::PowerOff,
+        restarts: None,
+        logs: true,
         stages: Stages::Auto,
         storage: None,
     }

@@ -142,7 +142,13 @@ pub enum Ask {
     ///
     /// From the kernel's first line on, as soon as stage 1 has a network. The last boots are kept, also
     /// through restarts of the daemon. Control characters are shown as `^[` and the like.
-    Console(debug::Console),
+    Console(debug::Spoken),
+    /// What a machine's workload writes to its standard outputs, in its last boot.
+    ///
+    /// The workload runs on a terminal, so both outputs are one. The last boots are kept, also through restarts
+    /// of the daemon; a workload that writes faster than is sent loses lines, and the text says how many.
+    /// Control characters are shown as `^[` and the like.
+    Logs(debug::Spoken),
     /// Write a packet trace of a machine's boot, for Wireshark.
     ///
     /// Every frame from and to the machine on the bridge's ports, as pcapng. Start it, then power the machine
@@ -257,6 +263,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             print(&reading, &machine, out, |machine| show::nodes(std::slice::from_ref(machine)))
         }
         Ask::Console(what) => debug::console(what, out),
+        Ask::Logs(what) => debug::logs(what, out),
         Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
         Ask::Reload(reading) => {

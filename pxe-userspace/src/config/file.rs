@@ -147,6 +147,8 @@ pub(super) struct ProfileTable {
     pub(super) initrd: Option<Spanned<OneOrMany<String>>>,
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) on_exit: Option<Spanned<OnExit>>,
+    pub(super) restarts: Option<Spanned<u32>>,
+    pub(super) logs: Option<Spanned<bool>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
 }

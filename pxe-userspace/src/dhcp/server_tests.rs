@@ -58,6 +58,8 @@ fn config() -> Config {
             source: config::Source::Image("hello".into()),
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
+            restarts: None,
+            logs: true,
             stages: config::Stages::Auto,
             storage: None,
         }],

@@ -11,6 +11,7 @@ mod docker;
 mod extract;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health;
 mod initrd;
 mod kernel;
 mod manifest;
@@ -48,6 +49,7 @@ use crate::text::hex;
 
 pub use self::docker::ExportError;
 pub use self::extract::ExtractError;
+pub use self::health::HealthCheck;
 pub use self::initrd::{InitrdError, single_file};
 pub use self::kernel::{KernelChoice, KernelError, KernelSource};
 pub use self::oci::{ArchiveError, ImageConfig};
