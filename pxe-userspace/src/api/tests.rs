@@ -55,6 +55,7 @@ impl Daemon {
             consoles,
             holds,
             storage: storage.clone(),
+            http_sent: Arc::default(),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
