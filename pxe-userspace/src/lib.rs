@@ -24,6 +24,7 @@ pub mod console;
 pub mod database;
 pub mod dataplane;
 pub mod dhcp;
+pub mod diagnosis;
 pub mod engine;
 pub mod files;
 pub mod holds;

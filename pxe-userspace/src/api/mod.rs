@@ -16,7 +16,7 @@ pub mod fuzzing;
 mod hold;
 mod images;
 mod listener;
-mod metrics;
+pub(crate) mod metrics;
 mod page;
 mod range;
 mod read;
@@ -27,6 +27,7 @@ pub(crate) mod tests;
 mod trace;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -88,6 +89,8 @@ pub struct BootState {
     pub logs: Consoles,
     pub holds: Holds,
     pub storage: Storage,
+    /// Bytes of files that went out over HTTP.
+    pub http_sent: Arc<AtomicU64>,
 }
 
 /// What the API needs.
@@ -120,6 +123,8 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/why", get(read::why))
+        .route("/api/why", get(read::all_why))
         .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
         .route("/api/nodes/{name}/console", get(console::console))
         .route("/api/nodes/{name}/logs", get(console::logs))

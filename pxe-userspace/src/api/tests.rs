@@ -57,6 +57,7 @@ impl Daemon {
             logs,
             holds,
             storage: storage.clone(),
+            http_sent: Arc::default(),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };

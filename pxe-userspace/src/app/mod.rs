@@ -44,6 +44,9 @@ use signals::{Signal, Signals};
 /// How long what is under way may take to end once the daemon is told to.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How often machines are looked for that have fallen silent.
+const SILENCE_NOTICED: Duration = Duration::from_secs(5);
+
 /// Runs the appliance until it is told to end (SIGTERM, SIGINT) or a part of it fails.
 ///
 /// What was changed on the host is given back in either case. `file` is read again on SIGHUP.
@@ -221,6 +224,7 @@ impl Appliance {
             logs: Consoles::open(&config.state_dir.join("logs"))?,
             holds: holds.clone(),
             storage,
+            http_sent: Arc::default(),
         };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
@@ -232,6 +236,7 @@ impl Appliance {
         let (router, tls) = (api::boot_router(boot.clone()), authority.server(address)?);
         let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
+        parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
         parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
@@ -278,6 +283,17 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
+}
+
+/// Boots of which nothing is heard any more have failed.
+async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(SILENCE_NOTICED);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => tokio::task::block_in_place(|| timeline.end_silent_boots()),
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.

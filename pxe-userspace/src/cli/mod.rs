@@ -6,6 +6,7 @@ mod show;
 pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
+use crate::diagnosis::Why;
 use crate::image::ImageSource;
 use crate::machines::Machine;
 use crate::storm::Storm;
@@ -117,6 +119,19 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Why a machine does not boot, or boots slowly: causes, what was seen, what to do.
+    ///
+    /// Also while it still boots. Without a machine, every one of whose last boot there is something to say.
+    Why {
+        #[arg(value_name = "NAME|MAC")]
+        node: Option<String>,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// The whole site on one screen, as it goes: machines by stage, what is sent, slow boots, causes.
+    ///
+    /// `q` ends it.
+    Top(top::Top),
     /// Stop a machine's next boots in stage 1, with a shell on its console, until it is released.
     ///
     /// Its network is up and its image loaded, but not looked at. `bridgehead nodes` shows it as held. A
@@ -250,6 +265,14 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
                 false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
             })
         }
+        Ask::Why { node: None, reading } => {
+            read::<Vec<Why>>(&reading, "/api/why", out, |all| show::all_why(&all))
+        }
+        Ask::Why { node: Some(node), reading } => {
+            let path = format!("/api/nodes/{}/why", percent(&node, ""));
+            read::<Why>(&reading, &path, out, |why| show::why(&why))
+        }
+        Ask::Top(what) => top::top(what, out),
         Ask::Hold { node, once, reading } => {
             let client = Client::new(&reading.api);
             let path = format!("/api/nodes/{}/hold?once={}", percent(&node, ""), u8::from(once));

@@ -27,7 +27,7 @@ use crate::machines::Machines;
 use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
 use crate::net::room::make_room;
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, Who};
 
 /// Packets that share one commit at most.
 const BATCH: usize = 512;
@@ -274,6 +274,7 @@ impl Task {
             Command::Bound { mac, address } => self.machines.bound(mac, address),
             Command::Released(mac) => self.machines.released(mac),
             Command::Event(happened) => self.timeline.record(happened),
+            Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),
             Command::Send(reply) => {
                 if let Err(error) = self.sockets.send(&reply) {
                     tracing::warn!(%error, to = ?reply.to, "a DHCP reply could not be sent");
