@@ -37,4 +37,5 @@ pub mod text;
 pub mod tftp;
 pub mod timeline;
 pub mod trace;
+pub mod trials;
 pub mod workload;

@@ -37,6 +37,7 @@ use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
+use crate::trials::Trials;
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -144,6 +145,7 @@ struct Appliance {
     machines: Machines,
     timeline: Timeline,
     images: Images,
+    trials: Trials,
     wanted: Wanted,
     catalog: Arc<Catalog>,
     dhcp: Dhcp,
@@ -176,6 +178,7 @@ impl Appliance {
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
+        let trials = Trials::open(&database)?;
         let catalog = Catalog::new(
             &config,
             images.clone(),
@@ -183,6 +186,7 @@ impl Appliance {
             machines.clone(),
             timeline.clone(),
             storage.clone(),
+            trials.clone(),
         )?;
         let catalog = Arc::new(catalog);
 
@@ -225,7 +229,7 @@ impl Appliance {
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
+        parts.spawn(forget_restarted(timeline.clone(), connections, holds, trials.clone(), shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -241,6 +245,7 @@ impl Appliance {
             machines,
             timeline,
             images,
+            trials,
             wanted,
             catalog,
             dhcp,
@@ -274,11 +279,12 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
-/// A hold for the boot before is over.
+/// A hold for the boot before is over. A machine in stage 1 came up with its kernel.
 async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
     holds: Holds,
+    trials: Trials,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -295,6 +301,9 @@ async fn forget_restarted(
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }
+            }
+            Ok(Event { stage: Stage::Stage1, mac, .. }) => {
+                tokio::task::block_in_place(|| trials.came_up(mac));
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Ok(()),

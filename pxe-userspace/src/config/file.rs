@@ -148,6 +148,8 @@ pub(super) struct ProfileTable {
     pub(super) on_exit: Option<Spanned<OnExit>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) modules: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
