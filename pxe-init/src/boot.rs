@@ -22,7 +22,7 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
-use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
+use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, modules_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
 use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
@@ -87,6 +87,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     }
     let settings = settings?;
 
+    load_wanted(&cmdline);
     network(&settings)?;
     let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -120,6 +121,27 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     }
     let renewal = Renewal::new(&settings);
     Node { supervisor, reporter, settings: &settings, address, image: &image, renewal }.keep_running()
+}
+
+/// The modules that the profile names, before those of the devices. A boot goes on without them.
+fn load_wanted(cmdline: &str) {
+    let wanted = modules_wanted(cmdline);
+    if wanted.is_empty() {
+        return;
+    }
+    match Modules::open(Path::new("/")) {
+        Ok(mut modules) => {
+            for name in wanted {
+                match modules.load_by_alias(&name) {
+                    Ok(()) => say!("module {name} is loaded"),
+                    Err(error) => say!("the profile's module {name}: {error}"),
+                }
+            }
+        }
+        Err(error) => {
+            say!("none of the profile's modules is loaded: stage 1 has none for this kernel ({error})")
+        }
+    }
 }
 
 /// The interface that the node booted from, up and with its address.

@@ -39,5 +39,6 @@ pub mod text;
 pub mod tftp;
 pub mod timeline;
 pub mod trace;
+pub mod trials;
 pub mod trust;
 pub mod workload;

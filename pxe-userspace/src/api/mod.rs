@@ -15,6 +15,7 @@ mod files;
 pub mod fuzzing;
 mod hold;
 mod images;
+mod kernels;
 mod listener;
 pub(crate) mod metrics;
 mod page;
@@ -32,14 +33,14 @@ use std::sync::atomic::AtomicU64;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use crate::console::Consoles;
 use crate::files::Files;
 use crate::holds::Holds;
-use crate::image::ImageSource;
+use crate::image::{ImageSource, KernelList, KernelRecord, NewKernel};
 use crate::machines::Machines;
 use crate::storage::Storage;
 use crate::timeline::Timeline;
@@ -76,6 +77,11 @@ pub trait Images: Send + Sync + 'static {
     fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>>;
     /// Deletes what nothing refers to.
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>>;
+    fn kernels(&self) -> KernelList;
+    fn add_kernel(&self, new: NewKernel) -> BoxFuture<'_, Result<KernelRecord, Failure>>;
+    /// The one for images without; none is the stock one.
+    fn default_kernel(&self, name: Option<&str>) -> Result<(), Failure>;
+    fn remove_kernel(&self, name: &str) -> Result<(), Failure>;
 }
 
 /// What nodes need.
@@ -138,6 +144,9 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/images/gc", post(images::collect))
         // A reference has slashes in it.
         .route("/api/images/{*reference}", delete(images::remove))
+        .route("/api/kernels", get(kernels::list).post(kernels::add))
+        .route("/api/kernels/{name}", delete(kernels::remove))
+        .route("/api/default-kernel", put(kernels::set_default))
         .route("/api/reload", post(read::reload))
         .merge(files::root_route().with_state(state.boot.clone()))
         .fallback(failure::no_such_route)

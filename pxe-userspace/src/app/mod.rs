@@ -37,6 +37,7 @@ use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
+use crate::trials::Trials;
 use crate::trust::authority::{self, Authority};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
@@ -148,6 +149,7 @@ struct Appliance {
     machines: Machines,
     timeline: Timeline,
     images: Images,
+    trials: Trials,
     wanted: Wanted,
     catalog: Arc<Catalog>,
     dhcp: Dhcp,
@@ -180,6 +182,7 @@ impl Appliance {
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
+        let trials = Trials::open(&database)?;
         let catalog = Catalog::new(
             &config,
             images.clone(),
@@ -187,6 +190,7 @@ impl Appliance {
             machines.clone(),
             timeline.clone(),
             storage.clone(),
+            trials.clone(),
         )?;
         let catalog = Arc::new(catalog);
 
@@ -237,7 +241,7 @@ impl Appliance {
         let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
         parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
-        parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
+        parts.spawn(forget_restarted(timeline.clone(), connections, holds, trials.clone(), shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -253,6 +257,7 @@ impl Appliance {
             machines,
             timeline,
             images,
+            trials,
             wanted,
             catalog,
             dhcp,
@@ -297,11 +302,12 @@ async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> an
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
-/// A hold for the boot before is over.
+/// A hold for the boot before is over. A machine in stage 1 came up with its kernel.
 async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
     holds: Holds,
+    trials: Trials,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -318,6 +324,9 @@ async fn forget_restarted(
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }
+            }
+            Ok(Event { stage: Stage::Stage1, mac, .. }) => {
+                tokio::task::block_in_place(|| trials.came_up(mac));
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Ok(()),

@@ -4,10 +4,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 use super::paths::{Generated, ImagePart};
 use crate::config::{Config, OnExit, Profile, Stages};
-use crate::image::{ImageRecord, Stored};
+use crate::image::{ImageRecord, KernelRecord, ModuleError, Stored};
 use crate::machines::Machine;
 
 /// What the plan needs to know of the appliance.
@@ -69,8 +70,56 @@ impl From<&ImageRecord> for ImageFacts {
     }
 }
 
+/// A kernel with its stage 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelFacts {
+    /// For people.
+    pub name: String,
+    pub kernel: Part,
+    pub stage1: Part,
+    /// Whether it can mount an image's SquashFS.
+    pub two_stages: bool,
+}
+
+impl KernelFacts {
+    /// What tells it from others: what it consists of.
+    pub fn id(&self) -> String {
+        format!("{} {}", self.kernel.sha256, self.stage1.sha256)
+    }
+}
+
+impl From<&ImageRecord> for KernelFacts {
+    fn from(record: &ImageRecord) -> Self {
+        let ImageFacts { kernel, stage1, stage2, .. } = record.into();
+        Self { name: record.kernel.version.clone(), kernel, stage1, two_stages: stage2.is_some() }
+    }
+}
+
+impl From<&KernelRecord> for KernelFacts {
+    fn from(record: &KernelRecord) -> Self {
+        let part =
+            |stored: &Stored, unpacked| Part { sha256: stored.sha256.clone(), len: stored.size, unpacked };
+        Self {
+            name: record.name.clone(),
+            kernel: part(&record.kernel_blob, record.memory),
+            stage1: part(&record.stage1_blob, record.stage1_unpacked),
+            two_stages: record.two_stages,
+        }
+    }
+}
+
+impl ImageFacts {
+    /// The image with another kernel.
+    pub fn with(self, kernel: KernelFacts) -> Self {
+        let KernelFacts { kernel, stage1, two_stages, .. } = kernel;
+        Self { kernel, stage1, stage2: self.stage2.filter(|_| two_stages), ..self }
+    }
+}
+
 /// A file as it is sent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Part {
     /// Hexadecimal.
     pub sha256: String,
@@ -138,6 +187,12 @@ pub enum Refusal {
         "the profile has a storage plan, and its tools are not here ({path}: {cause}): `cargo xtask setup` makes them"
     )]
     NoStorageTools { path: String, cause: String },
+    #[error(
+        "profile {profile} names the kernel {kernel}, and there is none of that name: `bridgehead kernel list`"
+    )]
+    NoKernel { profile: String, kernel: String },
+    #[error("profile {profile}: {source}")]
+    Modules { profile: String, source: ModuleError },
     #[error("profile {profile}: {source}")]
     Cmdline { profile: String, source: CmdlineError },
 }
@@ -186,6 +241,9 @@ pub fn image(
     cmdline.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
     if !profile.logs {
         cmdline.push("bridgehead.logs=off".to_owned());
+    }
+    if !profile.modules.is_empty() {
+        cmdline.push(format!("bridgehead.modules={}", profile.modules.join(",")));
     }
     let mut initrds = vec![path(ImagePart::Stage1, &facts.stage1)];
     match &facts.stage2 {

@@ -22,6 +22,8 @@ fn machine() -> Machine {
 
 fn profile(cmdline: &str) -> Profile {
     Profile {
+        kernel: None,
+        modules: Vec::new(),
         name: "web".into(),
         source: Source::Image("hello-metal:latest".into()),
         cmdline: cmdline.into(),

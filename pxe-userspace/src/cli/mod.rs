@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 mod debug;
+mod kernel;
 mod show;
 pub(crate) mod table;
 #[cfg(test)]
@@ -174,6 +175,9 @@ pub enum Ask {
     /// Bring images in, and remove them.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Kernels to boot images with, in place of their own or the stock one.
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
     /// Apply a changed configuration file, as SIGHUP does; no transfer is dropped.
     Reload(Reading),
 }
@@ -289,6 +293,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Logs(what) => debug::logs(what, out),
         Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
+        Ask::Kernel(command) => kernel::run(command, out),
         Ask::Reload(reading) => {
             let client = Client::new(&reading.api);
             let done: Reloaded = client.document(client.post("/api/reload", None)?)?;

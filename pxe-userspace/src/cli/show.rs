@@ -7,6 +7,7 @@ use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
 use crate::diagnosis::{Cause, Evidence, Why};
+use crate::image::KernelList;
 use crate::machines::{Hold, Machine};
 use crate::text::word;
 use crate::timeline::{Event, Stage};
@@ -97,6 +98,29 @@ pub(super) fn images(images: Vec<Image>) -> String {
         .collect();
     let none = "no images: `bridgehead image add` brings one in";
     table(["IMAGE", "DIGEST", "SIZE", "STAGES", "KERNEL", "ADDED", "PROFILES"], &rows, none)
+}
+
+pub(super) fn kernels(list: KernelList) -> String {
+    let KernelList { default, kernels } = list;
+    let rows: Vec<_> = kernels
+        .into_iter()
+        .map(|kernel| {
+            let mark = if default.as_ref() == Some(&kernel.name) { "yes" } else { "-" };
+            let stages = if kernel.two_stages { "1 or 2" } else { "1" };
+            [
+                kernel.name,
+                kernel.version,
+                mark.into(),
+                size(kernel.kernel_blob.size + kernel.stage1_blob.size),
+                stages.into(),
+                time(kernel.added),
+                kernel.from,
+            ]
+        })
+        .collect();
+    let none =
+        "no kernels: images boot with their own or the stock one; `bridgehead kernel add` brings one in";
+    table(["KERNEL", "VERSION", "DEFAULT", "SIZE", "STAGES", "ADDED", "FROM"], &rows, none)
 }
 
 pub(super) fn profiles(profiles: Vec<Profile>) -> String {

@@ -151,6 +151,8 @@ pub(super) struct ProfileTable {
     pub(super) logs: Option<Spanned<bool>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) modules: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

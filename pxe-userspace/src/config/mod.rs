@@ -193,6 +193,10 @@ pub struct Profile {
     pub stages: Stages,
     /// The storage plan of its machines.
     pub storage: Option<String>,
+    /// The kernel to boot the image with, by its name in the store.
+    pub kernel: Option<String>,
+    /// Modules that stage 1 loads beside those that the machine's devices ask for.
+    pub modules: Vec<String>,
 }
 
 /// What a profile boots.

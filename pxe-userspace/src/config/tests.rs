@@ -161,9 +161,15 @@ fn each_fault_is_named_with_its_place() {
         ("image   = \"hello-metal:latest\"", "", "22:1", "has nothing to boot"),
         (
             "image   = \"hello-metal:latest\"",
-            "image = \"a\"\nkernel = \"b\"",
+            "image = \"a\"\nkernel = \"debian/vmlinuz\"",
             "25:10",
-            "both `image` and `kernel`",
+            "is the name of a kernel in the store",
+        ),
+        (
+            "kernel = \"debian/vmlinuz\"",
+            "kernel = \"debian/vmlinuz\"\nmodules = [\"bonding\"]",
+            "32:12",
+            "works through the init",
         ),
         ("on-exit = \"stay\"", "on-exit = \"sty\"", "26:11", "did you mean `stay`?"),
         ("stages  = \"two\"", "stages = \"tow\"", "27:10", "did you mean `two`?"),

@@ -54,6 +54,8 @@ fn config() -> Config {
         docker: config::Docker { socket: None },
         default_profile: Some("web".into()),
         profiles: vec![config::Profile {
+            kernel: None,
+            modules: Vec::new(),
             name: "web".into(),
             source: config::Source::Image("hello".into()),
             cmdline: String::new(),

@@ -9,13 +9,14 @@ use std::time::Instant;
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
-use crate::boot::{Appliance, ImageFacts, Plan, Refusal, grub, ipxe, plan};
+use crate::boot::{Appliance, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Source};
 use crate::diagnosis::{Note, Planned};
-use crate::image::{Availability, Images, Wanted, single_file};
+use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, single_file};
 use crate::machines::{Machine, Machines};
 use crate::storage::Storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
+use crate::trials::Trials;
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
 pub struct Catalog {
@@ -25,6 +26,7 @@ pub struct Catalog {
     machines: Machines,
     timeline: Timeline,
     storage: Storage,
+    trials: Trials,
 }
 
 /// What a reload replaces, all at once.
@@ -49,9 +51,10 @@ impl Catalog {
         machines: Machines,
         timeline: Timeline,
         storage: Storage,
+        trials: Trials,
     ) -> Result<Self, RootError> {
         let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline, storage })
+        Ok(Self { served, images, wanted, machines, timeline, storage, trials })
     }
 
     /// Goes on with another configuration. What is being sent stays as it was opened.
@@ -94,6 +97,11 @@ impl Catalog {
             }
             Generated::Image { digest, part } => {
                 let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
+                if *part == ImagePart::Kernel
+                    && let Some(machine) = self.machines.by_address(client)
+                {
+                    self.trials.fetches(machine.mac, digest);
+                }
                 let stage = match part {
                     ImagePart::Kernel => Some(Stage::Kernel),
                     ImagePart::Stage1 | ImagePart::Rootfs => Some(Stage::Initrd),
@@ -194,18 +202,69 @@ impl Catalog {
             }
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);
-        let mut facts = ImageFacts::from(&*image.record);
         let mut initrds = Vec::new();
+        let kernel = self.kernel(profile, &image.record, &mut initrds)?;
+        let mut facts = ImageFacts::from(&*image.record).with(self.or_last_good(machine, kernel));
         if profile.storage.is_some() {
             let tools = storage_tools(&config.boot.assets)?;
             facts.stage1.len += tools.len;
             facts.stage1.unpacked += tools.unpacked;
-            initrds =
-                [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()).into();
+            initrds.extend(
+                [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()),
+            );
         }
         let mut plan = plan::image(machine, memory, profile, reference, &facts, &Appliance::from(config))?;
         plan.initrds.extend(initrds);
         Ok(plan)
+    }
+
+    /// The kernel that an image is to boot with: the profile's, else the image's own, else the default one, else the
+    /// stock one. What stage 1 needs for the profile's modules is added to `initrds`.
+    fn kernel(
+        &self,
+        profile: &Profile,
+        image: &ImageRecord,
+        initrds: &mut Vec<String>,
+    ) -> Result<KernelFacts, Refusal> {
+        let kernels = self.images.kernels();
+        let default = kernels.default.as_ref().filter(|_| image.kernel.source == KernelSource::Assets);
+        let Some(name) = profile.kernel.as_ref().or(default) else { return Ok(image.into()) };
+        let profile_name = || profile.name.clone();
+        let record = self.images.kernel(name);
+        let record =
+            record.ok_or_else(|| Refusal::NoKernel { profile: profile_name(), kernel: name.clone() })?;
+        let mut kernel = KernelFacts::from(&record);
+        if !profile.modules.is_empty() {
+            let set = self.images.module_set(&record, &profile.modules);
+            let set = set.map_err(|source| Refusal::Modules { profile: profile_name(), source })?;
+            kernel.stage1.len += set.blob.size;
+            kernel.stage1.unpacked += set.unpacked;
+            let part = Generated::Image { digest: set.blob.sha256, part: ImagePart::Stage1 };
+            initrds.push(part.to_string());
+        }
+        Ok(kernel)
+    }
+
+    /// `wanted`, or what the machine came up with last, where `wanted` had its chances. That is an event of its boot.
+    fn or_last_good(&self, machine: &Machine, wanted: KernelFacts) -> KernelFacts {
+        // Only machines with a lease boot: what anybody may ask for is not written down.
+        if machine.address.is_none() {
+            return wanted;
+        }
+        let Some(good) = self.trials.asked(machine.mac, &wanted) else { return wanted };
+        let here = |sha256: &str| matches!(self.images.blob(sha256), Ok(Some(_)));
+        if !here(&good.kernel.sha256) || !here(&good.stage1.sha256) {
+            return wanted;
+        }
+        // Loaders ask more than once.
+        if machine.stage != Some(Stage::Config) {
+            let words = format!(
+                "kernel {} did not reach stage 1 twice: booting the last good one, {}",
+                wanted.name, good.name
+            );
+            self.timeline.record(Happened::new(Who::Mac(machine.mac), Stage::Config).detail(words));
+        }
+        good
     }
 }
 
