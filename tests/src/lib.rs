@@ -16,6 +16,7 @@ pub mod load;
 pub mod machine;
 pub mod net;
 pub mod process;
+pub mod rom;
 pub mod soak;
 pub mod timeline;
 pub mod world;

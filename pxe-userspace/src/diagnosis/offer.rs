@@ -26,7 +26,7 @@ pub(super) fn not_taken(boot: &Boot) -> Option<Cause> {
     if !boot.has(Stage::Offer) {
         let cause = Cause::new(
             Kind::NoAddress,
-            format!("it asked {} times for an address and was offered none", discovers.times),
+            format!("it asked for an address and was offered none ({} DISCOVER)", discovers.times),
             "see `bridgehead status`: the pool may be exhausted ([dhcp] range), or the machine unknown and left alone \
              ([dhcp] unknown)",
         );
@@ -43,9 +43,12 @@ pub(super) fn not_taken(boot: &Boot) -> Option<Cause> {
     let cause = Cause::new(
         Kind::OfferNotTaken,
         format!(
-            "offers were sent {} times and it never asked for one: they do not reach it, or its ROM refuses an offer \
-             that has address and boot file in one",
-            boot.stages.get(&Stage::Offer).map_or(0, |o| o.times)
+            "{} and it never asked for one: they do not reach it, or its ROM refuses an offer that has address and \
+             boot file in one",
+            match boot.stages.get(&Stage::Offer).map_or(0, |o| o.times) {
+                1 => "an offer was sent".to_owned(),
+                times => format!("offers were sent {times} times"),
+            }
         ),
         "let the switch forward on its port at once (portfast, no spanning tree); see with `bridgehead trace` whether \
          offers leave; if they do, update the ROM, or give the address by another server ([dhcp] mode = \"proxy\")",

@@ -131,7 +131,7 @@ fn cases() -> Vec<Case> {
         (Kind::OfferNotTaken, asks(0.0, BIOS).into_iter().chain(asks(1.0, BIOS)).chain(asks(3.0, BIOS)).collect(),
             "offers were sent 3 times", "offer, 3 times in 3.0 s"),
         (Kind::NoAddress, vec![(0.0, S(Stage::Discover, UEFI)), (4.0, S(Stage::Discover, UEFI))],
-            "it asked 2 times", "discover, 2 times"),
+            "offered none (2 DISCOVER)", "discover, 2 times"),
         (Kind::NoAddress, vec![(0.0, S(Stage::Discover, UEFI)), (0.0, Failed("no free address: every address of dhcp.range is leased"))],
             "no free address", "[dhcp] range"),
         (Kind::WrongArchitecture, bound("network boot of architecture 11"),
@@ -271,7 +271,7 @@ fn a_machine_that_asks_anew_gave_up_and_one_that_asks_again_did_not() {
     }
     assert_eq!(asking.why(MAC, at(29.0)).unwrap().began, at(0.0), "still the same attempt");
     let said = asking.asks(MAC, Some(UEFI), at(100.0)).unwrap();
-    assert!(said.starts_with("it began anew after offer: offers were sent"), "{said}");
+    assert!(said.starts_with("it began anew after offer: an offer was sent"), "{said}");
 
     let mut rebooted = watch(upto(UEFI, Stage::Loader, false));
     assert_eq!(rebooted.asks(MAC, Some("iPXE (UEFI x86-64)"), at(9.0)), None, "its loader was iPXE");

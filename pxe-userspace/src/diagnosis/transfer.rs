@@ -5,10 +5,9 @@ use super::{Boot, Cause, Evidence, Kind};
 use crate::stage::Stage;
 
 /// ERROR 8 (RFC 2347): a client ends the transfer because of its options. EDK2 asks for a file's size so,
-/// "User aborted the transfer", and means no failure.
+/// "User aborted the transfer", and means no failure. GRUB closes files that it has seen enough of, too, but
+/// goes on with others: what matters is the last transfer.
 const OPTIONS_REFUSED: u16 = 8;
-/// GRUB reads a file's beginning and closes it with ERROR 0 or 3, "Terminate".
-const NO_COMPLAINT: [u16; 2] = [0, OPTIONS_REFUSED];
 
 /// The smallest block size that a path with a smaller MTU than Ethernet's may not carry.
 const LARGE_BLOCK: u16 = 1300;
@@ -118,7 +117,7 @@ fn opened(boot: &Boot) -> impl Iterator<Item = (jiff::Timestamp, &str)> {
 /// The last transfer did not come to its end, or did not begin.
 pub(super) fn broken(boot: &Boot) -> Option<Cause> {
     let ended = boot.notes.iter().rev().find(|(_, note)| match note {
-        Note::Aborted { code, .. } => !NO_COMPLAINT.contains(code),
+        Note::Aborted { code, .. } => *code != OPTIONS_REFUSED,
         Note::NotServed { path, .. } => !may_be_missing(path),
         Note::Stalled { .. } | Note::Cut { .. } | Note::Sent { .. } => true,
         Note::Opened { .. } => boot.open > 0,
@@ -127,8 +126,11 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
     let (time, note) = ended?;
     let cause = match note {
         Note::Aborted { path, code, message, acked, blocks } => {
-            let said =
-                if message.is_empty() { format!("code {code}") } else { format!("code {code}, {message:?}") };
+            // The kernel's programs pass on the code only.
+            let said = match message.as_str() {
+                "" => format!("code {code}, {}", meaning(*code)),
+                message => format!("code {code}, {message:?}"),
+            };
             Cause::new(
                 Kind::TransferAborted,
                 format!("it broke {path} off at block {acked} of {blocks}, with a TFTP error: {said}"),
@@ -166,6 +168,21 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
         _ => return None,
     };
     Some(cause)
+}
+
+/// RFC 1350 section 5, RFC 2347.
+fn meaning(code: u16) -> &'static str {
+    match code {
+        1 => "file not found",
+        2 => "access violation",
+        3 => "disk full or allocation exceeded",
+        4 => "illegal operation",
+        5 => "unknown transfer",
+        6 => "file exists",
+        7 => "no such user",
+        OPTIONS_REFUSED => "options refused",
+        _ => "not defined",
+    }
 }
 
 /// Names that loaders try and do without: GRUB's configurations by machine and its lists, shim's

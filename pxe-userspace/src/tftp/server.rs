@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pxe_common::map::{Event, SessionKey};
+use pxe_common::map::{Event, EventKind, SessionKey};
 use pxe_common::tftp::Packet;
 use pxe_common::tftp::packet::{ErrorCode, Request};
 
@@ -261,10 +261,11 @@ impl Server {
         let Some(session) = live.observe(&key, self.fast_path.as_deref()) else { return };
         if session.transfer.finished() {
             self.finished(&key, now_ns);
-        } else if session.ended() {
-            self.aborted(&key, ErrorCode(code), b"", now_ns);
-        } else {
+        } else if !session.ended() {
             self.report(&key);
+        } else if event.kind() == Some(EventKind::Aborted) {
+            // Not of a mark that was told before: only this one has the ERROR's code.
+            self.aborted(&key, ErrorCode(code), b"", now_ns);
         }
     }
 
