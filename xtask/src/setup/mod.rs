@@ -21,9 +21,7 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     if build {
         problems.extend(bpf::install_packages()?);
     }
-    if needs.contains(&Need::Peers) {
-        problems.extend(peers::ensure()?);
-    }
+    problems.extend(peers::ensure(needs)?);
     if !problems.is_empty() {
         let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();
         bail!("this machine lacks what is needed, and set-up can't install it:{list}")
