@@ -228,11 +228,16 @@ pub fn check_page(page: &str, node: &str, digest: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fetches `/` by HTTP/1.0.
+/// Fetches `/`.
 pub fn page(server: SocketAddr) -> Result<String> {
+    fetch(server, "/")
+}
+
+/// Fetches `path` by HTTP/1.0.
+pub fn fetch(server: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {}\r\n\r\n", server.ip())?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", server.ip())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;

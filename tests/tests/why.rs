@@ -11,6 +11,7 @@ use lab::appliance::{ADDRESS, Appliance, address_only, program};
 use lab::dnsmasq::Dnsmasq;
 use lab::load::Numbers;
 use lab::net::{self, Host};
+use lab::peers;
 use lab::process::{output, wait_for};
 use lab::rom::{Ends, Rom};
 use lab::world::{self, World};
@@ -91,7 +92,7 @@ fn again(rom: &Rom<'_>) -> Result<()> {
 
 #[test]
 fn boots_that_fail_say_why() {
-    world::test(&["ip", "dnsmasq", "curl", "promtool"], |world| {
+    world::test(&["ip", "dnsmasq", "curl"], |world| {
         let names = [
             "rival", "mute", "pulled", "narrow", "arm", "abort", "secure", "nofile", "noimage", "report",
             "late",
@@ -224,7 +225,7 @@ fn boots_that_fail_say_why() {
 fn metrics(_appliance: &Appliance) -> Result<()> {
     let text =
         output(Command::new("curl").args(["--silent", "--max-time", "20", "http://127.0.0.1:7480/metrics"]))?;
-    let mut promtool = Command::new("promtool");
+    let mut promtool = peers::command("promtool");
     let mut promtool = promtool
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -22,9 +22,7 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     if build {
         problems.extend(bpf::install_packages()?);
     }
-    if needs.contains(&Need::Peers) {
-        problems.extend(peers::ensure()?);
-    }
+    problems.extend(peers::ensure(needs)?);
     if problems.is_empty() && needs.contains(&Need::Test) {
         problems.extend(debian::ensure()?);
     }
