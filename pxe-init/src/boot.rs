@@ -10,6 +10,7 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
+use crate::handover::{Handover, HandoverError};
 use crate::image::{Image, ImageError};
 use crate::link::{self, Link, LinkError};
 use crate::modules::Modules;
@@ -50,6 +51,8 @@ enum BootError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
+    Handover(#[from] HandoverError),
+    #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
     Stage2(#[from] Stage2Error),
@@ -70,18 +73,29 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
     let _ = set_cad_enabled(false);
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::CommandLine)?;
+    let handover = Handover::take();
+    let cmdline = handover.as_ref().map_or(cmdline.clone(), |handover| handover.settle(&cmdline));
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
-        if let Err(error) = settings.map_err(BootError::from).and_then(|s| Ok(network(&s)?)) {
+        if let Err(error) = settings.map_err(BootError::from).and_then(|s| {
+            network(&s)?;
+            console::ship(s.appliance, &s.mac);
+            Ok(())
+        }) {
             say!("no network: {}", words(&error));
         }
         rescue::shells(supervisor, &Reporter::start(None, ""));
     }
-    let settings = settings?;
+    let mut settings = settings?;
 
     let link = network(&settings)?;
-    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
+    let session = handover.and_then(|handover| handover.trade(&settings.mac));
+    // Without a session it can still be said why there is none.
+    settings.appliance = session.as_ref().ok().cloned().or(settings.appliance);
+    console::ship(settings.appliance.clone(), &settings.mac);
+    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance.clone(), &settings.mac));
+    session?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
@@ -91,7 +105,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
 
     Image::check_unpacked()?;
     let came = match &settings.stage2 {
-        Some(stage2) => Some(stage2::mount(stage2, settings.appliance)?),
+        Some(stage2) => Some(stage2::mount(stage2, settings.appliance.as_ref())?),
         None => None,
     };
     let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
@@ -124,7 +138,6 @@ fn network(settings: &Settings) -> Result<Link, LinkError> {
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
     link::bring_up(&link, settings)?;
-    console::ship(settings.appliance, &settings.mac);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
     Ok(link)
 }

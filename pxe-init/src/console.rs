@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddrV4;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -19,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use crate::report::post;
+use crate::appliance::Appliance;
 
 /// Our own lines that wait at most: without an appliance nobody takes them.
 const OWN_MAX: usize = 1024;
@@ -43,7 +42,7 @@ pub fn say(words: fmt::Arguments<'_>) {
 }
 
 /// Starts sending to `appliance`, if there is one.
-pub(crate) fn ship(appliance: Option<SocketAddrV4>, mac: &str) {
+pub(crate) fn ship(appliance: Option<Appliance>, mac: &str) {
     let Some(appliance) = appliance else { return };
     let Ok((waker, woken)) = UnixStream::pair() else { return };
     if waker.set_nonblocking(true).and_then(|()| woken.set_nonblocking(true)).is_err()
@@ -138,7 +137,7 @@ fn wake() {
 }
 
 struct Shipper {
-    appliance: SocketAddrV4,
+    appliance: Appliance,
     mac: String,
     boot: String,
     first: u64,
@@ -186,7 +185,7 @@ impl Shipper {
             let batch = Batch { mac, boot, first: *first, uptime: uptime(), lines };
             let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
             // Nothing is said of a refusal: it would be the next thing to send.
-            if let Ok(200..=299 | 400..=499) = post(self.appliance, "/node/console", &body) {
+            if let Ok(200..=299 | 400..=499) = self.appliance.post("/node/console", &body) {
                 return;
             }
             std::thread::sleep(pause);

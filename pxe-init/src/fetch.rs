@@ -3,17 +3,17 @@
 
 use std::fmt;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::appliance::{Appliance, PATIENCE};
 use crate::say;
 
 /// A file on the appliance.
 #[derive(Clone, Debug)]
 pub(crate) struct Remote {
-    pub(crate) server: SocketAddrV4,
+    pub(crate) server: Appliance,
     pub(crate) path: String,
     pub(crate) size: u64,
     /// Hexadecimal.
@@ -47,9 +47,6 @@ pub(crate) enum FetchError {
     Keep(io::Error),
 }
 
-/// An answer, or a connection without one, for at most so long.
-const PATIENCE: Duration = Duration::from_secs(5);
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const PIECE: usize = 256 * 1024;
 /// An answer's head is a few lines.
@@ -124,14 +121,13 @@ impl<W: Write> Progress<'_, W> {
     /// One connection, for what is missing.
     fn attempt(&mut self) -> Result<(), Ended> {
         let Remote { server, path, size, .. } = self.remote;
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(*server), CONNECT_PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut stream = server.connect()?;
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {server}\r\nRange: bytes={}-\r\nConnection: close\r\n\r\n",
             self.at
         );
         stream.write_all(request.as_bytes())?;
+        stream.flush()?;
         let mut stream = BufReader::with_capacity(PIECE, stream);
         let mut head = String::new();
         let mut limited = (&mut stream).take(HEAD_MAX);

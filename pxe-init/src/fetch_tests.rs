@@ -1,4 +1,4 @@
-use std::net::TcpListener;
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
 use super::*;
@@ -36,7 +36,7 @@ fn contents() -> Vec<u8> {
 fn remote(server: SocketAddrV4) -> Remote {
     let contents = contents();
     let sha256 = sha256(&contents[..]).unwrap();
-    Remote { server, path: "/boot/x".into(), size: contents.len() as u64, sha256 }
+    Remote { server: Appliance::plain(server), path: "/boot/x".into(), size: contents.len() as u64, sha256 }
 }
 
 /// Sends what was asked for, and hangs up after so many bytes.

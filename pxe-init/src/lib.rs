@@ -10,8 +10,10 @@ pub mod boot;
 pub mod console;
 
 mod account;
+mod appliance;
 mod cache;
 mod fetch;
+mod handover;
 mod image;
 mod link;
 mod modules;
@@ -21,6 +23,7 @@ mod power;
 mod program;
 mod renewal;
 mod report;
+mod request;
 mod rescue;
 mod settings;
 mod stage2;

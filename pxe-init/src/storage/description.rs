@@ -13,9 +13,6 @@ pub(crate) struct Storage {
     pub(crate) serials: Vec<String>,
     pub(crate) disks: Vec<DiskSet>,
     pub(crate) volumes: Vec<Volume>,
-    /// What the appliance gives the volumes' keys for, once.
-    #[serde(default)]
-    pub(crate) token: Option<String>,
 }
 
 /// When something may be made on a disk.
@@ -118,6 +115,5 @@ mod tests {
         assert_eq!(storage.disks[0].tables.len(), storage.volumes[0].ids.partitions.len());
         let volume = &storage.volumes[0];
         assert_eq!((volume.raid, volume.encrypt, volume.format), (Some(1), true, Format::Ext4));
-        assert!(storage.token.is_some());
     }
 }

@@ -42,7 +42,7 @@ fn storage(wipe: Wipe, serials: &[&str], sets: &[(usize, &[Kind])]) -> Storage {
         disks.push(DiskSet { name, kind: None, size: None, serials: Vec::new(), path: None, tables });
     }
     let serials = serials.iter().map(|&s| s.to_owned()).collect();
-    Storage { plan: "data".into(), wipe, serials, disks, volumes, token: None }
+    Storage { plan: "data".into(), wipe, serials, disks, volumes }
 }
 
 fn disk(serial: &str, held: Held) -> ModelDisk {

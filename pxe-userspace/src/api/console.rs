@@ -1,11 +1,9 @@
 //! What nodes' consoles said: taken from them, and told to who asks.
 
-use std::net::SocketAddr;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, FromRequest as _, Path, Query, Request, State};
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
@@ -15,6 +13,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
 use crate::console::{BOOTS_MAX, Batch, ConsoleError, Line};
 
@@ -23,7 +22,7 @@ pub(super) const BODY_MAX: usize = 512 * 1024;
 
 pub(super) async fn take(
     State(state): State<BootState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    speaker: Speaker,
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let invalid = |error| Failure::new(Kind::Invalid, error, "see `POST /node/console` in docs/api.md");
@@ -31,7 +30,7 @@ pub(super) async fn take(
         .await
         .map_err(|_| invalid("the lines did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;
-    report::of_itself(&state, peer, batch.mac)?;
+    speaker.is(&state, batch.mac)?;
     let now = Timestamp::now();
     let kept = tokio::task::spawn_blocking(move || state.consoles.append(batch, now)).await;
     kept.map_err(Failure::internal)??;

@@ -37,7 +37,7 @@ use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
-use crate::trust::authority::{self, Authority};
+use crate::trust::Trust;
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -177,13 +177,14 @@ impl Appliance {
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
+        let trust = Trust::open(&config.state_dir, &database, timeline.clone())?;
         let catalog = Catalog::new(
             &config,
             images.clone(),
             wanted.clone(),
             machines.clone(),
             timeline.clone(),
-            storage.clone(),
+            trust.clone(),
         )?;
         let catalog = Arc::new(catalog);
 
@@ -220,18 +221,18 @@ impl Appliance {
             consoles: Consoles::open(&config.state_dir)?,
             holds: holds.clone(),
             storage,
+            trust: trust.clone(),
         };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        let authority = Authority::open(&config.state_dir, authority::NODES)?;
         let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
-        let (router, tls) = (api::boot_router(boot.clone()), authority.server(address)?);
+        let (router, tls) = (api::boot_router(boot.clone()), trust.authority().server(address)?);
         let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
+        parts.spawn(forget_restarted(timeline.clone(), connections, holds, trust, shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -280,11 +281,12 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
-/// A hold for the boot before is over.
+/// A hold for the boot before is over, and it may have a token.
 async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
     holds: Holds,
+    trust: Trust,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -298,11 +300,14 @@ async fn forget_restarted(
                 if let Some(address) = address {
                     connections.forget(address.into());
                 }
+                trust.restarted(mac);
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }
             }
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            // No machine shall wait for a token because its DISCOVER was missed.
+            Err(RecvError::Lagged(_)) => trust.all_restarted(),
+            Ok(_) => {}
             Err(RecvError::Closed) => return Ok(()),
         }
     }

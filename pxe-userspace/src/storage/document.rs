@@ -18,8 +18,6 @@ struct Document<'a> {
     serials: &'a [String],
     disks: Vec<DiskSet<'a>>,
     volumes: Vec<Volume<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -57,7 +55,7 @@ struct Ids {
 }
 
 /// The plan for the machine that `owner` names.
-pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
+pub fn text(plan: &StoragePlan, owner: &str) -> String {
     let id = |what: &[&str]| identity(&[&["bridgehead storage", owner, &plan.name], what].concat());
     let numbered = |count: usize, what: &[&str]| -> Vec<String> {
         (0..count).map(|n| id(&[what, &[n.to_string().as_str()]].concat())).collect()
@@ -95,7 +93,6 @@ pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
         serials: &plan.serials,
         disks: disks.collect(),
         volumes: volumes.collect(),
-        token,
     };
     serde_json::to_string_pretty(&document).expect("it has only text keys")
 }
@@ -154,7 +151,7 @@ mod tests {
     fn writes_what_a_node_reads() {
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         let example = include_str!("../../../pxe-init/src/storage/example.json");
-        assert_eq!(read(&text(&plan(), "n1", Some("t".into()))), read(example));
+        assert_eq!(read(&text(&plan(), "n1")), read(example));
     }
 
     #[test]
@@ -164,6 +161,6 @@ mod tests {
         assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
         assert_eq!(id, identity(&["a", "b"]));
         assert_ne!(id, identity(&["ab", ""]));
-        assert_ne!(text(&plan(), "n1", None), text(&plan(), "n2", None));
+        assert_ne!(text(&plan(), "n1"), text(&plan(), "n2"));
     }
 }
