@@ -10,7 +10,7 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
-use crate::handover::{self, HandoverError};
+use crate::handover::{self, Behind, HandoverError};
 use crate::health::{Change, Health};
 use crate::image::{Image, ImageError};
 use crate::link::{self, LinkError};
@@ -26,6 +26,7 @@ use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, modules_want
 use crate::stage2::{self, Came, Stage2Error};
 use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
+use crate::ticket::{Ticket, TicketError};
 use crate::workload::{self, StartError};
 
 /// Runs the node. The first process never returns.
@@ -53,6 +54,8 @@ enum BootError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
+    Ticket(#[from] TicketError),
+    #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
     Stage2(#[from] Stage2Error),
@@ -77,19 +80,30 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
     let _ = set_cad_enabled(false);
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::CommandLine)?;
+    let ticket = Ticket::take();
+    let cmdline = ticket.as_ref().map_or(cmdline.clone(), |ticket| ticket.settle(&cmdline));
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
-        if let Err(error) = settings.map_err(BootError::from).and_then(|s| Ok(network(&s)?)) {
+        if let Err(error) = settings.map_err(BootError::from).and_then(|s| {
+            network(&s)?;
+            console::ship(s.appliance, &s.mac);
+            Ok(())
+        }) {
             say!("no network: {}", words(&error));
         }
         rescue::shells(supervisor, &Reporter::start(None, ""));
     }
-    let settings = settings?;
+    let mut settings = settings?;
 
     load_wanted(&cmdline);
     network(&settings)?;
-    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
+    let session = ticket.and_then(|ticket| ticket.trade(&settings.mac));
+    // Without a session it can still be said why there is none.
+    settings.appliance = session.as_ref().ok().map(|(_, appliance)| appliance.clone()).or(settings.appliance);
+    console::ship(settings.appliance.clone(), &settings.mac);
+    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance.clone(), &settings.mac));
+    let (session, _) = session?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
 
@@ -99,7 +113,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
 
     Image::check_unpacked()?;
     let came = match &settings.stage2 {
-        Some(stage2) => Some(stage2::mount(stage2, settings.appliance)?),
+        Some(stage2) => Some(stage2::mount(stage2, settings.appliance.as_ref())?),
         None => None,
     };
     let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
@@ -117,7 +131,8 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
 
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
-        return Ok(handover::hand_over(&image, &extra(&settings, &address, digest), reporter)?);
+        let behind = Behind { cmdline, session };
+        return Ok(handover::hand_over(&image, &extra(&settings, &address, digest), reporter, &behind)?);
     }
     let renewal = Renewal::new(&settings);
     Node { supervisor, reporter, settings: &settings, address, image: &image, renewal }.keep_running()
@@ -157,7 +172,6 @@ fn network(settings: &Settings) -> Result<(), LinkError> {
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
     link::bring_up(&link, settings)?;
-    console::ship(settings.appliance, &settings.mac);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
     Ok(())
 }
@@ -186,11 +200,12 @@ impl Node<'_> {
         loop {
             let started = Instant::now();
             let console = PathBuf::from(mounts::terminal());
-            let logged = self.settings.appliance.filter(|_| self.settings.logs).and_then(|appliance| {
-                output::terminal(&console, appliance, &self.settings.mac)
-                    .inspect_err(|e| say!("what the workload says goes to the console only: {e}"))
-                    .ok()
-            });
+            let logged =
+                self.settings.appliance.clone().filter(|_| self.settings.logs).and_then(|appliance| {
+                    output::terminal(&console, appliance, &self.settings.mac)
+                        .inspect_err(|e| say!("what the workload says goes to the console only: {e}"))
+                        .ok()
+                });
             let pid = self.start(logged.as_ref().map_or(&console, |terminal| terminal.path()))?;
             let ended = self.wait_for(pid);
             // The console is ours again, and all that was said is on its way.

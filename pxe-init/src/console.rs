@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddrV4;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -18,6 +17,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::appliance::Appliance;
 use crate::ship::{LINES_MAX, Line, PAUSE, Sender, Source};
 
 /// Our own lines that wait at most: without an appliance nobody takes them.
@@ -42,7 +42,7 @@ pub fn say(words: fmt::Arguments<'_>) {
 }
 
 /// Starts sending to `appliance`, if there is one.
-pub(crate) fn ship(appliance: Option<SocketAddrV4>, mac: &str) {
+pub(crate) fn ship(appliance: Option<Appliance>, mac: &str) {
     let Some(appliance) = appliance else { return };
     let Ok((waker, woken)) = UnixStream::pair() else { return };
     if waker.set_nonblocking(true).and_then(|()| woken.set_nonblocking(true)).is_err()

@@ -4,20 +4,20 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::appliance::{Appliance, Connection, PATIENCE};
 use crate::delta::{self, Blocks, Piece, Place};
 use crate::say;
 
 /// A file on the appliance.
 #[derive(Clone, Debug)]
 pub(crate) struct Remote {
-    pub(crate) server: SocketAddrV4,
+    pub(crate) server: Appliance,
     pub(crate) path: String,
     pub(crate) size: u64,
     /// Hexadecimal.
@@ -55,9 +55,6 @@ pub(crate) enum FetchError {
     Keep(io::Error),
 }
 
-/// An answer, or a connection without one, for at most so long.
-const PATIENCE: Duration = Duration::from_secs(5);
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const PIECE: usize = 256 * 1024;
 /// An answer's head is a few lines.
@@ -147,7 +144,7 @@ impl<W: Write> Made<'_, W> {
 /// Parts of a file on the appliance, over one connection for as long as it lasts.
 struct Source<'a> {
     remote: &'a Remote,
-    stream: Option<BufReader<TcpStream>>,
+    stream: Option<BufReader<Connection>>,
     /// How often it was lost.
     resumed: u32,
     /// Bytes that came.
@@ -223,11 +220,12 @@ impl Source<'_> {
         let Remote { server, path, size, .. } = self.remote;
         let stream = match &mut self.stream {
             Some(stream) => stream,
-            none => none.insert(connect(*server)?),
+            none => none.insert(BufReader::with_capacity(PIECE, server.connect()?)),
         };
         let last = end - 1;
         let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nRange: bytes={at}-{last}\r\n\r\n");
         stream.get_mut().write_all(request.as_bytes())?;
+        stream.get_mut().flush()?;
         let mut head = String::new();
         let mut limited = stream.take(HEAD_MAX);
         while !head.ends_with("\r\n\r\n") {
@@ -272,13 +270,6 @@ impl Source<'_> {
         }
         Ok(())
     }
-}
-
-fn connect(server: SocketAddrV4) -> io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::V4(server), CONNECT_PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(BufReader::with_capacity(PIECE, stream))
 }
 
 /// `120 of 600 MiB`

@@ -1,4 +1,4 @@
-use std::net::TcpListener;
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::thread::JoinHandle;
@@ -39,7 +39,7 @@ fn contents() -> Vec<u8> {
 fn remote(server: SocketAddrV4) -> Remote {
     let contents = contents();
     let sha256 = sha256(&contents[..]).unwrap();
-    Remote { server, path: "/boot/x".into(), size: contents.len() as u64, sha256 }
+    Remote { server: Appliance::plain(server), path: "/boot/x".into(), size: contents.len() as u64, sha256 }
 }
 
 /// Sends what was asked for, and hangs up after so many bytes.
@@ -165,7 +165,8 @@ fn what_an_older_image_has_is_not_fetched() {
             ranges.push(first..last + 1);
         }
     });
-    let remote = Remote { server, path: "/boot/x".into(), size: len as u64, sha256 };
+    let remote =
+        Remote { server: Appliance::plain(server), path: "/boot/x".into(), size: len as u64, sha256 };
     let mut got = Vec::new();
     let unrelated = on_disk(b"something else");
     let fetched = fetch(&remote, &[unrelated, on_disk(&old)], &mut got).unwrap();
@@ -212,7 +213,8 @@ fn another_server_sends_the_same() {
     let httpd = Httpd::start(root.path());
     let (size, sha256) = (new.len() as u64, sha256(&new[..]).unwrap());
     let fetch = |older: &[u8]| {
-        let remote = Remote { server: httpd.address, path: "/image".into(), size, sha256: sha256.clone() };
+        let server = Appliance::plain(httpd.address);
+        let remote = Remote { server, path: "/image".into(), size, sha256: sha256.clone() };
         let mut got = Vec::new();
         fetch(&remote, &[on_disk(older)], &mut got).map(|fetched| (fetched.bytes, got))
     };

@@ -19,6 +19,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, fchdir, pipe2};
+use serde::{Deserialize, Serialize};
 
 use crate::console;
 use crate::image::{Description, Image};
@@ -29,6 +30,7 @@ use crate::say;
 use crate::settings::Settings;
 use crate::supervise::{Happening, Supervisor};
 use crate::system::unblock_signals;
+use crate::ticket::Session;
 use crate::workload;
 
 /// The argument that makes this program the one that stays behind.
@@ -64,6 +66,7 @@ pub(crate) fn hand_over(
     image: &Image,
     extra: &[(&str, &str)],
     reporter: &Reporter,
+    behind: &Behind,
 ) -> Result<Infallible, HandoverError> {
     let Description { reference, argv, env, .. } = &image.description;
     let init = program::find(image, &argv[0], "", "/")?;
@@ -75,7 +78,8 @@ pub(crate) fn hand_over(
         say!("the image has no modules for this kernel, and stage 1's can't be put there: {error}");
     }
     let words = format!("{reference}: handed over to {}, {}", name(image, &init), argv.join(" "));
-    let mut progress = stay_behind(&words).map_err(failed("starting the process that stays behind"))?;
+    let mut progress =
+        stay_behind(&words, behind).map_err(failed("starting the process that stays behind"))?;
     say!("{words}");
     // What comes before in the timeline, comes first; and this process's threads end with it.
     reporter.flush(Duration::from_secs(5));
@@ -139,29 +143,38 @@ fn lend_modules(image: &Image) -> io::Result<()> {
     Ok(mount(None::<&str>, at.as_str(), None::<&str>, read_only, None::<&str>)?)
 }
 
-/// Starts the process that stays behind. It hears of a failure through what is returned; that it is
-/// closed, by exec, without a word means that the image's init runs.
-fn stay_behind(words: &str) -> io::Result<File> {
+/// What the process that stays behind knows of this boot.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Behind {
+    /// The kernel's, with this boot's settings.
+    pub(crate) cmdline: String,
+    pub(crate) session: Session,
+}
+
+/// Starts the process that stays behind. It is told what it needs, and of a failure, through what is returned;
+/// that it is closed, by exec, without another word means that the image's init runs.
+fn stay_behind(words: &str, behind: &Behind) -> io::Result<File> {
     let (hears, tells) = pipe2(OFlag::O_CLOEXEC)?;
     let mut command = Command::new("/proc/self/exe");
     // A group of its own: Ctrl-C at the console is not for it.
     command.args([STAY, words]).stdin(Stdio::from(hears)).process_group(0);
     unblock_signals(&mut command).spawn()?;
-    Ok(tells.into())
+    let mut tells = File::from(tells);
+    serde_json::to_writer(&mut tells, behind)?;
+    Ok(tells)
 }
 
 /// What the process that stays behind does, until the machine ends.
 pub fn stay(words: &str) -> io::Result<()> {
     // Before the reporter's thread starts.
     let supervisor = Supervisor::new()?;
-    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let mut told = Vec::new();
+    io::stdin().read_to_end(&mut told)?;
+    // With another word behind it this is no document: the hand-over failed.
+    let Ok(Behind { cmdline, session }) = serde_json::from_slice(&told) else { return Ok(()) };
     let settings = Settings::parse(&cmdline).map_err(io::Error::other)?;
-    let mut failure = Vec::new();
-    io::stdin().read_to_end(&mut failure)?;
-    if !failure.is_empty() {
-        return Ok(());
-    }
-    let reporter = Reporter::start(settings.appliance, &settings.mac);
+    let appliance = session.open().map_err(io::Error::other)?;
+    let reporter = Reporter::start(Some(appliance), &settings.mac);
     reporter.reached(Stage::Workload, words);
     let mut renewal = Renewal::new(&settings);
     loop {

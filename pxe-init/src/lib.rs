@@ -11,6 +11,7 @@ pub mod console;
 pub mod delta;
 
 mod account;
+mod appliance;
 mod cache;
 mod fetch;
 mod handover;
@@ -25,6 +26,7 @@ mod power;
 mod program;
 mod renewal;
 mod report;
+mod request;
 mod rescue;
 mod settings;
 mod ship;
@@ -32,6 +34,7 @@ mod stage2;
 mod storage;
 pub mod supervise;
 mod system;
+mod ticket;
 pub mod workload;
 mod xattr;
 

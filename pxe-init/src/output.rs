@@ -9,7 +9,6 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddrV4;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -25,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
+use crate::appliance::Appliance;
 use crate::console::RAW;
 use crate::ship::{LINES_MAX, Line, PAUSE, Sender, Source};
 
@@ -79,7 +79,7 @@ impl Drop for Terminal {
 }
 
 /// The terminal of a node whose lines go to `appliance`.
-pub(crate) fn terminal(console: &Path, appliance: SocketAddrV4, mac: &str) -> io::Result<Terminal> {
+pub(crate) fn terminal(console: &Path, appliance: Appliance, mac: &str) -> io::Result<Terminal> {
     static SHIPS: Once = Once::new();
     let mut sender = Sender::new(appliance, "/node/logs", mac);
     let mut started = Ok(());

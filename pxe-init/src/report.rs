@@ -1,14 +1,12 @@
 //! Reports to the appliance: how far this node is. They are sent in order by a thread of their own,
 //! again and again until the appliance has them, and never hold up the boot.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::fetch::status;
+use crate::appliance::Appliance;
 use crate::say;
 
 /// A stage of the node's part of the boot, as the appliance's timeline names it.
@@ -63,14 +61,14 @@ struct Queue {
 
 impl Reporter {
     /// Starts the thread that sends to `appliance`.
-    pub(crate) fn start(appliance: Option<SocketAddrV4>, mac: &str) -> Self {
+    pub(crate) fn start(appliance: Option<Appliance>, mac: &str) -> Self {
         let queue = appliance.and_then(|appliance| {
             let (reports, queued) = mpsc::channel::<Report>();
             let unsent = Arc::new((Mutex::new(0), Condvar::new()));
             let sent = Arc::clone(&unsent);
             let send = move || {
                 for report in queued {
-                    deliver(appliance, &report);
+                    deliver(&appliance, &report);
                     *sent.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
                     sent.1.notify_all();
                 }
@@ -127,11 +125,11 @@ impl Reporter {
 }
 
 /// Sends one report until the appliance took it or said that it never will.
-fn deliver(appliance: SocketAddrV4, report: &Report) {
+fn deliver(appliance: &Appliance, report: &Report) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
     let mut pause = Duration::from_millis(100);
     loop {
-        match post(appliance, "/node/report", &body) {
+        match appliance.post("/node/report", &body) {
             Ok(200..=299) => return,
             Ok(status @ 400..=499) => {
                 say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));
@@ -143,24 +141,6 @@ fn deliver(appliance: SocketAddrV4, report: &Report) {
     }
 }
 
-/// One HTTP/1.1 exchange on a connection of its own. Returns the status code.
-pub(crate) fn post(appliance: SocketAddrV4, path: &str, body: &[u8]) -> io::Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(appliance), Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-    let mut request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )
-    .into_bytes();
-    request.extend(body);
-    stream.write_all(&request)?;
-    let mut status_line = String::new();
-    BufReader::new(stream).read_line(&mut status_line)?;
-    status(&status_line).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
 fn uptime() -> f64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split(' ').next().and_then(|s| s.parse().ok()).unwrap_or_default()
@@ -168,8 +148,8 @@ fn uptime() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-    use std::net::TcpListener;
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{SocketAddr, SocketAddrV4, TcpListener};
 
     use super::*;
 
@@ -208,7 +188,7 @@ mod tests {
     #[test]
     fn reports_arrive_in_order_and_are_repeated_until_taken() {
         let (address, served) = appliance(&[503, 204, 400, 204]);
-        let reporter = Reporter::start(Some(address), "52:54:00:77:00:01");
+        let reporter = Reporter::start(Some(Appliance::plain(address)), "52:54:00:77:00:01");
         reporter.reached(Stage::Stage1, "6.1.0");
         reporter.failed("refused for good");
         reporter.exited(137, "killed by SIGKILL");

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::power;
-use crate::report::{Reporter, post};
+use crate::report::Reporter;
 use crate::say;
 use crate::settings::Settings;
 use crate::supervise::{Happening, Supervisor};
@@ -27,11 +27,11 @@ pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, settings: &Sett
     let release = format!("`bridgehead release {}` on the appliance lets it go on", settings.name);
     say!("this boot is held; {release}");
     let released = Arc::new(AtomicBool::new(false));
-    if let Some(appliance) = settings.appliance {
+    if let Some(appliance) = settings.appliance.clone() {
         let (mac, done) = (settings.mac.clone(), Arc::clone(&released));
         let ask = move || {
             let body = serde_json::json!({ "mac": mac }).to_string();
-            while !matches!(post(appliance, "/node/held", body.as_bytes()), Ok(204)) {
+            while !matches!(appliance.post("/node/held", body.as_bytes()), Ok(204)) {
                 std::thread::sleep(ASK_EVERY);
             }
             done.store(true, Ordering::Release);

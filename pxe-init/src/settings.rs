@@ -1,13 +1,16 @@
-//! What the appliance tells a node on the kernel's command line: keys that begin with `bridgehead.`.
+//! What the appliance tells a node: keys that begin with `bridgehead.`, on the kernel's command line and behind it
+//! (`ticket`).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
+
+use crate::appliance::Appliance;
 
 /// The node's part in this boot.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
     /// Where reports go and stage 2 comes from; none means that no reports are sent.
-    pub(crate) appliance: Option<SocketAddrV4>,
+    pub(crate) appliance: Option<Appliance>,
     /// The MAC of the interface that the node booted from, in lower case.
     pub(crate) mac: String,
     pub(crate) address: Ipv4Addr,
@@ -94,7 +97,7 @@ impl Settings {
         )?;
         let dns = |v: &str| v.split(',').map(|a| a.parse().ok()).collect();
         Ok(Self {
-            appliance: optional(get("url"), "url", "http://ADDRESS[:PORT]", endpoint)?,
+            appliance: optional(get("url"), "url", "http://ADDRESS[:PORT]", endpoint)?.map(Appliance::plain),
             address,
             prefix,
             router: optional(get("router"), "router", "an IPv4 address", |v| v.parse().ok())?,
@@ -206,7 +209,7 @@ mod tests {
         assert_eq!(
             settings,
             Settings {
-                appliance: Some("10.77.0.1:80".parse().unwrap()),
+                appliance: Some(Appliance::plain("10.77.0.1:80".parse().unwrap())),
                 mac: "52:54:00:77:00:0a".into(),
                 address: Ipv4Addr::new(10, 77, 0, 100),
                 prefix: 24,

@@ -1,12 +1,11 @@
 //! Lines on their way to the appliance, which numbers and keeps them: the console's and the workload's.
 
-use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use crate::report::post;
+use crate::appliance::Appliance;
 
 /// One batch.
 pub(crate) const LINES_MAX: usize = 256;
@@ -59,7 +58,7 @@ struct Batch<'a> {
 
 /// Sends lines to one path of the appliance.
 pub(crate) struct Sender {
-    appliance: SocketAddrV4,
+    appliance: Appliance,
     path: &'static str,
     mac: String,
     boot: String,
@@ -67,7 +66,7 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn new(appliance: SocketAddrV4, path: &'static str, mac: &str) -> Self {
+    pub(crate) fn new(appliance: Appliance, path: &'static str, mac: &str) -> Self {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self { appliance, path, mac: mac.to_owned(), boot: boot.trim().to_owned(), first: 0 }
     }
@@ -80,7 +79,7 @@ impl Sender {
             let batch = Batch { mac, boot, first: *first, uptime: uptime(), lines };
             let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
             // Nothing is said of a refusal: it would be the next thing to send.
-            if let Ok(200..=299 | 400..=499) = post(self.appliance, self.path, &body) {
+            if let Ok(200..=299 | 400..=499) = self.appliance.post(self.path, &body) {
                 self.first += lines.len() as u64;
                 return;
             }

@@ -10,13 +10,13 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Seek as _};
-use std::net::SocketAddrV4;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount as mount_at};
 
+use crate::appliance::Appliance;
 use crate::cache::{Cache, Other};
 use crate::fetch::{self, FetchError, Fetched, Remote};
 use crate::modules::{LoadError, Modules};
@@ -57,7 +57,7 @@ pub(crate) enum Stage2Error {
 const WORKING: u64 = 32 << 20;
 
 /// Brings the image to [`ROOT`].
-pub(crate) fn mount(wanted: &Stage2, appliance: Option<SocketAddrV4>) -> Result<Came, Stage2Error> {
+pub(crate) fn mount(wanted: &Stage2, appliance: Option<&Appliance>) -> Result<Came, Stage2Error> {
     let mut modules = Modules::open(Path::new("/")).ok();
     for module in ["loop", "squashfs", "overlay"] {
         match modules.as_mut().map(|modules| modules.load_by_alias(module)) {
@@ -78,7 +78,7 @@ pub(crate) fn mount(wanted: &Stage2, appliance: Option<SocketAddrV4>) -> Result<
 /// The SquashFS, verified: from the disk that has it, else from the appliance.
 fn obtain(
     wanted: &Stage2,
-    appliance: Option<SocketAddrV4>,
+    appliance: Option<&Appliance>,
     modules: Option<&mut Modules>,
 ) -> Result<(PathBuf, Came), Stage2Error> {
     let cache = Cache::find(modules);
@@ -89,7 +89,7 @@ fn obtain(
         cache.settle();
         return Ok((file, Came { how, bytes: 0, took: Duration::ZERO }));
     }
-    let server = appliance.ok_or(Stage2Error::NoAppliance)?;
+    let server = appliance.cloned().ok_or(Stage2Error::NoAppliance)?;
     let path = format!("/boot/{}/stage2", wanted.sha256);
     let remote = Remote { server, path, size: wanted.size, sha256: wanted.sha256.clone() };
     let kept = cache.as_ref().and_then(|cache| Some((cache, cache.make_room(wanted)?)));
@@ -243,7 +243,7 @@ mod tests {
         fs::write(root.path().join("image"), &new).unwrap();
         let httpd = Httpd::start(root.path());
         let (size, sha256) = (new.len() as u64, fetch::sha256(&new[..]).unwrap());
-        let remote = Remote { server: httpd.address, path: "/image".into(), size, sha256 };
+        let remote = Remote { server: Appliance::plain(httpd.address), path: "/image".into(), size, sha256 };
         let older = disk.path().join("older");
         for damaged in [false, true] {
             old[30 * 50_000] ^= u8::from(damaged);

@@ -198,6 +198,9 @@ impl Machines {
 
     /// The machine reached a stage.
     pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp) {
+        if stage == Stage::Warning {
+            return;
+        }
         let mut register = self.write();
         let machine = register.machine(mac);
         machine.stage = Some(stage);

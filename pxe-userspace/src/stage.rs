@@ -23,4 +23,6 @@ pub enum Stage {
     Workload,
     /// The boot ended early; the event's `cause` says why.
     Failed,
+    /// No stage: something about the machine that somebody should look at.
+    Warning,
 }

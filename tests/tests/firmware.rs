@@ -133,7 +133,9 @@ fn boot_is_traced(file: &Path) -> Result<()> {
         "tftp.opcode == 1 && tftp.source_file contains \"grub/\"",
         "tftp.opcode == 1 && tftp.source_file contains \"/kernel\"",
         "tftp.opcode == 3",
-        "http.request.uri == \"/node/report\"",
+        "http.request.uri contains \"/boot/node/\"",
+        // What the node itself says, nobody else reads.
+        "tcp.dstport == 7443",
     ] {
         ensure!(!comments(filter)?.is_empty(), "the trace has no frame with {filter}");
     }

@@ -15,9 +15,6 @@ pub(crate) struct Storage {
     pub(crate) volumes: Vec<Volume>,
     #[serde(default)]
     pub(crate) mounts: Vec<NfsMount>,
-    /// What the appliance gives the volumes' keys for, once.
-    #[serde(default)]
-    pub(crate) token: Option<String>,
 }
 
 /// When something may be made on a disk.
@@ -148,6 +145,5 @@ mod tests {
             (storage.mounts[0].server.as_str(), storage.mounts[0].mount.as_str()),
             ("files.lab", "/shared")
         );
-        assert!(storage.token.is_some());
     }
 }

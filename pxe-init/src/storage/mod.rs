@@ -65,11 +65,9 @@ pub(crate) fn bring_up(image: &Image, settings: &Settings) -> Result<Option<Stri
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(StorageError::Read(e)),
     };
-    let mut wanted: Storage = serde_json::from_slice(&text).map_err(StorageError::Invalid)?;
-    // The token is nobody else's.
-    fs::remove_file(PLAN).map_err(StorageError::Read)?;
+    let wanted: Storage = serde_json::from_slice(&text).map_err(StorageError::Invalid)?;
     bring_disks(&wanted, settings)?;
-    let keys = Keys::new(settings, wanted.token.take());
+    let keys = Keys::new(settings);
     let mut applying = Applying { image, keys, new: BTreeSet::new(), mounted: BTreeSet::new() };
     for _ in 0..ROUNDS {
         let seen = probe::look(&wanted, &applying.mounted)?;

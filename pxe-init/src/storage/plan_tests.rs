@@ -50,7 +50,7 @@ fn storage(wipe: Wipe, serials: &[&str], sets: &[(usize, &[Kind])]) -> Storage {
         });
     }
     let serials = serials.iter().map(|&s| s.to_owned()).collect();
-    Storage { plan: "data".into(), wipe, serials, disks, volumes, mounts: Vec::new(), token: None }
+    Storage { plan: "data".into(), wipe, serials, disks, volumes, mounts: Vec::new() }
 }
 
 fn disk(serial: &str, held: Held) -> ModelDisk {

@@ -1,11 +1,9 @@
 //! What nodes' consoles and workloads said: taken from them, and told to who asks.
 
-use std::net::SocketAddr;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, FromRequest as _, Path, Query, Request, State};
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
@@ -15,6 +13,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
 use crate::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line};
 
@@ -23,26 +22,26 @@ pub(super) const BODY_MAX: usize = 512 * 1024;
 
 pub(super) async fn take_console(
     State(state): State<BootState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    speaker: Speaker,
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let consoles = state.consoles.clone();
-    take(&state, consoles, peer, request).await
+    take(&state, consoles, speaker, request).await
 }
 
 pub(super) async fn take_logs(
     State(state): State<BootState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    speaker: Speaker,
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let logs = state.logs.clone();
-    take(&state, logs, peer, request).await
+    take(&state, logs, speaker, request).await
 }
 
 async fn take(
     state: &BootState,
     kept: Consoles,
-    peer: SocketAddr,
+    speaker: Speaker,
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let invalid = |error| Failure::new(Kind::Invalid, error, "see `POST /node/console` in docs/api.md");
@@ -50,7 +49,7 @@ async fn take(
         .await
         .map_err(|_| invalid("the lines did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;
-    report::of_itself(state, peer, batch.mac)?;
+    speaker.is(state, batch.mac)?;
     let now = Timestamp::now();
     let appended = tokio::task::spawn_blocking(move || kept.append(batch, now)).await;
     appended.map_err(Failure::internal)??;

@@ -66,19 +66,22 @@ async fn open(state: &BootState, path: String, client: Ipv4Addr) -> Result<Opene
     opened.map_err(|error| {
         let note = Note::NotServed { path: name.clone(), why: error.to_string() };
         state.timeline.note(Who::Address(client), note);
-        let words = format!("{name}: {error}");
-        match error {
-            OpenError::NotFound => {
-                Failure::new(Kind::NotFound, words, "`bridgehead files` lists what is served")
-            }
-            OpenError::Directory => Failure::new(Kind::NotFound, words, "name a file in it"),
-            OpenError::Outside => {
-                Failure::new(Kind::Forbidden, words, "only what is below the files root is served")
-            }
-            OpenError::Refused(_) => Failure::new(Kind::Conflict, words, "`bridgehead profiles` says more"),
-            OpenError::Io(_) => Failure::internal(words),
-        }
+        failure(&name, error)
     })
+}
+
+pub(super) fn failure(name: &str, error: OpenError) -> Failure {
+    let words = format!("{name}: {error}");
+    match error {
+        OpenError::NotFound => Failure::new(Kind::NotFound, words, "`bridgehead files` lists what is served"),
+        OpenError::Directory => Failure::new(Kind::NotFound, words, "name a file in it"),
+        OpenError::Outside => {
+            Failure::new(Kind::Forbidden, words, "only what is below the files root is served")
+        }
+        OpenError::Refused(_) => Failure::new(Kind::Conflict, words, "`bridgehead profiles` says more"),
+        OpenError::Forbidden(_) => Failure::new(Kind::Forbidden, words, "docs/trust.md says why"),
+        OpenError::Io(_) => Failure::internal(words),
+    }
 }
 
 fn respond(

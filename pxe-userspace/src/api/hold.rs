@@ -1,15 +1,14 @@
 //! Stopping machines in stage 1, and letting them go on.
 
-use std::net::SocketAddr;
-
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use pxe_common::Mac;
 use serde::Deserialize;
 
-use super::{ApiState, BootState, Failure, Kind, read, report};
+use super::session::Speaker;
+use super::{ApiState, BootState, Failure, Kind, read};
 use crate::machines::{Hold, Machine};
 use crate::text;
 
@@ -74,12 +73,12 @@ pub(super) struct Stopped {
 /// 200 while the node is to stay where it stopped, 204 when it is to go on.
 pub(super) async fn stopped(
     State(state): State<BootState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    speaker: Speaker,
     body: Result<Json<Stopped>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
     let Json(Stopped { mac }) =
         body.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "see `POST /node/held` in docs/api.md"))?;
-    report::of_itself(&state, peer, mac)?;
+    speaker.is(&state, mac)?;
     let stay = tokio::task::spawn_blocking(move || state.holds.stopped(mac)).await;
     let stay = stay.map_err(Failure::internal)?.map_err(Failure::internal)?;
     Ok(if stay { StatusCode::OK } else { StatusCode::NO_CONTENT })

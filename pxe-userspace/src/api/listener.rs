@@ -115,7 +115,6 @@ impl Drop for Entry {
 
 /// The certificate, in DER, that a client showed and proved to have the key of. With each request over TLS.
 #[derive(Clone, Debug)]
-#[expect(dead_code, reason = "sessions of nodes are judged by it")]
 pub(super) struct Shown(pub(super) Option<CertificateDer<'static>>);
 
 /// Serves `router` until `stop`; requests in progress then have two seconds to end.

@@ -22,6 +22,7 @@ mod page;
 mod range;
 mod read;
 mod report;
+mod session;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -45,6 +46,7 @@ use crate::machines::Machines;
 use crate::storage::Storage;
 use crate::timeline::Timeline;
 use crate::trace::{TraceError, Wanted};
+use crate::trust::Trust;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
@@ -97,6 +99,7 @@ pub struct BootState {
     pub storage: Storage,
     /// Bytes of files that went out over HTTP.
     pub http_sent: Arc<AtomicU64>,
+    pub trust: Trust,
 }
 
 /// What the API needs.
@@ -111,6 +114,8 @@ pub struct ApiState {
 pub fn boot_router(state: BootState) -> Router {
     Router::new()
         .merge(files::routes())
+        .route("/boot/node/{mac}", get(session::initrd))
+        .route("/node/session", post(session::begin).layer(DefaultBodyLimit::max(session::BODY_MAX)))
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))

@@ -1,16 +1,15 @@
 //! What a node's init says of its boot.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{ConnectInfo, FromRequest as _, Request, State};
+use axum::extract::{FromRequest as _, Request, State};
 use axum::http::StatusCode;
 use pxe_common::Mac;
 use serde::Deserialize;
 
-use super::{BootState, Failure, Kind, files};
-use crate::diagnosis::Note;
+use super::session::Speaker;
+use super::{BootState, Failure, Kind};
 use crate::text;
 use crate::timeline::{Happened, Stage, Who};
 
@@ -68,7 +67,7 @@ pub(super) const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn report(
     State(state): State<BootState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    speaker: Speaker,
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let invalid = |error| Failure::new(Kind::Invalid, error, "docs/api.md shows a report");
@@ -76,7 +75,7 @@ pub(super) async fn report(
         .await
         .map_err(|_| invalid("the report did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;
-    of_itself(&state, peer, report.mac)?;
+    speaker.is(&state, report.mac)?;
     let stage = report.stage.stage(report.exit_code);
     let exit = report.exit_code.map(|code| format!("ended with exit code {code}"));
     let uptime = report.uptime.filter(|u| u.is_finite()).map(|u| format!("{u:.1} s after its kernel"));
@@ -93,17 +92,6 @@ pub(super) async fn report(
         ..Happened::new(Who::Mac(report.mac), stage)
     });
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Whether the machine speaks for itself.
-pub(super) fn of_itself(state: &BootState, peer: SocketAddr, mac: Mac) -> Result<(), Failure> {
-    let address = files::ipv4(peer.ip());
-    if state.machines.by_address(address).is_some_and(|machine| machine.mac == mac) {
-        return Ok(());
-    }
-    let error = format!("{address} is not the address of {mac}");
-    state.timeline.note(Who::Mac(mac), Note::Refused { what: "report", why: error.clone() });
-    Err(Failure::new(Kind::Forbidden, error, "a node reports for itself, from the address of its lease"))
 }
 
 /// One line without control characters.

@@ -1,30 +1,24 @@
-//! The keys of a node's encrypted volumes, for the token of its boot. The answer and the request's body are the
-//! only places that have them.
+//! The keys of a node's encrypted volumes, for the session of its boot. The answer is the only place that has them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::{ConnectInfo, FromRequest as _, Request, State};
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
 use axum::http::header;
 use axum::response::IntoResponse;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
-use super::{BootState, Failure, Kind, files};
-use crate::diagnosis::Note;
-use crate::storage::ReleaseError;
+use super::session::Speaker;
+use super::{BootState, Failure, Kind};
 use crate::text;
-use crate::timeline::Who;
 
 /// The body of `POST /node/storage-keys`.
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Asked {
+pub(super) struct Asked {
     #[serde(with = "text::mac")]
     mac: Mac,
-    token: String,
 }
 
 #[derive(Serialize)]
@@ -36,38 +30,22 @@ struct Answer {
 
 pub(super) const BODY_MAX: usize = 1024;
 
-const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
-
 pub(super) async fn keys(
     State(state): State<BootState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
+    speaker: Speaker,
+    asked: Result<Json<Asked>, JsonRejection>,
 ) -> Result<impl IntoResponse, Failure> {
-    let invalid = || Failure::new(Kind::Invalid, "this is no request for keys", "docs/api.md shows one");
-    // A rejection would quote what it could not read.
-    let asked = tokio::time::timeout(ARRIVES_WITHIN, Json::<Asked>::from_request(request, &())).await;
-    let Ok(Ok(Json(Asked { mac, token }))) = asked else { return Err(invalid()) };
-    let address = files::ipv4(peer.ip());
-    let storage = state.storage.clone();
-    let released = tokio::task::spawn_blocking(move || storage.release(mac, address, &token, Instant::now()));
-    match released.await.map_err(Failure::internal)? {
-        Ok(keys) => {
-            tracing::info!(%mac, %address, volumes = ?keys.keys().collect::<Vec<_>>(), "released the keys of volumes");
-            Ok(([(header::CACHE_CONTROL, "no-store")], Json(Answer { keys })))
-        }
-        Err(error @ ReleaseError::Token(_)) => {
-            tracing::warn!(%mac, %address, "keys of volumes were asked for without a good token");
-            let note = Note::Refused {
-                what: "token",
-                why: format!("{address} asked with a token that is not good"),
-            };
-            state.timeline.note(Who::Mac(mac), note);
-            Err(Failure::new(Kind::Forbidden, error.to_string(), "boot the machine again"))
-        }
-        Err(error @ ReleaseError::Key(_)) => Err(Failure::internal(error)),
-    }
+    let invalid = |_| Failure::new(Kind::Invalid, "this is no request for keys", "docs/api.md shows one");
+    let Json(Asked { mac }) = asked.map_err(invalid)?;
+    speaker.is(&state, mac)?;
+    // A boot without a session has none; one with a session is only spoken for by it.
+    let none = || {
+        let hint = "keys are for the session of a boot whose plan releases them: docs/storage.md";
+        Failure::new(Kind::Forbidden, format!("there are no keys for this boot of {mac}"), hint)
+    };
+    let scope = state.trust.keys(mac).ok_or_else(none)?;
+    let released = tokio::task::spawn_blocking(move || state.storage.release(&scope)).await;
+    let keys = released.map_err(Failure::internal)?.map_err(Failure::internal)?;
+    tracing::info!(%mac, volumes = ?keys.keys().collect::<Vec<_>>(), "released the keys of volumes");
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(Answer { keys })))
 }
-
-#[cfg(test)]
-#[path = "storage_tests.rs"]
-mod tests;

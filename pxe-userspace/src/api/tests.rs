@@ -26,9 +26,10 @@ pub(crate) struct Daemon {
     pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
-    pub(super) storage: Storage,
+    pub(super) tls: SocketAddr,
+    pub(super) trust: Trust,
     stop: CancellationToken,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
 }
 
 impl Drop for Daemon {
@@ -49,6 +50,7 @@ impl Daemon {
         let consoles = Consoles::open(&state.path().join("consoles")).unwrap();
         let logs = Consoles::open(&state.path().join("logs")).unwrap();
         let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
+        let trust = Trust::open(state.path(), &state.path().join("db"), timeline.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
             machines,
@@ -56,16 +58,34 @@ impl Daemon {
             consoles,
             logs,
             holds,
-            storage: storage.clone(),
+            storage,
             http_sent: Arc::default(),
+            trust: trust.clone(),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
         let connections = Connections::at_most(PER_NODE);
         let api = listen(api_router(api_state), Connections::at_most(usize::MAX), &stop).await;
-        let boot = listen(boot_router(boot_state), connections.clone(), &stop).await;
-        Self { api, boot, connections, timeline, storage, stop, _state: state }
+        let boot = listen(boot_router(boot_state.clone()), connections.clone(), &stop).await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let tls = listener.local_addr().unwrap();
+        let config = trust.authority().server(Ipv4Addr::LOCALHOST).unwrap();
+        tokio::spawn(serve_tls(
+            listener,
+            config,
+            boot_router(boot_state),
+            Connections::at_most(PER_NODE),
+            stop.clone(),
+        ));
+        Self { api, boot, connections, timeline, tls, trust, stop, state }
+    }
+}
+
+impl Daemon {
+    /// A path in its state directory.
+    pub(super) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.state.path().join(name)
     }
 }
 
@@ -221,6 +241,10 @@ impl Answer {
 }
 
 pub(super) async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
+    curl_with("http", address, path, arguments).await
+}
+
+pub(super) async fn curl_with(scheme: &str, address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command.args([
         "--silent",
@@ -232,7 +256,7 @@ pub(super) async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) ->
         "--dump-header",
         "/dev/stderr",
     ]);
-    command.args(arguments).arg(format!("http://{address}{path}"));
+    command.args(arguments).arg(format!("{scheme}://{address}{path}"));
     let output = tokio::task::spawn_blocking(move || command.output().expect("curl runs")).await.unwrap();
     let headers = String::from_utf8(output.stderr).unwrap().to_lowercase();
     let status = headers.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");

@@ -38,7 +38,7 @@ use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
 use crate::trials::Trials;
-use crate::trust::authority::{self, Authority};
+use crate::trust::Trust;
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
@@ -183,14 +183,15 @@ impl Appliance {
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
         let trials = Trials::open(&database)?;
+        let trust = Trust::open(&config.state_dir, &database, timeline.clone())?;
         let catalog = Catalog::new(
             &config,
             images.clone(),
             wanted.clone(),
             machines.clone(),
             timeline.clone(),
-            storage.clone(),
             trials.clone(),
+            trust.clone(),
         )?;
         let catalog = Arc::new(catalog);
 
@@ -229,19 +230,20 @@ impl Appliance {
             holds: holds.clone(),
             storage,
             http_sent: Arc::default(),
+            trust: trust.clone(),
         };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        let authority = Authority::open(&config.state_dir, authority::NODES)?;
         let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
-        let (router, tls) = (api::boot_router(boot.clone()), authority.server(address)?);
+        let (router, tls) = (api::boot_router(boot.clone()), trust.authority().server(address)?);
         let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
         parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
-        parts.spawn(forget_restarted(timeline.clone(), connections, holds, trials.clone(), shutdown.clone()));
+        let restarted = Restarted { connections, holds, trials: trials.clone(), trust };
+        parts.spawn(forget_restarted(timeline.clone(), restarted, shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -301,15 +303,22 @@ async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> an
     }
 }
 
-/// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
-/// A hold for the boot before is over. A machine in stage 1 came up with its kernel.
-async fn forget_restarted(
-    timeline: Timeline,
+/// What is about a machine's present boot.
+struct Restarted {
     connections: Connections,
     holds: Holds,
     trials: Trials,
+    trust: Trust,
+}
+
+/// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
+/// A hold for the boot before is over, and it may have a token. A machine in stage 1 came up with its kernel.
+async fn forget_restarted(
+    timeline: Timeline,
+    restarted: Restarted,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Restarted { connections, holds, trials, trust } = restarted;
     let mut events = timeline.subscribe();
     loop {
         let event = tokio::select! {
@@ -321,6 +330,7 @@ async fn forget_restarted(
                 if let Some(address) = address {
                     connections.forget(address.into());
                 }
+                trust.restarted(mac);
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }
@@ -328,7 +338,9 @@ async fn forget_restarted(
             Ok(Event { stage: Stage::Stage1, mac, .. }) => {
                 tokio::task::block_in_place(|| trials.came_up(mac));
             }
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            // No machine shall wait for a token because its DISCOVER was missed.
+            Err(RecvError::Lagged(_)) => trust.all_restarted(),
+            Ok(_) => {}
             Err(RecvError::Closed) => return Ok(()),
         }
     }

@@ -1,14 +1,21 @@
 //! grub.cfg for one machine.
 
+use super::paths::Generated;
 use super::plan::{Plan, Refusal};
 use crate::text::one_line;
 
 /// Loads and boots. When a file can't be had, GRUB says so and asks for its configuration again,
 /// so that a machine comes up by itself once the trouble is over.
-pub fn boot(title: &str, own_path: &str, plan: &Plan) -> String {
+///
+/// `http` is where the appliance answers HTTP: what is for this machine alone does not come by TFTP.
+pub fn boot(title: &str, http: &str, own_path: &str, plan: &Plan) -> String {
     let mut kernel = vec![format!("/{}", plan.kernel)];
     kernel.extend(plan.cmdline.iter().cloned());
-    let initrds: Vec<String> = plan.initrds.iter().map(|i| format!("/{i}")).collect();
+    let initrd = |path: &String| match Generated::parse(path) {
+        Some(Generated::Node(_)) => format!("(http,{http})/{path}"),
+        _ => format!("/{path}"),
+    };
+    let initrds: Vec<String> = plan.initrds.iter().map(initrd).collect();
     // `true` is a module of its own that our image does not carry; an empty echo always succeeds.
     let load_initrds =
         if initrds.is_empty() { "echo".to_owned() } else { format!("initrd {}", quoted(&initrds)) };

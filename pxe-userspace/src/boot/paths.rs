@@ -23,8 +23,8 @@ pub enum Generated {
     IpxeScript(Mac),
     /// The tools and drivers for storage plans.
     StorageTools,
-    /// The storage plan of this machine, for one boot.
-    StoragePlan(Mac),
+    /// What this machine alone is told, for one boot.
+    Node(Mac),
     /// Part of an image, by the digest that names it.
     Image { digest: String, part: ImagePart },
 }
@@ -65,11 +65,11 @@ impl Generated {
         if let Some(name) = rest.strip_prefix("ipxe/") {
             return name.strip_suffix(".ipxe")?.parse().ok().map(Self::IpxeScript);
         }
-        if let Some(name) = rest.strip_prefix("storage/") {
-            return match name {
-                "tools" => Some(Self::StorageTools),
-                name => name.strip_prefix("plan-")?.parse().ok().map(Self::StoragePlan),
-            };
+        if rest == "storage/tools" {
+            return Some(Self::StorageTools);
+        }
+        if let Some(mac) = rest.strip_prefix("node/") {
+            return mac.parse().ok().map(Self::Node);
         }
         let (digest, name) = rest.split_once('/')?;
         let part = ImagePart::ALL.into_iter().find(|p| p.name() == name)?;
@@ -86,7 +86,7 @@ impl fmt::Display for Generated {
             Self::GrubConfigByAddress => f.write_str("grub/grub.cfg"),
             Self::IpxeScript(mac) => write!(f, "boot/ipxe/{mac}.ipxe"),
             Self::StorageTools => f.write_str("boot/storage/tools"),
-            Self::StoragePlan(mac) => write!(f, "boot/storage/plan-{mac}"),
+            Self::Node(mac) => write!(f, "boot/node/{mac}"),
             Self::Image { digest, part } => write!(f, "boot/{digest}/{}", part.name()),
         }
     }

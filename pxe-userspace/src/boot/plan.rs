@@ -16,6 +16,7 @@ use crate::machines::Machine;
 pub struct Appliance {
     pub address: Ipv4Net,
     pub http_port: u16,
+    pub tls_port: u16,
     pub router: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
     pub lease_time: Duration,
@@ -26,6 +27,7 @@ impl From<&Config> for Appliance {
         Self {
             address: config.network.address,
             http_port: config.http.port,
+            tls_port: config.http.tls_port,
             router: config.dhcp.router,
             dns: config.dhcp.dns.clone(),
             lease_time: config.dhcp.lease_time,
@@ -36,9 +38,14 @@ impl From<&Config> for Appliance {
 impl Appliance {
     /// Where it answers HTTP, without a slash at the end.
     pub fn url(&self) -> String {
+        format!("http://{}", self.authority())
+    }
+
+    /// Its address, and the port where it is not HTTP's own.
+    pub fn authority(&self) -> String {
         match (self.address.addr(), self.http_port) {
-            (address, 80) => format!("http://{address}"),
-            (address, port) => format!("http://{address}:{port}"),
+            (address, 80) => address.to_string(),
+            (address, port) => format!("{address}:{port}"),
         }
     }
 }
@@ -135,6 +142,9 @@ pub struct Plan {
     pub initrds: Vec<String>,
     /// The kernel's command line, a parameter an entry.
     pub cmdline: Vec<String>,
+    /// What pxe-init is told beside it, in the machine's own initrd. A node without that one still knows where to
+    /// complain.
+    pub settings: Vec<String>,
     /// None for files by hand.
     pub choice: Option<Choice>,
     /// Bytes of memory that it takes; unknown for files by hand.
@@ -236,27 +246,30 @@ pub fn image(
     let choice = choose(profile.stages, memory, reference, facts, machine.is_uefi())?;
     let path = |name, part: &Part| Generated::Image { digest: part.sha256.clone(), part: name }.to_string();
     let mut cmdline = identity(machine, appliance);
-    cmdline.push(format!("bridgehead.digest={}", facts.digest));
-    cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
-    cmdline.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
+    let mut settings = part_in_boot(machine, appliance);
+    settings.push(format!("bridgehead.digest={}", facts.digest));
+    settings.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
+    settings.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
     if !profile.logs {
-        cmdline.push("bridgehead.logs=off".to_owned());
+        settings.push("bridgehead.logs=off".to_owned());
     }
     if !profile.modules.is_empty() {
-        cmdline.push(format!("bridgehead.modules={}", profile.modules.join(",")));
+        settings.push(format!("bridgehead.modules={}", profile.modules.join(",")));
     }
     let mut initrds = vec![path(ImagePart::Stage1, &facts.stage1)];
     match &facts.stage2 {
         Some(Part { sha256, len, .. }) if choice.two => {
-            cmdline.push(format!("bridgehead.stage2=sha256:{sha256},{len}"));
+            settings.push(format!("bridgehead.stage2=sha256:{sha256},{len}"));
         }
         _ => initrds.push(path(ImagePart::Rootfs, &facts.rootfs)),
     }
+    // After stage 1, whose files of the same names it would be.
+    initrds.push(Generated::Node(machine.mac).to_string());
     cmdline.extend(own);
     check_length(&cmdline).map_err(refused)?;
     let needed = Some(memory_needed(facts, choice.two, machine.is_uefi()));
     let kernel = path(ImagePart::Kernel, &facts.kernel);
-    Ok(Plan { kernel, initrds, cmdline, choice: Some(choice), needed })
+    Ok(Plan { kernel, initrds, cmdline, settings, choice: Some(choice), needed })
 }
 
 /// How an image boots on a machine of which nothing is known.
@@ -308,7 +321,7 @@ pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Pl
     let cmdline = words(&profile.cmdline).map_err(refused)?;
     check_length(&cmdline).map_err(refused)?;
     let initrds = initrds.iter().map(|i| path(i)).collect();
-    Ok(Plan { kernel: path(kernel), initrds, cmdline, choice: None, needed: None })
+    Ok(Plan { kernel: path(kernel), initrds, cmdline, settings: Vec::new(), choice: None, needed: None })
 }
 
 /// Bytes of memory below which the node would not come up.
@@ -349,21 +362,27 @@ fn identity(machine: &Machine, appliance: &Appliance) -> Vec<String> {
     if let Some(address) = machine.address {
         cmdline.push(format!("bridgehead.address={address}/{}", appliance.address.prefix_len()));
     }
+    cmdline
+}
+
+/// What else it needs to know.
+fn part_in_boot(machine: &Machine, appliance: &Appliance) -> Vec<String> {
+    let mut settings = Vec::new();
     if let Some(router) = appliance.router {
-        cmdline.push(format!("bridgehead.router={router}"));
+        settings.push(format!("bridgehead.router={router}"));
     }
     if !appliance.dns.is_empty() {
         let dns: Vec<String> = appliance.dns.iter().map(ToString::to_string).collect();
-        cmdline.push(format!("bridgehead.dns={}", dns.join(",")));
+        settings.push(format!("bridgehead.dns={}", dns.join(",")));
     }
-    cmdline.push(format!("bridgehead.lease={}", appliance.lease_time.as_secs()));
+    settings.push(format!("bridgehead.lease={}", appliance.lease_time.as_secs()));
     if machine.stops_in_stage1() {
-        cmdline.push("bridgehead.hold".to_owned());
+        settings.push("bridgehead.hold".to_owned());
     }
     if let Some(name) = &machine.name {
-        cmdline.push(format!("bridgehead.name={name}"));
+        settings.push(format!("bridgehead.name={name}"));
     }
-    cmdline
+    settings
 }
 
 fn on_exit(on_exit: OnExit) -> &'static str {

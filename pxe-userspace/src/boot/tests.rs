@@ -39,6 +39,7 @@ fn appliance() -> Appliance {
     Appliance {
         address: "10.77.0.1/24".parse().unwrap(),
         http_port: 80,
+        tls_port: 7443,
         router: Some([10, 77, 0, 1].into()),
         dns: vec![[9, 9, 9, 9].into(), [1, 1, 1, 1].into()],
         lease_time: std::time::Duration::from_secs(3600),
@@ -63,23 +64,33 @@ fn plan_with(memory: Option<u64>, cmdline: &str, unpacked: u64) -> Result<Plan, 
 fn the_command_line_says_who_the_node_is() {
     let plan = plan_with(None, r#"console=ttyS0 dyndbg="file x +p""#, 1 << 20).unwrap();
     assert_eq!(plan.kernel, format!("boot/{DIGEST}/kernel"));
-    assert_eq!(plan.initrds, [format!("boot/{DIGEST}/stage1"), format!("boot/{DIGEST}/image")]);
+    let node = "boot/node/52:54:00:77:00:01".to_owned();
+    assert_eq!(plan.initrds, [format!("boot/{DIGEST}/stage1"), format!("boot/{DIGEST}/image"), node]);
     assert_eq!(
         plan.cmdline,
         [
             "bridgehead.url=http://10.77.0.1",
             "bridgehead.mac=52:54:00:77:00:01",
             "bridgehead.address=10.77.0.11/24",
+            "console=ttyS0",
+            "dyndbg=file x +p",
+        ]
+    );
+    assert_eq!(
+        plan.settings,
+        [
             "bridgehead.router=10.77.0.1",
             "bridgehead.dns=9.9.9.9,1.1.1.1",
             "bridgehead.lease=3600",
             "bridgehead.name=n1",
             &format!("bridgehead.digest=sha256:{DIGEST}"),
             "bridgehead.on-exit=poweroff",
-            "console=ttyS0",
-            "dyndbg=file x +p",
         ]
     );
+    // What is for this machine alone comes by HTTP.
+    let text = grub::boot("t", "10.77.0.1:8080", "p", &plan);
+    let initrds = format!("'/boot/{DIGEST}/image' '(http,10.77.0.1:8080)/boot/node/52:54:00:77:00:01'; then");
+    assert!(text.contains(&initrds), "{text}");
 }
 
 #[test]
@@ -123,9 +134,9 @@ fn staged(stages: Stages, memory: Option<u64>, facts: &ImageFacts) -> Result<Pla
 fn two_stages_load_one_initrd_and_name_the_other_file() {
     let facts = two_stages(600 << 20);
     let plan = staged(Stages::Auto, None, &facts).unwrap();
-    assert_eq!(plan.initrds, [format!("boot/{DIGEST}/stage1")]);
+    assert_eq!(plan.initrds, [format!("boot/{DIGEST}/stage1"), Generated::Node(MAC).to_string()]);
     let named = format!("bridgehead.stage2=sha256:{},{}", DIGEST.replace('0', "2"), 200 << 20);
-    assert!(plan.cmdline.contains(&named), "{:?}", plan.cmdline);
+    assert!(plan.settings.contains(&named), "{:?}", plan.settings);
     let choice = plan.choice.unwrap();
     assert_eq!((choice.stages(), choice.why.as_str()), (2, "it has 200 MiB, packed"));
 }
@@ -159,7 +170,7 @@ fn the_profile_decides_against_size() {
 
 #[test]
 fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
-    let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[9..].to_vec());
+    let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[3..].to_vec());
     assert_eq!(own("  a \t b=c  ").unwrap(), ["a", "b=c"]);
     assert_eq!(
         own(r#"x=$y {z} a;b >c|d "whole word""#).unwrap(),
@@ -171,7 +182,7 @@ fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
         let refusal = own(bad).unwrap_err();
         assert!(matches!(refusal, Refusal::Cmdline { .. }), "{bad}: {refusal}");
     }
-    let refusal = own(&"x".repeat(1800)).unwrap_err().to_string();
+    let refusal = own(&"x".repeat(2000)).unwrap_err().to_string();
     assert!(refusal.contains("x86 kernels read 2047"), "{refusal}");
 }
 
@@ -183,7 +194,7 @@ fn paths_read_back_and_nothing_else_does() {
         Generated::GrubConfigByAddress,
         Generated::IpxeScript(MAC),
         Generated::StorageTools,
-        Generated::StoragePlan(MAC),
+        Generated::Node(MAC),
         Generated::Image { digest: DIGEST.into(), part: ImagePart::Rootfs },
     ] {
         assert_eq!(Generated::parse(&path.to_string()), Some(path));
@@ -209,10 +220,17 @@ fn grub_accepts_every_configuration() {
     let plan = plan_with(None, r#"console=ttyS0 a=b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
     let own = Generated::GrubConfig(MAC).to_string();
     let refusal = Refusal::NoImage { reference: "it's".into(), cause: "no\nsuch; $thing }".into() };
-    let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![], choice: None, needed: None };
+    let by_hand = Plan {
+        kernel: "k".into(),
+        initrds: vec![],
+        cmdline: vec![],
+        settings: vec![],
+        choice: None,
+        needed: None,
+    };
     for text in [
-        grub::boot("Bridgehead: n1 boots it's image", &own, &plan),
-        grub::boot("none", &own, &by_hand),
+        grub::boot("Bridgehead: n1 boots it's image", "10.77.0.1", &own, &plan),
+        grub::boot("none", "10.77.0.1:8080", &own, &by_hand),
         grub::refuse("Bridgehead: n1", &own, &refusal),
     ] {
         let Ok(mut check) =
@@ -231,11 +249,13 @@ fn grub_accepts_every_configuration() {
 fn quotes_and_line_breaks_do_not_leave_their_word() {
     let text = grub::boot(
         "t",
+        "10.77.0.1",
         "p",
         &Plan {
             kernel: "k".into(),
             initrds: vec!["i".into()],
             cmdline: vec!["a='; reboot; '".into(), "b=\nreboot".into()],
+            settings: vec![],
             choice: None,
             needed: None,
         },
@@ -249,11 +269,9 @@ fn an_ipxe_script_names_its_initrds() {
     let plan = plan_with(None, "quiet", 1 << 20).unwrap();
     let text = ipxe::boot("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan);
     assert!(text.starts_with("#!ipxe\n"));
-    assert!(
-        text.contains(&format!(
-            "kernel http://10.77.0.1/boot/{DIGEST}/kernel initrd=initrd0 initrd=initrd1 "
-        ))
-    );
+    assert!(text.contains(&format!(
+        "kernel http://10.77.0.1/boot/{DIGEST}/kernel initrd=initrd0 initrd=initrd1 initrd=initrd2 "
+    )));
     assert!(text.contains(&format!("initrd --name initrd1 http://10.77.0.1/boot/{DIGEST}/image")));
 }
 

@@ -41,7 +41,7 @@ pub enum Wipe {
 pub enum ReleaseKeys {
     #[default]
     Never,
-    /// To the machine's boot, in clear text over the boot segment.
+    /// To the session of a boot, which whoever poses as the machine on the boot segment can have.
     BootSegment,
 }
 
@@ -218,8 +218,8 @@ fn plan(table: &StorageTable, findings: &mut Findings<'_>) -> StoragePlan {
             findings.add(
                 encrypt.span(),
                 "nothing may give a node this volume's key, so it could never be opened",
-                "keys go over the boot segment in clear text: where you trust whoever is plugged in there, \
-                 set release-keys = \"boot-segment\" in [[storage]]",
+                "who poses as the machine on the boot segment would get it: where you trust whoever is plugged in \
+                 there, set release-keys = \"boot-segment\" in [[storage]]",
             );
         }
         volumes.push(volume);

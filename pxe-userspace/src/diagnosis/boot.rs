@@ -100,6 +100,9 @@ impl Boot {
 
     /// A stage was reached, or the boot said to have failed.
     pub fn reached(&mut self, event: &Event) {
+        if event.stage == Stage::Warning {
+            return;
+        }
         self.last = event.time;
         if event.stage == Stage::Failed {
             let said = event.cause.clone().filter(|cause| !is_of_our_own(cause));
@@ -203,7 +206,7 @@ impl Boot {
             None | Some(Stage::Discover | Stage::Offer | Stage::Request) => 70,
             Some(Stage::Ack | Stage::Loader | Stage::Config | Stage::Kernel) => 60,
             Some(Stage::Initrd) => 300,
-            Some(Stage::Stage1 | Stage::Image | Stage::Workload | Stage::Failed) => 600,
+            Some(Stage::Stage1 | Stage::Image | Stage::Workload | Stage::Failed | Stage::Warning) => 600,
         })
     }
 

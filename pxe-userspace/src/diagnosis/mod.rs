@@ -123,7 +123,7 @@ fn standstill(boot: &Boot) -> Option<Cause> {
         Stage::Config | Stage::Kernel => transfer::files_missing(boot),
         Stage::Initrd => node::kernel_silent(boot),
         Stage::Stage1 | Stage::Image => node::stage1_silent(boot),
-        Stage::Workload | Stage::Failed => None,
+        Stage::Workload | Stage::Failed | Stage::Warning => None,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Every path that the daemon answers.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
 
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
@@ -12,11 +14,13 @@ use crate::boot::paths::{Generated, ImagePart};
 use crate::boot::{Appliance, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Source};
 use crate::diagnosis::{Note, Planned};
-use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, single_file};
+use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, archive};
 use crate::machines::{Machine, Machines};
-use crate::storage::Storage;
+use crate::storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
 use crate::trials::Trials;
+use crate::trust::document::Document;
+use crate::trust::{IssueError, Trust};
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
 pub struct Catalog {
@@ -25,8 +29,8 @@ pub struct Catalog {
     wanted: Wanted,
     machines: Machines,
     timeline: Timeline,
-    storage: Storage,
     trials: Trials,
+    trust: Trust,
 }
 
 /// What a reload replaces, all at once.
@@ -50,11 +54,11 @@ impl Catalog {
         wanted: Wanted,
         machines: Machines,
         timeline: Timeline,
-        storage: Storage,
         trials: Trials,
+        trust: Trust,
     ) -> Result<Self, RootError> {
         let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline, storage, trials })
+        Ok(Self { served, images, wanted, machines, timeline, trials, trust })
     }
 
     /// Goes on with another configuration. What is being sent stays as it was opened.
@@ -87,13 +91,8 @@ impl Catalog {
                 let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
                 Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
             }
-            Generated::StoragePlan(mac) => {
-                let machine = self.machines.get(*mac).ok_or(OpenError::NotFound)?;
-                let profile = config.profile_of(*mac).ok_or(OpenError::NotFound)?;
-                let plan = config.storage_of(profile).ok_or(OpenError::NotFound)?;
-                let text = self.storage.document(&machine, plan, client, Instant::now());
-                let initrd = single_file("storage.json", text.as_bytes()).map_err(io::Error::other)?;
-                Ok(Opened { blob: Blob::from_bytes(initrd), stage: Some(Stage::Initrd) })
+            Generated::Node(_) => {
+                Err(OpenError::Forbidden("it has a secret of one machine's, and is sent by HTTP only".into()))
             }
             Generated::Image { digest, part } => {
                 let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
@@ -128,7 +127,7 @@ impl Catalog {
     fn grub(&self, config: &Config, machine: &Machine) -> String {
         let own_path = Generated::GrubConfig(machine.mac).to_string();
         match self.plan(config, machine) {
-            Ok((title, plan)) => grub::boot(&title, &own_path, &plan),
+            Ok((title, plan)) => grub::boot(&title, &Appliance::from(config).authority(), &own_path, &plan),
             Err(refusal) => grub::refuse(&refused_title(machine), &own_path, &refusal),
         }
     }
@@ -209,9 +208,7 @@ impl Catalog {
             let tools = storage_tools(&config.boot.assets)?;
             facts.stage1.len += tools.len;
             facts.stage1.unpacked += tools.unpacked;
-            initrds.extend(
-                [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()),
-            );
+            initrds.push(Generated::StorageTools.to_string());
         }
         let mut plan = plan::image(machine, memory, profile, reference, &facts, &Appliance::from(config))?;
         plan.initrds.extend(initrds);
@@ -288,6 +285,42 @@ impl Served {
 }
 
 impl Files for Catalog {
+    fn node(&self, mac: Mac, client: Ipv4Addr) -> Result<Vec<u8>, OpenError> {
+        let served = self.served();
+        let config = &served.config;
+        let machine = self.machines.by_address(client).filter(|machine| machine.mac == mac);
+        let machine = machine.ok_or_else(|| {
+            OpenError::Forbidden(format!("it is for {mac}, and {client} is not its address"))
+        })?;
+        let profile = config.profile_of(mac).ok_or(OpenError::NotFound)?;
+        let refused = |error: &dyn std::fmt::Display| OpenError::Refused(error.to_string());
+        let plan = self.plan_profile(config, &machine, profile).map_err(|e| refused(&e))?;
+        if plan.settings.is_empty() {
+            // Files by hand: nobody there would read it.
+            return Err(OpenError::NotFound);
+        }
+        let storage = config.storage_of(profile);
+        let keys = storage.and_then(|plan| storage::keys_for(&machine, plan));
+        let token = self.trust.issue(mac, client, keys).map_err(|error| match error {
+            IssueError::Running(_) => OpenError::Forbidden(error.to_string()),
+            IssueError::Database(_) => OpenError::Io(io::Error::other(error)),
+        })?;
+        let appliance = Appliance::from(config);
+        let document = Document {
+            settings: &plan.settings,
+            profile: &profile.name,
+            appliance: SocketAddrV4::new(appliance.address.addr(), appliance.tls_port),
+            ca: self.trust.authority().certificate(),
+            token: &token,
+            time: Timestamp::now().as_second(),
+        }
+        .text();
+        let storage = storage.map(|plan| storage::document::text(plan, &machine.label()));
+        let mut files = vec![("bridgehead.json", document.as_bytes())];
+        files.extend(storage.as_ref().map(|text| ("storage.json", text.as_bytes())));
+        archive(&files).map_err(|e| OpenError::Io(io::Error::other(e)))
+    }
+
     fn open(&self, path: &str, client: Ipv4Addr) -> Result<Opened, OpenError> {
         let path = normal(path)?;
         if let Some(generated) = Generated::parse(&path) {

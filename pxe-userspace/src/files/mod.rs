@@ -8,6 +8,8 @@ mod root;
 
 use std::net::Ipv4Addr;
 
+use pxe_common::Mac;
+
 use crate::blob::Blob;
 use crate::timeline::Stage;
 
@@ -33,6 +35,9 @@ pub enum OpenError {
     Directory,
     #[error("{0}")]
     Refused(String),
+    /// It is another machine's, or not for who asks this way.
+    #[error("{0}")]
+    Forbidden(String),
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
@@ -41,4 +46,10 @@ pub enum OpenError {
 pub trait Files: Send + Sync {
     /// Opens `path` for the client at `client`. A leading `/` means nothing (GRUB sends one).
     fn open(&self, path: &str, client: Ipv4Addr) -> Result<Opened, OpenError>;
+
+    /// The initrd of one machine, made for this boot, for the client at `client`. By HTTP only, and kept by nobody.
+    fn node(&self, mac: Mac, client: Ipv4Addr) -> Result<Vec<u8>, OpenError> {
+        let _ = (mac, client);
+        Err(OpenError::NotFound)
+    }
 }

@@ -25,10 +25,12 @@ pub enum InitrdError {
     Io(#[from] io::Error),
 }
 
-/// An archive of one file.
-pub fn single_file(path: &str, bytes: &[u8]) -> Result<Vec<u8>, InitrdError> {
+/// An archive of a few files in its root.
+pub fn archive(files: &[(&str, &[u8])]) -> Result<Vec<u8>, InitrdError> {
     let mut initrd = Initrd::new(Vec::new(), zstd::DEFAULT_COMPRESSION_LEVEL)?;
-    initrd.file(path, bytes)?;
+    for (name, bytes) in files {
+        initrd.file(name, bytes)?;
+    }
     initrd.finish()
 }
 

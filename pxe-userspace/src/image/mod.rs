@@ -52,7 +52,7 @@ use crate::text::hex;
 pub use self::docker::ExportError;
 pub use self::extract::ExtractError;
 pub use self::health::HealthCheck;
-pub use self::initrd::{InitrdError, single_file};
+pub use self::initrd::{InitrdError, archive};
 pub use self::kernel::{KernelChoice, KernelError, KernelSource};
 pub use self::kernels::{
     AddKernelError, KernelList, KernelOrigin, KernelRecord, ModuleError, ModuleSet, ModulesRecord, NewKernel,

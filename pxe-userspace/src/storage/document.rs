@@ -19,8 +19,6 @@ struct Document<'a> {
     disks: Vec<DiskSet<'a>>,
     volumes: Vec<Volume<'a>>,
     mounts: &'a [Mount],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -59,7 +57,7 @@ struct Ids {
 }
 
 /// The plan for the machine that `owner` names.
-pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
+pub fn text(plan: &StoragePlan, owner: &str) -> String {
     let id = |what: &[&str]| identity(&[&["bridgehead storage", owner, &plan.name], what].concat());
     let numbered = |count: usize, what: &[&str]| -> Vec<String> {
         (0..count).map(|n| id(&[what, &[n.to_string().as_str()]].concat())).collect()
@@ -99,7 +97,6 @@ pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
         disks: disks.collect(),
         volumes: volumes.collect(),
         mounts: &plan.mounts,
-        token,
     };
     serde_json::to_string_pretty(&document).expect("it has only text keys")
 }
@@ -169,7 +166,7 @@ mod tests {
     fn writes_what_a_node_reads() {
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         let example = include_str!("../../../pxe-init/src/storage/example.json");
-        assert_eq!(read(&text(&plan(), "n1", Some("t".into()))), read(example));
+        assert_eq!(read(&text(&plan(), "n1")), read(example));
     }
 
     #[test]
@@ -179,6 +176,6 @@ mod tests {
         assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
         assert_eq!(id, identity(&["a", "b"]));
         assert_ne!(id, identity(&["ab", ""]));
-        assert_ne!(text(&plan(), "n1", None), text(&plan(), "n2", None));
+        assert_ne!(text(&plan(), "n1"), text(&plan(), "n2"));
     }
 }

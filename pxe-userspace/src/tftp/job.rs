@@ -59,7 +59,9 @@ impl Refused {
     pub(super) fn code(&self) -> ErrorCode {
         match self {
             Self::Open(OpenError::NotFound) => ErrorCode::NOT_FOUND,
-            Self::Open(OpenError::Outside | OpenError::Directory) => ErrorCode::ACCESS,
+            Self::Open(OpenError::Outside | OpenError::Directory | OpenError::Forbidden(_)) => {
+                ErrorCode::ACCESS
+            }
             Self::Open(OpenError::Refused(_) | OpenError::Io(_)) | Self::TooManyBlocks | Self::Netascii => {
                 ErrorCode::OTHER
             }

@@ -56,7 +56,7 @@ pub struct Event {
     /// What was sent or asked for: a path, a firmware's name, an image's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Why a boot failed, in words.
+    /// Why a boot failed, or what there is to warn of, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }
@@ -98,6 +98,11 @@ impl Happened {
     /// A boot that ended early.
     pub fn failed(who: Who, cause: impl Into<String>) -> Self {
         Self { cause: Some(cause.into()), ..Self::new(who, Stage::Failed) }
+    }
+
+    /// What somebody should look at; it leaves the machine at its stage.
+    pub fn warning(who: Who, cause: impl Into<String>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(who, Stage::Warning) }
     }
 
     pub fn detail(self, detail: impl Into<String>) -> Self {

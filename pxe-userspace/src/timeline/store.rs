@@ -72,7 +72,7 @@ impl Reader {
     pub(super) fn last_of_each_machine(&self) -> Result<Vec<Event>, rusqlite::Error> {
         let db = self.0.lock().expect("no reader panics");
         let mut query =
-            db.prepare("SELECT body FROM event WHERE id IN (SELECT max(id) FROM event GROUP BY mac)")?;
+            db.prepare("SELECT body FROM event WHERE id IN (SELECT max(id) FROM event WHERE body ->> 'stage' <> 'warning' GROUP BY mac)")?;
         query.query_map([], event)?.collect()
     }
 

@@ -60,7 +60,8 @@ pub(in super::super) fn config(text: &str) -> Config {
                 files.extend(words.next());
                 cmdline = words.collect();
             }
-            Some("initrd") => files.extend(words),
+            // What comes by HTTP is a kilobyte, and no load to speak of.
+            Some("initrd") => files.extend(words.filter(|word| !word.starts_with('('))),
             Some("echo") => said.extend(words),
             Some("set") => {
                 let seconds = words.next().and_then(|w| w.strip_prefix("pause=")?.parse().ok());

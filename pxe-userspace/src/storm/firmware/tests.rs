@@ -114,8 +114,9 @@ fn files_are_asked_for_as_the_real_ones_did() {
 fn plan() -> Plan {
     Plan {
         kernel: "boot/aa/kernel".into(),
-        initrds: vec!["boot/aa/stage1".into(), "boot/aa/image".into()],
+        initrds: vec!["boot/aa/stage1".into(), "boot/aa/image".into(), "boot/node/52:54:00:77:00:01".into()],
         cmdline: vec!["bridgehead.url=http://10.77.0.1:8080".into(), "title=it's \"a b\"".into()],
+        settings: vec![],
         choice: None,
         needed: None,
     }
@@ -123,7 +124,7 @@ fn plan() -> Plan {
 
 #[test]
 fn our_grub_configuration_is_understood() {
-    let text = boot::grub::boot("It's n1", "grub/grub.cfg-01-x", &plan());
+    let text = boot::grub::boot("It's n1", "10.77.0.1:8080", "grub/grub.cfg-01-x", &plan());
     let files = ["/boot/aa/kernel", "/boot/aa/stage1", "/boot/aa/image"].map(str::to_owned).to_vec();
     let grub::Config::Boot { files: found, cmdline } = grub::config(&text) else { panic!("{text}") };
     assert_eq!((found, &cmdline), (files, &plan().cmdline));
@@ -140,7 +141,7 @@ fn our_grub_configuration_is_understood() {
 fn our_ipxe_script_is_understood() {
     let text = boot::ipxe::boot("n1", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan());
     let ipxe::Script::Boot { files, cmdline } = ipxe::script(&text) else { panic!("{text}") };
-    assert_eq!(files.len(), 3, "{files:?}");
+    assert_eq!(files.len(), 4, "{files:?}");
     assert_eq!(node::server(&files[0]).unwrap().0, "10.77.0.1:80".parse().unwrap());
     assert!(files[2].ends_with("/boot/aa/image"), "{files:?}");
     assert_eq!(node::appliance(cmdline.split(' ')), Some("10.77.0.1:8080".parse().unwrap()));

@@ -1,0 +1,142 @@
+//! The appliance, as a node reaches it: by HTTP, and by HTTPS with the session of this boot once it has one.
+
+use std::fmt;
+use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use crate::fetch::status;
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+/// An answer, or a connection without one, for at most so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// Of answers that are read whole.
+const ANSWER_MAX: u64 = 64 << 10;
+
+/// Where the appliance is. Cloning it is cheap.
+#[derive(Clone)]
+pub(crate) struct Appliance {
+    at: SocketAddrV4,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Appliance {
+    /// By HTTP, which proves nothing about either side.
+    pub(crate) fn plain(at: SocketAddrV4) -> Self {
+        Self { at, tls: None }
+    }
+
+    pub(crate) fn by_tls(at: SocketAddrV4, tls: ClientConfig) -> Self {
+        Self { at, tls: Some(Arc::new(tls)) }
+    }
+
+    /// A connection whose reads and writes end after [`PATIENCE`].
+    pub(crate) fn connect(&self) -> io::Result<Connection> {
+        let stream = TcpStream::connect_timeout(&SocketAddr::V4(self.at), CONNECT_PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let Some(tls) = &self.tls else { return Ok(Connection::Plain(stream)) };
+        let name = ServerName::IpAddress((*self.at.ip()).into());
+        let connection = ClientConnection::new(tls.clone(), name).map_err(io::Error::other)?;
+        Ok(Connection::Tls(Box::new(StreamOwned::new(connection, stream))))
+    }
+
+    /// One POST on a connection of its own: the answer's status code and body.
+    pub(crate) fn exchange(&self, path: &str, body: &[u8]) -> io::Result<(u16, String)> {
+        let mut request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {self}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
+        request.extend(body);
+        let mut connection = self.connect()?;
+        connection.write_all(&request)?;
+        connection.flush()?;
+        let mut reader = BufReader::new(connection).take(ANSWER_MAX);
+        let (mut head, mut line) = (String::new(), String::new());
+        while !matches!(line.as_str(), "\r\n" | "\n") {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "an answer cut short"));
+            }
+            head += &line;
+        }
+        let status = status(&head).ok_or(io::ErrorKind::InvalidData)?;
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+        });
+        let mut body = String::new();
+        reader
+            .take(length.unwrap_or(if status == 204 { 0 } else { ANSWER_MAX }))
+            .read_to_string(&mut body)?;
+        Ok((status, body))
+    }
+
+    /// The same where only the status code counts.
+    pub(crate) fn post(&self, path: &str, body: &[u8]) -> io::Result<u16> {
+        self.exchange(path, body).map(|(status, _)| status)
+    }
+}
+
+impl fmt::Display for Appliance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.at.fmt(f)
+    }
+}
+
+impl fmt::Debug for Appliance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.at, if self.tls.is_some() { " by TLS" } else { "" })
+    }
+}
+
+/// By where it is: keys are not compared.
+impl PartialEq for Appliance {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.tls.is_some()) == (other.at, other.tls.is_some())
+    }
+}
+
+/// The words of a refusal: the appliance's errors are documents with words in them.
+pub(crate) fn words(status: u16, body: &str) -> String {
+    let document = serde_json::from_str::<serde_json::Value>(body).ok();
+    let words = document.and_then(|document| Some(document.get("error")?.as_str()?.to_owned()));
+    words.unwrap_or_else(|| format!("HTTP status {status}"))
+}
+
+/// One connection.
+pub(crate) enum Connection {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Read for Connection {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buf),
+            Self::Tls(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Sessions of nodes: who speaks on a connection, and the certificate that a boot gets for its token.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use axum::Json;
+use axum::extract::{ConnectInfo, FromRequest as _, FromRequestParts, Path, Request, State};
+use axum::http::header;
+use axum::http::request::Parts;
+use axum::response::IntoResponse;
+use pxe_common::Mac;
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+use super::listener::Shown;
+use super::{BootState, Failure, Kind, files, report};
+use crate::diagnosis::Note;
+use crate::text;
+use crate::timeline::{Happened, Stage, Who};
+use crate::trust::TradeError;
+
+/// Who is at the other end of a connection.
+pub(super) struct Speaker {
+    pub(super) address: Ipv4Addr,
+    tls: Option<Shown>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Speaker {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let ConnectInfo(peer) = peer.ok_or_else(|| Failure::internal("a connection without an address"))?;
+        Ok(Self { address: files::ipv4(peer.ip()), tls: parts.extensions.get().cloned() })
+    }
+}
+
+impl Speaker {
+    /// Whether the machine speaks for itself: from its own address, and with the session of its boot, if that has one.
+    pub(super) fn is(&self, state: &BootState, mac: Mac) -> Result<(), Failure> {
+        let address = self.address;
+        if state.machines.by_address(address).is_none_or(|machine| machine.mac != mac) {
+            let error = format!("{address} is not the address of {mac}");
+            state.timeline.note(Who::Mac(mac), Note::Refused { what: "report", why: error.clone() });
+            let hint = "a node speaks for itself, from the address of its lease";
+            return Err(Failure::new(Kind::Forbidden, error, hint));
+        }
+        if !state.trust.speaks_for(mac, self.shown()) {
+            let error = format!("this is not the session of {mac}'s boot");
+            state.timeline.note(Who::Mac(mac), Note::Refused { what: "report", why: error.clone() });
+            let hint = "a node speaks by HTTPS, with the certificate that its boot got for its token";
+            return Err(Failure::new(Kind::Forbidden, error, hint));
+        }
+        Ok(())
+    }
+
+    /// The certificate that it showed.
+    pub(super) fn shown(&self) -> Option<&CertificateDer<'static>> {
+        self.tls.as_ref()?.0.as_ref()
+    }
+
+    fn by_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+}
+
+/// The initrd of one machine, for its present boot.
+pub(super) async fn initrd(
+    State(state): State<BootState>,
+    Path(mac): Path<String>,
+    speaker: Speaker,
+) -> Result<impl IntoResponse, Failure> {
+    let name = format!("boot/node/{mac}");
+    let mac: Mac = mac.parse().map_err(|_| files::failure(&name, crate::files::OpenError::NotFound))?;
+    let (files, address) = (state.files.clone(), speaker.address);
+    let made = tokio::task::spawn_blocking(move || files.node(mac, address)).await;
+    let initrd = made.map_err(Failure::internal)?.map_err(|error| files::failure(&name, error))?;
+    let happened = Happened::new(Who::Mac(mac), Stage::Initrd).detail(name);
+    state.timeline.record(Happened { bytes: Some(initrd.len() as u64), ..happened });
+    let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((headers, initrd))
+}
+
+/// The body of `POST /node/session`.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Asked {
+    #[serde(with = "text::mac")]
+    mac: Mac,
+    token: String,
+    /// A PKCS #10 request in DER, in hexadecimal.
+    request: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Answer {
+    /// PEM.
+    certificate: String,
+}
+
+pub(super) const BODY_MAX: usize = 4096;
+
+pub(super) async fn begin(
+    State(state): State<BootState>,
+    speaker: Speaker,
+    request: Request,
+) -> Result<impl IntoResponse, Failure> {
+    if !speaker.by_tls() {
+        let error = "a token in clear text is none";
+        return Err(Failure::new(Kind::Forbidden, error, "ask by HTTPS, at [http] tls-port"));
+    }
+    let invalid = || Failure::new(Kind::Invalid, "this is no request for a session", "docs/api.md shows one");
+    // A rejection would quote what it could not read.
+    let asked = tokio::time::timeout(report::ARRIVES_WITHIN, Json::<Asked>::from_request(request, &())).await;
+    let Ok(Ok(Json(Asked { mac, token, request }))) = asked else { return Err(invalid()) };
+    let request = text::unhex(&request).ok_or_else(invalid)?;
+    let (trust, address) = (state.trust.clone(), speaker.address);
+    let traded = tokio::task::spawn_blocking(move || trust.trade(mac, address, &token, &request)).await;
+    match traded.map_err(Failure::internal)? {
+        Ok(certificate) => Ok(([(header::CACHE_CONTROL, "no-store")], Json(Answer { certificate }))),
+        Err(error @ TradeError::Refused(_)) => {
+            state.timeline.note(Who::Mac(mac), Note::Refused { what: "token", why: error.to_string() });
+            let hint = "boot the machine again; its timeline says more";
+            Err(Failure::new(Kind::Forbidden, error.to_string(), hint))
+        }
+        Err(TradeError::Request(_)) => Err(invalid()),
+        Err(error @ TradeError::Database(_)) => Err(Failure::internal(error)),
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
