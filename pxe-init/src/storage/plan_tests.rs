@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::description::Ids;
+use crate::storage::description::{Ids, Target};
 use model::{Held, Machine, ModelDisk};
 
 #[path = "plan_model.rs"]
@@ -186,6 +186,25 @@ fn disks_are_picked_by_what_they_are() {
     assert_eq!(picked(&wanted).unwrap(), "/dev/sdc");
     wanted.disks[0].kind = Some(DiskKind::Nvme);
     assert!(matches!(picked(&wanted), Err(Refusal::TooFewDisks { .. })));
+}
+
+#[test]
+fn luns_are_their_targets_sets_and_nobody_elses() {
+    let mut wanted = storage(Wipe::IfBlank, &[], &[(1, &[(None, false, Format::Ext4)])]);
+    let mut seen = machine(vec![disk("a", Held::Blank), disk("b", Held::Blank)]).see();
+    seen.disks[0].target = Some("iqn.2026-01.lab:d1".into());
+    let picked = |wanted: &Storage| match &plan(wanted, &seen)?[..] {
+        [Action::CreateTable { device, .. }] => Ok(device.clone()),
+        other => panic!("{other:#?}"),
+    };
+    assert_eq!(picked(&wanted).unwrap(), "/dev/sdb");
+    let mut target = |name: &str| {
+        let target = Target { target: name.into(), portal: "san.lab".into(), port: 3260 };
+        wanted.disks[0].iscsi = Some(target);
+        picked(&wanted)
+    };
+    assert_eq!(target("iqn.2026-01.lab:d1").unwrap(), "/dev/sda");
+    assert!(matches!(target("iqn.2026-01.lab:d2"), Err(Refusal::TooFewDisks { .. })));
 }
 
 fn any_held() -> impl Strategy<Value = Held> {
