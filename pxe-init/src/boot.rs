@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,12 @@ use nix::unistd::{Pid, sethostname};
 
 use crate::console;
 use crate::handover::{self, HandoverError};
+use crate::health::{Change, Health};
 use crate::image::{Image, ImageError};
 use crate::link::{self, LinkError};
 use crate::modules::Modules;
 use crate::mounts::{self, MountError};
+use crate::output;
 use crate::power;
 use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
@@ -62,6 +64,8 @@ enum BootError {
     Start(#[from] StartError),
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    #[error("the workload ended {times} times in a row, at last with {last}")]
+    Restarts { times: u32, last: Ended },
 }
 
 /// For whoever has to report when nothing else works.
@@ -111,12 +115,12 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         reporter.reached(Stage::Image, mounted);
     }
 
+    let address = settings.address.to_string();
     if handover::is_init(&image.description) {
-        let address = settings.address.to_string();
         return Ok(handover::hand_over(&image, &extra(&settings, &address, digest), reporter)?);
     }
     let renewal = Renewal::new(&settings);
-    Node { supervisor, reporter, settings: &settings, image: &image, renewal }.keep_running()
+    Node { supervisor, reporter, settings: &settings, address, image: &image, renewal }.keep_running()
 }
 
 /// The modules that the profile names, before those of the devices. A boot goes on without them.
@@ -163,6 +167,7 @@ struct Node<'a> {
     supervisor: &'a Supervisor,
     reporter: &'a Reporter,
     settings: &'a Settings,
+    address: String,
     image: &'a Image,
     renewal: Renewal,
 }
@@ -177,10 +182,20 @@ impl Node<'_> {
     /// Runs the workload, and what the policy says after it.
     fn keep_running(mut self) -> Result<std::convert::Infallible, BootError> {
         let mut pause = PAUSES.0;
+        let mut times = 0;
         loop {
             let started = Instant::now();
-            let pid = self.start()?;
+            let console = PathBuf::from(mounts::terminal());
+            let logged = self.settings.appliance.filter(|_| self.settings.logs).and_then(|appliance| {
+                output::terminal(&console, appliance, &self.settings.mac)
+                    .inspect_err(|e| say!("what the workload says goes to the console only: {e}"))
+                    .ok()
+            });
+            let pid = self.start(logged.as_ref().map_or(&console, |terminal| terminal.path()))?;
             let ended = self.wait_for(pid);
+            // The console is ours again, and all that was said is on its way.
+            drop(logged);
+            let ended = ended.unwrap_or_else(|power| power::end(power, self.supervisor, self.reporter));
             say!("the workload ended: {ended}");
             self.reporter.exited(ended.code(), ended.to_string());
             match self.settings.on_exit {
@@ -189,7 +204,11 @@ impl Node<'_> {
                 OnExit::Stay => rescue::shells(self.supervisor, self.reporter),
                 OnExit::Restart => {
                     if started.elapsed() >= SETTLED {
-                        pause = PAUSES.0;
+                        (pause, times) = (PAUSES.0, 0);
+                    }
+                    times += 1;
+                    if self.settings.restarts.is_some_and(|most| times > most) {
+                        return Err(BootError::Restarts { times, last: ended });
                     }
                     say!("starting it again in {} s", pause.as_secs());
                     self.wait_until(Instant::now() + pause);
@@ -199,27 +218,56 @@ impl Node<'_> {
         }
     }
 
-    fn start(&self) -> Result<Pid, StartError> {
-        let address = self.settings.address.to_string();
+    fn start(&self, terminal: &Path) -> Result<Pid, StartError> {
         let description = &self.image.description;
-        let extra = extra(self.settings, &address, &description.digest);
-        let pid = workload::start(self.image, &extra, Path::new(&mounts::terminal()))?;
+        let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
         self.reporter.reached(Stage::Workload, &description.reference);
         Ok(pid)
     }
 
-    /// Waits for the workload's first process, whatever else happens meanwhile.
-    fn wait_for(&mut self, workload: Pid) -> Ended {
+    /// What the workload's environment has of the node.
+    fn environment(&self) -> [(&str, &str); 4] {
+        extra(self.settings, &self.address, &self.image.description.digest)
+    }
+
+    fn tell(&self, health: Option<Change>) {
+        match health {
+            None => {}
+            Some(Change::Healthy) => {
+                say!("the workload is healthy");
+                self.reporter.reached(Stage::Workload, "healthy");
+            }
+            Some(Change::Unhealthy(why)) => {
+                say!("the workload is unhealthy: {why}");
+                self.reporter.unhealthy(why);
+            }
+        }
+    }
+
+    /// Waits for the workload's first process, whatever else happens meanwhile. An error when the machine is to end.
+    fn wait_for(&mut self, workload: Pid) -> Result<Ended, Power> {
+        let mut health = Health::new(self.image, workload, Instant::now());
         loop {
-            match self.supervisor.next(self.renewal.due()) {
-                Happening::Ended(pid, ended) if pid == workload => return ended,
-                Happening::Ended(pid, _) => self.renewal.ended(pid),
+            let due = self.renewal.due().into_iter().chain(health.as_ref().map(Health::due)).min();
+            match self.supervisor.next(due) {
+                Happening::Ended(pid, ended) if pid == workload => {
+                    health.iter_mut().for_each(Health::stop);
+                    return Ok(ended);
+                }
+                Happening::Ended(pid, ended) => {
+                    self.renewal.ended(pid);
+                    self.tell(health.as_mut().and_then(|health| health.ended(pid, ended)));
+                }
                 Happening::Asked(power) => {
                     self.supervisor.stop(workload, workload::stop_signal(self.image), STOP_PATIENCE);
-                    power::end(power, self.supervisor, self.reporter)
+                    return Err(power);
                 }
-                Happening::Timeout => self.renewal.start(),
+                Happening::Timeout => {
+                    self.renewal.start();
+                    let extra = self.environment();
+                    self.tell(health.as_mut().and_then(|health| health.act(&extra)));
+                }
             }
         }
     }

@@ -11,33 +11,32 @@ use std::net::SocketAddrV4;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
 
-use crate::report::post;
+use crate::ship::{LINES_MAX, Line, PAUSE, Sender, Source};
 
 /// Our own lines that wait at most: without an appliance nobody takes them.
 const OWN_MAX: usize = 1024;
-/// One batch.
-const LINES_MAX: usize = 256;
-/// Lines that come together go together.
-const PAUSE: Duration = Duration::from_millis(100);
+
+/// Whether the console writes what it is given as it is (`output`).
+pub(crate) static RAW: AtomicBool = AtomicBool::new(false);
 
 /// Says a line on the console, and keeps it for the appliance. A console that is gone stops nothing.
 pub fn say(words: fmt::Arguments<'_>) {
     let text = format!("bridgehead: {words}");
-    let _ = writeln!(io::stderr(), "{text}");
+    // While the workload's terminal is behind the console, the console puts no carriage return before a line feed.
+    let _ = write!(io::stderr(), "{text}{}", if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" });
     let mut own = own();
     if own.lines.len() == OWN_MAX {
         own.lines.pop_front();
         own.lost += 1;
     }
-    own.lines.push_back(Line { uptime: uptime(), from: Source::Stage1, level: None, text });
+    own.lines.push_back(Line::now(Source::Stage1, text));
     drop(own);
     wake();
 }
@@ -52,13 +51,7 @@ pub(crate) fn ship(appliance: Option<SocketAddrV4>, mac: &str) {
         return;
     }
     let mut shipper = Shipper {
-        appliance,
-        mac: mac.to_owned(),
-        boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
-        first: 0,
+        sender: Sender::new(appliance, "/node/console", mac),
         messages: File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok(),
         woken,
     };
@@ -81,38 +74,6 @@ pub(crate) fn flush(at_most: Duration) {
         wake();
         own.idle < enough
     });
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Source {
-    Kernel,
-    Stage1,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Line {
-    /// Seconds since the kernel started.
-    uptime: f64,
-    from: Source,
-    /// The kernel's: 0 (emergency) to 7 (debug).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    level: Option<u8>,
-    text: String,
-}
-
-/// The body of `POST /node/console`.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Batch<'a> {
-    mac: &'a str,
-    boot: &'a str,
-    /// The first line's number in this boot: a batch that is sent again is known by it.
-    first: u64,
-    /// When this is sent.
-    uptime: f64,
-    lines: &'a [Line],
 }
 
 /// Our own lines, and how often the thread found nothing to send.
@@ -138,10 +99,7 @@ fn wake() {
 }
 
 struct Shipper {
-    appliance: SocketAddrV4,
-    mac: String,
-    boot: String,
-    first: u64,
+    sender: Sender,
     /// None where the kernel has no such device: our own lines are sent all the same.
     messages: Option<File>,
     woken: UnixStream,
@@ -156,8 +114,7 @@ impl Shipper {
                 IDLE.notify_all();
                 self.wait();
             } else {
-                self.deliver(&lines);
-                self.first += lines.len() as u64;
+                self.sender.send(&lines);
                 std::thread::sleep(PAUSE);
             }
         }
@@ -170,28 +127,12 @@ impl Shipper {
         if own.lost > 0 {
             let text = format!("bridgehead: {} lines of stage 1 were lost here", own.lost);
             own.lost = 0;
-            lines.push(Line { uptime: own.lines[0].uptime, from: Source::Stage1, level: None, text });
+            lines.push(Line { uptime: own.lines[0].uptime, ..Line::now(Source::Stage1, text) });
         }
         let room = LINES_MAX.min(own.lines.len());
         lines.extend(own.lines.drain(..room));
         lines.sort_by(|a, b| a.uptime.total_cmp(&b.uptime));
         lines
-    }
-
-    /// Sends until the appliance took it, or said that it never will.
-    fn deliver(&self, lines: &[Line]) {
-        let mut pause = PAUSE;
-        loop {
-            let Self { mac, boot, first, .. } = self;
-            let batch = Batch { mac, boot, first: *first, uptime: uptime(), lines };
-            let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
-            // Nothing is said of a refusal: it would be the next thing to send.
-            if let Ok(200..=299 | 400..=499) = post(self.appliance, "/node/console", &body) {
-                return;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_secs(5));
-        }
     }
 
     fn wait(&mut self) {
@@ -229,14 +170,9 @@ fn message(record: &str) -> Option<Line> {
         uptime: microseconds as f64 / 1e6,
         from: Source::Kernel,
         level: Some((priority & 7) as u8),
+        partial: false,
         text: rest.lines().next().unwrap_or_default().to_owned(),
     })
-}
-
-/// The clock that the kernel's messages have, to within what counts here.
-fn uptime() -> f64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0.0, |time| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)
 }
 
 #[cfg(test)]

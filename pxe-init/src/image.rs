@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Deserialize;
 
+use crate::health::HealthCheck;
 use crate::say;
 use crate::settings::Settings;
 use crate::xattr::Xattr;
@@ -34,6 +35,7 @@ pub struct Description {
     pub user: String,
     /// `SIGTERM` or a number; none means SIGTERM.
     pub stop_signal: Option<String>,
+    pub health_check: Option<HealthCheck>,
     pub xattrs: Vec<Xattr>,
 }
 

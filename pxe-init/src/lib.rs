@@ -8,22 +8,26 @@
 
 pub mod boot;
 pub mod console;
+pub mod delta;
 
 mod account;
 mod cache;
 mod fetch;
 mod handover;
+pub mod health;
 mod image;
 mod link;
 mod modules;
 mod mounts;
 mod netlink;
+pub mod output;
 mod power;
 mod program;
 mod renewal;
 mod report;
 mod rescue;
 mod settings;
+mod ship;
 mod stage2;
 mod storage;
 pub mod supervise;

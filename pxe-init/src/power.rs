@@ -5,6 +5,7 @@ use std::time::Duration;
 use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::console;
+use crate::output;
 use crate::report::Reporter;
 use crate::say;
 use crate::storage;
@@ -15,6 +16,7 @@ pub(crate) fn end(power: Power, supervisor: &Supervisor, reporter: &Reporter) ->
     say!("{}", if power == Power::Off { "powering off" } else { "rebooting" });
     supervisor.stop_all(Duration::from_secs(5));
     reporter.flush(Duration::from_secs(5));
+    output::flush(Duration::from_secs(5));
     console::flush(Duration::from_secs(2));
     storage::put_away();
     nix::unistd::sync();

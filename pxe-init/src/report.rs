@@ -93,6 +93,12 @@ impl Reporter {
         self.send(Stage::Image, Report { detail: Some(detail.into()), bytes, duration, ..Report::default() });
     }
 
+    /// The workload runs, and is not well.
+    pub(crate) fn unhealthy(&self, cause: String) {
+        let detail = Some("unhealthy".to_owned());
+        self.send(Stage::Workload, Report { detail, cause: Some(cause), ..Report::default() });
+    }
+
     /// The boot can't go on.
     pub(crate) fn failed(&self, cause: impl Into<String>) {
         self.send(Stage::Failed, Report { cause: Some(cause.into()), ..Report::default() });

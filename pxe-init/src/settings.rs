@@ -16,6 +16,10 @@ pub(crate) struct Settings {
     pub(crate) dns: Vec<Ipv4Addr>,
     pub(crate) name: String,
     pub(crate) on_exit: OnExit,
+    /// How often in a row a workload is started again, where that is wanted; none means for ever.
+    pub(crate) restarts: Option<u32>,
+    /// Whether the appliance is told what the workload says.
+    pub(crate) logs: bool,
     /// The digest that the image must have.
     pub(crate) digest: Option<String>,
     /// What to fetch as the image; none means that it came with stage 1.
@@ -98,6 +102,8 @@ impl Settings {
             name: get("name").unwrap_or_else(|| format!("node-{}", mac.replace(':', ""))),
             on_exit: optional(get("on-exit"), "on-exit", "poweroff, reboot, restart or stay", on_exit)?
                 .unwrap_or(OnExit::PowerOff),
+            restarts: optional(get("restarts"), "restarts", "a number", |v| v.parse().ok())?,
+            logs: optional(get("logs"), "logs", "on or off", on_off)?.unwrap_or(true),
             digest: get("digest"),
             stage2: optional(get("stage2"), "stage2", "sha256:DIGITS,BYTES", stage2)?,
             lease: optional(get("lease"), "lease", "seconds", |v| v.parse().ok())?
@@ -144,6 +150,14 @@ fn stage2(value: &str) -> Option<Stage2> {
     (sha256.len() == 64 && sha256.bytes().all(digits)).then(|| Stage2 { sha256: sha256.to_owned(), size })
 }
 
+fn on_off(value: &str) -> Option<bool> {
+    match value {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
 fn on_exit(value: &str) -> Option<OnExit> {
     match value {
         "poweroff" => Some(OnExit::PowerOff),
@@ -183,7 +197,7 @@ mod tests {
 
     const LINE: &str = "BOOT_IMAGE=x console=ttyS0 bridgehead.url=http://10.77.0.1 bridgehead.mac=52:54:00:77:00:0A \
         bridgehead.address=10.77.0.100/24 bridgehead.router= bridgehead.dns=10.77.0.1,1.1.1.1 \"bridgehead.name=n 1\" \
-        bridgehead.on-exit=stay bridgehead.digest=sha256:abc bridgehead.lease=3600 \
+        bridgehead.on-exit=stay bridgehead.restarts=3 bridgehead.logs=off bridgehead.digest=sha256:abc bridgehead.lease=3600 \
         bridgehead.stage2=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef,4096";
 
     #[test]
@@ -200,6 +214,8 @@ mod tests {
                 dns: vec![Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(1, 1, 1, 1)],
                 name: "n 1".into(),
                 on_exit: OnExit::Stay,
+                restarts: Some(3),
+                logs: false,
                 digest: Some("sha256:abc".into()),
                 stage2: Some(Stage2 { sha256: "0123456789abcdef".repeat(4), size: 4096 }),
                 lease: Duration::from_secs(3600),

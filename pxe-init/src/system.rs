@@ -10,7 +10,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, chdir, chroot, setgid, setgroups, setsid, setuid, write};
 
@@ -18,6 +18,8 @@ use crate::workload::Step;
 
 /// What the child needs on its way.
 pub(crate) struct Entry {
+    /// The namespace of a workload that runs; none for one of its own.
+    pub(crate) namespace: Option<File>,
     pub(crate) root: CString,
     pub(crate) cwd: CString,
     pub(crate) uid: Uid,
@@ -47,11 +49,16 @@ impl Entry {
         // The image becomes the root of a mount namespace, as switch_root does it for a whole
         // system: in a mere chroot the kernel refuses user namespaces, and so sandboxes.
         step(Step::Namespace);
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        step(Step::Root);
-        chdir(self.root.as_c_str())?;
-        mount(Some(c"."), c"/", None::<&CStr>, MsFlags::MS_MOVE, None::<&CStr>)?;
-        chroot(c".")?;
+        if let Some(namespace) = &self.namespace {
+            // Its root and working directory become those of the namespace (setns(2)).
+            setns(namespace, CloneFlags::CLONE_NEWNS)?;
+        } else {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            step(Step::Root);
+            chdir(self.root.as_c_str())?;
+            mount(Some(c"."), c"/", None::<&CStr>, MsFlags::MS_MOVE, None::<&CStr>)?;
+            chroot(c".")?;
+        }
         step(Step::Directory);
         chdir(self.cwd.as_c_str())?;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, PipeReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -65,12 +65,46 @@ impl std::fmt::Display for Step {
 ///
 /// `extra` comes after the image's environment and wins over it; `terminal` is the session's.
 pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<Pid, StartError> {
+    spawn(image, &image.description.argv, extra, None, |command| {
+        if let Ok(console) = File::options().read(true).write(true).open(terminal)
+            && let (Ok(output), Ok(errors)) = (console.try_clone(), console.try_clone())
+        {
+            command.stdin(console).stdout(Stdio::from(output)).stderr(errors);
+        }
+    })
+}
+
+/// Starts another program beside the workload whose first process is `workload`, as its user and with its files.
+/// Returns what both its outputs say.
+pub(crate) fn check(
+    image: &Image,
+    argv: &[String],
+    extra: &[(&str, &str)],
+    workload: Pid,
+) -> Result<(Pid, PipeReader), StartError> {
+    let refused = |source| StartError::Refused { program: argv.join(" "), step: Step::Namespace, source };
+    let namespace = File::open(format!("/proc/{workload}/ns/mnt")).map_err(refused)?;
+    let (read, write) = std::io::pipe().map_err(refused)?;
+    let errors = write.try_clone().map_err(refused)?;
+    let pid = spawn(image, argv, extra, Some(namespace), |command| {
+        command.stdin(Stdio::null()).stdout(write).stderr(errors);
+    })?;
+    Ok((pid, read))
+}
+
+fn spawn(
+    image: &Image,
+    argv: &[String],
+    extra: &[(&str, &str)],
+    namespace: Option<File>,
+    connect: impl FnOnce(&mut Command),
+) -> Result<Pid, StartError> {
     let description = &image.description;
     let account = Account::in_image(&description.user, image)?;
     let env = environment(&description.env, &account.home, extra);
     let path = env.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, value)| value);
     let cwd = if description.cwd.is_empty() { "/" } else { &description.cwd };
-    let program = program::find(image, &description.argv[0], path, cwd)?;
+    let program = program::find(image, &argv[0], path, cwd)?;
     // Docker makes a WORKDIR that the image does not have. What is wrong with it, if anything,
     // the child will say.
     let _ = image.create_dir_all(cwd, Mode::from_bits_truncate(0o755));
@@ -81,6 +115,7 @@ pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<P
     };
     let (steps, progress) = pipe2(OFlag::O_CLOEXEC).map_err(|e| refused(Step::Fork)(e.into()))?;
     let entry = Entry {
+        namespace,
         root: c_string(&image.root().to_string_lossy())?,
         cwd: c_string(cwd)?,
         uid: Uid::from_raw(account.uid),
@@ -89,12 +124,8 @@ pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<P
         progress,
     };
     let mut command = Command::new(&program);
-    command.arg0(&description.argv[0]).args(&description.argv[1..]).env_clear().envs(env);
-    if let Ok(console) = File::options().read(true).write(true).open(terminal)
-        && let (Ok(output), Ok(errors)) = (console.try_clone(), console.try_clone())
-    {
-        command.stdin(console).stdout(Stdio::from(output)).stderr(errors);
-    }
+    command.arg0(&argv[0]).args(&argv[1..]).env_clear().envs(env);
+    connect(&mut command);
     unblock_signals(&mut command);
     entry.before_exec(&mut command);
     let spawned = command.spawn();

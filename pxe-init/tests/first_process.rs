@@ -2,26 +2,33 @@
 //! processes: BusyBox as the image. Each scenario is this program again, below unshare(1).
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid, getuid};
+use pxe_init::health::{Change, Health};
+use pxe_init::output::Terminal;
 use pxe_init::supervise::{Ended, Happening, Power, Supervisor};
 use pxe_init::workload::{self, StartError, Step};
 use pxe_init::{Image, say};
 
 type Scenario = fn(&Supervisor);
 
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
     ("the workload has the image's root, user, environment and a clean signal state", identity),
     ("what can't start says where it stopped", refusals),
     ("orphans are reaped", orphans),
     ("exit codes and signals are told apart", endings),
     ("a workload is asked to stop, and killed when it does not", stopping),
     ("signals ask for the machine's end", asking),
+    ("a health check runs beside the workload and tells changes only", health),
+    ("the workload's terminal is one, and what it says is kept", terminal),
     ("the end of the machine leaves no process", stop_all),
 ];
 
@@ -153,6 +160,96 @@ fn asking(supervisor: &Supervisor) {
     assert_eq!(supervisor.next(in_seconds(0)), Happening::Timeout);
 }
 
+fn health(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    // What the workload mounted and wrote is there for the check, and so are its user and environment.
+    let check = "id -u; echo $BRIDGEHEAD_NODE; cat /tmp/state >&2; exit $(cat /tmp/state)";
+    let more = format!(
+        r#","user":"web","env":["PATH=/bin"],"health-check":{{"argv":["sh","-c",{check:?}],
+        "interval":20,"timeout":400,"start-period":0,"retries":2}}"#
+    );
+    let image = fixture.image(&["sleep", "1000"], &more);
+    let state =
+        |contents: &str| fs::write(fixture.dir.path().join("image/tmp/state"), contents).expect("a file");
+    state("0");
+    let extra = [("BRIDGEHEAD_NODE", "n1")];
+    let workload = workload::start(&image, &extra, &fixture.terminal()).expect("it starts");
+    let mut health = Health::new(&image, workload, Instant::now()).expect("it has a check");
+    let mut change = || {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            assert!(Instant::now() < deadline, "nothing changes");
+            let change = match supervisor.next(Some(health.due().min(deadline))) {
+                Happening::Ended(pid, ended) => health.ended(pid, ended),
+                _ => health.act(&extra),
+            };
+            if let Some(change) = change {
+                return change;
+            }
+        }
+    };
+    assert_eq!(change(), Change::Healthy);
+    state("3");
+    let said = "2 times in a row, the check ended with exit code 3: 33\nn1\n3";
+    assert_eq!(change(), Change::Unhealthy(said.into()));
+    state("0");
+    assert_eq!(change(), Change::Healthy);
+    fs::remove_file(fixture.dir.path().join("image/tmp/state")).expect("it is there");
+    // It waits for somebody who writes: for ever.
+    let fifo = Command::new("mkfifo").arg("-m666").arg(fixture.dir.path().join("image/tmp/state")).status();
+    assert!(fifo.expect("mkfifo(1) runs").success());
+    let Change::Unhealthy(why) = change() else { panic!("a check that hangs is no success") };
+    assert!(why.contains("the check took longer than 400ms"), "{why}");
+    supervisor.stop(workload, Signal::SIGKILL, Duration::from_secs(1));
+}
+
+fn terminal(supervisor: &Supervisor) {
+    let fixture = Fixture::new();
+    let console = nix::pty::openpty(None, None).expect("a console");
+    let path = fs::read_link(format!("/proc/self/fd/{}", console.slave.as_raw_fd())).expect("its name");
+    let (sender, lines) = mpsc::channel();
+    let run = |argv: &[&str]| {
+        let sender = sender.clone();
+        let terminal =
+            Terminal::open(&path, move |line| sender.send(line.text).expect("a test")).expect("a pty");
+        let image = fixture.image(argv, r#","env":["PATH=/bin"]"#);
+        let pid = workload::start(&image, &[], terminal.path()).expect("it starts");
+        (terminal, pid)
+    };
+
+    let script = "test -t 0 && test -t 1 && test -t 2 && stty -echo && echo ready && \
+                  printf 'name? ' && read name && echo \"hello $name\"; echo gone >&2; printf unfinished";
+    let (open, pid) = run(&["sh", "-c", script]);
+    let line = || lines.recv_timeout(Duration::from_secs(10)).expect("a line");
+    assert_eq!((line(), line()), ("ready".into(), "name? ".into()), "a prompt comes without a line's end");
+    let mut far = fs::File::from(console.master);
+    far.write_all(b"mole\r").expect("somebody types");
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(0));
+    drop(open);
+    assert_eq!([line(), line(), line()], ["hello mole", "gone", "unfinished"]);
+    let mut shown = [0; 4096];
+    let len = far.read(&mut shown).expect("the console shows something");
+    let shown = String::from_utf8_lossy(&shown[..len]).into_owned();
+    assert_eq!(shown, "ready\r\nname? hello mole\r\ngone\r\nunfinished");
+    let restored = nix::sys::termios::tcgetattr(&console.slave).expect("a terminal");
+    assert!(restored.local_flags.contains(nix::sys::termios::LocalFlags::ICANON), "the console is as it was");
+
+    // Nobody reads the console any more: neither that nor so many lines hold the workload up.
+    let count = 200_000;
+    let (open, pid) = run(&["seq", &count.to_string()]);
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(0));
+    drop(open);
+    let all: Vec<String> = lines.try_iter().collect();
+    assert_eq!((all.len(), all.last().map(String::as_str)), (count, Some("200000")));
+
+    // Ctrl-C on the console is the workload's.
+    let (open, pid) = run(&["sleep", "1000"]);
+    std::thread::sleep(Duration::from_millis(300));
+    far.write_all(b"\x03").expect("somebody types");
+    assert_eq!(wait_for(supervisor, pid), Ended::Killed(Signal::SIGINT));
+    drop(open);
+}
+
 fn stop_all(supervisor: &Supervisor) {
     let fixture = Fixture::new();
     let image = fixture.image(&["sh", "-c", "trap '' TERM; sleep 100 & sleep 101 & echo up; wait"], "");
@@ -185,13 +282,13 @@ impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let root = dir.path().join("image");
-        for sub in ["bin", "proc", "dev", "etc"] {
+        for sub in ["bin", "proc", "dev", "etc", "tmp"] {
             fs::create_dir_all(root.join(sub)).expect("directories");
         }
         // Not below /root, which only root may enter.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in ["sh", "id", "sleep", "grep", "cut", "ls", "tr", "readlink"] {
+        for applet in ["sh", "id", "sleep", "grep", "cut", "ls", "tr", "readlink", "cat", "stty", "seq"] {
             symlink("busybox", root.join("bin").join(applet)).expect("a link");
         }
         fs::write(root.join("etc/passwd"), "web:x:33:34::/var/www:/bin/sh\n").expect("passwd");

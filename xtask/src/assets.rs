@@ -5,6 +5,7 @@
 //! kernel/vmlinuz, kernel/version        Debian's kernel, for images without one
 //! kernel/modules/lib/modules/VERSION/   its network drivers
 //! storage/initrd, storage/unpacked      tools and drivers for storage plans, and their size in memory
+//! rescue/initrd, rescue/unpacked        dropbear, for shells over SSH
 //! busybox, pxe-init                     stage 1's programs
 //! ```
 //!
@@ -12,6 +13,8 @@
 //! `recipe` file in it says what it was made from, and a changed recipe makes it anew.
 
 mod kernel;
+mod programs;
+mod rescue;
 mod storage;
 
 use std::path::Path;
@@ -29,6 +32,10 @@ pub(crate) fn make() -> anyhow::Result<()> {
     build::copy_if_changed(Path::new(BUSYBOX), &assets.join("busybox"))?;
     if !is_made(&assets.join("grub"), &grub_recipe()) {
         directory(&assets.join("grub"), &grub_recipe(), grub)?;
+    }
+    let rescue = assets.join("rescue");
+    if !is_made(&rescue, &rescue::recipe()) {
+        directory(&rescue, &rescue::recipe(), rescue::make)?;
     }
     // Both are of one kernel.
     let (kernel, storage) = (assets.join("kernel"), assets.join("storage"));

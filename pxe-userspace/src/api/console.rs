@@ -1,4 +1,4 @@
-//! What nodes' consoles said: taken from them, and told to who asks.
+//! What nodes' consoles and workloads said: taken from them, and told to who asks.
 
 use std::net::SocketAddr;
 
@@ -16,14 +16,33 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
-use crate::console::{BOOTS_MAX, Batch, ConsoleError, Line};
+use crate::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line};
 
 /// 256 lines, as long as the kernel makes them.
 pub(super) const BODY_MAX: usize = 512 * 1024;
 
-pub(super) async fn take(
+pub(super) async fn take_console(
     State(state): State<BootState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Result<StatusCode, Failure> {
+    let consoles = state.consoles.clone();
+    take(&state, consoles, peer, request).await
+}
+
+pub(super) async fn take_logs(
+    State(state): State<BootState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Result<StatusCode, Failure> {
+    let logs = state.logs.clone();
+    take(&state, logs, peer, request).await
+}
+
+async fn take(
+    state: &BootState,
+    kept: Consoles,
+    peer: SocketAddr,
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let invalid = |error| Failure::new(Kind::Invalid, error, "see `POST /node/console` in docs/api.md");
@@ -31,10 +50,10 @@ pub(super) async fn take(
         .await
         .map_err(|_| invalid("the lines did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;
-    report::of_itself(&state, peer, batch.mac)?;
+    report::of_itself(state, peer, batch.mac)?;
     let now = Timestamp::now();
-    let kept = tokio::task::spawn_blocking(move || state.consoles.append(batch, now)).await;
-    kept.map_err(Failure::internal)??;
+    let appended = tokio::task::spawn_blocking(move || kept.append(batch, now)).await;
+    appended.map_err(Failure::internal)??;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -54,14 +73,34 @@ pub(super) async fn console(
     Path(name): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Failure> {
+    let consoles = state.boot.consoles.clone();
+    tell(&state, consoles, &name, wanted, "the last {} boots are, from where stage 1 has a network").await
+}
+
+pub(super) async fn logs(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let logs = state.boot.logs.clone();
+    let hint = "the last {} boots are, of workloads whose profile has not logs = false";
+    tell(&state, logs, &name, wanted, hint).await
+}
+
+async fn tell(
+    state: &ApiState,
+    consoles: Consoles,
+    name: &str,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+    nothing: &str,
+) -> Result<Response, Failure> {
     const HINT: &str = "the query takes back=N, or follow=1";
     let Query(wanted) = wanted.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
     let follow = wanted.follow != 0;
     if follow && wanted.back > 0 {
         return Err(Failure::new(Kind::Invalid, "a boot that is over says nothing more", HINT));
     }
-    let machine = read::find(&state.boot.machines, &name)?;
-    let consoles = state.boot.consoles;
+    let machine = read::find(&state.boot.machines, name)?;
     // First the subscription, then the past: together they are everything.
     let live = follow.then(|| consoles.follow());
     let past = tokio::task::spawn_blocking(move || consoles.read(machine.mac, wanted.back)).await;
@@ -70,7 +109,7 @@ pub(super) async fn console(
         None if follow => Vec::new(),
         None => {
             let error = format!("nothing is kept of that boot of {}", machine.label());
-            let hint = format!("the last {BOOTS_MAX} boots are, from where stage 1 has a network");
+            let hint = nothing.replace("{}", &BOOTS_MAX.to_string());
             return Err(Failure::new(Kind::NotFound, error, hint));
         }
     };

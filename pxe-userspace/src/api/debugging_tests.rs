@@ -60,6 +60,34 @@ async fn a_console_is_taken_kept_and_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_workload_says_is_kept_beside_the_console() {
+    let daemon = Daemon::start().await;
+    let api = daemon.api.to_string();
+    let error = run(&api, &format!("logs {NODE}")).await.unwrap_err().to_string();
+    assert!(error.contains("of workloads whose profile has not logs = false"), "{error}");
+
+    let boot = "5e0f4f4e-0b1c-4a87-9d6a-000000000001";
+    let line =
+        |text: &str, partial| json!({ "uptime": 2.5, "from": "workload", "partial": partial, "text": text });
+    let lines = [line("listening", false), line("login: ", true), line("\u{1b}[31mroot", false)];
+    let say = async |mac: &str| {
+        let body = json!({ "mac": mac, "boot": boot, "first": 0, "uptime": 3.0, "lines": lines }).to_string();
+        let arguments = ["--header", "Content-Type: application/json", "--data-binary", &body];
+        curl(daemon.boot, "/node/logs", &arguments).await.status
+    };
+    assert_eq!(say("52:54:00:77:00:02").await, 403);
+    assert_eq!(say(NODE).await, 204);
+    assert_eq!(say(NODE).await, 204, "again, as after a lost answer");
+    let text = run(&api, &format!("logs {NODE}")).await.unwrap();
+    assert!(text.ends_with("Z\nlistening\nlogin: ^[[31mroot\n"), "{text}");
+    let json = run(&api, &format!("logs {NODE} --json")).await.unwrap();
+    let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines[1]["partial"], &lines[1]["from"]), (3, &json!(true), &json!("workload")));
+    let error = run(&api, &format!("console {NODE}")).await.unwrap_err().to_string();
+    assert!(error.contains("nothing is kept"), "the console is another text: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trace_is_asked_for_with_bounds() {
     let daemon = Daemon::start().await;
     let trace = async |query: &str| curl(daemon.api, &format!("/api/nodes/{query}"), &[]).await;

@@ -17,7 +17,7 @@ mod hold;
 mod images;
 mod kernels;
 mod listener;
-mod metrics;
+pub(crate) mod metrics;
 mod page;
 mod range;
 mod read;
@@ -28,6 +28,7 @@ pub(crate) mod tests;
 mod trace;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -47,7 +48,7 @@ use crate::trace::{TraceError, Wanted};
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
-pub use listener::{Connections, PER_NODE, serve};
+pub use listener::{Connections, PER_NODE, serve, serve_tls};
 
 /// What the daemon says of itself. Methods may read from disk: they are called where that blocks
 /// nobody.
@@ -90,8 +91,12 @@ pub struct BootState {
     pub machines: Machines,
     pub timeline: Timeline,
     pub consoles: Consoles,
+    /// What their workloads said.
+    pub logs: Consoles,
     pub holds: Holds,
     pub storage: Storage,
+    /// Bytes of files that went out over HTTP.
+    pub http_sent: Arc<AtomicU64>,
 }
 
 /// What the API needs.
@@ -108,7 +113,8 @@ pub fn boot_router(state: BootState) -> Router {
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
-        .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
@@ -123,8 +129,11 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/why", get(read::why))
+        .route("/api/why", get(read::all_why))
         .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
         .route("/api/nodes/{name}/console", get(console::console))
+        .route("/api/nodes/{name}/logs", get(console::logs))
         .route("/api/nodes/{name}/trace", get(trace::trace))
         .route("/api/leases", get(read::leases))
         .route("/api/files", get(read::files))

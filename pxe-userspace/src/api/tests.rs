@@ -46,15 +46,18 @@ impl Daemon {
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
         let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
         let storage = Storage::open(state.path(), &state.path().join("db")).unwrap();
-        let consoles = Consoles::open(state.path()).unwrap();
+        let consoles = Consoles::open(&state.path().join("consoles")).unwrap();
+        let logs = Consoles::open(&state.path().join("logs")).unwrap();
         let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
             machines,
             timeline: timeline.clone(),
             consoles,
+            logs,
             holds,
             storage: storage.clone(),
+            http_sent: Arc::default(),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };

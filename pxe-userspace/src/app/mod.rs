@@ -38,11 +38,15 @@ use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
 use crate::trials::Trials;
+use crate::trust::authority::{self, Authority};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
 /// How long what is under way may take to end once the daemon is told to.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How often machines are looked for that have fallen silent.
+const SILENCE_NOTICED: Duration = Duration::from_secs(5);
 
 /// Runs the appliance until it is told to end (SIGTERM, SIGINT) or a part of it fails.
 ///
@@ -220,15 +224,23 @@ impl Appliance {
             files: catalog.clone(),
             machines: machines.clone(),
             timeline: timeline.clone(),
-            consoles: Consoles::open(&config.state_dir)?,
+            consoles: Consoles::open(&config.state_dir.join("consoles"))?,
+            logs: Consoles::open(&config.state_dir.join("logs"))?,
             holds: holds.clone(),
             storage,
+            http_sent: Arc::default(),
         };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
+        let authority = Authority::open(&config.state_dir, authority::NODES)?;
+        let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
+        let (router, tls) = (api::boot_router(boot.clone()), authority.server(address)?);
+        let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
+        parts.spawn(serving.map(Ok));
+        parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
         parts.spawn(forget_restarted(timeline.clone(), connections, holds, trials.clone(), shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
@@ -276,6 +288,17 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
+}
+
+/// Boots of which nothing is heard any more have failed.
+async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(SILENCE_NOTICED);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => tokio::task::block_in_place(|| timeline.end_silent_boots()),
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
 }
 
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.

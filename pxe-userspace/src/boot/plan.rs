@@ -137,6 +137,8 @@ pub struct Plan {
     pub cmdline: Vec<String>,
     /// None for files by hand.
     pub choice: Option<Choice>,
+    /// Bytes of memory that it takes; unknown for files by hand.
+    pub needed: Option<u64>,
 }
 
 /// In how many stages an image boots, and why.
@@ -236,6 +238,10 @@ pub fn image(
     let mut cmdline = identity(machine, appliance);
     cmdline.push(format!("bridgehead.digest={}", facts.digest));
     cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
+    cmdline.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
+    if !profile.logs {
+        cmdline.push("bridgehead.logs=off".to_owned());
+    }
     if !profile.modules.is_empty() {
         cmdline.push(format!("bridgehead.modules={}", profile.modules.join(",")));
     }
@@ -248,7 +254,9 @@ pub fn image(
     }
     cmdline.extend(own);
     check_length(&cmdline).map_err(refused)?;
-    Ok(Plan { kernel: path(ImagePart::Kernel, &facts.kernel), initrds, cmdline, choice: Some(choice) })
+    let needed = Some(memory_needed(facts, choice.two, machine.is_uefi()));
+    let kernel = path(ImagePart::Kernel, &facts.kernel);
+    Ok(Plan { kernel, initrds, cmdline, choice: Some(choice), needed })
 }
 
 /// How an image boots on a machine of which nothing is known.
@@ -271,7 +279,7 @@ fn choose(
     uefi: bool,
 ) -> Result<Choice, Refusal> {
     let fits = |two| {
-        let needed = if two { memory_for_two(facts, uefi) } else { memory_for_one(facts, uefi) };
+        let needed = memory_needed(facts, two, uefi);
         match memory.filter(|memory| *memory < needed) {
             Some(memory) => Err(Refusal::Memory { reference: reference.to_owned(), two, needed, memory }),
             None => Ok(()),
@@ -300,11 +308,14 @@ pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Pl
     let cmdline = words(&profile.cmdline).map_err(refused)?;
     check_length(&cmdline).map_err(refused)?;
     let initrds = initrds.iter().map(|i| path(i)).collect();
-    Ok(Plan { kernel: path(kernel), initrds, cmdline, choice: None })
+    Ok(Plan { kernel: path(kernel), initrds, cmdline, choice: None, needed: None })
 }
 
 /// Bytes of memory below which the node would not come up.
-///
+fn memory_needed(facts: &ImageFacts, two: bool, uefi: bool) -> u64 {
+    if two { memory_for_two(facts, uefi) } else { memory_for_one(facts, uefi) }
+}
+
 /// The archives lie in memory, packed, until they are unpacked; unpacked they fill the kernel's
 /// rootfs, a tmpfs that takes at most half of what is left beside them and the kernel. Beyond that
 /// the kernel logs a write error and boots on with files cut short: seen with 142 MiB unpacked

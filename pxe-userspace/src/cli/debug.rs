@@ -30,7 +30,7 @@ pub struct Trace {
 }
 
 #[derive(Debug, Args)]
-pub struct Console {
+pub struct Spoken {
     /// The machine, by name or MAC address.
     #[arg(value_name = "NAME|MAC")]
     node: String,
@@ -44,11 +44,28 @@ pub struct Console {
     reading: Reading,
 }
 
-pub(super) fn console(console: Console, out: &mut dyn Write) -> Result<(), AskError> {
-    let Console { node, follow, back, reading } = console;
+/// Each line with the kernel's time, as `dmesg` has it.
+pub(super) fn console(console: Spoken, out: &mut dyn Write) -> Result<(), AskError> {
+    spoken(console, "console", out, |line, out| writeln!(out, "[{:12.6}] {}", line.uptime, line.text))
+}
+
+/// What the workload wrote and nothing else; an unfinished line stays one.
+pub(super) fn logs(logs: Spoken, out: &mut dyn Write) -> Result<(), AskError> {
+    spoken(logs, "logs", out, |line, out| {
+        write!(out, "{}{}", line.text, if line.partial { "" } else { "\n" })
+    })
+}
+
+fn spoken(
+    what: Spoken,
+    of: &str,
+    out: &mut dyn Write,
+    print: impl Fn(&Line, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), AskError> {
+    let Spoken { node, follow, back, reading } = what;
     let client = Client::new(&reading.api);
     let node = percent(&node, "");
-    let answer = client.get(&format!("/api/nodes/{node}/console?back={back}&follow={}", u8::from(follow)))?;
+    let answer = client.get(&format!("/api/nodes/{node}/{of}?back={back}&follow={}", u8::from(follow)))?;
     let mut last: Option<Line> = None;
     client.lines::<Line>(answer, |line, raw| {
         if reading.json {
@@ -65,7 +82,7 @@ pub(super) fn console(console: Console, out: &mut dyn Write) -> Result<(), AskEr
         if line.number > next {
             writeln!(out, "--- {} lines are missing", line.number - next)?;
         }
-        writeln!(out, "[{:12.6}] {}", line.uptime, line.text)?;
+        print(&line, out)?;
         last = Some(line);
         out.flush()
     })

@@ -7,6 +7,7 @@ mod show;
 pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
+use crate::diagnosis::Why;
 use crate::image::ImageSource;
 use crate::machines::Machine;
 use crate::storm::Storm;
@@ -118,6 +120,19 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Why a machine does not boot, or boots slowly: causes, what was seen, what to do.
+    ///
+    /// Also while it still boots. Without a machine, every one of whose last boot there is something to say.
+    Why {
+        #[arg(value_name = "NAME|MAC")]
+        node: Option<String>,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// The whole site on one screen, as it goes: machines by stage, what is sent, slow boots, causes.
+    ///
+    /// `q` ends it.
+    Top(top::Top),
     /// Stop a machine's next boots in stage 1, with a shell on its console, until it is released.
     ///
     /// Its network is up and its image loaded, but not looked at. `bridgehead nodes` shows it as held. A
@@ -143,7 +158,13 @@ pub enum Ask {
     ///
     /// From the kernel's first line on, as soon as stage 1 has a network. The last boots are kept, also
     /// through restarts of the daemon. Control characters are shown as `^[` and the like.
-    Console(debug::Console),
+    Console(debug::Spoken),
+    /// What a machine's workload writes to its standard outputs, in its last boot.
+    ///
+    /// The workload runs on a terminal, so both outputs are one. The last boots are kept, also through restarts
+    /// of the daemon; a workload that writes faster than is sent loses lines, and the text says how many.
+    /// Control characters are shown as `^[` and the like.
+    Logs(debug::Spoken),
     /// Write a packet trace of a machine's boot, for Wireshark.
     ///
     /// Every frame from and to the machine on the bridge's ports, as pcapng. Start it, then power the machine
@@ -252,6 +273,14 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
                 false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
             })
         }
+        Ask::Why { node: None, reading } => {
+            read::<Vec<Why>>(&reading, "/api/why", out, |all| show::all_why(&all))
+        }
+        Ask::Why { node: Some(node), reading } => {
+            let path = format!("/api/nodes/{}/why", percent(&node, ""));
+            read::<Why>(&reading, &path, out, |why| show::why(&why))
+        }
+        Ask::Top(what) => top::top(what, out),
         Ask::Hold { node, once, reading } => {
             let client = Client::new(&reading.api);
             let path = format!("/api/nodes/{}/hold?once={}", percent(&node, ""), u8::from(once));
@@ -265,6 +294,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             print(&reading, &machine, out, |machine| show::nodes(std::slice::from_ref(machine)))
         }
         Ask::Console(what) => debug::console(what, out),
+        Ask::Logs(what) => debug::logs(what, out),
         Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
         Ask::Kernel(command) => kernel::run(command, out),

@@ -6,6 +6,7 @@ use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
 };
+use crate::diagnosis::{Cause, Evidence, Why};
 use crate::image::KernelList;
 use crate::machines::{Hold, Machine};
 use crate::text::word;
@@ -172,6 +173,60 @@ pub(super) fn event(event: &Event) -> String {
         line.push_str(&part);
     }
     line
+}
+
+/// How a machine's boot stands: a line, then each cause with what was seen and what to do.
+pub(super) fn why(why: &Why) -> String {
+    let Why { node, mac, began, last, failed, done, causes, before, stage: reached } = why;
+    let name = node.as_ref().map_or_else(|| mac.to_string(), |node| format!("{node} {mac}"));
+    let stage = |stage: &Option<Stage>| stage.map_or_else(|| "the start".to_owned(), word);
+    let state = match failed {
+        true => "failed after",
+        false if *done => "has booted, up to",
+        false => "is at",
+    };
+    let mut out = format!(
+        "{name}, boot of {}: {state} {}, last heard of {}\n",
+        time(*began),
+        stage(reached),
+        clock(*last)
+    );
+    if causes.is_empty() {
+        out.push_str("nothing is wrong, as far as can be seen from here\n");
+    }
+    causes.iter().for_each(|cause| push_cause(&mut out, cause));
+    if let Some(before) = before {
+        let at = stage(&before.stage);
+        out.push_str(&format!(
+            "\nthe boot before, of {}, failed after {at}, {}\n",
+            time(before.began),
+            clock(before.ended)
+        ));
+        before.causes.iter().for_each(|cause| push_cause(&mut out, cause));
+    }
+    out
+}
+
+fn push_cause(out: &mut String, cause: &Cause) {
+    let Cause { kind, words, evidence, remedy } = cause;
+    out.push_str(&format!("\n{}: {words}\n", word(kind)));
+    for Evidence { time, words } in evidence {
+        let time = time.map_or_else(|| " ".repeat(12), clock);
+        out.push_str(&format!("  {time}  {words}\n"));
+    }
+    out.push_str(&format!("  -> {remedy}\n"));
+}
+
+pub(super) fn all_why(all: &[Why]) -> String {
+    let told: Vec<String> = all.iter().filter(|w| w.failed || !w.causes.is_empty()).map(why).collect();
+    match told.as_slice() {
+        [] => "nothing is wrong with any machine's last boot, as far as can be seen from here\n".to_owned(),
+        told => told.join("\n"),
+    }
+}
+
+fn clock(time: Timestamp) -> String {
+    time.strftime("%H:%M:%S%.3f").to_string()
 }
 
 pub(super) fn progress(progress: &Progress) -> String {

@@ -10,7 +10,9 @@ use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Dhcp, DhcpMode, Node, Profile, Protocol, Source, Unknown, Workload, storage, values};
+use super::{
+    Dhcp, DhcpMode, Http, Node, OnExit, Profile, Protocol, Source, Unknown, Workload, storage, values,
+};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -32,6 +34,15 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
                 );
             }
         }
+        if let Some(restarts) = &table.restarts
+            && table.on_exit.as_ref().is_none_or(|on_exit| *on_exit.get_ref() != OnExit::Restart)
+        {
+            findings.add(
+                restarts.span(),
+                "`restarts` bounds what `on-exit = \"restart\"` does",
+                "set on-exit = \"restart\", or remove it",
+            );
+        }
         if let Some(cmdline) =
             table.cmdline.as_ref().filter(|c| c.get_ref().contains(|c: char| c.is_control()))
         {
@@ -42,6 +53,8 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             source: source(raw, table, entry.span(), findings),
             cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
             on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
+            restarts: table.restarts.as_ref().map(|r| *r.get_ref()),
+            logs: table.logs.as_ref().is_none_or(|l| *l.get_ref()),
             stages: table.stages.as_ref().map(|s| *s.get_ref()).unwrap_or_default(),
             storage: table.storage.as_ref().map(|s| s.get_ref().clone()),
             kernel: table.kernel.as_ref().filter(|_| table.image.is_some()).map(|k| k.get_ref().clone()),
@@ -118,6 +131,13 @@ fn source(
                 findings.add(
                     on_exit.span(),
                     "`on-exit` works through the init that an image's initrd has",
+                    "remove it, or give `image` in place of `kernel`",
+                );
+            }
+            if let Some(logs) = &table.logs {
+                findings.add(
+                    logs.span(),
+                    "`logs` works through the init that an image's initrd has",
                     "remove it, or give `image` in place of `kernel`",
                 );
             }
@@ -274,12 +294,13 @@ pub(super) fn workloads(
     raw: &File,
     segment: &Segment,
     dhcp: &Dhcp,
-    http_port: u16,
+    http: &Http,
     claimed: &mut HashMap<Ipv4Addr, String>,
     findings: &mut Findings<'_>,
 ) -> Vec<Workload> {
     let mut taken = HashMap::from([
-        ((http_port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((http.port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((http.tls_port, Protocol::Tcp), "the appliance's HTTPS".to_owned()),
         ((67, Protocol::Udp), "DHCP".to_owned()),
         ((69, Protocol::Udp), "TFTP".to_owned()),
         ((4011, Protocol::Udp), "PXE".to_owned()),

@@ -108,6 +108,7 @@ pub(super) struct FilesTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct HttpTable {
     pub(super) port: Option<Spanned<u16>>,
+    pub(super) tls_port: Option<Spanned<u16>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -146,6 +147,8 @@ pub(super) struct ProfileTable {
     pub(super) initrd: Option<Spanned<OneOrMany<String>>>,
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) on_exit: Option<Spanned<OnExit>>,
+    pub(super) restarts: Option<Spanned<u32>>,
+    pub(super) logs: Option<Spanned<bool>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
     #[serde(default)]

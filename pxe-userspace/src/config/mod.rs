@@ -144,6 +144,8 @@ pub enum Unknown {
 pub struct Http {
     /// Where the bridge's own address answers nodes. Port 80 unless told.
     pub port: u16,
+    /// And where by TLS. Port 7443 unless told.
+    pub tls_port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -183,6 +185,10 @@ pub struct Profile {
     pub cmdline: String,
     /// What a node does when its workload's first process ends.
     pub on_exit: OnExit,
+    /// How often in a row `on-exit = "restart"` starts the workload again; none means for ever.
+    pub restarts: Option<u32>,
+    /// Whether what the workload says is kept here, too.
+    pub logs: bool,
     /// Whether an image comes as an initrd or is fetched by pxe-init.
     pub stages: Stages,
     /// The storage plan of its machines.

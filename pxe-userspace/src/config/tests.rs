@@ -110,7 +110,8 @@ fn every_key_arrives() {
     assert!(matches!(&config.profiles[1].source, Source::Kernel { initrd, .. } if initrd.len() == 2));
     assert_eq!(config.nodes[0].memory, Some(512 << 20));
     assert_eq!(config.workloads[0].ports[0].host, 5000);
-    assert_eq!((config.http.port, config.api.listen), (80, API_LISTEN));
+    let Http { port, tls_port } = config.http;
+    assert_eq!((port, tls_port, config.api.listen), (80, 7443, API_LISTEN));
 }
 
 /// A good file with one line changed or added, where the fault is seen, and words of the message.
@@ -192,6 +193,9 @@ fn each_fault_is_named_with_its_place() {
         ("ports       = [\"5000:5000\"]", "address = \"10.77.0.150\"", "45:11", "lies in [dhcp] range"),
         ("name        = \"registry\"", "name = \"-\"", "42:8", "can't be a workload's name"),
         ("[network]", "[api]\nlisten = \"0.0.0.0:80\"\n[network]", "3:10", "answers nodes"),
+        ("[network]", "[api]\nlisten = \"10.77.0.1:7443\"\n[network]", "3:10", "answers nodes"),
+        ("[network]", "[http]\ntls-port = 0\n[network]", "3:12", "port 0 is none"),
+        ("[network]", "[http]\ntls-port = 80\n[network]", "3:12", "are both 80"),
         ("[network]", "[network", "2:9", "unclosed table; here goes `]`"),
     ] {
         assert!(GOOD.contains(from), "{from} is not in the good file");

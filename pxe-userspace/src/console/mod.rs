@@ -1,5 +1,5 @@
-//! What nodes' consoles said: the last boots of each machine, in files below the state directory
-//! that outlive the daemon.
+//! What nodes' consoles said, and in the same way what their workloads did: the last boots of each machine, in
+//! files below the state directory that outlive the daemon.
 //!
 //! Nodes write it, so it is bounded (a boot, a machine, all of them), and what would do something to
 //! a terminal is made visible before it is kept: whoever reads it, however, reads text.
@@ -28,6 +28,7 @@ const LINE_MAX: usize = 1024;
 pub enum Source {
     Kernel,
     Stage1,
+    Workload,
 }
 
 /// A line of a console, as stored and as `bridgehead console --json` prints it.
@@ -47,10 +48,13 @@ pub struct Line {
     /// The kernel's: 0 (emergency) to 7 (debug).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<u8>,
+    /// It goes on in the next one.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub partial: bool,
     pub text: String,
 }
 
-/// The body of `POST /node/console`. Unknown keys are for daemons newer than this one.
+/// The body of `POST /node/console` and `POST /node/logs`. Unknown keys are for daemons newer than this one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Batch {
@@ -71,6 +75,8 @@ pub struct Said {
     pub uptime: f64,
     pub from: Source,
     pub level: Option<u8>,
+    #[serde(default)]
+    pub partial: bool,
     pub text: String,
 }
 
@@ -84,9 +90,9 @@ struct Inner {
 }
 
 impl Consoles {
-    /// Opens what is kept in `state_dir`.
-    pub fn open(state_dir: &Path) -> Result<Self, ConsoleError> {
-        let store = Mutex::new(Store::open(state_dir.join("consoles"))?);
+    /// Opens what is kept in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, ConsoleError> {
+        let store = Mutex::new(Store::open(directory.to_owned())?);
         let (live, _) = broadcast::channel(4096);
         Ok(Self(Arc::new(Inner { store, live })))
     }
@@ -102,6 +108,7 @@ impl Consoles {
             uptime: if said.uptime.is_finite() { said.uptime } else { 0.0 },
             from: said.from,
             level: said.level,
+            partial: said.partial,
             text: visible(&said.text),
         });
         // Held until they are told, so that they are told in order.

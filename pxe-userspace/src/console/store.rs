@@ -1,4 +1,4 @@
-//! The files: `consoles/MAC/TIME-BOOT`, a line of JSON for each line of the console.
+//! The files: `MAC/TIME-BOOT`, a line of JSON for each line of the console.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

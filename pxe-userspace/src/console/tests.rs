@@ -7,8 +7,13 @@ fn boot(n: u8) -> String {
 }
 
 fn batch(boot: String, first: u64, texts: &[&str]) -> Batch {
-    let said =
-        |text: &&str| Said { uptime: 1.5, from: Source::Kernel, level: Some(6), text: (*text).to_owned() };
+    let said = |text: &&str| Said {
+        uptime: 1.5,
+        from: Source::Kernel,
+        level: Some(6),
+        partial: false,
+        text: (*text).to_owned(),
+    };
     Batch { mac: MAC, boot, first, uptime: 2.0, lines: texts.iter().map(said).collect() }
 }
 

@@ -11,6 +11,7 @@ use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
 use crate::boot::{Appliance, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Source};
+use crate::diagnosis::{Note, Planned};
 use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, single_file};
 use crate::machines::{Machine, Machines};
 use crate::storage::Storage;
@@ -158,6 +159,14 @@ impl Catalog {
             tracing::info!(node, stages, why, "how the image comes to the machine");
             self.machines.planned(machine.mac, choice.stages());
         }
+        let note = match &planned {
+            Ok((_, plan)) => Some(Note::Planned(self.noted(config, machine, plan))),
+            Err(Refusal::Preparing(image)) => Some(Note::Preparing { image: image.clone() }),
+            Err(_) => None,
+        };
+        if let Some(note) = note {
+            self.timeline.note(Who::Mac(machine.mac), note);
+        }
         if let Err(refusal) = &planned
             && !matches!(refusal, Refusal::Preparing(_))
             // The loader asks again every so often: one event for one cause is enough.
@@ -166,6 +175,18 @@ impl Catalog {
             self.timeline.record(Happened::failed(Who::Mac(machine.mac), refusal.to_string()));
         }
         planned
+    }
+
+    /// A plan as a diagnosis wants it.
+    fn noted(&self, config: &Config, machine: &Machine, plan: &Plan) -> Planned {
+        let console = |word: &String| word.strip_prefix("console=").map(str::to_owned);
+        Planned {
+            reports: plan.choice.is_some(),
+            initrds: plan.initrds.len(),
+            needed: plan.needed,
+            memory: config.node(machine.mac).and_then(|n| n.memory),
+            consoles: plan.cmdline.iter().filter_map(console).collect(),
+        }
     }
 
     fn plan_profile(&self, config: &Config, machine: &Machine, profile: &Profile) -> Result<Plan, Refusal> {

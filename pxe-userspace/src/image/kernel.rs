@@ -155,7 +155,7 @@ fn is_needed(module: &str) -> bool {
         "kernel/drivers/virtio/",
         "kernel/net/packet/",
     ];
-    const MODULES: [&str; 15] = [
+    const MODULES: [&str; 16] = [
         "virtio_net",
         "vmxnet3",
         "hv_netvsc",
@@ -169,6 +169,8 @@ fn is_needed(module: &str) -> bool {
         "ext4",
         "crc32c_generic",
         "crct10dif_generic",
+        // What a kernel says when it dies.
+        "netconsole",
         STAGE2_MODULES[0],
         STAGE2_MODULES[1],
         STAGE2_MODULES[2],

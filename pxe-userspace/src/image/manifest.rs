@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::health::HealthCheck;
 use super::oci::ImageConfig;
 use super::tree::Tree;
 use crate::text::hex;
@@ -17,6 +18,8 @@ pub(super) struct NodeManifest<'a> {
     cwd: &'a str,
     user: &'a str,
     stop_signal: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_check: Option<&'a HealthCheck>,
     /// Those that the archive has no place for: pxe-init sets them.
     xattrs: Vec<Xattr>,
 }
@@ -61,6 +64,7 @@ impl<'a> NodeManifest<'a> {
             cwd: if config.working_dir.is_empty() { "/" } else { &config.working_dir },
             user: &config.user,
             stop_signal: config.stop_signal.as_deref(),
+            health_check: config.health_check.as_ref(),
             xattrs,
         }
     }

@@ -6,10 +6,12 @@
 //! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
 //! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
+mod blocks;
 mod docker;
 mod extract;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health;
 mod initrd;
 mod kernel;
 mod kernels;
@@ -49,6 +51,7 @@ use crate::text::hex;
 
 pub use self::docker::ExportError;
 pub use self::extract::ExtractError;
+pub use self::health::HealthCheck;
 pub use self::initrd::{InitrdError, single_file};
 pub use self::kernel::{KernelChoice, KernelError, KernelSource};
 pub use self::kernels::{

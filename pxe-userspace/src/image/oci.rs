@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::health::{HealthCheck, HealthJson};
 use super::tar::{EntryKind, TarError, TarReader};
 use crate::text::hex;
 
@@ -29,6 +30,8 @@ pub struct ImageConfig {
     pub user: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 impl ImageConfig {
@@ -175,6 +178,7 @@ impl Archive {
                 working_dir: run.working_dir.unwrap_or_default(),
                 user: run.user.unwrap_or_default(),
                 stop_signal: run.stop_signal,
+                health_check: run.healthcheck.and_then(|check| check.check(run.shell.as_deref())),
             },
             layers: layers.into_iter().zip(diff_ids).map(|(name, diff_id)| Layer { name, diff_id }).collect(),
         })
@@ -422,6 +426,8 @@ struct RunJson {
     working_dir: Option<String>,
     user: Option<String>,
     stop_signal: Option<String>,
+    healthcheck: Option<HealthJson>,
+    shell: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]

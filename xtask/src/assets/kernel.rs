@@ -56,6 +56,8 @@ const DRIVERS: &[&str] = &[
     "mlx5_core",
     // a DHCP client needs packet sockets; built in here, modular elsewhere
     "af_packet",
+    // what a kernel says when it dies
+    "netconsole",
     // stage 2: a SquashFS under a layer in memory
     "loop",
     "squashfs",

@@ -50,7 +50,7 @@ const PIECES: &[Piece] = {
         piece(Assets, "grub-efi-amd64-bin",  File("/usr/lib/grub/x86_64-efi/efinet.mod"), "GRUB for UEFI"),
         piece(Assets, "busybox-static",      File("/usr/share/doc/busybox-static"), "the rescue shell of stage 1"),
         piece(Assets, "kmod",                Program("depmod"),             "indexes the stock kernel's modules"),
-        piece(Assets, "cpio",                Program("cpio"),               "packs the storage initrd"),
+        piece(Assets, "cpio",                Program("cpio"),               "packs the initrds of tools"),
         piece(Assets, "zstd",                Program("zstd"),               "compresses it"),
 
         piece(Lab,    "qemu-system-x86",     Program("qemu-system-x86_64"), "the virtual machines"),
@@ -65,6 +65,8 @@ const PIECES: &[Piece] = {
 
         piece(Test,   "iputils-ping",        Program("ping"),               "asks whether the lab's wire carries frames"),
         piece(Test,   "dnsmasq-base",        Program("dnsmasq"),            "the second DHCP server that a wire should not have"),
+        piece(Test,   "openssh-client",      Program("ssh"),                "logs in to a machine whose boot failed"),
+        piece(Test,   "sshpass",             Program("sshpass"),            "types its password"),
         piece(Test,   "tcpdump",             Program("tcpdump"),            "captures what we send"),
         piece(Test,   "bpftool",             Program("bpftool"),            "sees which programs are attached, independently"),
         piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
@@ -79,6 +81,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "squashfs-tools",      Program("unsquashfs"),         "unpacks our SquashFS, independently"),
         piece(Test,   "libcap2-bin",         Program("getcap"),             "sees files' capabilities, independently"),
         piece(Test,   "debootstrap",         Program("debootstrap"),        "makes the tests' systemd image"),
+        piece(Test,   "prometheus",          Program("promtool"),           "checks our metrics, independently"),
         piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
