@@ -45,7 +45,9 @@ pub(super) async fn set_default(
     let Json(Default { name }) = default.map_err(|e| {
         Failure::new(Kind::Invalid, e.body_text(), "send {\"name\": \"KERNEL\"}, or null for the stock one")
     })?;
-    tokio::task::block_in_place(|| state.images.default_kernel(name.as_deref()))?;
+    let images = state.images.clone();
+    let done = tokio::task::spawn_blocking(move || images.default_kernel(name.as_deref())).await;
+    done.map_err(Failure::internal)??;
     Ok(Json(state.images.kernels()))
 }
 
@@ -53,5 +55,6 @@ pub(super) async fn remove(
     State(state): State<ApiState>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    tokio::task::block_in_place(|| state.images.remove_kernel(&name)).map(|()| StatusCode::NO_CONTENT)
+    let done = tokio::task::spawn_blocking(move || state.images.remove_kernel(&name)).await;
+    done.map_err(Failure::internal)?.map(|()| StatusCode::NO_CONTENT)
 }

@@ -559,3 +559,20 @@ async fn reading_requests() {
     assert!(lines[1].starts_with(r#"{"done":{"reference":"a""#), "{lines:?}");
     assert_eq!(curl(daemon.api, "/api/images/reg.example/a/b:1", &["-X", "DELETE"]).await.status, 204);
 }
+
+#[tokio::test]
+async fn kernels_are_listed_chosen_and_removed() {
+    let daemon = Daemon::start().await;
+    let send = async |method: &str, path: &str, body: &str| {
+        curl(daemon.api, path, &["-X", method, "-H", "Content-Type: application/json", "-d", body]).await
+    };
+    assert_eq!(curl(daemon.api, "/api/kernels", &[]).await.json()["default"], "6.1");
+    let added = send("POST", "/api/kernels", r#"{"source": {"path": "/no/such"}}"#).await;
+    assert_eq!((added.status, added.json()["error"].clone()), (404, "Path(\"/no/such\")".into()));
+    let nonsense = send("POST", "/api/kernels", r#"{"source": "x"}"#).await;
+    assert_eq!(nonsense.status, 400);
+    assert!(nonsense.json()["hint"].as_str().unwrap().contains("ABSOLUTE"));
+    assert_eq!(send("PUT", "/api/default-kernel", r#"{"name": "6.2"}"#).await.status, 404);
+    assert_eq!(send("PUT", "/api/default-kernel", r#"{"name": null}"#).await.status, 200);
+    assert_eq!(curl(daemon.api, "/api/kernels/6.1~rc1", &["-X", "DELETE"]).await.status, 204);
+}

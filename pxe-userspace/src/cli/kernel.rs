@@ -21,8 +21,9 @@ pub enum KernelCommand {
     /// is replaced, and machines that failed with this one try it again.
     #[command(after_help = "\
 Examples:
-  apt-get download linux-image-6.1.0-56-amd64 && bridgehead kernel add linux-image-6.1.0-56-amd64_*.deb
-  bridgehead kernel add /usr/src/linux/install --name mine     after `make INSTALL_PATH=… INSTALL_MOD_PATH=…`
+  apt-get download linux-image-6.1.0-56-amd64
+  bridgehead kernel add linux-image-6.1.0-56-amd64_*.deb
+  bridgehead kernel add /usr/src/linux/install --name mine
   bridgehead kernel add debian-systemd:latest
 Then, in the configuration: [[profile]] kernel = \"mine\"; or `bridgehead kernel default mine`.")]
     Add {

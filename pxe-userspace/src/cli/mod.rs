@@ -176,6 +176,10 @@ pub enum Ask {
     #[command(subcommand)]
     Image(ImageCommand),
     /// Kernels to boot images with, in place of their own or the stock one.
+    ///
+    /// An image boots with the kernel that its profile names, else its own, else the default one, else the stock one of
+    /// set-up. A machine that does not reach stage 1 with a new kernel twice is sent the last one that it came up with,
+    /// and the timeline says so.
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
     /// Apply a changed configuration file, as SIGHUP does; no transfer is dropped.

@@ -89,7 +89,7 @@ async fn a_directory_becomes_a_kernel_with_a_stage_1_of_its_own() {
     // Times are kept to the microsecond.
     let kernels: Vec<_> =
         kernels.into_iter().map(|kept| KernelRecord { added: record.added, ..kept }).collect();
-    assert_eq!(kernels, [record.clone()]);
+    assert_eq!(kernels, std::slice::from_ref(&record));
     assert_eq!(again.gc(BTreeSet::new()).await.unwrap().files, 0, "all of it is in use");
     assert!(again.remove_kernel("6.9.1").unwrap() && !again.remove_kernel("6.9.1").unwrap());
     assert_eq!(again.kernels(), KernelList::default());

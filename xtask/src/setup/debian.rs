@@ -62,7 +62,7 @@ fn make(suite: &str, scratch: &Path, tar: &Path) -> anyhow::Result<()> {
     )?;
     let part = scratch.join("tar");
     let mut pack = Command::new("tar");
-    pack.args(["--sort=name", "--mtime=@0", "--numeric-owner", "--xattrs", "--anchored"]);
+    pack.args(["--sort=name", "--mtime=@0", "--numeric-owner", "--anchored"]);
     pack.args(LEFT_OUT.map(|pattern| format!("--exclude={pattern}")));
     check(pack.arg("-C").arg(&tree).arg("-cf").arg(&part).arg("."))?;
     Ok(fs::rename(&part, tar)?)
