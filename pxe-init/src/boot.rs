@@ -10,7 +10,6 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
-use crate::handover::{Handover, HandoverError};
 use crate::image::{Image, ImageError};
 use crate::link::{self, Link, LinkError};
 use crate::modules::Modules;
@@ -20,6 +19,7 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
+use crate::session::{Enrollment, SessionError};
 use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
 use crate::storage::{self, StorageError};
@@ -51,7 +51,7 @@ enum BootError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
-    Handover(#[from] HandoverError),
+    Enrollment(#[from] SessionError),
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
@@ -73,8 +73,8 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
     let _ = set_cad_enabled(false);
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::CommandLine)?;
-    let handover = Handover::take();
-    let cmdline = handover.as_ref().map_or(cmdline.clone(), |handover| handover.settle(&cmdline));
+    let enrollment = Enrollment::take();
+    let cmdline = enrollment.as_ref().map_or(cmdline.clone(), |enrollment| enrollment.settle(&cmdline));
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
@@ -90,7 +90,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let mut settings = settings?;
 
     let link = network(&settings)?;
-    let session = handover.and_then(|handover| handover.trade(&settings.mac));
+    let session = enrollment.and_then(|enrollment| enrollment.trade(&settings.mac));
     // Without a session it can still be said why there is none.
     settings.appliance = session.as_ref().ok().cloned().or(settings.appliance);
     console::ship(settings.appliance.clone(), &settings.mac);

@@ -1,5 +1,5 @@
 //! What the appliance tells a node: keys that begin with `bridgehead.`, on the kernel's command line and behind it
-//! (`handover`).
+//! (`session`).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HandoverError {
+pub(crate) enum SessionError {
     #[error("{FILE}: {0}: the loader did not load this machine's own initrd")]
     Read(io::Error),
     #[error("{FILE}: {0}; this pxe-init and the appliance are of different versions")]
@@ -48,7 +48,7 @@ pub(crate) enum HandoverError {
 /// `/bridgehead.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Handover {
+pub(crate) struct Enrollment {
     settings: Vec<String>,
     appliance: SocketAddrV4,
     ca: String,
@@ -65,12 +65,12 @@ struct Answer {
     certificate: String,
 }
 
-impl Handover {
+impl Enrollment {
     /// Reads the file, and removes it: the token is nobody else's.
-    pub(crate) fn take() -> Result<Self, HandoverError> {
-        let text = fs::read(FILE).map_err(HandoverError::Read)?;
-        fs::remove_file(FILE).map_err(HandoverError::Read)?;
-        serde_json::from_slice(&text).map_err(HandoverError::Invalid)
+    pub(crate) fn take() -> Result<Self, SessionError> {
+        let text = fs::read(FILE).map_err(SessionError::Read)?;
+        fs::remove_file(FILE).map_err(SessionError::Read)?;
+        serde_json::from_slice(&text).map_err(SessionError::Invalid)
     }
 
     /// The command line with this boot's settings behind it, where they count.
@@ -79,14 +79,14 @@ impl Handover {
     }
 
     /// Trades the token for a session of the machine's.
-    pub(crate) fn trade(self, mac: &str) -> Result<Appliance, HandoverError> {
+    pub(crate) fn trade(self, mac: &str) -> Result<Appliance, SessionError> {
         let random = SystemRandom::new();
-        let (key, request) = request::make(&random).map_err(|_| HandoverError::Key)?;
+        let (key, request) = request::make(&random).map_err(|_| SessionError::Key)?;
         let body =
             serde_json::json!({ "mac": mac, "token": self.token, "request": hex(&request) }).to_string();
         let stranger = Appliance::by_tls(self.appliance, self.trusting()?.with_no_client_auth());
         let certificate = ask(&stranger, self.appliance, &body)?;
-        let unusable = |error: &dyn std::fmt::Display| HandoverError::Certificate(error.to_string());
+        let unusable = |error: &dyn std::fmt::Display| SessionError::Certificate(error.to_string());
         let own = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| unusable(&e))?;
         let key = PrivatePkcs8KeyDer::from(key.as_ref().to_vec()).into();
         let known =
@@ -97,8 +97,8 @@ impl Handover {
     /// TLS that trusts the appliance's CA and nobody else.
     fn trusting(
         &self,
-    ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, HandoverError> {
-        let bad = |error: &dyn std::fmt::Display| HandoverError::Authority(error.to_string());
+    ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, SessionError> {
+        let bad = |error: &dyn std::fmt::Display| SessionError::Authority(error.to_string());
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(self.ca.as_bytes()).map_err(|error| bad(&error))?;
         roots.add(ca).map_err(|error| bad(&error))?;
@@ -109,26 +109,26 @@ impl Handover {
     }
 }
 
-fn ask(stranger: &Appliance, at: SocketAddrV4, body: &str) -> Result<String, HandoverError> {
+fn ask(stranger: &Appliance, at: SocketAddrV4, body: &str) -> Result<String, SessionError> {
     let started = Instant::now();
     let mut pause = PAUSES.0;
     loop {
         let lost = match stranger.exchange("/node/session", body.as_bytes()) {
             Ok((200, answer)) => {
                 let answer: Answer =
-                    serde_json::from_str(&answer).map_err(|e| HandoverError::Refused(e.to_string()))?;
+                    serde_json::from_str(&answer).map_err(|e| SessionError::Refused(e.to_string()))?;
                 return Ok(answer.certificate);
             }
-            Ok((status @ 400..=499, answer)) => return Err(HandoverError::Refused(words(status, &answer))),
+            Ok((status @ 400..=499, answer)) => return Err(SessionError::Refused(words(status, &answer))),
             Ok((status, answer)) => io::Error::other(words(status, &answer)),
             // Whoever answers there is not the appliance that this initrd is of.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(HandoverError::Unreachable(at, error));
+                return Err(SessionError::Unreachable(at, error));
             }
             Err(error) => error,
         };
         if started.elapsed() > PATIENCE {
-            return Err(HandoverError::Unreachable(at, lost));
+            return Err(SessionError::Unreachable(at, lost));
         }
         say!("{at} gives no session yet ({lost})");
         std::thread::sleep(pause);
@@ -177,12 +177,12 @@ mod tests {
             "settings": ["bridgehead.name=n2", "bridgehead.on-exit=stay"],
             "profile": "web", "appliance": "10.77.0.1:7443", "ca": "c", "token": "secret", "time": 1
         }"#;
-        let handover: Handover = serde_json::from_str(text).unwrap();
+        let enrollment: Enrollment = serde_json::from_str(text).unwrap();
         let line = "bridgehead.mac=52:54:00:77:00:01 bridgehead.address=10.77.0.2/24 bridgehead.name=n1\n";
-        let line = handover.settle(line);
+        let line = enrollment.settle(line);
         assert!(!line.contains("secret"));
         assert_eq!(Settings::parse(&line).unwrap().name, "n2");
-        let error = handover.trade("52:54:00:77:00:01").err().unwrap();
-        assert!(matches!(error, HandoverError::Authority(_)), "{error}");
+        let error = enrollment.trade("52:54:00:77:00:01").err().unwrap();
+        assert!(matches!(error, SessionError::Authority(_)), "{error}");
     }
 }
