@@ -38,6 +38,10 @@ use tower_service::Service as _;
 /// Without a request for so long, a connection is half-closed.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// The same of nodes. GRUB opens all initrds, and closes them when the last is loaded: a connection that we had
+/// half-closed by then would be in TIME_WAIT for the next minute, and so for the next boot.
+const NODE_IDLE: Duration = Duration::from_secs(15 * 60);
+
 /// After that, the client has so long to close its half.
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -57,14 +61,24 @@ pub struct Connections(Arc<Mutex<Open>>);
 
 pub(super) struct Open {
     per_peer: usize,
+    idle: Duration,
     next: u64,
     pub(super) by_peer: HashMap<IpAddr, HashMap<u64, CancellationToken>>,
 }
 
 impl Connections {
-    /// None yet, and at most so many from one address.
-    pub fn at_most(per_peer: usize) -> Self {
-        Self(Arc::new(Mutex::new(Open { per_peer, next: 0, by_peer: HashMap::new() })))
+    /// None yet, and as many as anybody likes.
+    pub fn of_people() -> Self {
+        Self::new(usize::MAX, IDLE)
+    }
+
+    /// None yet, and at most [`PER_NODE`] from one address.
+    pub fn of_nodes() -> Self {
+        Self::new(PER_NODE, NODE_IDLE)
+    }
+
+    fn new(per_peer: usize, idle: Duration) -> Self {
+        Self(Arc::new(Mutex::new(Open { per_peer, idle, next: 0, by_peer: HashMap::new() })))
     }
 
     /// Resets every connection from `peer`. It has started anew, and will use its ports again.
@@ -78,14 +92,14 @@ impl Connections {
     fn enter(&self, peer: IpAddr) -> Option<Entry> {
         let mut open = self.open();
         open.next += 1;
-        let (id, per_peer) = (open.next, open.per_peer);
+        let (id, per_peer, idle) = (open.next, open.per_peer, open.idle);
         let of_peer = open.by_peer.entry(peer).or_default();
         if of_peer.len() >= per_peer {
             return None;
         }
         let forgotten = CancellationToken::new();
         of_peer.insert(id, forgotten.clone());
-        Some(Entry { connections: self.clone(), peer, id, forgotten })
+        Some(Entry { connections: self.clone(), peer, id, idle, forgotten })
     }
 
     pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Open> {
@@ -98,6 +112,8 @@ struct Entry {
     connections: Connections,
     peer: IpAddr,
     id: u64,
+    /// How long it may be without a request.
+    idle: Duration,
     forgotten: CancellationToken,
 }
 
@@ -183,12 +199,12 @@ async fn connection(
         let closed = tokio::select! {
             closed = async {
                 match tls {
-                    None => requests(stream, None, peer, router, stop).await,
+                    None => requests(stream, None, peer, entry.idle, router, stop).await,
                     Some(tls) => {
                         let stream = tokio::time::timeout(IDLE, tls.accept(stream)).await??;
                         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                         let shown = Shown(shown.cloned().map(CertificateDer::into_owned));
-                        requests(stream, Some(shown), peer, router, stop).await;
+                        requests(stream, Some(shown), peer, entry.idle, router, stop).await;
                     }
                 }
                 half_close(&socket).await
@@ -211,6 +227,7 @@ async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     shown: Option<Shown>,
     peer: SocketAddr,
+    idle: Duration,
     router: Router,
     stop: CancellationToken,
 ) {
@@ -227,7 +244,7 @@ async fn requests(
         .title_case_headers(true)
         .timer(TokioTimer::new())
         // Runs between requests, too.
-        .header_read_timeout(IDLE)
+        .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), service);
     let mut http = std::pin::pin!(http);
     let done = tokio::select! {

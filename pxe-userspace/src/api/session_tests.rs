@@ -164,7 +164,14 @@ async fn keys_of_volumes_are_for_the_session_of_a_boot_that_may_have_them() {
     assert_eq!((answer.status, answer.header("cache-control")), (200, Some("no-store")));
     let keys = answer.json()["keys"].as_object().unwrap().clone();
     assert_eq!(keys.keys().collect::<Vec<_>>(), ["db"]);
-    assert_eq!(keys["db"].as_str().unwrap().len(), 64);
+    let key = keys["db"].as_str().unwrap();
+    assert_eq!(key.len(), 64);
+    daemon.timeline.flush();
+    for path in ["status", "nodes", "leases", "files", "profiles", "workloads", "events", "images"] {
+        let document = curl(daemon.api, &format!("/api/{path}"), &[]).await.body;
+        let document = String::from_utf8(document).unwrap();
+        assert!(!document.contains(key) && !document.contains(&token), "{document}");
+    }
 
     let token = issue(&daemon, None);
     assert_eq!(node.trade(MAC, &token, "127.0.0.1").await.status, 200);

@@ -232,7 +232,7 @@ impl Appliance {
             http_sent: Arc::default(),
             trust: trust.clone(),
         };
-        let connections = Connections::at_most(api::PER_NODE);
+        let connections = Connections::of_nodes();
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
@@ -272,7 +272,7 @@ impl Appliance {
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
         let listener = listen(listen_at, "[api] listen").await?;
         let serving =
-            api::serve(listener, api::api_router(state), Connections::at_most(usize::MAX), shutdown.clone());
+            api::serve(listener, api::api_router(state), Connections::of_people(), shutdown.clone());
         parts.spawn(serving.map(Ok));
         Ok(appliance)
     }

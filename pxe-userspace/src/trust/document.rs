@@ -1,5 +1,5 @@
 //! `/bridgehead.json` in a machine's own initrd: who the node is for this boot, and how it proves that. Read by
-//! pxe-init's `handover`.
+//! pxe-init's `session`.
 
 use std::net::SocketAddrV4;
 
