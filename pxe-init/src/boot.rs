@@ -15,6 +15,7 @@ use crate::image::{Image, ImageError};
 use crate::link::{self, Link, LinkError};
 use crate::modules::Modules;
 use crate::mounts::{self, MountError};
+use crate::netconsole;
 use crate::output;
 use crate::power;
 use crate::renewal::Renewal;
@@ -23,6 +24,7 @@ use crate::rescue;
 use crate::say;
 use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
+use crate::steps::Steps;
 use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::workload::{self, StartError};
@@ -38,8 +40,11 @@ pub fn run() -> ! {
     let cause = words(&error);
     say!("this boot failed: {cause}");
     let reporter = REPORTER.get().cloned().unwrap_or_else(|| Reporter::start(None, ""));
-    reporter.failed(cause);
-    rescue::shells(&supervisor, &reporter)
+    reporter.failed(cause.as_str());
+    match SETTINGS.get() {
+        Some(settings) => rescue::failed(&supervisor, &reporter, settings, LINK.get(), &cause),
+        None => rescue::shells(&supervisor, &reporter),
+    }
 }
 
 /// Why a boot ended before its workload ran.
@@ -67,8 +72,11 @@ enum BootError {
 
 /// For whoever has to report when nothing else works.
 static REPORTER: OnceLock<Reporter> = OnceLock::new();
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
+static LINK: OnceLock<Link> = OnceLock::new();
 
 fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> {
+    let mut steps = Steps::begin();
     mounts::mount_all()?;
     mounts::use_console();
     // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
@@ -77,47 +85,64 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
-        if let Err(error) = settings.map_err(BootError::from).and_then(|s| Ok(network(&s)?)) {
+        if let Err(error) = settings.map_err(BootError::from).and_then(|s| Ok(network(&s, &mut steps)?)) {
             say!("no network: {}", words(&error));
         }
         rescue::shells(supervisor, &Reporter::start(None, ""));
     }
-    let settings = settings?;
+    steps.done("mounts");
+    let settings = SETTINGS.get_or_init({
+        let settings = settings?;
+        || settings
+    });
 
-    let link = network(&settings)?;
+    // Disks are found in the time that the network takes.
+    let prepared = settings.stage2.as_ref().map(|_| stage2::prepare());
+    let link = LINK.get_or_init({
+        let link = network(settings, &mut steps)?;
+        || link
+    });
     let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
+    let detail = format!("Linux {}, {}", release.trim(), steps.take());
+    reporter.reached_after(Stage::Stage1, detail, steps.all());
 
     if hold_wanted(&cmdline) {
-        rescue::hold(supervisor, reporter, &settings);
+        rescue::hold(supervisor, reporter, settings, link);
+        steps.done("hold");
     }
 
     Image::check_unpacked()?;
-    let came = match &settings.stage2 {
-        Some(stage2) => Some(stage2::mount(stage2, settings.appliance)?),
-        None => None,
+    let came = match (&settings.stage2, prepared) {
+        (Some(stage2), Some(prepared)) => {
+            Some(stage2::mount(stage2, settings.appliance, prepared, &mut steps)?)
+        }
+        _ => None,
     };
+    steps.done("mount");
     let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
     let mut image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
-    image.prepare(&settings)?;
+    image.prepare(settings)?;
+    steps.done("root");
     let digest = &image.description.digest;
     match came {
         None => reporter.reached(Stage::Image, digest),
         Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
     }
-    if let Some(mounted) = storage::bring_up(&image, &settings)? {
+    if let Some(mounted) = storage::bring_up(&image, settings)? {
         say!("{mounted}");
         reporter.reached(Stage::Image, mounted);
+        steps.done("storage");
     }
 
-    let renewal = Renewal::new(&link, &settings);
+    let renewal = Renewal::new(link, settings);
     let address = settings.address.to_string();
-    Node { supervisor, reporter, settings: &settings, address, image: &image, renewal }.keep_running()
+    Node { supervisor, reporter, settings, address, image: &image, renewal, steps: Some(steps) }
+        .keep_running()
 }
 
 /// The interface that the node booted from, up and with its address.
-fn network(settings: &Settings) -> Result<Link, LinkError> {
+fn network(settings: &Settings, steps: &mut Steps) -> Result<Link, LinkError> {
     let name = &settings.name;
     if let Err(e) = sethostname(name) {
         say!("the host name {name:?} is refused: {e}");
@@ -128,8 +153,11 @@ fn network(settings: &Settings) -> Result<Link, LinkError> {
     // The kernel asks for modules by itself, too (a PHY's driver): we answer as its modprobe.
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
+    steps.done("drivers");
     link::bring_up(&link, settings)?;
-    console::ship(settings.appliance, &settings.mac);
+    steps.done("link");
+    let sender = netconsole::Sender { link: link.name.clone(), address: settings.address };
+    console::ship(settings.appliance, &settings.mac, sender);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
     Ok(link)
 }
@@ -142,6 +170,8 @@ struct Node<'a> {
     address: String,
     image: &'a Image,
     renewal: Renewal,
+    /// What the time until the workload's first start went into; none afterwards.
+    steps: Option<Steps>,
 }
 
 /// A workload that ran this long has earned a quick restart.
@@ -190,11 +220,18 @@ impl Node<'_> {
         }
     }
 
-    fn start(&self, terminal: &Path) -> Result<Pid, StartError> {
+    fn start(&mut self, terminal: &Path) -> Result<Pid, StartError> {
         let description = &self.image.description;
         let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
-        self.reporter.reached(Stage::Workload, &description.reference);
+        match self.steps.take() {
+            Some(mut steps) => {
+                steps.done("start");
+                let detail = format!("{}, {}", description.reference, steps.take());
+                self.reporter.reached_after(Stage::Workload, detail, steps.all());
+            }
+            None => self.reporter.reached(Stage::Workload, &description.reference),
+        }
         Ok(pid)
     }
 

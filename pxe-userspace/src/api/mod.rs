@@ -21,6 +21,7 @@ mod page;
 mod range;
 mod read;
 mod report;
+mod rescue;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -40,6 +41,7 @@ use crate::files::Files;
 use crate::holds::Holds;
 use crate::image::ImageSource;
 use crate::machines::Machines;
+use crate::rescue::Rescues;
 use crate::storage::Storage;
 use crate::timeline::Timeline;
 use crate::trace::{TraceError, Wanted};
@@ -87,6 +89,7 @@ pub struct BootState {
     /// What their workloads said.
     pub logs: Consoles,
     pub holds: Holds,
+    pub rescues: Rescues,
     pub storage: Storage,
 }
 
@@ -104,6 +107,7 @@ pub fn boot_router(state: BootState) -> Router {
         .merge(files::routes())
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/failed", post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
@@ -121,6 +125,7 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
         .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
+        .route("/api/nodes/{name}/rescue", get(rescue::way_in))
         .route("/api/nodes/{name}/console", get(console::console))
         .route("/api/nodes/{name}/logs", get(console::logs))
         .route("/api/nodes/{name}/trace", get(trace::trace))

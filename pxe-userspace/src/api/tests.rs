@@ -56,6 +56,7 @@ impl Daemon {
             consoles,
             logs,
             holds,
+            rescues: Rescues::default(),
             storage: storage.clone(),
         };
         let api_state =

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
-use crate::console::Consoles;
+use crate::console::{Consoles, crash};
 use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
@@ -32,6 +32,7 @@ use crate::holds::Holds;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
+use crate::rescue::Rescues;
 use crate::storage::Storage;
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
@@ -176,6 +177,7 @@ impl Appliance {
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
+        let rescues = Rescues::default();
         let catalog = Catalog::new(
             &config,
             images.clone(),
@@ -183,6 +185,7 @@ impl Appliance {
             machines.clone(),
             timeline.clone(),
             storage.clone(),
+            rescues.clone(),
         )?;
         let catalog = Arc::new(catalog);
 
@@ -219,14 +222,22 @@ impl Appliance {
             consoles: Consoles::open(&config.state_dir.join("consoles"))?,
             logs: Consoles::open(&config.state_dir.join("logs"))?,
             holds: holds.clone(),
+            rescues: rescues.clone(),
             storage,
         };
+        match crash::bind(address.into()).await {
+            Ok(socket) => {
+                let consoles = boot.consoles.clone();
+                parts.spawn(crash::take(socket, machines.clone(), consoles, shutdown.clone()).map(Ok));
+            }
+            Err(error) => tracing::warn!(port = crash::PORT, %error, "what dying kernels say is not heard"),
+        }
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        parts.spawn(forget_restarted(timeline.clone(), connections, holds, shutdown.clone()));
+        parts.spawn(forget_restarted(timeline.clone(), connections, holds, rescues, shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -280,6 +291,7 @@ async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
     holds: Holds,
+    rescues: Rescues,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -293,6 +305,7 @@ async fn forget_restarted(
                 if let Some(address) = address {
                     connections.forget(address.into());
                 }
+                rescues.restarted(mac);
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }

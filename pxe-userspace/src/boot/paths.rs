@@ -25,6 +25,10 @@ pub enum Generated {
     StorageTools,
     /// The storage plan of this machine, for one boot.
     StoragePlan(Mac),
+    /// dropbear, for shells over SSH.
+    RescueTools,
+    /// What lets somebody log in to this machine, for one boot.
+    RescueDocument(Mac),
     /// Part of an image, by the digest that names it.
     Image { digest: String, part: ImagePart },
 }
@@ -71,6 +75,12 @@ impl Generated {
                 name => name.strip_prefix("plan-")?.parse().ok().map(Self::StoragePlan),
             };
         }
+        if let Some(name) = rest.strip_prefix("rescue/") {
+            return match name {
+                "tools" => Some(Self::RescueTools),
+                name => name.strip_prefix("login-")?.parse().ok().map(Self::RescueDocument),
+            };
+        }
         let (digest, name) = rest.split_once('/')?;
         let part = ImagePart::ALL.into_iter().find(|p| p.name() == name)?;
         let is_digest = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
@@ -87,6 +97,8 @@ impl fmt::Display for Generated {
             Self::IpxeScript(mac) => write!(f, "boot/ipxe/{mac}.ipxe"),
             Self::StorageTools => f.write_str("boot/storage/tools"),
             Self::StoragePlan(mac) => write!(f, "boot/storage/plan-{mac}"),
+            Self::RescueTools => f.write_str("boot/rescue/tools"),
+            Self::RescueDocument(mac) => write!(f, "boot/rescue/login-{mac}"),
             Self::Image { digest, part } => write!(f, "boot/{digest}/{}", part.name()),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::paths::{Generated, ImagePart};
-use crate::config::{Config, OnExit, Profile, Stages};
+use crate::config::{Config, OnExit, Profile, Rescue, Stages};
 use crate::image::{ImageRecord, Stored};
 use crate::machines::Machine;
 
@@ -172,6 +172,7 @@ pub fn image(
     profile: &Profile,
     reference: &str,
     facts: &ImageFacts,
+    rescue: Rescue,
     appliance: &Appliance,
 ) -> Result<Plan, Refusal> {
     let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
@@ -182,6 +183,11 @@ pub fn image(
     cmdline.push(format!("bridgehead.digest={}", facts.digest));
     cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
     cmdline.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
+    match rescue {
+        Rescue::Ssh => cmdline.push("bridgehead.on-failure=ssh".to_owned()),
+        Rescue::Console => {}
+        Rescue::Off => cmdline.push("bridgehead.on-failure=off".to_owned()),
+    }
     if !profile.logs {
         cmdline.push("bridgehead.logs=off".to_owned());
     }

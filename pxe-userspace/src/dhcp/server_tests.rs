@@ -59,6 +59,7 @@ fn config() -> Config {
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
             restarts: None,
+            rescue: config::Rescue::Console,
             logs: true,
             stages: config::Stages::Auto,
             storage: None,
@@ -70,7 +71,7 @@ fn config() -> Config {
 }
 
 fn node(mac: Mac, address: Option<Ipv4Addr>) -> config::Node {
-    config::Node { name: "n1".into(), mac, address, profile: None, memory: None }
+    config::Node { name: "n1".into(), mac, address, profile: None, rescue: None, memory: None }
 }
 
 /// A request as dhcproto writes it.

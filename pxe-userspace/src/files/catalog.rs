@@ -6,13 +6,16 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
 use crate::boot::{Appliance, ImageFacts, Plan, Refusal, grub, ipxe, plan};
-use crate::config::{Config, Profile, Source};
+use crate::config::{Config, Profile, Rescue, Source};
 use crate::image::{Availability, Images, Wanted, single_file};
 use crate::machines::{Machine, Machines};
+use crate::rescue::Rescues;
 use crate::storage::Storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
 
@@ -24,6 +27,7 @@ pub struct Catalog {
     machines: Machines,
     timeline: Timeline,
     storage: Storage,
+    rescues: Rescues,
 }
 
 /// What a reload replaces, all at once.
@@ -48,9 +52,10 @@ impl Catalog {
         machines: Machines,
         timeline: Timeline,
         storage: Storage,
+        rescues: Rescues,
     ) -> Result<Self, RootError> {
         let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline, storage })
+        Ok(Self { served, images, wanted, machines, timeline, storage, rescues })
     }
 
     /// Goes on with another configuration. What is being sent stays as it was opened.
@@ -78,10 +83,18 @@ impl Catalog {
                 })?;
                 Ok(Opened { blob, stage: Some(Stage::Loader) })
             }
-            Generated::StorageTools => {
-                let path = config.boot.assets.join(STORAGE_TOOLS);
-                let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
-                Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
+            Generated::StorageTools => tools_initrd(&config.boot.assets, STORAGE),
+            Generated::RescueTools => tools_initrd(&config.boot.assets, RESCUE),
+            Generated::RescueDocument(mac) => {
+                let machine = self.machines.get(*mac).ok_or(OpenError::NotFound)?;
+                if machine.address != Some(client) {
+                    return Err(OpenError::Refused(format!(
+                        "this is for {mac} only, which has another address"
+                    )));
+                }
+                let text = self.rescues.document(*mac, Timestamp::now());
+                let initrd = single_file("rescue.json", text.as_bytes()).map_err(io::Error::other)?;
+                Ok(Opened { blob: Blob::from_bytes(initrd), stage: Some(Stage::Initrd) })
             }
             Generated::StoragePlan(mac) => {
                 let machine = self.machines.get(*mac).ok_or(OpenError::NotFound)?;
@@ -174,16 +187,33 @@ impl Catalog {
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);
         let mut facts = ImageFacts::from(&*image.record);
-        let mut initrds = Vec::new();
+        let mut initrds: Vec<Generated> = Vec::new();
         if profile.storage.is_some() {
-            let tools = storage_tools(&config.boot.assets)?;
-            facts.stage1.len += tools.len;
-            facts.stage1.unpacked += tools.unpacked;
-            initrds =
-                [Generated::StorageTools, Generated::StoragePlan(machine.mac)].map(|g| g.to_string()).into();
+            let tools = tools(&config.boot.assets, STORAGE).map_err(|error| Refusal::NoStorageTools {
+                path: config.boot.assets.join(STORAGE).display().to_string(),
+                cause: error.to_string(),
+            })?;
+            tools.add_to(&mut facts);
+            initrds.extend([Generated::StorageTools, Generated::StoragePlan(machine.mac)]);
         }
-        let mut plan = plan::image(machine, memory, profile, reference, &facts, &Appliance::from(config))?;
-        plan.initrds.extend(initrds);
+        let mut rescue = config.rescue_of(machine.mac, profile);
+        if rescue == Rescue::Ssh {
+            match tools(&config.boot.assets, RESCUE) {
+                Ok(tools) => {
+                    tools.add_to(&mut facts);
+                    initrds.extend([Generated::RescueTools, Generated::RescueDocument(machine.mac)]);
+                }
+                // No reason to keep a machine from booting.
+                Err(error) => {
+                    let path = config.boot.assets.join(RESCUE);
+                    tracing::warn!(path = %path.display(), %error, "no rescue by SSH: `cargo xtask setup` makes its tools");
+                    rescue = Rescue::Console;
+                }
+            }
+        }
+        let appliance = Appliance::from(config);
+        let mut plan = plan::image(machine, memory, profile, reference, &facts, rescue, &appliance)?;
+        plan.initrds.extend(initrds.iter().map(ToString::to_string));
         Ok(plan)
     }
 }
@@ -251,25 +281,33 @@ fn refused_title(machine: &Machine) -> String {
     format!("Bridgehead: {} can not boot yet", machine.label())
 }
 
-/// What set-up made for storage plans, below the assets.
-const STORAGE_TOOLS: &str = "storage/initrd";
-const STORAGE_UNPACKED: &str = "storage/unpacked";
+/// What set-up made, below the assets: `initrd`, and `unpacked`, its size in a machine's memory.
+const STORAGE: &str = "storage";
+const RESCUE: &str = "rescue";
 
 struct Tools {
     len: u64,
     unpacked: u64,
 }
 
-fn storage_tools(assets: &Path) -> Result<Tools, Refusal> {
-    let read = || {
-        let unpacked = std::fs::read_to_string(assets.join(STORAGE_UNPACKED))?;
-        let unpacked = unpacked.trim().parse().map_err(io::Error::other)?;
-        Ok(Tools { len: assets.join(STORAGE_TOOLS).metadata()?.len(), unpacked })
-    };
-    read().map_err(|error: io::Error| Refusal::NoStorageTools {
-        path: assets.join(STORAGE_TOOLS).display().to_string(),
-        cause: error.to_string(),
-    })
+impl Tools {
+    fn add_to(&self, facts: &mut ImageFacts) {
+        facts.stage1.len += self.len;
+        facts.stage1.unpacked += self.unpacked;
+    }
+}
+
+fn tools(assets: &Path, name: &str) -> io::Result<Tools> {
+    let directory = assets.join(name);
+    let unpacked = std::fs::read_to_string(directory.join("unpacked"))?;
+    let unpacked = unpacked.trim().parse().map_err(io::Error::other)?;
+    Ok(Tools { len: directory.join("initrd").metadata()?.len(), unpacked })
+}
+
+fn tools_initrd(assets: &Path, name: &str) -> Result<Opened, OpenError> {
+    let path = assets.join(name).join("initrd");
+    let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
+    Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
 }
 
 #[cfg(test)]
