@@ -10,9 +10,10 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
+use crate::handover::{self, HandoverError};
 use crate::health::{Change, Health};
 use crate::image::{Image, ImageError};
-use crate::link::{self, Link, LinkError};
+use crate::link::{self, LinkError};
 use crate::modules::Modules;
 use crate::mounts::{self, MountError};
 use crate::netconsole;
@@ -22,7 +23,7 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
-use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, rescue_wanted};
+use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, modules_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
 use crate::steps::Steps;
 use crate::storage::{self, StorageError};
@@ -42,7 +43,7 @@ pub fn run() -> ! {
     let reporter = REPORTER.get().cloned().unwrap_or_else(|| Reporter::start(None, ""));
     reporter.failed(cause.as_str());
     match SETTINGS.get() {
-        Some(settings) => rescue::failed(&supervisor, &reporter, settings, LINK.get(), &cause),
+        Some(settings) => rescue::failed(&supervisor, &reporter, settings, &cause),
         None => rescue::shells(&supervisor, &reporter),
     }
 }
@@ -66,6 +67,8 @@ enum BootError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     #[error("the workload ended {times} times in a row, at last with {last}")]
     Restarts { times: u32, last: Ended },
 }
@@ -73,7 +76,6 @@ enum BootError {
 /// For whoever has to report when nothing else works.
 static REPORTER: OnceLock<Reporter> = OnceLock::new();
 static SETTINGS: OnceLock<Settings> = OnceLock::new();
-static LINK: OnceLock<Link> = OnceLock::new();
 
 fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> {
     let mut steps = Steps::begin();
@@ -98,17 +100,15 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
 
     // Disks are found in the time that the network takes.
     let prepared = settings.stage2.as_ref().map(|_| stage2::prepare());
-    let link = LINK.get_or_init({
-        let link = network(settings, &mut steps)?;
-        || link
-    });
+    load_wanted(&cmdline);
+    network(settings, &mut steps)?;
     let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance, &settings.mac));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let detail = format!("Linux {}, {}", release.trim(), steps.take());
     reporter.reached_after(Stage::Stage1, detail, steps.all());
 
     if hold_wanted(&cmdline) {
-        rescue::hold(supervisor, reporter, settings, link);
+        rescue::hold(supervisor, reporter, settings);
         steps.done("hold");
     }
 
@@ -135,14 +135,38 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         steps.done("storage");
     }
 
-    let renewal = Renewal::new(link, settings);
     let address = settings.address.to_string();
+    if handover::is_init(&image.description) {
+        return Ok(handover::hand_over(&image, &extra(settings, &address, digest), reporter)?);
+    }
+    let renewal = Renewal::new(settings);
     Node { supervisor, reporter, settings, address, image: &image, renewal, steps: Some(steps) }
         .keep_running()
 }
 
+/// The modules that the profile names, before those of the devices. A boot goes on without them.
+fn load_wanted(cmdline: &str) {
+    let wanted = modules_wanted(cmdline);
+    if wanted.is_empty() {
+        return;
+    }
+    match Modules::open(Path::new("/")) {
+        Ok(mut modules) => {
+            for name in wanted {
+                match modules.load_by_alias(&name) {
+                    Ok(()) => say!("module {name} is loaded"),
+                    Err(error) => say!("the profile's module {name}: {error}"),
+                }
+            }
+        }
+        Err(error) => {
+            say!("none of the profile's modules is loaded: stage 1 has none for this kernel ({error})")
+        }
+    }
+}
+
 /// The interface that the node booted from, up and with its address.
-fn network(settings: &Settings, steps: &mut Steps) -> Result<Link, LinkError> {
+fn network(settings: &Settings, steps: &mut Steps) -> Result<(), LinkError> {
     let name = &settings.name;
     if let Err(e) = sethostname(name) {
         say!("the host name {name:?} is refused: {e}");
@@ -159,7 +183,7 @@ fn network(settings: &Settings, steps: &mut Steps) -> Result<Link, LinkError> {
     let sender = netconsole::Sender { link: link.name.clone(), address: settings.address };
     console::ship(settings.appliance, &settings.mac, sender);
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
-    Ok(link)
+    Ok(())
 }
 
 /// A node whose image is there.
@@ -236,13 +260,8 @@ impl Node<'_> {
     }
 
     /// What the workload's environment has of the node.
-    fn environment(&self) -> [(&'static str, &str); 4] {
-        [
-            ("HOSTNAME", &self.settings.name),
-            ("BRIDGEHEAD_NODE", &self.settings.name),
-            ("BRIDGEHEAD_ADDRESS", &self.address),
-            ("BRIDGEHEAD_DIGEST", &self.image.description.digest),
-        ]
+    fn environment(&self) -> [(&str, &str); 4] {
+        extra(self.settings, &self.address, &self.image.description.digest)
     }
 
     fn tell(&self, health: Option<Change>) {
@@ -296,6 +315,17 @@ impl Node<'_> {
             }
         }
     }
+}
+
+/// What the image's program finds in its environment besides the image's own.
+fn extra<'a>(settings: &'a Settings, address: &'a str, digest: &'a str) -> [(&'a str, &'a str); 4] {
+    let name = settings.name.as_str();
+    [
+        ("HOSTNAME", name),
+        ("BRIDGEHEAD_NODE", name),
+        ("BRIDGEHEAD_ADDRESS", address),
+        ("BRIDGEHEAD_DIGEST", digest),
+    ]
 }
 
 /// An error with everything behind it.

@@ -29,6 +29,12 @@ pub(crate) struct Cache {
     directory: PathBuf,
 }
 
+/// An image that may have much of another one.
+pub(crate) struct Other {
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+}
+
 /// An image that is being written.
 pub(crate) struct Part {
     pub(crate) file: File,
@@ -77,6 +83,23 @@ impl Cache {
         say!("the image on {} is damaged, and removed", self.disk);
         let _ = fs::remove_file(path);
         None
+    }
+
+    /// The other images, that which was used last first.
+    pub(crate) fn others(&self) -> Vec<Other> {
+        let mut others: Vec<(SystemTime, Other)> = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_none())
+            .filter_map(|path| {
+                let file = File::open(&path).ok()?;
+                Some((file.metadata().ok()?.modified().ok()?, Other { path, file }))
+            })
+            .collect();
+        others.sort_by(|(a, _), (b, _)| b.cmp(a));
+        others.into_iter().map(|(_, other)| other).collect()
     }
 
     /// Removes the oldest images until there is room for `wanted`, and begins to write it.
@@ -177,4 +200,4 @@ fn is_labelled(mut disk: File) -> bool {
 
 #[cfg(test)]
 #[path = "cache_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -21,7 +21,7 @@ fn the_oldest_make_room_and_no_more_than_needed() {
     assert_eq!(going(5, 36), None);
 }
 
-fn cache(directory: &Path) -> Cache {
+pub(crate) fn cache(directory: &Path) -> Cache {
     Cache { disk: "vda1".into(), directory: directory.to_owned() }
 }
 
@@ -49,6 +49,18 @@ fn what_was_kept_is_found_again_and_what_is_damaged_is_not() {
     fs::write(&path, "am image").unwrap();
     assert_eq!(cache.get(&wanted), None);
     assert!(!path.exists());
+}
+
+#[test]
+fn the_others_are_those_that_are_whole_and_the_newest_comes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, used) in [("old", 100), ("new", 300), ("middle", 200), ("new.part", 400)] {
+        let file = File::create(dir.path().join(name)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(used)).unwrap();
+    }
+    let others = cache(dir.path()).others();
+    let names: Vec<_> = others.iter().map(|other| other.path.file_name().unwrap()).collect();
+    assert_eq!(names, ["new", "middle", "old"]);
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! Fetching a file from the appliance: HTTP/1.1 with Range, from where the last connection ended,
-//! for as long as it takes, and hashed as it comes.
+//! for as long as it takes, and hashed as it comes. What an older file has is copied from there.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::delta::{self, Blocks, Piece, Place};
 use crate::say;
 
 /// A file on the appliance.
@@ -23,6 +27,8 @@ pub(crate) struct Remote {
 /// How a transfer went.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fetched {
+    /// What came over the link.
+    pub(crate) bytes: u64,
     pub(crate) took: Duration,
     /// How often the link was lost on the way.
     pub(crate) resumed: u32,
@@ -43,6 +49,8 @@ pub(crate) enum FetchError {
          appliance (`bridgehead image rm`, `gc`, `add`); if that does not help, look at this machine's memory"
     )]
     Digest { found: String, expected: String },
+    #[error("reading an older image: {0}")]
+    Older(io::Error),
     #[error("keeping the image: {0}")]
     Keep(io::Error),
 }
@@ -57,33 +65,35 @@ const HEAD_MAX: u64 = 8 * 1024;
 /// Between lines about progress on the console.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// Writes all of `remote` into `into`. What was written is only good when this returns in order:
-/// the digest is over the whole.
-pub(crate) fn fetch(remote: &Remote, into: &mut impl Write) -> Result<Fetched, FetchError> {
+/// Writes all of `remote` into `into`, without fetching what `older` files of its kind have. What was
+/// written is only good when this returns in order: the digest is over the whole.
+pub(crate) fn fetch(remote: &Remote, older: &[File], into: &mut impl Write) -> Result<Fetched, FetchError> {
     let started = Instant::now();
-    let mut progress = Progress { remote, into, hash: Sha256::new(), at: 0, told: started };
-    let mut resumed = 0;
-    let mut pause = PAUSES.0;
-    while progress.at < remote.size {
-        let before = progress.at;
-        let lost = match progress.attempt() {
-            Ok(()) => continue,
-            Err(Ended::Lost(lost)) => lost,
-            Err(Ended::ForGood(error)) => return Err(error),
-        };
-        if progress.at > before {
-            pause = PAUSES.0;
+    let mut source = Source { remote, stream: None, resumed: 0, bytes: 0 };
+    let mut made = Made { into, hash: Sha256::new(), at: 0, size: remote.size, told: started };
+    for Piece { len, from } in source.plan(older)? {
+        match from {
+            Some(Place { file, at }) => copy(&older[file], at, len, &mut made)?,
+            None => source.range(made.at..made.at + len, |bytes| made.put(bytes))?,
         }
-        resumed += 1;
-        say!("{} sends no more ({lost}); going on from {}", remote.server, Share(progress.at, remote.size));
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSES.1);
     }
-    let found = hex(&progress.hash.finalize());
+    let found = hex(&made.hash.finalize());
     if found != remote.sha256 {
         return Err(FetchError::Digest { found, expected: remote.sha256.clone() });
     }
-    Ok(Fetched { took: started.elapsed(), resumed })
+    Ok(Fetched { bytes: source.bytes, took: started.elapsed(), resumed: source.resumed })
+}
+
+fn copy(file: &File, mut at: u64, mut len: u64, made: &mut Made<'_, impl Write>) -> Result<(), FetchError> {
+    let mut buffer = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
+    while len > 0 {
+        let piece = &mut buffer[..usize::try_from(len).unwrap_or(PIECE).min(PIECE)];
+        file.read_exact_at(piece, at).map_err(FetchError::Older)?;
+        made.put(piece)?;
+        at += piece.len() as u64;
+        len -= piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// SHA-256 of all that `file` has, in hexadecimal.
@@ -111,37 +121,122 @@ impl From<io::Error> for Ended {
     }
 }
 
-struct Progress<'a, W> {
-    remote: &'a Remote,
+/// What is made of the bytes that come.
+struct Made<'a, W> {
     into: &'a mut W,
     hash: Sha256,
     /// Bytes that were written and hashed.
     at: u64,
+    size: u64,
     told: Instant,
 }
 
-impl<W: Write> Progress<'_, W> {
-    /// One connection, for what is missing.
-    fn attempt(&mut self) -> Result<(), Ended> {
+impl<W: Write> Made<'_, W> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
+        self.into.write_all(bytes).map_err(FetchError::Keep)?;
+        self.hash.update(bytes);
+        self.at += bytes.len() as u64;
+        if self.told.elapsed() > TELL_EVERY {
+            self.told = Instant::now();
+            say!("{} of the image are here", Share(self.at, self.size));
+        }
+        Ok(())
+    }
+}
+
+/// Parts of a file on the appliance, over one connection for as long as it lasts.
+struct Source<'a> {
+    remote: &'a Remote,
+    stream: Option<BufReader<TcpStream>>,
+    /// How often it was lost.
+    resumed: u32,
+    /// Bytes that came.
+    bytes: u64,
+}
+
+impl Source<'_> {
+    /// What of the file is to be fetched: all of it, where no older one is of use.
+    fn plan(&mut self, older: &[File]) -> Result<Vec<Piece>, FetchError> {
+        let size = self.remote.size;
+        let whole = vec![Piece { len: size, from: None }];
+        if older.is_empty() {
+            return Ok(whole);
+        }
+        let list = Blocks::read(size, |range| {
+            let mut part = Vec::new();
+            self.range(range, |bytes| {
+                part.extend(bytes);
+                Ok(())
+            })?;
+            Ok(part)
+        })?;
+        let older = older.iter().map(|file| {
+            let read = |range: Range<u64>| {
+                let mut part = vec![0; (range.end - range.start) as usize];
+                file.read_exact_at(&mut part, range.start).map(|()| part)
+            };
+            let list = file.metadata().and_then(|meta| Blocks::read(meta.len(), read));
+            list.ok().flatten().unwrap_or_default()
+        });
+        Ok(list.map_or(whole, |list| delta::plan(&list, size, older)))
+    }
+
+    /// Hands on all bytes of `range`, in order.
+    fn range(
+        &mut self,
+        range: Range<u64>,
+        mut take: impl FnMut(&[u8]) -> Result<(), FetchError>,
+    ) -> Result<(), FetchError> {
+        let mut at = range.start;
+        let mut pause = PAUSES.0;
+        while at < range.end {
+            let before = at;
+            let idled = self.stream.is_some();
+            let lost = match self.attempt(&mut at, range.end, &mut take) {
+                Ok(()) => continue,
+                Err(Ended::Lost(lost)) => lost,
+                Err(Ended::ForGood(error)) => return Err(error),
+            };
+            self.stream = None;
+            if at > before {
+                pause = PAUSES.0;
+            } else if idled {
+                // The appliance closes a connection that is not used for some seconds.
+                continue;
+            }
+            self.resumed += 1;
+            let Remote { server, size, .. } = self.remote;
+            say!("{server} sends no more ({lost}); going on from {}", Share(at, *size));
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
+        Ok(())
+    }
+
+    /// One request, for what is missing.
+    fn attempt(
+        &mut self,
+        at: &mut u64,
+        end: u64,
+        take: &mut impl FnMut(&[u8]) -> Result<(), FetchError>,
+    ) -> Result<(), Ended> {
         let Remote { server, path, size, .. } = self.remote;
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(*server), CONNECT_PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {server}\r\nRange: bytes={}-\r\nConnection: close\r\n\r\n",
-            self.at
-        );
-        stream.write_all(request.as_bytes())?;
-        let mut stream = BufReader::with_capacity(PIECE, stream);
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => none.insert(connect(*server)?),
+        };
+        let last = end - 1;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nRange: bytes={at}-{last}\r\n\r\n");
+        stream.get_mut().write_all(request.as_bytes())?;
         let mut head = String::new();
-        let mut limited = (&mut stream).take(HEAD_MAX);
+        let mut limited = stream.take(HEAD_MAX);
         while !head.ends_with("\r\n\r\n") {
             if limited.read_line(&mut head)? == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "an answer cut short").into());
             }
         }
         match part(&head) {
-            Some(Part { from, size: found }) if from == self.at && found == *size => {}
+            Some(part) if part == (Part { range: *at..end, size: *size }) => {}
             Some(Part { size: found, .. }) if found != *size => {
                 let expected = *size;
                 return Err(Ended::ForGood(FetchError::OtherSize { path: path.clone(), found, expected }));
@@ -156,8 +251,8 @@ impl<W: Write> Progress<'_, W> {
                 }
             },
         }
-        let mut body = stream.take(size - self.at);
-        while self.at < *size {
+        let mut body = stream.take(end - *at);
+        while *at < end {
             let piece = body.fill_buf().map_err(|e| match e.kind() {
                 // What a socket's own timeout is called.
                 io::ErrorKind::WouldBlock => io::Error::new(
@@ -169,18 +264,21 @@ impl<W: Write> Progress<'_, W> {
             if piece.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended").into());
             }
-            self.into.write_all(piece).map_err(|e| Ended::ForGood(FetchError::Keep(e)))?;
-            self.hash.update(piece);
+            take(piece).map_err(Ended::ForGood)?;
             let len = piece.len();
             body.consume(len);
-            self.at += len as u64;
-            if self.told.elapsed() > TELL_EVERY {
-                self.told = Instant::now();
-                say!("{} of the image are here", Share(self.at, *size));
-            }
+            *at += len as u64;
+            self.bytes += len as u64;
         }
         Ok(())
     }
+}
+
+fn connect(server: SocketAddrV4) -> io::Result<BufReader<TcpStream>> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::V4(server), CONNECT_PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(BufReader::with_capacity(PIECE, stream))
 }
 
 /// `120 of 600 MiB`
@@ -192,15 +290,15 @@ impl fmt::Display for Share {
     }
 }
 
-/// Which part of the file an answer brings: from where to its end, and how large the whole is.
+/// Which part of the file an answer brings, and how large the whole is.
 #[derive(Debug, PartialEq)]
 struct Part {
-    from: u64,
+    range: Range<u64>,
     size: u64,
 }
 
 /// Reads the head of an answer that has what was asked for (RFC 9110 section 15.3.7): 206 and
-/// `Content-Range: bytes FROM-TO/SIZE`, up to the end.
+/// `Content-Range: bytes FIRST-LAST/SIZE`.
 fn part(head: &str) -> Option<Part> {
     if status(head) != Some(206) {
         return None;
@@ -210,9 +308,10 @@ fn part(head: &str) -> Option<Part> {
         name.eq_ignore_ascii_case("content-range").then(|| value.trim())
     })?;
     let (range, size) = range.strip_prefix("bytes ")?.split_once('/')?;
-    let (from, to) = range.split_once('-')?;
-    let (from, to, size): (u64, u64, u64) = (from.parse().ok()?, to.parse().ok()?, size.parse().ok()?);
-    (from <= to && to.checked_add(1)? == size).then_some(Part { from, size })
+    let (first, last) = range.split_once('-')?;
+    let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
+    let range = first..last.checked_add(1)?;
+    (first <= last && last < size).then_some(Part { range, size })
 }
 
 /// `HTTP/1.1 204 No Content`
@@ -226,4 +325,4 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 #[path = "fetch_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,10 @@
 use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::thread::JoinHandle;
 
 use super::*;
+use crate::delta::tests::file;
 
 /// What a connection does with the bytes from which on it was asked.
 type Answer = Box<dyn Fn(u64, &mut TcpStream) + Send>;
@@ -66,7 +69,7 @@ fn a_transfer_goes_on_where_it_was_cut() {
         up_to(usize::MAX),
     ]);
     let mut got = Vec::new();
-    let fetched = fetch(&remote(address), &mut got).unwrap();
+    let fetched = fetch(&remote(address), &[], &mut got).unwrap();
     assert!(got == contents());
     assert_eq!(fetched.resumed, 5);
     let asked = served.join().unwrap();
@@ -84,7 +87,7 @@ fn a_flipped_bit_is_refused() {
         stream.write_all(&contents).unwrap();
     });
     let (address, served) = server(vec![flipped]);
-    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::Digest { .. }), "{error}");
     assert!(error.to_string().starts_with("the image is damaged: SHA-256 "), "{error}");
     served.join().unwrap();
@@ -93,13 +96,13 @@ fn a_flipped_bit_is_refused() {
 #[test]
 fn what_can_not_become_better_is_not_tried_again() {
     let (address, served) = server(vec![says("HTTP/1.1 404 Not Found\r\n\r\n")]);
-    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::Refused { status: 404, .. }), "{error}");
     served.join().unwrap();
 
     let (address, served) =
         server(vec![says("HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789")]);
-    let error = fetch(&remote(address), &mut io::sink()).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut io::sink()).unwrap_err();
     assert!(matches!(error, FetchError::OtherSize { found: 10, expected: 4_000_000, .. }), "{error}");
     served.join().unwrap();
 
@@ -113,20 +116,125 @@ fn what_can_not_become_better_is_not_tried_again() {
         }
     }
     let (address, served) = server(vec![up_to(1000)]);
-    let error = fetch(&remote(address), &mut Full).unwrap_err();
+    let error = fetch(&remote(address), &[], &mut Full).unwrap_err();
     assert!(matches!(error, FetchError::Keep(_)), "{error}");
     served.join().unwrap();
+}
+
+/// An image of 40 blocks of 50 kB, and a newer one with two others in it.
+pub(crate) fn two_images() -> (Vec<u8>, Vec<u8>) {
+    let mut blocks: Vec<Vec<u8>> = (0..40).map(|n| vec![n; 50_000]).collect();
+    let old = file(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    blocks[20] = vec![200; 60_000];
+    blocks.insert(7, vec![201; 70_000]);
+    let new = file(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    (old, new)
+}
+
+fn on_disk(contents: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(contents).unwrap();
+    file
+}
+
+/// One connection for all of it, from the first block's list to the last table.
+#[test]
+fn what_an_older_image_has_is_not_fetched() {
+    let (old, new) = two_images();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let SocketAddr::V4(server) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };
+    let (len, sha256) = (new.len(), sha256(&new[..]).unwrap());
+    let expected = new.clone();
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut ranges = Vec::new();
+        loop {
+            let mut request = String::new();
+            while !request.ends_with("\r\n\r\n") {
+                if reader.read_line(&mut request).unwrap() == 0 {
+                    return ranges;
+                }
+            }
+            let range = request.split("Range: bytes=").nth(1).unwrap().lines().next().unwrap();
+            let (first, last) = range.split_once('-').unwrap();
+            let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+            write!(stream, "HTTP/1.1 206 x\r\nContent-Range: bytes {first}-{last}/{}\r\n\r\n", new.len())
+                .unwrap();
+            stream.write_all(&new[first..=last]).unwrap();
+            ranges.push(first..last + 1);
+        }
+    });
+    let remote = Remote { server, path: "/boot/x".into(), size: len as u64, sha256 };
+    let mut got = Vec::new();
+    let unrelated = on_disk(b"something else");
+    let fetched = fetch(&remote, &[unrelated, on_disk(&old)], &mut got).unwrap();
+    assert!(got == expected);
+    assert_eq!(fetched.resumed, 0);
+    let ranges = served.join().unwrap();
+    assert_eq!(fetched.bytes, ranges.iter().map(|range| range.len() as u64).sum::<u64>());
+    let (first, second) = (7 + 7 * 50_000, 7 + 20 * 50_000 + 70_000);
+    let (footer, list) = (len - 16, len - 16 - 41 * 20);
+    let blocks = [first..first + 70_000, second..second + 60_000];
+    let [a, b] = blocks;
+    assert_eq!(ranges, [footer..len, list..footer, 0..7, a, b, list - 5..len]);
+}
+
+/// BusyBox's httpd, which hangs up after each answer.
+pub(crate) struct Httpd {
+    pub(crate) address: SocketAddrV4,
+    process: Child,
+}
+
+impl Httpd {
+    /// Serves what is in `root`. Until it listens, a link seems to be lost.
+    pub(crate) fn start(root: &Path) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let SocketAddr::V4(address) = free else { unreachable!("bound to IPv4") };
+        let mut httpd = Command::new("busybox");
+        httpd.args(["httpd", "-f", "-p", &address.to_string(), "-h"]).arg(root);
+        Self { address, process: httpd.spawn().expect("busybox is installed (apt: busybox-static)") }
+    }
+}
+
+impl Drop for Httpd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn another_server_sends_the_same() {
+    let (old, new) = two_images();
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("image"), &new).unwrap();
+    let httpd = Httpd::start(root.path());
+    let (size, sha256) = (new.len() as u64, sha256(&new[..]).unwrap());
+    let fetch = |older: &[u8]| {
+        let remote = Remote { server: httpd.address, path: "/image".into(), size, sha256: sha256.clone() };
+        let mut got = Vec::new();
+        fetch(&remote, &[on_disk(older)], &mut got).map(|fetched| (fetched.bytes, got))
+    };
+    let (bytes, got) = fetch(&old).unwrap();
+    assert!(got == new && bytes < 135_000, "{bytes}");
+    let (bytes, got) = fetch(&old[..old.len() - 1]).unwrap();
+    assert!(got == new && bytes > size, "{bytes}");
+    let mut damaged = old;
+    damaged[30 * 50_000] ^= 1;
+    assert!(matches!(fetch(&damaged), Err(FetchError::Digest { .. })));
 }
 
 #[test]
 fn heads_are_read_strictly() {
     let head =
         |range: &str| format!("HTTP/1.1 206 Partial Content\r\nX: y\r\nContent-Range: {range}\r\n\r\n");
-    assert_eq!(part(&head("bytes 5-9/10")), Some(Part { from: 5, size: 10 }));
+    assert_eq!(part(&head("bytes 5-9/10")), Some(Part { range: 5..10, size: 10 }));
+    assert_eq!(part(&head("bytes 5-8/10")), Some(Part { range: 5..9, size: 10 }));
     for bad in [
-        "bytes 5-8/10",
         "bytes 9-5/6",
         "bytes */10",
+        "bytes 5-10/10",
         "bytes 0-18446744073709551615/0",
         "bytes -1-9/10",
         "5-9/10",

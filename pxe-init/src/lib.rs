@@ -8,10 +8,12 @@
 
 pub mod boot;
 pub mod console;
+pub mod delta;
 
 mod account;
 mod cache;
 mod fetch;
+mod handover;
 pub mod health;
 mod image;
 mod link;
@@ -37,6 +39,7 @@ pub mod workload;
 mod xattr;
 
 pub use account::{Account, AccountError};
+pub use handover::{STAY, stay};
 pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
 pub use xattr::Xattr;

@@ -64,6 +64,11 @@ pub(crate) fn find(mac: &str, modules: Option<&mut Modules>) -> Result<Link, Lin
     }
 }
 
+/// The name of the interface with this MAC.
+pub(crate) fn name(mac: &str) -> Option<String> {
+    links(Path::new("/sys/class/net")).into_iter().find(|link| link.mac == mac).map(|link| link.name)
+}
+
 /// Gives the interface its address and route. A link without a carrier is said, and not waited
 /// for beyond reason.
 pub(crate) fn bring_up(link: &Link, settings: &Settings) -> Result<(), LinkError> {

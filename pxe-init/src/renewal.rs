@@ -10,14 +10,14 @@ use std::{fs, io};
 
 use nix::unistd::Pid;
 
-use crate::link::Link;
+use crate::link;
 use crate::say;
 use crate::settings::Settings;
 use crate::system::unblock_signals;
 
 /// The client process, or when it is due.
 pub(crate) struct Renewal {
-    link: String,
+    mac: String,
     address: Ipv4Addr,
     name: String,
     state: State,
@@ -34,9 +34,9 @@ const SCRIPT: &str = "/run/bridgehead-udhcpc";
 const AGAIN: Duration = Duration::from_secs(30);
 
 impl Renewal {
-    pub(crate) fn new(link: &Link, settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self {
-            link: link.name.clone(),
+            mac: settings.mac.clone(),
             address: settings.address,
             name: settings.name.clone(),
             state: State::Due(Instant::now() + settings.lease / 2),
@@ -73,11 +73,13 @@ impl Renewal {
     }
 
     fn spawn(&self) -> io::Result<Pid> {
+        // By its name of today: an image's udev may rename it.
+        let link = link::name(&self.mac).ok_or(io::ErrorKind::NotFound)?;
         fs::write(SCRIPT, script(self.address))?;
         fs::set_permissions(SCRIPT, fs::Permissions::from_mode(0o755))?;
         let mut client = Command::new("/bin/busybox");
         client
-            .args(["udhcpc", "-f", "-i", &self.link, "-s", SCRIPT])
+            .args(["udhcpc", "-f", "-i", &link, "-s", SCRIPT])
             .args(["-r", &self.address.to_string(), "-x", &format!("hostname:{}", self.name)])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

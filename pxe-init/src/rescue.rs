@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::link::Link;
 use crate::power;
 use crate::renewal::Renewal;
 use crate::report::{Reporter, post};
@@ -26,13 +25,7 @@ pub(crate) fn shells(supervisor: &Supervisor, reporter: &Reporter) -> ! {
 }
 
 /// A boot that failed, reachable as its profile says, until somebody ends it: on the node, or from the appliance.
-pub(crate) fn failed(
-    supervisor: &Supervisor,
-    reporter: &Reporter,
-    settings: &Settings,
-    link: Option<&Link>,
-    cause: &str,
-) -> ! {
+pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings, cause: &str) -> ! {
     if settings.on_failure == Rescue::Off {
         say!("this node has no rescue: it boots again in {} s", AGAIN.as_secs());
         let again = Instant::now() + AGAIN;
@@ -46,7 +39,7 @@ pub(crate) fn failed(
     }
     say!("`bridgehead release {}` on the appliance boots it again", settings.name);
     let message = format!("The boot of {} failed: {cause}", settings.name);
-    stay(supervisor, reporter, settings, link, "/node/failed", &message);
+    stay(supervisor, reporter, settings, "/node/failed", &message);
     power::end(Power::Reboot, supervisor, reporter)
 }
 
@@ -54,11 +47,11 @@ pub(crate) fn failed(
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// A boot that somebody wants to look into, until the appliance says that it is to go on.
-pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings, link: &Link) {
+pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings) {
     let name = &settings.name;
     say!("this boot is held; `bridgehead release {name}` on the appliance lets it go on");
     let message = format!("The boot of {name} is held.");
-    stay(supervisor, reporter, settings, Some(link), "/node/held", &message);
+    stay(supervisor, reporter, settings, "/node/held", &message);
     say!("the boot goes on");
 }
 
@@ -67,7 +60,6 @@ fn stay(
     supervisor: &Supervisor,
     reporter: &Reporter,
     settings: &Settings,
-    link: Option<&Link>,
     path: &'static str,
     message: &str,
 ) {
@@ -95,8 +87,7 @@ fn stay(
             say!("the appliance can't let it go on: {e}");
         }
     }
-    let renewal = link.map(|link| Renewal::new(link, settings));
-    shells_until(supervisor, reporter, &released, renewal);
+    shells_until(supervisor, reporter, &released, Some(Renewal::new(settings)));
     if let Some(ssh) = ssh {
         ssh.stop();
     }

@@ -77,6 +77,13 @@ pub(crate) fn hold_wanted(cmdline: &str) -> bool {
     words(cmdline).iter().any(|w| w == "bridgehead.hold")
 }
 
+/// The modules that the profile names.
+pub(crate) fn modules_wanted(cmdline: &str) -> Vec<String> {
+    let words = words(cmdline);
+    let value = words.iter().rev().find_map(|word| word.strip_prefix("bridgehead.modules="));
+    value.unwrap_or_default().split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
 impl Settings {
     /// Reads the kernel's command line. Other keys than ours are the kernel's or the workload's.
     pub(crate) fn parse(cmdline: &str) -> Result<Self, SettingsError> {
@@ -266,6 +273,13 @@ mod tests {
             assert_eq!(stage2(bad), None, "{bad}");
         }
         assert_eq!(stage2(&format!("sha256:{},1", digest.replace('0', "/"))), None);
+    }
+
+    #[test]
+    fn modules_are_a_list_and_the_last_one_counts() {
+        let line = "bridgehead.modules=dummy quiet bridgehead.modules=bonding,,8021q";
+        assert_eq!(modules_wanted(line), ["bonding", "8021q"]);
+        assert!(modules_wanted("quiet bridgehead.modules=").is_empty());
     }
 
     #[test]

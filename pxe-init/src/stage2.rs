@@ -9,7 +9,7 @@
 //! ```
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Seek as _};
 use std::net::SocketAddrV4;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount as mount_at};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Other};
 use crate::fetch::{self, FetchError, Fetched, Remote};
 use crate::modules::{LoadError, Modules};
 use crate::say;
@@ -114,7 +114,7 @@ fn obtain(
     let kept = cache.as_ref().and_then(|cache| Some((cache, cache.make_room(wanted)?)));
     let (file, fetched, place) = match kept {
         Some((cache, mut part)) => {
-            let fetched = fetch::fetch(&remote, &mut part.file)?;
+            let fetched = fetch_changes(&remote, cache, &mut part.file)?;
             let file = part.keep().map_err(FetchError::Keep)?;
             cache.settle();
             (file, fetched, format!(", kept on {}", cache.disk()))
@@ -123,16 +123,56 @@ fn obtain(
             let path = memory(wanted)?;
             let failed = |source| Stage2Error::Io { action: "making a file in memory", source };
             let mut file = File::create_new(&path).map_err(failed)?;
-            (path, fetch::fetch(&remote, &mut file)?, String::new())
+            (path, fetch::fetch(&remote, &[], &mut file)?, String::new())
         }
     };
-    let Fetched { took, resumed } = fetched;
-    let lost = match resumed {
-        0 => String::new(),
-        1 => ", after the link was lost once".to_owned(),
-        n => format!(", after the link was lost {n} times"),
+    Ok((
+        file,
+        Came {
+            how: format!("{}{place}", how(fetched, wanted.size)),
+            bytes: fetched.bytes,
+            took: fetched.took,
+        },
+    ))
+}
+
+/// Fetches what the images on the disk do not have. Should they be damaged, they go, and all is fetched.
+fn fetch_changes(remote: &Remote, cache: &Cache, into: &mut File) -> Result<Fetched, FetchError> {
+    let (paths, others): (Vec<_>, Vec<_>) =
+        cache.others().into_iter().map(|Other { path, file }| (path, file)).unzip();
+    match fetch::fetch(remote, &others, into) {
+        Err(error @ (FetchError::Digest { .. } | FetchError::Older(_))) if !others.is_empty() => {
+            let problem = match error {
+                FetchError::Digest { .. } => {
+                    "put together with them, the image has another SHA-256".to_owned()
+                }
+                other => other.to_string(),
+            };
+            say!("the older images on {} are of no use, and removed: {problem}", cache.disk());
+            for path in paths {
+                let _ = fs::remove_file(path);
+            }
+            into.set_len(0).and_then(|()| into.rewind()).map_err(FetchError::Keep)?;
+            fetch::fetch(remote, &[], into)
+        }
+        result => result,
+    }
+}
+
+/// `18.2 MB of 600.0 MB fetched, the rest was in the cache, after the link was lost once`
+fn how(Fetched { bytes, resumed, .. }: Fetched, size: u64) -> String {
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let fetched = if bytes < size {
+        let (bytes, size) = (megabytes(bytes), megabytes(size));
+        format!("{bytes:.1} MB of {size:.1} MB fetched, the rest was in the cache")
+    } else {
+        "fetched".to_owned()
     };
-    Ok((file, Came { how: format!("fetched{lost}{place}"), bytes: wanted.size, took }))
+    match resumed {
+        0 => fetched,
+        1 => format!("{fetched}, after the link was lost once"),
+        n => format!("{fetched}, after the link was lost {n} times"),
+    }
 }
 
 /// A place in memory for the packed image, where there is room for it.
@@ -195,12 +235,44 @@ fn mib(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::tests::cache;
+    use crate::fetch::tests::{Httpd, two_images};
 
     #[test]
     fn free_memory_is_what_the_kernel_says_is_available() {
         let meminfo = "MemTotal:        1000 kB\nMemFree:            1 kB\nMemAvailable:     512 kB\n";
         assert_eq!(available(meminfo), Some(512 << 10));
         assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn how_much_was_fetched_is_said() {
+        let fetched = |bytes, resumed| Fetched { bytes, took: Duration::ZERO, resumed };
+        assert_eq!(how(fetched(600_000_000, 0), 600_000_000), "fetched");
+        assert_eq!(
+            how(fetched(18_240_000, 2), 600_000_000),
+            "18.2 MB of 600.0 MB fetched, the rest was in the cache, after the link was lost 2 times"
+        );
+    }
+
+    #[test]
+    fn older_images_that_are_damaged_go_and_all_is_fetched() {
+        let (mut old, new) = two_images();
+        let (root, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(root.path().join("image"), &new).unwrap();
+        let httpd = Httpd::start(root.path());
+        let (size, sha256) = (new.len() as u64, fetch::sha256(&new[..]).unwrap());
+        let remote = Remote { server: httpd.address, path: "/image".into(), size, sha256 };
+        let older = disk.path().join("older");
+        for damaged in [false, true] {
+            old[30 * 50_000] ^= u8::from(damaged);
+            fs::write(&older, &old).unwrap();
+            let into = disk.path().join("new.part");
+            let fetched =
+                fetch_changes(&remote, &cache(disk.path()), &mut File::create(&into).unwrap()).unwrap();
+            assert!(fs::read(into).unwrap() == new);
+            assert_eq!((fetched.bytes == size, older.exists()), (damaged, !damaged), "{fetched:?}");
+        }
     }
 
     #[test]

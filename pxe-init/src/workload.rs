@@ -147,7 +147,7 @@ pub fn stop_signal(image: &Image) -> Signal {
 }
 
 /// The environment, in order and without repetition.
-fn environment(image: &[String], home: &str, extra: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn environment(image: &[String], home: &str, extra: &[(&str, &str)]) -> Vec<(String, String)> {
     let defaults = [("PATH", PATH), ("HOME", home), ("TERM", "linux")];
     let image = image.iter().filter_map(|e| e.split_once('='));
     let mut env: Vec<(String, String)> = Vec::new();

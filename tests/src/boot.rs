@@ -80,14 +80,27 @@ impl Boot {
         let engine = Engine::start(world)?;
         say("making the demo image");
         engine.make_heavy_demo_image(world, ballast)?;
+        Self::with_image(world, specs, config, engine, DEMO, DEMO, say)
+    }
+
+    /// The same with another image, brought in from `source` with the name `reference`.
+    pub fn with_image(
+        world: &World,
+        specs: &[Spec],
+        config: &str,
+        engine: Engine,
+        source: &str,
+        reference: &str,
+        mut say: impl FnMut(&str),
+    ) -> Result<Self> {
         say("starting the appliance");
         for spec in specs {
             tap(&spec.tap)?;
         }
         let appliance = Appliance::start(world, config)?;
         say("bringing the image in");
-        appliance.run(&["image", "add", DEMO])?;
-        let digest = appliance.image_digest(DEMO)?;
+        appliance.run(&["image", "add", source])?;
+        let digest = appliance.image_digest(reference)?;
         let (follow, events) = appliance.follow(world)?;
         Ok(Self { appliance, machines: Vec::new(), digest, events, _follow: follow, engine })
     }
@@ -215,11 +228,16 @@ pub fn check_page(page: &str, node: &str, digest: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fetches `/` by HTTP/1.0.
+/// Fetches `/`.
 pub fn page(server: SocketAddr) -> Result<String> {
+    fetch(server, "/")
+}
+
+/// Fetches `path` by HTTP/1.0.
+pub fn fetch(server: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {}\r\n\r\n", server.ip())?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", server.ip())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;

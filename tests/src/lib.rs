@@ -15,7 +15,9 @@ pub mod frames;
 pub mod load;
 pub mod machine;
 pub mod net;
+pub mod peers;
 pub mod process;
+pub mod rom;
 pub mod soak;
 pub mod timeline;
 pub mod world;
@@ -37,8 +39,9 @@ pub fn assets() -> PathBuf {
     std::env::var_os("BRIDGEHEAD_ASSETS").map_or_else(|| target().join("assets"), PathBuf::from)
 }
 
-/// Whether `program` is found in `PATH`.
+/// Whether `program` is found in `PATH`, or among the peers.
 pub fn installed(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+        || peers::program(program).is_file()
 }

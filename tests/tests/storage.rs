@@ -2,17 +2,19 @@
 //! something else is as it was.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::appliance::{self, Appliance};
-use lab::boot::page;
+use lab::appliance::{self, ADDRESS, Appliance};
+use lab::boot::{fetch, page};
 use lab::engine::{DEMO, Engine};
 use lab::machine::{Disk, Machine, Spec};
 use lab::net::tap;
-use lab::process::{Process, output};
+use lab::peers;
+use lab::process::{Process, output, wait_for};
 use lab::timeline::Event;
 use lab::world::{self, World};
 
@@ -24,7 +26,9 @@ set -e
 b=/bin/busybox
 [ -e /data/marker ] || { $b cat /proc/sys/kernel/random/uuid > /data/marker; $b sync; }
 $b mkdir -p /www
-{ $b cat /data/marker; $b grep '^/dev/' /proc/mounts; $b grep -A1 ^md /proc/mdstat; } > /www/index.html
+{ $b cat /data/marker; $b grep -E '^/dev/| nfs' /proc/mounts; $b grep -A1 ^md /proc/mdstat || :; } > /www/index.html
+[ ! -d /shared ] || echo "$BRIDGEHEAD_NODE was here" >> /shared/said
+while $b sleep 1; do $b date +%s > /data/beat && $b sync && $b cp /data/beat /www/beat; done &
 exec $b httpd -f -h /www -p 80
 "#;
 
@@ -142,6 +146,145 @@ fn a_disk_that_was_given_up_is_taken_and_every_format_is_found_again() {
     });
 }
 
+const REMOTE: &str = r#"
+[[storage]]
+name = "data"
+
+[[storage.disks]]
+name   = "san"
+iscsi  = "iqn.2026-01.lab:d1"
+portal = "san.lab"
+
+[[storage.volume]]
+name  = "db"
+disks = "san"
+mount = "/data"
+
+[[storage.mount]]
+nfs     = "files.lab:/export"
+mount   = "/shared"
+options = "noatime"
+"#;
+
+/// The judges are NFS-Ganesha and tgt, found by names that dnsmasq knows.
+#[test]
+fn disks_and_directories_of_other_machines_are_found_by_name() {
+    const SERVERS: [&str; 4] = ["dnsmasq", "ganesha.nfsd", "tgtd", "tgtadm"];
+    world::test(&[&PROGRAMS[..], &SERVERS].concat(), |world| {
+        let node = Node::with_plan(world, REMOTE)?;
+        let mut servers = Servers::start(world)?;
+        let own = Disk::blank(world, "D1", 160)?;
+        let (machine, address, first) = node.boot_up(world, std::slice::from_ref(&own))?;
+        let marker = first.lines().next().unwrap_or_default().to_owned();
+        ensure!(marker.len() == 36, "no marker");
+        ensure!(first.contains(" /data ext4 rw"), "{first}");
+        ensure!(first.contains("files.lab:/export /shared nfs"), "{first}");
+        ensure!(first.contains("noatime,vers=4.2"), "{first}");
+
+        // A target that is restarted is logged in to again, and what waits is written.
+        let beat = || -> Result<u64> { Ok(fetch((address, 80).into(), "/beat")?.trim().parse()?) };
+        wait_for(Duration::from_secs(60), || Ok(beat().ok())).context("the first write to the disk")?;
+        servers.restart_target()?;
+        let before = beat()?;
+        wait_for(Duration::from_secs(60), || Ok((beat()? > before + 3).then_some(()))).with_context(
+            || format!("writing to the disk after its target was restarted\n{}", machine.console_tail()),
+        )?;
+        drop(machine);
+
+        let second = node.boot(world, std::slice::from_ref(&own))?;
+        ensure!(second.lines().next() == Some(&marker), "the data is gone");
+        let said = fs::read_to_string(world.path("export/said"))?;
+        ensure!(said == "n1 was here\nn1 was here\n", "{said:?}");
+        ensure!(fs::read(&own.image)?.iter().all(|byte| *byte == 0), "the machine's own disk was written to");
+
+        // Nobody there: the boot says who was asked for what.
+        servers.target.kill()?;
+        drop(servers);
+        let refusal = match node.boot(world, &[]) {
+            Ok(page) => bail!("it booted:\n{page}"),
+            Err(error) => error.to_string(),
+        };
+        ensure!(refusal.contains("san.lab"), "{refusal}");
+        node.stop()
+    });
+}
+
+/// What other machines of a site would run, here on the appliance's own address.
+struct Servers {
+    target: Process,
+    lun: Disk,
+    _others: [Process; 2],
+}
+
+impl Servers {
+    fn start(world: &World) -> Result<Self> {
+        let mut dnsmasq = Command::new("dnsmasq");
+        dnsmasq.args([
+            "--keep-in-foreground",
+            "--no-resolv",
+            "--no-hosts",
+            "--user=root",
+            "--bind-interfaces",
+        ]);
+        dnsmasq.arg("--conf-file=/dev/null").arg(format!("--listen-address={ADDRESS}"));
+        dnsmasq.args(["san.lab", "files.lab"].map(|name| format!("--address=/{name}/{ADDRESS}")));
+        let dnsmasq = Process::start(&mut dnsmasq, &world.path("dnsmasq.log"))?;
+
+        fs::create_dir_all(world.path("export"))?;
+        let plugins =
+            lab::target().join("peers/usr/lib").join(format!("{}-linux-gnu/ganesha", std::env::consts::ARCH));
+        let config = format!(
+            "NFS_CORE_PARAM {{ Protocols = 4; Enable_NLM = false; Enable_RQUOTA = false; Plugins_Dir = {plugins:?}; }}\n\
+             NFSv4 {{ Graceless = true; RecoveryRoot = {recovery:?}; UseGetpwnam = true; \
+             Only_Numeric_Owners = true; DomainName = lab; }}\n\
+             EXPORT {{ Export_Id = 1; Path = {export:?}; Pseudo = /export; Access_Type = RW; \
+             Squash = No_Root_Squash; SecType = sys; Protocols = 4; FSAL {{ Name = VFS; }} }}\n",
+            recovery = world.path("recovery"),
+            export = world.path("export"),
+        );
+        fs::create_dir_all(world.path("recovery"))?;
+        fs::write(world.path("ganesha.conf"), config)?;
+        let mut ganesha = peers::command("ganesha.nfsd");
+        ganesha.arg("-F").arg("-f").arg(world.path("ganesha.conf")).arg("-p").arg(world.path("ganesha.pid"));
+        ganesha.arg("-L").arg("STDERR");
+        let mut ganesha = Process::start(&mut ganesha, &world.path("ganesha.log"))?;
+
+        let lun = Disk::blank(world, "LUN", 160)?;
+        let target = target(&lun)?;
+        wait_for(Duration::from_secs(30), || {
+            ganesha.ensure_running()?;
+            Ok(TcpStream::connect((ADDRESS, 2049)).ok())
+        })?;
+        Ok(Self { target, lun, _others: [dnsmasq, ganesha] })
+    }
+
+    fn restart_target(&mut self) -> Result<()> {
+        self.target.kill()?;
+        std::thread::sleep(Duration::from_secs(3));
+        self.target = target(&self.lun)?;
+        Ok(())
+    }
+}
+
+/// tgt, with one disk.
+fn target(lun: &Disk) -> Result<Process> {
+    let log = lun.image.with_extension("tgtd.log");
+    let mut tgtd = Process::start(peers::command("tgtd").arg("-f"), &log)?;
+    let tgtadm = |arguments: &[&str]| {
+        let mut tgtadm = peers::command("tgtadm");
+        tgtadm.args(["--lld", "iscsi", "--tid", "1"]).args(arguments);
+        output(&mut tgtadm)
+    };
+    wait_for(Duration::from_secs(30), || {
+        tgtd.ensure_running()?;
+        Ok(tgtadm(&["--op", "new", "--mode", "target", "-T", "iqn.2026-01.lab:d1"]).ok())
+    })?;
+    let image = lun.image.to_str().context("a path in ASCII")?;
+    tgtadm(&["--op", "new", "--mode", "logicalunit", "--lun", "1", "-b", image])?;
+    tgtadm(&["--op", "bind", "--mode", "target", "-I", "ALL"])?;
+    Ok(tgtd)
+}
+
 /// A machine whose profile has a storage plan, and the appliance that it boots from.
 struct Node {
     engine: Engine,
@@ -162,17 +305,22 @@ impl Node {
         let image = format!("image   = {DEMO:?}\n");
         ensure!(config.contains(&image));
         let config = config.replace(&image, &format!("{image}storage = \"data\"\n")) + plan;
+        let config = config.replace("[dhcp]\n", &format!("[dhcp]\ndns = [{ADDRESS:?}]\n"));
         let appliance = Appliance::start(world, &config)?;
         appliance.run(&["image", "add", DEMO])?;
         let (follow, events) = appliance.follow(world)?;
         Ok(Self { engine, appliance, spec, events, _follow: follow })
     }
 
+    /// Boots, and pulls the plug.
     fn boot(&self, world: &World, disks: &[Disk]) -> Result<String> {
-        let spec = Spec { disks: disks.to_vec(), ..self.spec.clone() };
-        let end = boot(world, spec, &self.events);
+        let end = self.boot_up(world, disks).map(|(.., page)| page);
         println!("{end:?}");
         end
+    }
+
+    fn boot_up(&self, world: &World, disks: &[Disk]) -> Result<(Machine, Ipv4Addr, String)> {
+        boot(world, Spec { disks: disks.to_vec(), ..self.spec.clone() }, &self.events)
     }
 
     fn stop(self) -> Result<()> {
@@ -182,8 +330,8 @@ impl Node {
     }
 }
 
-/// From power-on to the page that the workload serves; then the plug is pulled.
-fn boot(world: &World, spec: Spec, events: &Receiver<Event>) -> Result<String> {
+/// From power-on to the page that the workload serves.
+fn boot(world: &World, spec: Spec, events: &Receiver<Event>) -> Result<(Machine, Ipv4Addr, String)> {
     while events.try_recv().is_ok() {}
     let end = Instant::now() + Duration::from_secs(240);
     let mut machine = Machine::power_on(world, spec, None)?;
@@ -210,5 +358,6 @@ fn boot(world: &World, spec: Spec, events: &Receiver<Event>) -> Result<String> {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    last.with_context(|| format!("the end of the console:\n{}", machine.console_tail()))
+    let page = last.with_context(|| format!("the end of the console:\n{}", machine.console_tail()))?;
+    Ok((machine, address, page))
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::appliance::{ADDRESS, Appliance, BRIDGE, program};
+use lab::appliance::{ADDRESS, Appliance, BRIDGE, demo, program};
+use lab::engine::{DEMO, Engine};
 use lab::load::Numbers;
 use lab::net;
 use lab::world::{self, World};
@@ -76,6 +77,24 @@ fn fifty_machines_of_all_kinds_boot_through_loss() {
         let left = leases.as_array().context("leases")?.iter().filter(|l| l["state"] == "bound").count();
         ensure!(left == 0, "{left} leases are left: {leases:#}");
         ensure!(!net::ip(["-brief", "link"])?.contains("storm"), "the cable is left");
+        Ok(())
+    });
+}
+
+#[test]
+fn machines_with_an_image_report_until_it_runs() {
+    world::test(&["ip", "dockerd"], |world| {
+        let engine = Engine::start(world)?;
+        engine.make_demo_image(world)?;
+        let appliance = Appliance::start(world, &demo(world, &[], &[], "auto"))?;
+        appliance.run(&["image", "add", DEMO])?;
+        let (code, outcome) = storm(&["--nodes", "6", "--expect", "failed=0,server-retries=0"])?;
+        ensure!(code == Some(0), "{code:?}: {outcome:#}");
+        let last = outcome["stages"].as_array().and_then(|s| s.last()).context("stages")?;
+        ensure!(last["stage"] == "workload" && last["nodes"] == 6, "{outcome:#}");
+        let nodes = appliance.json(&["nodes"])?;
+        let nodes = nodes.as_array().context("nodes")?;
+        ensure!(nodes.iter().filter(|n| n["stage"] == "workload").count() >= 6, "{nodes:#?}");
         Ok(())
     });
 }

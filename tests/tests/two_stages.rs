@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{self, find};
 use lab::boot::{Boot, News, Outcome};
-use lab::engine::DEMO;
+use lab::engine::{DEMO, import};
 use lab::machine::{Disk, Spec};
 use lab::net::ip;
 use lab::process::wait_for;
@@ -46,11 +46,30 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
         ensure!(node.and_then(|n| n.get("stages")?.as_u64()) == Some(2), "{node:?}");
 
         // The plug is pulled: what is on the disk must be there all the same.
-        boot.power_on(world, vec![spec])?;
+        boot.power_on(world, vec![spec.clone()])?;
         let second = watch(&mut boot)?;
         boot.failures()?;
         let image = image_event(&second)?;
         ensure!(image.bytes == Some(0) && detail(image).contains("found on vda"), "{image:?}");
+
+        // Another page, and a bit in the middle of the ballast.
+        let root = world.path(DEMO.replace(':', "-"));
+        let start = fs::read_to_string(root.join("start"))?;
+        fs::write(root.join("start"), start.replace("mkdir -p /www", "mkdir -p /www # changed"))?;
+        flip(&root.join("ballast"))?;
+        import(&root, DEMO, &["ENTRYPOINT [\"/start\"]"])?;
+        boot.appliance.run(&["image", "add", DEMO])?;
+        let unchanged = std::mem::replace(&mut boot.digest, boot.appliance.image_digest(DEMO)?);
+        ensure!(boot.digest != unchanged, "the image did not change");
+        boot.power_on(world, vec![spec.clone()])?;
+        let changed = watch(&mut boot)?;
+        boot.failures()?;
+        let image = image_event(&changed)?;
+        let size = stage2(&boot)?.1;
+        println!("{} of {size} bytes were fetched", image.bytes.unwrap_or_default());
+        ensure!(image.bytes.is_some_and(|bytes| bytes > 0 && bytes * 20 < size), "{image:?}");
+        let words = format!("of {:.1} MB fetched, the rest was in the cache, kept on vda", size as f64 / 1e6);
+        ensure!(detail(image).contains(&words), "{image:?}");
         boot.stop()
     });
 }

@@ -40,6 +40,8 @@ pub mod field {
     pub const HLEN: usize = 2;
     /// Transaction.
     pub const XID: usize = 4;
+    /// Seconds since the client began to ask, as it says.
+    pub const SECS: usize = 8;
     /// The top bit asks for broadcast replies.
     pub const FLAGS: usize = 10;
     /// The client's address, when it has one that works.

@@ -83,8 +83,19 @@ impl Applying<'_> {
             }
             Action::Mount { volume, device, format, at, options } => {
                 let new = self.new.contains(device);
-                mount_inside(self.image, device, *format, at, options.as_deref().unwrap_or_default(), new)
-                    .map_err(|source| ApplyError::Mount { volume: volume.clone(), at: at.clone(), source })?;
+                mount_inside(
+                    self.image,
+                    device,
+                    format.name(),
+                    at,
+                    options.as_deref().unwrap_or_default(),
+                    new,
+                )
+                .map_err(|source| ApplyError::Mount {
+                    volume: volume.clone(),
+                    at: at.clone(),
+                    source,
+                })?;
                 self.mounted.insert(volume.clone());
             }
         }
@@ -156,10 +167,10 @@ fn make_filesystem(device: &str, format: Format, uuid: &str) -> Result<(), ToolE
 
 /// Mounts below the image's root. A new file system's root gets the owner and mode of the directory that
 /// it covers, as Docker does it for a new volume: a database that runs as its own user can write there.
-fn mount_inside(
+pub(super) fn mount_inside(
     image: &Image,
     device: &str,
-    format: Format,
+    kind: &str,
     at: &str,
     options: &str,
     new: bool,
@@ -169,7 +180,7 @@ fn mount_inside(
     let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let covered = image.open_inside(at, directory, Mode::empty())?;
     let target = format!("/proc/self/fd/{}", covered.as_raw_fd());
-    mount(Some(device), target.as_str(), Some(format.name()), flags, Some(data.as_str()))?;
+    mount(Some(device), target.as_str(), Some(kind), flags, Some(data.as_str()))?;
     if new && !flags.contains(MsFlags::MS_RDONLY) {
         let was = fstat(&covered)?;
         let root = image.open_inside(at, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;

@@ -13,6 +13,8 @@ pub(crate) struct Storage {
     pub(crate) serials: Vec<String>,
     pub(crate) disks: Vec<DiskSet>,
     pub(crate) volumes: Vec<Volume>,
+    #[serde(default)]
+    pub(crate) mounts: Vec<NfsMount>,
     /// What the appliance gives the volumes' keys for, once.
     #[serde(default)]
     pub(crate) token: Option<String>,
@@ -43,8 +45,30 @@ pub(crate) struct DiskSet {
     pub(crate) serials: Vec<String>,
     /// A shell pattern over the disk's path below /sys.
     pub(crate) path: Option<String>,
+    /// Where they are, unless in the machine.
+    #[serde(default)]
+    pub(crate) iscsi: Option<Target>,
     /// The identity of each disk's partition table, and by that the number of disks.
     pub(crate) tables: Vec<String>,
+}
+
+/// An iSCSI target. Its portal is a name or an address.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) target: String,
+    pub(crate) portal: String,
+    pub(crate) port: u16,
+}
+
+/// A directory of an NFS server, which is a name or an address.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct NfsMount {
+    pub(crate) server: String,
+    pub(crate) path: String,
+    /// In the image.
+    pub(crate) mount: String,
+    /// nfs(5)'s.
+    pub(crate) options: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -118,6 +142,12 @@ mod tests {
         assert_eq!(storage.disks[0].tables.len(), storage.volumes[0].ids.partitions.len());
         let volume = &storage.volumes[0];
         assert_eq!((volume.raid, volume.encrypt, volume.format), (Some(1), true, Format::Ext4));
+        let target = storage.disks[0].iscsi.as_ref().unwrap();
+        assert_eq!((target.portal.as_str(), target.port), ("san.lab", 3260));
+        assert_eq!(
+            (storage.mounts[0].server.as_str(), storage.mounts[0].mount.as_str()),
+            ("files.lab", "/shared")
+        );
         assert!(storage.token.is_some());
     }
 }

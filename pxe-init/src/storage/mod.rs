@@ -6,6 +6,7 @@ mod description;
 mod keys;
 mod plan;
 mod probe;
+mod remote;
 mod seen;
 mod tools;
 
@@ -26,6 +27,7 @@ use description::Storage;
 use keys::Keys;
 use plan::Refusal;
 use probe::ProbeError;
+use remote::RemoteError;
 
 /// Where the appliance puts the plan, and the root of the modules that come with the tools.
 const PLAN: &str = "/storage.json";
@@ -41,6 +43,8 @@ pub(crate) enum StorageError {
     Refused(#[from] Refusal),
     #[error("storage: {0}")]
     Probe(#[from] ProbeError),
+    #[error("storage: {0}")]
+    Remote(#[from] RemoteError),
     #[error("storage: {0}")]
     Apply(#[from] ApplyError),
     #[error("storage: the plan comes to no end after {0} rounds, which is a bug")]
@@ -64,13 +68,16 @@ pub(crate) fn bring_up(image: &Image, settings: &Settings) -> Result<Option<Stri
     let mut wanted: Storage = serde_json::from_slice(&text).map_err(StorageError::Invalid)?;
     // The token is nobody else's.
     fs::remove_file(PLAN).map_err(StorageError::Read)?;
-    wait_for_disks(&wanted)?;
+    bring_disks(&wanted, settings)?;
     let keys = Keys::new(settings, wanted.token.take());
     let mut applying = Applying { image, keys, new: BTreeSet::new(), mounted: BTreeSet::new() };
     for _ in 0..ROUNDS {
         let seen = probe::look(&wanted, &applying.mounted)?;
         let actions = plan::plan(&wanted, &seen)?;
         if actions.is_empty() {
+            for mount in &wanted.mounts {
+                remote::mount_nfs(mount, image, settings)?;
+            }
             return Ok(Some(summary(&wanted)));
         }
         for action in &actions {
@@ -80,14 +87,21 @@ pub(crate) fn bring_up(image: &Image, settings: &Settings) -> Result<Option<Stri
     Err(StorageError::Endless(ROUNDS))
 }
 
-/// Loads drivers until every disk that the plan made is there, or no more disks come.
-fn wait_for_disks(wanted: &Storage) -> Result<(), StorageError> {
+/// Loads drivers, and logs in where disks are, until every disk that the plan made is there or no more come.
+fn bring_disks(wanted: &Storage, settings: &Settings) -> Result<(), StorageError> {
     // With a kernel of the image's own, its drivers are the image's.
     let modules = [MODULES, "/image"].iter().find_map(|root| Modules::open(Path::new(root)).ok());
     let mut modules = modules.or_else(|| {
         say!("storage: there are no drivers for this kernel; it needs those of its disks built in");
         None
     });
+    if let Some(modules) = &mut modules {
+        remote::load(modules, wanted);
+    }
+    remote::log_in(wanted, settings)?;
+    if wanted.disks.is_empty() {
+        return Ok(());
+    }
     let start = Instant::now();
     let mut names = BTreeSet::new();
     let mut changed = start;
@@ -117,8 +131,14 @@ pub(crate) fn put_away() {
     for line in mounts.lines().rev() {
         let mut words = line.split(' ');
         let (device, at) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        if device.starts_with("/dev/") && at.starts_with("/image/") && umount(at).is_err() {
+        let kind = words.next().unwrap_or_default();
+        if !at.starts_with("/image/") {
+            continue;
+        }
+        if device.starts_with("/dev/") && umount(at).is_err() {
             say!("{at} could not be unmounted; its journal will be replayed");
+        } else if kind.starts_with("nfs") {
+            remote::unmount(at);
         }
     }
 }
@@ -136,6 +156,8 @@ fn summary(wanted: &Storage) -> String {
         }
         words
     };
-    let volumes: Vec<String> = wanted.volumes.iter().enumerate().map(volume).collect();
-    format!("storage {}: {}", wanted.plan, volumes.join(", "))
+    let volumes = wanted.volumes.iter().enumerate().map(volume);
+    let mounts = wanted.mounts.iter().map(|m| format!("{}:{} at {}", m.server, m.path, m.mount));
+    let all: Vec<String> = volumes.chain(mounts).collect();
+    format!("storage {}: {}", wanted.plan, all.join(", "))
 }

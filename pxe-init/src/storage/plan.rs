@@ -455,7 +455,8 @@ impl DiskSet {
         let serial =
             self.serials.is_empty() || disk.serial.as_ref().is_some_and(|s| self.serials.contains(s));
         let path = self.path.as_ref().is_none_or(|pattern| modules::matches(pattern, &disk.path));
-        kind && size && serial && path
+        let place = self.iscsi.as_ref().map(|iscsi| &iscsi.target) == disk.target.as_ref();
+        kind && size && serial && path && place
     }
 }
 

@@ -64,6 +64,7 @@ impl Machine {
             device: disk_device(i),
             serial: disk.serial.clone(),
             path: format!("/devices/pci0000:00/0000:00:{i:02x}.0/block"),
+            target: None,
             size: disk.size,
             kind: disk.kind,
             content: content(&disk.held, &disk_device(i)),

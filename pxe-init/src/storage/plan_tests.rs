@@ -39,10 +39,18 @@ fn storage(wipe: Wipe, serials: &[&str], sets: &[(usize, &[Kind])]) -> Storage {
             });
         }
         let tables = (0..*count).map(|i| format!("table-{s}-{i}")).collect();
-        disks.push(DiskSet { name, kind: None, size: None, serials: Vec::new(), path: None, tables });
+        disks.push(DiskSet {
+            name,
+            kind: None,
+            size: None,
+            serials: Vec::new(),
+            path: None,
+            iscsi: None,
+            tables,
+        });
     }
     let serials = serials.iter().map(|&s| s.to_owned()).collect();
-    Storage { plan: "data".into(), wipe, serials, disks, volumes, token: None }
+    Storage { plan: "data".into(), wipe, serials, disks, volumes, mounts: Vec::new(), token: None }
 }
 
 fn disk(serial: &str, held: Held) -> ModelDisk {

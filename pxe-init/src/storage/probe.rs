@@ -67,6 +67,7 @@ fn disk(name: &str) -> Result<Disk, ProbeError> {
     };
     Ok(Disk {
         serial: serial(name),
+        target: target(&path.to_string_lossy()),
         path: format!("/{}", path.display()),
         // In sectors of 512 bytes, whatever the disk's own.
         size: read(&format!("/sys/block/{name}/size")).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0) * 512,
@@ -89,6 +90,14 @@ fn serial(name: &str) -> Option<String> {
     };
     let serial = text.or_else(page)?.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned();
     Some(serial).filter(|serial| !serial.is_empty())
+}
+
+/// The iSCSI target of a disk whose path below /sys leads over a session.
+fn target(path: &str) -> Option<String> {
+    let session = path.split('/').find(|part| {
+        part.strip_prefix("session").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    })?;
+    read(&format!("/sys/class/iscsi_session/{session}/targetname"))
 }
 
 fn partitions(disk: &str) -> Result<Vec<Partition>, ProbeError> {

@@ -24,6 +24,8 @@ pub(crate) struct Disk {
     pub(crate) serial: Option<String>,
     /// Below /sys: where it is plugged in.
     pub(crate) path: String,
+    /// The iSCSI target that it is a LUN of.
+    pub(crate) target: Option<String>,
     pub(crate) size: u64,
     pub(crate) kind: DiskKind,
     pub(crate) content: Content,

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::Router;
@@ -16,6 +18,7 @@ use futures_util::stream;
 use super::range::Wanted;
 use super::{BootState, Failure, Kind};
 use crate::blob::Blob;
+use crate::diagnosis::Note;
 use crate::files::{OpenError, Opened};
 use crate::timeline::{Happened, Stage, Timeline, Who};
 
@@ -42,7 +45,7 @@ fn below(prefix: &'static str) -> MethodRouter<BootState> {
             let client = ipv4(peer.ip());
             let path = format!("{prefix}{path}");
             let opened = open(&state, path.clone(), client).await?;
-            Ok::<_, Failure>(respond(opened, &path, client, &method, &headers, state.timeline))
+            Ok::<_, Failure>(respond(opened, &path, client, &method, &headers, &state))
         },
     )
 }
@@ -61,6 +64,8 @@ async fn open(state: &BootState, path: String, client: Ipv4Addr) -> Result<Opene
     let opened =
         tokio::task::spawn_blocking(move || files.open(&path, client)).await.map_err(Failure::internal)?;
     opened.map_err(|error| {
+        let note = Note::NotServed { path: name.clone(), why: error.to_string() };
+        state.timeline.note(Who::Address(client), note);
         let words = format!("{name}: {error}");
         match error {
             OpenError::NotFound => {
@@ -82,7 +87,7 @@ fn respond(
     client: Ipv4Addr,
     method: &Method,
     headers: &HeaderMap,
-    timeline: Timeline,
+    state: &BootState,
 ) -> Response {
     let Opened { blob, stage } = opened;
     let etag = blob.etag();
@@ -117,14 +122,12 @@ fn respond(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        let reached = stage.filter(|_| part == (0..len)).map(|stage| Reached {
-            timeline,
-            stage,
-            client,
-            path: path.to_owned(),
-            started: Instant::now(),
-        });
-        Sending { blob, part, reached }.into_body()
+        let note = Note::Opened { path: path.to_owned(), bytes: len, blksize: None };
+        let timeline = state.timeline.clone();
+        timeline.note(Who::Address(client), note);
+        let stage = stage.filter(|_| part == (0..len));
+        let taker = Taker { timeline, stage, client, path: path.to_owned(), started: Instant::now() };
+        Sending { blob, part, taker, sent: state.http_sent.clone() }.into_body()
     };
     let mut response = (status, common, length, body).into_response();
     if let Some([(name, value)]) = range {
@@ -152,13 +155,15 @@ struct Sending {
     blob: Blob,
     /// What is still to be sent.
     part: Range<u64>,
-    reached: Option<Reached>,
+    taker: Taker,
+    sent: Arc<AtomicU64>,
 }
 
-/// The stage that a machine has reached when all of the blob was handed to its connection.
-struct Reached {
+/// Who takes it.
+struct Taker {
     timeline: Timeline,
-    stage: Stage,
+    /// What the machine has reached when all of the blob was handed to its connection.
+    stage: Option<Stage>,
     client: Ipv4Addr,
     path: String,
     started: Instant,
@@ -180,6 +185,7 @@ impl Sending {
             .await
             .map_err(io::Error::other)??;
             sending.part.start += len;
+            sending.sent.fetch_add(len, Ordering::Relaxed);
             Ok::<_, io::Error>(Some((Bytes::from(piece), sending)))
         }))
     }
@@ -188,12 +194,18 @@ impl Sending {
 impl Drop for Sending {
     /// hyper drops a body as soon as Content-Length bytes are out, and doesn't ask for its end.
     fn drop(&mut self) {
-        let Some(Reached { timeline, stage, client, path, started }) = self.reached.take() else { return };
-        if self.part.is_empty() {
+        let Taker { timeline, stage, client, path, started } = &self.taker;
+        let (who, path) = (Who::Address(*client), path.clone());
+        if !self.part.is_empty() {
+            let (sent, bytes) = (self.part.start, self.blob.len());
+            return timeline.note(who, Note::Cut { path, sent, bytes });
+        }
+        timeline.note(who, Note::Sent { path: path.clone(), repeated: 0 });
+        if let Some(stage) = *stage {
             timeline.record(Happened {
                 bytes: Some(self.blob.len()),
                 duration: Some(started.elapsed()),
-                ..Happened::new(Who::Address(client), stage).detail(path)
+                ..Happened::new(who, stage).detail(path)
             });
         }
     }

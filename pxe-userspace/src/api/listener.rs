@@ -25,9 +25,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
@@ -109,8 +113,34 @@ impl Drop for Entry {
     }
 }
 
+/// The certificate, in DER, that a client showed and proved to have the key of. With each request over TLS.
+#[derive(Clone, Debug)]
+#[expect(dead_code, reason = "sessions of nodes are judged by it")]
+pub(super) struct Shown(pub(super) Option<CertificateDer<'static>>);
+
 /// Serves `router` until `stop`; requests in progress then have two seconds to end.
 pub async fn serve(listener: TcpListener, router: Router, connections: Connections, stop: CancellationToken) {
+    serve_either(listener, None, router, connections, stop).await;
+}
+
+/// The same over TLS.
+pub async fn serve_tls(
+    listener: TcpListener,
+    tls: ServerConfig,
+    router: Router,
+    connections: Connections,
+    stop: CancellationToken,
+) {
+    serve_either(listener, Some(TlsAcceptor::from(Arc::new(tls))), router, connections, stop).await;
+}
+
+async fn serve_either(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    connections: Connections,
+    stop: CancellationToken,
+) {
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -121,7 +151,7 @@ pub async fn serve(listener: TcpListener, router: Router, connections: Connectio
         match accepted {
             Ok((stream, peer)) => match connections.enter(peer.ip().to_canonical()) {
                 Some(entry) => {
-                    tasks.spawn(connection(stream, peer, router.clone(), entry, stop.clone()));
+                    tasks.spawn(connection(stream, tls.clone(), peer, router.clone(), entry, stop.clone()));
                 }
                 None => tracing::debug!(%peer, "a client with too many connections"),
             },
@@ -138,6 +168,7 @@ pub async fn serve(listener: TcpListener, router: Router, connections: Connectio
 
 async fn connection(
     stream: TcpStream,
+    tls: Option<TlsAcceptor>,
     peer: SocketAddr,
     router: Router,
     entry: Entry,
@@ -152,7 +183,15 @@ async fn connection(
         let stream = TcpStream::from_std(stream)?;
         let closed = tokio::select! {
             closed = async {
-                requests(stream, peer, router, stop).await;
+                match tls {
+                    None => requests(stream, None, peer, router, stop).await,
+                    Some(tls) => {
+                        let stream = tokio::time::timeout(IDLE, tls.accept(stream)).await??;
+                        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                        let shown = Shown(shown.cloned().map(CertificateDer::into_owned));
+                        requests(stream, Some(shown), peer, router, stop).await;
+                    }
+                }
                 half_close(&socket).await
             } => closed?,
             () = entry.forgotten.cancelled() => false,
@@ -169,9 +208,18 @@ async fn connection(
 }
 
 /// Answers requests until the client has no more, or is silent for too long.
-async fn requests(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    shown: Option<Shown>,
+    peer: SocketAddr,
+    router: Router,
+    stop: CancellationToken,
+) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
+        if let Some(shown) = &shown {
+            request.extensions_mut().insert(shown.clone());
+        }
         router.clone().call(request)
     });
     let http = http1::Builder::new()

@@ -8,19 +8,70 @@ use axum::http::header;
 use axum::response::IntoResponse;
 
 use super::documents::Status;
-use super::{ApiState, Failure};
+use super::{ApiState, Failure, read};
+use crate::diagnosis::{BUCKETS, Histogram, Kind as Cause};
 use crate::machines::Machine;
+use crate::stage::Stage;
 use crate::text::word;
+use crate::timeline::Timeline;
 
 pub(super) async fn metrics(State(state): State<ApiState>) -> Result<impl IntoResponse, Failure> {
     let machines = state.boot.machines.all();
-    let appliance = state.appliance;
-    let status = tokio::task::spawn_blocking(move || appliance.status()).await.map_err(Failure::internal)?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text(&status, &machines)))
+    let boots = Boots::of(&state.boot.timeline);
+    let status = read::whole_status(state).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text(&status, &machines, &boots)))
 }
 
-fn text(status: &Status, machines: &[Machine]) -> String {
+/// What is counted of boots.
+#[derive(Default)]
+struct Boots {
+    stages: Vec<(Stage, Histogram)>,
+    failures: Vec<(Cause, u64)>,
+    transfers: u64,
+}
+
+impl Boots {
+    fn of(timeline: &Timeline) -> Self {
+        let watch = timeline.watch();
+        Self {
+            stages: watch.pace().since_discover().map(|(stage, h)| (stage, h.clone())).collect(),
+            failures: watch.failures().collect(),
+            transfers: watch.transfers(),
+        }
+    }
+
+    /// What Prometheus makes a histogram of: buckets that count everything below their bound, a sum, a
+    /// count.
+    fn histograms(&self) -> Vec<(String, f64)> {
+        let mut samples = Vec::new();
+        for (stage, histogram) in &self.stages {
+            let stage = word(*stage);
+            let bounds = BUCKETS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+            let mut total = 0;
+            for (bound, count) in bounds.zip(histogram.counts) {
+                total += count;
+                samples
+                    .push((format!("_bucket{}", label(&[("stage", &stage), ("le", &bound)])), total as f64));
+            }
+            let stage = label(&[("stage", &stage)]);
+            samples.push((format!("_sum{stage}"), histogram.sum));
+            samples.push((format!("_count{stage}"), total as f64));
+        }
+        samples
+    }
+}
+
+/// Who sends files, and the counter of what it sent: whole frames in the kernel, contents elsewhere.
+pub(crate) const TIERS: [(&str, &str); 4] = [
+    ("xdp", "kernel.xdp.reply-bytes"),
+    ("tc", "kernel.tc.reply-bytes"),
+    ("daemon", "tftp.bytes-by-daemon"),
+    ("http", "http.sent-bytes"),
+];
+
+fn text(status: &Status, machines: &[Machine], boots: &Boots) -> String {
     let mut out = String::new();
+    // Samples by what follows the family's name.
     let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
         // Writing to a String can't fail.
         let _ = writeln!(out, "# HELP bridgehead_{name} {help}\n# TYPE bridgehead_{name} {kind}");
@@ -50,6 +101,26 @@ fn text(status: &Status, machines: &[Machine]) -> String {
     }
     let stages: Vec<_> = stages.iter().map(|(stage, count)| (label(&[("stage", stage)]), *count)).collect();
     family("nodes", "gauge", "Machines by the stage that their last boot reached.", &stages);
+    family(
+        "boot_stage_seconds",
+        "histogram",
+        "From a machine's DISCOVER to each stage of its boot.",
+        &boots.histograms(),
+    );
+    let failures: Vec<_> = boots
+        .failures
+        .iter()
+        .map(|(cause, count)| (label(&[("cause", &word(*cause))]), *count as f64))
+        .collect();
+    family("boot_failures_total", "counter", "Boots that failed, by their first cause.", &failures);
+    family("transfers", "gauge", "Transfers of files under way.", &[(String::new(), boots.transfers as f64)]);
+    let sent: Vec<_> = TIERS
+        .iter()
+        .filter_map(|(tier, counter)| {
+            Some((label(&[("tier", tier)]), *status.counters.get(*counter)? as f64))
+        })
+        .collect();
+    family("sent_bytes_total", "counter", "Sent to machines, by who sent it.", &sent);
     for (name, value) in &status.counters {
         let name: String = name
             .chars()

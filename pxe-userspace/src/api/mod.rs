@@ -15,8 +15,9 @@ mod files;
 pub mod fuzzing;
 mod hold;
 mod images;
+mod kernels;
 mod listener;
-mod metrics;
+pub(crate) mod metrics;
 mod page;
 mod range;
 mod read;
@@ -28,18 +29,19 @@ pub(crate) mod tests;
 mod trace;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use crate::console::Consoles;
 use crate::files::Files;
 use crate::holds::Holds;
-use crate::image::ImageSource;
+use crate::image::{ImageSource, KernelList, KernelRecord, NewKernel};
 use crate::machines::Machines;
 use crate::rescue::Rescues;
 use crate::storage::Storage;
@@ -48,7 +50,7 @@ use crate::trace::{TraceError, Wanted};
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
-pub use listener::{Connections, PER_NODE, serve};
+pub use listener::{Connections, PER_NODE, serve, serve_tls};
 
 /// What the daemon says of itself. Methods may read from disk: they are called where that blocks
 /// nobody.
@@ -77,6 +79,11 @@ pub trait Images: Send + Sync + 'static {
     fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>>;
     /// Deletes what nothing refers to.
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>>;
+    fn kernels(&self) -> KernelList;
+    fn add_kernel(&self, new: NewKernel) -> BoxFuture<'_, Result<KernelRecord, Failure>>;
+    /// The one for images without; none is the stock one.
+    fn default_kernel(&self, name: Option<&str>) -> Result<(), Failure>;
+    fn remove_kernel(&self, name: &str) -> Result<(), Failure>;
 }
 
 /// What nodes need.
@@ -91,6 +98,8 @@ pub struct BootState {
     pub holds: Holds,
     pub rescues: Rescues,
     pub storage: Storage,
+    /// Bytes of files that went out over HTTP.
+    pub http_sent: Arc<AtomicU64>,
 }
 
 /// What the API needs.
@@ -124,6 +133,8 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/nodes", get(read::nodes))
         .route("/api/nodes/{name}", get(read::node))
+        .route("/api/nodes/{name}/why", get(read::why))
+        .route("/api/why", get(read::all_why))
         .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
         .route("/api/nodes/{name}/rescue", get(rescue::way_in))
         .route("/api/nodes/{name}/console", get(console::console))
@@ -138,6 +149,9 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/images/gc", post(images::collect))
         // A reference has slashes in it.
         .route("/api/images/{*reference}", delete(images::remove))
+        .route("/api/kernels", get(kernels::list).post(kernels::add))
+        .route("/api/kernels/{name}", delete(kernels::remove))
+        .route("/api/default-kernel", put(kernels::set_default))
         .route("/api/reload", post(read::reload))
         .merge(files::root_route().with_state(state.boot.clone()))
         .fallback(failure::no_such_route)

@@ -1,6 +1,7 @@
 //! Reading requests, and reload.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -8,12 +9,21 @@ use pxe_common::Mac;
 
 use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
 use super::{ApiState, Appliance, Failure, Kind};
+use crate::diagnosis::Why;
 use crate::machines::{Machine, Machines};
 
 type Answer<T> = Result<Json<T>, Failure>;
 
 pub(super) async fn status(State(state): State<ApiState>) -> Answer<Status> {
-    ask(state, |a| Ok(a.status())).await
+    whole_status(state).await.map(Json)
+}
+
+/// The appliance's status with this listener's own counters.
+pub(super) async fn whole_status(state: ApiState) -> Result<Status, Failure> {
+    let http_sent = state.boot.http_sent.load(Ordering::Relaxed);
+    let Json(mut status) = ask(state, |a| Ok(a.status())).await?;
+    status.counters.insert("http.sent-bytes".into(), http_sent);
+    Ok(status)
 }
 
 pub(super) async fn nodes(State(state): State<ApiState>) -> Json<Vec<Machine>> {
@@ -22,6 +32,18 @@ pub(super) async fn nodes(State(state): State<ApiState>) -> Json<Vec<Machine>> {
 
 pub(super) async fn node(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Machine> {
     find(&state.boot.machines, &name).map(Json)
+}
+
+pub(super) async fn why(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Why> {
+    let machine = find(&state.boot.machines, &name)?;
+    state.boot.timeline.why(machine.mac).map(Json).ok_or_else(|| {
+        let error = format!("nothing was seen of a boot of {}", machine.label());
+        Failure::new(Kind::NotFound, error, "power it on, with the boot segment first in its boot order")
+    })
+}
+
+pub(super) async fn all_why(State(state): State<ApiState>) -> Json<Vec<Why>> {
+    Json(state.boot.timeline.all_why())
 }
 
 /// The machine that goes by this name or MAC.

@@ -10,6 +10,7 @@ use pxe_common::Mac;
 use serde::Deserialize;
 
 use super::{BootState, Failure, Kind, files};
+use crate::diagnosis::Note;
 use crate::text;
 use crate::timeline::{Happened, Stage, Who};
 
@@ -101,6 +102,7 @@ pub(super) fn of_itself(state: &BootState, peer: SocketAddr, mac: Mac) -> Result
         return Ok(());
     }
     let error = format!("{address} is not the address of {mac}");
+    state.timeline.note(Who::Mac(mac), Note::Refused { what: "report", why: error.clone() });
     Err(Failure::new(Kind::Forbidden, error, "a node reports for itself, from the address of its lease"))
 }
 

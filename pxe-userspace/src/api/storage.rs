@@ -13,8 +13,10 @@ use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
 use super::{BootState, Failure, Kind, files};
+use crate::diagnosis::Note;
 use crate::storage::ReleaseError;
 use crate::text;
+use crate::timeline::Who;
 
 /// The body of `POST /node/storage-keys`.
 #[derive(Deserialize)]
@@ -55,6 +57,11 @@ pub(super) async fn keys(
         }
         Err(error @ ReleaseError::Token(_)) => {
             tracing::warn!(%mac, %address, "keys of volumes were asked for without a good token");
+            let note = Note::Refused {
+                what: "token",
+                why: format!("{address} asked with a token that is not good"),
+            };
+            state.timeline.note(Who::Mac(mac), note);
             Err(Failure::new(Kind::Forbidden, error.to_string(), "boot the machine again"))
         }
         Err(error @ ReleaseError::Key(_)) => Err(Failure::internal(error)),

@@ -58,6 +58,7 @@ impl Daemon {
             holds,
             rescues: Rescues::default(),
             storage: storage.clone(),
+            http_sent: Arc::default(),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
@@ -185,6 +186,20 @@ impl Images for Fake {
     }
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>> {
         async { Ok(Collected { files: 2, bytes: 10 }) }.boxed()
+    }
+    fn kernels(&self) -> KernelList {
+        KernelList { default: Some("6.1".into()), kernels: Vec::new() }
+    }
+    fn add_kernel(&self, new: NewKernel) -> BoxFuture<'_, Result<KernelRecord, Failure>> {
+        async move { Err(Failure::new(Kind::NotFound, format!("{:?}", new.source), "add it first")) }.boxed()
+    }
+    fn default_kernel(&self, name: Option<&str>) -> Result<(), Failure> {
+        let error = format!("there is no kernel {name:?}");
+        name.map_or(Ok(()), |_| Err(Failure::new(Kind::NotFound, error, "kernel list")))
+    }
+    fn remove_kernel(&self, name: &str) -> Result<(), Failure> {
+        assert_eq!(name, "6.1~rc1");
+        Ok(())
     }
 }
 

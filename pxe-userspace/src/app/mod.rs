@@ -27,7 +27,7 @@ use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
-use crate::files::Catalog;
+use crate::files::{Catalog, Kept};
 use crate::holds::Holds;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
@@ -38,11 +38,16 @@ use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
 use crate::timeline::{Event, Stage, Timeline};
 use crate::trace::{self, Tracer};
+use crate::trials::Trials;
+use crate::trust::authority::{self, Authority};
 use crate::workload::Workloads;
 use signals::{Signal, Signals};
 
 /// How long what is under way may take to end once the daemon is told to.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How often machines are looked for that have fallen silent.
+const SILENCE_NOTICED: Duration = Duration::from_secs(5);
 
 /// Runs the appliance until it is told to end (SIGTERM, SIGINT) or a part of it fails.
 ///
@@ -145,6 +150,7 @@ struct Appliance {
     machines: Machines,
     timeline: Timeline,
     images: Images,
+    trials: Trials,
     wanted: Wanted,
     catalog: Arc<Catalog>,
     dhcp: Dhcp,
@@ -178,15 +184,10 @@ impl Appliance {
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
         let rescues = Rescues::default();
-        let catalog = Catalog::new(
-            &config,
-            images.clone(),
-            wanted.clone(),
-            machines.clone(),
-            timeline.clone(),
-            storage.clone(),
-            rescues.clone(),
-        )?;
+        let trials = Trials::open(&database)?;
+        let kept = Kept { storage: storage.clone(), rescues: rescues.clone(), trials: trials.clone() };
+        let catalog =
+            Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone(), kept)?;
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
@@ -224,6 +225,7 @@ impl Appliance {
             holds: holds.clone(),
             rescues: rescues.clone(),
             storage,
+            http_sent: Arc::default(),
         };
         match crash::bind(address.into()).await {
             Ok(socket) => {
@@ -237,7 +239,15 @@ impl Appliance {
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
-        parts.spawn(forget_restarted(timeline.clone(), connections, holds, rescues, shutdown.clone()));
+        let authority = Authority::open(&config.state_dir, authority::NODES)?;
+        let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
+        let (router, tls) = (api::boot_router(boot.clone()), authority.server(address)?);
+        let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
+        parts.spawn(serving.map(Ok));
+        parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
+        let restarted =
+            forget_restarted(timeline.clone(), connections, holds, rescues, trials.clone(), shutdown.clone());
+        parts.spawn(restarted);
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -253,6 +263,7 @@ impl Appliance {
             machines,
             timeline,
             images,
+            trials,
             wanted,
             catalog,
             dhcp,
@@ -285,13 +296,25 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
 }
 
+/// Boots of which nothing is heard any more have failed.
+async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(SILENCE_NOTICED);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => tokio::task::block_in_place(|| timeline.end_silent_boots()),
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
 /// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
-/// A hold for the boot before is over.
+/// A hold for the boot before is over. A machine in stage 1 came up with its kernel.
 async fn forget_restarted(
     timeline: Timeline,
     connections: Connections,
     holds: Holds,
     rescues: Rescues,
+    trials: Trials,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut events = timeline.subscribe();
@@ -309,6 +332,9 @@ async fn forget_restarted(
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }
+            }
+            Ok(Event { stage: Stage::Stage1, mac, .. }) => {
+                tokio::task::block_in_place(|| trials.came_up(mac));
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return Ok(()),

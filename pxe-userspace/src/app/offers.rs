@@ -15,10 +15,13 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, Kind};
-use crate::boot::{ImageFacts, plan};
+use crate::boot::{ImageFacts, KernelFacts, plan};
 use crate::config::{FastPath, Source};
 use crate::dhcp::{self, Rival};
-use crate::image::{self, AddError, Availability, ExportError, ImageRecord, ImageSource, RemoveError};
+use crate::image::{
+    self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
+    KernelRecord, NewKernel, RemoveError,
+};
 use crate::trace::{self, TraceError};
 
 impl api::Appliance for Appliance {
@@ -88,7 +91,12 @@ impl api::Appliance for Appliance {
                         Availability::Preparing => Some(format!("image {reference} is being brought in")),
                         Availability::Failed(cause) => Some(cause),
                     };
-                    (Some(reference.clone()), None, problem)
+                    let missing = |name: &&String| self.images.kernel(name).is_none();
+                    let problem = problem.or_else(|| {
+                        let name = profile.kernel.as_ref().filter(missing)?;
+                        Some(format!("there is no kernel {name}: `bridgehead kernel add` brings one in"))
+                    });
+                    (Some(reference.clone()), profile.kernel.clone(), problem)
                 }
                 Source::Kernel { kernel, .. } => (None, Some(kernel.clone()), None),
             };
@@ -158,7 +166,49 @@ impl api::Images for Appliance {
     }
 
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>> {
-        Box::pin(async { self.images.gc().await.map_err(Failure::internal) })
+        Box::pin(async { self.images.gc(self.trials.blobs()).await.map_err(Failure::internal) })
+    }
+
+    fn kernels(&self) -> KernelList {
+        self.images.kernels()
+    }
+
+    fn add_kernel(&self, new: NewKernel) -> BoxFuture<'_, Result<KernelRecord, Failure>> {
+        Box::pin(async move {
+            let record = self.images.add_kernel(new).await.map_err(|error| {
+                let kind = match &error {
+                    AddKernelError::NoImage(_) => Kind::NotFound,
+                    AddKernelError::Store(_) | AddKernelError::Work(_) => Kind::Internal,
+                    _ => Kind::Invalid,
+                };
+                Failure::new(kind, error.to_string(), "docs/kernels.md says what a kernel needs")
+            })?;
+            tokio::task::block_in_place(|| self.trials.try_again(&KernelFacts::from(&record)));
+            Ok(record)
+        })
+    }
+
+    fn default_kernel(&self, name: Option<&str>) -> Result<(), Failure> {
+        if !self.images.default_kernel(name).map_err(Failure::internal)? {
+            return Err(no_such_kernel(name.unwrap_or_default()));
+        }
+        if let Some(record) = name.and_then(|name| self.images.kernel(name)) {
+            self.trials.try_again(&KernelFacts::from(&record));
+        }
+        Ok(())
+    }
+
+    fn remove_kernel(&self, name: &str) -> Result<(), Failure> {
+        let config = self.config();
+        let uses = |profile: &&crate::config::Profile| profile.kernel.as_deref() == Some(name);
+        if let Some(profile) = config.profiles.iter().find(uses) {
+            let error = format!("kernel {name} is that of profile {}", profile.name);
+            return Err(Failure::new(Kind::Conflict, error, "take it out of the configuration first"));
+        }
+        match self.images.remove_kernel(name).map_err(Failure::internal)? {
+            true => Ok(()),
+            false => Err(no_such_kernel(name)),
+        }
     }
 }
 
@@ -205,6 +255,11 @@ impl Appliance {
         let boots = |p: &&crate::config::Profile| matches!(&p.source, Source::Image(named) if image::canonical(named) == wanted);
         self.config().profiles.iter().filter(boots).map(|p| p.name.clone()).collect()
     }
+}
+
+fn no_such_kernel(name: &str) -> Failure {
+    let error = format!("there is no kernel {name}");
+    Failure::new(Kind::NotFound, error, "`bridgehead kernel list` has them")
 }
 
 fn add_failure(error: AddError) -> Failure {

@@ -38,6 +38,8 @@ pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
         | Refusal::Memory { .. }
         | Refusal::NoStage2(_)
         | Refusal::NoStorageTools { .. }
+        | Refusal::NoKernel { .. }
+        | Refusal::Modules { .. }
         | Refusal::Cmdline { .. } => 30,
     };
     format!(

@@ -11,4 +11,4 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{Appliance, Choice, CmdlineError, ImageFacts, Part, Plan, Refusal};
+pub use plan::{Appliance, Choice, CmdlineError, ImageFacts, KernelFacts, Part, Plan, Refusal};

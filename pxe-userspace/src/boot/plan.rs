@@ -4,10 +4,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 use super::paths::{Generated, ImagePart};
 use crate::config::{Config, OnExit, Profile, Rescue, Stages};
-use crate::image::{ImageRecord, Stored};
+use crate::image::{ImageRecord, KernelRecord, ModuleError, Stored};
 use crate::machines::Machine;
 
 /// What the plan needs to know of the appliance.
@@ -69,8 +70,56 @@ impl From<&ImageRecord> for ImageFacts {
     }
 }
 
+/// A kernel with its stage 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelFacts {
+    /// For people.
+    pub name: String,
+    pub kernel: Part,
+    pub stage1: Part,
+    /// Whether it can mount an image's SquashFS.
+    pub two_stages: bool,
+}
+
+impl KernelFacts {
+    /// What tells it from others: what it consists of.
+    pub fn id(&self) -> String {
+        format!("{} {}", self.kernel.sha256, self.stage1.sha256)
+    }
+}
+
+impl From<&ImageRecord> for KernelFacts {
+    fn from(record: &ImageRecord) -> Self {
+        let ImageFacts { kernel, stage1, stage2, .. } = record.into();
+        Self { name: record.kernel.version.clone(), kernel, stage1, two_stages: stage2.is_some() }
+    }
+}
+
+impl From<&KernelRecord> for KernelFacts {
+    fn from(record: &KernelRecord) -> Self {
+        let part =
+            |stored: &Stored, unpacked| Part { sha256: stored.sha256.clone(), len: stored.size, unpacked };
+        Self {
+            name: record.name.clone(),
+            kernel: part(&record.kernel_blob, record.memory),
+            stage1: part(&record.stage1_blob, record.stage1_unpacked),
+            two_stages: record.two_stages,
+        }
+    }
+}
+
+impl ImageFacts {
+    /// The image with another kernel.
+    pub fn with(self, kernel: KernelFacts) -> Self {
+        let KernelFacts { kernel, stage1, two_stages, .. } = kernel;
+        Self { kernel, stage1, stage2: self.stage2.filter(|_| two_stages), ..self }
+    }
+}
+
 /// A file as it is sent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Part {
     /// Hexadecimal.
     pub sha256: String,
@@ -88,6 +137,8 @@ pub struct Plan {
     pub cmdline: Vec<String>,
     /// None for files by hand.
     pub choice: Option<Choice>,
+    /// Bytes of memory that it takes; unknown for files by hand.
+    pub needed: Option<u64>,
 }
 
 /// In how many stages an image boots, and why.
@@ -136,6 +187,12 @@ pub enum Refusal {
         "the profile has a storage plan, and its tools are not here ({path}: {cause}): `cargo xtask setup` makes them"
     )]
     NoStorageTools { path: String, cause: String },
+    #[error(
+        "profile {profile} names the kernel {kernel}, and there is none of that name: `bridgehead kernel list`"
+    )]
+    NoKernel { profile: String, kernel: String },
+    #[error("profile {profile}: {source}")]
+    Modules { profile: String, source: ModuleError },
     #[error("profile {profile}: {source}")]
     Cmdline { profile: String, source: CmdlineError },
 }
@@ -191,6 +248,9 @@ pub fn image(
     if !profile.logs {
         cmdline.push("bridgehead.logs=off".to_owned());
     }
+    if !profile.modules.is_empty() {
+        cmdline.push(format!("bridgehead.modules={}", profile.modules.join(",")));
+    }
     let mut initrds = vec![path(ImagePart::Stage1, &facts.stage1)];
     match &facts.stage2 {
         Some(Part { sha256, len, .. }) if choice.two => {
@@ -200,7 +260,9 @@ pub fn image(
     }
     cmdline.extend(own);
     check_length(&cmdline).map_err(refused)?;
-    Ok(Plan { kernel: path(ImagePart::Kernel, &facts.kernel), initrds, cmdline, choice: Some(choice) })
+    let needed = Some(memory_needed(facts, choice.two, machine.is_uefi()));
+    let kernel = path(ImagePart::Kernel, &facts.kernel);
+    Ok(Plan { kernel, initrds, cmdline, choice: Some(choice), needed })
 }
 
 /// How an image boots on a machine of which nothing is known.
@@ -223,7 +285,7 @@ fn choose(
     uefi: bool,
 ) -> Result<Choice, Refusal> {
     let fits = |two| {
-        let needed = if two { memory_for_two(facts, uefi) } else { memory_for_one(facts, uefi) };
+        let needed = memory_needed(facts, two, uefi);
         match memory.filter(|memory| *memory < needed) {
             Some(memory) => Err(Refusal::Memory { reference: reference.to_owned(), two, needed, memory }),
             None => Ok(()),
@@ -252,11 +314,14 @@ pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Pl
     let cmdline = words(&profile.cmdline).map_err(refused)?;
     check_length(&cmdline).map_err(refused)?;
     let initrds = initrds.iter().map(|i| path(i)).collect();
-    Ok(Plan { kernel: path(kernel), initrds, cmdline, choice: None })
+    Ok(Plan { kernel: path(kernel), initrds, cmdline, choice: None, needed: None })
 }
 
 /// Bytes of memory below which the node would not come up.
-///
+fn memory_needed(facts: &ImageFacts, two: bool, uefi: bool) -> u64 {
+    if two { memory_for_two(facts, uefi) } else { memory_for_one(facts, uefi) }
+}
+
 /// The archives lie in memory, packed, until they are unpacked; unpacked they fill the kernel's
 /// rootfs, a tmpfs that takes at most half of what is left beside them and the kernel. Beyond that
 /// the kernel logs a write error and boots on with files cut short: seen with 142 MiB unpacked

@@ -22,6 +22,8 @@ fn machine() -> Machine {
 
 fn profile(cmdline: &str) -> Profile {
     Profile {
+        kernel: None,
+        modules: Vec::new(),
         name: "web".into(),
         source: Source::Image("hello-metal:latest".into()),
         cmdline: cmdline.into(),
@@ -233,7 +235,7 @@ fn grub_accepts_every_configuration() {
     let plan = plan_with(None, r#"console=ttyS0 a=b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
     let own = Generated::GrubConfig(MAC).to_string();
     let refusal = Refusal::NoImage { reference: "it's".into(), cause: "no\nsuch; $thing }".into() };
-    let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![], choice: None };
+    let by_hand = Plan { kernel: "k".into(), initrds: vec![], cmdline: vec![], choice: None, needed: None };
     for text in [
         grub::boot("Bridgehead: n1 boots it's image", &own, &plan),
         grub::boot("none", &own, &by_hand),
@@ -261,6 +263,7 @@ fn quotes_and_line_breaks_do_not_leave_their_word() {
             initrds: vec!["i".into()],
             cmdline: vec!["a='; reboot; '".into(), "b=\nreboot".into()],
             choice: None,
+            needed: None,
         },
     );
     assert!(text.contains(r"'a='\''; reboot; '\'''"), "{text}");

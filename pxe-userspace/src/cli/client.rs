@@ -64,6 +64,11 @@ impl Client {
         })
     }
 
+    pub(crate) fn put(&self, path: &str, document: &serde_json::Value) -> Result<Response<Body>, AskError> {
+        let request = self.agent.put(self.url(path)).content_type("application/json");
+        self.answer(request.send(document.to_string()))
+    }
+
     pub(crate) fn delete(&self, path: &str) -> Result<Response<Body>, AskError> {
         self.answer(self.agent.delete(self.url(path)).call())
     }

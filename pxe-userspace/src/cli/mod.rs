@@ -2,10 +2,12 @@
 
 pub(crate) mod client;
 mod debug;
+mod kernel;
 mod show;
 pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::config::{API_LISTEN, Config, Problem};
+use crate::diagnosis::Why;
 use crate::image::ImageSource;
 use crate::machines::Machine;
 use crate::storm::Storm;
@@ -117,6 +120,19 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Why a machine does not boot, or boots slowly: causes, what was seen, what to do.
+    ///
+    /// Also while it still boots. Without a machine, every one of whose last boot there is something to say.
+    Why {
+        #[arg(value_name = "NAME|MAC")]
+        node: Option<String>,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// The whole site on one screen, as it goes: machines by stage, what is sent, slow boots, causes.
+    ///
+    /// `q` ends it.
+    Top(top::Top),
     /// Stop a machine's next boots in stage 1, with a shell on its console, until it is released.
     ///
     /// Its network is up and its image loaded, but not looked at. `bridgehead nodes` shows it as held. A
@@ -170,6 +186,9 @@ pub enum Ask {
     /// Bring images in, and remove them.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Kernels to boot images with, in place of their own or the stock one.
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
     /// Apply a changed configuration file, as SIGHUP does; no transfer is dropped.
     Reload(Reading),
 }
@@ -261,6 +280,14 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
                 false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
             })
         }
+        Ask::Why { node: None, reading } => {
+            read::<Vec<Why>>(&reading, "/api/why", out, |all| show::all_why(&all))
+        }
+        Ask::Why { node: Some(node), reading } => {
+            let path = format!("/api/nodes/{}/why", percent(&node, ""));
+            read::<Why>(&reading, &path, out, |why| show::why(&why))
+        }
+        Ask::Top(what) => top::top(what, out),
         Ask::Hold { node, once, reading } => {
             let client = Client::new(&reading.api);
             let path = format!("/api/nodes/{}/hold?once={}", percent(&node, ""), u8::from(once));
@@ -281,6 +308,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Logs(what) => debug::logs(what, out),
         Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
+        Ask::Kernel(command) => kernel::run(command, out),
         Ask::Reload(reading) => {
             let client = Client::new(&reading.api);
             let done: Reloaded = client.document(client.post("/api/reload", None)?)?;

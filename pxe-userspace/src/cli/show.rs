@@ -6,6 +6,8 @@ use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, WayIn, Workload,
 };
+use crate::diagnosis::{Cause, Evidence, Why};
+use crate::image::KernelList;
 use crate::machines::{Hold, Machine};
 use crate::text::word;
 use crate::timeline::{Event, Stage};
@@ -112,6 +114,29 @@ pub(super) fn images(images: Vec<Image>) -> String {
     table(["IMAGE", "DIGEST", "SIZE", "STAGES", "KERNEL", "ADDED", "PROFILES"], &rows, none)
 }
 
+pub(super) fn kernels(list: KernelList) -> String {
+    let KernelList { default, kernels } = list;
+    let rows: Vec<_> = kernels
+        .into_iter()
+        .map(|kernel| {
+            let mark = if default.as_ref() == Some(&kernel.name) { "yes" } else { "-" };
+            let stages = if kernel.two_stages { "1 or 2" } else { "1" };
+            [
+                kernel.name,
+                kernel.version,
+                mark.into(),
+                size(kernel.kernel_blob.size + kernel.stage1_blob.size),
+                stages.into(),
+                time(kernel.added),
+                kernel.from,
+            ]
+        })
+        .collect();
+    let none =
+        "no kernels: images boot with their own or the stock one; `bridgehead kernel add` brings one in";
+    table(["KERNEL", "VERSION", "DEFAULT", "SIZE", "STAGES", "ADDED", "FROM"], &rows, none)
+}
+
 pub(super) fn profiles(profiles: Vec<Profile>) -> String {
     let rows: Vec<_> = profiles
         .into_iter()
@@ -162,6 +187,60 @@ pub(super) fn event(event: &Event) -> String {
         line.push_str(&part);
     }
     line
+}
+
+/// How a machine's boot stands: a line, then each cause with what was seen and what to do.
+pub(super) fn why(why: &Why) -> String {
+    let Why { node, mac, began, last, failed, done, causes, before, stage: reached } = why;
+    let name = node.as_ref().map_or_else(|| mac.to_string(), |node| format!("{node} {mac}"));
+    let stage = |stage: &Option<Stage>| stage.map_or_else(|| "the start".to_owned(), word);
+    let state = match failed {
+        true => "failed after",
+        false if *done => "has booted, up to",
+        false => "is at",
+    };
+    let mut out = format!(
+        "{name}, boot of {}: {state} {}, last heard of {}\n",
+        time(*began),
+        stage(reached),
+        clock(*last)
+    );
+    if causes.is_empty() {
+        out.push_str("nothing is wrong, as far as can be seen from here\n");
+    }
+    causes.iter().for_each(|cause| push_cause(&mut out, cause));
+    if let Some(before) = before {
+        let at = stage(&before.stage);
+        out.push_str(&format!(
+            "\nthe boot before, of {}, failed after {at}, {}\n",
+            time(before.began),
+            clock(before.ended)
+        ));
+        before.causes.iter().for_each(|cause| push_cause(&mut out, cause));
+    }
+    out
+}
+
+fn push_cause(out: &mut String, cause: &Cause) {
+    let Cause { kind, words, evidence, remedy } = cause;
+    out.push_str(&format!("\n{}: {words}\n", word(kind)));
+    for Evidence { time, words } in evidence {
+        let time = time.map_or_else(|| " ".repeat(12), clock);
+        out.push_str(&format!("  {time}  {words}\n"));
+    }
+    out.push_str(&format!("  -> {remedy}\n"));
+}
+
+pub(super) fn all_why(all: &[Why]) -> String {
+    let told: Vec<String> = all.iter().filter(|w| w.failed || !w.causes.is_empty()).map(why).collect();
+    match told.as_slice() {
+        [] => "nothing is wrong with any machine's last boot, as far as can be seen from here\n".to_owned(),
+        told => told.join("\n"),
+    }
+}
+
+fn clock(time: Timestamp) -> String {
+    time.strftime("%H:%M:%S%.3f").to_string()
 }
 
 pub(super) fn progress(progress: &Progress) -> String {

@@ -10,7 +10,9 @@ use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Dhcp, DhcpMode, Node, OnExit, Profile, Protocol, Source, Unknown, Workload, storage, values};
+use super::{
+    Dhcp, DhcpMode, Http, Node, OnExit, Profile, Protocol, Source, Unknown, Workload, storage, values,
+};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -24,7 +26,7 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
         }
         if let Some(storage) = &table.storage {
             storage::known(storage, raw, findings);
-            if table.kernel.is_some() {
+            if table.image.is_none() && table.kernel.is_some() {
                 findings.add(
                     storage.span(),
                     "`storage` works through the init that an image's initrd has",
@@ -56,9 +58,29 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             logs: table.logs.as_ref().is_none_or(|l| *l.get_ref()),
             stages: table.stages.as_ref().map(|s| *s.get_ref()).unwrap_or_default(),
             storage: table.storage.as_ref().map(|s| s.get_ref().clone()),
+            kernel: table.kernel.as_ref().filter(|_| table.image.is_some()).map(|k| k.get_ref().clone()),
+            modules: modules(table, findings),
         });
     }
     profiles
+}
+
+fn modules(table: &ProfileTable, findings: &mut Findings<'_>) -> Vec<String> {
+    for module in &table.modules {
+        let name = module.get_ref();
+        if table.image.is_none() {
+            findings.add(
+                module.span(),
+                "`modules` works through the init that an image's initrd has",
+                "remove it, or give `image`",
+            );
+        } else if name.is_empty()
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        {
+            findings.add(module.span(), format!("`{name}` is no module's name"), "write it as \"bonding\"");
+        }
+    }
+    table.modules.iter().map(|module| module.get_ref().clone()).collect()
 }
 
 fn source(
@@ -69,7 +91,19 @@ fn source(
 ) -> Source {
     let name = table.name.get_ref();
     match (&table.image, &table.kernel) {
-        (Some(image), None) => {
+        (Some(image), kernel) => {
+            if let Some(kernel) =
+                kernel.as_ref().filter(|k| k.get_ref().contains('/') || k.get_ref().is_empty())
+            {
+                findings.add(
+                    kernel.span(),
+                    format!(
+                        "with `image`, `kernel` is the name of a kernel in the store, and `{}` is none",
+                        kernel.get_ref()
+                    ),
+                    "`bridgehead kernel list` has them; for a kernel by hand, remove `image`",
+                );
+            }
             if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
                 findings.add(
                     image.span(),
@@ -130,14 +164,6 @@ fn source(
                 }
             }
             Source::Kernel { kernel: kernel.get_ref().clone(), initrd }
-        }
-        (Some(_), Some(kernel)) => {
-            findings.add(
-                kernel.span(),
-                format!("profile `{name}` has both `image` and `kernel`"),
-                "remove one",
-            );
-            Source::Image(String::new())
         }
         (None, None) => {
             let right = "give it image = \"REFERENCE\", or kernel = \"PATH\"";
@@ -269,12 +295,13 @@ pub(super) fn workloads(
     raw: &File,
     segment: &Segment,
     dhcp: &Dhcp,
-    http_port: u16,
+    http: &Http,
     claimed: &mut HashMap<Ipv4Addr, String>,
     findings: &mut Findings<'_>,
 ) -> Vec<Workload> {
     let mut taken = HashMap::from([
-        ((http_port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((http.port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((http.tls_port, Protocol::Tcp), "the appliance's HTTPS".to_owned()),
         ((67, Protocol::Udp), "DHCP".to_owned()),
         ((69, Protocol::Udp), "TFTP".to_owned()),
         ((4011, Protocol::Udp), "PXE".to_owned()),

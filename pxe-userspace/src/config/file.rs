@@ -108,6 +108,7 @@ pub(super) struct FilesTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct HttpTable {
     pub(super) port: Option<Spanned<u16>>,
+    pub(super) tls_port: Option<Spanned<u16>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -151,6 +152,8 @@ pub(super) struct ProfileTable {
     pub(super) logs: Option<Spanned<bool>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) modules: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

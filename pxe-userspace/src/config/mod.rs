@@ -144,6 +144,8 @@ pub enum Unknown {
 pub struct Http {
     /// Where the bridge's own address answers nodes. Port 80 unless told.
     pub port: u16,
+    /// And where by TLS. Port 7443 unless told.
+    pub tls_port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -193,6 +195,10 @@ pub struct Profile {
     pub stages: Stages,
     /// The storage plan of its machines.
     pub storage: Option<String>,
+    /// The kernel to boot the image with, by its name in the store.
+    pub kernel: Option<String>,
+    /// Modules that stage 1 loads beside those that the machine's devices ask for.
+    pub modules: Vec<String>,
 }
 
 /// What a profile boots.

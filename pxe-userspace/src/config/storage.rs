@@ -19,6 +19,7 @@ pub struct StoragePlan {
     pub release_keys: ReleaseKeys,
     pub disks: Vec<Disks>,
     pub volumes: Vec<Volume>,
+    pub mounts: Vec<Mount>,
 }
 
 /// When a node may make something on a disk.
@@ -55,6 +56,27 @@ pub struct Disks {
     pub serials: Vec<String>,
     /// A pattern over the disk's path below /sys.
     pub path: Option<String>,
+    /// None: the machine's own.
+    pub iscsi: Option<Target>,
+}
+
+/// An iSCSI target, whose LUNs are disks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Target {
+    pub target: String,
+    /// A name or an address.
+    pub portal: String,
+    pub port: u16,
+}
+
+/// A directory of an NFS server.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mount {
+    /// A name or an address.
+    pub server: String,
+    pub path: String,
+    pub mount: String,
+    pub options: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -100,6 +122,8 @@ pub(super) struct StorageTable {
     disks: Vec<DisksTable>,
     #[serde(default, rename = "volume")]
     volumes: Vec<VolumeTable>,
+    #[serde(default, rename = "mount")]
+    mounts: Vec<MountTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,6 +136,16 @@ struct DisksTable {
     size: Option<Spanned<String>>,
     serial: Option<Spanned<OneOrMany<String>>>,
     path: Option<Spanned<String>>,
+    iscsi: Option<Spanned<String>>,
+    portal: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct MountTable {
+    nfs: Spanned<String>,
+    mount: Spanned<String>,
+    options: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -190,11 +224,16 @@ fn plan(table: &StorageTable, findings: &mut Findings<'_>) -> StoragePlan {
         }
         volumes.push(volume);
     }
-    if volumes.is_empty() {
-        findings.add(table.name.span(), "the storage plan has no volume", "add a [[storage.volume]]");
+    let mut mounts: Vec<Mount> = Vec::new();
+    for written in &table.mounts {
+        mounts.push(mount(written, &volumes, &mounts, findings));
+    }
+    if volumes.is_empty() && mounts.is_empty() {
+        let right = "add a [[storage.volume]] or a [[storage.mount]]";
+        findings.add(table.name.span(), "the storage plan has no volume and mounts nothing", right);
     }
     let release_keys = table.release_keys;
-    StoragePlan { name: table.name.get_ref().clone(), wipe, serials, release_keys, disks, volumes }
+    StoragePlan { name: table.name.get_ref().clone(), wipe, serials, release_keys, disks, volumes, mounts }
 }
 
 fn disks(table: &DisksTable, names: &mut HashSet<String>, findings: &mut Findings<'_>) -> Disks {
@@ -237,7 +276,73 @@ fn disks(table: &DisksTable, names: &mut HashSet<String>, findings: &mut Finding
         size,
         serials,
         path: table.path.as_ref().map(|path| path.get_ref().clone()),
+        iscsi: target(table, findings),
     }
+}
+
+/// IANA's port for iSCSI targets (RFC 7143, section 4.3).
+const ISCSI_PORT: u16 = 3260;
+
+fn target(table: &DisksTable, findings: &mut Findings<'_>) -> Option<Target> {
+    let (name, portal) = match (&table.iscsi, &table.portal) {
+        (Some(name), Some(portal)) => (name, portal),
+        (Some(name), None) => {
+            findings.add(name.span(), "nothing says where the target is", "add portal = \"san.example\"");
+            return None;
+        }
+        (None, Some(portal)) => {
+            findings.add(portal.span(), "a portal of no target", "add iscsi = \"iqn.…\", or remove it");
+            return None;
+        }
+        (None, None) => return None,
+    };
+    // RFC 7143, section 4.2.7.1.
+    let text = name.get_ref();
+    let kind = ["iqn.", "eui.", "naa."].iter().any(|kind| text.starts_with(kind));
+    let plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-' | '.' | ':');
+    if !kind || text.len() > 223 || !text.chars().all(plain) {
+        let right = "write it as \"iqn.2026-01.com.example:disk1\", in lower case";
+        findings.add(name.span(), format!("`{text}` is no name of an iSCSI target"), right);
+    }
+    let text = portal.get_ref();
+    let (host, port) = text.split_once(':').map_or((text.as_str(), Some(ISCSI_PORT)), |(host, port)| {
+        (host, port.parse().ok().filter(|port| *port != 0))
+    });
+    if port.is_none() || !is_server(host) {
+        let right = "write it as \"san.example\" or \"10.0.0.5:3260\"";
+        findings.add(portal.span(), format!("`{text}` is no portal"), right);
+    }
+    let port = port.unwrap_or(ISCSI_PORT);
+    Some(Target { target: name.get_ref().clone(), portal: host.to_owned(), port })
+}
+
+fn mount(table: &MountTable, volumes: &[Volume], others: &[Mount], findings: &mut Findings<'_>) -> Mount {
+    let (server, path) = table.nfs.get_ref().split_once(':').unwrap_or_default();
+    if !is_server(server) || !path.starts_with('/') || !path.chars().all(|c| c.is_ascii_graphic()) {
+        let what = format!("`{}` is no directory of an NFS server", table.nfs.get_ref());
+        findings.add(table.nfs.span(), what, "write it as \"files.example:/export/data\"");
+    }
+    let at = table.mount.get_ref();
+    let taken = |other: &String| *other == *at;
+    if let Some((what, right)) = mount_fault(at) {
+        findings.add(table.mount.span(), what, right);
+    } else if volumes.iter().map(|v| &v.mount).chain(others.iter().map(|m| &m.mount)).any(taken) {
+        findings.add(table.mount.span(), format!("something else is mounted at {at}, too"), "change one");
+    } else if let Some(inside) = volumes.iter().find(|v| v.mount.starts_with(&format!("{at}/"))) {
+        let what = format!("it would cover the volume `{}` at {}", inside.name, inside.mount);
+        findings.add(table.mount.span(), what, "volumes are mounted first: change one");
+    }
+    Mount {
+        server: server.to_owned(),
+        path: path.to_owned(),
+        mount: at.clone(),
+        options: mount_options(table.options.as_ref(), findings),
+    }
+}
+
+/// An address or a name: labels between dots.
+fn is_server(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_host_label)
 }
 
 /// Names of partitions have 36 characters, of arrays 32; and there is `bridgehead-` before the mapping's.
@@ -296,15 +401,6 @@ fn volume(table: &VolumeTable, disks: &[Disks], others: &[Volume], findings: &mu
     } else if others.iter().any(|other| other.mount == *mount) {
         findings.add(table.mount.span(), format!("two volumes are mounted at {mount}"), "change one");
     }
-    if let Some(options) = &table.options
-        && options.get_ref().contains(|c: char| !c.is_ascii_graphic())
-    {
-        findings.add(
-            options.span(),
-            "mount options have no white space",
-            "write them as \"noatime,commit=30\"",
-        );
-    }
     Volume {
         name: name.clone(),
         disks: on.clone(),
@@ -313,8 +409,17 @@ fn volume(table: &VolumeTable, disks: &[Disks], others: &[Volume], findings: &mu
         encrypt: table.encrypt.as_ref().is_some_and(|encrypt| *encrypt.get_ref()),
         format: table.format,
         mount: mount.clone(),
-        options: table.options.as_ref().map(|options| options.get_ref().clone()),
+        options: mount_options(table.options.as_ref(), findings),
     }
+}
+
+fn mount_options(options: Option<&Spanned<String>>, findings: &mut Findings<'_>) -> Option<String> {
+    let written = options?;
+    if written.get_ref().contains(|c: char| !c.is_ascii_graphic()) {
+        let right = "write them as \"noatime,commit=30\"";
+        findings.add(written.span(), "mount options have no white space", right);
+    }
+    Some(written.get_ref().clone())
 }
 
 fn label(name: &Spanned<String>, what: &str, findings: &mut Findings<'_>) {

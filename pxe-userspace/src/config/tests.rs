@@ -81,6 +81,21 @@ raid   = 0
 format = "xfs"
 mount  = "/scratch"
 
+[[storage.disks]]
+name   = "san"
+iscsi  = "iqn.2026-01.example:d1"
+portal = "san.example"
+
+[[storage.volume]]
+name  = "far"
+disks = "san"
+mount = "/far"
+
+[[storage.mount]]
+nfs     = "files.example:/export/models"
+mount   = "/models"
+options = "ro"
+
 [[profile]]
 name    = "pet"
 image   = "db:1"
@@ -110,7 +125,8 @@ fn every_key_arrives() {
     assert!(matches!(&config.profiles[1].source, Source::Kernel { initrd, .. } if initrd.len() == 2));
     assert_eq!(config.nodes[0].memory, Some(512 << 20));
     assert_eq!(config.workloads[0].ports[0].host, 5000);
-    assert_eq!((config.http.port, config.api.listen), (80, API_LISTEN));
+    let Http { port, tls_port } = config.http;
+    assert_eq!((port, tls_port, config.api.listen), (80, 7443, API_LISTEN));
 }
 
 /// A good file with one line changed or added, where the fault is seen, and words of the message.
@@ -160,9 +176,15 @@ fn each_fault_is_named_with_its_place() {
         ("image   = \"hello-metal:latest\"", "", "22:1", "has nothing to boot"),
         (
             "image   = \"hello-metal:latest\"",
-            "image = \"a\"\nkernel = \"b\"",
+            "image = \"a\"\nkernel = \"debian/vmlinuz\"",
             "25:10",
-            "both `image` and `kernel`",
+            "is the name of a kernel in the store",
+        ),
+        (
+            "kernel = \"debian/vmlinuz\"",
+            "kernel = \"debian/vmlinuz\"\nmodules = [\"bonding\"]",
+            "32:12",
+            "works through the init",
         ),
         ("on-exit = \"stay\"", "on-exit = \"sty\"", "26:11", "did you mean `stay`?"),
         ("on-exit = \"stay\"", "restarts = 3", "26:12", "set on-exit = \"restart\""),
@@ -194,6 +216,9 @@ fn each_fault_is_named_with_its_place() {
         ("ports       = [\"5000:5000\"]", "address = \"10.77.0.150\"", "45:11", "lies in [dhcp] range"),
         ("name        = \"registry\"", "name = \"-\"", "42:8", "can't be a workload's name"),
         ("[network]", "[api]\nlisten = \"0.0.0.0:80\"\n[network]", "3:10", "answers nodes"),
+        ("[network]", "[api]\nlisten = \"10.77.0.1:7443\"\n[network]", "3:10", "answers nodes"),
+        ("[network]", "[http]\ntls-port = 0\n[network]", "3:12", "port 0 is none"),
+        ("[network]", "[http]\ntls-port = 80\n[network]", "3:12", "are both 80"),
         ("[network]", "[network", "2:9", "unclosed table; here goes `]`"),
     ] {
         assert!(GOOD.contains(from), "{from} is not in the good file");
@@ -219,9 +244,17 @@ fn a_storage_plan_arrives() {
     assert_eq!((plan.wipe, plan.serials.len()), (Wipe::Always, 2));
     let disks = &plan.disks[0];
     assert_eq!((disks.count, disks.kind, disks.size), (2, Some(DiskKind::Ssd), Some((400 << 30, 2 << 40))));
-    let [db, rest] = &plan.volumes[..] else { panic!("{plan:?}") };
+    let [db, rest, _far] = &plan.volumes[..] else { panic!("{plan:?}") };
     assert_eq!((db.size, db.raid, db.encrypt, db.format), (Some(40 << 30), Some(1), true, Format::Ext4));
     assert_eq!((rest.size, rest.raid, rest.encrypt, rest.format), (None, Some(0), false, Format::Xfs));
+    let target = plan.disks[1].iscsi.as_ref().unwrap();
+    assert_eq!(
+        (target.target.as_str(), target.portal.as_str(), target.port),
+        ("iqn.2026-01.example:d1", "san.example", 3260)
+    );
+    let mount = &plan.mounts[0];
+    assert_eq!((mount.server.as_str(), mount.path.as_str()), ("files.example", "/export/models"));
+    assert_eq!((mount.mount.as_str(), mount.options.as_deref()), ("/models", Some("ro")));
 }
 
 #[test]
@@ -250,13 +283,24 @@ fn each_fault_of_a_storage_plan_is_named_with_its_place() {
         ("\"/var/lib/db\"", "\"/run/db\"", "21:11", "the kernel's or the boot's own"),
         ("\"/var/lib/db\"", "\"/scratch\"", "29:10", "two volumes are mounted at /scratch"),
         ("\"noatime\"", "\"no atime\"", "22:11", "no white space"),
+        ("\"iqn.2026-01.example:d1\"", "\"disk1\"", "33:10", "no name of an iSCSI target"),
+        ("iscsi  = \"iqn.2026-01.example:d1\"", "", "34:10", "a portal of no target"),
+        ("portal = \"san.example\"", "", "33:10", "nothing says where the target is"),
+        ("\"san.example\"", "\"san.example:0\"", "34:10", "is no portal"),
+        ("\"san.example\"", "\"san_\"", "34:10", "is no portal"),
+        ("files.example:/export/models", "/export/models", "42:11", "no directory of an NFS server"),
+        ("files.example:/export/models", "files.example:export", "42:11", "no directory of an NFS server"),
+        ("\"/models\"", "\"/far\"", "43:11", "something else is mounted at /far"),
+        ("\"/models\"", "\"/var/lib\"", "43:11", "it would cover the volume `db`"),
+        ("\"/models\"", "\"/dev\"", "43:11", "the kernel's or the boot's own"),
+        ("\"ro\"", "\"r o\"", "44:11", "no white space"),
         (
             "storage = \"data\"",
             "storage = \"date\"",
-            "34:11",
+            "49:11",
             "no storage plan is called `date`; there is data",
         ),
-        ("image   = \"db:1\"", "kernel = \"k\"", "34:11", "works through the init"),
+        ("image   = \"db:1\"", "kernel = \"k\"", "49:11", "works through the init"),
     ] {
         assert!(STORAGE.contains(from), "{from} is not in the good plan");
         let problems = parse(&(STORAGE.replacen(from, to, 1) + GOOD)).expect_err(to);

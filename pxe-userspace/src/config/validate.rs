@@ -26,6 +26,7 @@ const ASSETS_VARIABLE: &str = "BRIDGEHEAD_ASSETS";
 /// Where the API listens unless told.
 pub const API_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7480);
 const HTTP_PORT: u16 = 80;
+const TLS_PORT: u16 = 7443;
 
 /// The configuration, or none where a value that others depend on is missing. It counts only when
 /// `findings` has nothing to say.
@@ -39,12 +40,12 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
     let http = http(raw, findings);
-    let workloads = entries::workloads(raw, &segment, &dhcp, http.port, &mut claimed, findings);
+    let workloads = entries::workloads(raw, &segment, &dhcp, &http, &mut claimed, findings);
     let directory = findings.directory();
     let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
     Some(Config {
         state_dir: raw.state_dir.as_ref().map_or_else(|| STATE_DIR.into(), at),
-        api: api(raw, &segment, http.port, findings),
+        api: api(raw, &segment, &http, findings),
         network,
         dhcp,
         files_root: raw.files.as_ref().map(|f| at(&f.root)),
@@ -255,27 +256,42 @@ fn dhcp_options(table: &DhcpTable, findings: &mut Findings<'_>) -> BTreeMap<u8, 
 }
 
 fn http(raw: &File, findings: &mut Findings<'_>) -> Http {
-    let Some(port) = raw.http.as_ref().and_then(|h| h.port.as_ref()) else {
-        return Http { port: HTTP_PORT };
+    let table = raw.http.as_ref();
+    let mut read = |port: Option<&Spanned<u16>>, default: u16| {
+        if let Some(port) = port.filter(|port| *port.get_ref() == 0) {
+            let right = format!("nodes are told the port: name one, such as {default}");
+            findings.add(port.span(), "port 0 is none", right);
+        }
+        port.map_or(default, |port| *port.get_ref())
     };
-    if *port.get_ref() == 0 {
-        findings.add(port.span(), "port 0 is none", "nodes are told the port: name one, such as 80");
+    let port = read(table.and_then(|http| http.port.as_ref()), HTTP_PORT);
+    let tls = table.and_then(|http| http.tls_port.as_ref());
+    let tls_port = read(tls, TLS_PORT);
+    if port == tls_port {
+        let span = tls.or(table.and_then(|http| http.port.as_ref())).map_or(0..0, Spanned::span);
+        findings.add(
+            span,
+            format!("`port` and `tls-port` are both {port}"),
+            "files are served on one, and sessions of nodes on the other: name two",
+        );
     }
-    Http { port: *port.get_ref() }
+    Http { port, tls_port }
 }
 
-fn api(raw: &File, segment: &Segment, http_port: u16, findings: &mut Findings<'_>) -> Api {
+fn api(raw: &File, segment: &Segment, http: &Http, findings: &mut Findings<'_>) -> Api {
     let Some(listen) = raw.api.as_ref().and_then(|a| a.listen.as_ref()) else {
         return Api { listen: API_LISTEN };
     };
     let address = *listen.get_ref();
     let shared = address.ip().is_unspecified() || address.ip() == segment.own;
-    if shared && address.port() == http_port {
-        findings.add(
-            listen.span(),
-            format!("port {http_port} of {} answers nodes", segment.own),
-            "give the API another port or address, or change [http] port",
-        );
+    for (port, key) in [(http.port, "port"), (http.tls_port, "tls-port")] {
+        if shared && address.port() == port {
+            findings.add(
+                listen.span(),
+                format!("port {port} of {} answers nodes", segment.own),
+                format!("give the API another port or address, or change [http] {key}"),
+            );
+        }
     }
     Api { listen: address }
 }

@@ -7,13 +7,16 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
-use pxe_common::dhcp::{self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Pass, Request, TooLong};
+use pxe_common::dhcp::{
+    self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Pass, Request, TooLong, field,
+};
 use pxe_common::wire::port;
 
 use super::kernel::Answered;
 use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
 use super::{Scope, rare};
 use crate::config::{Config, DhcpMode};
+use crate::diagnosis::Note;
 use crate::timeline::{Happened, Stage, Who};
 
 pub use status::{Counters, Evidence, Rival};
@@ -65,6 +68,7 @@ pub enum Command {
     /// The machine's lease may not be what the kernel was told: see [`Server::standing`].
     Standing(Mac),
     Event(Happened),
+    Noted(Mac, Note),
     Send(Reply),
     /// Another DHCP server is on the wire.
     Rival(Rival),
@@ -186,8 +190,9 @@ impl Server {
                 [Stage::Request, Stage::Ack]
             }
         };
-        if firmware.boots() {
-            commands.extend(stages.map(event));
+        match firmware.boots() {
+            true => commands.extend(stages.map(event)),
+            false => commands.push(Command::Noted(mac, Note::SystemAsked)),
         }
         commands
     }
@@ -230,7 +235,7 @@ impl Server {
     /// A server's packet to a client was overheard. Ours do not come here.
     pub fn overhear(&mut self, datagram: &[u8], source: Ipv4Addr, now: Timestamp) -> Vec<Command> {
         match status::replying_server(datagram, source) {
-            Some(server) => self.rival(server, Evidence::Replied, now),
+            Some((server, client)) => self.rival(server, client, Evidence::Replied, now),
             None => Vec::new(),
         }
     }
@@ -239,6 +244,7 @@ impl Server {
         let Request { mac, requested, .. } = asked.request;
         let mut commands = self.described(asked);
         commands.extend(event(asked, Stage::Discover));
+        commands.push(Command::Noted(mac, noted(asked)));
         match self.leases.offer(mac, requested, &asked.aliases, now) {
             Ok((address, changes)) => {
                 commands.extend(changes.into_iter().map(Command::Persist));
@@ -263,7 +269,7 @@ impl Server {
         let selecting = !server_id.is_unspecified();
         if selecting && server_id != self.scope.address() {
             self.leases.withdraw(mac, now);
-            let rival = self.rival(server_id, Evidence::Chosen, now);
+            let rival = self.rival(server_id, Some(mac), Evidence::Chosen, now);
             return std::iter::once(Command::Standing(mac)).chain(rival).collect();
         }
         // SELECTING and INIT-REBOOT name the address in option 50; RENEWING and REBINDING use it.
@@ -408,12 +414,21 @@ impl Server {
         }
     }
 
-    fn rival(&mut self, server: Ipv4Addr, evidence: Evidence, now: Timestamp) -> Vec<Command> {
+    /// Another server dealt with `client`.
+    fn rival(
+        &mut self,
+        server: Ipv4Addr,
+        client: Option<Mac>,
+        evidence: Evidence,
+        now: Timestamp,
+    ) -> Vec<Command> {
         // A proxy lives beside another server by design.
         if server == self.scope.address() || self.scope.mode() != DhcpMode::Authoritative {
             return Vec::new();
         }
-        self.rivals.seen(server, evidence, now).map(Command::Rival).into_iter().collect()
+        let note = Note::OtherServer { server, taken: evidence == Evidence::Chosen };
+        let noted = client.map(|mac| Command::Noted(mac, note));
+        noted.into_iter().chain(self.rivals.seen(server, evidence, now).map(Command::Rival)).collect()
     }
 
     fn is_foreign(&self, giaddr: Ipv4Addr) -> bool {
@@ -467,6 +482,12 @@ fn recipient(kind: Kind, request: &Request, meta: Meta, yiaddr: Ipv4Addr) -> To 
 fn event(asked: &Asked<'_>, stage: Stage) -> Option<Command> {
     let Request { mac, firmware, .. } = asked.request;
     firmware.boots().then(|| Command::Event(Happened::new(Who::Mac(mac), stage).detail(firmware.to_string())))
+}
+
+/// What a DISCOVER says beside what it asks for.
+fn noted(asked: &Asked<'_>) -> Note {
+    let [a, b] = [asked.packet[field::SECS], asked.packet[field::SECS + 1]];
+    if asked.request.firmware.boots() { Note::Secs(u16::from_be_bytes([a, b])) } else { Note::SystemAsked }
 }
 
 fn aliases(request: &Request, packet: &Packet) -> Aliases {

@@ -48,12 +48,14 @@ fn config() -> Config {
             unknown: config::Unknown::Boot,
         },
         files_root: None,
-        http: config::Http { port: 80 },
+        http: config::Http { port: 80, tls_port: 7443 },
         api: config::Api { listen: "127.0.0.1:7480".parse().unwrap() },
         boot: config::Boot { ipxe: config::IpxeLoader::Grub, assets: "/nonexistent".into() },
         docker: config::Docker { socket: None },
         default_profile: Some("web".into()),
         profiles: vec![config::Profile {
+            kernel: None,
+            modules: Vec::new(),
             name: "web".into(),
             source: config::Source::Image("hello".into()),
             cmdline: String::new(),
@@ -139,6 +141,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Released(_) => outcome.released = true,
             Command::Standing(mac) => assert_eq!(mac, MAC),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
+            Command::Noted(_, note) => outcome.noted.push(note),
             Command::Described { firmware, uuid, profile, .. } => {
                 outcome.described = Some((firmware, uuid, profile));
             }
@@ -155,6 +158,7 @@ struct Outcome {
     bound: Option<Ipv4Addr>,
     released: bool,
     rivals: Vec<Ipv4Addr>,
+    noted: Vec<Note>,
     described: Option<(Option<String>, Option<String>, Option<String>)>,
 }
 
@@ -348,6 +352,14 @@ fn an_operating_systems_lease_is_no_boot() {
 }
 
 #[test]
+fn what_a_discover_says_of_a_late_link_is_noted() {
+    let mut server = server();
+    let asks = |secs| Client::new(Type::Discover).pxe(7).set(|m| m.set_secs(secs));
+    assert_eq!(asks(28).to(&mut server).noted, [Note::Secs(28)]);
+    assert_eq!(Client::new(Type::Discover).to(&mut server).noted, [Note::SystemAsked], "no firmware");
+}
+
+#[test]
 fn another_server_is_reported_once_in_a_while() {
     let mut server = server();
     Client::new(Type::Discover).to(&mut server);
@@ -356,6 +368,7 @@ fn another_server_is_reported_once_in_a_while() {
     let first = chosen().to(&mut server);
     first.silent();
     assert_eq!(first.rivals, [ip(9)]);
+    assert_eq!(first.noted, [Note::OtherServer { server: ip(9), taken: true }]);
     assert_eq!(server.standing(MAC, now()), None, "our offer is withdrawn");
     assert!(chosen().to(&mut server).rivals.is_empty());
     let later = now() + Duration::from_secs(601);
@@ -364,7 +377,10 @@ fn another_server_is_reported_once_in_a_while() {
     let mut reply = Client::new(Type::Offer).server(ip(8)).message;
     reply.set_opcode(v4::Opcode::BootReply);
     let overheard = server.overhear(&reply.to_vec().unwrap(), ip(8), now());
-    assert!(matches!(&overheard[..], [Command::Rival(r)] if r.server == ip(8)));
+    let answered = Note::OtherServer { server: ip(8), taken: false };
+    assert!(
+        matches!(&overheard[..], [Command::Noted(MAC, note), Command::Rival(r)] if *note == answered && r.server == ip(8))
+    );
     reply.opts_mut().insert(DhcpOption::ServerIdentifier(SERVER));
     assert!(server.overhear(&reply.to_vec().unwrap(), SERVER, now()).is_empty(), "that is us");
     assert_eq!(server.rivals().map(|r| r.packets).collect::<Vec<_>>(), [1, 3]);
@@ -510,7 +526,10 @@ fn what_the_kernel_answered_is_a_renewal_and_a_stage() {
     ));
     assert_eq!(server.leases().of(MAC).unwrap().expires, later + Duration::from_secs(3600));
     let again = server.answered(answered(MessageType::Request, Firmware::None), later);
-    assert!(matches!(again[..], [Command::Bound { .. }]), "no stage, nothing new to store: {again:?}");
+    assert!(
+        matches!(again[..], [Command::Bound { .. }, Command::Noted(MAC, Note::SystemAsked)]),
+        "no stage, nothing new to store: {again:?}"
+    );
 
     Client::new(Type::Release).set(|m| m.set_ciaddr(ip(100))).at(&mut server, later);
     assert_eq!(server.standing(MAC, later), None);

@@ -26,7 +26,8 @@ use crate::database::DatabaseError;
 use crate::machines::Machines;
 use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
-use crate::timeline::Timeline;
+use crate::net::room::make_room;
+use crate::timeline::{Timeline, Who};
 
 /// Packets that share one commit at most.
 const BATCH: usize = 512;
@@ -273,6 +274,7 @@ impl Task {
             Command::Bound { mac, address } => self.machines.bound(mac, address),
             Command::Released(mac) => self.machines.released(mac),
             Command::Event(happened) => self.timeline.record(happened),
+            Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),
             Command::Send(reply) => {
                 if let Err(error) = self.sockets.send(&reply) {
                     tracing::warn!(%error, to = ?reply.to, "a DHCP reply could not be sent");
@@ -410,6 +412,7 @@ fn udp(bridge: &str, port: u16) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_broadcast(true)?;
+    make_room(&socket);
     socket.bind_device(Some(bridge.as_bytes()))?;
     socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
     UdpSocket::from_std(socket.into())

@@ -11,13 +11,15 @@ use jiff::Timestamp;
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
-use crate::boot::{Appliance, ImageFacts, Plan, Refusal, grub, ipxe, plan};
+use crate::boot::{Appliance, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Rescue, Source};
-use crate::image::{Availability, Images, Wanted, single_file};
+use crate::diagnosis::{Note, Planned};
+use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, single_file};
 use crate::machines::{Machine, Machines};
 use crate::rescue::Rescues;
 use crate::storage::Storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
+use crate::trials::Trials;
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
 pub struct Catalog {
@@ -28,6 +30,14 @@ pub struct Catalog {
     timeline: Timeline,
     storage: Storage,
     rescues: Rescues,
+    trials: Trials,
+}
+
+/// What is kept of each machine's boots, beside where they stand.
+pub struct Kept {
+    pub storage: Storage,
+    pub rescues: Rescues,
+    pub trials: Trials,
 }
 
 /// What a reload replaces, all at once.
@@ -51,11 +61,11 @@ impl Catalog {
         wanted: Wanted,
         machines: Machines,
         timeline: Timeline,
-        storage: Storage,
-        rescues: Rescues,
+        kept: Kept,
     ) -> Result<Self, RootError> {
+        let Kept { storage, rescues, trials } = kept;
         let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline, storage, rescues })
+        Ok(Self { served, images, wanted, machines, timeline, storage, rescues, trials })
     }
 
     /// Goes on with another configuration. What is being sent stays as it was opened.
@@ -106,6 +116,11 @@ impl Catalog {
             }
             Generated::Image { digest, part } => {
                 let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
+                if *part == ImagePart::Kernel
+                    && let Some(machine) = self.machines.by_address(client)
+                {
+                    self.trials.fetches(machine.mac, digest);
+                }
                 let stage = match part {
                     ImagePart::Kernel => Some(Stage::Kernel),
                     ImagePart::Stage1 | ImagePart::Rootfs => Some(Stage::Initrd),
@@ -163,6 +178,14 @@ impl Catalog {
             tracing::info!(node, stages, why, "how the image comes to the machine");
             self.machines.planned(machine.mac, choice.stages());
         }
+        let note = match &planned {
+            Ok((_, plan)) => Some(Note::Planned(self.noted(config, machine, plan))),
+            Err(Refusal::Preparing(image)) => Some(Note::Preparing { image: image.clone() }),
+            Err(_) => None,
+        };
+        if let Some(note) = note {
+            self.timeline.note(Who::Mac(machine.mac), note);
+        }
         if let Err(refusal) = &planned
             && !matches!(refusal, Refusal::Preparing(_))
             // The loader asks again every so often: one event for one cause is enough.
@@ -171,6 +194,18 @@ impl Catalog {
             self.timeline.record(Happened::failed(Who::Mac(machine.mac), refusal.to_string()));
         }
         planned
+    }
+
+    /// A plan as a diagnosis wants it.
+    fn noted(&self, config: &Config, machine: &Machine, plan: &Plan) -> Planned {
+        let console = |word: &String| word.strip_prefix("console=").map(str::to_owned);
+        Planned {
+            reports: plan.choice.is_some(),
+            initrds: plan.initrds.len(),
+            needed: plan.needed,
+            memory: config.node(machine.mac).and_then(|n| n.memory),
+            consoles: plan.cmdline.iter().filter_map(console).collect(),
+        }
     }
 
     fn plan_profile(&self, config: &Config, machine: &Machine, profile: &Profile) -> Result<Plan, Refusal> {
@@ -186,22 +221,25 @@ impl Catalog {
             }
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);
-        let mut facts = ImageFacts::from(&*image.record);
-        let mut initrds: Vec<Generated> = Vec::new();
+        let mut initrds = Vec::new();
+        let kernel = self.kernel(profile, &image.record, &mut initrds)?;
+        let mut facts = ImageFacts::from(&*image.record).with(self.or_last_good(machine, kernel));
         if profile.storage.is_some() {
             let tools = tools(&config.boot.assets, STORAGE).map_err(|error| Refusal::NoStorageTools {
                 path: config.boot.assets.join(STORAGE).display().to_string(),
                 cause: error.to_string(),
             })?;
             tools.add_to(&mut facts);
-            initrds.extend([Generated::StorageTools, Generated::StoragePlan(machine.mac)]);
+            let parts = [Generated::StorageTools, Generated::StoragePlan(machine.mac)];
+            initrds.extend(parts.map(|part| part.to_string()));
         }
         let mut rescue = config.rescue_of(machine.mac, profile);
         if rescue == Rescue::Ssh {
             match tools(&config.boot.assets, RESCUE) {
                 Ok(tools) => {
                     tools.add_to(&mut facts);
-                    initrds.extend([Generated::RescueTools, Generated::RescueDocument(machine.mac)]);
+                    let parts = [Generated::RescueTools, Generated::RescueDocument(machine.mac)];
+                    initrds.extend(parts.map(|part| part.to_string()));
                 }
                 // No reason to keep a machine from booting.
                 Err(error) => {
@@ -213,8 +251,57 @@ impl Catalog {
         }
         let appliance = Appliance::from(config);
         let mut plan = plan::image(machine, memory, profile, reference, &facts, rescue, &appliance)?;
-        plan.initrds.extend(initrds.iter().map(ToString::to_string));
+        plan.initrds.extend(initrds);
         Ok(plan)
+    }
+
+    /// The kernel that an image is to boot with: the profile's, else the image's own, else the default one, else the
+    /// stock one. What stage 1 needs for the profile's modules is added to `initrds`.
+    fn kernel(
+        &self,
+        profile: &Profile,
+        image: &ImageRecord,
+        initrds: &mut Vec<String>,
+    ) -> Result<KernelFacts, Refusal> {
+        let kernels = self.images.kernels();
+        let default = kernels.default.as_ref().filter(|_| image.kernel.source == KernelSource::Assets);
+        let Some(name) = profile.kernel.as_ref().or(default) else { return Ok(image.into()) };
+        let profile_name = || profile.name.clone();
+        let record = self.images.kernel(name);
+        let record =
+            record.ok_or_else(|| Refusal::NoKernel { profile: profile_name(), kernel: name.clone() })?;
+        let mut kernel = KernelFacts::from(&record);
+        if !profile.modules.is_empty() {
+            let set = self.images.module_set(&record, &profile.modules);
+            let set = set.map_err(|source| Refusal::Modules { profile: profile_name(), source })?;
+            kernel.stage1.len += set.blob.size;
+            kernel.stage1.unpacked += set.unpacked;
+            let part = Generated::Image { digest: set.blob.sha256, part: ImagePart::Stage1 };
+            initrds.push(part.to_string());
+        }
+        Ok(kernel)
+    }
+
+    /// `wanted`, or what the machine came up with last, where `wanted` had its chances. That is an event of its boot.
+    fn or_last_good(&self, machine: &Machine, wanted: KernelFacts) -> KernelFacts {
+        // Only machines with a lease boot: what anybody may ask for is not written down.
+        if machine.address.is_none() {
+            return wanted;
+        }
+        let Some(good) = self.trials.asked(machine.mac, &wanted) else { return wanted };
+        let here = |sha256: &str| matches!(self.images.blob(sha256), Ok(Some(_)));
+        if !here(&good.kernel.sha256) || !here(&good.stage1.sha256) {
+            return wanted;
+        }
+        // Loaders ask more than once.
+        if machine.stage != Some(Stage::Config) {
+            let words = format!(
+                "kernel {} did not reach stage 1 twice: booting the last good one, {}",
+                wanted.name, good.name
+            );
+            self.timeline.record(Happened::new(Who::Mac(machine.mac), Stage::Config).detail(words));
+        }
+        good
     }
 }
 

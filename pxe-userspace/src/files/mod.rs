@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use crate::blob::Blob;
 use crate::timeline::Stage;
 
-pub use catalog::{Catalog, RootError};
+pub use catalog::{Catalog, Kept, RootError};
 pub use root::Root;
 
 /// Something that can be sent.

@@ -6,6 +6,7 @@
 //! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
 //! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
+mod blocks;
 mod docker;
 mod extract;
 #[cfg(fuzzing)]
@@ -13,6 +14,7 @@ pub mod fuzzing;
 mod health;
 mod initrd;
 mod kernel;
+mod kernels;
 mod manifest;
 mod oci;
 mod squashfs;
@@ -38,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use self::initrd::Initrd;
+use self::kernels::ModuleSets;
 use self::manifest::NodeManifest;
 use self::oci::Archive;
 use self::store::Store;
@@ -51,6 +54,9 @@ pub use self::extract::ExtractError;
 pub use self::health::HealthCheck;
 pub use self::initrd::{InitrdError, single_file};
 pub use self::kernel::{KernelChoice, KernelError, KernelSource};
+pub use self::kernels::{
+    AddKernelError, KernelList, KernelOrigin, KernelRecord, ModuleError, ModuleSet, ModulesRecord, NewKernel,
+};
 pub use self::oci::{ArchiveError, ImageConfig};
 pub use self::squashfs::SquashfsError;
 pub use self::stage1::Stage1Error;
@@ -72,6 +78,8 @@ struct Inner {
     assets: PathBuf,
     engine: Engine,
     images: Mutex<BTreeMap<String, Image>>,
+    kernels: Mutex<KernelList>,
+    module_sets: Mutex<ModuleSets>,
     /// Held while blobs exist that no record names yet.
     adding: tokio::sync::Mutex<()>,
 }
@@ -212,10 +220,13 @@ impl Images {
                 Err(error) => tracing::warn!(%error, "an image's blob is missing: add the image again"),
             }
         }
+        let kernels = Mutex::new(store.kernels()?);
         Ok(Self(Arc::new(Inner {
             store,
             assets: assets.to_owned(),
             engine,
+            kernels,
+            module_sets: Mutex::default(),
             images: Mutex::new(images),
             adding: tokio::sync::Mutex::new(()),
         })))
@@ -285,14 +296,15 @@ impl Images {
         Ok(())
     }
 
-    /// Removes the blobs that no image uses. Waits for an image that is being added.
-    pub async fn gc(&self) -> Result<Freed, StoreError> {
+    /// Removes the blobs that no image and no kernel uses, but for `kept`. Waits for one that is being added.
+    pub async fn gc(&self, kept: BTreeSet<String>) -> Result<Freed, StoreError> {
         let _adding = self.0.adding.lock().await;
         let this = self.clone();
         blocking(move || {
             let images = this.images();
-            let kept: BTreeSet<&str> =
-                images.values().flat_map(|image| image.record.blobs().map(|b| b.sha256.as_str())).collect();
+            let mut kept = kept;
+            kept.extend(images.values().flat_map(|image| image.record.blobs().map(|b| b.sha256.clone())));
+            kept.extend(this.kernel_blobs());
             let (files, bytes) = this.0.store.sweep(&kept)?;
             Ok(Freed { files, bytes })
         })

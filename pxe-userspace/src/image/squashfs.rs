@@ -5,6 +5,8 @@
 //! superblock | data blocks and fragments | inodes | directories | fragment table | ids | attributes
 //! ```
 //!
+//! A list of the data blocks follows (`blocks`), which the kernel never looks at.
+//!
 //! The same tree gives the same bytes: names in order, inode numbers counted, one thread, fixed
 //! settings. docs/decisions/011-two-stages.md says why neither mksquashfs nor a crate writes it.
 
@@ -12,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 
+use super::blocks::Blocks;
 use super::tree::{Content, Inode, InodeId, Kind, Tree};
 
 const BLOCK_LOG: u16 = 17;
@@ -75,7 +78,7 @@ pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, Squa
         }
     }
     data.end_fragment()?;
-    let Data { out, at, files, fragments, mut compressor, .. } = data;
+    let Data { out, at, files, fragments, blocks, mut compressor, .. } = data;
 
     let mut ids = Ids::default();
     let mut xattrs = Xattrs::default();
@@ -194,9 +197,11 @@ pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, Squa
     }
     let padded = used.next_multiple_of(PADDING);
     out.write_all(&vec![0; (padded - used) as usize])?;
+    let list = blocks.finish();
+    out.write_all(&list)?;
     out.seek(SeekFrom::Start(0))?;
     out.write_all(&superblock)?;
-    Ok(padded)
+    Ok(padded + list.len() as u64)
 }
 
 const SUPERBLOCK: usize = 96;
@@ -291,6 +296,7 @@ struct Data<'a> {
     fragment: Vec<u8>,
     /// The table of fragments that were written.
     fragments: Vec<u8>,
+    blocks: Blocks,
 }
 
 /// Where a file's contents are.
@@ -313,6 +319,7 @@ impl<'a> Data<'a> {
             files: HashMap::new(),
             fragment: Vec::new(),
             fragments: Vec::new(),
+            blocks: Blocks::from(SUPERBLOCK as u32),
         })
     }
 
@@ -330,6 +337,9 @@ impl<'a> Data<'a> {
                 let number = self.fragments.len() as u32 / FRAGMENT_ENTRY;
                 stored.fragment = Some((number, self.fragment.len() as u32));
                 self.fragment.extend(bytes);
+                if ends_fragment(content) {
+                    self.end_fragment()?;
+                }
             }
             stored.start = 0;
         } else {
@@ -365,9 +375,18 @@ impl<'a> Data<'a> {
         let packed = self.compressor.pack(bytes)?;
         let (bytes, plain) = packed.as_ref().map_or((bytes, DATA_PLAIN), |packed| (packed, 0));
         self.out.write_all(bytes)?;
+        self.blocks.add(bytes);
         self.at += bytes.len() as u64;
         Ok(bytes.len() as u32 | plain)
     }
+}
+
+/// Whether a fragment ends with this file: the larger it is, the likelier, and after 64 KiB in the
+/// mean. Were fragments only ended when they are full, a file that changes its size would move those
+/// after it from one to another, and change all the fragments up to the last.
+fn ends_fragment(content: &Content) -> bool {
+    let [a, b, c, d, ..] = content.sha256;
+    u64::from(u32::from_le_bytes([a, b, c, d])) % (BLOCK as u64 / 2) < content.len
 }
 
 /// Metadata blocks in the making.

@@ -1,10 +1,14 @@
 //! The judges are `unsquashfs` (squashfs-tools) and the kernel that runs the tests.
 
+use std::convert::Infallible;
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Command;
 
+use proptest::prelude::*;
+use pxe_init::delta::{self, Blocks, Piece};
 use tar::EntryType;
 
 use super::super::testing::{TestLayer, apply};
@@ -198,6 +202,95 @@ fn the_same_tree_is_the_same_bytes_and_equal_contents_are_stored_once() {
     let once = apply([TestLayer::new().file("a", &noise(4 * BLOCK))]).unwrap();
     let twice = apply([TestLayer::new().file("a", &noise(4 * BLOCK)).file("b", &noise(4 * BLOCK))]).unwrap();
     assert!(bytes(&twice).len() < bytes(&once).len() + BLOCK);
+}
+
+/// A tree of some files, in several directories: each a name and what its contents are made from.
+fn tree_of(files: &BTreeMap<String, (u32, usize)>) -> Tree {
+    let mut layer = TestLayer::new();
+    for directory in 0..8 {
+        layer = layer.directory(&format!("d{directory}"));
+    }
+    for (path, (seed, len)) in files {
+        let mut contents = noise(*len);
+        contents.splice(..4.min(*len), seed.to_le_bytes().into_iter().take(*len));
+        layer = layer.file(path, &contents);
+    }
+    apply([layer]).unwrap()
+}
+
+/// Puts `new` together as a node would that has `old`: how much of it was fetched.
+fn fetched(old: &[u8], new: &[u8]) -> u64 {
+    let list = |file: &[u8]| {
+        let part =
+            |range: Range<u64>| Ok::<_, Infallible>(file[range.start as usize..range.end as usize].to_vec());
+        let Ok(list) = Blocks::read(file.len() as u64, part);
+        list.expect("a list of blocks")
+    };
+    let mut made: Vec<u8> = Vec::new();
+    let mut fetched = 0;
+    for Piece { len, from } in delta::plan(&list(new), new.len() as u64, [list(old)]) {
+        let (file, at) = from.map_or((new, made.len()), |place| (old, place.at as usize));
+        fetched += if from.is_none() { len } else { 0 };
+        made.extend(&file[at..at + len as usize]);
+    }
+    assert!(made == new);
+    fetched
+}
+
+/// As a distribution's files are: many small ones, few large ones. 38 MB, which can't be compressed.
+#[test]
+fn one_small_file_that_changes_costs_less_than_two_percent() {
+    let mut files: BTreeMap<String, (u32, usize)> = (0..4000)
+        .map(|n| {
+            (
+                format!("d{}/{n:04}", n % 8),
+                (n, if n % 100 == 0 { 800_000 } else { 200 + (n as usize * 37) % 15_000 }),
+            )
+        })
+        .collect();
+    let bytes = |files: &_| fs::read(packed(&tree_of(files)).path()).unwrap();
+    let old = bytes(&files);
+    let mut costs = |path: &str, file| {
+        match file {
+            Some(file) => files.insert(path.to_owned(), file),
+            None => files.remove(path),
+        };
+        let new = bytes(&files);
+        let cost = fetched(&old, &new);
+        println!("{path}: {cost} of {} bytes", new.len());
+        assert!(cost * 50 < new.len() as u64, "{path}: {cost} of {}", new.len());
+    };
+    // Others, longer, one more, one less.
+    costs("d0/0008", Some((77_777, 4096)));
+    costs("d1/0001", Some((1, 9_000)));
+    costs("d2/another", Some((99_999, 4096)));
+    costs("d3/0003", None);
+}
+
+/// Tables, and up to 4 KiB of zeroes before the list.
+#[test]
+fn nothing_but_tables_is_fetched_when_a_file_moves() {
+    let file = |path: &str| {
+        fs::read(packed(&tree_of(&[(path.to_owned(), (5, 4 * BLOCK + 5))].into())).path()).unwrap()
+    };
+    assert!(fetched(&file("d1/a"), &file("d7/b")) < 8192);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Files that come, go, change and grow.
+    #[test]
+    fn any_two_trees_are_put_together(
+        old in prop::collection::btree_map("d[0-7]/[a-e]", (0u32..4, 0usize..300_000), 0..12),
+        new in prop::collection::btree_map("d[0-7]/[a-e]", (0u32..4, 0usize..300_000), 0..12),
+    ) {
+        let bytes = |files: &BTreeMap<_, _>| fs::read(packed(&tree_of(files)).path()).unwrap();
+        let packed_old = bytes(&old);
+        let both = bytes(&old.into_iter().chain(new).collect());
+        prop_assert!(fetched(&packed_old, &both) <= both.len() as u64);
+        prop_assert!(fetched(&both, &both) < 8192);
+    }
 }
 
 #[test]

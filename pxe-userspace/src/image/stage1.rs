@@ -124,7 +124,12 @@ pub(super) fn load_assets(spool: &mut Spool, directory: &Path) -> Result<Tree, S
 
 /// Copies a file or directory of the host into the tree, its contents and nothing of its owner
 /// and times: assets that were made twice are the same assets.
-fn load(spool: &mut Spool, tree: &mut Tree, into: InodeId, path: &Path) -> Result<(), Stage1Error> {
+pub(super) fn load(
+    spool: &mut Spool,
+    tree: &mut Tree,
+    into: InodeId,
+    path: &Path,
+) -> Result<(), Stage1Error> {
     let read = |source| Stage1Error::Read { path: path.to_owned(), source };
     let name = path.file_name().unwrap_or_default().as_bytes();
     let meta = path.symlink_metadata().map_err(read)?;

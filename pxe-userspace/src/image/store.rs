@@ -6,11 +6,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use super::ImageRecord;
+use super::{ImageRecord, KernelList};
 use crate::blob::Blob;
 use crate::text::hex;
 
@@ -27,9 +28,13 @@ pub struct Stored {
 pub enum StoreError {
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
-    #[error("{path} is no list of images ({source}): move it away and add the images again")]
+    #[error("{path} is no list of ours ({source}): move it away and add what was in it again")]
     Records { path: PathBuf, source: serde_json::Error },
 }
+
+/// The records' files.
+const IMAGES: &str = "images.json";
+const KERNELS: &str = "kernels.json";
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -92,21 +97,49 @@ impl Store {
         }
     }
 
+    /// A blob as a file, to be read here.
+    pub(super) fn file(&self, stored: &Stored) -> Result<File, StoreError> {
+        let path = self.blob_path(stored);
+        File::open(&path).map_err(|source| StoreError::File { path, source })
+    }
+
+    /// The whole of a small blob.
+    pub(super) fn read(&self, stored: &Stored) -> Result<Vec<u8>, StoreError> {
+        let path = self.blob_path(stored);
+        std::fs::read(&path).map_err(|source| StoreError::File { path, source })
+    }
+
     pub(super) fn records(&self) -> Result<Vec<ImageRecord>, StoreError> {
-        let path = self.records_path();
+        self.list(IMAGES)
+    }
+
+    pub(super) fn set_records(&self, records: &[&ImageRecord]) -> Result<(), StoreError> {
+        self.set_list(IMAGES, records)
+    }
+
+    pub(super) fn kernels(&self) -> Result<KernelList, StoreError> {
+        self.list(KERNELS)
+    }
+
+    pub(super) fn set_kernels(&self, kernels: &KernelList) -> Result<(), StoreError> {
+        self.set_list(KERNELS, kernels)
+    }
+
+    fn list<T: Default + DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
+        let path = self.root.join(name);
         let bytes = match std::fs::read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
             Err(source) => return Err(StoreError::File { path, source }),
             Ok(bytes) => bytes,
         };
         serde_json::from_slice(&bytes).map_err(|source| StoreError::Records { path, source })
     }
 
-    pub(super) fn set_records(&self, records: &[&ImageRecord]) -> Result<(), StoreError> {
-        let path = self.records_path();
+    fn set_list<T: Serialize + ?Sized>(&self, name: &str, list: &T) -> Result<(), StoreError> {
+        let path = self.root.join(name);
         let write = || -> io::Result<()> {
             let mut file = NamedTempFile::new_in(self.work())?;
-            serde_json::to_writer_pretty(&mut file, records)?;
+            serde_json::to_writer_pretty(&mut file, list)?;
             persist(file, &path)
         };
         write().map_err(|source| StoreError::File { path: path.clone(), source })
@@ -114,7 +147,7 @@ impl Store {
 
     /// Removes every blob that is not in `kept`, and what a crash left half-written. Returns how
     /// many blobs and bytes that was. A blob that is being sent stays readable until it is sent.
-    pub(super) fn sweep(&self, kept: &BTreeSet<&str>) -> Result<(u64, u64), StoreError> {
+    pub(super) fn sweep(&self, kept: &BTreeSet<String>) -> Result<(u64, u64), StoreError> {
         let mut freed = (0, 0);
         for directory in [self.blobs(), self.work()] {
             let failed = |source| StoreError::File { path: directory.clone(), source };
@@ -137,10 +170,6 @@ impl Store {
 
     fn blob_path(&self, stored: &Stored) -> PathBuf {
         self.blobs().join(&stored.sha256)
-    }
-
-    fn records_path(&self) -> PathBuf {
-        self.root.join("images.json")
     }
 }
 

@@ -198,11 +198,11 @@ async fn removed_images_are_swept_and_what_is_used_stays() {
     let held = images.add(&gone, |_| ()).await.unwrap();
     images.rm("gone:1").unwrap();
     assert!(matches!(images.rm("gone:1"), Err(RemoveError::NoSuchImage(_))));
-    let freed = images.gc().await.unwrap();
+    let freed = images.gc(BTreeSet::new()).await.unwrap();
     // Kernel and stage 1 are shared.
     let own = [Some(&held.record.rootfs_blob), held.record.stage2_blob.as_ref()];
     assert_eq!(freed, Freed { files: 2, bytes: own.into_iter().flatten().map(|b| b.size).sum() });
-    assert_eq!(images.gc().await.unwrap(), Freed { files: 0, bytes: 0 });
+    assert_eq!(images.gc(BTreeSet::new()).await.unwrap(), Freed { files: 0, bytes: 0 });
     assert_eq!(fixture.images().list().len(), 1);
     // It may be on its way to a machine.
     assert!(!names_in(&held.rootfs).is_empty());
@@ -239,7 +239,7 @@ async fn what_cannot_be_booted_is_refused_in_words_and_leaves_nothing() {
     assert!(refused(no_kernel).await.contains("cargo xtask setup"));
 
     assert!(images.list().is_empty());
-    assert_eq!(images.gc().await.unwrap().files, 0, "nothing half-made stays");
+    assert_eq!(images.gc(BTreeSet::new()).await.unwrap().files, 0, "nothing half-made stays");
 }
 
 #[tokio::test]

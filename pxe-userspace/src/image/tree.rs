@@ -326,6 +326,15 @@ impl Spool {
 }
 
 impl Content {
+    /// Part of a file that stays as it is.
+    pub(super) fn of_file(file: Arc<File>, offset: u64, len: u64) -> io::Result<Self> {
+        let mut content = Self { spool: file, offset, len, sha256: [0; 32] };
+        let mut hash = Sha256::new();
+        io::copy(&mut content.reader(), &mut hash)?;
+        content.sha256 = hash.finalize().into();
+        Ok(content)
+    }
+
     pub(super) fn reader(&self) -> impl Read {
         ContentReader { content: self.clone(), at: 0 }
     }

@@ -9,6 +9,7 @@ mod journal;
 mod links;
 pub mod packet;
 pub mod ra;
+pub(crate) mod room;
 mod watch;
 
 use std::path::{Path, PathBuf};

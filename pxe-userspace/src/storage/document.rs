@@ -8,7 +8,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::StoragePlan;
-use crate::config::storage::{DiskKind, Format, Wipe};
+use crate::config::storage::{DiskKind, Format, Mount, Target, Wipe};
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -18,6 +18,7 @@ struct Document<'a> {
     serials: &'a [String],
     disks: Vec<DiskSet<'a>>,
     volumes: Vec<Volume<'a>>,
+    mounts: &'a [Mount],
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
 }
@@ -30,6 +31,7 @@ struct DiskSet<'a> {
     size: Option<(u64, u64)>,
     serials: &'a [String],
     path: Option<&'a str>,
+    iscsi: Option<&'a Target>,
     tables: Vec<String>,
 }
 
@@ -68,6 +70,7 @@ pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
         size: set.size,
         serials: &set.serials,
         path: set.path.as_deref(),
+        iscsi: set.iscsi.as_ref(),
         tables: numbered(set.count, &["table", &set.name]),
     });
     let volumes = plan.volumes.iter().map(|volume| {
@@ -95,6 +98,7 @@ pub fn text(plan: &StoragePlan, owner: &str, token: Option<String>) -> String {
         serials: &plan.serials,
         disks: disks.collect(),
         volumes: volumes.collect(),
+        mounts: &plan.mounts,
         token,
     };
     serde_json::to_string_pretty(&document).expect("it has only text keys")
@@ -144,8 +148,19 @@ mod tests {
                 size: Some((64 << 20, 2 << 40)),
                 serials: vec![],
                 path: Some("*/0000:00:*".into()),
+                iscsi: Some(Target {
+                    target: "iqn.2026-01.lab:d".into(),
+                    portal: "san.lab".into(),
+                    port: 3260,
+                }),
             }],
             volumes: vec![volume],
+            mounts: vec![Mount {
+                server: "files.lab".into(),
+                path: "/export".into(),
+                mount: "/shared".into(),
+                options: Some("ro".into()),
+            }],
         }
     }
 

@@ -2,9 +2,8 @@
 //! database they are sealed with XChaCha20-Poly1305 under a key of its own file, so that a copy of the database
 //! opens no disk; each is bound to what it is for.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::rand_core::RngCore as _;
@@ -13,6 +12,7 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::database::{self, DatabaseError, Durability};
+use crate::secret_file;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS volume_key (
@@ -100,27 +100,13 @@ impl Keys {
                 }
                 let mut key = vec![0; 32];
                 OsRng.fill_bytes(&mut key);
-                write(path, &key).map_err(failed)?;
+                secret_file::write(path, &key).map_err(failed)?;
                 key
             }
             Err(error) => return Err(failed(error)),
         };
         XChaCha20Poly1305::new_from_slice(&key).map_err(|_| KeyError::SealingKeyDamaged(path.clone()))
     }
-}
-
-/// Writes a file that is whole or not there, also after a power cut.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension("part");
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 #[cfg(test)]

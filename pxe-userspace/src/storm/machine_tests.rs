@@ -1,5 +1,6 @@
 //! Machines without a server, and with one that says what it is told.
 
+use super::super::link::MS;
 use super::*;
 
 const MAC: Mac = Mac([0x02, 0x73, 0x74, 0, 0, 1]);

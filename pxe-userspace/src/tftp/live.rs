@@ -25,6 +25,8 @@ pub(super) struct Live {
     pub(super) in_kernel: bool,
     pub(super) started_ns: u64,
     pub(super) sent_by_daemon: u32,
+    /// How often what was in flight was sent again.
+    pub(super) repeated: u32,
     /// Its marks of which people were told.
     pub(super) marks: u16,
 }

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pxe_common::map::{Event, SessionKey};
+use pxe_common::map::{Event, EventKind, SessionKey};
 use pxe_common::tftp::Packet;
 use pxe_common::tftp::packet::{ErrorCode, Request};
 
@@ -16,8 +16,10 @@ use super::job::{Accepted, Job, Refused};
 use super::live::{Live, send_error};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
-use super::{FastPath, Left, Note};
+use super::{FastPath, Left, Note as Kept};
+use crate::diagnosis::Note;
 use crate::machines::Fetching;
+use crate::text::one_line;
 use crate::timeline::{AnsweredBy, Happened, Timeline, Who};
 
 /// Transfers at a time, requests under way included.
@@ -26,6 +28,9 @@ const MAX_TRANSFERS: usize = 4096;
 /// A transfer without progress for this long gives way to a new request from the same port: GRUB
 /// uses ports 25300 upward after every boot, and would take an old transfer's packets for the new.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
+
+/// What a client says of its error is cut there.
+const WORDS_MAX: usize = 200;
 
 /// Sends packets. One that can't be sent at once is lost, as on any network.
 pub(super) trait Outbox {
@@ -102,6 +107,7 @@ impl Server {
                 in_kernel: true,
                 started_ns: note.started_ns,
                 sent_by_daemon: 0,
+                repeated: 0,
                 marks: 0,
             };
             self.transfers.insert(key, Entry::Live(Box::new(live)));
@@ -180,6 +186,8 @@ impl Server {
                 // GRUB and shim ask for many names that need not exist.
                 tracing::debug!(client = %job.client, path = job.path, %refused, "refused");
                 send_error(out, job.port, job.client, refused.code(), &refused.to_string());
+                let note = Note::NotServed { path: job.path.clone(), why: refused.to_string() };
+                self.timeline.note(Who::Address(*job.client.ip()), note);
                 return;
             }
         };
@@ -189,7 +197,7 @@ impl Server {
             if let Some(fast_path) = &self.fast_path {
                 let (path, started_ns) = (job.path.clone(), now_ns);
                 let oack = transfer.oack().map(<[u8]>::to_vec);
-                let note = Note { path, stage, started_ns, blob: blob.key(), len: blob.len(), oack };
+                let note = Kept { path, stage, started_ns, blob: blob.key(), len: blob.len(), oack };
                 fast_path.note(&job.key, &note);
             }
         }
@@ -204,9 +212,13 @@ impl Server {
             in_kernel,
             started_ns: now_ns,
             sent_by_daemon: 0,
+            repeated: 0,
             marks: 0,
         });
         live.act(first, &self.stats, out);
+        let blksize = Some(live.transfer.session().blksize());
+        let note = Note::Opened { path: job.path.clone(), bytes: live.blob.len(), blksize };
+        self.timeline.note(Who::Address(*job.client.ip()), note);
         self.transfers.insert(job.key, Entry::Live(live));
         self.report(&job.key);
     }
@@ -249,10 +261,11 @@ impl Server {
         let Some(session) = live.observe(&key, self.fast_path.as_deref()) else { return };
         if session.transfer.finished() {
             self.finished(&key, now_ns);
-        } else if session.ended() {
-            self.aborted(&key, ErrorCode(code), b"", now_ns);
-        } else {
+        } else if !session.ended() {
             self.report(&key);
+        } else if event.kind() == Some(EventKind::Aborted) {
+            // Not of a mark that was told before: only this one has the ERROR's code.
+            self.aborted(&key, ErrorCode(code), b"", now_ns);
         }
     }
 
@@ -280,6 +293,7 @@ impl Server {
             let action = live.transfer.on_tick(now_ns);
             if matches!(action, Action::Send(_) | Action::SendOack) {
                 self.stats.add(Stat::Repeated, 1);
+                live.repeated = live.repeated.saturating_add(1);
             }
             self.act(&key, action, now_ns, out);
         }
@@ -328,6 +342,10 @@ impl Server {
         let duration = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
         self.stats.add(Stat::Finished, 1);
         tracing::debug!(client = %live.client, path = live.path, ?duration, ?by, "sent");
+        self.timeline.note(
+            Who::Address(*live.client.ip()),
+            Note::Sent { path: live.path.clone(), repeated: live.repeated },
+        );
         let Some(stage) = live.stage else { return };
         self.timeline.record(Happened {
             answered_by: by,
@@ -352,6 +370,11 @@ impl Server {
             ?after,
             "the client ended the transfer"
         );
+        let session = live.transfer.session();
+        let (acked, blocks) = (session.acked(), session.blocks());
+        let message = one_line(&text(message)).chars().take(WORDS_MAX).collect();
+        let note = Note::Aborted { path: live.path, code: code.0, message, acked, blocks };
+        self.timeline.note(Who::Address(*live.client.ip()), note);
     }
 
     /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
@@ -370,14 +393,29 @@ impl Server {
             let who = Who::Address(*live.client.ip());
             let happened =
                 Happened { answered_by: by, bytes: Some(live.blob.len()), ..Happened::new(who, stage) };
+            self.timeline.note(who, Note::Sent { path: live.path.clone(), repeated: live.repeated });
             return self.timeline.record(happened.detail(live.path));
         }
+        self.stalled(&live);
         let asked_since = asked_ns.is_some_and(|at| at > live.started_ns);
         if live.stage.is_some() && acked > 0 && !asked_since {
             let cause =
                 format!("stopped answering after block {acked} of {blocks} of {} over TFTP", live.path);
             self.timeline.record(Happened::failed(Who::Address(*live.client.ip()), cause));
         }
+    }
+
+    /// Keeps how a transfer ended that its client left.
+    fn stalled(&self, live: &Live) {
+        let session = live.transfer.session();
+        let note = Note::Stalled {
+            path: live.path.clone(),
+            acked: session.acked(),
+            blocks: session.blocks(),
+            blksize: session.blksize(),
+            repeated: live.repeated,
+        };
+        self.timeline.note(Who::Address(*live.client.ip()), note);
     }
 
     /// Removes a transfer; says who sent most of it.
@@ -449,7 +487,9 @@ impl Server {
                     live.observe(&key, self.fast_path.as_deref());
                     let at = live.transfer.progress_ns();
                     if now_ns.saturating_sub(at) > DEAD_AFTER.as_nanos() as u64 {
-                        self.close(&key);
+                        if let Some((live, _)) = self.close(&key) {
+                            self.stalled(&live);
+                        }
                         self.stats.add(Stat::Expired, 1);
                         dead = dead.or(Some(port));
                     } else if idlest.is_none_or(|idlest| (at, port) < idlest) {
@@ -459,7 +499,9 @@ impl Server {
             }
         }
         let port = free.or(dead).or(idlest.map(|(_, port)| port))?;
-        self.close(&self.key(client, port));
+        if let Some((live, _)) = self.close(&self.key(client, port)) {
+            self.stalled(&live);
+        }
         self.last_port = port;
         Some(port)
     }

@@ -19,6 +19,7 @@ use super::job::{Accepted, Job, Refused};
 use super::server::{Outbox, Server};
 use super::stats::Stats;
 use crate::files::Files;
+use crate::net::room::make_room;
 use crate::timeline::Timeline;
 
 /// Ports that transfers share. More than one, because a client may use one port of its own for
@@ -197,7 +198,9 @@ fn poll_receive(socket: &UdpSocket, cx: &mut Context<'_>, buf: &mut [u8]) -> Pol
 }
 
 async fn bind(address: SocketAddrV4) -> Result<UdpSocket, BindError> {
-    UdpSocket::bind(address).await.map_err(|source| BindError { address, source })
+    let socket = UdpSocket::bind(address).await.map_err(|source| BindError { address, source })?;
+    make_room(&socket);
+    Ok(socket)
 }
 
 /// The clock of `bpf_ktime_get_ns`, which sessions keep their times by.

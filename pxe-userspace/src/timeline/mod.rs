@@ -5,7 +5,7 @@ mod store;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::database::{self, DatabaseError};
+use crate::diagnosis::{Note, Watch, Why};
 use crate::machines::{Fetching, Machine, Machines};
 use crate::text;
 
@@ -115,7 +116,11 @@ struct Inner {
     to_disk: mpsc::Sender<Event>,
     live: broadcast::Sender<Event>,
     reader: store::Reader,
+    watch: Mutex<Watch>,
 }
+
+/// Events that are read again at the start, so that boots under way are known.
+const REMEMBERED: u64 = 20_000;
 
 impl Timeline {
     /// Opens the timeline in the database at `path`, and tells `machines` how far each one was.
@@ -125,29 +130,46 @@ impl Timeline {
         for event in reader.last_of_each_machine().map_err(error)? {
             machines.reached(event.mac, event.stage, event.time);
         }
-        let last_id = Mutex::new(reader.last_id().map_err(error)?);
+        let last_id = reader.last_id().map_err(error)?;
+        let mut watch = Watch::default();
+        for event in reader.since(last_id.saturating_sub(REMEMBERED), REMEMBERED as usize).map_err(error)? {
+            watch.reached(&event);
+        }
+        let (last_id, watch) = (Mutex::new(last_id), Mutex::new(watch));
         let (to_disk, events) = mpsc::channel();
         std::thread::Builder::new()
             .name("timeline".into())
             .spawn(move || writer.run(&events))
             .expect("a thread can be started");
         let (live, _) = broadcast::channel(4096);
-        Ok(Self(Arc::new(Inner { machines, last_id, to_disk, live, reader })))
+        Ok(Self(Arc::new(Inner { machines, last_id, to_disk, live, reader, watch })))
     }
 
     /// Adds an event. An address that no lease binds is nobody's, and the event is dropped with a
     /// debug line: a workload container fetching a file is not a boot.
     pub fn record(&self, happened: Happened) {
-        let inner = &*self.0;
         let Some(machine) = self.machine(happened.who) else {
             tracing::debug!(?happened, "an event of no known machine");
             return;
         };
-        let mut last_id = inner.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_id = self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = Timestamp::now();
+        // A machine without a profile is given nothing to boot: it can't fail to.
+        if happened.stage == Stage::Discover && machine.profile.is_some() {
+            let gave_up = self.watch().asks(machine.mac, happened.detail.as_deref(), time);
+            if let Some(cause) = gave_up {
+                self.enter(&mut last_id, time, machine.clone(), Happened::failed(happened.who, cause));
+            }
+        }
+        self.enter(&mut last_id, time, machine, happened);
+    }
+
+    fn enter(&self, last_id: &mut u64, time: Timestamp, machine: Machine, happened: Happened) {
+        let inner = &*self.0;
         *last_id += 1;
         let event = Event {
             id: *last_id,
-            time: Timestamp::now(),
+            time,
             node: machine.name,
             mac: machine.mac,
             address: machine.address,
@@ -159,6 +181,7 @@ impl Timeline {
             cause: happened.cause,
         };
         inner.machines.reached(event.mac, event.stage, event.time);
+        self.watch().reached(&event);
         tracing::info!(
             mac = %event.mac,
             node = event.node.as_deref(),
@@ -175,9 +198,58 @@ impl Timeline {
 
     /// Notes how much a machine has of the file that it fetches, or that it fetches none.
     pub fn fetching(&self, who: Who, fetching: Option<Fetching>) {
+        if let Some(Fetching { path, percent }) = fetching.clone() {
+            self.note(who, Note::Progress { path, percent });
+        }
         if let Some(machine) = self.machine(who) {
             self.0.machines.fetching(machine.mac, fetching);
         }
+    }
+
+    /// Keeps what somebody noticed of a machine's boot, should it be asked why it failed.
+    pub fn note(&self, who: Who, note: Note) {
+        let mac = match who {
+            Who::Mac(mac) => Some(mac),
+            Who::Address(address) => self.0.machines.by_address(address).map(|machine| machine.mac),
+        };
+        if let Some(mac) = mac {
+            self.watch().noticed(mac, note, Timestamp::now());
+        }
+    }
+
+    /// Records the boots of machines that have fallen silent as failed.
+    pub fn end_silent_boots(&self) {
+        let machines = &self.0.machines;
+        let silent = self.watch().silent(Timestamp::now(), |mac, stage| {
+            machines.get(mac).is_some_and(|m| {
+                let held = m.hold.is_some() && stage == Stage::Stage1;
+                m.profile.is_some() && !held
+            })
+        });
+        for (mac, cause) in silent {
+            self.record(Happened::failed(Who::Mac(mac), cause));
+        }
+    }
+
+    /// How the machine's last boot stands, and why; nothing when none was seen.
+    pub fn why(&self, mac: Mac) -> Option<Why> {
+        let why = self.watch().why(mac, Timestamp::now())?;
+        Some(self.named(why))
+    }
+
+    /// The same of every machine whose boot is under way, failed, or was not well.
+    pub fn all_why(&self) -> Vec<Why> {
+        let all = self.watch().all(Timestamp::now());
+        all.into_iter().map(|why| self.named(why)).collect()
+    }
+
+    fn named(&self, why: Why) -> Why {
+        Why { node: self.0.machines.get(why.mac).and_then(|m| m.name), ..why }
+    }
+
+    /// The boots of all machines. Events wait for whoever holds it.
+    pub fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.0.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn machine(&self, who: Who) -> Option<Machine> {

@@ -28,7 +28,7 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
             unknown: config::Unknown::Boot,
         },
         files_root: None,
-        http: config::Http { port: 80 },
+        http: config::Http { port: 80, tls_port: 7443 },
         api: config::Api { listen: "127.0.0.1:0".parse().unwrap() },
         boot: config::Boot { ipxe: config::IpxeLoader::Grub, assets: "/nonexistent".into() },
         docker: config::Docker { socket: None },

@@ -179,8 +179,8 @@ impl<'a> Load<'a> {
         let client = &mut self.clients[index];
         for _ in 0..TURN {
             if client.owes {
-                client.asked = Instant::now();
                 client.send(self.plan, &mut self.numbers)?;
+                client.asked = client.sent;
             }
             if client.receive(&mut self.received)? == 0 {
                 return Ok(false);
@@ -188,8 +188,8 @@ impl<'a> Load<'a> {
             for packet in self.received.packets() {
                 if client.owes {
                     // There is more behind what asked for this ACK.
-                    client.asked = Instant::now();
                     client.send(self.plan, &mut self.numbers)?;
+                    client.asked = client.sent;
                 }
                 if self.numbers.happens(self.plan.loss) {
                     continue;

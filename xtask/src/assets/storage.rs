@@ -10,8 +10,19 @@ use super::programs::Packages;
 /// Where pxe-init looks for these modules; below `/` are stage 1's, with an index of their own.
 const MODULES_ROOT: &str = "storage";
 
-const TOOLS: &[&str] =
-    &["mdadm", "cryptsetup", "mke2fs", "e2fsck", "mkfs.xfs", "mkfs.btrfs", "sfdisk", "blkid", "wipefs"];
+const TOOLS: &[&str] = &[
+    "mdadm",
+    "cryptsetup",
+    "mke2fs",
+    "e2fsck",
+    "mkfs.xfs",
+    "mkfs.btrfs",
+    "sfdisk",
+    "blkid",
+    "wipefs",
+    "iscsistart",
+    "iscsid",
+];
 
 /// The tools' packages, and those of every library that they load.
 const PACKAGES: &[&str] = &[
@@ -21,18 +32,28 @@ const PACKAGES: &[&str] = &[
     "xfsprogs",
     "btrfs-progs",
     "fdisk",
+    "open-iscsi",
     "util-linux",
     "libargon2-1",
     "libblkid1",
     "libc6",
+    "libcap2",
     "libcom-err2",
     "libcryptsetup12",
     "libdevmapper1.02.1",
     "libext2fs2",
     "libfdisk1",
+    "libgcrypt20",
+    "libgpg-error0",
     "libinih1",
+    "libisns0",
     "libjson-c5",
+    "libkmod2",
+    "liblz4-1",
+    "liblzma5",
     "liblzo2-2",
+    "libmount1",
+    "libopeniscsiusr",
     "libpcre2-8-0",
     "libpopt0",
     "libreadline8",
@@ -40,6 +61,7 @@ const PACKAGES: &[&str] = &[
     "libsmartcols1",
     "libss2",
     "libssl3",
+    "libsystemd0",
     "libtinfo6",
     "libudev1",
     "liburcu8",
@@ -66,6 +88,11 @@ const DRIVERS: &[&str] = &[
     "hpsa",
     "smartpqi",
     "sd_mod",
+    // disks and directories of other machines
+    "iscsi_tcp",
+    "nfs",
+    "nfsv3",
+    "nfsv4",
     // layers
     "raid0",
     "raid1",

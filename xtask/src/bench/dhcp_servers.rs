@@ -69,7 +69,7 @@ impl Server {
         } else {
             // The appliance holds port 67 of every address outside.
             let room = format!("room{number}");
-            lay_wire(&room, &bridge, &net, &[direct.port(), relay.port()])?;
+            lay_wire(&room, &bridge, &net.with_prefix(net.server()), &[direct.port(), relay.port()])?;
             let dir = world.path(format!("{self:?}"));
             fs::create_dir_all(&dir)?;
             let command =
@@ -127,11 +127,10 @@ impl Net {
 }
 
 /// A network namespace with a bridge, and `ports` moved to it.
-fn lay_wire(room: &str, bridge: &str, net: &Net, ports: &[String]) -> Result<()> {
-    let address = net.with_prefix(net.server());
+pub(super) fn lay_wire(room: &str, bridge: &str, address: &str, ports: &[String]) -> Result<()> {
     ip(["netns", "add", room])?;
     ip(["-n", room, "link", "add", bridge, "type", "bridge", "forward_delay", "0", "stp_state", "0"])?;
-    ip(["-n", room, "address", "add", &address, "dev", bridge])?;
+    ip(["-n", room, "address", "add", address, "dev", bridge])?;
     ip(["-n", room, "link", "set", bridge, "up"])?;
     for port in ports {
         ip(["link", "set", port, "netns", room])?;
@@ -141,7 +140,7 @@ fn lay_wire(room: &str, bridge: &str, net: &Net, ports: &[String]) -> Result<()>
 }
 
 /// The same command, in a network namespace.
-fn inside(room: &str, command: &Command) -> Command {
+pub(super) fn inside(room: &str, command: &Command) -> Command {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", room]).arg(command.get_program()).args(command.get_args());
     inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));

@@ -59,7 +59,7 @@ pub(super) fn limit(world: &World, effort: &Effort<'_>) -> Result<Report> {
     let root = serve(world, &content)?;
     let mut by_tc = [
         Measured { name: OURS, what: Server::Bridgehead.start(world, &root, effort.fast_path)? },
-        Measured { name: LIMIT, what: bounce()? },
+        Measured { name: LIMIT, what: bounce(BLKSIZE)? },
     ];
     let mut samples = Samples::new("limit", COLUMNS);
     samples.measure(&[Hook::Tc], effort.pairs, &mut by_tc, |side, _, _| {
@@ -144,26 +144,25 @@ impl fmt::Display for Hook {
 /// The port that the bouncing programs answer at.
 pub(super) const PORT: u16 = 6969;
 
-/// The object with the bouncing programs, told about a file of `len` bytes.
-pub(super) fn object(len: usize) -> Result<Ebpf> {
-    let blksize = usize::from(BLKSIZE);
-    let last = u16::try_from(len / blksize + 1).context("block numbers don't wrap here")?;
-    let last_len = (len % blksize) as u16;
+/// The object with the bouncing programs, told about a file of `len` bytes and the size of its blocks.
+pub(super) fn object(len: usize, blksize: u16) -> Result<Ebpf> {
+    let last = u16::try_from(len / usize::from(blksize) + 1).context("block numbers don't wrap here")?;
+    let last_len = (len % usize::from(blksize)) as u16;
     let path = ::lab::target().join("bpf/limit");
     let mut loader = EbpfLoader::new();
-    loader.override_global("PORT", &PORT, true).override_global("BLKSIZE", &BLKSIZE, true);
+    loader.override_global("PORT", &PORT, true).override_global("BLKSIZE", &blksize, true);
     loader.override_global("LAST", &last, true).override_global("LAST_LEN", &last_len, true);
     loader.load_file(&path).with_context(|| format!("loading {}", path.display()))
 }
 
 /// A TFTP server for one file of zeros: requests are granted here, everything after that is the program's.
-fn bounce() -> Result<Wire> {
+pub(super) fn bounce(blksize: u16) -> Result<Wire> {
     let address = Ipv4Addr::new(10, 79, 0, 1);
     let host = Host::new("bounce", 200)?;
     net::bridge("limit", &format!("{address}/24"))?;
     net::plug(&host.port(), "limit")?;
     host.address("10.79.0.50/24")?;
-    let mut ebpf = object(FILE_LEN)?;
+    let mut ebpf = object(FILE_LEN, blksize)?;
     let program: &mut SchedClassifier = ebpf.program_mut("limit_tc").context("limit_tc")?.try_into()?;
     program.load()?;
     program.attach(&host.port(), TcAttachType::Ingress)?;
@@ -173,7 +172,7 @@ fn bounce() -> Result<Wire> {
     thread::spawn(move || {
         let mut buf = [0; 512];
         while let Ok((_, client)) = requests.recv_from(&mut buf) {
-            let options = format!("\0\x06blksize\0{BLKSIZE}\0");
+            let options = format!("\0\x06blksize\0{blksize}\0");
             if transfers.send_to(options.as_bytes(), client).is_err() {
                 break;
             }

@@ -66,7 +66,7 @@ impl Live {
     /// Loads both sides' programs, and the file for ours.
     pub(super) fn new() -> Result<Self> {
         let content = Numbers::new(1468).bytes(FILE_LEN);
-        let (mut bridgehead, mut limit) = (bridgehead()?, limit::object(FILE_LEN)?);
+        let (mut bridgehead, mut limit) = (bridgehead()?, limit::object(FILE_LEN, BLKSIZE)?);
         let (blksize, window) = (NonZeroU16::new(BLKSIZE).context("blocks have bytes")?, NonZeroU16::MIN);
         let transfer =
             tftp::Session::new(FILE_LEN as u64, blksize, window, 100).ok().context("too many blocks")?;

@@ -9,6 +9,7 @@ mod perfdhcp;
 mod picture;
 mod report;
 mod samples;
+mod storm;
 mod tftp;
 mod tftp_servers;
 
@@ -29,16 +30,16 @@ pub(crate) struct Arguments {
     /// Which benchmark
     #[arg(default_value = "boot")]
     name: Name,
-    /// How often each side is measured: once for `boot`, five times otherwise
+    /// How often each side is measured: once for `boot` and `storm`, five times otherwise
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: Option<u32>,
-    /// Only what the goals are about; for `tftp` and `dhcp`
+    /// Only what the goals are about, for `tftp` and `dhcp`; a small storm, for `storm`
     #[arg(long)]
     quick: bool,
     /// Every combination of clients, block size, window and loss; for `tftp`, hours
     #[arg(long, conflicts_with = "quick")]
     full: bool,
-    /// How long each measurement takes; not for `boot`
+    /// How long each measurement takes; not for `boot` and `storm`
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// The appliance's fast path: auto, xdp, tc or off; not for `boot`
@@ -59,6 +60,8 @@ enum Name {
     Dhcp,
     /// A block's time, beside programs that only grow a frame and send it back
     Limit,
+    /// A thousand simulated machines powered on at once, beside dnsmasq
+    Storm,
 }
 
 /// How the benchmarks of one server beside others are run.
@@ -74,11 +77,16 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
             Name::Boot => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
             Name::Tftp | Name::Dhcp => prepare(&[Need::Lab, Need::Bench, Need::Peers])?,
             Name::Limit => prepare(&[Need::Lab])?,
+            Name::Storm => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
         }
         return run::enter_lab();
     };
     let effort = Effort {
-        pairs: arguments.pairs.unwrap_or(if arguments.name == Name::Boot { 1 } else { 5 }),
+        pairs: arguments.pairs.unwrap_or(if matches!(arguments.name, Name::Boot | Name::Storm) {
+            1
+        } else {
+            5
+        }),
         duration: Duration::try_from_secs_f64(arguments.seconds)?,
         fast_path: &arguments.fast_path,
     };
@@ -94,6 +102,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
         }
         Name::Dhcp => dhcp::dhcp(&world, &effort, arguments.quick)?,
         Name::Limit => limit::limit(&world, &effort)?,
+        Name::Storm => storm::storm(&world, &effort, arguments.quick)?,
     };
     report.publish(arguments.update_docs)?;
     Ok(ExitCode::SUCCESS)

@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn the_page_has_a_section_for_every_benchmark() {
         let page = fs::read_to_string(::lab::workspace().join("docs/performance.md")).unwrap();
-        for name in ["boot", "tftp", "dhcp", "limit"] {
+        for name in ["boot", "tftp", "dhcp", "limit", "storm"] {
             assert!(with_section(&page, name, "").is_some(), "{name}");
         }
     }

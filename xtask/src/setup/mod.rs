@@ -6,6 +6,7 @@
 
 mod apt;
 pub(crate) mod bpf;
+mod debian;
 pub(crate) mod peers;
 mod pieces;
 
@@ -21,8 +22,9 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     if build {
         problems.extend(bpf::install_packages()?);
     }
-    if needs.contains(&Need::Peers) {
-        problems.extend(peers::ensure()?);
+    problems.extend(peers::ensure(needs)?);
+    if problems.is_empty() && needs.contains(&Need::Test) {
+        problems.extend(debian::ensure()?);
     }
     if !problems.is_empty() {
         let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();

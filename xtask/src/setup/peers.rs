@@ -1,4 +1,4 @@
-//! The servers that benchmarks measure against, unpacked into `target/peers` and not installed: Debian's
+//! The servers that benchmarks measure against and tests work with, unpacked into `target/peers` and not installed: Debian's
 //! tftpd-hpa and atftpd exclude each other, and none of them should start as a service.
 
 use std::path::PathBuf;
@@ -6,31 +6,38 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 
+pub(crate) use ::lab::peers::{command, program};
+
 use super::apt;
+use super::pieces::Need;
 use crate::{paths, shell::check};
 
-/// Packages that can be resolved together, and a program of each.
-const SETS: [(&[&str], &[&str]); 2] = [
-    (&["tftpd-hpa", "kea-dhcp4-server", "kea-admin"], &["in.tftpd", "kea-dhcp4", "perfdhcp"]),
-    (&["atftpd"], &["atftpd"]),
+/// Packages that can be resolved together, a program of each, and what needs them.
+const SETS: [(Need, &[&str], &[&str]); 4] = [
+    (Need::Peers, &["tftpd-hpa", "kea-dhcp4-server", "kea-admin"], &["in.tftpd", "kea-dhcp4", "perfdhcp"]),
+    (Need::Peers, &["atftpd"], &["atftpd"]),
+    (Need::Test, &["nfs-ganesha", "nfs-ganesha-vfs", "tgt"], &["ganesha.nfsd", "tgtd", "tgtadm"]),
+    (Need::Test, &["prometheus"], &["promtool"]),
 ];
 
 /// Makes the peers available. Returns a line for each that can't be.
-pub(super) fn ensure() -> anyhow::Result<Vec<String>> {
+pub(super) fn ensure(needs: &[Need]) -> anyhow::Result<Vec<String>> {
     let mut problems = Vec::new();
-    for (packages, programs) in SETS {
+    for (_, packages, programs) in SETS.into_iter().filter(|(need, ..)| needs.contains(need)) {
         if programs.iter().all(|p| program(p).is_file()) {
             continue;
         }
         if let Some(obstacle) = apt::obstacle() {
             let packages = packages.join(", ");
-            problems.push(format!("{packages}: peers of the benchmarks, from Debian's packages; {obstacle}"));
+            problems.push(format!(
+                "{packages}: peers of the benchmarks and tests, from Debian's packages; {obstacle}"
+            ));
             continue;
         }
         eprintln!("set-up: unpacking {} into target/peers", packages.join(", "));
         unpack(packages).with_context(|| packages.join(", "))?;
     }
-    if problems.is_empty() && !tftpd().is_file() {
+    if needs.contains(&Need::Peers) && problems.is_empty() && !tftpd().is_file() {
         eprintln!("set-up: building crates.io's tftpd into target/tools");
         check(
             Command::new("cargo")
@@ -41,22 +48,9 @@ pub(super) fn ensure() -> anyhow::Result<Vec<String>> {
     Ok(problems)
 }
 
-/// A peer, ready to be given arguments.
-pub(crate) fn command(name: &str) -> Command {
-    let mut command = Command::new(program(name));
-    let libraries =
-        paths::target("peers").join("usr/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
-    command.env("LD_LIBRARY_PATH", libraries);
-    command
-}
-
 /// crates.io's tftpd.
 pub(crate) fn tftpd() -> PathBuf {
     paths::target("tools/bin/tftpd")
-}
-
-fn program(name: &str) -> PathBuf {
-    paths::target("peers/usr/sbin").join(name)
 }
 
 /// Downloads packages with what they need beyond the installed ones, and unpacks them.
@@ -68,7 +62,8 @@ fn unpack(packages: &[&str]) -> anyhow::Result<()> {
         Command::new("apt-get")
             .args(["-qq", "-y", "--no-install-recommends", "--download-only", "-o"])
             .arg(format!("Dir::Cache::archives={}", archives.display()))
-            .args(["-o", "APT::Sandbox::User=root", "install"])
+            // Also one that is installed, which apt would not fetch.
+            .args(["-o", "APT::Sandbox::User=root", "--reinstall", "install"])
             .args(packages)
             .stdout(Stdio::null()),
     )?;

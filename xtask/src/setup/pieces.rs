@@ -80,6 +80,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
         piece(Test,   "squashfs-tools",      Program("unsquashfs"),         "unpacks our SquashFS, independently"),
         piece(Test,   "libcap2-bin",         Program("getcap"),             "sees files' capabilities, independently"),
+        piece(Test,   "debootstrap",         Program("debootstrap"),        "makes the tests' systemd image"),
         piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use dhcproto::v4::{self, DhcpOption, OptionCode};
 use dhcproto::{Decodable as _, Decoder};
 use jiff::Timestamp;
+use pxe_common::Mac;
 use pxe_common::dhcp::{Kind, MessageType, Pass};
 use serde::Serialize;
 
@@ -121,8 +122,9 @@ impl Rivals {
     }
 }
 
-/// The server that sent this OFFER, ACK or NAK; none when the packet is nothing of that kind.
-pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<Ipv4Addr> {
+/// The server that sent this OFFER, ACK or NAK, and the machine that it is for; none when the packet is
+/// nothing of that kind.
+pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<(Ipv4Addr, Option<Mac>)> {
     let message = v4::Message::decode(&mut Decoder::new(datagram)).ok()?;
     let reply = matches!(
         message.opts().msg_type()?,
@@ -131,8 +133,9 @@ pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<Ipv4A
     if message.opcode() != v4::Opcode::BootReply || !reply {
         return None;
     }
+    let client = message.chaddr().first_chunk().copied().map(Mac);
     match message.opts().get(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) => Some(*server),
-        _ => Some(source),
+        Some(DhcpOption::ServerIdentifier(server)) => Some((*server, client)),
+        _ => Some((source, client)),
     }
 }

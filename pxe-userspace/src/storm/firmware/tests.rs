@@ -117,6 +117,7 @@ fn plan() -> Plan {
         initrds: vec!["boot/aa/stage1".into(), "boot/aa/image".into()],
         cmdline: vec!["bridgehead.url=http://10.77.0.1:8080".into(), "title=it's \"a b\"".into()],
         choice: None,
+        needed: None,
     }
 }
 

@@ -1,0 +1,199 @@
+//! An image that brings an init of its own, systemd or another, becomes the whole system: its root
+//! takes the place of stage 1's, and its init that of this process, PID 1 (what util-linux calls
+//! `switch_root`).
+//!
+//! A process of ours stays behind in stage 1's root: it says that the hand-over worked, which only
+//! someone else can know, and renews the lease of an address that the image's own network
+//! configuration need not know of.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, chroot, fchdir, pipe2};
+
+use crate::console;
+use crate::image::{Description, Image};
+use crate::program::{self, ProgramError};
+use crate::renewal::Renewal;
+use crate::report::{Reporter, Stage};
+use crate::say;
+use crate::settings::Settings;
+use crate::supervise::{Happening, Supervisor};
+use crate::system::unblock_signals;
+use crate::workload;
+
+/// The argument that makes this program the one that stays behind.
+pub const STAY: &str = "stay-behind";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandoverError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("handing over to the image's init {init}: {step}: {source}")]
+    Refused { init: String, step: &'static str, source: io::Error },
+}
+
+/// Whether the image's program is an init: it wants to be PID 1 and to run the machine. By the names
+/// that Linux itself looks for (`kernel_init` in init/main.c), and systemd's own.
+pub(crate) fn is_init(description: &Description) -> bool {
+    const INITS: [&str; 8] = [
+        "/sbin/init",
+        "/usr/sbin/init",
+        "/etc/init",
+        "/bin/init",
+        "/bin/systemd",
+        "/usr/bin/systemd",
+        "/lib/systemd/systemd",
+        "/usr/lib/systemd/systemd",
+    ];
+    description.argv.first().is_some_and(|program| INITS.contains(&program.as_str()))
+}
+
+/// Makes the image's root the machine's and its init PID 1. Comes back only when that failed, with
+/// everything as it was.
+pub(crate) fn hand_over(
+    image: &Image,
+    extra: &[(&str, &str)],
+    reporter: &Reporter,
+) -> Result<Infallible, HandoverError> {
+    let Description { reference, argv, env, .. } = &image.description;
+    let init = program::find(image, &argv[0], "", "/")?;
+    let failed = |step| {
+        let init = init.clone();
+        move |source: io::Error| HandoverError::Refused { init, step, source }
+    };
+    if let Err(error) = lend_modules(image) {
+        say!("the image has no modules for this kernel, and stage 1's can't be put there: {error}");
+    }
+    let words = format!("{reference}: handed over to {}, {}", name(image, &init), argv.join(" "));
+    let mut progress = stay_behind(&words).map_err(failed("starting the process that stays behind"))?;
+    say!("{words}");
+    // What comes before in the timeline, comes first; and this process's threads end with it.
+    reporter.flush(Duration::from_secs(5));
+    console::flush(Duration::from_secs(2));
+
+    let stage1 = File::open("/").map_err(failed("opening stage 1's root"))?;
+    let entered: io::Result<Infallible> = enter(image.root()).and_then(|()| {
+        // The kernel asks the image from now on; /proc is the image's by now.
+        let _ = fs::write("/proc/sys/kernel/modprobe", "/sbin/modprobe");
+        let mut command = Command::new(&init);
+        command.arg0(&argv[0]).args(&argv[1..]).env_clear().envs(environment(env, extra));
+        Err(unblock_signals(&mut command).exec())
+    });
+    let Err(source) = entered;
+    let _ = fchdir(&stage1).and_then(|()| chroot("."));
+    let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
+    let _ = progress.write_all(b"!");
+    Err(failed("executing it")(source))
+}
+
+/// `init`'s file behind its links, by its last name: `systemd` for `/sbin/init` on Debian.
+fn name(image: &Image, init: &str) -> String {
+    let file = image.open_inside(init, OFlag::O_PATH, Mode::empty());
+    let path = file.and_then(|file| fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())));
+    let path = path.unwrap_or_else(|_| init.into());
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What switch_root(8) does. The old root stays below the new one, where the process that stays behind
+/// has it still.
+fn enter(root: &Path) -> io::Result<()> {
+    chdir(root)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+/// The image's environment as an init needs it.
+fn environment<'a>(image: &'a [String], extra: &[(&'a str, &'a str)]) -> Vec<(String, String)> {
+    let mut env = workload::environment(image, "/", extra);
+    // Dockerfiles that install systemd set this to tell it that it is in a container. It is not.
+    env.retain(|(name, _)| name != "container");
+    env
+}
+
+/// An image without modules for this kernel gets stage 1's, read-only: its udev finds drivers there.
+fn lend_modules(image: &Image) -> io::Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let directory = format!("/lib/modules/{}", release.trim());
+    if image.open_inside(&directory, OFlag::O_DIRECTORY, Mode::empty()).is_ok()
+        || !Path::new(&directory).is_dir()
+    {
+        return Ok(());
+    }
+    image.create_dir_all(&directory, Mode::from_bits_truncate(0o755))?;
+    let at = image.open_inside(&directory, OFlag::O_DIRECTORY, Mode::empty())?;
+    // By its descriptor: a link on the way is the image's affair, and leads nowhere outside.
+    let at = format!("/proc/self/fd/{}", at.as_raw_fd());
+    mount(Some(directory.as_str()), at.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    Ok(mount(None::<&str>, at.as_str(), None::<&str>, read_only, None::<&str>)?)
+}
+
+/// Starts the process that stays behind. It hears of a failure through what is returned; that it is
+/// closed, by exec, without a word means that the image's init runs.
+fn stay_behind(words: &str) -> io::Result<File> {
+    let (hears, tells) = pipe2(OFlag::O_CLOEXEC)?;
+    let mut command = Command::new("/proc/self/exe");
+    // A group of its own: Ctrl-C at the console is not for it.
+    command.args([STAY, words]).stdin(Stdio::from(hears)).process_group(0);
+    unblock_signals(&mut command).spawn()?;
+    Ok(tells.into())
+}
+
+/// What the process that stays behind does, until the machine ends.
+pub fn stay(words: &str) -> io::Result<()> {
+    // Before the reporter's thread starts.
+    let supervisor = Supervisor::new()?;
+    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let settings = Settings::parse(&cmdline).map_err(io::Error::other)?;
+    let mut failure = Vec::new();
+    io::stdin().read_to_end(&mut failure)?;
+    if !failure.is_empty() {
+        return Ok(());
+    }
+    let reporter = Reporter::start(settings.appliance, &settings.mac);
+    reporter.reached(Stage::Workload, words);
+    let mut renewal = Renewal::new(&settings);
+    loop {
+        match supervisor.next(renewal.due()) {
+            Happening::Ended(pid, _) => renewal.ended(pid),
+            Happening::Timeout => renewal.start(),
+            // The image's init ends the machine, and asks every process first.
+            Happening::Asked(_) => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_init_is_known_by_its_path() {
+        let runs = |argv: &[&str]| {
+            let argv = argv.iter().map(ToString::to_string).collect();
+            is_init(&Description { argv, ..Description::default() })
+        };
+        assert!(runs(&["/sbin/init"]) && runs(&["/lib/systemd/systemd", "--unit=multi-user.target"]));
+        assert!(!runs(&["/start"]) && !runs(&["init"]) && !runs(&["/bin/sh", "/sbin/init"]) && !runs(&[]));
+    }
+
+    #[test]
+    fn an_init_is_not_told_that_it_is_in_a_container() {
+        let image = ["container=docker", "LANG=C.UTF-8"].map(str::to_owned);
+        let env = environment(&image, &[("BRIDGEHEAD_NODE", "n1")]);
+        assert!(env.iter().all(|(name, _)| name != "container"), "{env:?}");
+        assert!(env.contains(&("LANG".into(), "C.UTF-8".into())));
+        assert!(env.contains(&("BRIDGEHEAD_NODE".into(), "n1".into())));
+    }
+}

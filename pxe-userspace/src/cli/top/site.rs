@@ -1,0 +1,78 @@
+//! What the screen shows, from three of the API's documents.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::api::documents::Status;
+use crate::api::metrics::TIERS;
+use crate::cli::{AskError, Client};
+use crate::diagnosis::{Kind, Why};
+use crate::machines::Machine;
+use crate::stage::Stage;
+
+#[derive(Clone, Debug)]
+pub(super) struct Site {
+    pub(super) now: Timestamp,
+    pub(super) status: Status,
+    pub(super) machines: Vec<Machine>,
+    /// Of boots that are under way, failed, or were not well; the longest first.
+    pub(super) boots: Vec<Why>,
+    pub(super) sent: Totals,
+}
+
+/// Bytes, or bytes a second, by who sent them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Totals(pub(super) [f64; TIERS.len()]);
+
+impl Site {
+    pub(super) fn ask(client: &Client) -> Result<Self, AskError> {
+        let status: Status = client.document(client.get("/api/status")?)?;
+        let machines = client.document(client.get("/api/nodes")?)?;
+        let boots = client.document(client.get("/api/why")?)?;
+        Ok(Self::new(Timestamp::now(), status, machines, boots))
+    }
+
+    pub(super) fn new(now: Timestamp, status: Status, machines: Vec<Machine>, boots: Vec<Why>) -> Self {
+        let sent = Totals(TIERS.map(|(_, counter)| status.counters.get(counter).map_or(0.0, |n| *n as f64)));
+        Self { now, status, machines, boots, sent }
+    }
+
+    /// Machines by the stage of their last boot.
+    pub(super) fn stages(&self) -> BTreeMap<Stage, usize> {
+        let mut stages = BTreeMap::new();
+        for stage in self.machines.iter().filter_map(|m| m.stage) {
+            *stages.entry(stage).or_default() += 1;
+        }
+        stages
+    }
+
+    /// Boots under way, the longest first.
+    pub(super) fn underway(&self) -> impl Iterator<Item = &Why> {
+        self.boots.iter().filter(|why| !why.done && !why.failed)
+    }
+
+    /// What is wrong, by cause: with how many machines, and words of one of them.
+    pub(super) fn causes(&self) -> Vec<(Kind, usize, &Why)> {
+        let mut causes = BTreeMap::<Kind, (usize, &Why)>::new();
+        for why in &self.boots {
+            if let Some(cause) = why.causes.first() {
+                causes.entry(cause.kind).or_insert((0, why)).0 += 1;
+            }
+        }
+        let mut causes: Vec<_> = causes.into_iter().map(|(kind, (count, why))| (kind, count, why)).collect();
+        causes.sort_by_key(|(kind, count, _)| (std::cmp::Reverse(*count), *kind));
+        causes
+    }
+}
+
+impl Totals {
+    /// A second's worth of what came since `before`. A daemon that began anew counts from nothing.
+    pub(super) fn since(&self, before: &Self, seconds: f64) -> Self {
+        let mut rates = self.clone();
+        for (rate, before) in rates.0.iter_mut().zip(before.0) {
+            *rate = if *rate >= before { (*rate - before) / seconds.max(0.001) } else { 0.0 };
+        }
+        rates
+    }
+}

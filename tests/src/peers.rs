@@ -1,0 +1,22 @@
+//! Programs of others that `cargo xtask setup` unpacked into `target/peers`, and did not install.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Where `name` is, or would be.
+pub fn program(name: &str) -> PathBuf {
+    let in_directory = |directory: &str| crate::target().join("peers/usr").join(directory).join(name);
+    let user = in_directory("bin");
+    if user.is_file() { user } else { in_directory("sbin") }
+}
+
+/// One of them, ready to be given arguments.
+pub fn command(name: &str) -> Command {
+    let libraries = crate::target().join("peers/usr/lib");
+    let triplet = libraries.join(format!("{}-linux-gnu", std::env::consts::ARCH));
+    // NFS-Ganesha's own library is apart from the others.
+    let path = format!("{}:{}", triplet.display(), libraries.join("ganesha").display());
+    let mut command = Command::new(program(name));
+    command.env("LD_LIBRARY_PATH", path);
+    command
+}

@@ -1,0 +1,305 @@
+//! Boots that fail on a real wire, each for a cause of its own, and what the appliance says of them.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::appliance::{ADDRESS, Appliance, address_only, program};
+use lab::dnsmasq::Dnsmasq;
+use lab::load::Numbers;
+use lab::net::{self, Host};
+use lab::peers;
+use lab::process::{output, wait_for};
+use lab::rom::{Ends, Rom};
+use lab::world::{self, World};
+use nix::pty::openpty;
+use nix::sys::termios::tcgetattr;
+use serde_json::Value;
+
+const BIOS: u16 = 0;
+const UEFI: u16 = 7;
+/// ARM 64-bit UEFI (IANA).
+const ARM: u16 = 11;
+
+const LOADER: &str = "grub/x86_64-efi.efi";
+
+/// Whoever says nothing is given this long: a transfer 30 s, a machine without an address 70.
+const SILENCE: Duration = Duration::from_secs(150);
+
+/// An appliance with two profiles: a kernel by hand, whose files are `kernel` and `initrd`, and an image that is
+/// nowhere.
+fn appliance(world: &World, hosts: &[&Host], image: &[&Host]) -> Result<Appliance> {
+    let files = world.path("files");
+    fs::create_dir_all(&files)?;
+    fs::write(files.join("kernel"), Numbers::new(1).bytes(600_000))?;
+    let ports: Vec<String> = hosts.iter().map(|h| h.port()).collect();
+    let mut config = address_only(world, &ports, "auto").replace("\"address-only\"", "\"boot\"");
+    config += "\n[default]\nprofile = \"web\"\n\n[[profile]]\nname = \"web\"\nkernel = \"/kernel\"\ninitrd = [\"/initrd\"]\n";
+    config += "\n[[profile]]\nname = \"lost\"\nimage = \"/nowhere/image.tar\"\n";
+    for host in image {
+        config +=
+            &format!("\n[[node]]\nname = {:?}\nmac = {:?}\nprofile = \"lost\"\n", host.port(), host.mac());
+    }
+    Appliance::start(world, &config)
+}
+
+/// What `bridgehead why` says of a host, once `told` accepts it.
+fn why(
+    appliance: &Appliance,
+    host: &Host,
+    patience: Duration,
+    told: impl Fn(&Value) -> bool,
+) -> Result<Value> {
+    let mut last = Value::Null;
+    let told = wait_for(patience, || {
+        last = appliance.json(&["why", host.mac()])?;
+        Ok(told(&last).then(|| last.clone()))
+    });
+    told.with_context(|| format!("the last answer: {last:#}"))
+}
+
+/// Its boot, or the one before, has this as its first cause, with these words somewhere in it.
+fn ensure_cause(appliance: &Appliance, host: &Host, kind: &str, words: &str) -> Result<()> {
+    let cause = |why: &Value| {
+        let first = |boot: &Value| boot["causes"][0].clone();
+        [first(why), first(&why["before"])].into_iter().find(|c| c["kind"] == kind)
+    };
+    let why = why(appliance, host, SILENCE, |why| cause(why).is_some()).context(kind.to_owned())?;
+    let cause = cause(&why).context("found")?;
+    ensure!(cause.to_string().contains(words), "no {words:?} in {cause:#}");
+    ensure!(cause["evidence"].as_array().is_some_and(|e| !e.is_empty()), "{cause:#}");
+    let people = appliance.run(&["why", host.mac()])?;
+    ensure!(people.contains(&format!("{kind}: ")) && people.contains("  -> "), "{people}");
+    Ok(())
+}
+
+/// The words of the last boot of a host that the timeline has as failed.
+fn failed(appliance: &Appliance, host: &Host) -> Result<String> {
+    let events = appliance.run(&["events", "--json", "--node", host.mac()])?;
+    let events = events.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let failed = events.iter().rev().find(|e| e["stage"] == "failed").context("no boot failed")?;
+    Ok(failed["cause"].as_str().context("without a cause")?.to_owned())
+}
+
+/// It asks anew, after a pause in which no firmware could have booted.
+fn again(rom: &Rom<'_>) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(1200));
+    rom.discover(0).map(drop)
+}
+
+#[test]
+fn boots_that_fail_say_why() {
+    world::test(&["ip", "dnsmasq", "curl"], |world| {
+        let names = [
+            "rival", "mute", "pulled", "narrow", "arm", "abort", "secure", "nofile", "noimage", "report",
+            "late",
+        ];
+        let hosts = (1..).zip(names).map(|(n, name)| Host::new(name, n)).collect::<Result<Vec<_>>>()?;
+        let host = |name: &str| hosts.iter().zip(names).find(|(_, n)| *n == name).expect("one of them").0;
+        let all: Vec<&Host> = hosts.iter().collect();
+        let appliance = appliance(world, &all, &[host("noimage"), host("report")])?;
+
+        // Those that take their time come first: nothing more is heard of them.
+        Rom::new(host("mute"), BIOS).discover(4)?;
+        let pulled = Rom::new(host("pulled"), UEFI);
+        pulled.bind(ADDRESS)?;
+        pulled.read(ADDRESS, LOADER, Ends::Pulled(9))?;
+        net::ip(["link", "set", &host("pulled").port(), "down"])?;
+        // Its card takes 1000 bytes: small packets pass, blocks of 1468 do not.
+        let narrow = Rom::new(host("narrow"), UEFI);
+        narrow.bind(ADDRESS)?;
+        net::ip(["-n", "narrow", "link", "set", "eth0", "mtu", "1000"])?;
+        ensure!(narrow.read(ADDRESS, LOADER, Ends::Starved)? == 0, "a block passed");
+
+        let arm = Rom::new(host("arm"), ARM);
+        arm.bind(ADDRESS)?;
+        again(&arm)?;
+        ensure_cause(&appliance, host("arm"), "wrong-architecture", "option 93: 11")?;
+        let words = failed(&appliance, host("arm"))?;
+        ensure!(words.starts_with("it began anew after ack: its firmware is of architecture 11"), "{words}");
+
+        let abort = Rom::new(host("abort"), UEFI);
+        abort.bind(ADDRESS)?;
+        abort.read(ADDRESS, LOADER, Ends::Aborted(5, "Disk full or allocation exceeded"))?;
+        again(&abort)?;
+        ensure_cause(&appliance, host("abort"), "transfer-aborted", "code 3, disk full")?;
+
+        // As under Secure Boot: the loader arrives, and is not run.
+        let secure = Rom::new(host("secure"), UEFI);
+        secure.bind(ADDRESS)?;
+        secure.read(ADDRESS, LOADER, Ends::Whole)?;
+        again(&secure)?;
+        ensure_cause(&appliance, host("secure"), "secure-boot", "no configuration was asked for")?;
+
+        let config = |host: &Host| format!("grub/grub.cfg-01-{}", host.mac().replace(':', "-"));
+        let nofile = Rom::new(host("nofile"), UEFI);
+        nofile.bind(ADDRESS)?;
+        nofile.read(ADDRESS, LOADER, Ends::Whole)?;
+        nofile.read(ADDRESS, &config(host("nofile")), Ends::Whole)?;
+        nofile.read(ADDRESS, "kernel", Ends::Whole)?;
+        ensure!(nofile.read(ADDRESS, "initrd", Ends::Whole).is_err(), "there is no initrd");
+        again(&nofile)?;
+        ensure_cause(&appliance, host("nofile"), "file-not-served", "initrd")?;
+
+        let noimage = Rom::new(host("noimage"), UEFI);
+        noimage.bind(ADDRESS)?;
+        noimage.read(ADDRESS, LOADER, Ends::Whole)?;
+        noimage.read(ADDRESS, &config(host("noimage")), Ends::Whole)?;
+        ensure_cause(&appliance, host("noimage"), "not-bootable", "/nowhere/image.tar")?;
+
+        // What stage 1 says of itself, by another client than it.
+        let report = Rom::new(host("report"), UEFI);
+        report.bind(ADDRESS)?;
+        let post = |path: &str, rest: &str| {
+            let body = format!(r#"{{"mac": "{}", {rest}}}"#, host("report").mac());
+            let mut curl = host("report").command("curl");
+            curl.args([
+                "--silent",
+                "--max-time",
+                "20",
+                "--header",
+                "Content-Type: application/json",
+                "--data",
+                &body,
+            ]);
+            output(curl.arg(format!("http://{ADDRESS}{path}")))
+        };
+        post("/node/report", r#""stage": "stage1", "detail": "Linux 6.1""#)?;
+        post(
+            "/node/report",
+            r#""stage": "failed", "cause": "the image is damaged: SHA-256 aa of what arrived, bb announced""#,
+        )?;
+        ensure_cause(&appliance, host("report"), "digest-mismatch", "SHA-256 aa")?;
+        again(&report)?;
+        post("/node/report", r#""stage": "stage1", "detail": "Linux 6.1""#)?;
+        let refused = post("/node/storage-keys", r#""token": "00""#)?;
+        ensure!(refused.contains("no keys are released"), "{refused}");
+        post(
+            "/node/report",
+            r#""stage": "failed", "cause": "the appliance did not give the volumes' keys: 403""#,
+        )?;
+        ensure_cause(&appliance, host("report"), "token-refused", "good once")?;
+
+        // A switch that learned to forward after the machine's first three requests.
+        Rom::new(host("late"), BIOS).discover(28)?;
+        ensure_cause(&appliance, host("late"), "link-late", "28 s")?;
+
+        let rival = host("rival");
+        rival.address("10.77.0.66/24")?;
+        let arguments =
+            ["--dhcp-range=10.77.0.210,10.77.0.220,1h", "--dhcp-authoritative", "--interface=eth0"];
+        let arguments = arguments.map(str::to_owned);
+        let _dnsmasq = Dnsmasq::start(rival.command("dnsmasq"), &arguments, &world.path("dnsmasq.log"))?;
+        let elsewhere = Host::new("else", 99)?;
+        net::plug(&elsewhere.port(), lab::appliance::BRIDGE)?;
+        let rom = Rom::new(&elsewhere, UEFI);
+        let offers = wait_for(Duration::from_secs(10), || {
+            let offers = rom.discover(0)?;
+            Ok((offers.iter().any(|o| o.server.octets()[3] == 66)).then_some(offers))
+        })?;
+        let theirs = offers.iter().find(|o| o.server.octets()[3] == 66).context("an offer of dnsmasq's")?;
+        rom.request(theirs)?;
+        ensure_cause(&appliance, &elsewhere, "other-dhcp-server", "10.77.0.66")?;
+
+        ensure_cause(&appliance, host("pulled"), "transfer-stalled", "after block 9 of")?;
+        ensure_cause(&appliance, host("narrow"), "transfer-stalled", "smaller MTU")?;
+        ensure_cause(&appliance, host("mute"), "offer-not-taken", "an offer was sent and it never")?;
+        let silent = wait_for(SILENCE, || {
+            Ok(failed(&appliance, host("mute")).ok().filter(|words| words.starts_with("nothing heard for 7")))
+        })?;
+        ensure!(silent.contains("an offer was sent"), "{silent}");
+
+        let all = appliance.run(&["why"])?;
+        for kind in ["wrong-architecture", "secure-boot", "transfer-stalled", "other-dhcp-server"] {
+            ensure!(all.contains(kind), "no {kind}: {all}");
+        }
+        metrics(&appliance)?;
+        screen(&appliance)
+    });
+}
+
+/// Prometheus' own tool reads the metrics, and they count what happened.
+fn metrics(_appliance: &Appliance) -> Result<()> {
+    let text =
+        output(Command::new("curl").args(["--silent", "--max-time", "20", "http://127.0.0.1:7480/metrics"]))?;
+    let mut promtool = peers::command("promtool");
+    let mut promtool = promtool
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    promtool.stdin.take().context("stdin is piped")?.write_all(text.as_bytes())?;
+    let checked = promtool.wait_with_output()?;
+    let said = [checked.stdout, checked.stderr].concat();
+    ensure!(checked.status.success(), "{}\n{text}", String::from_utf8_lossy(&said));
+    for sample in [
+        "bridgehead_boot_failures_total{cause=\"wrong-architecture\"} 1",
+        "bridgehead_boot_failures_total{cause=\"digest-mismatch\"} 1",
+        "bridgehead_boot_stage_seconds_bucket{stage=\"ack\",le=\"+Inf\"} ",
+        "bridgehead_sent_bytes_total{tier=\"daemon\"} ",
+        "bridgehead_nodes{stage=\"failed\"} ",
+        "bridgehead_transfers 0",
+    ] {
+        ensure!(text.contains(sample), "no {sample}:\n{text}");
+    }
+    Ok(())
+}
+
+/// `bridgehead top`, once as text and then on a terminal, which it gives back as it was.
+fn screen(appliance: &Appliance) -> Result<()> {
+    let once = appliance.run(&["top", "--once", "--interval", "0.2"])?;
+    for words in ["machines by stage", "│failed", "│xdp", "transfer-stalled"] {
+        ensure!(once.contains(words), "no {words:?}:\n{once}");
+    }
+    for end in ["q", "\x03"] {
+        let pty =
+            openpty(Some(&nix::pty::Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }), None)?;
+        let before = tcgetattr(&pty.slave)?;
+        let end_of = |fd: &OwnedFd| -> Result<Stdio> { Ok(fd.as_fd().try_clone_to_owned()?.into()) };
+        let mut top = Command::new(program()?)
+            .args(["top", "--interval", "0.2"])
+            .env("TERM", "xterm")
+            .stdin(end_of(&pty.slave)?)
+            .stdout(end_of(&pty.slave)?)
+            .stderr(end_of(&pty.slave)?)
+            .spawn()?;
+        let mut terminal = fs::File::from(pty.master.try_clone()?);
+        let (sender, seen) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // Until the last end of the slave is closed.
+            while let Ok(len @ 1..) = terminal.read(&mut buffer) {
+                if sender.send(buffer[..len].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut screen = String::new();
+        wait_for(Duration::from_secs(30), || {
+            screen.extend(seen.try_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
+            // Spaces are left out where the screen has them already.
+            Ok((screen.contains("┌machines") && screen.contains("┌causes")).then_some(()))
+        })
+        .context("the first screen")?;
+        ensure!(tcgetattr(&pty.slave)?.local_flags != before.local_flags, "the terminal is raw meanwhile");
+        fs::File::from(pty.master.try_clone()?).write_all(end.as_bytes())?;
+        let status = wait_for(Duration::from_secs(30), || Ok(top.try_wait()?))?;
+        ensure!(status.success(), "{end:?}: {status}");
+        let after = tcgetattr(&pty.slave)?;
+        ensure!(
+            after.local_flags == before.local_flags && after.input_flags == before.input_flags,
+            "{end:?}: left raw"
+        );
+        drop(pty.slave);
+        wait_for(Duration::from_secs(10), || {
+            screen.extend(seen.try_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
+            Ok((screen.contains("\x1b[?1049h") && screen.contains("\x1b[?1049l")).then_some(()))
+        })
+        .with_context(|| format!("{end:?}: the screen is not given back"))?;
+    }
+    Ok(())
+}
