@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ impl Appliance {
 
     pub(crate) fn by_tls(at: SocketAddrV4, tls: ClientConfig) -> Self {
         Self { at, tls: Some(Arc::new(tls)) }
+    }
+
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        *self.at.ip()
     }
 
     /// A connection whose reads and writes end after [`PATIENCE`].

@@ -16,6 +16,7 @@ use crate::image::{Image, ImageError};
 use crate::link::{self, LinkError};
 use crate::modules::Modules;
 use crate::mounts::{self, MountError};
+use crate::netconsole;
 use crate::output;
 use crate::power;
 use crate::renewal::Renewal;
@@ -24,6 +25,7 @@ use crate::rescue;
 use crate::say;
 use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, modules_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
+use crate::steps::Steps;
 use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
 use crate::ticket::{Ticket, TicketError};
@@ -40,8 +42,11 @@ pub fn run() -> ! {
     let cause = words(&error);
     say!("this boot failed: {cause}");
     let reporter = REPORTER.get().cloned().unwrap_or_else(|| Reporter::start(None, ""));
-    reporter.failed(cause);
-    rescue::shells(&supervisor, &reporter)
+    reporter.failed(cause.as_str());
+    match SETTINGS.get() {
+        Some(settings) => rescue::failed(&supervisor, &reporter, settings, &cause),
+        None => rescue::shells(&supervisor, &reporter),
+    }
 }
 
 /// Why a boot ended before its workload ran.
@@ -73,8 +78,10 @@ enum BootError {
 
 /// For whoever has to report when nothing else works.
 static REPORTER: OnceLock<Reporter> = OnceLock::new();
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
 
 fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> {
+    let mut steps = Steps::begin();
     mounts::mount_all()?;
     mounts::use_console();
     // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
@@ -86,56 +93,75 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
         if let Err(error) = settings.map_err(BootError::from).and_then(|s| {
-            network(&s)?;
-            console::ship(s.appliance, &s.mac);
+            let sender = network(&s, &mut steps)?;
+            console::ship(s.appliance, &s.mac, sender);
             Ok(())
         }) {
             say!("no network: {}", words(&error));
         }
         rescue::shells(supervisor, &Reporter::start(None, ""));
     }
+    steps.done("mounts");
     let mut settings = settings?;
 
+    // Disks are found in the time that the network takes.
+    let prepared = settings.stage2.as_ref().map(|_| stage2::prepare());
     load_wanted(&cmdline);
-    network(&settings)?;
+    let sender = match network(&settings, &mut steps) {
+        Ok(sender) => sender,
+        Err(error) => {
+            SETTINGS.get_or_init(|| settings);
+            return Err(error.into());
+        }
+    };
     let session = ticket.and_then(|ticket| ticket.trade(&settings.mac));
+    steps.done("session");
     // Without a session it can still be said why there is none.
     settings.appliance = session.as_ref().ok().map(|(_, appliance)| appliance.clone()).or(settings.appliance);
-    console::ship(settings.appliance.clone(), &settings.mac);
+    console::ship(settings.appliance.clone(), &settings.mac, sender);
+    let settings = SETTINGS.get_or_init(|| settings);
     let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance.clone(), &settings.mac));
     let (session, _) = session?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    reporter.reached(Stage::Stage1, format!("Linux {}", release.trim()));
+    let detail = format!("Linux {}, {}", release.trim(), steps.take());
+    reporter.reached_after(Stage::Stage1, detail, steps.all());
 
     if hold_wanted(&cmdline) {
-        rescue::hold(supervisor, reporter, &settings);
+        rescue::hold(supervisor, reporter, settings);
+        steps.done("hold");
     }
 
     Image::check_unpacked()?;
-    let came = match &settings.stage2 {
-        Some(stage2) => Some(stage2::mount(stage2, settings.appliance.as_ref())?),
-        None => None,
+    let came = match (&settings.stage2, prepared) {
+        (Some(stage2), Some(prepared)) => {
+            Some(stage2::mount(stage2, settings.appliance.as_ref(), prepared, &mut steps)?)
+        }
+        _ => None,
     };
+    steps.done("mount");
     let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
     let mut image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
-    image.prepare(&settings)?;
+    image.prepare(settings)?;
+    steps.done("root");
     let digest = &image.description.digest;
     match came {
         None => reporter.reached(Stage::Image, digest),
         Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
     }
-    if let Some(mounted) = storage::bring_up(&image, &settings)? {
+    if let Some(mounted) = storage::bring_up(&image, settings)? {
         say!("{mounted}");
         reporter.reached(Stage::Image, mounted);
+        steps.done("storage");
     }
 
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
         let behind = Behind { cmdline, session };
-        return Ok(handover::hand_over(&image, &extra(&settings, &address, digest), reporter, &behind)?);
+        return Ok(handover::hand_over(&image, &extra(settings, &address, digest), reporter, &behind)?);
     }
-    let renewal = Renewal::new(&settings);
-    Node { supervisor, reporter, settings: &settings, address, image: &image, renewal }.keep_running()
+    let renewal = Renewal::new(settings);
+    Node { supervisor, reporter, settings, address, image: &image, renewal, steps: Some(steps) }
+        .keep_running()
 }
 
 /// The modules that the profile names, before those of the devices. A boot goes on without them.
@@ -160,7 +186,7 @@ fn load_wanted(cmdline: &str) {
 }
 
 /// The interface that the node booted from, up and with its address.
-fn network(settings: &Settings) -> Result<(), LinkError> {
+fn network(settings: &Settings, steps: &mut Steps) -> Result<netconsole::Sender, LinkError> {
     let name = &settings.name;
     if let Err(e) = sethostname(name) {
         say!("the host name {name:?} is refused: {e}");
@@ -171,9 +197,11 @@ fn network(settings: &Settings) -> Result<(), LinkError> {
     // The kernel asks for modules by itself, too (a PHY's driver): we answer as its modprobe.
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
+    steps.done("drivers");
     link::bring_up(&link, settings)?;
+    steps.done("link");
     say!("{} is {name}, {}/{} on {}", settings.mac, settings.address, settings.prefix, link.name);
-    Ok(())
+    Ok(netconsole::Sender { link: link.name, address: settings.address })
 }
 
 /// A node whose image is there.
@@ -184,6 +212,8 @@ struct Node<'a> {
     address: String,
     image: &'a Image,
     renewal: Renewal,
+    /// What the time until the workload's first start went into; none afterwards.
+    steps: Option<Steps>,
 }
 
 /// A workload that ran this long has earned a quick restart.
@@ -233,11 +263,18 @@ impl Node<'_> {
         }
     }
 
-    fn start(&self, terminal: &Path) -> Result<Pid, StartError> {
+    fn start(&mut self, terminal: &Path) -> Result<Pid, StartError> {
         let description = &self.image.description;
         let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
-        self.reporter.reached(Stage::Workload, &description.reference);
+        match self.steps.take() {
+            Some(mut steps) => {
+                steps.done("start");
+                let detail = format!("{}, {}", description.reference, steps.take());
+                self.reporter.reached_after(Stage::Workload, detail, steps.all());
+            }
+            None => self.reporter.reached(Stage::Workload, &description.reference),
+        }
         Ok(pid)
     }
 

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::appliance::Appliance;
+use crate::netconsole;
 use crate::ship::{LINES_MAX, Line, PAUSE, Sender, Source};
 
 /// Our own lines that wait at most: without an appliance nobody takes them.
@@ -41,8 +42,8 @@ pub fn say(words: fmt::Arguments<'_>) {
     wake();
 }
 
-/// Starts sending to `appliance`, if there is one.
-pub(crate) fn ship(appliance: Option<Appliance>, mac: &str) {
+/// Starts sending to `appliance`, if there is one. `sender` is for what the kernel sends by itself when it dies.
+pub(crate) fn ship(appliance: Option<Appliance>, mac: &str, sender: netconsole::Sender) {
     let Some(appliance) = appliance else { return };
     let Ok((waker, woken)) = UnixStream::pair() else { return };
     if waker.set_nonblocking(true).and_then(|()| woken.set_nonblocking(true)).is_err()
@@ -50,12 +51,21 @@ pub(crate) fn ship(appliance: Option<Appliance>, mac: &str) {
     {
         return;
     }
+    let at = appliance.address();
     let mut shipper = Shipper {
         sender: Sender::new(appliance, "/node/console", mac),
         messages: File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok(),
         woken,
     };
-    let thread = std::thread::Builder::new().name("console".into()).spawn(move || shipper.run());
+    let run = move || {
+        shipper.turn();
+        // The kernel's neighbour table has the appliance now.
+        netconsole::start(&sender, at);
+        loop {
+            shipper.turn();
+        }
+    };
+    let thread = std::thread::Builder::new().name("console".into()).spawn(run);
     if let Err(e) = thread {
         say(format_args!("the appliance won't see this console: {e}"));
     }
@@ -106,17 +116,16 @@ struct Shipper {
 }
 
 impl Shipper {
-    fn run(&mut self) {
-        loop {
-            let lines = self.collect();
-            if lines.is_empty() {
-                own().idle += 1;
-                IDLE.notify_all();
-                self.wait();
-            } else {
-                self.sender.send(&lines);
-                std::thread::sleep(PAUSE);
-            }
+    /// Sends what there is, or waits for something.
+    fn turn(&mut self) {
+        let lines = self.collect();
+        if lines.is_empty() {
+            own().idle += 1;
+            IDLE.notify_all();
+            self.wait();
+        } else {
+            self.sender.send(&lines);
+            std::thread::sleep(PAUSE);
         }
     }
 

@@ -2,6 +2,7 @@
 //! tables are depmod's (modules.dep(5), modprobe.d(5) for soft dependencies).
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub(crate) struct Modules {
     files: HashMap<String, Dependencies>,
     /// What should be there first, where it exists at all.
     soft: HashMap<String, Vec<String>>,
+    /// Of devices that were looked up: patterns are thousands.
+    known: HashMap<String, Vec<String>>,
     /// Loaded, or tried and refused: once is enough.
     tried: HashSet<String>,
 }
@@ -67,6 +70,7 @@ impl Modules {
             files: dependencies(&fs::read_to_string(dir.join("modules.dep"))?),
             aliases: aliases(&optional("modules.alias")),
             soft: soft_dependencies(&optional("modules.softdep")),
+            known: HashMap::new(),
             tried: HashSet::new(),
         })
     }
@@ -75,7 +79,10 @@ impl Modules {
     /// devices appear: call it again when the kernel announced some.
     pub(crate) fn load_for_devices(&mut self, devices: Devices) {
         for device in device_names(Path::new("/sys/bus")) {
-            for module in self.wanted_by(&device) {
+            if !self.known.contains_key(&device) {
+                self.known.insert(device.clone(), self.wanted_by(&device));
+            }
+            for module in self.known[&device].clone() {
                 if devices == Devices::AllButDisks && self.is_for_disks(&module) {
                     continue;
                 }
@@ -121,6 +128,11 @@ impl Modules {
     }
 
     fn load(&mut self, name: &str) -> Result<(), LoadError> {
+        self.load_with(name, c"")
+    }
+
+    /// Loads a module by its name, with `NAME=VALUE` parameters, which are its own and not those of what it needs.
+    pub(crate) fn load_with(&mut self, name: &str, parameters: &CStr) -> Result<(), LoadError> {
         if !self.tried.insert(name.to_owned()) {
             return Ok(());
         }
@@ -142,7 +154,7 @@ impl Modules {
             COMPRESSED_FILE
         };
         let module = File::open(&file).map_err(refused)?;
-        match finit_module(&module, c"", flags) {
+        match finit_module(&module, parameters, flags) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             Err(errno) => Err(refused(errno.into())),
         }

@@ -85,6 +85,12 @@ impl Reporter {
         self.send(stage, Report { detail: Some(detail.into()), ..Report::default() });
     }
 
+    /// The same, so long after this process's first instruction.
+    pub(crate) fn reached_after(&self, stage: Stage, detail: String, took: Duration) {
+        let duration = Some(took.as_secs_f64());
+        self.send(stage, Report { detail: Some(detail), duration, ..Report::default() });
+    }
+
     /// The image is there, after so many bytes were fetched in this time.
     pub(crate) fn fetched(&self, detail: impl Into<String>, bytes: u64, took: Duration) {
         let (bytes, duration) = (Some(bytes), Some(took.as_secs_f64()));

@@ -9,46 +9,100 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::power;
+use crate::renewal::Renewal;
 use crate::report::Reporter;
 use crate::say;
-use crate::settings::Settings;
-use crate::supervise::{Happening, Supervisor};
+use crate::settings::{Rescue, Settings};
+use crate::ssh::Ssh;
+use crate::supervise::{Happening, Power, Supervisor};
 use crate::system::unblock_signals;
 
 /// Shells on the console, one after the other, until someone asks for the machine's end.
 pub(crate) fn shells(supervisor: &Supervisor, reporter: &Reporter) -> ! {
     loop {
-        shells_until(supervisor, reporter, &AtomicBool::new(false));
+        shells_until(supervisor, reporter, &AtomicBool::new(false), None);
     }
 }
 
-/// The same until the appliance says that the boot is to go on. It is asked every so often.
+/// A boot that failed, reachable as its profile says, until somebody ends it: on the node, or from the appliance.
+pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings, cause: &str) -> ! {
+    if settings.on_failure == Rescue::Off {
+        say!("this node has no rescue: it boots again in {} s", AGAIN.as_secs());
+        let again = Instant::now() + AGAIN;
+        loop {
+            match supervisor.next(Some(again)) {
+                Happening::Ended(..) => {}
+                Happening::Timeout => power::end(Power::Reboot, supervisor, reporter),
+                Happening::Asked(power) => power::end(power, supervisor, reporter),
+            }
+        }
+    }
+    say!("`bridgehead release {}` on the appliance boots it again", settings.name);
+    let message = format!("The boot of {} failed: {cause}", settings.name);
+    stay(supervisor, reporter, settings, "/node/failed", &message);
+    power::end(Power::Reboot, supervisor, reporter)
+}
+
+/// How long a failed boot lasts that nobody can look into.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// A boot that somebody wants to look into, until the appliance says that it is to go on.
 pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings) {
-    let release = format!("`bridgehead release {}` on the appliance lets it go on", settings.name);
-    say!("this boot is held; {release}");
+    let name = &settings.name;
+    say!("this boot is held; `bridgehead release {name}` on the appliance lets it go on");
+    let message = format!("The boot of {name} is held.");
+    stay(supervisor, reporter, settings, "/node/held", &message);
+    say!("the boot goes on");
+}
+
+/// Shells until the appliance answers that it is enough. It is asked every so often, and told how to get in.
+fn stay(
+    supervisor: &Supervisor,
+    reporter: &Reporter,
+    settings: &Settings,
+    path: &'static str,
+    message: &str,
+) {
+    let ssh = (settings.on_failure == Rescue::Ssh).then(|| Ssh::start(message));
+    let ssh = ssh.and_then(|started| started.inspect_err(|e| say!("there is no way in by SSH: {e}")).ok());
     let released = Arc::new(AtomicBool::new(false));
     if let Some(appliance) = settings.appliance.clone() {
         let (mac, done) = (settings.mac.clone(), Arc::clone(&released));
+        let way_in = ssh.as_ref().map(|ssh| (ssh.host_key.clone(), ssh.logged_in()));
         let ask = move || {
-            let body = serde_json::json!({ "mac": mac }).to_string();
-            while !matches!(appliance.post("/node/held", body.as_bytes()), Ok(204)) {
+            loop {
+                let mut body = serde_json::json!({ "mac": mac });
+                if let Some((host_key, logged_in)) = &way_in {
+                    body["host-key"] = host_key.as_str().into();
+                    body["logged-in"] = logged_in.load(Ordering::Acquire).into();
+                }
+                if let Ok(204) = appliance.post(path, body.to_string().as_bytes()) {
+                    done.store(true, Ordering::Release);
+                    return;
+                }
                 std::thread::sleep(ASK_EVERY);
             }
-            done.store(true, Ordering::Release);
         };
-        if let Err(e) = std::thread::Builder::new().name("held".into()).spawn(ask) {
+        if let Err(e) = std::thread::Builder::new().name("rescue".into()).spawn(ask) {
             say!("the appliance can't let it go on: {e}");
         }
     }
-    shells_until(supervisor, reporter, &released);
-    say!("the boot goes on");
+    shells_until(supervisor, reporter, &released, Some(Renewal::new(settings)));
+    if let Some(ssh) = ssh {
+        ssh.stop();
+    }
 }
 
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How often a shell is left to see whether it is still wanted.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-fn shells_until(supervisor: &Supervisor, reporter: &Reporter, done: &AtomicBool) {
+fn shells_until(
+    supervisor: &Supervisor,
+    reporter: &Reporter,
+    done: &AtomicBool,
+    mut renewal: Option<Renewal>,
+) {
     loop {
         say!("a shell on the console; `reboot -f` or `poweroff -f` ends the machine");
         let shell = unblock_signals(&mut shell()).spawn();
@@ -74,7 +128,8 @@ fn shells_until(supervisor: &Supervisor, reporter: &Reporter, done: &AtomicBool)
                     running = None;
                     again = Some(Instant::now() + Duration::from_secs(1));
                 }
-                Happening::Ended(..) | Happening::Timeout => {}
+                Happening::Ended(pid, _) => renewal.iter_mut().for_each(|r| r.ended(pid)),
+                Happening::Timeout => renewal.iter_mut().for_each(Renewal::start),
                 Happening::Asked(power) => power::end(power, supervisor, reporter),
             }
         }

@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) on_exit: OnExit,
     /// How often in a row a workload is started again, where that is wanted; none means for ever.
     pub(crate) restarts: Option<u32>,
+    /// How a node whose boot failed can be reached.
+    pub(crate) on_failure: Rescue,
     /// Whether the appliance is told what the workload says.
     pub(crate) logs: bool,
     /// The digest that the image must have.
@@ -37,6 +39,16 @@ pub(crate) struct Stage2 {
     /// Hexadecimal.
     pub(crate) sha256: String,
     pub(crate) size: u64,
+}
+
+/// What becomes of a boot that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rescue {
+    /// Shells on the console, and one by SSH.
+    Ssh,
+    Console,
+    /// None: it boots again.
+    Off,
 }
 
 /// What the node does when its workload's first process ends.
@@ -106,6 +118,8 @@ impl Settings {
             on_exit: optional(get("on-exit"), "on-exit", "poweroff, reboot, restart or stay", on_exit)?
                 .unwrap_or(OnExit::PowerOff),
             restarts: optional(get("restarts"), "restarts", "a number", |v| v.parse().ok())?,
+            on_failure: optional(get("on-failure"), "on-failure", "ssh, console or off", rescue)?
+                .unwrap_or(Rescue::Console),
             logs: optional(get("logs"), "logs", "on or off", on_off)?.unwrap_or(true),
             digest: get("digest"),
             stage2: optional(get("stage2"), "stage2", "sha256:DIGITS,BYTES", stage2)?,
@@ -151,6 +165,15 @@ fn stage2(value: &str) -> Option<Stage2> {
     let digits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     let size = size.parse().ok().filter(|size| *size > 0)?;
     (sha256.len() == 64 && sha256.bytes().all(digits)).then(|| Stage2 { sha256: sha256.to_owned(), size })
+}
+
+fn rescue(value: &str) -> Option<Rescue> {
+    match value {
+        "ssh" => Some(Rescue::Ssh),
+        "console" => Some(Rescue::Console),
+        "off" => Some(Rescue::Off),
+        _ => None,
+    }
 }
 
 fn on_off(value: &str) -> Option<bool> {
@@ -200,7 +223,7 @@ mod tests {
 
     const LINE: &str = "BOOT_IMAGE=x console=ttyS0 bridgehead.url=http://10.77.0.1 bridgehead.mac=52:54:00:77:00:0A \
         bridgehead.address=10.77.0.100/24 bridgehead.router= bridgehead.dns=10.77.0.1,1.1.1.1 \"bridgehead.name=n 1\" \
-        bridgehead.on-exit=stay bridgehead.restarts=3 bridgehead.logs=off bridgehead.digest=sha256:abc bridgehead.lease=3600 \
+        bridgehead.on-exit=stay bridgehead.restarts=3 bridgehead.on-failure=ssh bridgehead.logs=off bridgehead.digest=sha256:abc bridgehead.lease=3600 \
         bridgehead.stage2=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef,4096";
 
     #[test]
@@ -218,6 +241,7 @@ mod tests {
                 name: "n 1".into(),
                 on_exit: OnExit::Stay,
                 restarts: Some(3),
+                on_failure: Rescue::Ssh,
                 logs: false,
                 digest: Some("sha256:abc".into()),
                 stage2: Some(Stage2 { sha256: "0123456789abcdef".repeat(4), size: 4096 }),

@@ -12,6 +12,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Seek as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount as mount_at};
@@ -22,6 +23,7 @@ use crate::fetch::{self, FetchError, Fetched, Remote};
 use crate::modules::{LoadError, Modules};
 use crate::say;
 use crate::settings::Stage2;
+use crate::steps::Steps;
 use crate::system;
 
 /// Where the image's root is, whichever way it came.
@@ -56,17 +58,34 @@ pub(crate) enum Stage2Error {
 /// What is left for the workload and the kernel's page cache, at the least.
 const WORKING: u64 = 32 << 20;
 
-/// Brings the image to [`ROOT`].
-pub(crate) fn mount(wanted: &Stage2, appliance: Option<&Appliance>) -> Result<Came, Stage2Error> {
-    let mut modules = Modules::open(Path::new("/")).ok();
-    for module in ["loop", "squashfs", "overlay"] {
-        match modules.as_mut().map(|modules| modules.load_by_alias(module)) {
-            // Built in, or mounting will say what is missing.
-            None | Some(Ok(()) | Err(LoadError::Unknown(_))) => {}
-            Some(Err(error)) => say!("{error}"),
+/// Loads what mounting takes, and the drivers of disks, while the network comes up: a SATA controller takes a second to
+/// find that nothing is there.
+pub(crate) fn prepare() -> JoinHandle<Option<Modules>> {
+    std::thread::spawn(|| {
+        let mut modules = Modules::open(Path::new("/")).ok()?;
+        for module in ["loop", "squashfs", "overlay"] {
+            match modules.load_by_alias(module) {
+                // Built in, or mounting will say what is missing.
+                Ok(()) | Err(LoadError::Unknown(_)) => {}
+                Err(error) => say!("{error}"),
+            }
         }
-    }
+        modules.load_for_disks();
+        Some(modules)
+    })
+}
+
+/// Brings the image to [`ROOT`].
+pub(crate) fn mount(
+    wanted: &Stage2,
+    appliance: Option<&Appliance>,
+    prepared: JoinHandle<Option<Modules>>,
+    steps: &mut Steps,
+) -> Result<Came, Stage2Error> {
+    let mut modules = prepared.join().unwrap_or_default();
+    steps.done("disks");
     let (file, came) = obtain(wanted, appliance, modules.as_mut())?;
+    steps.done("image");
     let failed = |action| move |source| Stage2Error::Io { action, source };
     let device = loop_device(&file).map_err(failed("making a loop device of the image"))?;
     mount_new(device.to_str(), "/stage2/packed", "squashfs", MsFlags::MS_RDONLY, None)

@@ -24,7 +24,7 @@ pub struct Boot {
     pub digest: String,
     events: Receiver<Event>,
     _follow: Process,
-    engine: Engine,
+    pub engine: Engine,
 }
 
 /// A machine on its way.

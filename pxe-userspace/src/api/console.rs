@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
-use crate::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line};
+use crate::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line, Source};
 
 /// 256 lines, as long as the kernel makes them.
 pub(super) const BODY_MAX: usize = 512 * 1024;
@@ -138,7 +138,9 @@ async fn send(
         };
         match said {
             Ok((of, line)) if of == mac => {
-                let told = last.as_ref().is_some_and(|(boot, n)| *boot == line.boot && line.number <= *n);
+                // Without a number of its own.
+                let told = line.from != Source::Netconsole
+                    && last.as_ref().is_some_and(|(boot, n)| *boot == line.boot && line.number <= *n);
                 if !told && lines.send(events::ndjson(&line)).await.is_err() {
                     return;
                 }

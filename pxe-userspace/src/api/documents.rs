@@ -104,6 +104,26 @@ pub struct Profile {
     pub problem: Option<String>,
 }
 
+/// How to get into a machine whose boot stands still.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct WayIn {
+    pub node: String,
+    #[serde(with = "crate::text::mac")]
+    pub mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    pub user: String,
+    /// Absent once it was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// The fingerprint, as ssh shows it.
+    pub host_key: String,
+    /// When the machine was last heard of.
+    #[serde(serialize_with = "crate::text::micros")]
+    pub heard: Timestamp,
+}
+
 /// What a changed configuration file changed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,15 +1,17 @@
-//! Stopping machines in stage 1, and letting them go on.
+//! Stopping machines in stage 1, and letting them go on; and those that stopped because their boot failed.
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::Deserialize;
 
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, read};
 use crate::machines::{Hold, Machine};
+use crate::stage::Stage;
 use crate::text;
 
 #[derive(Clone, Debug, Deserialize)]
@@ -47,9 +49,13 @@ pub(super) async fn release(
     State(state): State<ApiState>,
     Path(name): Path<String>,
 ) -> Result<Json<Machine>, Failure> {
-    let mac = read::find(&state.boot.machines, &name)?.mac;
+    let machine = read::find(&state.boot.machines, &name)?;
+    let mac = machine.mac;
     change(state, move |state| {
         state.boot.holds.release(mac).map_err(Failure::internal)?;
+        if machine.stage == Some(Stage::Failed) {
+            state.boot.rescues.release(mac, Timestamp::now());
+        }
         read::find(&state.boot.machines, &mac.to_string())
     })
     .await
@@ -63,23 +69,50 @@ async fn change(
     tokio::task::spawn_blocking(move || change(&state)).await.map_err(Failure::internal)?.map(Json)
 }
 
-/// The body of `POST /node/held`.
+/// The body of `POST /node/held` and `POST /node/failed`.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) struct Stopped {
     #[serde(with = "text::mac")]
     mac: Mac,
+    /// Of the SSH server, where there is one.
+    host_key: Option<String>,
+    #[serde(default)]
+    logged_in: bool,
 }
 
-/// 200 while the node is to stay where it stopped, 204 when it is to go on.
+/// A machine that is held: 200 while it is to stay where it stopped, 204 when it is to go on.
 pub(super) async fn stopped(
     State(state): State<BootState>,
     speaker: Speaker,
     body: Result<Json<Stopped>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
-    let Json(Stopped { mac }) =
-        body.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "see `POST /node/held` in docs/api.md"))?;
-    speaker.is(&state, mac)?;
+    let mac = heard(&state, &speaker, body)?.0;
     let stay = tokio::task::spawn_blocking(move || state.holds.stopped(mac)).await;
-    let stay = stay.map_err(Failure::internal)?.map_err(Failure::internal)?;
-    Ok(if stay { StatusCode::OK } else { StatusCode::NO_CONTENT })
+    Ok(answer(stay.map_err(Failure::internal)?.map_err(Failure::internal)?))
+}
+
+/// A machine whose boot failed: 200 while it is to stay so, 204 when it is to boot again.
+pub(super) async fn failed(
+    State(state): State<BootState>,
+    speaker: Speaker,
+    body: Result<Json<Stopped>, JsonRejection>,
+) -> Result<StatusCode, Failure> {
+    Ok(answer(heard(&state, &speaker, body)?.1))
+}
+
+/// Who speaks, and whether it is to stay as far as failed boots go.
+fn heard(
+    state: &BootState,
+    speaker: &Speaker,
+    body: Result<Json<Stopped>, JsonRejection>,
+) -> Result<(Mac, bool), Failure> {
+    let Json(Stopped { mac, host_key, logged_in }) =
+        body.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "see `POST /node/held` in docs/api.md"))?;
+    speaker.is(state, mac)?;
+    Ok((mac, state.rescues.stands(mac, host_key, logged_in, Timestamp::now())))
+}
+
+fn answer(stay: bool) -> StatusCode {
+    if stay { StatusCode::OK } else { StatusCode::NO_CONTENT }
 }

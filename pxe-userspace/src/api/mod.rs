@@ -22,6 +22,7 @@ mod page;
 mod range;
 mod read;
 mod report;
+mod rescue;
 mod session;
 mod storage;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use crate::files::Files;
 use crate::holds::Holds;
 use crate::image::{ImageSource, KernelList, KernelRecord, NewKernel};
 use crate::machines::Machines;
+use crate::rescue::Rescues;
 use crate::storage::Storage;
 use crate::timeline::Timeline;
 use crate::trace::{TraceError, Wanted};
@@ -96,6 +98,7 @@ pub struct BootState {
     /// What their workloads said.
     pub logs: Consoles,
     pub holds: Holds,
+    pub rescues: Rescues,
     pub storage: Storage,
     /// Bytes of files that went out over HTTP.
     pub http_sent: Arc<AtomicU64>,
@@ -118,6 +121,7 @@ pub fn boot_router(state: BootState) -> Router {
         .route("/node/session", post(session::begin).layer(DefaultBodyLimit::max(session::BODY_MAX)))
         .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route("/node/failed", post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
@@ -137,6 +141,7 @@ pub fn api_router(state: ApiState) -> Router {
         .route("/api/nodes/{name}/why", get(read::why))
         .route("/api/why", get(read::all_why))
         .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
+        .route("/api/nodes/{name}/rescue", get(rescue::way_in))
         .route("/api/nodes/{name}/console", get(console::console))
         .route("/api/nodes/{name}/logs", get(console::logs))
         .route("/api/nodes/{name}/trace", get(trace::trace))

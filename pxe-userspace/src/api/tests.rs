@@ -58,6 +58,7 @@ impl Daemon {
             consoles,
             logs,
             holds,
+            rescues: Rescues::default(),
             storage,
             http_sent: Arc::default(),
             trust: trust.clone(),

@@ -22,16 +22,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
 use crate::config::{Config, DhcpMode};
-use crate::console::Consoles;
+use crate::console::{Consoles, crash};
 use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
-use crate::files::Catalog;
+use crate::files::{Catalog, Kept};
 use crate::holds::Holds;
 use crate::image::{Images, Wanted};
 use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
+use crate::rescue::Rescues;
 use crate::storage::Storage;
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
@@ -182,17 +183,12 @@ impl Appliance {
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
         let storage = Storage::open(&config.state_dir, &database)?;
+        let rescues = Rescues::default();
         let trials = Trials::open(&database)?;
         let trust = Trust::open(&config.state_dir, &database, timeline.clone())?;
-        let catalog = Catalog::new(
-            &config,
-            images.clone(),
-            wanted.clone(),
-            machines.clone(),
-            timeline.clone(),
-            trials.clone(),
-            trust.clone(),
-        )?;
+        let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
+        let catalog =
+            Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone(), kept)?;
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
@@ -228,10 +224,18 @@ impl Appliance {
             consoles: Consoles::open(&config.state_dir.join("consoles"))?,
             logs: Consoles::open(&config.state_dir.join("logs"))?,
             holds: holds.clone(),
+            rescues: rescues.clone(),
             storage,
             http_sent: Arc::default(),
             trust: trust.clone(),
         };
+        match crash::bind(address.into()).await {
+            Ok(socket) => {
+                let consoles = boot.consoles.clone();
+                parts.spawn(crash::take(socket, machines.clone(), consoles, shutdown.clone()).map(Ok));
+            }
+            Err(error) => tracing::warn!(port = crash::PORT, %error, "what dying kernels say is not heard"),
+        }
         let connections = Connections::of_nodes();
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
@@ -242,7 +246,7 @@ impl Appliance {
         let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
         parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
-        let restarted = Restarted { connections, holds, trials: trials.clone(), trust };
+        let restarted = Restarted { connections, holds, rescues, trials: trials.clone(), trust };
         parts.spawn(forget_restarted(timeline.clone(), restarted, shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
@@ -307,6 +311,7 @@ async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> an
 struct Restarted {
     connections: Connections,
     holds: Holds,
+    rescues: Rescues,
     trials: Trials,
     trust: Trust,
 }
@@ -318,7 +323,7 @@ async fn forget_restarted(
     restarted: Restarted,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Restarted { connections, holds, trials, trust } = restarted;
+    let Restarted { connections, holds, rescues, trials, trust } = restarted;
     let mut events = timeline.subscribe();
     loop {
         let event = tokio::select! {
@@ -331,6 +336,7 @@ async fn forget_restarted(
                     connections.forget(address.into());
                 }
                 trust.restarted(mac);
+                rescues.restarted(mac);
                 if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
                     tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
                 }

@@ -25,6 +25,8 @@ pub enum Generated {
     StorageTools,
     /// What this machine alone is told, for one boot.
     Node(Mac),
+    /// dropbear, for shells over SSH.
+    RescueTools,
     /// Part of an image, by the digest that names it.
     Image { digest: String, part: ImagePart },
 }
@@ -71,6 +73,9 @@ impl Generated {
         if let Some(mac) = rest.strip_prefix("node/") {
             return mac.parse().ok().map(Self::Node);
         }
+        if rest == "rescue/tools" {
+            return Some(Self::RescueTools);
+        }
         let (digest, name) = rest.split_once('/')?;
         let part = ImagePart::ALL.into_iter().find(|p| p.name() == name)?;
         let is_digest = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
@@ -87,6 +92,7 @@ impl fmt::Display for Generated {
             Self::IpxeScript(mac) => write!(f, "boot/ipxe/{mac}.ipxe"),
             Self::StorageTools => f.write_str("boot/storage/tools"),
             Self::Node(mac) => write!(f, "boot/node/{mac}"),
+            Self::RescueTools => f.write_str("boot/rescue/tools"),
             Self::Image { digest, part } => write!(f, "boot/{digest}/{}", part.name()),
         }
     }

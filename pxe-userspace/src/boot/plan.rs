@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::paths::{Generated, ImagePart};
-use crate::config::{Config, OnExit, Profile, Stages};
+use crate::config::{Config, OnExit, Profile, Rescue, Stages};
 use crate::image::{ImageRecord, KernelRecord, ModuleError, Stored};
 use crate::machines::Machine;
 
@@ -239,6 +239,7 @@ pub fn image(
     profile: &Profile,
     reference: &str,
     facts: &ImageFacts,
+    rescue: Rescue,
     appliance: &Appliance,
 ) -> Result<Plan, Refusal> {
     let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
@@ -250,6 +251,11 @@ pub fn image(
     settings.push(format!("bridgehead.digest={}", facts.digest));
     settings.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
     settings.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
+    match rescue {
+        Rescue::Ssh => settings.push("bridgehead.on-failure=ssh".to_owned()),
+        Rescue::Console => {}
+        Rescue::Off => settings.push("bridgehead.on-failure=off".to_owned()),
+    }
     if !profile.logs {
         settings.push("bridgehead.logs=off".to_owned());
     }

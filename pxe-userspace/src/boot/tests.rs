@@ -5,7 +5,7 @@ use pxe_common::Mac;
 
 use super::paths::{GRUB_BIOS, Generated, ImagePart};
 use super::*;
-use crate::config::{OnExit, Profile, Source, Stages};
+use crate::config::{OnExit, Profile, Rescue, Source, Stages};
 use crate::machines::Machine;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
@@ -29,6 +29,7 @@ fn profile(cmdline: &str) -> Profile {
         cmdline: cmdline.into(),
         on_exit: OnExit::PowerOff,
         restarts: None,
+        rescue: Rescue::Console,
         logs: true,
         stages: Stages::Auto,
         storage: None,
@@ -57,7 +58,15 @@ fn facts(unpacked: u64) -> ImageFacts {
 }
 
 fn plan_with(memory: Option<u64>, cmdline: &str, unpacked: u64) -> Result<Plan, Refusal> {
-    plan::image(&machine(), memory, &profile(cmdline), "hello-metal:latest", &facts(unpacked), &appliance())
+    plan::image(
+        &machine(),
+        memory,
+        &profile(cmdline),
+        "hello-metal:latest",
+        &facts(unpacked),
+        Rescue::Console,
+        &appliance(),
+    )
 }
 
 #[test]
@@ -94,6 +103,19 @@ fn the_command_line_says_who_the_node_is() {
 }
 
 #[test]
+fn what_the_profile_wants_of_the_init_is_on_the_command_line() {
+    let profile = Profile { restarts: Some(3), logs: false, ..profile("") };
+    let facts = facts(1 << 20);
+    let cmdline =
+        |rescue| plan::image(&machine(), None, &profile, "x", &facts, rescue, &appliance()).unwrap().cmdline;
+    let ssh = cmdline(Rescue::Ssh);
+    for word in ["bridgehead.restarts=3", "bridgehead.logs=off", "bridgehead.on-failure=ssh"] {
+        assert!(ssh.iter().any(|w| w == word), "{ssh:?}");
+    }
+    assert!(cmdline(Rescue::Off).contains(&"bridgehead.on-failure=off".to_owned()));
+}
+
+#[test]
 fn an_image_that_does_not_fit_is_refused_in_words() {
     assert!(plan_with(Some(512 << 20), "", 100 << 20).is_ok());
     let refusal = plan_with(Some(512 << 20), "", 300 << 20).unwrap_err();
@@ -113,7 +135,9 @@ fn the_memory_rule_agrees_with_what_was_seen() {
         rootfs: Part { sha256: DIGEST.into(), len: 121 << 20, unpacked: 130 << 20 },
         ..facts(142 << 20)
     };
-    let plan = |memory| plan::image(&machine(), Some(memory), &profile(""), "x", &facts, &appliance());
+    let plan = |memory| {
+        plan::image(&machine(), Some(memory), &profile(""), "x", &facts, Rescue::Console, &appliance())
+    };
     assert!(plan(512 << 20).is_ok());
     assert!(plan(448 << 20).is_err());
 }
@@ -127,7 +151,7 @@ fn two_stages(unpacked: u64) -> ImageFacts {
 
 fn staged(stages: Stages, memory: Option<u64>, facts: &ImageFacts) -> Result<Plan, Refusal> {
     let profile = Profile { stages, ..profile("") };
-    plan::image(&machine(), memory, &profile, "hello-metal:latest", facts, &appliance())
+    plan::image(&machine(), memory, &profile, "hello-metal:latest", facts, Rescue::Console, &appliance())
 }
 
 #[test]
@@ -195,6 +219,7 @@ fn paths_read_back_and_nothing_else_does() {
         Generated::IpxeScript(MAC),
         Generated::StorageTools,
         Generated::Node(MAC),
+        Generated::RescueTools,
         Generated::Image { digest: DIGEST.into(), part: ImagePart::Rootfs },
     ] {
         assert_eq!(Generated::parse(&path.to_string()), Some(path));

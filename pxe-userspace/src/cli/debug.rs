@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{AskError, Client, Reading};
-use crate::console::Line;
+use crate::console::{Line, Source};
 use crate::text::percent;
 
 #[derive(Debug, Args)]
@@ -46,7 +46,10 @@ pub struct Spoken {
 
 /// Each line with the kernel's time, as `dmesg` has it.
 pub(super) fn console(console: Spoken, out: &mut dyn Write) -> Result<(), AskError> {
-    spoken(console, "console", out, |line, out| writeln!(out, "[{:12.6}] {}", line.uptime, line.text))
+    spoken(console, "console", out, |line, out| {
+        let dying = if line.from == Source::Netconsole { "crash: " } else { "" };
+        writeln!(out, "[{:12.6}] {dying}{}", line.uptime, line.text)
+    })
 }
 
 /// What the workload wrote and nothing else; an unfinished line stays one.

@@ -147,8 +147,18 @@ pub enum Ask {
         #[command(flatten)]
         reading: Reading,
     },
-    /// Let a held machine go on with its boot, within seconds.
+    /// Let a held machine go on with its boot, or one whose boot failed boot again, within seconds.
     Release {
+        #[arg(value_name = "NAME|MAC")]
+        node: String,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// How to log in to a machine whose boot failed or is held: address, password, host key.
+    ///
+    /// Where its profile or node says rescue = "ssh". The password is of this boot and good for one login. Compare
+    /// the host key's fingerprint with what ssh shows. `bridgehead release` boots the machine again.
+    Rescue {
         #[arg(value_name = "NAME|MAC")]
         node: String,
         #[command(flatten)]
@@ -157,7 +167,8 @@ pub enum Ask {
     /// What a machine's kernel and stage 1 said on its console, in its last boot.
     ///
     /// From the kernel's first line on, as soon as stage 1 has a network. The last boots are kept, also
-    /// through restarts of the daemon. Control characters are shown as `^[` and the like.
+    /// through restarts of the daemon. Control characters are shown as `^[` and the like. `crash:` marks what a
+    /// dying kernel sent by itself.
     Console(debug::Spoken),
     /// What a machine's workload writes to its standard outputs, in its last boot.
     ///
@@ -292,6 +303,10 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             let path = format!("/api/nodes/{}/hold", percent(&node, ""));
             let machine: Machine = client.document(client.delete(&path)?)?;
             print(&reading, &machine, out, |machine| show::nodes(std::slice::from_ref(machine)))
+        }
+        Ask::Rescue { node, reading } => {
+            let path = format!("/api/nodes/{}/rescue", percent(&node, ""));
+            read(&reading, &path, out, show::way_in)
         }
         Ask::Console(what) => debug::console(what, out),
         Ask::Logs(what) => debug::logs(what, out),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::table::{or_dash, size, table};
 use crate::api::documents::{
-    Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload,
+    Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, WayIn, Workload,
 };
 use crate::diagnosis::{Cause, Evidence, Why};
 use crate::image::KernelList;
@@ -54,6 +54,20 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
         .collect();
     let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "STAGES", "FIRMWARE"];
     table(heads, &rows, "no machine was seen or declared")
+}
+
+pub(super) fn way_in(way_in: WayIn) -> String {
+    let WayIn { node, address, user, password, host_key, heard, .. } = way_in;
+    let at = address.map_or_else(|| "an address that was given up".to_owned(), |a| a.to_string());
+    format!(
+        "{node} waits in stage 1, heard of at {}\n\n  \
+         ssh {user}@{at}\n  \
+         password  {}\n  \
+         host key  {host_key}\n\n\
+         `bridgehead release {node}` ends it.\n",
+        time(heard),
+        password.as_deref().unwrap_or("was used, and is worth nothing any more")
+    )
 }
 
 fn stage(machine: &Machine) -> String {

@@ -54,6 +54,7 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
             on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
             restarts: table.restarts.as_ref().map(|r| *r.get_ref()),
+            rescue: table.rescue.as_ref().map(|r| *r.get_ref()).unwrap_or_default(),
             logs: table.logs.as_ref().is_none_or(|l| *l.get_ref()),
             stages: table.stages.as_ref().map(|s| *s.get_ref()).unwrap_or_default(),
             storage: table.storage.as_ref().map(|s| s.get_ref().clone()),
@@ -127,17 +128,16 @@ fn source(
                     "set [files] root",
                 );
             }
-            if let Some(on_exit) = &table.on_exit {
+            let of_init = [
+                ("on-exit", table.on_exit.as_ref().map(Spanned::span)),
+                ("logs", table.logs.as_ref().map(Spanned::span)),
+                ("rescue", table.rescue.as_ref().map(Spanned::span)),
+            ];
+            for (key, span) in of_init {
+                let Some(span) = span else { continue };
                 findings.add(
-                    on_exit.span(),
-                    "`on-exit` works through the init that an image's initrd has",
-                    "remove it, or give `image` in place of `kernel`",
-                );
-            }
-            if let Some(logs) = &table.logs {
-                findings.add(
-                    logs.span(),
-                    "`logs` works through the init that an image's initrd has",
+                    span,
+                    format!("`{key}` works through the init that an image's initrd has"),
                     "remove it, or give `image` in place of `kernel`",
                 );
             }
@@ -235,7 +235,7 @@ pub(super) fn nodes(
     findings: &mut Findings<'_>,
 ) -> Vec<Node> {
     let mut nodes: Vec<Node> = Vec::new();
-    for NodeTable { name, mac, address, profile, memory } in &raw.nodes {
+    for NodeTable { name, mac, address, profile, rescue, memory } in &raw.nodes {
         if !is_host_label(name.get_ref()) {
             findings.add(
                 name.span(),
@@ -284,6 +284,7 @@ pub(super) fn nodes(
             mac: parsed,
             address: address.as_ref().map(|a| *a.get_ref()),
             profile: profile.as_ref().map(|p| p.get_ref().clone()),
+            rescue: *rescue,
             memory,
         });
     }
@@ -304,6 +305,7 @@ pub(super) fn workloads(
         ((67, Protocol::Udp), "DHCP".to_owned()),
         ((69, Protocol::Udp), "TFTP".to_owned()),
         ((4011, Protocol::Udp), "PXE".to_owned()),
+        ((6666, Protocol::Udp), "netconsole".to_owned()),
     ]);
     let mut workloads: Vec<Workload> = Vec::new();
     for table in &raw.workloads {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::storage::StorageTable;
-use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Restart, Stages, Unknown};
+use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Rescue, Restart, Stages, Unknown};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -148,6 +148,7 @@ pub(super) struct ProfileTable {
     pub(super) cmdline: Option<Spanned<String>>,
     pub(super) on_exit: Option<Spanned<OnExit>>,
     pub(super) restarts: Option<Spanned<u32>>,
+    pub(super) rescue: Option<Spanned<Rescue>>,
     pub(super) logs: Option<Spanned<bool>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
@@ -162,6 +163,7 @@ pub(super) struct NodeTable {
     pub(super) mac: Spanned<String>,
     pub(super) address: Option<Spanned<Ipv4Addr>>,
     pub(super) profile: Option<Spanned<String>>,
+    pub(super) rescue: Option<Rescue>,
     pub(super) memory: Option<Spanned<String>>,
 }
 

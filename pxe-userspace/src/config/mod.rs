@@ -187,6 +187,8 @@ pub struct Profile {
     pub on_exit: OnExit,
     /// How often in a row `on-exit = "restart"` starts the workload again; none means for ever.
     pub restarts: Option<u32>,
+    /// How a machine whose boot failed can be reached.
+    pub rescue: Rescue,
     /// Whether what the workload says is kept here, too.
     pub logs: bool,
     /// Whether an image comes as an initrd or is fetched by pxe-init.
@@ -230,6 +232,17 @@ pub enum OnExit {
     Stay,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rescue {
+    /// A shell on its console, and one by SSH.
+    Ssh,
+    #[default]
+    Console,
+    /// Not at all: it boots again.
+    Off,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub name: String,
@@ -237,6 +250,8 @@ pub struct Node {
     /// A reservation. May lie outside the dynamic range.
     pub address: Option<Ipv4Addr>,
     pub profile: Option<String>,
+    /// In place of the profile's.
+    pub rescue: Option<Rescue>,
     /// The machine's memory in bytes, for the check that what it is sent fits.
     pub memory: Option<u64>,
 }
@@ -293,6 +308,11 @@ impl Config {
     /// The storage plan of a profile's machines.
     pub fn storage_of(&self, profile: &Profile) -> Option<&StoragePlan> {
         self.storage.iter().find(|plan| Some(&plan.name) == profile.storage.as_ref())
+    }
+
+    /// How a machine can be reached after a boot of this profile failed.
+    pub fn rescue_of(&self, mac: Mac, profile: &Profile) -> Rescue {
+        self.node(mac).and_then(|node| node.rescue).unwrap_or(profile.rescue)
     }
 
     /// The profile that a machine boots: its own, else the default one; none for unknown

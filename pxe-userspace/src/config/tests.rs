@@ -187,6 +187,14 @@ fn each_fault_is_named_with_its_place() {
             "works through the init",
         ),
         ("on-exit = \"stay\"", "on-exit = \"sty\"", "26:11", "did you mean `stay`?"),
+        ("on-exit = \"stay\"", "restarts = 3", "26:12", "set on-exit = \"restart\""),
+        ("on-exit = \"stay\"", "rescue = \"shh\"", "26:10", "did you mean `ssh`?"),
+        (
+            "kernel = \"debian/vmlinuz\"",
+            "kernel = \"debian/vmlinuz\"\nlogs = false",
+            "32:8",
+            "`logs` works through the init",
+        ),
         ("stages  = \"two\"", "stages = \"tow\"", "27:10", "did you mean `two`?"),
         (
             "kernel = \"debian/vmlinuz\"",

@@ -4,6 +4,7 @@
 //! Nodes write it, so it is bounded (a boot, a machine, all of them), and what would do something to
 //! a terminal is made visible before it is kept: whoever reads it, however, reads text.
 
+pub mod crash;
 mod store;
 
 use std::path::Path;
@@ -29,6 +30,8 @@ pub enum Source {
     Kernel,
     Stage1,
     Workload,
+    /// The kernel while it died, by itself.
+    Netconsole,
 }
 
 /// A line of a console, as stored and as `bridgehead console --json` prints it.
@@ -101,20 +104,26 @@ impl Consoles {
     /// kept again.
     pub fn append(&self, batch: Batch, now: Timestamp) -> Result<(), ConsoleError> {
         let Batch { mac, boot, first, uptime, lines } = batch;
-        let lines = lines.into_iter().zip(0..).map(|(said, n)| Line {
-            boot: boot.clone(),
-            number: first.saturating_add(n),
-            time: before(now, uptime - said.uptime),
-            uptime: if said.uptime.is_finite() { said.uptime } else { 0.0 },
-            from: said.from,
-            level: said.level,
-            partial: said.partial,
-            text: visible(&said.text),
+        let lines = lines.into_iter().zip(0..).map(|(said, n)| {
+            let time = before(now, uptime - said.uptime);
+            line(boot.clone(), first.saturating_add(n), time, said)
         });
         // Held until they are told, so that they are told in order.
         let mut store = self.0.store.lock().unwrap_or_else(PoisonError::into_inner);
         for line in store.append(mac, &boot, first, lines.collect(), now)? {
             // Nobody listening is nobody interested.
+            let _ = self.0.live.send((mac, line));
+        }
+        Ok(())
+    }
+
+    /// Keeps what has no number, in the boot that the machine is in: as often as it comes. What comes of a machine
+    /// that was not heard of before is of no boot, and dropped.
+    pub fn add(&self, mac: Mac, said: Said, now: Timestamp) -> Result<(), ConsoleError> {
+        let mut store = self.0.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((boot, number)) = store.last(mac, now)? {
+            let line = line(boot, number, now, said);
+            store.add(mac, &line)?;
             let _ = self.0.live.send((mac, line));
         }
         Ok(())
@@ -128,6 +137,19 @@ impl Consoles {
     /// Lines from now on, of all machines.
     pub fn follow(&self) -> broadcast::Receiver<(Mac, Line)> {
         self.0.live.subscribe()
+    }
+}
+
+fn line(boot: String, number: u64, time: Timestamp, said: Said) -> Line {
+    Line {
+        boot,
+        number,
+        time,
+        uptime: if said.uptime.is_finite() { said.uptime } else { 0.0 },
+        from: said.from,
+        level: said.level,
+        partial: said.partial,
+        text: visible(&said.text),
     }
 }
 

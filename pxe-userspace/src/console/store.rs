@@ -78,14 +78,40 @@ impl Store {
         let known = current.next.saturating_sub(first).min(lines.len() as u64) as usize;
         let new = &lines[known..];
         let Some(last) = new.last() else { return Ok(Vec::new()) };
+        current.next = last.number.saturating_add(1);
+        let new = new.to_vec();
+        self.write(mac, &new)?;
+        Ok(new)
+    }
+
+    /// The boot that the machine is in, and its last line's number. None when there is none.
+    pub(super) fn last(&mut self, mac: Mac, now: Timestamp) -> Result<Option<(String, u64)>, ConsoleError> {
+        if !self.current.contains_key(&mac) {
+            let boots = boots(&self.machine(mac))?;
+            let boot = boots.last().and_then(|path| path.file_name()?.to_str()?.split_once('-'));
+            let Some((_, boot)) = boot else { return Ok(None) };
+            let boot = boot.to_owned();
+            let current = self.begin(mac, &boot, now)?;
+            self.current.insert(mac, current);
+        }
+        let current = &self.current[&mac];
+        Ok(Some((current.boot.clone(), current.next.saturating_sub(1))))
+    }
+
+    /// Keeps a line of the machine's boot, whatever its number.
+    pub(super) fn add(&mut self, mac: Mac, line: &Line) -> Result<(), ConsoleError> {
+        self.write(mac, std::slice::from_ref(line))
+    }
+
+    fn write(&mut self, mac: Mac, lines: &[Line]) -> Result<(), ConsoleError> {
+        let Some(current) = self.current.get_mut(&mac) else { return Ok(()) };
         let mut text = Vec::new();
-        for line in new {
+        for line in lines {
             serde_json::to_writer(&mut text, line).expect("a line has only text keys");
             text.push(b'\n');
         }
         let file = File::options().create(true).append(true).open(&current.path);
         file.and_then(|mut file| file.write_all(&text)).map_err(at(&current.path))?;
-        current.next = last.number.saturating_add(1);
         current.bytes += text.len() as u64;
         self.bytes += text.len() as u64;
         if current.bytes > BOOT_MAX {
@@ -93,7 +119,7 @@ impl Store {
             current.bytes = shorten(&current.path).map_err(at(&current.path))?;
             self.bytes = self.bytes.saturating_sub(before) + current.bytes;
         }
-        Ok(new.to_vec())
+        Ok(())
     }
 
     pub(super) fn read(&self, mac: Mac, back: usize) -> Result<Option<Vec<Line>>, ConsoleError> {

@@ -91,3 +91,28 @@ fn what_nodes_write_is_harmless() {
     consoles.append(batch(boot(2), 0, &["fine"]), at(11)).unwrap();
     assert_eq!(texts(&consoles, 0).unwrap(), ["fine"]);
 }
+
+#[test]
+fn what_a_dying_kernel_says_is_kept_beside_the_numbered_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let consoles = Consoles::open(dir.path()).unwrap();
+    let crash = |text: &str| {
+        let (from, text) = (Source::Netconsole, text.to_owned());
+        Said { uptime: 9.0, from, level: Some(0), partial: false, text }
+    };
+    consoles.add(MAC, crash("of no boot"), at(9)).unwrap();
+    assert_eq!(texts(&consoles, 0), None);
+    consoles.append(batch(boot(1), 0, &["a", "b"]), at(10)).unwrap();
+    consoles.add(MAC, crash("Oops: 0000"), at(11)).unwrap();
+    // It lives on, and so do its numbers, also with the next daemon.
+    consoles.append(batch(boot(1), 2, &["c"]), at(12)).unwrap();
+    drop(consoles);
+    let consoles = Consoles::open(dir.path()).unwrap();
+    let mut live = consoles.follow();
+    consoles.add(MAC, crash("\u{1b}Kernel panic"), at(13)).unwrap();
+    consoles.append(batch(boot(1), 3, &["d"]), at(14)).unwrap();
+    assert_eq!(texts(&consoles, 0).unwrap(), ["a", "b", "Oops: 0000", "c", "^[Kernel panic", "d"]);
+    assert_eq!(live.try_recv().unwrap().1.from, Source::Netconsole);
+    let numbers: Vec<u64> = consoles.read(MAC, 0).unwrap().unwrap().iter().map(|line| line.number).collect();
+    assert_eq!(numbers, [0, 1, 1, 2, 2, 3]);
+}

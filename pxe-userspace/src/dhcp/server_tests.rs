@@ -61,6 +61,7 @@ fn config() -> Config {
             cmdline: String::new(),
             on_exit: config::OnExit::PowerOff,
             restarts: None,
+            rescue: config::Rescue::Console,
             logs: true,
             stages: config::Stages::Auto,
             storage: None,
@@ -72,7 +73,7 @@ fn config() -> Config {
 }
 
 fn node(mac: Mac, address: Option<Ipv4Addr>) -> config::Node {
-    config::Node { name: "n1".into(), mac, address, profile: None, memory: None }
+    config::Node { name: "n1".into(), mac, address, profile: None, rescue: None, memory: None }
 }
 
 /// A request as dhcproto writes it.

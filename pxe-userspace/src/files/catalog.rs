@@ -12,10 +12,11 @@ use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
 use crate::boot::paths::{Generated, ImagePart};
 use crate::boot::{Appliance, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
-use crate::config::{Config, Profile, Source};
+use crate::config::{Config, Profile, Rescue, Source};
 use crate::diagnosis::{Note, Planned};
 use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, archive};
 use crate::machines::{Machine, Machines};
+use crate::rescue::Rescues;
 use crate::storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
 use crate::trials::Trials;
@@ -29,8 +30,16 @@ pub struct Catalog {
     wanted: Wanted,
     machines: Machines,
     timeline: Timeline,
+    rescues: Rescues,
     trials: Trials,
     trust: Trust,
+}
+
+/// What is kept of each machine's boots, beside where they stand.
+pub struct Kept {
+    pub rescues: Rescues,
+    pub trials: Trials,
+    pub trust: Trust,
 }
 
 /// What a reload replaces, all at once.
@@ -54,11 +63,11 @@ impl Catalog {
         wanted: Wanted,
         machines: Machines,
         timeline: Timeline,
-        trials: Trials,
-        trust: Trust,
+        kept: Kept,
     ) -> Result<Self, RootError> {
+        let Kept { rescues, trials, trust } = kept;
         let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline, trials, trust })
+        Ok(Self { served, images, wanted, machines, timeline, rescues, trials, trust })
     }
 
     /// Goes on with another configuration. What is being sent stays as it was opened.
@@ -86,11 +95,8 @@ impl Catalog {
                 })?;
                 Ok(Opened { blob, stage: Some(Stage::Loader) })
             }
-            Generated::StorageTools => {
-                let path = config.boot.assets.join(STORAGE_TOOLS);
-                let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
-                Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
-            }
+            Generated::StorageTools => tools_initrd(&config.boot.assets, STORAGE),
+            Generated::RescueTools => tools_initrd(&config.boot.assets, RESCUE),
             Generated::Node(_) => {
                 Err(OpenError::Forbidden("it has a secret of one machine's, and is sent by HTTP only".into()))
             }
@@ -205,12 +211,30 @@ impl Catalog {
         let kernel = self.kernel(profile, &image.record, &mut initrds)?;
         let mut facts = ImageFacts::from(&*image.record).with(self.or_last_good(machine, kernel));
         if profile.storage.is_some() {
-            let tools = storage_tools(&config.boot.assets)?;
-            facts.stage1.len += tools.len;
-            facts.stage1.unpacked += tools.unpacked;
+            let tools = tools(&config.boot.assets, STORAGE).map_err(|error| Refusal::NoStorageTools {
+                path: config.boot.assets.join(STORAGE).display().to_string(),
+                cause: error.to_string(),
+            })?;
+            tools.add_to(&mut facts);
             initrds.push(Generated::StorageTools.to_string());
         }
-        let mut plan = plan::image(machine, memory, profile, reference, &facts, &Appliance::from(config))?;
+        let mut rescue = config.rescue_of(machine.mac, profile);
+        if rescue == Rescue::Ssh {
+            match tools(&config.boot.assets, RESCUE) {
+                Ok(tools) => {
+                    tools.add_to(&mut facts);
+                    initrds.push(Generated::RescueTools.to_string());
+                }
+                // No reason to keep a machine from booting.
+                Err(error) => {
+                    let path = config.boot.assets.join(RESCUE);
+                    tracing::warn!(path = %path.display(), %error, "no rescue by SSH: `cargo xtask setup` makes its tools");
+                    rescue = Rescue::Console;
+                }
+            }
+        }
+        let appliance = Appliance::from(config);
+        let mut plan = plan::image(machine, memory, profile, reference, &facts, rescue, &appliance)?;
         plan.initrds.extend(initrds);
         Ok(plan)
     }
@@ -318,6 +342,9 @@ impl Files for Catalog {
         let storage = storage.map(|plan| storage::document::text(plan, &machine.label()));
         let mut files = vec![("bridgehead.json", document.as_bytes())];
         files.extend(storage.as_ref().map(|text| ("storage.json", text.as_bytes())));
+        let ssh = plan.initrds.contains(&Generated::RescueTools.to_string());
+        let rescue = ssh.then(|| self.rescues.document(mac, Timestamp::now()));
+        files.extend(rescue.as_ref().map(|text| ("rescue.json", text.as_bytes())));
         archive(&files).map_err(|e| OpenError::Io(io::Error::other(e)))
     }
 
@@ -364,25 +391,33 @@ fn refused_title(machine: &Machine) -> String {
     format!("Bridgehead: {} can not boot yet", machine.label())
 }
 
-/// What set-up made for storage plans, below the assets.
-const STORAGE_TOOLS: &str = "storage/initrd";
-const STORAGE_UNPACKED: &str = "storage/unpacked";
+/// What set-up made, below the assets: `initrd`, and `unpacked`, its size in a machine's memory.
+const STORAGE: &str = "storage";
+const RESCUE: &str = "rescue";
 
 struct Tools {
     len: u64,
     unpacked: u64,
 }
 
-fn storage_tools(assets: &Path) -> Result<Tools, Refusal> {
-    let read = || {
-        let unpacked = std::fs::read_to_string(assets.join(STORAGE_UNPACKED))?;
-        let unpacked = unpacked.trim().parse().map_err(io::Error::other)?;
-        Ok(Tools { len: assets.join(STORAGE_TOOLS).metadata()?.len(), unpacked })
-    };
-    read().map_err(|error: io::Error| Refusal::NoStorageTools {
-        path: assets.join(STORAGE_TOOLS).display().to_string(),
-        cause: error.to_string(),
-    })
+impl Tools {
+    fn add_to(&self, facts: &mut ImageFacts) {
+        facts.stage1.len += self.len;
+        facts.stage1.unpacked += self.unpacked;
+    }
+}
+
+fn tools(assets: &Path, name: &str) -> io::Result<Tools> {
+    let directory = assets.join(name);
+    let unpacked = std::fs::read_to_string(directory.join("unpacked"))?;
+    let unpacked = unpacked.trim().parse().map_err(io::Error::other)?;
+    Ok(Tools { len: directory.join("initrd").metadata()?.len(), unpacked })
+}
+
+fn tools_initrd(assets: &Path, name: &str) -> Result<Opened, OpenError> {
+    let path = assets.join(name).join("initrd");
+    let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
+    Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
 }
 
 #[cfg(test)]

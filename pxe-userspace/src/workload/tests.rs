@@ -40,6 +40,7 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
             mac: pxe_common::Mac([2, 0, 0, 0, 0, 1]),
             address: Some([10, 99, 0, 199].into()),
             profile: None,
+            rescue: None,
             memory: None,
         }],
         workloads,

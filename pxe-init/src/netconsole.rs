@@ -1,0 +1,70 @@
+//! What a kernel says when it dies, when nothing sends its messages any more: netconsole sends them by itself, from
+//! within the oops, as UDP to the appliance. Everything else goes with the console's lines (`console`).
+
+use std::ffi::CString;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use crate::modules::{LoadError, Modules};
+use crate::say;
+
+/// Both ends' port: netconsole's own default for where it sends to.
+const PORT: u16 = 6666;
+
+/// Who sends, and by which interface.
+#[derive(Clone, Debug)]
+pub(crate) struct Sender {
+    pub(crate) link: String,
+    pub(crate) address: Ipv4Addr,
+}
+
+/// Loads it, once the appliance's hardware address is known: after something was sent there.
+pub(crate) fn start(sender: &Sender, appliance: Ipv4Addr) {
+    let table = fs::read_to_string("/proc/net/arp").unwrap_or_default();
+    let Some(mac) = hardware_address(&table, appliance) else {
+        say!("a crash of the kernel won't reach the appliance: it is behind a router");
+        return;
+    };
+    let Ok(parameters) = CString::new(parameters(sender, appliance, mac)) else { return };
+    let loaded = Modules::open(Path::new("/")).map(|mut m| m.load_with("netconsole", &parameters));
+    // A kernel without the module is one that does less; what it refuses is worth knowing.
+    if let Ok(Err(error @ LoadError::Refused { .. })) = loaded {
+        say!("a crash of the kernel won't reach the appliance: {error}");
+    }
+}
+
+/// Documentation/networking/netconsole.rst: `+` puts number, level and time before each message; `oops_only` leaves
+/// out what is said while nothing is wrong.
+fn parameters(Sender { link, address }: &Sender, appliance: Ipv4Addr, mac: &str) -> String {
+    format!("netconsole=+{PORT}@{address}/{link},{PORT}@{appliance}/{mac} oops_only=1")
+}
+
+/// `10.77.0.1        0x1         0x2         52:54:00:12:34:56     *        ens3`
+fn hardware_address(table: &str, of: Ipv4Addr) -> Option<&str> {
+    let row = |line: &'_ str| line.split_whitespace().next().is_some_and(|address| address.parse() == Ok(of));
+    let mac = table.lines().find(|line| row(line))?.split_whitespace().nth(3)?;
+    (mac != "00:00:00:00:00:00").then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parameters_are_netconsoles() {
+        let table = "IP address       HW type     Flags       HW address            Mask     Device\n\
+            10.77.0.10       0x1         0x2         52:54:00:00:00:01     *        ens3\n\
+            10.77.0.1        0x1         0x2         52:54:00:12:34:56     *        ens3\n\
+            10.77.0.9        0x1         0x0         00:00:00:00:00:00     *        ens3\n";
+        let appliance = Ipv4Addr::new(10, 77, 0, 1);
+        let mac = hardware_address(table, appliance).unwrap();
+        let sender = Sender { link: "ens3".into(), address: Ipv4Addr::new(10, 77, 0, 100) };
+        assert_eq!(
+            parameters(&sender, appliance, mac),
+            "netconsole=+6666@10.77.0.100/ens3,6666@10.77.0.1/52:54:00:12:34:56 oops_only=1"
+        );
+        assert_eq!(hardware_address(table, Ipv4Addr::new(10, 77, 0, 9)), None);
+        assert_eq!(hardware_address(table, Ipv4Addr::new(10, 9, 0, 1)), None);
+    }
+}

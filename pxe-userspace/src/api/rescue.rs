@@ -1,0 +1,33 @@
+//! The way into a machine whose boot stands still. This answer is the only place that has its password.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::documents::WayIn;
+use super::{ApiState, Failure, Kind, read};
+
+pub(super) async fn way_in(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+) -> Result<impl IntoResponse, Failure> {
+    let machine = read::find(&state.boot.machines, &name)?;
+    let label = machine.label();
+    let Some(rescue) = state.boot.rescues.way_in(machine.mac) else {
+        let error = format!("no SSH server of {label} was heard of");
+        let hint = "a boot that failed or is held has one where the profile or node says rescue = \"ssh\"; \
+                    this daemon knows those since it started";
+        return Err(Failure::new(Kind::NotFound, error, hint));
+    };
+    let document = WayIn {
+        node: label,
+        mac: machine.mac,
+        address: machine.address,
+        user: "root".to_owned(),
+        password: rescue.password,
+        host_key: rescue.stands.host_key,
+        heard: rescue.stands.heard,
+    };
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(document)))
+}
