@@ -10,6 +10,7 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
+use crate::engine::{self, EngineError};
 use crate::handover::{self, HandoverError};
 use crate::health::{Change, Health};
 use crate::image::{Image, ImageError};
@@ -60,6 +61,8 @@ enum BootError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -115,6 +118,9 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         reporter.reached(Stage::Image, mounted);
     }
 
+    if settings.engine {
+        engine::enroll(&image, &settings)?;
+    }
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
         return Ok(handover::hand_over(&image, &extra(&settings, &address, digest), reporter)?);
@@ -222,7 +228,12 @@ impl Node<'_> {
         let description = &self.image.description;
         let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
-        self.reporter.reached(Stage::Workload, &description.reference);
+        if self.settings.engine {
+            // The appliance knows when the workloads run in it.
+            self.reporter.reached(Stage::Image, "its Docker engine starts");
+        } else {
+            self.reporter.reached(Stage::Workload, &description.reference);
+        }
         Ok(pid)
     }
 

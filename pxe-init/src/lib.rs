@@ -12,6 +12,7 @@ pub mod delta;
 
 mod account;
 mod cache;
+mod engine;
 mod fetch;
 mod handover;
 pub mod health;

@@ -60,7 +60,8 @@ impl<'a> Keys<'a> {
 
 fn ask(appliance: SocketAddrV4, mac: &str, token: &str) -> Result<BTreeMap<String, Vec<u8>>, KeyError> {
     let body = serde_json::json!({ "mac": mac, "token": token }).to_string();
-    let answer = exchange(appliance, &body).map_err(|source| KeyError::Unreachable { appliance, source })?;
+    let answer = exchange(appliance, "/node/storage-keys", &body)
+        .map_err(|source| KeyError::Unreachable { appliance, source })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     if head.split(' ').nth(1) != Some("200") {
         // The appliance's errors are documents with words in them.
@@ -76,7 +77,7 @@ fn ask(appliance: SocketAddrV4, mac: &str, token: &str) -> Result<BTreeMap<Strin
 }
 
 /// One HTTP/1.0 exchange: the end of the connection is the end of the answer.
-fn exchange(appliance: SocketAddrV4, body: &str) -> io::Result<String> {
+pub(crate) fn exchange(appliance: SocketAddrV4, path: &str, body: &str) -> io::Result<String> {
     /// A key is 64 digits; a plan has few volumes.
     const LONGEST: u64 = 64 << 10;
     let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(appliance), Duration::from_secs(10))?;
@@ -84,7 +85,7 @@ fn exchange(appliance: SocketAddrV4, body: &str) -> io::Result<String> {
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;
     write!(
         stream,
-        "POST /node/storage-keys HTTP/1.0\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.0\r\nHost: {appliance}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     )?;

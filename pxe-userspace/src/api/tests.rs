@@ -27,6 +27,7 @@ pub(crate) struct Daemon {
     connections: Connections,
     pub(crate) timeline: Timeline,
     pub(super) storage: Storage,
+    pub(super) fleet: Fleet,
     stop: CancellationToken,
     _state: tempfile::TempDir,
 }
@@ -49,6 +50,8 @@ impl Daemon {
         let consoles = Consoles::open(&state.path().join("consoles")).unwrap();
         let logs = Consoles::open(&state.path().join("logs")).unwrap();
         let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
+        let database = state.path().join("db");
+        let fleet = Fleet::open(state.path(), &database, machines.clone(), timeline.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
             machines,
@@ -57,6 +60,7 @@ impl Daemon {
             logs,
             holds,
             storage: storage.clone(),
+            fleet: fleet.clone(),
             http_sent: Arc::default(),
         };
         let api_state =
@@ -65,7 +69,7 @@ impl Daemon {
         let connections = Connections::at_most(PER_NODE);
         let api = listen(api_router(api_state), Connections::at_most(usize::MAX), &stop).await;
         let boot = listen(boot_router(boot_state), connections.clone(), &stop).await;
-        Self { api, boot, connections, timeline, storage, stop, _state: state }
+        Self { api, boot, connections, timeline, storage, fleet, stop, _state: state }
     }
 }
 
@@ -534,4 +538,34 @@ async fn reading_requests() {
     assert_eq!(lines[0], r#"{"progress":{"step":"exporting","bytes":5}}"#);
     assert!(lines[1].starts_with(r#"{"done":{"reference":"a""#), "{lines:?}");
     assert_eq!(curl(daemon.api, "/api/images/reg.example/a/b:1", &["-X", "DELETE"]).await.status, 204);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn papers_are_for_declared_docker_nodes_and_who_has_the_key() {
+    const CONFIG: &str = r#"
+        network = { bridge = "pxe0", address = "10.77.0.1/24" }
+        dhcp = { mode = "off" }
+        profile = [{ name = "docker", run = "docker" }]
+        node = [{ name = "n1", mac = "52:54:00:77:00:01", profile = "docker" }]
+    "#;
+    let daemon = Daemon::start().await;
+    let ask = async |mac: &str, request: &str| {
+        let body = serde_json::json!({ "mac": mac, "request": request }).to_string();
+        curl(daemon.boot, "/node/engine", &["-H", "Content-Type: application/json", "-d", &body]).await
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let mac = MAC.to_string();
+    assert_eq!(ask(&mac, &request).await.status, 403, "it is not declared");
+    let config =
+        crate::config::parse(CONFIG, std::path::Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
+    daemon.fleet.declare(&config, |_, _| async {});
+    assert_eq!(ask("52:54:00:77:00:02", &request).await.status, 403, "not from its address");
+    assert_eq!(ask(&mac, "noise").await.status, 400);
+    let answer = ask(&mac, &request).await;
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    let papers: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    for part in ["authority", "certificate"] {
+        assert!(papers[part].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"), "{papers}");
+    }
 }

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::paths::{Generated, ImagePart};
-use crate::config::{Config, OnExit, Profile, Stages};
+use crate::config::{Config, OnExit, Profile, Run, Stages};
 use crate::image::{ImageRecord, KernelRecord, ModuleError, Stored};
 use crate::machines::Machine;
 
@@ -238,6 +238,9 @@ pub fn image(
     let mut cmdline = identity(machine, appliance);
     cmdline.push(format!("bridgehead.digest={}", facts.digest));
     cmdline.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
+    if profile.run == Run::Docker {
+        cmdline.push("bridgehead.run=docker".to_owned());
+    }
     cmdline.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
     if !profile.logs {
         cmdline.push("bridgehead.logs=off".to_owned());

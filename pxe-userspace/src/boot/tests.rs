@@ -32,6 +32,7 @@ fn profile(cmdline: &str) -> Profile {
         logs: true,
         stages: Stages::Auto,
         storage: None,
+        run: crate::config::Run::Image,
     }
 }
 

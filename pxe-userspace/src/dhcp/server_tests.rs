@@ -64,6 +64,7 @@ fn config() -> Config {
             logs: true,
             stages: config::Stages::Auto,
             storage: None,
+            run: config::Run::Image,
         }],
         storage: Vec::new(),
         nodes: Vec::new(),
@@ -72,7 +73,7 @@ fn config() -> Config {
 }
 
 fn node(mac: Mac, address: Option<Ipv4Addr>) -> config::Node {
-    config::Node { name: "n1".into(), mac, address, profile: None, memory: None }
+    config::Node { name: "n1".into(), mac, address, profile: None, memory: None, labels: Vec::new() }
 }
 
 /// A request as dhcproto writes it.
