@@ -10,6 +10,7 @@ use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
 
 use crate::console;
+use crate::engine::{self, EngineError};
 use crate::handover::{self, Behind, HandoverError};
 use crate::health::{Change, Health};
 use crate::image::{Image, ImageError};
@@ -68,6 +69,8 @@ enum BootError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -154,6 +157,9 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         steps.done("storage");
     }
 
+    if settings.engine {
+        engine::enroll(&image, &settings)?;
+    }
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
         let behind = Behind { cmdline, session };
@@ -267,13 +273,17 @@ impl Node<'_> {
         let description = &self.image.description;
         let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
+        // Where it is a Docker engine, the appliance knows when the workloads run in it.
+        let (stage, what) = match self.settings.engine {
+            true => (Stage::Image, "its Docker engine starts"),
+            false => (Stage::Workload, description.reference.as_str()),
+        };
         match self.steps.take() {
             Some(mut steps) => {
                 steps.done("start");
-                let detail = format!("{}, {}", description.reference, steps.take());
-                self.reporter.reached_after(Stage::Workload, detail, steps.all());
+                self.reporter.reached_after(stage, format!("{what}, {}", steps.take()), steps.all());
             }
-            None => self.reporter.reached(Stage::Workload, &description.reference),
+            None => self.reporter.reached(stage, what),
         }
         Ok(pid)
     }

@@ -13,6 +13,7 @@ pub mod delta;
 mod account;
 mod appliance;
 mod cache;
+mod engine;
 mod fetch;
 mod handover;
 pub mod health;

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) dns: Vec<Ipv4Addr>,
     pub(crate) name: String,
     pub(crate) on_exit: OnExit,
+    /// Whether the image is a Docker engine, which needs papers of the appliance.
+    pub(crate) engine: bool,
     /// How often in a row a workload is started again, where that is wanted; none means for ever.
     pub(crate) restarts: Option<u32>,
     /// How a node whose boot failed can be reached.
@@ -117,6 +119,7 @@ impl Settings {
             name: get("name").unwrap_or_else(|| format!("node-{}", mac.replace(':', ""))),
             on_exit: optional(get("on-exit"), "on-exit", "poweroff, reboot, restart or stay", on_exit)?
                 .unwrap_or(OnExit::PowerOff),
+            engine: optional(get("run"), "run", "docker", |run| (run == "docker").then_some(()))?.is_some(),
             restarts: optional(get("restarts"), "restarts", "a number", |v| v.parse().ok())?,
             on_failure: optional(get("on-failure"), "on-failure", "ssh, console or off", rescue)?
                 .unwrap_or(Rescue::Console),
@@ -223,7 +226,7 @@ mod tests {
 
     const LINE: &str = "BOOT_IMAGE=x console=ttyS0 bridgehead.url=http://10.77.0.1 bridgehead.mac=52:54:00:77:00:0A \
         bridgehead.address=10.77.0.100/24 bridgehead.router= bridgehead.dns=10.77.0.1,1.1.1.1 \"bridgehead.name=n 1\" \
-        bridgehead.on-exit=stay bridgehead.restarts=3 bridgehead.on-failure=ssh bridgehead.logs=off bridgehead.digest=sha256:abc bridgehead.lease=3600 \
+        bridgehead.on-exit=stay bridgehead.restarts=3 bridgehead.on-failure=ssh bridgehead.logs=off bridgehead.run=docker bridgehead.digest=sha256:abc bridgehead.lease=3600 \
         bridgehead.stage2=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef,4096";
 
     #[test]
@@ -240,6 +243,7 @@ mod tests {
                 dns: vec![Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(1, 1, 1, 1)],
                 name: "n 1".into(),
                 on_exit: OnExit::Stay,
+                engine: true,
                 restarts: Some(3),
                 on_failure: Rescue::Ssh,
                 logs: false,

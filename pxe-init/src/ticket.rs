@@ -18,6 +18,7 @@ use rustls::{CipherSuite, RootCertStore};
 use serde::{Deserialize, Serialize};
 
 use crate::appliance::{Appliance, words};
+use crate::fetch::hex;
 use crate::request;
 use crate::say;
 use crate::ship::uptime;
@@ -188,10 +189,6 @@ fn suites() -> CryptoProvider {
         if aes { CipherSuite::TLS13_AES_128_GCM_SHA256 } else { CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 };
     suites.cipher_suites.sort_by_key(|suite| suite.suite() != first);
     suites
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! kernel/vmlinuz, kernel/version        Debian's kernel, for images without one
 //! kernel/modules/lib/modules/VERSION/   its network drivers
 //! storage/initrd, storage/unpacked      tools and drivers for storage plans, and their size in memory
+//! docker-node/image.tar                 the image of nodes that run containers, as `docker save` writes one
 //! rescue/initrd, rescue/unpacked        dropbear, for shells over SSH
 //! busybox, pxe-init                     stage 1's programs
 //! ```
@@ -12,6 +13,7 @@
 //! Every directory is made aside and renamed into place, so that what is there is complete; a
 //! `recipe` file in it says what it was made from, and a changed recipe makes it anew.
 
+mod docker_node;
 mod kernel;
 mod programs;
 mod rescue;
@@ -37,12 +39,16 @@ pub(crate) fn make() -> anyhow::Result<()> {
     if !is_made(&rescue, &rescue::recipe()) {
         directory(&rescue, &rescue::recipe(), rescue::make)?;
     }
-    // Both are of one kernel.
-    let (kernel, storage) = (assets.join("kernel"), assets.join("storage"));
-    if !is_made(&kernel, &kernel::recipe()) || !is_made(&storage, &storage::recipe()) {
+    // All are of one kernel.
+    let [kernel, storage, node] = ["kernel", "storage", "docker-node"].map(|name| assets.join(name));
+    if !is_made(&kernel, &kernel::recipe())
+        || !is_made(&storage, &storage::recipe())
+        || !is_made(&node, &docker_node::recipe())
+    {
         let package = kernel::Package::fetch()?;
         directory(&kernel, &kernel::recipe(), |into| kernel::make(into, &package))?;
         directory(&storage, &storage::recipe(), |into| storage::make(into, &package))?;
+        directory(&node, &docker_node::recipe(), |into| docker_node::make(into, &package))?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     let _ = std::fs::remove_file(&skipped);
 
     // pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
-    let machines = ["firmware", "two_stages", "systemd", "kernels", "storage"];
+    let machines = ["firmware", "two_stages", "systemd", "kernels", "storage", "docker_node"];
     let others = across_crates(&machines)?;
     let tests = |names: &[&'static str]| names.iter().flat_map(|name| ["--test", *name]).collect::<Vec<_>>();
     let lab = &["--package", "bridgehead-tests"];

@@ -3,7 +3,7 @@
 
 mod apply;
 mod description;
-mod keys;
+pub(crate) mod keys;
 mod plan;
 mod probe;
 mod remote;

@@ -8,6 +8,7 @@ mod console;
 #[cfg(test)]
 mod debugging_tests;
 pub mod documents;
+mod engine;
 mod events;
 mod failure;
 mod files;
@@ -49,6 +50,7 @@ use crate::storage::Storage;
 use crate::timeline::Timeline;
 use crate::trace::{TraceError, Wanted};
 use crate::trust::Trust;
+use crate::workload::fleet::Fleet;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
@@ -100,6 +102,7 @@ pub struct BootState {
     pub holds: Holds,
     pub rescues: Rescues,
     pub storage: Storage,
+    pub fleet: Fleet,
     /// Bytes of files that went out over HTTP.
     pub http_sent: Arc<AtomicU64>,
     pub trust: Trust,
@@ -124,6 +127,7 @@ pub fn boot_router(state: BootState) -> Router {
         .route("/node/failed", post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route("/node/engine", post(engine::papers).layer(DefaultBodyLimit::max(engine::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)

@@ -195,3 +195,30 @@ async fn a_session_is_kept() {
     let database = std::fs::read(daemon.file("db")).unwrap();
     assert!(!database.windows(token.len()).any(|window| window == token.as_bytes()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn papers_for_an_engine_are_for_the_session_of_a_declared_docker_node() {
+    const CONFIG: &str = r#"
+        network = { bridge = "pxe0", address = "10.77.0.1/24" }
+        dhcp = { mode = "off" }
+        profile = [{ name = "docker", run = "docker" }]
+        node = [{ name = "n1", mac = "52:54:00:77:00:01", profile = "docker" }]
+    "#;
+    let daemon = Daemon::start().await;
+    let node = Node::new(&daemon, "node");
+    let body = |request: &str| json!({ "mac": MAC.to_string(), "request": request }).to_string();
+    let good = body(&hex(&node.request));
+    assert_eq!(plain(daemon.boot, "/node/engine", &good).await.status, 403, "not in clear text");
+    assert_eq!(node.trade(MAC, &issue(&daemon, None), "127.0.0.1").await.status, 200);
+    assert_eq!(node.says("/node/engine", &good).await.status, 403, "it is not declared");
+    let config =
+        crate::config::parse(CONFIG, std::path::Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
+    daemon.fleet.declare(&config, |_, _| async {});
+    assert_eq!(plain(daemon.boot, "/node/engine", &good).await.status, 403, "not without the session");
+    assert_eq!(node.says("/node/engine", &body("noise")).await.status, 400);
+    let answer = node.says("/node/engine", &good).await;
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    for part in ["authority", "certificate"] {
+        assert!(answer.json()[part].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+    }
+}

@@ -28,6 +28,7 @@ pub(crate) struct Daemon {
     pub(crate) timeline: Timeline,
     pub(super) tls: SocketAddr,
     pub(super) trust: Trust,
+    pub(super) fleet: Fleet,
     stop: CancellationToken,
     state: tempfile::TempDir,
 }
@@ -50,7 +51,9 @@ impl Daemon {
         let consoles = Consoles::open(&state.path().join("consoles")).unwrap();
         let logs = Consoles::open(&state.path().join("logs")).unwrap();
         let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
-        let trust = Trust::open(state.path(), &state.path().join("db"), timeline.clone()).unwrap();
+        let database = state.path().join("db");
+        let trust = Trust::open(state.path(), &database, timeline.clone()).unwrap();
+        let fleet = Fleet::open(state.path(), &database, machines.clone(), timeline.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
             machines,
@@ -60,6 +63,7 @@ impl Daemon {
             holds,
             rescues: Rescues::default(),
             storage,
+            fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust: trust.clone(),
         };
@@ -79,7 +83,7 @@ impl Daemon {
             Connections::of_nodes(),
             stop.clone(),
         ));
-        Self { api, boot, connections, timeline, tls, trust, stop, state }
+        Self { api, boot, connections, timeline, tls, trust, fleet, stop, state }
     }
 }
 

@@ -41,6 +41,7 @@ use crate::trace::{self, Tracer};
 use crate::trials::Trials;
 use crate::trust::Trust;
 use crate::workload::Workloads;
+use crate::workload::fleet::Fleet;
 use signals::{Signal, Signals};
 
 /// How long what is under way may take to end once the daemon is told to.
@@ -216,6 +217,7 @@ impl Appliance {
         let serving = tftp.run(catalog.clone(), kernel, told.tftp, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
+        let fleet = Fleet::open(&config.state_dir, &database, machines.clone(), timeline.clone())?;
         let holds = Holds::open(&database, machines.clone())?;
         let boot = BootState {
             files: catalog.clone(),
@@ -226,6 +228,7 @@ impl Appliance {
             holds: holds.clone(),
             rescues: rescues.clone(),
             storage,
+            fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust: trust.clone(),
         };
@@ -251,7 +254,7 @@ impl Appliance {
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
-        let workloads = Workloads::start(&config, engine).await;
+        let workloads = Workloads::start(&config, engine, fleet).await;
         wanted.want(&config);
         let listen_at = config.api.listen;
         let appliance = Arc::new(Self {

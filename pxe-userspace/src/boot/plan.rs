@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::paths::{Generated, ImagePart};
-use crate::config::{Config, OnExit, Profile, Rescue, Stages};
+use crate::config::{Config, OnExit, Profile, Rescue, Run, Stages};
 use crate::image::{ImageRecord, KernelRecord, ModuleError, Stored};
 use crate::machines::Machine;
 
@@ -250,6 +250,9 @@ pub fn image(
     let mut settings = part_in_boot(machine, appliance);
     settings.push(format!("bridgehead.digest={}", facts.digest));
     settings.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
+    if profile.run == Run::Docker {
+        settings.push("bridgehead.run=docker".to_owned());
+    }
     settings.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
     match rescue {
         Rescue::Ssh => settings.push("bridgehead.on-failure=ssh".to_owned()),

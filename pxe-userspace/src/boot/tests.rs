@@ -33,6 +33,7 @@ fn profile(cmdline: &str) -> Profile {
         logs: true,
         stages: Stages::Auto,
         storage: None,
+        run: crate::config::Run::Image,
     }
 }
 

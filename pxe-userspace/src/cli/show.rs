@@ -159,13 +159,17 @@ pub(super) fn workloads(workloads: Vec<Workload>) -> String {
     let rows: Vec<_> = workloads
         .into_iter()
         .map(|w| {
-            let answers = or_dash(w.address.map(|a| a.to_string()).or(Some(w.ports.join(","))));
+            let ports = Some(w.ports.join(",")).filter(|ports| !ports.is_empty());
+            let answers = w.address.map(|a| a.to_string()).into_iter().chain(ports);
+            let answers = or_dash(answers.reduce(|address, ports| format!("{address} {ports}")));
+            let health = w.health.map(|health| format!(" ({})", word(health))).unwrap_or_default();
+            let state = word(w.state) + &health;
             let restarts = w.restarts.to_string();
-            [w.name, w.image, word(w.state), answers, restarts, time(w.since), or_dash(w.error)]
+            [w.name, or_dash(w.node), w.image, state, answers, restarts, time(w.since), or_dash(w.error)]
         })
         .collect();
     table(
-        ["WORKLOAD", "IMAGE", "STATE", "ANSWERS AT", "RESTARTS", "SINCE", "PROBLEM"],
+        ["WORKLOAD", "NODE", "IMAGE", "STATE", "ANSWERS AT", "RESTARTS", "SINCE", "PROBLEM"],
         &rows,
         "no workloads are configured",
     )

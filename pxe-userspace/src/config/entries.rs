@@ -6,13 +6,16 @@ use std::net::Ipv4Addr;
 use pxe_common::Mac;
 use toml::Spanned;
 
+use super::assignment::DockerNode;
 use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{
-    Dhcp, DhcpMode, Http, Node, OnExit, Profile, Protocol, Source, Unknown, Workload, storage, values,
+    Dhcp, DhcpMode, ENGINE_PORT, Http, Node, OnExit, Profile, Protocol, Run, Source, Unknown, Workload,
+    assignment, storage, values,
 };
+use crate::image::DOCKER_NODE;
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -48,11 +51,18 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
         {
             findings.add(cmdline.span(), "the command line has control characters", "write it on one line");
         }
+        let run = table.run.as_ref().map(|r| *r.get_ref()).unwrap_or_default();
+        let on_exit = match run {
+            Run::Image => OnExit::default(),
+            // The engine is what the node is for.
+            Run::Docker => OnExit::Restart,
+        };
         profiles.push(Profile {
             name: name.clone(),
+            run,
             source: source(raw, table, entry.span(), findings),
             cmdline: table.cmdline.as_ref().map_or_else(String::new, |c| c.get_ref().trim().to_owned()),
-            on_exit: table.on_exit.as_ref().map(|o| *o.get_ref()).unwrap_or_default(),
+            on_exit: table.on_exit.as_ref().map_or(on_exit, |o| *o.get_ref()),
             restarts: table.restarts.as_ref().map(|r| *r.get_ref()),
             rescue: table.rescue.as_ref().map(|r| *r.get_ref()).unwrap_or_default(),
             logs: table.logs.as_ref().is_none_or(|l| *l.get_ref()),
@@ -90,6 +100,17 @@ fn source(
     findings: &mut Findings<'_>,
 ) -> Source {
     let name = table.name.get_ref();
+    if table.run.as_ref().is_some_and(|run| *run.get_ref() == Run::Docker) {
+        let others = [&table.image, &table.kernel].into_iter().flatten().map(Spanned::span);
+        for span in others.chain(table.initrd.as_ref().map(Spanned::span)) {
+            findings.add(
+                span,
+                format!("profile `{name}` has `run = \"docker\"`, which brings an image of its own"),
+                "remove one of them; containers' images are named by [[workload]]",
+            );
+        }
+        return Source::Image(DOCKER_NODE.to_owned());
+    }
     match (&table.image, &table.kernel) {
         (Some(image), kernel) => {
             if let Some(kernel) =
@@ -166,7 +187,7 @@ fn source(
             Source::Kernel { kernel: kernel.get_ref().clone(), initrd }
         }
         (None, None) => {
-            let right = "give it image = \"REFERENCE\", or kernel = \"PATH\"";
+            let right = "give it image = \"REFERENCE\", kernel = \"PATH\", or run = \"docker\"";
             findings.add(span, format!("profile `{name}` has nothing to boot"), right);
             Source::Image(String::new())
         }
@@ -235,7 +256,7 @@ pub(super) fn nodes(
     findings: &mut Findings<'_>,
 ) -> Vec<Node> {
     let mut nodes: Vec<Node> = Vec::new();
-    for NodeTable { name, mac, address, profile, rescue, memory } in &raw.nodes {
+    for NodeTable { name, mac, address, profile, rescue, memory, labels } in &raw.nodes {
         if !is_host_label(name.get_ref()) {
             findings.add(
                 name.span(),
@@ -286,6 +307,7 @@ pub(super) fn nodes(
             profile: profile.as_ref().map(|p| p.get_ref().clone()),
             rescue: *rescue,
             memory,
+            labels: assignment::labels(labels, findings),
         });
     }
     nodes
@@ -296,20 +318,23 @@ pub(super) fn workloads(
     segment: &Segment,
     dhcp: &Dhcp,
     http: &Http,
+    nodes: &[DockerNode<'_>],
     claimed: &mut HashMap<Ipv4Addr, String>,
     findings: &mut Findings<'_>,
 ) -> Vec<Workload> {
     let mut taken = HashMap::from([
-        ((http.port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
-        ((http.tls_port, Protocol::Tcp), "the appliance's HTTPS".to_owned()),
-        ((67, Protocol::Udp), "DHCP".to_owned()),
-        ((69, Protocol::Udp), "TFTP".to_owned()),
-        ((4011, Protocol::Udp), "PXE".to_owned()),
-        ((6666, Protocol::Udp), "netconsole".to_owned()),
+        ((None, http.port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
+        ((None, http.tls_port, Protocol::Tcp), "the appliance's HTTPS".to_owned()),
+        ((None, 67, Protocol::Udp), "DHCP".to_owned()),
+        ((None, 69, Protocol::Udp), "TFTP".to_owned()),
+        ((None, 4011, Protocol::Udp), "PXE".to_owned()),
+        ((None, 6666, Protocol::Udp), "netconsole".to_owned()),
     ]);
+    let mut on_nodes =
+        HashMap::from([((None, ENGINE_PORT, Protocol::Tcp), "the node's Docker engine".to_owned())]);
     let mut workloads: Vec<Workload> = Vec::new();
     for table in &raw.workloads {
-        let WorkloadTable { name, image, command, environment, ports, address, restart } = table;
+        let WorkloadTable { name, image, command, environment, ports, address, restart, volumes, on } = table;
         let label = name.get_ref();
         if !is_container_name(label) {
             findings.add(
@@ -338,6 +363,13 @@ pub(super) fn workloads(
         }
         if let Some(address) = address {
             claim(address, format!("workload `{label}`'s"), segment, claimed, findings);
+            if on.is_some() {
+                findings.add(
+                    address.span(),
+                    "a workload on nodes has no address of its own",
+                    "remove `address`, and give it `ports`: they answer at its node's address",
+                );
+            }
             if dhcp.range.is_some_and(|(first, last)| (first..=last).contains(address.get_ref())) {
                 findings.add(
                     address.span(),
@@ -360,13 +392,22 @@ pub(super) fn workloads(
                 findings.add(port.span(), format!("`{}` is no port mapping", port.get_ref()), right);
                 continue;
             };
-            if let Some(holder) = taken.insert((parsed.host, parsed.protocol), format!("workload `{label}`"))
-            {
+            let (node, holders) = match on {
+                None => (None, &mut taken),
+                Some(on) => (on.get_ref().node.as_ref(), &mut on_nodes),
+            };
+            let place = (node.map(|n| n.get_ref().as_str()), parsed.host, parsed.protocol);
+            // Elsewhere the scheduler keeps those apart that publish the same.
+            let alone = on.is_none() || node.is_some();
+            let holder = holders.get(&place).or_else(|| holders.get(&(None, parsed.host, parsed.protocol)));
+            if let Some(holder) = holder.filter(|_| alone || parsed.host == ENGINE_PORT) {
                 findings.add(
                     port.span(),
                     format!("port {} is {holder}'s already", parsed.host),
                     "use another host port",
                 );
+            } else if alone {
+                holders.insert(place, format!("workload `{label}`"));
             }
             published.push(parsed);
         }
@@ -378,6 +419,8 @@ pub(super) fn workloads(
             ports: published,
             address: address.as_ref().map(|a| *a.get_ref()),
             restart: *restart,
+            volumes: assignment::volumes(volumes, findings),
+            on: on.as_ref().and_then(|on| assignment::on(on, !volumes.is_empty(), nodes, findings)),
         });
     }
     workloads

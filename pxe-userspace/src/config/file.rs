@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::storage::StorageTable;
-use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Rescue, Restart, Stages, Unknown};
+use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Rescue, Restart, Run, Stages, Unknown};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -152,6 +152,7 @@ pub(super) struct ProfileTable {
     pub(super) logs: Option<Spanned<bool>>,
     pub(super) stages: Option<Spanned<Stages>>,
     pub(super) storage: Option<Spanned<String>>,
+    pub(super) run: Option<Spanned<Run>>,
     #[serde(default)]
     pub(super) modules: Vec<Spanned<String>>,
 }
@@ -165,6 +166,8 @@ pub(super) struct NodeTable {
     pub(super) profile: Option<Spanned<String>>,
     pub(super) rescue: Option<Rescue>,
     pub(super) memory: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) labels: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -181,4 +184,16 @@ pub(super) struct WorkloadTable {
     pub(super) address: Option<Spanned<Ipv4Addr>>,
     #[serde(default)]
     pub(super) restart: Restart,
+    #[serde(default)]
+    pub(super) volumes: Vec<Spanned<String>>,
+    pub(super) on: Option<Spanned<OnTable>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct OnTable {
+    pub(super) node: Option<Spanned<String>>,
+    pub(super) label: Option<Spanned<String>>,
+    pub(super) profile: Option<Spanned<String>>,
+    pub(super) count: Option<Spanned<u32>>,
 }

@@ -2,6 +2,7 @@
 //! that the rest of the daemon sees, `survey` looks at the system, and `findings` has what is wrong.
 //! Nothing outside this module handles unchecked values.
 
+mod assignment;
 mod entries;
 mod file;
 mod findings;
@@ -61,6 +62,11 @@ fn read(path: &Path) -> Result<String, Vec<Problem>> {
         })
         .map_err(|(what, right)| vec![Problem { file: path.to_owned(), line: 1, column: 1, what, right }])
 }
+
+/// Where a Docker node's engine keeps images, containers and volumes.
+pub const ENGINE_DATA: &str = "/var/lib/docker";
+/// Where it answers the appliance, in TLS.
+pub const ENGINE_PORT: u16 = 2376;
 
 /// A configuration in which everything that can be checked without the system has been.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,10 +201,22 @@ pub struct Profile {
     pub stages: Stages,
     /// The storage plan of its machines.
     pub storage: Option<String>,
+    pub run: Run,
     /// The kernel to boot the image with, by its name in the store.
     pub kernel: Option<String>,
     /// Modules that stage 1 loads beside those that the machine's devices ask for.
     pub modules: Vec<String>,
+}
+
+/// What runs on a profile's machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Run {
+    /// What the image names.
+    #[default]
+    Image,
+    /// A Docker engine, and in it the workloads that are assigned to the machine.
+    Docker,
 }
 
 /// What a profile boots.
@@ -254,9 +272,11 @@ pub struct Node {
     pub rescue: Option<Rescue>,
     /// The machine's memory in bytes, for the check that what it is sent fits.
     pub memory: Option<u64>,
+    /// What workloads are assigned by.
+    pub labels: Vec<String>,
 }
 
-/// A container on the appliance itself.
+/// A container on the appliance itself, or on nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     pub name: String,
@@ -269,6 +289,33 @@ pub struct Workload {
     /// An address of its own on the bridge.
     pub address: Option<Ipv4Addr>,
     pub restart: Restart,
+    /// Named volumes of the engine that it runs in.
+    pub volumes: Vec<Volume>,
+    /// The nodes that it runs on; none means the appliance.
+    pub on: Option<On>,
+}
+
+/// A directory that outlives the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub name: String,
+    /// Where it is in the container.
+    pub path: String,
+}
+
+/// Which nodes a workload runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct On {
+    pub group: Group,
+    /// On so many of the group; none means on each.
+    pub count: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Group {
+    Node(String),
+    Label(String),
+    Profile(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,6 +360,19 @@ impl Config {
     /// How a machine can be reached after a boot of this profile failed.
     pub fn rescue_of(&self, mac: Mac, profile: &Profile) -> Rescue {
         self.node(mac).and_then(|node| node.rescue).unwrap_or(profile.rescue)
+    }
+
+    /// The declared nodes that run a Docker engine.
+    pub fn docker_nodes(&self) -> impl Iterator<Item = &Node> {
+        let runs_docker = |node: &&Node| self.profile_of(node.mac).is_some_and(|p| p.run == Run::Docker);
+        self.nodes.iter().filter(runs_docker)
+    }
+
+    /// Whether what a node's engine holds is still there after a reboot: a volume of its storage plan is
+    /// mounted where the engine keeps everything.
+    pub fn keeps_volumes(&self, node: &Node) -> bool {
+        let plan = self.profile_of(node.mac).and_then(|profile| self.storage_of(profile));
+        plan.is_some_and(|plan| plan.volumes.iter().any(|volume| volume.mount == ENGINE_DATA))
     }
 
     /// The profile that a machine boots: its own, else the default one; none for unknown

@@ -102,6 +102,32 @@ image   = "db:1"
 storage = "data"
 "#;
 
+const DOCKER: &str = r#"
+[[profile]]
+name    = "docker"
+run     = "docker"
+storage = "engines"
+[[node]]
+name    = "d1"
+mac     = "52:54:00:77:00:d1"
+profile = "docker"
+labels  = ["rack-1"]
+[[workload]]
+name    = "w"
+image   = "a"
+ports   = ["80:80"]
+volumes = ["data:/data"]
+on      = { label = "rack-1", count = 1 }
+[[storage]]
+name = "engines"
+[[storage.disks]]
+name = "one"
+[[storage.volume]]
+name  = "engine"
+disks = "one"
+mount = "/var/lib/docker"
+"#;
+
 fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     super::parse(text, Path::new("/etc/bridgehead/config.toml"))
 }
@@ -310,6 +336,42 @@ fn each_fault_of_a_storage_plan_is_named_with_its_place() {
             text.lines().any(|l| l.starts_with(&place) && l.contains(words)),
             "{from} -> {to}: {place}{words} not in\n{text}"
         );
+    }
+}
+
+#[test]
+fn docker_nodes_and_what_runs_on_them() {
+    let config = parse(&(GOOD.to_owned() + DOCKER)).unwrap_or_else(|p| panic!("{p:?}"));
+    let profile = config.profile("docker").unwrap();
+    assert_eq!((profile.run, profile.on_exit), (Run::Docker, OnExit::Restart));
+    assert_eq!(profile.source, Source::Image(crate::image::DOCKER_NODE.into()));
+    let names: Vec<_> = config.docker_nodes().map(|node| node.name.as_str()).collect();
+    assert_eq!(names, ["d1"]);
+    let on = On { group: Group::Label("rack-1".into()), count: Some(1) };
+    assert_eq!(config.workloads[1].on, Some(on));
+    assert_eq!(config.workloads[1].volumes, [Volume { name: "data".into(), path: "/data".into() }]);
+
+    for (from, to, place, words) in [
+        ("run     = \"docker\"", "run = \"docked\"", "4:7", "unknown value `docked`; did you mean `docker`?"),
+        ("run     = \"docker\"", "run = \"docker\"\nimage = \"a\"", "5:9", "brings an image of its own"),
+        ("[\"rack-1\"]", "[\"\"]", "10:12", "a label is a word"),
+        ("label = \"rack-1\"", "label = \"rack-2\"", "16:21", "no declared node that runs a Docker engine"),
+        ("label = \"rack-1\"", "node = \"n1\"", "16:20", "no declared node that runs a Docker engine"),
+        ("label = \"rack-1\", count = 1", "node = \"d1\", count = 1", "16:34", "a node is one node"),
+        ("count = 1", "count = 0", "16:39", "it would run nowhere"),
+        ("count = 1", "node = \"d1\"", "16:11", "`on` names nodes in one way"),
+        ("[\"80:80\"]", "[\"2376:80\"]", "14:12", "port 2376 is the node's Docker engine's already"),
+        ("ports   = [\"80:80\"]", "address = \"10.77.0.9\"", "14:11", "has no address of its own"),
+        ("\"data:/data\"", "\"/data\"", "15:12", "is no volume"),
+        ("\"data:/data\"", "\"a:/data\", \"b:/data\"", "15:23", "another volume of that name or path"),
+        ("/var/lib/docker", "/var/lib/other", "16:21", "they would be gone with a reboot"),
+    ] {
+        assert!(DOCKER.contains(from), "{from} is not in the good file");
+        let problems = parse(&(DOCKER.replacen(from, to, 1) + GOOD)).expect_err(to);
+        let text = problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");
+        let place = format!("/etc/bridgehead/config.toml:{place}: ");
+        let named = text.lines().any(|l| l.starts_with(&place) && l.contains(words));
+        assert!(named, "{from} -> {to}: {place}{words} not in\n{text}");
     }
 }
 

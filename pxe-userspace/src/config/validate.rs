@@ -12,7 +12,7 @@ use super::file::{DhcpTable, File};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, entries, storage, values};
+use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, assignment, entries, storage, values};
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
 const LEASE_MIN: Duration = Duration::from_secs(30);
@@ -40,7 +40,8 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
     let http = http(raw, findings);
-    let workloads = entries::workloads(raw, &segment, &dhcp, &http, &mut claimed, findings);
+    let engines = assignment::docker_nodes(&nodes, &profiles, &storage, default_profile.as_ref());
+    let workloads = entries::workloads(raw, &segment, &dhcp, &http, &engines, &mut claimed, findings);
     let directory = findings.directory();
     let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
     Some(Config {

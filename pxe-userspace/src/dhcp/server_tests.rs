@@ -65,6 +65,7 @@ fn config() -> Config {
             logs: true,
             stages: config::Stages::Auto,
             storage: None,
+            run: config::Run::Image,
         }],
         storage: Vec::new(),
         nodes: Vec::new(),
@@ -73,7 +74,8 @@ fn config() -> Config {
 }
 
 fn node(mac: Mac, address: Option<Ipv4Addr>) -> config::Node {
-    config::Node { name: "n1".into(), mac, address, profile: None, rescue: None, memory: None }
+    let labels = Vec::new();
+    config::Node { name: "n1".into(), mac, address, profile: None, rescue: None, memory: None, labels }
 }
 
 /// A request as dhcproto writes it.

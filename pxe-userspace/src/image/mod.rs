@@ -64,6 +64,11 @@ pub use self::store::{StoreError, Stored};
 pub use self::tar::TarError;
 pub use self::wanted::{Availability, Wanted};
 
+/// The image of nodes with `run = "docker"`, which comes with the assets.
+pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
+/// Where it is below the assets.
+const DOCKER_NODE_FILE: &str = "docker-node/image.tar";
+
 /// Stage 1 is made once for each kernel: worth some seconds.
 const STAGE1_LEVEL: i32 = 10;
 /// The root file system is made for each image, often large: what saves transfer time at little cost.
@@ -340,6 +345,12 @@ impl Images {
             let reference = described.reference.clone().unwrap_or_else(stem);
             (canonical(&reference), described.id.clone())
         });
+        if let Some(image) = self.get(&reference)
+            && image.record.id == id
+            && image.record.assets == assets_digest
+        {
+            return Ok(image);
+        }
         let mut tree = Tree::new();
         let of = described.layers.len();
         for (index, layer) in described.layers.iter().enumerate() {

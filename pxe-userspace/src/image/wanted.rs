@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Image, ImageSource, Images};
+use super::{DOCKER_NODE, DOCKER_NODE_FILE, Image, ImageSource, Images};
 use crate::config::{Config, Source};
 
 /// Pause before an image that could not be brought in is tried again; it doubles up to the longest.
@@ -78,7 +78,11 @@ impl Wanted {
     }
 
     async fn bring_in(self, reference: String, stop: CancellationToken) {
-        let source = ImageSource::Reference(reference.clone());
+        let source = if reference == DOCKER_NODE {
+            ImageSource::Path(self.0.images.0.assets.join(DOCKER_NODE_FILE))
+        } else {
+            ImageSource::Reference(reference.clone())
+        };
         let mut pause = FIRST_PAUSE;
         loop {
             let report = reference.clone();

@@ -25,7 +25,7 @@ pub(super) fn assign(
 
     let mut assigned = BTreeMap::new();
     // Those that have one keep it, whoever else is new.
-    for workload in &config.workloads {
+    for workload in config.workloads.iter().filter(|workload| workload.on.is_none()) {
         let kept = current.get(&workload.name).copied();
         let kept =
             kept.filter(|address| network.contains(address) && !leased(address) && !taken.contains(address));
@@ -34,7 +34,7 @@ pub(super) fn assign(
             assigned.insert(workload.name.clone(), Some(address));
         }
     }
-    for workload in &config.workloads {
+    for workload in config.workloads.iter().filter(|workload| workload.on.is_none()) {
         if !assigned.contains_key(&workload.name) {
             let free = hosts().find(|address| !taken.contains(address));
             taken.extend(free);

@@ -1,14 +1,16 @@
-//! One workload's container, and the network that the containers share, in the engine.
+//! One workload's container in an engine, the appliance's or a node's, and the network on the appliance that its
+//! containers share.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, EndpointIpamConfig, EndpointSettings, HostConfig, Ipam,
-    IpamConfig, Network, NetworkCreateRequest, NetworkingConfig, PortBinding, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, EndpointIpamConfig, EndpointSettings, HealthStatusEnum,
+    HostConfig, Ipam, IpamConfig, Network, NetworkCreateRequest, NetworkingConfig, PortBinding,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
@@ -18,7 +20,8 @@ use futures_util::StreamExt as _;
 use ipnet::Ipv4Net;
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{Protocol, PublishedPort, Workload};
+use super::Health;
+use crate::config::{Protocol, PublishedPort, Volume, Workload};
 use crate::engine::NoEngine;
 use crate::text::hex;
 
@@ -30,6 +33,9 @@ const LABEL_SPEC: &str = "bridgehead.spec";
 
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
+/// How often a container with a health check is asked how it is.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
 /// Seconds that a workload has to end when told to, as `docker stop` gives.
 const STOP_SECONDS: i32 = 10;
 
@@ -38,10 +44,18 @@ const STOP_SECONDS: i32 = 10;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Spec {
     pub(super) workload: Workload,
-    pub(super) address: Option<Ipv4Addr>,
-    pub(super) network: NetworkSpec,
+    pub(super) place: Place,
     /// Tells the appliances that share an engine apart.
     pub(super) owner: String,
+}
+
+/// Whose engine it runs in, and how it is reached there.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Place {
+    /// The appliance's, with an address of its own on the bridge.
+    Appliance { address: Option<Ipv4Addr>, network: NetworkSpec },
+    /// A node's, by its published ports.
+    Node(String),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -63,14 +77,29 @@ pub enum WorkloadError {
         "no address is free for it on {network}: give it one with `address`, or make [dhcp] range smaller"
     )]
     NoAddress { network: Ipv4Net },
+    #[error("the Docker engine of node {0} does not answer")]
+    NodeAway(String),
+    #[error(
+        "the node's engine has image {image} as {there}, the appliance's as {here}: it changed meanwhile, or one of \
+         them keeps images in containerd, which names them differently"
+    )]
+    OtherImage { image: String, here: String, there: String },
     #[error("the Docker engine could not {what}: {source}")]
     Engine { what: &'static str, source: DockerError },
 }
 
 impl WorkloadError {
-    fn engine(what: &'static str) -> impl FnOnce(DockerError) -> Self {
+    pub(super) fn engine(what: &'static str) -> impl FnOnce(DockerError) -> Self {
         move |source| Self::Engine { what, source }
     }
+}
+
+/// The network that a container joins.
+pub(super) struct Joined {
+    name: String,
+    /// A bridge of the same name that was made anew has another index: a container of the old one is connected to
+    /// nothing.
+    bridge_index: u32,
 }
 
 /// How a container is.
@@ -92,8 +121,20 @@ impl Spec {
         self.workload.ports.iter().map(|port| format!("{}:{}", port.host, container_port(port))).collect()
     }
 
-    /// A bridge of the same name that was made anew has another index: a container of the old one
-    /// is connected to nothing.
+    pub(super) fn address(&self) -> Option<Ipv4Addr> {
+        match &self.place {
+            Place::Appliance { address, .. } => *address,
+            Place::Node(_) => None,
+        }
+    }
+
+    pub(super) fn node(&self) -> Option<&String> {
+        match &self.place {
+            Place::Appliance { .. } => None,
+            Place::Node(name) => Some(name),
+        }
+    }
+
     fn labels(&self, image_id: &str, bridge_index: u32) -> HashMap<String, String> {
         // Debug output is stable within one build; another build may replace the container.
         let digest = Sha256::digest(format!("{self:?} {image_id} {bridge_index}"));
@@ -105,9 +146,13 @@ impl Spec {
 
     fn create_body(&self, network: &str, labels: HashMap<String, String>) -> ContainerCreateBody {
         let workload = &self.workload;
-        let host_ip = self.network.address.addr().to_string();
+        let (host_ip, own_address) = match &self.place {
+            Place::Appliance { address, network } => (Some(network.address.addr().to_string()), *address),
+            // A node has one address, which may change.
+            Place::Node(_) => (None, None),
+        };
         let binding = |port: &PublishedPort| PortBinding {
-            host_ip: Some(host_ip.clone()),
+            host_ip: host_ip.clone(),
             host_port: Some(port.host.to_string()),
         };
         let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
@@ -115,12 +160,13 @@ impl Spec {
             bindings.entry(container_port(port)).or_default().get_or_insert_default().push(binding(port));
         }
         let endpoint = EndpointSettings {
-            ipam_config: Some(EndpointIpamConfig {
-                ipv4_address: self.address.map(|address| address.to_string()),
+            ipam_config: own_address.map(|address| EndpointIpamConfig {
+                ipv4_address: Some(address.to_string()),
                 ..Default::default()
             }),
             ..Default::default()
         };
+        let volume = |volume: &Volume| format!("{}-{}:{}", self.container_name(), volume.name, volume.path);
         ContainerCreateBody {
             hostname: Some(workload.name.clone()),
             image: Some(workload.image.clone()),
@@ -131,6 +177,8 @@ impl Spec {
             host_config: Some(HostConfig {
                 network_mode: Some(network.to_owned()),
                 port_bindings: Some(bindings),
+                // Volumes with names are not removed with the container.
+                binds: Some(workload.volumes.iter().map(volume).collect()),
                 // The daemon restarts it: it knows whether the bridge is there.
                 restart_policy: Some(RestartPolicy {
                     name: Some(RestartPolicyNameEnum::NO),
@@ -146,17 +194,28 @@ impl Spec {
     }
 }
 
+/// What a container of `spec` joins.
+pub(super) async fn join(docker: &Docker, spec: &Spec) -> Result<Joined, WorkloadError> {
+    match &spec.place {
+        Place::Appliance { address: None, network } => {
+            Err(WorkloadError::NoAddress { network: network.address })
+        }
+        Place::Appliance { network, .. } => {
+            let name = self::network(docker, network, &spec.owner).await?;
+            Ok(Joined { name, bridge_index: bridge_index(network)? })
+        }
+        // The engine's own.
+        Place::Node(_) => Ok(Joined { name: "bridge".into(), bridge_index: 0 }),
+    }
+}
+
 /// Finds or makes the engine's network on the bridge, and returns its name. A network of somebody
 /// else's on that bridge is used as it is.
 ///
 /// The engine leaves a bridge alone that was there before its network, and the bridge's address
 /// when it is the network's gateway: also when the network is removed (seen with 20.10; since
 /// moby/libnetwork#1301).
-pub(super) async fn network(
-    docker: &Docker,
-    spec: &NetworkSpec,
-    owner: &str,
-) -> Result<String, WorkloadError> {
+async fn network(docker: &Docker, spec: &NetworkSpec, owner: &str) -> Result<String, WorkloadError> {
     // The engine would make a missing bridge, and then it would be the engine's.
     bridge_index(spec)?;
     for network in bridge_networks(docker).await? {
@@ -222,23 +281,24 @@ pub(super) async fn tidy(
     Ok(())
 }
 
+/// The ID of an image that the engine has.
+pub(super) async fn image_id(docker: &Docker, image: &str) -> Result<Option<String>, WorkloadError> {
+    match docker.inspect_image(image).await {
+        Ok(found) => Ok(found.id),
+        Err(e) if status(&e) == Some(404) => Ok(None),
+        Err(e) => Err(WorkloadError::engine("look at the image")(e)),
+    }
+}
+
 /// Finds the workload's container, or makes it; one that was made from something else is replaced.
 pub(super) async fn find_or_create(
     docker: &Docker,
     spec: &Spec,
-    network: &str,
+    image_id: &str,
+    network: &Joined,
 ) -> Result<Found, WorkloadError> {
-    if spec.address.is_none() {
-        return Err(WorkloadError::NoAddress { network: spec.network.address });
-    }
-    let image = &spec.workload.image;
-    let image_id = match docker.inspect_image(image).await {
-        Ok(found) => found.id.unwrap_or_default(),
-        Err(e) if status(&e) == Some(404) => return Err(WorkloadError::NoImage { image: image.clone() }),
-        Err(e) => return Err(WorkloadError::engine("look at the image")(e)),
-    };
     let name = spec.container_name();
-    let labels = spec.labels(&image_id, bridge_index(&spec.network)?);
+    let labels = spec.labels(image_id, network.bridge_index);
     if let Some(container) = inspect(docker, &name).await? {
         let spec_of = |labels: &HashMap<String, String>| labels.get(LABEL_SPEC).cloned();
         let made_from = container.config.as_ref().and_then(|c| c.labels.as_ref()).and_then(spec_of);
@@ -248,7 +308,7 @@ pub(super) async fn find_or_create(
         stop(docker, &name).await?;
     }
     let options = CreateContainerOptionsBuilder::default().name(&name).build();
-    let body = spec.create_body(network, labels);
+    let body = spec.create_body(&network.name, labels);
     docker
         .create_container(Some(options), body)
         .await
@@ -260,15 +320,27 @@ pub(super) async fn start(docker: &Docker, name: &str) -> Result<(), WorkloadErr
     docker.start_container(name, None).await.map_err(WorkloadError::engine("start the container"))
 }
 
-/// Returns the exit code once the container no longer runs.
-pub(super) async fn wait(docker: &Docker, name: &str) -> Result<i64, WorkloadError> {
+/// Returns the exit code once the container no longer runs, and tells meanwhile what its health check finds. As with
+/// Docker and on nodes that boot an image, that is told and nothing else.
+pub(super) async fn watch(
+    docker: &Docker,
+    name: &str,
+    mut tell: impl FnMut(Health),
+) -> Result<i64, WorkloadError> {
     let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
     let mut waiting = std::pin::pin!(docker.wait_container(name, Some(options)));
-    match waiting.next().await {
-        // bollard makes an error of every exit code but 0.
-        Some(Ok(_) | Err(DockerError::DockerContainerWaitError { .. })) => {}
-        Some(Err(e)) => return Err(WorkloadError::engine("watch the container")(e)),
-        None => {}
+    loop {
+        tokio::select! {
+            ended = waiting.next() => match ended {
+                // bollard makes an error of every exit code but 0.
+                Some(Ok(_) | Err(DockerError::DockerContainerWaitError { .. })) | None => break,
+                Some(Err(e)) => return Err(WorkloadError::engine("watch the container")(e)),
+            },
+            () = tokio::time::sleep(LOOK_EVERY) => {
+                let container = inspect(docker, name).await?;
+                container.as_ref().and_then(health).map(&mut tell);
+            }
+        }
     }
     match inspect(docker, name).await?.as_ref().map(state) {
         Some(Found::Exited(code)) => Ok(code),
@@ -279,6 +351,16 @@ pub(super) async fn wait(docker: &Docker, name: &str) -> Result<i64, WorkloadErr
                 message: format!("{name} is gone"),
             }))
         }
+    }
+}
+
+/// What the image's health check found. None where it has none.
+fn health(container: &ContainerInspectResponse) -> Option<Health> {
+    match container.state.as_ref()?.health.as_ref()?.status? {
+        HealthStatusEnum::STARTING => Some(Health::Starting),
+        HealthStatusEnum::HEALTHY => Some(Health::Healthy),
+        HealthStatusEnum::UNHEALTHY => Some(Health::Unhealthy),
+        HealthStatusEnum::NONE | HealthStatusEnum::EMPTY => None,
     }
 }
 

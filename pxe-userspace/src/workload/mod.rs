@@ -1,11 +1,17 @@
-//! Workloads: containers on the appliance itself, on the bridge that the machines boot from.
-//! Started, watched, restarted by policy and stopped here; the Docker engine runs them.
+//! Workloads: containers on the appliance itself, on the bridge that the machines boot from, and on the nodes that have
+//! a Docker engine. Started, watched, restarted by policy and stopped here; the engines run them.
+//!
+//! `schedule` decides who runs what, [`fleet`] knows which nodes answer, `transfer` brings them images; a container is
+//! the same in any engine.
 //!
 //! What goes wrong with a workload (no engine, no image) is that workload's error, shown and tried
 //! again, and nobody else's.
 
 mod address;
 mod container;
+pub mod fleet;
+mod schedule;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,8 +24,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::container::{Found, NetworkSpec, Spec};
-use crate::config::{Config, Restart};
+use self::container::{Found, NetworkSpec, Place, Spec};
+use self::fleet::Fleet;
+use crate::config::{Config, Restart, Workload};
 use crate::engine::Engine;
 use crate::text;
 
@@ -28,6 +35,8 @@ pub use self::container::WorkloadError;
 /// A container that ran this long was well; its next failure is a first one.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often the assignments are looked at when nothing happened: a node may have been away for too long.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// For the engine to stop a container, which itself gives the workload 10 seconds.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -38,11 +47,16 @@ pub struct Workloads(Arc<Inner>);
 struct Inner {
     engine: Engine,
     owner: String,
+    fleet: Fleet,
+    config: Mutex<Arc<Config>>,
     board: Board,
-    running: tokio::sync::Mutex<BTreeMap<String, Running>>,
+    running: tokio::sync::Mutex<BTreeMap<Key, Running>>,
     /// Held while the engine's network is looked for and made: workloads start side by side.
     ground: tokio::sync::Mutex<()>,
 }
+
+/// A workload, and the node that runs it; none is the appliance.
+type Key = (String, Option<String>);
 
 struct Running {
     spec: Spec,
@@ -55,12 +69,18 @@ struct Running {
 #[serde(rename_all = "kebab-case")]
 pub struct WorkloadStatus {
     pub name: String,
+    /// None is the appliance, or, in state `waiting`, that no node runs it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
     pub image: String,
     pub state: WorkloadState,
+    /// What its image's health check found, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub health: Option<Health>,
     /// On the bridge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
-    /// On the appliance's address: `HOST:CONTAINER/PROTOCOL`.
+    /// On the appliance's address or the node's: `HOST:CONTAINER/PROTOCOL`.
     pub ports: Vec<String>,
     pub restarts: u64,
     /// Of its last end.
@@ -86,72 +106,64 @@ pub enum WorkloadState {
     Stopping,
 }
 
+/// What a health check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
 impl Workloads {
     /// Starts what `config` declares, and removes what an earlier run of this appliance left. The
     /// bridge must be there. Returns at once; [`Workloads::list`] tells how it goes.
-    pub async fn start(config: &Config, engine: Engine) -> Self {
+    pub async fn start(config: &Config, engine: Engine, fleet: Fleet) -> Self {
         let state_dir = config.state_dir.canonicalize().unwrap_or_else(|_| config.state_dir.clone());
         let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
         let owner = text::hex(&digest[..6]);
         let workloads = Self(Arc::new(Inner {
             engine,
             owner,
+            fleet,
+            config: Mutex::new(Arc::new(config.clone())),
             board: Board::default(),
             running: Default::default(),
             ground: Default::default(),
         }));
         workloads.apply(config).await;
         tokio::spawn(tidy(workloads.0.clone()));
+        tokio::spawn(follow(Arc::downgrade(&workloads.0)));
         workloads
     }
 
-    /// How each workload is, by name.
+    /// How each workload is, by name and node.
     pub fn list(&self) -> Vec<WorkloadStatus> {
         self.0.board.lock().values().cloned().collect()
     }
 
     /// Takes over a changed configuration: what is unchanged in it goes on undisturbed.
     pub async fn apply(&self, config: &Config) {
-        let mut running = self.0.running.lock().await;
-        let current = running.iter().filter_map(|(name, r)| Some((name.clone(), r.spec.address?))).collect();
-        let addresses = address::assign(config, &current);
-        let network = NetworkSpec { bridge: config.network.bridge.clone(), address: config.network.address };
-        let wanted: BTreeMap<String, Spec> = config
-            .workloads
-            .iter()
-            .map(|workload| {
-                let spec = Spec {
-                    workload: workload.clone(),
-                    address: addresses.get(&workload.name).copied().flatten(),
-                    network: network.clone(),
-                    owner: self.0.owner.clone(),
-                };
-                (workload.name.clone(), spec)
-            })
-            .collect();
-        let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut *running)
-            .into_iter()
-            .partition(|(name, r)| wanted.get(name) == Some(&r.spec));
-        *running = kept;
-        let none_left = wanted.is_empty() && !ended.is_empty();
-        end(ended).await;
-        if none_left {
-            self.0.remove_network().await;
-        }
-        self.0.board.lock().retain(|name, _| wanted.contains_key(name));
-        for (name, spec) in wanted {
-            running.entry(name).or_insert_with(|| {
-                let cancel = CancellationToken::new();
-                let task = tokio::spawn(keep(self.0.clone(), spec.clone(), cancel.clone()));
-                Running { spec, cancel, task }
-            });
-        }
+        *self.0.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
+        let inner = Arc::downgrade(&self.0);
+        self.0.fleet.declare(config, move |node, docker| {
+            let inner = inner.clone();
+            async move {
+                if let Some(inner) = inner.upgrade() {
+                    inner.tidy_node(&node, &docker).await;
+                }
+            }
+        });
+        self.0.reconcile().await;
     }
 
-    /// Stops and removes every container, and the engine's network on the bridge. To be awaited
-    /// before the bridge goes.
+    /// Stops and removes every container on the appliance, and the engine's network on the bridge. To be awaited
+    /// before the bridge goes. Nodes go on: the next start finds what they run.
     pub async fn stop(&self) {
-        let ended = std::mem::take(&mut *self.0.running.lock().await);
+        let all = std::mem::take(&mut *self.0.running.lock().await);
+        let (left, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|((_, node), _)| node.is_some());
+        left.values().for_each(|running| running.task.abort());
         if !ended.is_empty() {
             end(ended).await;
             self.0.remove_network().await;
@@ -160,6 +172,92 @@ impl Workloads {
 }
 
 impl Inner {
+    /// Starts what is to run and does not, ends what runs and is not to.
+    async fn reconcile(self: &Arc<Self>) {
+        let mut running = self.running.lock().await;
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (fleet, decided_for) = (self.fleet.clone(), config.clone());
+        let decided = match tokio::task::spawn_blocking(move || fleet.schedule(&decided_for)).await {
+            Ok(Ok(schedule)) => schedule,
+            Ok(Err(error)) => {
+                return tracing::error!(%error, "the nodes' assignments can't be kept; nothing is changed");
+            }
+            Err(error) => return tracing::error!(%error, "the nodes' assignments were not made"),
+        };
+        let current =
+            running.iter().filter_map(|((name, _), r)| Some((name.clone(), r.spec.address()?))).collect();
+        let addresses = address::assign(&config, &current);
+        let network = NetworkSpec { bridge: config.network.bridge.clone(), address: config.network.address };
+        let mut wanted: BTreeMap<Key, Spec> = BTreeMap::new();
+        for workload in &config.workloads {
+            let address = addresses.get(&workload.name).copied().flatten();
+            let places = match &workload.on {
+                None => vec![Place::Appliance { address, network: network.clone() }],
+                Some(_) => {
+                    let nodes = decided.placed.get(&workload.name).into_iter().flatten();
+                    nodes.map(|node| Place::Node(node.clone())).collect()
+                }
+            };
+            for place in places {
+                let spec = Spec { workload: workload.clone(), place, owner: self.owner.clone() };
+                wanted.insert((workload.name.clone(), spec.node().cloned()), spec);
+            }
+        }
+        let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut *running).into_iter().partition(|(key, r)| wanted.get(key) == Some(&r.spec));
+        *running = kept;
+        let here = |(_, node): &Key| node.is_none();
+        let none_left = !wanted.keys().any(here) && ended.keys().any(here);
+        end(ended).await;
+        if none_left {
+            self.remove_network().await;
+        }
+        self.board.lock().retain(|key, _| wanted.contains_key(key));
+        for (key, spec) in wanted {
+            running.entry(key.clone()).or_insert_with(|| {
+                self.board.lock().insert(key, status_of(&spec));
+                let cancel = CancellationToken::new();
+                let task = tokio::spawn(keep(self.clone(), spec.clone(), cancel.clone()));
+                Running { spec, cancel, task }
+            });
+        }
+        for (name, why) in decided.short {
+            let Some(workload) = config.workloads.iter().find(|w| w.name == name) else { continue };
+            self.board.lock().insert((name, None), short_of(workload, why));
+        }
+        drop(running);
+        for node in config.docker_nodes() {
+            self.settle(&node.name);
+        }
+    }
+
+    /// Where all that a node is to run does, its boot is complete.
+    fn settle(&self, node: &str) {
+        let board = self.board.lock();
+        let here: Vec<_> = board.values().filter(|status| status.node.as_deref() == Some(node)).collect();
+        let runs =
+            |status: &&WorkloadStatus| matches!(status.state, WorkloadState::Running | WorkloadState::Exited);
+        if here.iter().all(runs) {
+            let names: Vec<&str> = here.iter().map(|status| status.name.as_str()).collect();
+            self.fleet.settled(node, &names);
+        }
+    }
+
+    /// Removes from an engine that just came up what is not to run there any more.
+    async fn tidy_node(&self, node: &str, docker: &bollard::Docker) {
+        let running = self.running.lock().await;
+        let wanted = |name: &str| running.contains_key(&(name.to_owned(), Some(node.to_owned())));
+        match tokio::time::timeout(STOP_WITHIN, container::tidy(docker, &self.owner, wanted)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(node, %error, "containers that are not wanted there may be left")
+            }
+            Err(_) => {
+                tracing::warn!(node, "containers that are not wanted there may be left: its engine is slow")
+            }
+        }
+    }
+
     async fn remove_network(&self) {
         let removed = async {
             let docker = self.engine.connect().await?;
@@ -175,11 +273,21 @@ impl Inner {
     }
 }
 
-async fn end(ended: BTreeMap<String, Running>) {
+/// Assigns anew when a node comes or goes.
+async fn follow(inner: std::sync::Weak<Inner>) {
+    loop {
+        let Some(fleet) = inner.upgrade().map(|inner| inner.fleet.clone()) else { return };
+        let _ = tokio::time::timeout(LOOK_EVERY, fleet.changed()).await;
+        let Some(inner) = inner.upgrade() else { return };
+        inner.reconcile().await;
+    }
+}
+
+async fn end(ended: BTreeMap<Key, Running>) {
     for running in ended.values() {
         running.cancel.cancel();
     }
-    for (name, running) in ended {
+    for ((name, _), running) in ended {
         if let Err(error) = running.task.await {
             tracing::error!(workload = name, %error, "a workload's task ended badly");
         }
@@ -192,8 +300,9 @@ async fn tidy(inner: Arc<Inner>) {
     let running = inner.running.lock().await;
     let tidied = async {
         let docker = inner.engine.connect().await?;
-        container::tidy(&docker, &inner.owner, |name| running.contains_key(name)).await?;
-        if running.is_empty() {
+        let here = |name: &str| running.contains_key(&(name.to_owned(), None));
+        container::tidy(&docker, &inner.owner, here).await?;
+        if running.keys().all(|(_, node)| node.is_some()) {
             container::remove_network(&docker, &inner.owner).await?;
         }
         Ok::<(), WorkloadError>(())
@@ -210,22 +319,22 @@ async fn tidy(inner: Arc<Inner>) {
 
 /// Keeps one workload as its policy says, until it is cancelled.
 async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
-    let name = &spec.workload.name;
-    inner.board.lock().insert(name.clone(), status_of(&spec));
+    let (name, node) = (&spec.workload.name, spec.node());
+    let key = (name.clone(), node.cloned());
     let mut failures = 0;
     loop {
         let started = Instant::now();
         let ended = tokio::select! {
             () = cancel.cancelled() => break,
-            ended = run_once(&inner, &spec) => ended,
+            ended = run_once(&inner, &spec, &key) => ended,
         };
         failures = if started.elapsed() >= WELL_AFTER { 0 } else { failures + 1 };
         let again = match ended {
             Ok(code) => {
-                tracing::info!(workload = name, code, "the workload ended");
+                tracing::info!(workload = name, node, code, "the workload ended");
                 let again = restarts_after(spec.workload.restart, code);
                 let state = if again { WorkloadState::Waiting } else { WorkloadState::Exited };
-                inner.board.update(name, |status| {
+                inner.board.update(&key, |status| {
                     status.set(state);
                     status.exit_code = Some(code);
                     status.restarts += u64::from(again);
@@ -233,50 +342,110 @@ async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
                 again
             }
             Err(error) => {
-                tracing::warn!(workload = name, %error, "the workload does not run");
-                inner.board.update(name, |status| {
+                if matches!(error, WorkloadError::NodeAway(_)) {
+                    failures = 0;
+                }
+                tracing::warn!(workload = name, node, %error, "the workload does not run");
+                inner.board.update(&key, |status| {
                     status.set(WorkloadState::Waiting);
                     status.error = Some(error.to_string());
                 });
                 true
             }
         };
+        if let Some(node) = node {
+            inner.settle(node);
+        }
         let pause = if again { pause_after(failures) } else { Duration::MAX };
         tokio::select! {
             () = cancel.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
         }
     }
-    inner.board.update(name, |status| status.set(WorkloadState::Stopping));
+    inner.board.update(&key, |status| status.set(WorkloadState::Stopping));
     let stopped = async {
-        let docker = inner.engine.connect().await?;
+        let docker = match node {
+            None => inner.engine.connect().await?,
+            // What runs in an engine that does not answer is removed when it does.
+            Some(node) => match inner.fleet.node(node).and_then(|node| node.docker()) {
+                Some(docker) => docker,
+                None => return Err(WorkloadError::NodeAway(node.clone())),
+            },
+        };
         container::stop(&docker, &spec.container_name()).await
     };
     match tokio::time::timeout(STOP_WITHIN, stopped).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(workload = name, %error, "the workload's container stays"),
-        Err(_) => tracing::warn!(workload = name, "the Docker engine does not answer; the container stays"),
+        Ok(Err(error)) => tracing::warn!(workload = name, node, %error, "the workload's container stays"),
+        Err(_) => {
+            tracing::warn!(workload = name, node, "the Docker engine does not answer; the container stays")
+        }
     }
-    inner.board.lock().remove(name);
+    inner.board.lock().remove(&key);
 }
 
 /// Brings the workload's container up, or finds it running, and returns its exit code at its end.
-async fn run_once(inner: &Inner, spec: &Spec) -> Result<i64, WorkloadError> {
-    let docker = inner.engine.connect().await?;
+async fn run_once(inner: &Inner, spec: &Spec, key: &Key) -> Result<i64, WorkloadError> {
+    let Some(name) = spec.node() else {
+        let docker = inner.engine.connect().await?;
+        let image = &spec.workload.image;
+        let id = container::image_id(&docker, image).await?;
+        let id = id.ok_or_else(|| WorkloadError::NoImage { image: image.clone() })?;
+        return run_in(inner, &docker, spec, key, &id).await;
+    };
+    let away = || WorkloadError::NodeAway(name.clone());
+    let node = inner.fleet.node(name).ok_or_else(away)?;
+    if node.docker().is_none() {
+        inner.board.update(key, |status| {
+            status.set(WorkloadState::Waiting);
+            status.error = Some(away().to_string());
+        });
+    }
+    let docker = node.up().await;
+    inner.board.update(key, |status| {
+        status.set(WorkloadState::Starting);
+        status.address = inner.fleet.address(name);
+    });
+    let ran = async {
+        let id = {
+            let _alone = node.loading.lock().await;
+            transfer::bring(&inner.engine, &docker, &spec.workload.image).await?
+        };
+        run_in(inner, &docker, spec, key, &id).await
+    };
+    tokio::select! {
+        ran = ran => ran,
+        () = node.down() => Err(away()),
+    }
+}
+
+async fn run_in(
+    inner: &Inner,
+    docker: &bollard::Docker,
+    spec: &Spec,
+    key: &Key,
+    image_id: &str,
+) -> Result<i64, WorkloadError> {
     let found = {
         let _alone = inner.ground.lock().await;
-        let network = container::network(&docker, &spec.network, &spec.owner).await?;
-        container::find_or_create(&docker, spec, &network).await?
+        let network = container::join(docker, spec).await?;
+        container::find_or_create(docker, spec, image_id, &network).await?
     };
     let container = spec.container_name();
     match found {
         Found::Running => tracing::info!(workload = spec.workload.name, "the workload runs already"),
         // It ended while no daemon watched.
         Found::Exited(code) if !restarts_after(spec.workload.restart, code) => return Ok(code),
-        Found::Created | Found::Exited(_) => container::start(&docker, &container).await?,
+        Found::Created | Found::Exited(_) => container::start(docker, &container).await?,
     }
-    inner.board.update(&spec.workload.name, |status| status.set(WorkloadState::Running));
-    container::wait(&docker, &container).await
+    inner.board.update(key, |status| status.set(WorkloadState::Running));
+    if let Some(node) = spec.node() {
+        inner.settle(node);
+    }
+    container::watch(docker, &container, |health| {
+        inner.board.update(key, |status| status.health = Some(health));
+    })
+    .await
 }
 
 fn restarts_after(policy: Restart, code: i64) -> bool {
@@ -296,14 +465,33 @@ fn pause_after(failures: u32) -> Duration {
 fn status_of(spec: &Spec) -> WorkloadStatus {
     WorkloadStatus {
         name: spec.workload.name.clone(),
+        node: spec.node().cloned(),
         image: spec.workload.image.clone(),
         state: WorkloadState::Starting,
-        address: spec.address,
+        health: None,
+        address: spec.address(),
         ports: spec.ports(),
         restarts: 0,
         exit_code: None,
         since: Timestamp::now(),
         error: None,
+    }
+}
+
+/// A workload that too few nodes run.
+fn short_of(workload: &Workload, why: String) -> WorkloadStatus {
+    WorkloadStatus {
+        name: workload.name.clone(),
+        node: None,
+        image: workload.image.clone(),
+        state: WorkloadState::Waiting,
+        health: None,
+        address: None,
+        ports: Vec::new(),
+        restarts: 0,
+        exit_code: None,
+        since: Timestamp::now(),
+        error: Some(why),
     }
 }
 
@@ -313,20 +501,21 @@ impl WorkloadStatus {
             (self.state, self.since) = (state, Timestamp::now());
         }
         self.error = None;
+        self.health = None;
     }
 }
 
 /// Where the workloads' tasks write how they are.
 #[derive(Clone, Default)]
-struct Board(Arc<Mutex<BTreeMap<String, WorkloadStatus>>>);
+struct Board(Arc<Mutex<BTreeMap<Key, WorkloadStatus>>>);
 
 impl Board {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, WorkloadStatus>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, WorkloadStatus>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn update(&self, name: &str, change: impl FnOnce(&mut WorkloadStatus)) {
-        if let Some(status) = self.lock().get_mut(name) {
+    fn update(&self, key: &Key, change: impl FnOnce(&mut WorkloadStatus)) {
+        if let Some(status) = self.lock().get_mut(key) {
             change(status);
         }
     }

@@ -42,9 +42,18 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
             profile: None,
             rescue: None,
             memory: None,
+            labels: Vec::new(),
         }],
         workloads,
     }
+}
+
+/// The nodes' engines, of which there are none.
+fn fleet(config: &Config) -> Fleet {
+    let database = config.state_dir.join("bridgehead.db");
+    let machines = crate::machines::Machines::new(config);
+    let timeline = crate::timeline::Timeline::open(&database, machines.clone()).unwrap();
+    Fleet::open(&config.state_dir, &database, machines, timeline).unwrap()
 }
 
 fn workload(name: &str, script: &str, restart: Restart) -> Workload {
@@ -56,6 +65,8 @@ fn workload(name: &str, script: &str, restart: Restart) -> Workload {
         ports: Vec::new(),
         address: None,
         restart,
+        volumes: Vec::new(),
+        on: None,
     }
 }
 
@@ -93,6 +104,8 @@ fn policies_and_pauses() {
 fn statuses_are_kebab_case_json() {
     let status = WorkloadStatus {
         name: "w".into(),
+        node: Some("n1".into()),
+        health: Some(Health::Healthy),
         image: "i".into(),
         state: WorkloadState::Waiting,
         address: None,
@@ -104,7 +117,7 @@ fn statuses_are_kebab_case_json() {
     };
     assert_eq!(
         serde_json::to_value(status).unwrap(),
-        serde_json::json!({"name": "w", "image": "i", "state": "waiting",
+        serde_json::json!({"name": "w", "node": "n1", "health": "healthy", "image": "i", "state": "waiting",
             "ports": ["80:8080/tcp"], "restarts": 2, "exit-code": 1,
             "since": "1970-01-01T00:00:00.000000Z"})
     );
@@ -115,7 +128,7 @@ async fn without_an_engine_the_workload_has_an_error_and_the_daemon_has_none() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::new(&config::Docker { socket: Some(dir.path().join("none")) });
     let config = config(dir.path(), vec![workload("w", "", Restart::Always)]);
-    let workloads = Workloads::start(&config, engine).await;
+    let workloads = Workloads::start(&config, engine, fleet(&config)).await;
     let status = reached(&workloads, "w", |s| s.state == WorkloadState::Waiting).await;
     assert!(status.error.unwrap().contains("no Docker engine answers at"));
     workloads.stop().await;
@@ -144,7 +157,7 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
                 workload("again", "exit 1", Restart::OnFailure),
             ],
         );
-        let workloads = Workloads::start(&config, engine.clone()).await;
+        let workloads = Workloads::start(&config, engine.clone(), fleet(&config)).await;
 
         let web = reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
         assert_eq!(web.address, Some([10, 99, 0, 198].into()));
@@ -164,7 +177,7 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         }
         let mut fewer = config.clone();
         fewer.workloads.truncate(1);
-        let workloads = Workloads::start(&fewer, engine.clone()).await;
+        let workloads = Workloads::start(&fewer, engine.clone(), fleet(&fewer)).await;
         reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
         assert_eq!(container_id(&docker, &workloads, "web").await, id);
         until(async || count(&docker).await == 1).await;

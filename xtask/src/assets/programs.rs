@@ -1,5 +1,5 @@
 //! Debian's programs with their libraries, fetched and unpacked, never installed, for initrds that stage 1 loads where
-//! a profile asks for them.
+//! a profile asks for them, and for the Docker nodes' image.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,8 @@ impl Packages {
         Ok(packages)
     }
 
-    fn tree(&self) -> PathBuf {
+    /// Where the packages are unpacked.
+    pub(super) fn tree(&self) -> PathBuf {
         self.scratch.0.join("tree")
     }
 
@@ -65,7 +66,7 @@ impl Packages {
     }
 }
 
-fn triplet() -> String {
+pub(super) fn triplet() -> String {
     format!("{}-linux-gnu", std::env::consts::ARCH)
 }
 
@@ -116,7 +117,7 @@ fn pack(root: &Path, initrd: &Path) -> anyhow::Result<u64> {
 }
 
 /// Copies what a path leads to: a library's name is a link to its version.
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     kernel::copy(from, to)?;
     Ok(fs::set_permissions(to, fs::Permissions::from_mode(0o755))?)
 }

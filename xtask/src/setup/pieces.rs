@@ -72,6 +72,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
         piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
         piece(Test,   "tftp-hpa",            Program("tftp"),               "another TFTP client"),
+        piece(Test,   "openssl",             Program("openssl"),            "makes certificates that are not ours"),
         piece(Test,   "curl",                Program("curl"),               "an HTTP and TFTP client"),
         piece(Test,   "udhcpc",              Program("udhcpc"),             "a DHCP client"),
         piece(Test,   "isc-dhcp-client",     Program("dhclient"),           "another DHCP client"),

@@ -1,0 +1,66 @@
+//! The Docker engine of a node: before it starts, it gets a key, made here, and a certificate for it. Both are in memory
+//! and gone with this boot.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use pem::Pem;
+use ring::rand::SystemRandom;
+use serde::Deserialize;
+
+use crate::appliance::words;
+use crate::fetch::hex;
+use crate::image::Image;
+use crate::request;
+use crate::settings::Settings;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    #[error("bridgehead.run=docker without bridgehead.url=: no appliance could vouch for the engine")]
+    NoAppliance,
+    #[error("no key could be made for the engine")]
+    Key,
+    #[error("asking the appliance for the engine's certificate: {0}")]
+    Unreachable(io::Error),
+    #[error("the appliance gives the engine no certificate: {0}")]
+    Refused(String),
+    #[error("{path}: {source}")]
+    Write { path: String, source: io::Error },
+}
+
+/// What the appliance answers, both in PEM.
+#[derive(Deserialize)]
+struct Papers {
+    authority: String,
+    certificate: String,
+}
+
+/// Where the image's start script looks, on the image's /run, a tmpfs.
+const DIRECTORY: &str = "run/bridgehead";
+
+/// Leaves key and papers where the engine reads them.
+pub(crate) fn enroll(image: &Image, settings: &Settings) -> Result<(), EngineError> {
+    let appliance = settings.appliance.as_ref().ok_or(EngineError::NoAppliance)?;
+    let (key, request) = request::make(&SystemRandom::new()).map_err(|_| EngineError::Key)?;
+    let body = serde_json::json!({ "mac": settings.mac, "request": hex(&request) }).to_string();
+    let answer = appliance.exchange("/node/engine", body.as_bytes()).map_err(EngineError::Unreachable)?;
+    let papers: Papers = match answer {
+        (200, body) => serde_json::from_str(&body).map_err(|e| EngineError::Refused(e.to_string()))?,
+        (status, body) => return Err(EngineError::Refused(words(status, &body))),
+    };
+    let write = |name: &str, text: &str| {
+        let path = format!("{DIRECTORY}/{name}");
+        put(image, &path, text).map_err(|source| EngineError::Write { path, source })
+    };
+    write("ca.pem", &papers.authority)?;
+    write("cert.pem", &papers.certificate)?;
+    write("key.pem", &pem::encode(&Pem::new("PRIVATE KEY", key.as_ref())))
+}
+
+fn put(image: &Image, path: &str, text: &str) -> io::Result<()> {
+    image.create_dir_all(DIRECTORY, Mode::S_IRWXU)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+    File::from(image.open_inside(path, flags, Mode::S_IRUSR | Mode::S_IWUSR)?).write_all(text.as_bytes())
+}
