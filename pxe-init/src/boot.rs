@@ -158,7 +158,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     }
 
     if settings.engine {
-        engine::enroll(&image, &settings)?;
+        engine::enroll(&image, settings)?;
     }
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
