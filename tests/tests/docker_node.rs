@@ -77,7 +77,7 @@ fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
         let file = world.path("bridgehead.toml");
         fs::write(&file, fs::read_to_string(&file)?.replace("\"hello\"", "\"good day\""))?;
         lab.appliance.run(&["reload"])?;
-        wait_for(Duration::from_secs(120), || Ok(lab.greeting(80).ok().filter(|g| g == "good day")))?;
+        wait_for(BOOTS_WITHIN, || Ok(lab.greeting(80).ok().filter(|g| g == "good day")))?;
         ensure!(lab.page(8080)? == other, "a workload that did not change was made anew");
 
         drop(first);
@@ -91,7 +91,7 @@ fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
         appliance.crash()?;
         ensure!(page((NODE, 80).into())? == before);
         let appliance = Appliance::start(world, &fs::read_to_string(&file)?)?;
-        wait_for(Duration::from_secs(120), || {
+        wait_for(BOOTS_WITHIN, || {
             let workloads = appliance.json(&["workloads"])?;
             let all = [find(&workloads, "web")?, find(&workloads, "other")?];
             Ok(all.iter().all(|workload| workload["state"] == "running").then_some(()))
@@ -144,7 +144,7 @@ fn a_pet_keeps_its_data_through_a_power_cut_and_another_container() {
         let file = world.path("bridgehead.toml");
         fs::write(&file, fs::read_to_string(&file)?.replace("it is me", "still me"))?;
         lab.appliance.run(&["reload"])?;
-        wait_for(Duration::from_secs(120), || Ok(lab.greeting(80).ok().filter(|g| g == "still me")))?;
+        wait_for(BOOTS_WITHIN, || Ok(lab.greeting(80).ok().filter(|g| g == "still me")))?;
         ensure!(lab.marker(80)? == marker, "the data went with the container");
         lab.stop()
     });
@@ -177,7 +177,7 @@ impl Lab {
         );
         let appliance = Appliance::start(world, &config)?;
         println!("bringing the node's image in");
-        wait_for(Duration::from_secs(300), || {
+        wait_for(BOOTS_WITHIN, || {
             let profiles = appliance.json(&["profiles"])?;
             Ok(appliance::find(&profiles, &|p| p["name"] == "docker" && p["ready"] == true).map(|_| ()))
         })?;
@@ -214,7 +214,7 @@ impl Lab {
 
     /// What a workload answers. It may still be about to listen.
     fn page(&self, port: u16) -> Result<String> {
-        wait_for(Duration::from_secs(30), || Ok(page((NODE, port).into()).ok()))
+        wait_for(BOOTS_WITHIN, || Ok(page((NODE, port).into()).ok()))
     }
 
     fn greeting(&self, port: u16) -> Result<String> {
@@ -258,7 +258,7 @@ fn strangers_are_refused(world: &World) -> Result<()> {
     };
     // First the right one, made last: the node's clock may be behind, and by then it is past the others' beginning, too.
     // Asked the same way, so that what is refused is the certificate.
-    wait_for(Duration::from_secs(120), || Ok(ask(Some(&client))?.1.contains("ApiVersion").then_some(())))
+    wait_for(BOOTS_WITHIN, || Ok(ask(Some(&client))?.1.contains("ApiVersion").then_some(())))
         .context("a client of the right authority is refused")?;
     for stranger in [None, Some(&own), Some(&node), Some(&server)] {
         let (answered, words) = ask(stranger)?;

@@ -22,7 +22,8 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     let _ = std::fs::remove_file(&skipped);
 
     // pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
-    let machines = ["firmware", "two_stages", "systemd", "kernels", "storage", "docker_node"];
+    let machines =
+        ["firmware", "two_stages", "systemd", "kernels", "storage", "docker_node", "trust", "rescue", "why"];
     let others = across_crates(&machines)?;
     let tests = |names: &[&'static str]| names.iter().flat_map(|name| ["--test", *name]).collect::<Vec<_>>();
     let lab = &["--package", "bridgehead-tests"];
@@ -42,8 +43,13 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         [&lab[..], &tests(&machines)].concat(),
     ];
     for step in steps {
+        let mut cargo = Command::new("cargo");
+        if step.contains(&machines[0]) {
+            // One at a time: emulated processors take all that this machine has.
+            cargo.env("RUST_TEST_THREADS", "1");
+        }
         check(
-            Command::new("cargo")
+            cargo
                 .arg("test")
                 .args(&step)
                 .args(&arguments.rest)

@@ -104,16 +104,16 @@ fn the_command_line_says_who_the_node_is() {
 }
 
 #[test]
-fn what_the_profile_wants_of_the_init_is_on_the_command_line() {
+fn what_the_profile_wants_of_the_init_is_among_its_settings() {
     let profile = Profile { restarts: Some(3), logs: false, ..profile("") };
     let facts = facts(1 << 20);
-    let cmdline =
-        |rescue| plan::image(&machine(), None, &profile, "x", &facts, rescue, &appliance()).unwrap().cmdline;
-    let ssh = cmdline(Rescue::Ssh);
+    let settings =
+        |rescue| plan::image(&machine(), None, &profile, "x", &facts, rescue, &appliance()).unwrap().settings;
+    let ssh = settings(Rescue::Ssh);
     for word in ["bridgehead.restarts=3", "bridgehead.logs=off", "bridgehead.on-failure=ssh"] {
         assert!(ssh.iter().any(|w| w == word), "{ssh:?}");
     }
-    assert!(cmdline(Rescue::Off).contains(&"bridgehead.on-failure=off".to_owned()));
+    assert!(settings(Rescue::Off).contains(&"bridgehead.on-failure=off".to_owned()));
 }
 
 #[test]
