@@ -123,6 +123,10 @@ impl Boot {
             match self.events.recv_timeout(Duration::from_millis(100)) {
                 Ok(event) => {
                     let Some(i) = self.machines.iter().position(|m| m.is(&event.mac)) else { continue };
+                    // The end of the boot before, which shows at this one's DISCOVER.
+                    if event.cause.as_deref().is_some_and(|cause| cause.starts_with("it began anew")) {
+                        continue;
+                    }
                     let seconds = self.machines[i].took(&event);
                     tell(&self.machines, News::Event(i, &event, seconds));
                     if event.stage == "failed" && self.machines[i].outcome.is_none() {

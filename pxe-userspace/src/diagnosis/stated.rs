@@ -8,7 +8,7 @@ use crate::stage::Stage;
 #[rustfmt::skip]
 const KNOWN: &[(&str, Kind, &str)] = &[
     ("did not give the volumes' keys", Kind::TokenRefused, ""),
-    ("gave this boot no token", Kind::TokenRefused, ""),
+    ("gave this boot no session", Kind::TokenRefused, ""),
     ("image is damaged: SHA-256", Kind::DigestMismatch, REMEDY_DIGEST),
     ("the appliance announced sha256:", Kind::DigestMismatch, REMEDY_DIGEST),
     ("MiB of memory", Kind::MemoryTooSmall, REMEDY_MEMORY),
