@@ -42,6 +42,15 @@ pub struct Kept {
     pub trust: Trust,
 }
 
+/// Who wants to know what a machine boots.
+#[derive(Clone, Copy)]
+enum Asks {
+    /// Its loader, at the beginning: whether the last boot came up is judged then.
+    Loader,
+    /// The machine's own initrd, later in the same boot. It has nothing of the kernel.
+    Node,
+}
+
 /// What a reload replaces, all at once.
 struct Served {
     config: Config,
@@ -151,7 +160,7 @@ impl Catalog {
     fn plan(&self, config: &Config, machine: &Machine) -> Result<(String, Plan), Refusal> {
         let planned = match config.profile_of(machine.mac) {
             None => Err(Refusal::NoProfile),
-            Some(profile) => self.plan_profile(config, machine, profile).map(|plan| {
+            Some(profile) => self.plan_profile(config, machine, profile, Asks::Loader).map(|plan| {
                 let stages = match &plan.choice {
                     Some(choice) if choice.two => " in two stages",
                     _ => "",
@@ -194,7 +203,13 @@ impl Catalog {
         }
     }
 
-    fn plan_profile(&self, config: &Config, machine: &Machine, profile: &Profile) -> Result<Plan, Refusal> {
+    fn plan_profile(
+        &self,
+        config: &Config,
+        machine: &Machine,
+        profile: &Profile,
+        asks: Asks,
+    ) -> Result<Plan, Refusal> {
         let reference = match &profile.source {
             Source::Kernel { kernel, initrd } => return plan::by_hand(profile, kernel, initrd),
             Source::Image(reference) => reference,
@@ -209,7 +224,11 @@ impl Catalog {
         let memory = config.node(machine.mac).and_then(|n| n.memory);
         let mut initrds = Vec::new();
         let kernel = self.kernel(profile, &image.record, &mut initrds)?;
-        let mut facts = ImageFacts::from(&*image.record).with(self.or_last_good(machine, kernel));
+        let kernel = match asks {
+            Asks::Loader => self.or_last_good(machine, kernel),
+            Asks::Node => kernel,
+        };
+        let mut facts = ImageFacts::from(&*image.record).with(kernel);
         if profile.storage.is_some() {
             let tools = tools(&config.boot.assets, STORAGE).map_err(|error| Refusal::NoStorageTools {
                 path: config.boot.assets.join(STORAGE).display().to_string(),
@@ -318,7 +337,7 @@ impl Files for Catalog {
         })?;
         let profile = config.profile_of(mac).ok_or(OpenError::NotFound)?;
         let refused = |error: &dyn std::fmt::Display| OpenError::Refused(error.to_string());
-        let plan = self.plan_profile(config, &machine, profile).map_err(|e| refused(&e))?;
+        let plan = self.plan_profile(config, &machine, profile, Asks::Node).map_err(|e| refused(&e))?;
         if plan.settings.is_empty() {
             // Files by hand: nobody there would read it.
             return Err(OpenError::NotFound);
