@@ -30,6 +30,7 @@ pub mod holds;
 pub mod image;
 pub mod machines;
 pub mod net;
+pub mod pacing;
 pub mod stage;
 pub mod storage;
 pub mod storm;

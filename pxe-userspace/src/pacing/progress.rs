@@ -1,0 +1,145 @@
+//! How far a wave of boots is, in words.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::stage::Stage;
+use crate::text::word;
+
+/// What was sent within this is the rate of now.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// Bytes sent, by when.
+#[derive(Debug, Default)]
+pub struct Rate(VecDeque<(Timestamp, u64)>);
+
+impl Rate {
+    /// So many bytes were sent since the start.
+    pub fn sample(&mut self, now: Timestamp, sent: u64) {
+        self.0.push_back((now, sent));
+        while self.0.len() > 2
+            && now.duration_since(self.0[1].0) >= jiff::SignedDuration::try_from(RECENT).unwrap_or_default()
+        {
+            self.0.pop_front();
+        }
+    }
+
+    /// Bytes a second, of late.
+    pub fn per_second(&self) -> Option<f64> {
+        let ((from, before), (to, after)) = (self.0.front()?, self.0.back()?);
+        let seconds = to.duration_since(*from).as_secs_f64();
+        (seconds > 0.0 && after > before).then(|| (after - before) as f64 / seconds)
+    }
+}
+
+/// One machine of a wave.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot {
+    pub stage: Stage,
+    /// Nothing more is needed from the appliance.
+    pub done: bool,
+    /// What it still needs, if that is known.
+    pub left: Option<u64>,
+}
+
+/// A wave of boots: those that are under way, and those that came with them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Wave {
+    pub machines: usize,
+    /// The furthest stage that at least half of those that did not fail have reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// Machines that have reached it.
+    pub reached: usize,
+    pub done: usize,
+    pub failed: usize,
+    pub waiting: usize,
+    /// Bytes that are still to be sent.
+    pub left: u64,
+    /// Seconds until everything is sent, at the rate of now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done_in: Option<f64>,
+}
+
+impl Wave {
+    /// None when no boot is under way.
+    pub fn of(boots: &[Boot], waiting: usize, rate: Option<f64>) -> Option<Self> {
+        let failed = boots.iter().filter(|b| b.stage == Stage::Failed).count();
+        let done = boots.iter().filter(|b| b.done).count();
+        if done + failed == boots.len() && waiting == 0 {
+            return None;
+        }
+        let mut stages: Vec<Stage> = boots.iter().map(|b| b.stage).filter(|s| *s != Stage::Failed).collect();
+        stages.sort_unstable();
+        let stage = stages.get(stages.len() / 2).copied();
+        let reached = stages.iter().filter(|s| Some(**s) >= stage).count();
+        let known: Vec<u64> = boots.iter().filter(|b| !b.done).filter_map(|b| b.left).collect();
+        let left = known.iter().sum();
+        let done_in = rate.filter(|_| left > 0).map(|rate| left as f64 / rate);
+        Some(Self { machines: boots.len(), stage, reached, done, failed, waiting, left, done_in })
+    }
+}
+
+impl std::fmt::Display for Wave {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.stage {
+            Some(stage) => write!(f, "{} of {} at {}", self.reached, self.machines, word(stage))?,
+            None => write!(f, "{} boots", self.machines)?,
+        }
+        if self.failed > 0 {
+            write!(f, ", {} failed", self.failed)?;
+        }
+        if self.waiting > 0 {
+            write!(f, ", {} waiting for their turn", self.waiting)?;
+        }
+        match self.done_in {
+            Some(seconds) => write!(f, ", done in {:.0} s", seconds.ceil()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_issue_s_sentence() {
+        let mut rate = Rate::default();
+        for second in 0..30 {
+            // It was slower before.
+            rate.sample(
+                at(second),
+                if second < 15 { second as u64 * 10 } else { 150 + (second as u64 - 15) * 1000 },
+            );
+        }
+        assert_eq!(rate.per_second(), Some(1000.0));
+        let boot = |stage, left| Boot { stage, done: stage >= Stage::Initrd, left: Some(left) };
+        let mut boots = vec![boot(Stage::Initrd, 0); 431];
+        boots.extend(vec![boot(Stage::Kernel, 500); 59]);
+        boots.extend(vec![boot(Stage::Discover, 1050); 10]);
+        let wave = Wave::of(&boots, 0, rate.per_second()).unwrap();
+        assert_eq!(wave.to_string(), "431 of 500 at initrd, done in 40 s");
+        assert!(Wave::of(&boots[..431], 0, rate.per_second()).is_none(), "nothing is under way");
+    }
+
+    #[test]
+    fn nothing_is_promised_without_a_rate() {
+        let mut rate = Rate::default();
+        assert_eq!(rate.per_second(), None);
+        rate.sample(at(1), 5);
+        rate.sample(at(2), 5);
+        assert_eq!(rate.per_second(), None);
+        let boot = Boot { stage: Stage::Discover, done: false, left: None };
+        let wave = Wave::of(&[boot], 1, None).unwrap();
+        assert_eq!(wave.to_string(), "1 of 1 at discover, 1 waiting for their turn");
+    }
+}
