@@ -36,6 +36,10 @@ const AT_LEAST: usize = 4;
 /// which was let in may take until its next DISCOVER, if the OFFER was lost.
 pub const QUIET: Duration = Duration::from_secs(20);
 
+/// A boot that has an initrd is over after so long without a transfer. There may be another initrd, which a
+/// loader asks for at once.
+pub const SETTLED: Duration = Duration::from_secs(1);
+
 /// Machines that wait, and boots that are counted. Whoever comes beyond is served at once: more is no rack
 /// but somebody making up MAC addresses, who must not make real machines wait.
 const REMEMBERED: usize = 16_384;
@@ -48,8 +52,6 @@ pub enum Verdict {
     Wait {
         /// So many others are before it.
         before: usize,
-        /// It was not waiting already.
-        new: bool,
     },
 }
 
@@ -58,12 +60,20 @@ pub enum Verdict {
 pub struct Pacing {
     /// Boots at a time; none when nothing is known of the links' speed, and nobody waits.
     most: Option<usize>,
-    /// When each boot that has a place gave its last sign.
-    under_way: HashMap<Mac, Timestamp>,
+    under_way: HashMap<Mac, Place>,
     /// By number of arrival.
     queue: BTreeMap<u64, Mac>,
     waiting: HashMap<Mac, Waiting>,
     arrivals: u64,
+}
+
+/// A boot that is counted.
+#[derive(Debug)]
+struct Place {
+    /// When something was last seen of it.
+    sign: Timestamp,
+    /// After so long without one it is over.
+    quiet: Duration,
 }
 
 #[derive(Debug)]
@@ -133,7 +143,12 @@ impl Pacing {
             self.queue.insert(arrival, mac);
             self.waiting.insert(mac, Waiting { arrival, asked: now, due });
         }
-        Verdict::Wait { before, new }
+        Verdict::Wait { before }
+    }
+
+    /// The kernel offered an address to a machine that boots.
+    pub fn offered(&mut self, mac: Mac, now: Timestamp) {
+        self.enter(mac, now);
     }
 
     /// The machine reached a stage of its boot.
@@ -145,23 +160,40 @@ impl Pacing {
             Stage::Request | Stage::Ack | Stage::Loader | Stage::Config | Stage::Kernel | Stage::Stage1 => {
                 self.enter(mac, now);
             }
-            // Has what it needs for now: a kernel takes its time to start. Stage 1 comes back for the image.
-            Stage::Initrd | Stage::Image | Stage::Workload | Stage::Failed => {
+            // Has what it needs for now, or all but another initrd: a kernel takes its time to start.
+            // Stage 1 comes back for the image.
+            Stage::Initrd => {
+                self.enter(mac, now);
+                if let Some(place) = self.under_way.get_mut(&mac) {
+                    place.quiet = SETTLED;
+                }
+            }
+            Stage::Image | Stage::Workload | Stage::Failed => {
                 self.under_way.remove(&mac);
             }
         }
     }
 
-    /// Time passed, or a place became free: who is to be offered an address now, without having asked again.
-    /// `fetches` says whether a transfer of the machine's is under way, which is a sign of its boot.
-    pub fn admit(&mut self, now: Timestamp, fetches: impl Fn(Mac) -> bool) -> Vec<Mac> {
-        self.under_way.retain(|mac, sign| {
-            let quiet = now.duration_since(*sign).unsigned_abs() > QUIET;
-            if quiet && fetches(*mac) {
-                *sign = now;
+    /// Takes their places from boots of which nothing was seen for long, and says whose. A transfer that is
+    /// under way is a sign of its boot, which `fetches` knows.
+    pub fn forget_quiet(&mut self, now: Timestamp, fetches: impl Fn(Mac) -> bool) -> Vec<Mac> {
+        let mut gone = Vec::new();
+        for (mac, place) in &mut self.under_way {
+            let quiet = now.duration_since(place.sign).unsigned_abs() >= place.quiet;
+            match quiet && fetches(*mac) {
+                true => place.sign = now,
+                false if quiet => gone.push(*mac),
+                false => {}
             }
-            !quiet || *sign == now
-        });
+        }
+        for mac in &gone {
+            self.under_way.remove(mac);
+        }
+        gone
+    }
+
+    /// Time passed, or a place became free: who is to be offered an address now, without asking again.
+    pub fn admit(&mut self, now: Timestamp) -> Vec<Mac> {
         let mut admitted = Vec::new();
         while self.places() > 0
             && let Some((_, mac)) = self.queue.pop_first()
@@ -190,7 +222,7 @@ impl Pacing {
         }
         // Without a limit nobody needs to be remembered.
         if self.most.is_some() && (self.under_way.len() < REMEMBERED || self.is_under_way(mac)) {
-            self.under_way.insert(mac, now);
+            self.under_way.insert(mac, Place { sign: now, quiet: QUIET });
         }
     }
 }

@@ -35,14 +35,59 @@ impl Rate {
     }
 }
 
+/// The bytes of a boot's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    pub loader: u64,
+    pub kernel: u64,
+    /// All of them together.
+    pub initrds: u64,
+    /// The image, where stage 1 fetches it.
+    pub stage2: u64,
+}
+
+impl Needs {
+    pub fn all(&self) -> u64 {
+        self.loader + self.kernel + self.initrds + self.stage2
+    }
+
+    /// What is still to be sent to a machine at `stage`, which fetches a file if it has `percent` of it.
+    pub fn left(&self, stage: Stage, percent: Option<u8>) -> u64 {
+        let Self { loader, kernel, initrds, stage2 } = *self;
+        let part = |next: u64| next * u64::from(100 - percent.unwrap_or(0).min(100)) / 100;
+        match stage {
+            Stage::Discover | Stage::Offer | Stage::Request | Stage::Ack => {
+                part(loader) + kernel + initrds + stage2
+            }
+            Stage::Loader | Stage::Config => part(kernel) + initrds + stage2,
+            Stage::Kernel => part(initrds) + stage2,
+            // Another one, the large one: it is the last.
+            Stage::Initrd if percent.is_some() => part(initrds) + stage2,
+            Stage::Initrd | Stage::Stage1 => stage2,
+            Stage::Image | Stage::Workload | Stage::Failed => 0,
+        }
+    }
+}
+
 /// One machine of a wave.
 #[derive(Clone, Copy, Debug)]
 pub struct Boot {
     pub stage: Stage,
     /// Nothing more is needed from the appliance.
     pub done: bool,
-    /// What it still needs, if that is known.
+    /// What it needs in all, and what it still needs, if that is known.
+    pub needs: Option<u64>,
     pub left: Option<u64>,
+}
+
+impl Boot {
+    /// A machine at `stage`, which fetches a file if it has `percent` of it.
+    pub fn of(stage: Stage, percent: Option<u8>, needs: Option<Needs>) -> Self {
+        let left = needs.map(|needs| needs.left(stage, percent));
+        // Where nobody knows, the initrd is the last of it.
+        let done = (Stage::Initrd..=Stage::Workload).contains(&stage) && left.unwrap_or(0) == 0;
+        Self { stage, done, needs: needs.map(|needs| needs.all()), left }
+    }
 }
 
 /// A wave of boots: those that are under way, and those that came with them.
@@ -122,7 +167,7 @@ mod tests {
             );
         }
         assert_eq!(rate.per_second(), Some(1000.0));
-        let boot = |stage, left| Boot { stage, done: stage >= Stage::Initrd, left: Some(left) };
+        let boot = |stage, left| Boot { stage, done: stage >= Stage::Initrd, needs: None, left: Some(left) };
         let mut boots = vec![boot(Stage::Initrd, 0); 431];
         boots.extend(vec![boot(Stage::Kernel, 500); 59]);
         boots.extend(vec![boot(Stage::Discover, 1050); 10]);
@@ -132,13 +177,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_shrinks_with_every_stage() {
+        let needs = Needs { loader: 1, kernel: 10, initrds: 100, stage2: 1000 };
+        let steps = [
+            (Stage::Discover, None),
+            (Stage::Loader, None),
+            (Stage::Loader, Some(50)),
+            (Stage::Kernel, None),
+            (Stage::Initrd, Some(25)),
+            (Stage::Initrd, None),
+            (Stage::Image, None),
+        ];
+        let left: Vec<u64> = steps.iter().map(|(stage, percent)| needs.left(*stage, *percent)).collect();
+        assert_eq!(left, [1111, 1110, 1105, 1100, 1075, 1000, 0]);
+    }
+
+    #[test]
     fn nothing_is_promised_without_a_rate() {
         let mut rate = Rate::default();
         assert_eq!(rate.per_second(), None);
         rate.sample(at(1), 5);
         rate.sample(at(2), 5);
         assert_eq!(rate.per_second(), None);
-        let boot = Boot { stage: Stage::Discover, done: false, left: None };
+        let boot = Boot::of(Stage::Discover, None, None);
         let wave = Wave::of(&[boot], 1, None).unwrap();
         assert_eq!(wave.to_string(), "1 of 1 at discover, 1 waiting for their turn");
     }

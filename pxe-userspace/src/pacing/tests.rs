@@ -68,7 +68,8 @@ proptest! {
         for ms in (0..70_000).step_by(100) {
             // A boot that ended makes room.
             for (n, machine) in machines.iter().enumerate() {
-                if offered[n].is_some_and(|from| from + machine.boots_for_ms <= ms) {
+                let ends = offered[n].map(|from| from + machine.boots_for_ms);
+                if ends.is_some_and(|end| end <= ms && ms < end + 100) {
                     pacing.reached(mac(n), Stage::Initrd, at(ms));
                 }
             }
@@ -101,9 +102,13 @@ proptest! {
                     }
                 }
             }
-            let admitted = pacing.admit(at(ms), |mac| machines.iter().enumerate().any(|(n, _)| {
-                self::mac(n) == mac && offered[n].is_some()
-            }));
+            let fetches = |mac| {
+                machines.iter().enumerate().any(|(n, machine)| {
+                    self::mac(n) == mac && offered[n].is_some_and(|from| from + machine.boots_for_ms > ms)
+                })
+            };
+            pacing.forget_quiet(at(ms), fetches);
+            let admitted = pacing.admit(at(ms));
             for mac in admitted {
                 let n = (0..machines.len()).find(|n| self::mac(*n) == mac).unwrap();
                 now_offered.push(n);
@@ -119,8 +124,8 @@ proptest! {
         for (n, machine) in machines.iter().enumerate() {
             prop_assert_eq!(offered[n].is_some(), !machine.asks_ms().is_empty(), "machine {}", n);
         }
-        let none = pacing.admit(at(500_000), |_| false);
-        prop_assert!(none.is_empty() && pacing.under_way() == 0, "all is forgotten");
+        pacing.forget_quiet(at(500_000), |_| false);
+        prop_assert!(pacing.admit(at(500_000)).is_empty() && pacing.under_way() == 0, "all is forgotten");
     }
 
     #[test]
@@ -141,7 +146,7 @@ fn without_a_known_speed_everybody_is_served_and_nobody_remembered() {
         pacing.reached(mac(n), Stage::Ack, at(0));
     }
     assert_eq!((pacing.under_way(), pacing.waiting().len()), (0, 0));
-    assert_eq!(pacing.admit(at(1), |_| true), []);
+    assert_eq!(pacing.admit(at(1)), []);
 }
 
 #[test]
@@ -151,14 +156,20 @@ fn who_waits_is_told_how_many_are_before_it_and_comes_in_in_that_order() {
     for n in 0..4 {
         assert_eq!(pacing.asked(mac(n), patience, at(n as u64)), Verdict::Offer);
     }
-    assert_eq!(pacing.asked(mac(4), patience, at(10)), Verdict::Wait { before: 0, new: true });
-    assert_eq!(pacing.asked(mac(5), patience, at(10)), Verdict::Wait { before: 1, new: true });
-    assert_eq!(pacing.asked(mac(5), patience, at(4010)), Verdict::Wait { before: 1, new: false });
+    assert_eq!(pacing.asked(mac(4), patience, at(10)), Verdict::Wait { before: 0 });
+    assert_eq!(pacing.asked(mac(5), patience, at(10)), Verdict::Wait { before: 1 });
+    assert_eq!(pacing.asked(mac(5), patience, at(4010)), Verdict::Wait { before: 1 });
     assert_eq!(pacing.asked(mac(3), patience, at(4010)), Verdict::Offer, "it was let in already");
-    pacing.reached(mac(0), Stage::Initrd, at(5000));
-    assert_eq!(pacing.asked(mac(6), patience, at(5000)), Verdict::Wait { before: 2, new: true });
-    assert_eq!(pacing.admit(at(5000), |_| false), [mac(4)]);
-    assert_eq!(pacing.waiting().collect::<Vec<_>>(), [mac(5), mac(6)]);
+    pacing.reached(mac(0), Stage::Initrd, at(3900));
+    assert_eq!(pacing.forget_quiet(at(4800), |_| false), [], "there may be another initrd");
+    assert_eq!(pacing.forget_quiet(at(4950), |m| m == mac(0)), [], "there is");
+    pacing.reached(mac(0), Stage::Initrd, at(4960));
+    pacing.reached(mac(1), Stage::Failed, at(4960));
+    assert_eq!(pacing.asked(mac(6), patience, at(5000)), Verdict::Wait { before: 2 });
+    assert_eq!(pacing.admit(at(5000)), [mac(4)]);
+    assert_eq!(pacing.forget_quiet(at(5960), |_| false), [mac(0)]);
+    assert_eq!(pacing.admit(at(5960)), [mac(5)]);
+    assert_eq!(pacing.waiting().collect::<Vec<_>>(), [mac(6)]);
 }
 
 #[test]
@@ -170,8 +181,7 @@ fn a_boot_in_which_nothing_happens_loses_its_place_and_takes_it_again() {
     // One fetches a large file slowly, one was switched off.
     pacing.reached(mac(2), Stage::Kernel, at(15_000));
     pacing.reached(mac(3), Stage::Kernel, at(15_000));
-    pacing.admit(at(21_000), |m| m == mac(0));
-    assert!(!pacing.is_under_way(mac(1)));
+    assert_eq!(pacing.forget_quiet(at(21_000), |m| m == mac(0)), [mac(1)]);
     assert_eq!(pacing.under_way(), 3);
     pacing.reached(mac(1), Stage::Loader, at(22_000));
     assert!(pacing.is_under_way(mac(1)));
