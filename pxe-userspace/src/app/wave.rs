@@ -77,7 +77,9 @@ impl Appliance {
         };
         state.began.get_or_insert(oldest);
         let sent = boots.iter().filter_map(|(boot, _)| Some(boot.needs? - boot.left?)).sum();
-        state.rate.sample(now, sent);
+        let somebody_fetches =
+            boots.iter().any(|(_, m)| m.fetching.is_some() || m.stage == Some(Stage::Stage1));
+        state.rate.sample(now, sent, somebody_fetches);
     }
 
     fn boots_since(&self, began: Timestamp) -> Vec<(Boot, Machine)> {

@@ -12,25 +12,36 @@ use crate::text::word;
 /// What was sent within this is the rate of now.
 const RECENT: Duration = Duration::from_secs(10);
 
-/// Bytes sent, by when.
+/// Bytes sent, by how long it took.
 #[derive(Debug, Default)]
-pub struct Rate(VecDeque<(Timestamp, u64)>);
+pub struct Rate {
+    samples: VecDeque<(Duration, u64)>,
+    looked: Option<Timestamp>,
+}
 
 impl Rate {
-    /// So many bytes were sent since the start.
-    pub fn sample(&mut self, now: Timestamp, sent: u64) {
-        self.0.push_back((now, sent));
-        while self.0.len() > 2
-            && now.duration_since(self.0[1].0) >= jiff::SignedDuration::try_from(RECENT).unwrap_or_default()
-        {
-            self.0.pop_front();
+    /// So many bytes were sent since the start. Time in which nobody fetched anything, because firmwares wait
+    /// or kernels start, says nothing of the links, and does not count.
+    pub fn sample(&mut self, now: Timestamp, sent: u64, somebody_fetches: bool) {
+        let passed = self
+            .looked
+            .replace(now)
+            .map_or(Duration::ZERO, |before| now.duration_since(before).unsigned_abs());
+        let (busy, before) = self.samples.back().copied().unwrap_or_default();
+        if !self.samples.is_empty() && sent == before && !somebody_fetches {
+            return;
+        }
+        let busy = busy + passed;
+        self.samples.push_back((busy, sent));
+        while self.samples.get(1).is_some_and(|(then, _)| busy - *then >= RECENT) {
+            self.samples.pop_front();
         }
     }
 
     /// Bytes a second, of late.
     pub fn per_second(&self) -> Option<f64> {
-        let ((from, before), (to, after)) = (self.0.front()?, self.0.back()?);
-        let seconds = to.duration_since(*from).as_secs_f64();
+        let ((from, before), (to, after)) = (self.samples.front()?, self.samples.back()?);
+        let seconds = to.saturating_sub(*from).as_secs_f64();
         (seconds > 0.0 && after > before).then(|| (after - before) as f64 / seconds)
     }
 }
@@ -159,13 +170,11 @@ mod tests {
     #[test]
     fn the_issue_s_sentence() {
         let mut rate = Rate::default();
-        for second in 0..30 {
-            // It was slower before.
-            rate.sample(
-                at(second),
-                if second < 15 { second as u64 * 10 } else { 150 + (second as u64 - 15) * 1000 },
-            );
-        }
+        // It was slower before.
+        (0..15).for_each(|second| rate.sample(at(second), second as u64 * 10, true));
+        (15..30).for_each(|second| rate.sample(at(second), 150 + (second as u64 - 15) * 1000, true));
+        // Nobody wants anything.
+        (30..99).for_each(|second| rate.sample(at(second), 14_150, false));
         assert_eq!(rate.per_second(), Some(1000.0));
         let boot = |stage, left| Boot { stage, done: stage >= Stage::Initrd, needs: None, left: Some(left) };
         let mut boots = vec![boot(Stage::Initrd, 0); 431];
@@ -196,8 +205,8 @@ mod tests {
     fn nothing_is_promised_without_a_rate() {
         let mut rate = Rate::default();
         assert_eq!(rate.per_second(), None);
-        rate.sample(at(1), 5);
-        rate.sample(at(2), 5);
+        rate.sample(at(1), 5, true);
+        rate.sample(at(2), 5, true);
         assert_eq!(rate.per_second(), None);
         let boot = Boot::of(Stage::Discover, None, None);
         let wave = Wave::of(&[boot], 1, None).unwrap();
