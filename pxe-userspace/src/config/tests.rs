@@ -9,7 +9,6 @@ const GOOD: &str = r#"
 bridge  = "pxe0"
 address = "10.77.0.1/24"
 ports   = ["eth1"]
-ceiling = "2.5G"
 
 [dhcp]
 range      = ["10.77.0.100", "10.77.0.199"]
@@ -98,7 +97,7 @@ fn every_key_arrives() {
     assert_eq!(config.state_dir, Path::new("/var/lib/bridgehead"));
     assert_eq!(config.files_root.as_deref(), Some(Path::new("/etc/bridgehead/boot")));
     assert_eq!(config.network.address.addr(), Ipv4Addr::new(10, 77, 0, 1));
-    assert_eq!(config.network.ceiling, Some(312_500_000));
+    assert_eq!(config.network.ceiling, None);
     assert_eq!(config.dhcp.lease_time, Duration::from_secs(3600));
     assert_eq!(config.dhcp.dns, [Ipv4Addr::new(10, 77, 0, 1)]);
     assert_eq!(config.dhcp.ntp.len(), 2);
@@ -116,6 +115,13 @@ fn every_key_arrives() {
 }
 
 /// A good file with one line changed or added, where the fault is seen, and words of the message.
+#[test]
+fn a_ceiling_is_written_in_bits_and_kept_in_bytes() {
+    let text = GOOD.replace("ports   = [\"eth1\"]", "ceiling = \"2.5G\"");
+    let config = parse(&text).unwrap();
+    assert_eq!(config.network.ceiling, Some(312_500_000));
+}
+
 #[test]
 fn each_fault_is_named_with_its_place() {
     for (from, to, place, words) in [
