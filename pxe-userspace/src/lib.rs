@@ -31,6 +31,7 @@ pub mod holds;
 pub mod image;
 pub mod machines;
 pub mod net;
+pub mod pacing;
 pub mod rescue;
 pub mod secret_file;
 pub mod stage;

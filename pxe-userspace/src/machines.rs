@@ -37,6 +37,9 @@ pub struct Machine {
     /// The file of its boot that it fetches just now, by TFTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fetching: Option<Fetching>,
+    /// It waits for an address: so many others are before it, and the links carry no more boots at a time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waiting: Option<usize>,
     /// In how many stages its last boot loads an image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stages: Option<u8>,
@@ -82,6 +85,7 @@ impl Machine {
             stage: None,
             since: None,
             fetching: None,
+            waiting: None,
             stages: None,
             firmware: None,
             uuid: None,
@@ -157,6 +161,12 @@ impl Machines {
         all
     }
 
+    /// Those of which something was seen since then, in no order.
+    pub fn seen_since(&self, since: Timestamp) -> Vec<Machine> {
+        let register = self.read();
+        register.by_mac.values().filter(|m| m.since.is_some_and(|seen| seen >= since)).cloned().collect()
+    }
+
     /// A lease binds `address` to the machine; whoever held it before no longer does.
     pub fn bound(&self, mac: Mac, address: Ipv4Addr) {
         let mut register = self.write();
@@ -206,6 +216,12 @@ impl Machines {
         machine.stage = Some(stage);
         machine.since = Some(time);
         machine.fetching = None;
+        machine.waiting = None;
+    }
+
+    /// The machine waits for an address, until it reaches its next stage.
+    pub fn waits(&self, mac: Mac, before: usize) {
+        self.write().machine(mac).waiting = Some(before);
     }
 
     /// How far the file is that the machine fetches; nothing when it fetches none.

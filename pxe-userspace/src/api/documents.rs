@@ -13,7 +13,9 @@ use crate::image::ImageRecord;
 use crate::text;
 
 pub use crate::dataplane::{PortStatus, Tier};
+pub use crate::dhcp::PacingStatus as Pacing;
 pub use crate::image::Freed as Collected;
+pub use crate::pacing::progress::Wave;
 pub use crate::workload::{WorkloadState, WorkloadStatus as Workload};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +29,10 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<[Ipv4Addr; 2]>,
     pub ports: Vec<PortStatus>,
+    /// How far the boots are that go on just now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub boots: Option<Wave>,
+    pub pacing: Pacing,
     /// What somebody should look at, in words. Empty when all is well.
     pub alerts: Vec<String>,
     /// Running totals since the start, by kebab-case name.

@@ -140,6 +140,8 @@ impl Appliance for Fake {
                 tier: Tier::Tc,
                 reason: Some("no \"XDP\"".into()),
             }],
+            boots: None,
+            pacing: Default::default(),
             alerts: Vec::new(),
             counters: [("dhcp-offers".to_owned(), 7)].into(),
         }

@@ -5,6 +5,7 @@ mod offers;
 mod ports;
 mod reload;
 mod signals;
+mod wave;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     let _lock = lock::take(state)?;
     // Before anything is changed, so that no signal finds us half-way without a way back.
     let mut signals = Signals::new()?;
-    let mut bridge = Bridge::set_up(&config.network, state).await?;
+    let mut bridge = Bridge::set_up(&config.network, &config.http, state).await?;
     let pins = Pins::of(state);
 
     let shutdown = CancellationToken::new();
@@ -159,6 +160,7 @@ struct Appliance {
     fast_path: ports::Loaded,
     tracer: Tracer,
     workloads: Workloads,
+    watched: wave::Watched,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }
@@ -195,6 +197,9 @@ impl Appliance {
         let pins = Pins::of(&config.state_dir);
         let (fast_path, told) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
         let wanted_tier = config.network.fast_path;
+        if let (Some(_), Some(dataplane)) = (config.network.ceiling, &fast_path.dataplane) {
+            dataplane.under_ceiling();
+        }
         let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
 
@@ -274,8 +279,10 @@ impl Appliance {
             fast_path,
             tracer,
             workloads,
+            watched: Default::default(),
             reloading: Default::default(),
         });
+        parts.spawn(wave::watch(appliance.clone(), shutdown.clone()));
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
         let listener = listen(listen_at, "[api] listen").await?;
         let serving =

@@ -46,6 +46,8 @@ impl api::Appliance for Appliance {
             },
             pool: self.config().dhcp.range.map(|(first, last)| [first, last]),
             ports: self.port_tiers(),
+            boots: self.wave(dhcp.pacing.waiting),
+            pacing: dhcp.pacing,
             alerts: self.alerts(&dhcp.rivals),
             counters,
         }
@@ -241,7 +243,10 @@ impl Appliance {
         let profiles = api::Appliance::profiles(self).into_iter().filter_map(|profile| {
             Some(format!("profile {} can't be booted: {}", profile.name, profile.problem?))
         });
-        rivals.chain(off).chain(profiles).collect()
+        let unshaped = self.ports.now().into_iter().filter_map(|port| {
+            Some(format!("[network] ceiling does not hold on {}: {}", port.name, port.unshaped?))
+        });
+        rivals.chain(off).chain(unshaped).chain(profiles).collect()
     }
 
     fn image(&self, record: &ImageRecord) -> Image {

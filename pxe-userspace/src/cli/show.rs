@@ -13,7 +13,7 @@ use crate::text::word;
 use crate::timeline::{Event, Stage};
 
 pub(super) fn status(status: Status) -> String {
-    let Status { version, started, bridge, pool, ports, alerts, counters } = status;
+    let Status { version, started, bridge, pool, ports, boots, pacing, alerts, counters } = status;
     let mut out = format!(
         "bridgehead {version}, running since {}\nbridge {} {} {}\n",
         time(started),
@@ -23,6 +23,15 @@ pub(super) fn status(status: Status) -> String {
     );
     if let Some([first, last]) = pool {
         out.push_str(&format!("pool {first} to {last}\n"));
+    }
+    if let Some(wave) = boots {
+        out.push_str(&format!("boots: {wave}\n"));
+    }
+    if let (1.., Some(most), Some(capacity)) = (pacing.waiting, pacing.most, pacing.capacity) {
+        let megabits = capacity as f64 / 125_000.0;
+        out.push_str(&format!(
+            "       {most} at a time, which is what {megabits} Mbit/s carry without a block having to wait\n"
+        ));
     }
     for alert in &alerts {
         out.push_str(&format!("ALERT: {alert}\n"));
@@ -72,7 +81,9 @@ pub(super) fn way_in(way_in: WayIn) -> String {
 
 fn stage(machine: &Machine) -> String {
     let fetching = machine.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
-    let stage = or_dash(machine.stage.map(word).into_iter().chain(fetching).reduce(|a, b| a + &b));
+    let waiting = machine.waiting.map(|before| format!(" (waiting: {before} before it)"));
+    let parts = machine.stage.map(word).into_iter().chain(fetching).chain(waiting);
+    let stage = or_dash(parts.reduce(|a, b| a + &b));
     match (machine.hold, machine.stage) {
         (None, _) => stage,
         (Some(Hold::Reached | Hold::UntilReleased), Some(Stage::Stage1)) => format!("{stage} (held)"),

@@ -45,6 +45,7 @@ pub(super) struct NetworkTable {
     pub(super) ports: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) fast_path: FastPath,
+    pub(super) ceiling: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -96,6 +96,8 @@ pub struct Network {
     pub address: Ipv4Net,
     pub ports: Vec<String>,
     pub fast_path: FastPath,
+    /// What boots may take of each port, in bytes a second.
+    pub ceiling: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -138,6 +138,7 @@ fn every_key_arrives() {
     assert_eq!(config.state_dir, Path::new("/var/lib/bridgehead"));
     assert_eq!(config.files_root.as_deref(), Some(Path::new("/etc/bridgehead/boot")));
     assert_eq!(config.network.address.addr(), Ipv4Addr::new(10, 77, 0, 1));
+    assert_eq!(config.network.ceiling, None);
     assert_eq!(config.dhcp.lease_time, Duration::from_secs(3600));
     assert_eq!(config.dhcp.dns, [Ipv4Addr::new(10, 77, 0, 1)]);
     assert_eq!(config.dhcp.ntp.len(), 2);
@@ -155,6 +156,13 @@ fn every_key_arrives() {
     assert_eq!((port, tls_port, config.api.listen), (80, 7443, API_LISTEN));
 }
 
+#[test]
+fn a_ceiling_is_written_in_bits_and_kept_in_bytes() {
+    let text = GOOD.replace("ports   = [\"eth1\"]", "ceiling = \"2.5G\"");
+    let config = parse(&text).unwrap();
+    assert_eq!(config.network.ceiling, Some(312_500_000));
+}
+
 /// A good file with one line changed or added, where the fault is seen, and words of the message.
 #[test]
 fn each_fault_is_named_with_its_place() {
@@ -164,6 +172,13 @@ fn each_fault_is_named_with_its_place() {
         ("bridge  = \"pxe0\"", "bridge = 7", "3:10", "invalid type: integer `7`; here goes a string"),
         ("bridge  = \"pxe0\"", "bridge = \"a-name-that-is-long\"", "3:10", "1 to 15 characters"),
         ("ports   = [\"eth1\"]", "fast-path = \"xpd\"", "5:13", "unknown value `xpd`; did you mean `xdp`?"),
+        (
+            "ports   = [\"eth1\"]",
+            "ceiling = \"fast\"",
+            "5:11",
+            "`fast` is no rate that machines could boot at",
+        ),
+        ("ports   = [\"eth1\"]", "ceiling = \"999K\"", "5:11", "at least 1M"),
         ("ports   = [\"eth1\"]", "ports = [\"eth1\", \"eth1\"]", "5:18", "`eth1` is listed twice"),
         ("ports   = [\"eth1\"]", "ports = [\"pxe0\"]", "5:10", "is the bridge itself"),
         ("10.77.0.1/24\"", "10.77.0.0/24\"", "4:11", "network's own or broadcast"),

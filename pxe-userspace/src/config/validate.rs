@@ -20,6 +20,9 @@ const LEASE_MIN: Duration = Duration::from_secs(30);
 const LEASE_MAX: Duration = Duration::from_secs(365 * 86_400);
 const LEASE_DEFAULT: Duration = Duration::from_secs(3600);
 
+/// Less than 1 Mbit/s brings a kernel to one machine in minutes, and to several never.
+const LOWEST_CEILING: u64 = 125_000;
+
 const STATE_DIR: &str = "/var/lib/bridgehead";
 const ASSETS: &str = "/usr/share/bridgehead";
 const ASSETS_VARIABLE: &str = "BRIDGEHEAD_ASSETS";
@@ -122,11 +125,20 @@ fn network(raw: &File, findings: &mut Findings<'_>) -> Network {
         }
         seen.push(name);
     }
+    let ceiling = table.ceiling.as_ref().and_then(|text| {
+        let rate = values::rate(text.get_ref()).filter(|rate| *rate >= LOWEST_CEILING);
+        if rate.is_none() {
+            let what = format!("`{}` is no rate that machines could boot at", text.get_ref());
+            findings.add(text.span(), what, "bits a second, at least 1M: `800M`, `2.5G`");
+        }
+        rate
+    });
     Network {
         bridge: bridge.clone(),
         address,
         ports: table.ports.iter().map(|p| p.get_ref().clone()).collect(),
         fast_path: table.fast_path,
+        ceiling,
     }
 }
 

@@ -39,6 +39,23 @@ pub(super) fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// `800M`, `2.5G`, `100Mbit`: bits a second, in powers of 1000 as links are sold. The result is in bytes.
+pub(super) fn rate(text: &str) -> Option<u64> {
+    let text = text.trim_end_matches("/s").trim_end_matches("bit");
+    let number = text.trim_end_matches(['K', 'k', 'M', 'G']);
+    let unit: u64 = match &text[number.len()..] {
+        "K" | "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => return None,
+    };
+    let (whole, tenths) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
+    let tenths = digits(tenths).filter(|tenths| *tenths < 10)?;
+    let bits = digits(whole)?.checked_mul(unit)?.checked_add(tenths * unit / 10)?;
+    Some(bits / 8)
+}
+
 /// `1 disk`, `2 disks`.
 pub(super) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
@@ -132,6 +149,20 @@ mod tests {
         assert_eq!(size("2GiB"), Some(2 << 30));
         for text in ["", "512", "M", "1.5G", "iB", "1iB", "99999999999T", "1MB"] {
             assert_eq!(size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for (text, bytes) in
+            [("800M", 100_000_000), ("2.5G", 312_500_000), ("100Mbit/s", 12_500_000), ("64k", 8000)]
+        {
+            assert_eq!(rate(text), Some(bytes), "{text}");
+        }
+        for text in
+            ["", "800", "M", "1.25G", "-1M", "+1M", "1.M", ".5M", "1MB", "1 M", "99999999999999G", "1T"]
+        {
+            assert_eq!(rate(text), None, "{text}");
         }
     }
 

@@ -100,6 +100,11 @@ impl Dataplane {
         lock(&self.ports).keep_only(ports)
     }
 
+    /// Answers on ports that are attached from now on pass through their queues.
+    pub fn under_ceiling(&self) {
+        lock(&self.ports).under_ceiling();
+    }
+
     /// Puts the programs on `port` as far as `wanted` allows and the port can; says how far.
     pub fn attach(&self, port: &str, wanted: config::FastPath) -> PortStatus {
         lock(&self.ports).attach(port, wanted)

@@ -48,6 +48,8 @@ pub(super) struct Ports {
     attached: BTreeMap<String, Port>,
     /// Packet traces that run: see [`Ports::traced`].
     traces: usize,
+    /// What XDP sends back goes past the ceiling.
+    ceiling: bool,
 }
 
 struct Port {
@@ -80,7 +82,12 @@ enum AttachError {
 impl Ports {
     /// With `pins` links outlive a daemon that is killed, and links that one left are taken over.
     pub(super) fn new(ebpf: Ebpf, pins: Option<Pins>) -> Self {
-        Self { ebpf, pins, attached: BTreeMap::new(), traces: 0 }
+        Self { ebpf, pins, attached: BTreeMap::new(), traces: 0, ceiling: false }
+    }
+
+    /// Ports that are attached from now on have a ceiling.
+    pub(super) fn under_ceiling(&mut self) {
+        self.ceiling = true;
     }
 
     pub(super) fn attach(&mut self, port: &str, wanted: FastPath) -> PortStatus {
@@ -95,6 +102,10 @@ impl Ports {
         self.detach(port);
         let (asked, traced) = (wanted, self.traces > 0);
         let wanted = match wanted {
+            FastPath::Auto | FastPath::Xdp if self.ceiling => {
+                reasons.push("xdp: not with [network] ceiling, which its answers would go past".to_owned());
+                FastPath::Tc
+            }
             FastPath::Auto | FastPath::Xdp if traced => {
                 reasons.push("xdp: not while a trace runs, which would not see its frames".to_owned());
                 FastPath::Tc

@@ -165,6 +165,11 @@ impl Leases {
         self.by_address.values()
     }
 
+    /// How many machines have, or had, an address.
+    pub fn machines(&self) -> usize {
+        self.of_machine.len()
+    }
+
     /// The machines that hold an address now.
     pub fn bound(&self, now: Timestamp) -> impl Iterator<Item = &Lease> {
         let held = |l: &&Lease| self.of_machine.get(&l.mac) == Some(&l.address);

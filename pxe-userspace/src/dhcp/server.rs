@@ -1,8 +1,10 @@
 //! The DHCP server (RFC 2131 section 4.3) as a pure function of packets and time: what to store,
 //! what to send, what happened. Nothing here waits, reads a clock or touches a socket.
 
+mod pace;
 mod status;
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use jiff::Timestamp;
@@ -17,6 +19,7 @@ use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
 use super::{Scope, rare};
 use crate::config::{Config, DhcpMode};
 use crate::diagnosis::Note;
+use crate::pacing::{Pacing, Patience, Verdict};
 use crate::timeline::{Happened, Stage, Who};
 
 pub use status::{Counters, Evidence, Rival};
@@ -67,6 +70,10 @@ pub enum Command {
     Released(Mac),
     /// The machine's lease may not be what the kernel was told: see [`Server::standing`].
     Standing(Mac),
+    /// The same may be so of every machine's.
+    AllStanding,
+    /// The machine is not offered an address yet: so many others are before it.
+    Waits(Mac, usize),
     Event(Happened),
     Noted(Mac, Note),
     Send(Reply),
@@ -90,6 +97,14 @@ pub struct Server {
     leases: Leases,
     counters: Counters,
     rivals: status::Rivals,
+    pacing: Pacing,
+    /// The last DISCOVER of each machine that waits for its turn.
+    held: HashMap<Mac, (Meta, Vec<u8>)>,
+    /// Bytes a second that the configuration allows, and that the links carry, where that is known.
+    ceiling: Option<u64>,
+    link_speed: Option<u64>,
+    /// Only machines under way may be answered by the kernel: see [`Server::standing`].
+    tight: bool,
 }
 
 /// A parsed request with the packet it lies in.
@@ -105,7 +120,20 @@ impl Server {
     pub fn new(config: &Config, stored: impl IntoIterator<Item = Lease>) -> Self {
         let scope = Scope::new(config);
         let leases = Leases::new(scope.pool(), stored);
-        Self { scope, leases, counters: Counters::default(), rivals: status::Rivals::default() }
+        let ceiling = config.network.ceiling;
+        let mut server = Self {
+            scope,
+            leases,
+            counters: Counters::default(),
+            rivals: status::Rivals::default(),
+            pacing: Pacing::new(ceiling),
+            held: HashMap::new(),
+            ceiling,
+            link_speed: None,
+            tight: false,
+        };
+        server.tighten();
+        server
     }
 
     /// Goes on under another configuration; leases stay.
@@ -138,9 +166,9 @@ impl Server {
     }
 
     /// What the kernel may say to the machine without asking; nothing when the daemon would not
-    /// say it, too.
+    /// say it, too, or would have the machine wait.
     pub fn standing(&self, mac: Mac, now: Timestamp) -> Option<Standing> {
-        if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) {
+        if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) || !self.may_offer(mac) {
             return None;
         }
         let Speakable { address, until } = self.leases.speakable(mac, now)?;
@@ -173,6 +201,9 @@ impl Server {
         let mut commands = Vec::new();
         let stages = match message {
             MessageType::Discover => {
+                if self.would_boot(mac, firmware) {
+                    self.pacing.offered(mac, now);
+                }
                 commands.push(self.description(mac, firmware, None));
                 [Stage::Discover, Stage::Offer]
             }
@@ -222,13 +253,16 @@ impl Server {
                 self.counters.foreign_relay += 1;
                 Vec::new()
             }
-            DhcpMode::Authoritative => match request.message {
-                MessageType::Discover => self.discover(&asked, now),
-                MessageType::Request => self.request(&asked, now),
-                MessageType::Decline => self.decline(&asked, now),
-                MessageType::Release => self.release(&asked, now),
-                MessageType::Inform => self.inform(&asked),
-            },
+            DhcpMode::Authoritative => {
+                let commands = match request.message {
+                    MessageType::Discover => self.discover(&asked, datagram, now),
+                    MessageType::Request => self.request(&asked, now),
+                    MessageType::Decline => self.decline(&asked, now),
+                    MessageType::Release => self.release(&asked, now),
+                    MessageType::Inform => self.inform(&asked),
+                };
+                commands.into_iter().chain(self.tighten()).collect()
+            }
         }
     }
 
@@ -240,11 +274,28 @@ impl Server {
         }
     }
 
-    fn discover(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
-        let Request { mac, requested, .. } = asked.request;
+    fn discover(&mut self, asked: &Asked<'_>, datagram: &[u8], now: Timestamp) -> Vec<Command> {
+        let Request { mac, firmware, .. } = asked.request;
         let mut commands = self.described(asked);
-        commands.extend(event(asked, Stage::Discover));
         commands.push(Command::Noted(mac, noted(asked)));
+        let verdict = match self.would_boot(mac, firmware) {
+            true => self.pacing.asked(mac, Patience::of(firmware), now),
+            false => Verdict::Offer,
+        };
+        match verdict {
+            Verdict::Wait { before } => commands.extend(self.hold(asked, datagram, before)),
+            Verdict::Offer => {
+                self.held.remove(&mac);
+                commands.extend(event(asked, Stage::Discover));
+                commands.extend(self.offer(asked, now));
+            }
+        }
+        commands
+    }
+
+    fn offer(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
+        let Request { mac, requested, .. } = asked.request;
+        let mut commands = Vec::new();
         match self.leases.offer(mac, requested, &asked.aliases, now) {
             Ok((address, changes)) => {
                 commands.extend(changes.into_iter().map(Command::Persist));

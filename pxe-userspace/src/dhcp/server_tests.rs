@@ -12,6 +12,8 @@ use crate::timeline::AnsweredBy;
 
 #[path = "server_tests/corpus.rs"]
 mod corpus;
+#[path = "server_tests/pace.rs"]
+mod pace;
 #[path = "server_tests/parity.rs"]
 mod parity;
 
@@ -35,6 +37,7 @@ fn config() -> Config {
             address: "10.77.0.1/24".parse().unwrap(),
             ports: Vec::new(),
             fast_path: config::FastPath::Off,
+            ceiling: None,
         },
         dhcp: config::Dhcp {
             mode: DhcpMode::Authoritative,
@@ -142,6 +145,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Bound { address, .. } => outcome.bound = Some(address),
             Command::Released(_) => outcome.released = true,
             Command::Standing(mac) => assert_eq!(mac, MAC),
+            Command::AllStanding | Command::Waits(..) => panic!("there is no ceiling: {command:?}"),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
             Command::Noted(_, note) => outcome.noted.push(note),
             Command::Described { firmware, uuid, profile, .. } => {

@@ -8,15 +8,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use pxe_common::Mac;
 use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
@@ -27,10 +28,14 @@ use crate::machines::Machines;
 use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
 use crate::net::room::make_room;
-use crate::timeline::{Timeline, Who};
+use crate::stage::Stage;
+use crate::timeline::{Event, Timeline, Who};
 
 /// Packets that share one commit at most.
 const BATCH: usize = 512;
+
+/// How often those who wait are looked at, though nothing happened.
+const TICK: Duration = Duration::from_secs(1);
 
 /// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
 /// longer ones are counted as too long whatever follows.
@@ -52,6 +57,22 @@ pub struct Status {
     pub rivals: Vec<Rival>,
     /// Addresses that are leased now.
     pub bound: usize,
+    pub pacing: PacingStatus,
+}
+
+/// How many boots go on, and how many wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PacingStatus {
+    /// Boots at a time that the links carry; none when their speed is not known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub most: Option<usize>,
+    /// Boots that are counted; none are where there is no limit.
+    pub under_way: usize,
+    pub waiting: usize,
+    /// Bytes a second that the limit follows from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub capacity: Option<u64>,
 }
 
 /// DHCP could not be served.
@@ -108,6 +129,14 @@ impl Dhcp {
         self.tell_kernel_all(&server);
     }
 
+    /// The links to the machines carry so many bytes a second, as far as is known.
+    pub fn set_link_speed(&self, bytes_per_second: Option<u64>) {
+        let mut server = self.lock();
+        if !server.set_link_speed(bytes_per_second).is_empty() {
+            self.tell_kernel_all(&server);
+        }
+    }
+
     /// Every address that is or was given out, by address.
     pub fn leases(&self) -> Vec<Lease> {
         self.lock().leases().iter().cloned().collect()
@@ -119,6 +148,12 @@ impl Dhcp {
             counters: server.counters().clone(),
             rivals: server.rivals().cloned().collect(),
             bound: server.leases().bound(Timestamp::now()).count(),
+            pacing: PacingStatus {
+                most: server.pacing().most(),
+                under_way: server.pacing().under_way(),
+                waiting: server.pacing().waiting().len(),
+                capacity: server.capacity(),
+            },
         }
     }
 
@@ -173,12 +208,18 @@ impl Bound {
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
         let store = Arc::new(Mutex::new(store));
+        let mut reached = timeline.subscribe();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut task = Task { sockets: self.0, dhcp, store, machines, timeline };
         loop {
             let received = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 received = task.sockets.receive() => received,
                 Some(first) = told.recv() => Ok(heard(first, &mut told)),
+                // Who is too slow for them misses some, and sees later that those machines are quiet.
+                Ok(first) = reached.recv() => Ok(got_on(first, &mut reached)),
+                _ = tick.tick() => Ok(vec![Received::Tick]),
             };
             let bridge = || task.sockets.bridge.name.clone();
             let received = received.map_err(|source| ServeError::Receive { bridge: bridge(), source })?;
@@ -220,6 +261,8 @@ impl Task {
             commands.extend(match received {
                 Received::Request(meta, bytes) => server.handle(meta, &bytes, now),
                 Received::Overheard(source, bytes) => server.overhear(&bytes, source, now),
+                Received::Reached(mac, stage) => server.reached(mac, stage, now),
+                Received::Tick => server.tick(now, |mac| self.is_fetching(mac)),
                 Received::Told(Told::Event(event)) => {
                     Answered::of(&event).map(|answered| server.answered(answered, now)).unwrap_or_default()
                 }
@@ -230,6 +273,10 @@ impl Task {
             });
         }
         commands
+    }
+
+    fn is_fetching(&self, mac: Mac) -> bool {
+        self.machines.get(mac).is_some_and(|machine| machine.fetching.is_some())
     }
 
     async fn commit(&self, changes: Vec<Change>) -> bool {
@@ -270,6 +317,8 @@ impl Task {
             }
             // Also after a failed commit, which the server knows of: then it is taken back.
             Command::Standing(mac) => self.dhcp.tell_kernel(mac),
+            Command::AllStanding => self.dhcp.tell_kernel_all(&self.dhcp.lock()),
+            Command::Waits(mac, before) => self.machines.waits(mac, before),
             _ if !durable => {}
             Command::Bound { mac, address } => self.machines.bound(mac, address),
             Command::Released(mac) => self.machines.released(mac),
@@ -290,12 +339,21 @@ enum Received {
     Overheard(Ipv4Addr, Vec<u8>),
     /// The kernel dealt with something.
     Told(Told),
+    /// A machine got on in its boot.
+    Reached(Mac, Stage),
+    Tick,
 }
 
 /// Everything that the kernel told by now, `first` included.
 fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
     let more = std::iter::from_fn(|| told.try_recv().ok());
     std::iter::once(first).chain(more).take(BATCH).map(Received::Told).collect()
+}
+
+/// The stages that machines reached by now, that of `first` included.
+fn got_on(first: Event, reached: &mut broadcast::Receiver<Event>) -> Vec<Received> {
+    let more = std::iter::from_fn(|| reached.try_recv().ok());
+    std::iter::once(first).chain(more).take(BATCH).map(|e| Received::Reached(e.mac, e.stage)).collect()
 }
 
 /// The bridge's sockets: two ports, and one on the link for clients without an address.

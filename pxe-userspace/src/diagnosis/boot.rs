@@ -54,6 +54,8 @@ pub struct End {
 pub enum Note {
     /// A DISCOVER's `secs` (RFC 2131 section 2).
     Secs(u16),
+    /// It is not offered an address yet: so many others are before it.
+    Waits { before: usize },
     /// Another DHCP server answered it; or it took that one's offer.
     OtherServer { server: Ipv4Addr, taken: bool },
     /// A DHCP client that is no firmware asked for an address.
@@ -171,6 +173,14 @@ impl Boot {
 
     pub fn has(&self, stage: Stage) -> bool {
         self.stages.contains_key(&stage)
+    }
+
+    /// How many machines were before it, and when, if it had to wait for its turn.
+    pub(super) fn waited(&self) -> Option<(Timestamp, usize)> {
+        self.notes.iter().rev().find_map(|(time, note)| match note {
+            Note::Waits { before } => Some((*time, *before)),
+            _ => None,
+        })
     }
 
     /// Whether it went as far as can be seen from here. Where nothing of ours runs on the machine, the

@@ -53,6 +53,8 @@ pub enum Kind {
     OtherDhcpServer,
     /// No address was free, or the one given is in use.
     NoAddress,
+    /// It waits for its turn: more machines came than the links carry.
+    Queued,
     /// Offers were sent and none was asked for.
     OfferNotTaken,
     /// Frames were lost both or one way while the link came up.
@@ -95,7 +97,7 @@ pub enum Kind {
 impl Kind {
     /// Whether a boot with it can still end well without anybody's help.
     pub fn is_harmless(self) -> bool {
-        matches!(self, Self::LinkLate | Self::ImagePreparing | Self::Slow)
+        matches!(self, Self::Queued | Self::LinkLate | Self::ImagePreparing | Self::Slow)
     }
 }
 
@@ -129,7 +131,7 @@ fn standstill(boot: &Boot) -> Option<Cause> {
 
 /// What is wrong already, or keeps a machine waiting that is still there.
 fn waiting(boot: &Boot) -> Option<Cause> {
-    offer::taken_elsewhere(boot).or_else(|| transfer::preparing(boot))
+    offer::taken_elsewhere(boot).or_else(|| offer::queued(boot)).or_else(|| transfer::preparing(boot))
 }
 
 impl Cause {

@@ -23,6 +23,9 @@ pub(super) fn not_taken(boot: &Boot) -> Option<Cause> {
     if let Some(cause) = super::transfer::wrong_architecture(boot) {
         return Some(cause);
     }
+    if let Some(cause) = queued(boot) {
+        return Some(cause);
+    }
     if !boot.has(Stage::Offer) {
         let cause = Cause::new(
             Kind::NoAddress,
@@ -54,6 +57,19 @@ pub(super) fn not_taken(boot: &Boot) -> Option<Cause> {
          offers leave; if they do, update the ROM, or give the address by another server ([dhcp] mode = \"proxy\")",
     );
     Some(cause.with(steps(boot)).known("no other DHCP server was seen to answer this machine"))
+}
+
+/// It has not had its turn.
+pub(super) fn queued(boot: &Boot) -> Option<Cause> {
+    let (time, before) = boot.waited().filter(|_| !boot.has(Stage::Offer))?;
+    let cause = Cause::new(
+        Kind::Queued,
+        "it waits for its turn: the links carry no more boots at a time",
+        "nothing, if it asks again: whose firmware gives up soonest comes first. A higher [network] ceiling or faster \
+         links let in more; `bridgehead status` shows the queue",
+    );
+    let seen = format!("its DISCOVER was kept: {before} before it");
+    Some(cause.with(boot.evidence(Stage::Discover)).seen(time, seen))
 }
 
 /// It will not come back by itself, however short a time ago that was.
@@ -106,7 +122,11 @@ pub(super) fn late_link(boot: &Boot) -> Option<Cause> {
     // One that took an offer in the end: those before were lost.
     let asked = boot.stages.get(&Stage::Request)?;
     let waited = since(discovers.first, asked.first);
-    if discovers.times < 3 || waited < OFFERS_LOST_AFTER || others(boot).next().is_some() {
+    if discovers.times < 3
+        || waited < OFFERS_LOST_AFTER
+        || others(boot).next().is_some()
+        || boot.waited().is_some()
+    {
         return None;
     }
     let words = format!("its link was late: offers did not reach it for {:.0} s", waited.as_secs_f64());

@@ -68,6 +68,10 @@ impl Pace {
     /// The stage of `boot` that takes longest beyond what is usual here, if one does.
     pub(super) fn slow(&self, boot: &Boot, now: Timestamp) -> Option<Cause> {
         let over = |stage: Stage, seconds: f64| {
+            // Waiting for its turn is no slowness of its own.
+            if stage == Stage::Offer && boot.waited().is_some() {
+                return None;
+            }
             let median = self.median(stage)?;
             let limit = (median * FACTOR).max(median + MARGIN);
             (seconds > limit).then_some((stage, seconds, median))

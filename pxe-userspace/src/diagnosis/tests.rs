@@ -134,6 +134,8 @@ fn cases() -> Vec<Case> {
             "offered none (2 DISCOVER)", "discover, 2 times"),
         (Kind::NoAddress, vec![(0.0, S(Stage::Discover, UEFI)), (0.0, Failed("no free address: every address of dhcp.range is leased"))],
             "no free address", "[dhcp] range"),
+        (Kind::Queued, vec![(0.0, S(Stage::Discover, UEFI)), (0.0, N(Note::Waits { before: 7 })), (4.0, S(Stage::Discover, UEFI)), (4.0, N(Note::Waits { before: 3 }))],
+            "waits for its turn", "kept: 3 before it"),
         (Kind::WrongArchitecture, bound("network boot of architecture 11"),
             "architecture 11", "option 93: 11"),
         (Kind::WrongArchitecture, with(bound(UEFI), [(4.2, N(opened("boot/grub-bios.0"))), (4.3, N(sent("boot/grub-bios.0"))), (4.3, S(Stage::Loader, "boot/grub-bios.0"))]),
@@ -203,6 +205,7 @@ fn every_cause_of_a_failure_has_a_case_and_every_cause_a_row_in_the_manual() {
     let all = [
         Kind::OtherDhcpServer,
         Kind::NoAddress,
+        Kind::Queued,
         Kind::OfferNotTaken,
         Kind::LinkLate,
         Kind::WrongArchitecture,

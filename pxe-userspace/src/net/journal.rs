@@ -33,6 +33,8 @@ pub(super) struct Changes {
     pub(super) address: Option<Ipv4Net>,
     /// Ports that were not in it before. None was in another: those are refused.
     ports: Vec<PortBefore>,
+    /// Ports that have a ceiling.
+    shaped: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,12 @@ impl Changes {
         // The first note is the one of how it was before us.
         if self.ports.iter().all(|p| p.name != name) {
             self.ports.push(PortBefore { name: name.to_owned(), up });
+        }
+    }
+
+    pub(super) fn add_shaped(&mut self, name: &str) {
+        if self.shaped.iter().all(|s| s != name) {
+            self.shaped.push(name.to_owned());
         }
     }
 }
@@ -102,6 +110,10 @@ impl Journal {
                 Changes { world: left.world, bridge: network.bridge.clone(), ..Changes::default() };
             return self.note(|_| ());
         }
+        if network.ceiling.is_none() {
+            unshape(&left.shaped, links).await?;
+            self.note(|changes| changes.shaped.clear())?;
+        }
         for port in left.ports.iter().filter(|p| !network.ports.contains(&p.name)) {
             release(port, &left.bridge, links).await?;
             self.note(|changes| changes.ports.retain(|p| p.name != port.name))?;
@@ -117,7 +129,8 @@ impl Journal {
 
     /// Gives everything back, as far as it is still there, and forgets it.
     pub(super) async fn undo(self, links: &Links) -> Result<(), NetError> {
-        let Changes { world: _, bridge, created, raised, address, ports } = &self.changes;
+        let Changes { world: _, bridge, created, raised, address, ports, shaped } = &self.changes;
+        unshape(shaped, links).await?;
         for port in ports {
             release(port, bridge, links).await?;
         }
@@ -154,6 +167,17 @@ async fn release(port: &PortBefore, bridge: &str, links: &Links) -> Result<(), N
     }
     if !port.up {
         links.set_up(&link, false).await?;
+    }
+    Ok(())
+}
+
+/// Takes the ceiling off those that are still there.
+async fn unshape(ports: &[String], links: &Links) -> Result<(), NetError> {
+    for name in ports {
+        let Some(link) = links.by_name(name).await? else { continue };
+        if let Err(error) = links.unshape(link.index).await {
+            tracing::warn!(port = name, %error, "its ceiling is left: `tc qdisc del dev {name} root` takes it off");
+        }
     }
     Ok(())
 }

@@ -7,12 +7,14 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::RouteAttribute;
+use rtnetlink::packet_route::tc::TcMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -139,6 +141,29 @@ impl Links {
         Ok(())
     }
 
+    /// The queueing disciplines of an interface.
+    pub(super) async fn disciplines(&self, index: u32) -> io::Result<Vec<TcMessage>> {
+        let all = self.handle.qdisc().get().index(index as i32).execute();
+        // The kernel tells those of all interfaces all the same.
+        all.try_filter(|m| std::future::ready(m.header.index == index as i32))
+            .try_collect()
+            .await
+            .map_err(into_io)
+    }
+
+    /// Sends a message for which `rtnetlink` has no words, and waits until it is done.
+    pub(super) async fn request(&self, message: NetlinkMessage<RouteNetlinkMessage>) -> io::Result<()> {
+        let mut answers = self.handle.clone().request(message).map_err(into_io)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(error.to_io());
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn has_default_route(&self, index: u32) -> Result<bool, NetError> {
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes = self.handle.route().get(all).execute();
@@ -220,12 +245,16 @@ fn no_socket(source: io::Error) -> NetError {
 
 fn failed(what: impl Into<String>, error: rtnetlink::Error) -> NetError {
     let what = what.into();
-    let source = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
-    };
+    let source = into_io(error);
     if source.kind() == io::ErrorKind::PermissionDenied {
         return NetError::NotPermitted { what };
     }
     NetError::Netlink { what, source }
+}
+
+fn into_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
 }

@@ -5,6 +5,7 @@
 //! daemon that was killed leaves that file, and the next start takes over what is still wanted and
 //! undoes the rest: boots that are under way don't notice.
 
+mod ceiling;
 mod journal;
 mod links;
 pub mod packet;
@@ -22,7 +23,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Network;
+use crate::config::{Http, Network};
+use ceiling::Ceiling;
 use journal::Journal;
 use links::{Link, Links};
 use watch::Watch;
@@ -44,6 +46,8 @@ pub struct Port {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
+    /// Why [network] ceiling does not hold here, if there is one.
+    pub unshaped: Option<String>,
 }
 
 /// The bridge's ports of the moment. Cloning it is cheap.
@@ -100,9 +104,10 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Makes or adopts the bridge, enslaves the configured ports, and puts the address on it.
+    /// Makes or adopts the bridge, enslaves the configured ports, and puts the address on it, where `http` is
+    /// served.
     /// Failing half-way undoes the first half.
-    pub async fn set_up(network: &Network, state_dir: &Path) -> Result<Self, NetError> {
+    pub async fn set_up(network: &Network, http: &Http, state_dir: &Path) -> Result<Self, NetError> {
         // Before the first look at the links, so that no change falls between look and watch.
         let changes = links::Changes::subscribe()?;
         let links = Links::connect()?;
@@ -114,8 +119,14 @@ impl Bridge {
                 let (sender, events) = mpsc::unbounded_channel();
                 let ports = Ports::default();
                 let journal_path = journal.path().to_owned();
+                let ceiling = network.ceiling.map(|bytes_per_second| Ceiling {
+                    bytes_per_second,
+                    address: network.address.addr(),
+                    http_ports: [http.port, http.tls_port],
+                });
+                let configured = network.ports.clone();
                 let mut watch =
-                    Watch::new(links, info.index, network.ports.clone(), journal, ports.clone(), sender);
+                    Watch::new(links, info.index, configured, ceiling, journal, ports.clone(), sender);
                 watch.compare().await?;
                 let watch = Some(tokio::spawn(watch.run(changes, stop.clone())));
                 Ok(Self { info, ports, events: Some(events), stop, watch, journal_path })
@@ -184,7 +195,7 @@ impl Drop for Bridge {
 
 /// Every step may have been done by an earlier start of ours already.
 async fn build(network: &Network, links: &Links, journal: &mut Journal) -> Result<BridgeInfo, NetError> {
-    let Network { bridge: name, address, ports, fast_path: _ } = network;
+    let Network { bridge: name, address, ports, fast_path: _, ceiling: _ } = network;
     let mut found = Vec::new();
     for port in ports {
         let link = links.by_name(port).await?.ok_or_else(|| NetError::NoSuchPort { port: port.clone() })?;
@@ -285,5 +296,7 @@ fn stable_mac(bridge: &str, first_port: Option<&Link>) -> Mac {
     Mac([0x02, a, b, c, d, e])
 }
 
+#[cfg(test)]
+mod ceiling_tests;
 #[cfg(test)]
 mod tests;

@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::*;
 use crate::config::FastPath;
 
+pub(super) const HTTP: Http = Http { port: 8080, tls_port: 8443 };
+
 /// Runs `test` on a thread in a new network namespace, which goes when the thread does.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: making a network namespace takes root");
         return;
@@ -22,7 +24,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn ip(arguments: &str) -> String {
+pub(super) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip runs");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("ip prints text")
@@ -51,16 +53,17 @@ fn picture() -> String {
     format!("{}\n{masters:?}\n{addresses:?}", links.join("\n"))
 }
 
-fn network(bridge: &str, ports: &[&str]) -> Network {
+pub(super) fn network(bridge: &str, ports: &[&str]) -> Network {
     Network {
         bridge: bridge.into(),
         address: "10.77.0.1/24".parse().expect("a network"),
         ports: ports.iter().map(|p| (*p).to_owned()).collect(),
         fast_path: FastPath::Off,
+        ceiling: None,
     }
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
@@ -89,7 +92,7 @@ fn a_bridge_is_made_and_given_back() {
         ip("link add eth1 type veth peer name peer1");
         let before = picture();
         run(async {
-            let mut bridge = Bridge::set_up(&network("pxe0", &["eth1"]), state.path()).await.unwrap();
+            let mut bridge = Bridge::set_up(&network("pxe0", &["eth1"]), &HTTP, state.path()).await.unwrap();
             let details = ip("-d link show pxe0");
             for word in
                 ["UP", "stp_state 0", "forward_delay 0", "mcast_snooping 0", &bridge.info().mac.to_string()]
@@ -124,7 +127,8 @@ fn an_adopted_bridge_keeps_what_was_there() {
         }
         let before = picture();
         run(async {
-            let bridge = Bridge::set_up(&network("br0", &["eth1", "other"]), state.path()).await.unwrap();
+            let bridge =
+                Bridge::set_up(&network("br0", &["eth1", "other"]), &HTTP, state.path()).await.unwrap();
             assert_eq!(bridge.ports().now().len(), 2);
             assert!(ip("-4 addr show br0").contains("inet 10.77.0.1/24"));
             drop(bridge);
@@ -139,7 +143,7 @@ fn ports_come_and_go() {
         let state = tempfile::tempdir().unwrap();
         ip("link add eth1 type veth peer name peer1");
         run(async {
-            let mut bridge = Bridge::set_up(&network("pxe0", &["eth1"]), state.path()).await.unwrap();
+            let mut bridge = Bridge::set_up(&network("pxe0", &["eth1"]), &HTTP, state.path()).await.unwrap();
             let mut events = bridge.events();
             assert_eq!(added(&next(&mut events).await), "eth1");
             ip("link add veth7 type veth peer name peer7");
@@ -161,7 +165,7 @@ fn ports_come_and_go() {
 
 /// A run that is killed: no destructor runs, and its netlink sockets close.
 fn killed(network: &Network, state: &Path) {
-    run(async { std::mem::forget(Bridge::set_up(network, state).await.unwrap()) });
+    run(async { std::mem::forget(Bridge::set_up(network, &HTTP, state).await.unwrap()) });
 }
 
 #[test]
@@ -182,7 +186,7 @@ fn the_next_start_takes_over_or_undoes_what_a_killed_one_left() {
         killed(&network("pxe1", &["eth1"]), state.path());
         assert!(!ip("link").contains("pxe0"));
         run(async {
-            let bridge = Bridge::set_up(&network("pxe1", &["eth1"]), state.path()).await.unwrap();
+            let bridge = Bridge::set_up(&network("pxe1", &["eth1"]), &HTTP, state.path()).await.unwrap();
             bridge.restore().await.unwrap();
         });
         assert_eq!(picture(), before);
@@ -201,7 +205,12 @@ fn a_journal_of_another_namespace_undoes_nothing() {
         ip("link add pxe0 type bridge");
         let before = picture();
         run(async {
-            Bridge::set_up(&network("pxe1", &[]), state.path()).await.unwrap().restore().await.unwrap();
+            Bridge::set_up(&network("pxe1", &[]), &HTTP, state.path())
+                .await
+                .unwrap()
+                .restore()
+                .await
+                .unwrap();
         });
         assert_eq!(picture(), before);
     });
@@ -230,8 +239,10 @@ fn what_can_not_be_is_refused_and_leaves_nothing() {
             // A veth's peer can be enslaved, but a bridge can't: fails after the bridge was made.
             ("pxe0", ["eth1", "br9"], "enslaving `br9`"),
         ] {
-            let error =
-                run(Bridge::set_up(&network(bridge, &ports), state.path())).err().expect(words).to_string();
+            let error = run(Bridge::set_up(&network(bridge, &ports), &HTTP, state.path()))
+                .err()
+                .expect(words)
+                .to_string();
             assert!(error.contains(words), "{words} not in {error}");
             assert_eq!(picture(), before, "{words}");
             assert!(!state.path().join("network.json").exists());

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::ceiling::Ceiling;
 use super::journal::Journal;
 use super::links::{Changes, Link, Links};
 use super::{NetError, Port, PortEvent, Ports, enslave};
@@ -18,6 +19,7 @@ pub(super) struct Watch {
     bridge: u32,
     /// Names of ports that belong into the bridge whenever they are there.
     configured: Vec<String>,
+    ceiling: Option<Ceiling>,
     journal: Journal,
     ports: Ports,
     events: mpsc::UnboundedSender<PortEvent>,
@@ -31,11 +33,22 @@ impl Watch {
         links: Links,
         bridge: u32,
         configured: Vec<String>,
+        ceiling: Option<Ceiling>,
         journal: Journal,
         ports: Ports,
         events: mpsc::UnboundedSender<PortEvent>,
     ) -> Self {
-        Self { links, bridge, configured, journal, ports, events, refused: Vec::new(), bridge_gone: false }
+        Self {
+            links,
+            bridge,
+            configured,
+            ceiling,
+            journal,
+            ports,
+            events,
+            refused: Vec::new(),
+            bridge_gone: false,
+        }
     }
 
     /// Runs until stopped; the journal then says what to give back.
@@ -65,23 +78,47 @@ impl Watch {
                 "somebody deleted the bridge: no node can be served until the daemon is restarted"
             );
         }
-        let now: Vec<Port> = all
-            .into_iter()
-            .filter(|l| l.master == Some(self.bridge))
-            .map(|Link { index, name, mtu, .. }| Port { index, name, mtu })
-            .collect();
-        let mut known = self.ports.lock();
+        let known = self.ports.now();
+        let mut now: Vec<Port> = Vec::new();
+        let bridge = self.bridge;
+        for Link { index, name, mtu, .. } in all.iter().filter(|l| l.master == Some(bridge)).cloned() {
+            let unshaped = match known.iter().find(|k| k.index == index) {
+                Some(known) => known.unshaped.clone(),
+                None => self.shape(index, &name).await?,
+            };
+            now.push(Port { index, name, mtu, unshaped });
+        }
         // Nobody listening is nobody interested.
         for gone in known.iter().filter(|k| now.iter().all(|n| n.index != k.index)) {
             tracing::info!(port = gone.name, "port gone");
+            if self.ceiling.is_some() && all.iter().any(|l| l.index == gone.index) {
+                // Gone from the bridge only. What fails here is tried again at the end.
+                let _ = self.links.unshape(gone.index).await;
+            }
             let _ = self.events.send(PortEvent::Removed(gone.clone()));
         }
         for new in now.iter().filter(|n| known.iter().all(|k| n.index != k.index)) {
             tracing::info!(port = new.name, "port added");
             let _ = self.events.send(PortEvent::Added(new.clone()));
         }
-        *known = now;
+        *self.ports.lock() = now;
         Ok(())
+    }
+
+    /// Puts the ceiling on a port, if there is one; says why it does not hold there.
+    async fn shape(&mut self, index: u32, name: &str) -> Result<Option<String>, NetError> {
+        let Some(ceiling) = &self.ceiling else { return Ok(None) };
+        let shaped = match self.links.can_be_shaped(index).await {
+            Ok(()) => {
+                self.journal.note(|changes| changes.add_shaped(name))?;
+                self.links.shape(index, ceiling).await
+            }
+            Err(error) => Err(error),
+        };
+        Ok(shaped.err().map(|error| {
+            tracing::warn!(port = name, %error, "[network] ceiling does not hold on this port");
+            error.to_string()
+        }))
     }
 
     async fn enslave_returned(&mut self, all: &[Link]) -> bool {

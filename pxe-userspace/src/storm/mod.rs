@@ -260,6 +260,18 @@ fn judge(storm: &Storm, engine: &Engine<'_>, appliance: Option<&Appliance>) -> R
     Ok(())
 }
 
+/// After each DISCOVER, in milliseconds: for a test that the server knows it, too.
+#[cfg(test)]
+pub(crate) fn discover_waits(firmware: pxe_common::dhcp::Firmware) -> Vec<u64> {
+    use pxe_common::dhcp::Firmware::{Bios, IpxeBios};
+    let simulated = match firmware {
+        Bios => Firmware::Bios,
+        IpxeBios => Firmware::Ipxe,
+        _ => Firmware::Uefi,
+    };
+    simulated.rom().dhcp.discover.iter().map(|ms| u64::from(*ms)).collect()
+}
+
 fn name(firmware: Firmware) -> String {
     use clap::ValueEnum as _;
     firmware.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()

@@ -15,6 +15,7 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
             address: "10.99.0.1/24".parse().unwrap(),
             ports: Vec::new(),
             fast_path: config::FastPath::Off,
+            ceiling: None,
         },
         dhcp: config::Dhcp {
             mode: config::DhcpMode::Authoritative,

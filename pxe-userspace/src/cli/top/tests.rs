@@ -48,6 +48,8 @@ fn site() -> Site {
             mac: Mac([2; 6]),
         },
         pool: None,
+        boots: None,
+        pacing: Default::default(),
         ports: vec![PortStatus { name: "eth1".into(), tier: Tier::Xdp, reason: None }],
         alerts: vec!["another DHCP server answers".into()],
         counters: [("kernel.xdp.reply-bytes".to_owned(), 3 << 20), ("http.sent-bytes".to_owned(), 1 << 10)]

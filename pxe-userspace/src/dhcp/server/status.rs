@@ -37,6 +37,8 @@ pub struct Counters {
     pub foreign_relay: u64,
     /// Well-formed, but about nothing: a RELEASE of somebody else's address, a REQUEST for none.
     pub senseless: u64,
+    /// DISCOVERs whose machines wait for their turn.
+    pub held: u64,
     /// DISCOVERs without an answer because no address was free.
     pub exhausted: u64,
     /// Leases that the kernel confirmed after they had ended here.

@@ -1,0 +1,238 @@
+//! Admission: which machine is offered an address now, and which one waits for its turn.
+//!
+//! A firmware that hears no OFFER asks again, and again, for half a minute: waiting there costs nothing. One
+//! whose transfer stalls repeats its packets, which makes the stall worse, and gives up. So no more boots are
+//! let in at a time than the links carry without a block having to wait; all others wait at their DISCOVER,
+//! in the order in which they came, never past their firmware's last one.
+//!
+//! Pure: time is passed in. `docs/pacing.md` has the reasons and the numbers.
+
+pub mod patience;
+pub mod progress;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+
+use crate::stage::Stage;
+pub use patience::Patience;
+
+/// A block may wait so long for those of other machines. The shortest retry timers that it must stay below
+/// are iPXE's (250 ms) and the server's own (300 ms).
+pub const BLOCK_WAIT: Duration = Duration::from_millis(100);
+
+/// What one boot has in flight at most: EDK2's window of 4 blocks of 1468 bytes, with their headers. GRUB has
+/// one block of 1024, iPXE and other ROMs one of less than 1500.
+pub const IN_FLIGHT: u64 = 4 * (1468 + 46);
+
+/// However slow a link is, so many boots go on at a time: one machine that stands still holds up few others.
+const AT_LEAST: usize = 4;
+
+/// A boot of which nothing is seen for so long is not counted any more. Longer than the 16 s that a firmware
+/// which was let in may take until its next DISCOVER, if the OFFER was lost.
+pub const QUIET: Duration = Duration::from_secs(20);
+
+/// A boot that has an initrd is over after so long without a transfer. There may be another initrd, which a
+/// loader asks for at once.
+pub const SETTLED: Duration = Duration::from_secs(1);
+
+/// Machines that wait, and boots that are counted. Whoever comes beyond is served at once: more is no rack
+/// but somebody making up MAC addresses, who must not make real machines wait.
+const REMEMBERED: usize = 16_384;
+
+/// What becomes of a DISCOVER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Offer,
+    /// Nothing is sent. [`Pacing::admit`] says when its turn has come.
+    Wait {
+        /// So many others are before it.
+        before: usize,
+    },
+}
+
+/// Who boots now, and who waits for it.
+#[derive(Debug, Default)]
+pub struct Pacing {
+    /// Boots at a time; none when nothing is known of the links' speed, and nobody waits.
+    most: Option<usize>,
+    under_way: HashMap<Mac, Place>,
+    /// By number of arrival.
+    queue: BTreeMap<u64, Mac>,
+    waiting: HashMap<Mac, Waiting>,
+    arrivals: u64,
+}
+
+/// A boot that is counted.
+#[derive(Debug)]
+struct Place {
+    /// When something was last seen of it.
+    sign: Timestamp,
+    /// After so long without one it is over.
+    quiet: Duration,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    arrival: u64,
+    asked: Timestamp,
+    /// When its firmware asks for the last time.
+    due: Timestamp,
+}
+
+impl Pacing {
+    /// Links that carry so many bytes a second.
+    pub fn new(capacity: Option<u64>) -> Self {
+        Self { most: capacity.map(boots_at_a_time), ..Self::default() }
+    }
+
+    /// The links have become faster or slower.
+    pub fn set_capacity(&mut self, capacity: Option<u64>) {
+        self.most = capacity.map(boots_at_a_time);
+    }
+
+    /// How many boots go on at a time, if that is limited.
+    pub fn most(&self) -> Option<usize> {
+        self.most
+    }
+
+    /// Boots that have a place.
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// Those who wait, the first one first.
+    pub fn waiting(&self) -> impl ExactSizeIterator<Item = Mac> {
+        self.queue.values().copied()
+    }
+
+    /// Whether the machine has a place.
+    pub fn is_under_way(&self, mac: Mac) -> bool {
+        self.under_way.contains_key(&mac)
+    }
+
+    /// A machine that would boot sends a DISCOVER.
+    pub fn asked(&mut self, mac: Mac, patience: Patience, now: Timestamp) -> Verdict {
+        if self.most.is_none() || self.is_under_way(mac) {
+            self.enter(mac, now);
+            return Verdict::Offer;
+        }
+        let places = self.places();
+        let before = match self.waiting.get_mut(&mac) {
+            Some(waiting) => {
+                let gap = now.duration_since(waiting.asked).unsigned_abs();
+                waiting.due = waiting.due.min(after(now, patience.left_after(gap)));
+                waiting.asked = now;
+                let before = self.queue.range(..waiting.arrival).count();
+                (waiting.due > now).then_some((before, false))
+            }
+            None if self.queue.len() >= REMEMBERED => None,
+            None => Some((self.queue.len(), true)),
+        };
+        let Some((before, new)) = before.filter(|(before, _)| *before >= places) else {
+            self.enter(mac, now);
+            return Verdict::Offer;
+        };
+        if new {
+            let (arrival, due) = (self.arrivals, after(now, patience.last()));
+            self.arrivals += 1;
+            self.queue.insert(arrival, mac);
+            self.waiting.insert(mac, Waiting { arrival, asked: now, due });
+        }
+        Verdict::Wait { before }
+    }
+
+    /// The kernel offered an address to a machine that boots.
+    pub fn offered(&mut self, mac: Mac, now: Timestamp) {
+        self.enter(mac, now);
+    }
+
+    /// The machine reached a stage of its boot.
+    pub fn reached(&mut self, mac: Mac, stage: Stage, now: Timestamp) {
+        match stage {
+            // Said of a DISCOVER, which `asked` has seen; or no stage at all.
+            Stage::Discover | Stage::Offer | Stage::Warning => {}
+            // Whoever gets on has a place, also if it was not seen for a while, or an earlier daemon let it in.
+            Stage::Request | Stage::Ack | Stage::Loader | Stage::Config | Stage::Kernel | Stage::Stage1 => {
+                self.enter(mac, now);
+            }
+            // Has what it needs for now, or all but another initrd: a kernel takes its time to start.
+            // Stage 1 comes back for the image.
+            Stage::Initrd => {
+                self.enter(mac, now);
+                if let Some(place) = self.under_way.get_mut(&mac) {
+                    place.quiet = SETTLED;
+                }
+            }
+            Stage::Image | Stage::Workload | Stage::Failed => {
+                self.under_way.remove(&mac);
+            }
+        }
+    }
+
+    /// Takes their places from boots of which nothing was seen for long, and says whose. A transfer that is
+    /// under way is a sign of its boot, which `fetches` knows.
+    pub fn forget_quiet(&mut self, now: Timestamp, fetches: impl Fn(Mac) -> bool) -> Vec<Mac> {
+        let mut gone = Vec::new();
+        for (mac, place) in &mut self.under_way {
+            let quiet = now.duration_since(place.sign).unsigned_abs() >= place.quiet;
+            match quiet && fetches(*mac) {
+                true => place.sign = now,
+                false if quiet => gone.push(*mac),
+                false => {}
+            }
+        }
+        for mac in &gone {
+            self.under_way.remove(mac);
+        }
+        gone
+    }
+
+    /// Time passed, or a place became free: who is to be offered an address now, without asking again.
+    pub fn admit(&mut self, now: Timestamp) -> Vec<Mac> {
+        let mut admitted = Vec::new();
+        while self.places() > 0
+            && let Some((_, mac)) = self.queue.pop_first()
+        {
+            self.enter(mac, now);
+            admitted.push(mac);
+        }
+        let due = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now);
+        let mut due: Vec<(u64, Mac)> = due.map(|(mac, waiting)| (waiting.arrival, *mac)).collect();
+        due.sort_unstable();
+        for (_, mac) in due {
+            self.enter(mac, now);
+            admitted.push(mac);
+        }
+        admitted
+    }
+
+    /// How many more may boot now.
+    fn places(&self) -> usize {
+        self.most.map_or(usize::MAX, |most| most.saturating_sub(self.under_way.len()))
+    }
+
+    fn enter(&mut self, mac: Mac, now: Timestamp) {
+        if let Some(waiting) = self.waiting.remove(&mac) {
+            self.queue.remove(&waiting.arrival);
+        }
+        // Without a limit nobody needs to be remembered.
+        if self.most.is_some() && (self.under_way.len() < REMEMBERED || self.is_under_way(mac)) {
+            self.under_way.insert(mac, Place { sign: now, quiet: QUIET });
+        }
+    }
+}
+
+/// So many that what all of them have in flight is sent within [`BLOCK_WAIT`].
+fn boots_at_a_time(bytes_per_second: u64) -> usize {
+    let at_once = u128::from(bytes_per_second) * BLOCK_WAIT.as_millis() / 1000 / u128::from(IN_FLIGHT);
+    usize::try_from(at_once).unwrap_or(usize::MAX).max(AT_LEAST)
+}
+
+fn after(time: Timestamp, by: Duration) -> Timestamp {
+    time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
