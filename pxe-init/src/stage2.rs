@@ -18,7 +18,8 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount as mount_at};
 
 use crate::cache::Cache;
-use crate::fetch::{self, FetchError, Fetched, Remote};
+use crate::carousel;
+use crate::fetch::{FetchError, Remote};
 use crate::modules::{LoadError, Modules};
 use crate::say;
 use crate::settings::Stage2;
@@ -95,7 +96,7 @@ fn obtain(
     let kept = cache.as_ref().and_then(|cache| Some((cache, cache.make_room(wanted)?)));
     let (file, fetched, place) = match kept {
         Some((cache, mut part)) => {
-            let fetched = fetch::fetch(&remote, &mut part.file)?;
+            let fetched = carousel::fetch(&remote, &mut part.file)?;
             let file = part.keep().map_err(FetchError::Keep)?;
             cache.settle();
             (file, fetched, format!(", kept on {}", cache.disk()))
@@ -104,16 +105,20 @@ fn obtain(
             let path = memory(wanted)?;
             let failed = |source| Stage2Error::Io { action: "making a file in memory", source };
             let mut file = File::create_new(&path).map_err(failed)?;
-            (path, fetch::fetch(&remote, &mut file)?, String::new())
+            (path, carousel::fetch(&remote, &mut file)?, String::new())
         }
     };
-    let Fetched { took, resumed } = fetched;
+    let carousel::Came { took, resumed, by_multicast } = fetched;
+    let multicast = match by_multicast {
+        0 => String::new(),
+        bytes => format!(", {} of {} MiB by multicast", bytes >> 20, mib(wanted.size)),
+    };
     let lost = match resumed {
         0 => String::new(),
         1 => ", after the link was lost once".to_owned(),
         n => format!(", after the link was lost {n} times"),
     };
-    Ok((file, Came { how: format!("fetched{lost}{place}"), bytes: wanted.size, took }))
+    Ok((file, Came { how: format!("fetched{multicast}{lost}{place}"), bytes: wanted.size, took }))
 }
 
 /// A place in memory for the packed image, where there is room for it.

@@ -4,6 +4,7 @@
 //! What the rest of the daemon has to offer comes in through two ports, [`Appliance`] and
 //! [`Images`]; the documents that go out are in [`documents`].
 
+mod carousel;
 mod console;
 #[cfg(test)]
 mod debugging_tests;
@@ -35,6 +36,7 @@ use axum::routing::{delete, get, post};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
+use crate::carousel::Carousel;
 use crate::console::Consoles;
 use crate::files::Files;
 use crate::holds::Holds;
@@ -86,6 +88,7 @@ pub struct BootState {
     pub consoles: Consoles,
     pub holds: Holds,
     pub storage: Storage,
+    pub carousel: Carousel,
 }
 
 /// What the API needs.
@@ -104,6 +107,7 @@ pub fn boot_router(state: BootState) -> Router {
         .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route("/node/console", post(console::take).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
+        .route("/carousel/{sha256}", post(carousel::ask).layer(DefaultBodyLimit::max(carousel::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::documents::{BridgeStatus, PortStatus, Tier};
 use super::*;
 use crate::blob::Blob;
+use crate::config;
 use crate::files::{OpenError, Opened};
 use crate::timeline::{Event, Happened, Stage, Who};
 
@@ -55,6 +56,7 @@ impl Daemon {
             consoles,
             holds,
             storage: storage.clone(),
+            carousel: Carousel::new(config::Carousel::default(), Ipv4Addr::LOCALHOST, 1500),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
+use crate::carousel::Carousel;
 use crate::config::{Config, DhcpMode};
 use crate::console::Consoles;
 use crate::database;
@@ -219,6 +220,7 @@ impl Appliance {
             consoles: Consoles::open(&config.state_dir)?,
             holds: holds.clone(),
             storage,
+            carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
         };
         let connections = Connections::at_most(api::PER_NODE);
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;

@@ -2,6 +2,7 @@
 //! that the rest of the daemon sees, `survey` looks at the system, and `findings` has what is wrong.
 //! Nothing outside this module handles unchecked values.
 
+mod carousel;
 mod entries;
 mod file;
 mod findings;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use findings::Findings;
 
+pub use carousel::Carousel;
 pub use findings::Problem;
 pub use storage::StoragePlan;
 pub use validate::API_LISTEN;
@@ -75,6 +77,7 @@ pub struct Config {
     pub api: Api,
     pub boot: Boot,
     pub docker: Docker,
+    pub carousel: Carousel,
     /// The profile of machines that name none.
     pub default_profile: Option<String>,
     pub profiles: Vec<Profile>,

@@ -12,7 +12,7 @@ use super::file::{DhcpTable, File};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, entries, storage, values};
+use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, carousel, entries, storage, values};
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
 const LEASE_MIN: Duration = Duration::from_secs(30);
@@ -57,6 +57,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
             ),
         },
         docker: Docker { socket: raw.docker.socket.as_ref().map(at) },
+        carousel: carousel::carousel(raw, findings),
         default_profile,
         profiles,
         storage,

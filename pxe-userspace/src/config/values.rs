@@ -39,6 +39,18 @@ pub(super) fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// `800M`, `2.5G`: bits a second, in powers of 1000, as links are sold; a megabit at the least.
+pub(super) fn bit_rate(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit = match unit {
+        "M" => 1e6,
+        "G" => 1e9,
+        _ => return None,
+    };
+    let bits = number.parse::<f64>().ok()? * unit;
+    (1e6..1e13).contains(&bits).then_some(bits as u64)
+}
+
 /// `1 disk`, `2 disks`.
 pub(super) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
@@ -132,6 +144,15 @@ mod tests {
         assert_eq!(size("2GiB"), Some(2 << 30));
         for text in ["", "512", "M", "1.5G", "iB", "1iB", "99999999999T", "1MB"] {
             assert_eq!(size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn bit_rates() {
+        assert_eq!(bit_rate("800M"), Some(800_000_000));
+        assert_eq!(bit_rate("2.5G"), Some(2_500_000_000));
+        for text in ["", "M", "0.5M", "-1M", "1", "1K", "infG", "NaNM", "1MB", "1é"] {
+            assert_eq!(bit_rate(text), None, "{text}");
         }
     }
 
