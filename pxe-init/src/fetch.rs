@@ -12,12 +12,12 @@ use crate::say;
 
 /// A file on the appliance.
 #[derive(Clone, Debug)]
-pub(crate) struct Remote {
-    pub(crate) server: SocketAddrV4,
-    pub(crate) path: String,
-    pub(crate) size: u64,
+pub struct Remote {
+    pub server: SocketAddrV4,
+    pub path: String,
+    pub size: u64,
     /// Hexadecimal.
-    pub(crate) sha256: String,
+    pub sha256: String,
 }
 
 /// How a transfer went.
@@ -30,7 +30,7 @@ pub(crate) struct Fetched {
 
 /// Why there is no use in trying again.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FetchError {
+pub enum FetchError {
     #[error(
         "the appliance refuses {path} (HTTP status {status}): the image was removed or replaced since this machine \
          was told to boot it; boot again"

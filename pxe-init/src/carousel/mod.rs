@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 
 use pxe_common::carousel::Geometry;
 
-use crate::fetch::{self, FetchError, Remote};
+use crate::fetch;
 use crate::say;
 use appliance::{Appliance, Offer};
 use assembly::Assembly;
+
+pub use crate::fetch::{FetchError, Remote};
 
 /// How often a fetch by HTTP asks for a round.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -53,7 +55,7 @@ pub struct Came {
 }
 
 /// Puts all of `remote` into `into`, verified.
-pub(crate) fn fetch(remote: &Remote, into: &mut impl Store) -> Result<Came, FetchError> {
+pub fn fetch(remote: &Remote, into: &mut impl Store) -> Result<Came, FetchError> {
     let started = Instant::now();
     let appliance = Appliance::new(remote.server, &remote.sha256);
     let mut watched = Watched { appliance, into, at: 0, asked: None, offer: None };
