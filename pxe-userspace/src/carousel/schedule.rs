@@ -19,6 +19,8 @@ use super::{Lack, Report};
 
 /// A receiver that says nothing for so long is gone.
 const GONE: Duration = Duration::from_secs(10);
+/// Before anything is sent, so that those who ask every second and want it, too, miss little.
+const GATHER: Duration = Duration::from_millis(500);
 /// Without receivers, a round ends after so long.
 const LINGER: Duration = Duration::from_secs(2);
 /// Between polls, while there is nothing to send.
@@ -42,6 +44,7 @@ pub(super) enum Step {
 pub(super) struct Schedule {
     geometry: Geometry,
     pub(super) pace: Pace,
+    begins: Instant,
     /// Blocks that the pass has begun with, and what was sent of each.
     sent: Vec<Sent>,
     /// Of blocks, how many symbols the one that lacks most lacks.
@@ -75,6 +78,7 @@ impl Schedule {
         Self {
             geometry,
             pace,
+            begins: now + GATHER,
             sent: Vec::new(),
             wanted: BTreeMap::new(),
             job: None,
@@ -138,7 +142,7 @@ impl Schedule {
             return if idle >= LINGER { Step::End } else { Step::Wait(POLL_EVERY) };
         }
         self.waited_for = now;
-        if self.job.is_none() {
+        if self.job.is_none() && now >= self.begins {
             self.job = self.choose();
         }
         if let Some((block, symbols)) = &mut self.job {

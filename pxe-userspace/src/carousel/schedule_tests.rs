@@ -12,7 +12,9 @@ fn address(n: usize) -> Ipv4Addr {
 
 fn schedule(blocks: u64, now: Instant) -> Schedule {
     let geometry = Geometry::new(blocks * 1000 - 50, SYMBOL, 10).unwrap();
-    Schedule::new(geometry, Pace::new(1e9, usize::from(SYMBOL), now), now)
+    let mut schedule = Schedule::new(geometry, Pace::new(1e9, usize::from(SYMBOL), now), now);
+    schedule.begins = now;
+    schedule
 }
 
 /// A receiver that keeps what a real one does, and needs as many symbols of a block as the block has.
@@ -104,6 +106,16 @@ fn without_loss_every_symbol_is_sent_once_and_in_order() {
     let mut models = [Model::new(0, &schedule), Model::new(1, &schedule)];
     let sent = run(&mut schedule, &mut models, |_| 0, 3, |_| false, now).unwrap();
     assert_eq!(sent, 50);
+}
+
+#[test]
+fn a_round_waits_for_those_who_are_about_to_join() {
+    let now = Instant::now();
+    let geometry = Geometry::new(1000, SYMBOL, 10).unwrap();
+    let mut schedule = Schedule::new(geometry, Pace::new(1e9, usize::from(SYMBOL), now), now);
+    schedule.report(address(1), &Report::default(), now);
+    assert_eq!(schedule.next(now), Step::Poll { sequence: 0 });
+    assert!(matches!(schedule.next(now + GATHER), Step::Symbols { block: 0, sequence: 1, .. }));
 }
 
 #[test]
