@@ -43,6 +43,8 @@ pub(super) struct Pace {
     growth: f64,
     /// The link's own loss, as far as it is known.
     loss: f64,
+    /// Bytes a second that came at the median receiver.
+    through: f64,
     changed: Instant,
     /// Loss and bytes a second of each report since then.
     seen: Vec<(f64, f64)>,
@@ -59,6 +61,7 @@ impl Pace {
             packet: packet as f64,
             growth: GROWTH,
             loss: LOSS.0,
+            through: 0.0,
             changed: now,
             seen: Vec::new(),
         }
@@ -67,6 +70,11 @@ impl Pace {
     /// Bytes a second.
     pub(super) fn rate(&self) -> f64 {
         self.rate
+    }
+
+    /// Bytes a second that arrive. A sender whose socket blocks is slower than it would be.
+    pub(super) fn through(&self) -> f64 {
+        self.through
     }
 
     /// How long so many packets take.
@@ -96,6 +104,7 @@ impl Pace {
         }
         let (loss, through) = (median(&mut self.seen, |seen| seen.0), median(&mut self.seen, |seen| seen.1));
         self.seen.clear();
+        self.through = through;
         self.changed = now;
         self.loss = loss.min(self.loss + LOSS_GROWTH);
         if loss > self.loss + LOSS.1 {
@@ -162,6 +171,7 @@ mod tests {
             pace.report(seen, start + Duration::from_secs(n));
         }
         assert_eq!(pace.rate(), START);
+        assert_eq!(pace.through(), PACKET as f64);
     }
 
     #[test]

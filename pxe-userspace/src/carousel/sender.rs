@@ -84,7 +84,7 @@ impl Round {
             block_symbols: BLOCK_SYMBOLS,
             // A hundred reports a second in all.
             report_every: (receivers * 10).clamp(250, 5000),
-            http_rate: schedule.pace.rate() as u64 / receivers,
+            http_rate: schedule.pace.through() as u64 / receivers,
         }
     }
 
