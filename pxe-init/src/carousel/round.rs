@@ -13,8 +13,10 @@ use super::appliance::{Appliance, Offer, Report};
 use super::assembly::Assembly;
 
 /// Without a packet for so long, a round does not reach this machine: a switch looks into IGMP and has
-/// nobody to ask it, or the sender is gone.
+/// nobody to ask it.
 const SILENCE: Duration = Duration::from_secs(2);
+/// The same once it did: a sender may be busy, as an appliance may that sends by HTTP.
+const PAUSE: Duration = Duration::from_secs(5);
 /// What a round brings is compared with HTTP over so long.
 const JUDGED_EVERY: Duration = Duration::from_secs(5);
 /// Reports that were asked for are not sent closer than this.
@@ -121,7 +123,7 @@ impl<S: Store> Listening<'_, S> {
                     }
                 }
             }
-            if now - heard > SILENCE {
+            if now - heard > if came > 0 { PAUSE } else { SILENCE } {
                 return Ok(Some(Left::Silent));
             }
             let since = now - reported;
