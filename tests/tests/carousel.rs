@@ -209,7 +209,7 @@ struct Checked {
 impl Checked {
     fn new(content: Arc<Vec<u8>>) -> Self {
         let mut written = vec![0; content.len().div_ceil(64)];
-        if let Some(last) = written.last_mut().filter(|_| content.len() % 64 > 0) {
+        if let Some(last) = written.last_mut().filter(|_| !content.len().is_multiple_of(64)) {
             // Beyond the end.
             *last = u64::MAX << (content.len() % 64);
         }

@@ -57,7 +57,7 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
 
 #[test]
 fn an_image_that_others_want_too_comes_by_multicast() {
-    world::test(&PROGRAMS, |world| {
+    world::test(&[&PROGRAMS[..], &["curl"]].concat(), |world| {
         let spec = Spec::numbered(1);
         let other = Host::new("other", 1)?;
         other.address("10.77.0.50/24")?;
