@@ -7,11 +7,13 @@
 //! * [`wire`]: Ethernet, IPv4 and UDP headers, checksums.
 //! * [`dhcp`]: a request's bytes to what it asks for, and the one builder of offers and acks.
 //! * [`tftp`]: packets, block numbers that wrap, and a transfer's step from ACK to next DATA.
+//! * [`carousel`]: one image to many machines, by multicast.
 //! * [`map`]: the layout of everything that daemon and programs exchange.
 //! * [`verdict`]: what a program decided about a frame, and every reason for letting it pass.
 #![no_std]
 #![deny(missing_docs)]
 
+pub mod carousel;
 pub mod dhcp;
 pub mod map;
 #[cfg(feature = "aya")]

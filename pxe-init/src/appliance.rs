@@ -19,14 +19,14 @@ const ANSWER_MAX: u64 = 64 << 10;
 
 /// Where the appliance is. Cloning it is cheap.
 #[derive(Clone)]
-pub(crate) struct Appliance {
+pub struct Appliance {
     at: SocketAddrV4,
     tls: Option<Arc<ClientConfig>>,
 }
 
 impl Appliance {
     /// By HTTP, which proves nothing about either side.
-    pub(crate) fn plain(at: SocketAddrV4) -> Self {
+    pub fn plain(at: SocketAddrV4) -> Self {
         Self { at, tls: None }
     }
 

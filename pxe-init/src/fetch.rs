@@ -16,12 +16,12 @@ use crate::say;
 
 /// A file on the appliance.
 #[derive(Clone, Debug)]
-pub(crate) struct Remote {
-    pub(crate) server: Appliance,
-    pub(crate) path: String,
-    pub(crate) size: u64,
+pub struct Remote {
+    pub server: Appliance,
+    pub path: String,
+    pub size: u64,
     /// Hexadecimal.
-    pub(crate) sha256: String,
+    pub sha256: String,
 }
 
 /// How a transfer went.
@@ -36,7 +36,7 @@ pub(crate) struct Fetched {
 
 /// Why there is no use in trying again.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FetchError {
+pub enum FetchError {
     #[error(
         "the appliance refuses {path} (HTTP status {status}): the image was removed or replaced since this machine \
          was told to boot it; boot again"
@@ -79,6 +79,24 @@ pub(crate) fn fetch(remote: &Remote, older: &[File], into: &mut impl Write) -> R
         return Err(FetchError::Digest { found, expected: remote.sha256.clone() });
     }
     Ok(Fetched { bytes: source.bytes, took: started.elapsed(), resumed: source.resumed })
+}
+
+/// Hands on the bytes of some parts of `remote`, with their places. How often the link was lost on the way.
+pub(crate) fn parts(
+    remote: &Remote,
+    parts: impl IntoIterator<Item = Range<u64>>,
+    mut take: impl FnMut(&[u8], u64) -> io::Result<()>,
+) -> Result<u32, FetchError> {
+    let mut source = Source { remote, stream: None, resumed: 0, bytes: 0 };
+    for part in parts {
+        let mut at = part.start;
+        source.range(part, |bytes| {
+            take(bytes, at).map_err(FetchError::Keep)?;
+            at += bytes.len() as u64;
+            Ok(())
+        })?;
+    }
+    Ok(source.resumed)
 }
 
 fn copy(file: &File, mut at: u64, mut len: u64, made: &mut Made<'_, impl Write>) -> Result<(), FetchError> {

@@ -7,6 +7,7 @@
 //! stages it comes as a SquashFS (`stage2`).
 
 pub mod boot;
+pub mod carousel;
 pub mod console;
 pub mod delta;
 

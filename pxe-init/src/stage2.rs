@@ -9,7 +9,7 @@
 //! ```
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Seek as _};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -19,7 +19,8 @@ use nix::mount::{MsFlags, mount as mount_at};
 
 use crate::appliance::Appliance;
 use crate::cache::{Cache, Other};
-use crate::fetch::{self, FetchError, Fetched, Remote};
+use crate::carousel::{self, Came as Fetched};
+use crate::fetch::{self, FetchError, Remote};
 use crate::modules::{LoadError, Modules};
 use crate::say;
 use crate::settings::Stage2;
@@ -123,25 +124,22 @@ fn obtain(
             let path = memory(wanted)?;
             let failed = |source| Stage2Error::Io { action: "making a file in memory", source };
             let mut file = File::create_new(&path).map_err(failed)?;
-            (path, fetch::fetch(&remote, &[], &mut file)?, String::new())
+            (path, carousel::fetch(&remote, &mut file)?, String::new())
         }
     };
-    Ok((
-        file,
-        Came {
-            how: format!("{}{place}", how(fetched, wanted.size)),
-            bytes: fetched.bytes,
-            took: fetched.took,
-        },
-    ))
+    let how = format!("{}{place}", how(fetched, wanted.size));
+    Ok((file, Came { how, bytes: fetched.bytes, took: fetched.took }))
 }
 
 /// Fetches what the images on the disk do not have. Should they be damaged, they go, and all is fetched.
 fn fetch_changes(remote: &Remote, cache: &Cache, into: &mut File) -> Result<Fetched, FetchError> {
     let (paths, others): (Vec<_>, Vec<_>) =
         cache.others().into_iter().map(|Other { path, file }| (path, file)).unzip();
+    if others.is_empty() {
+        return carousel::fetch(remote, into);
+    }
     match fetch::fetch(remote, &others, into) {
-        Err(error @ (FetchError::Digest { .. } | FetchError::Older(_))) if !others.is_empty() => {
+        Err(error @ (FetchError::Digest { .. } | FetchError::Older(_))) => {
             let problem = match error {
                 FetchError::Digest { .. } => {
                     "put together with them, the image has another SHA-256".to_owned()
@@ -152,19 +150,21 @@ fn fetch_changes(remote: &Remote, cache: &Cache, into: &mut File) -> Result<Fetc
             for path in paths {
                 let _ = fs::remove_file(path);
             }
-            into.set_len(0).and_then(|()| into.rewind()).map_err(FetchError::Keep)?;
-            fetch::fetch(remote, &[], into)
+            into.set_len(0).map_err(FetchError::Keep)?;
+            carousel::fetch(remote, into)
         }
-        result => result,
+        result => result.map(Fetched::from),
     }
 }
 
 /// `18.2 MB of 600.0 MB fetched, the rest was in the cache, after the link was lost once`
-fn how(Fetched { bytes, resumed, .. }: Fetched, size: u64) -> String {
+fn how(Fetched { bytes, resumed, by_multicast, .. }: Fetched, size: u64) -> String {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let fetched = if bytes < size {
         let (bytes, size) = (megabytes(bytes), megabytes(size));
         format!("{bytes:.1} MB of {size:.1} MB fetched, the rest was in the cache")
+    } else if by_multicast > 0 {
+        format!("fetched, {:.1} of {:.1} MB by multicast", megabytes(by_multicast), megabytes(size))
     } else {
         "fetched".to_owned()
     };
@@ -247,8 +247,12 @@ mod tests {
 
     #[test]
     fn how_much_was_fetched_is_said() {
-        let fetched = |bytes, resumed| Fetched { bytes, took: Duration::ZERO, resumed };
+        let fetched = |bytes, resumed| Fetched { bytes, took: Duration::ZERO, resumed, by_multicast: 0 };
         assert_eq!(how(fetched(600_000_000, 0), 600_000_000), "fetched");
+        assert_eq!(
+            how(Fetched { by_multicast: 590_000_000, ..fetched(600_000_000, 0) }, 600_000_000),
+            "fetched, 590.0 of 600.0 MB by multicast"
+        );
         assert_eq!(
             how(fetched(18_240_000, 2), 600_000_000),
             "18.2 MB of 600.0 MB fetched, the rest was in the cache, after the link was lost 2 times"

@@ -17,6 +17,7 @@ pub mod api;
 pub mod app;
 pub mod blob;
 pub mod boot;
+pub mod carousel;
 pub mod cli;
 mod clock;
 pub mod config;

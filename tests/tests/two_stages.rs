@@ -10,8 +10,8 @@ use lab::appliance::{self, find};
 use lab::boot::{Boot, News, Outcome};
 use lab::engine::{DEMO, import};
 use lab::machine::{Disk, Spec};
-use lab::net::ip;
-use lab::process::wait_for;
+use lab::net::{Host, ip};
+use lab::process::{Process, wait_for};
 use lab::timeline::Event;
 use lab::world::{self, World};
 use serde_json::Value;
@@ -70,6 +70,36 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
         ensure!(image.bytes.is_some_and(|bytes| bytes > 0 && bytes * 20 < size), "{image:?}");
         let words = format!("of {:.1} MB fetched, the rest was in the cache, kept on vda", size as f64 / 1e6);
         ensure!(detail(image).contains(&words), "{image:?}");
+        boot.stop()
+    });
+}
+
+#[test]
+fn an_image_that_others_want_too_comes_by_multicast() {
+    world::test(&[&PROGRAMS[..], &["curl"]].concat(), |world| {
+        let spec = Spec::numbered(1);
+        let other = Host::new("other", 1)?;
+        other.address("10.77.0.50/24")?;
+        let ports = [spec.tap.clone(), other.port()];
+        let config = appliance::demo(world, &ports, std::slice::from_ref(&spec), "auto");
+        let config =
+            config.replace("cmdline =", "stages  = \"two\"\ncmdline =") + "\n[carousel]\nat-least = 2\n";
+        let mut boot =
+            Boot::prepare(world, std::slice::from_ref(&spec), &config, 16 << 20, |step| println!("{step}"))?;
+        // Another machine that fetches it, as far as the appliance can tell.
+        let (sha256, size) = stage2(&boot)?;
+        let asks = format!(
+            "while :; do curl -s -H 'Content-Type: application/json' -d '{{}}' http://{}/carousel/{sha256}; sleep 1; done",
+            appliance::ADDRESS
+        );
+        let _asking = Process::start(other.command("sh").args(["-c", &asks]), &world.path("other.log"))?;
+
+        boot.power_on(world, vec![spec])?;
+        let events = watch(&mut boot)?;
+        boot.failures()?;
+        let image = image_event(&events)?;
+        ensure!(image.bytes == Some(size), "{image:?}");
+        ensure!(detail(image).contains("by multicast"), "{image:?}");
         boot.stop()
     });
 }

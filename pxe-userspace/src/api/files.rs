@@ -58,7 +58,7 @@ pub(super) fn ipv4(peer: IpAddr) -> Ipv4Addr {
     }
 }
 
-async fn open(state: &BootState, path: String, client: Ipv4Addr) -> Result<Opened, Failure> {
+pub(super) async fn open(state: &BootState, path: String, client: Ipv4Addr) -> Result<Opened, Failure> {
     let files = state.files.clone();
     let name = format!("/{path}");
     let opened =

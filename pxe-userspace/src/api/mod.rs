@@ -4,6 +4,7 @@
 //! What the rest of the daemon has to offer comes in through two ports, [`Appliance`] and
 //! [`Images`]; the documents that go out are in [`documents`].
 
+mod carousel;
 mod console;
 #[cfg(test)]
 mod debugging_tests;
@@ -40,6 +41,7 @@ use axum::routing::{delete, get, post, put};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
+use crate::carousel::Carousel;
 use crate::console::Consoles;
 use crate::files::Files;
 use crate::holds::Holds;
@@ -106,6 +108,7 @@ pub struct BootState {
     /// Bytes of files that went out over HTTP.
     pub http_sent: Arc<AtomicU64>,
     pub trust: Trust,
+    pub carousel: Carousel,
 }
 
 /// What the API needs.
@@ -129,6 +132,7 @@ pub fn boot_router(state: BootState) -> Router {
         .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
         .route("/node/engine", post(engine::papers).layer(DefaultBodyLimit::max(engine::BODY_MAX)))
         .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
+        .route("/carousel/{sha256}", post(carousel::ask).layer(DefaultBodyLimit::max(carousel::BODY_MAX)))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)

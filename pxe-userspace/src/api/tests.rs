@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::documents::{BridgeStatus, PortStatus, Tier};
 use super::*;
 use crate::blob::Blob;
+use crate::config;
 use crate::files::{OpenError, Opened};
 use crate::timeline::{Event, Happened, Stage, Who};
 
@@ -63,6 +64,7 @@ impl Daemon {
             holds,
             rescues: Rescues::default(),
             storage,
+            carousel: Carousel::new(config::Carousel::default(), Ipv4Addr::LOCALHOST, 1500),
             fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust: trust.clone(),

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiState, BootState, Connections};
+use crate::carousel::Carousel;
 use crate::config::{Config, DhcpMode};
 use crate::console::{Consoles, crash};
 use crate::database;
@@ -236,6 +237,7 @@ impl Appliance {
             fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust: trust.clone(),
+            carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
         };
         match crash::bind(address.into()).await {
             Ok(socket) => {

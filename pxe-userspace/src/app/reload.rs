@@ -59,6 +59,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
             ("[api]", old.api != new.api),
             ("[boot] assets", old.boot.assets != new.boot.assets),
             ("[docker]", old.docker != new.docker),
+            ("[carousel]", old.carousel != new.carousel),
         ]),
     }
 }
@@ -73,6 +74,7 @@ fn applicable(old: &Config, new: Config) -> Config {
         api: old.api.clone(),
         boot: Boot { assets: old.boot.assets.clone(), ..new.boot },
         docker: old.docker.clone(),
+        carousel: old.carousel.clone(),
         ..new
     }
 }

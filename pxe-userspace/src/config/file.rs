@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::carousel::CarouselTable;
 use super::storage::StorageTable;
 use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Rescue, Restart, Run, Stages, Unknown};
 
@@ -25,6 +26,8 @@ pub(super) struct File {
     pub(super) boot: BootTable,
     #[serde(default)]
     pub(super) docker: DockerTable,
+    #[serde(default)]
+    pub(super) carousel: CarouselTable,
     pub(super) default: Option<DefaultTable>,
     #[serde(default, rename = "profile")]
     pub(super) profiles: Vec<Spanned<ProfileTable>>,

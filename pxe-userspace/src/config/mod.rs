@@ -3,6 +3,7 @@
 //! Nothing outside this module handles unchecked values.
 
 mod assignment;
+mod carousel;
 mod entries;
 mod file;
 mod findings;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use findings::Findings;
 
+pub use carousel::Carousel;
 pub use findings::Problem;
 pub use storage::StoragePlan;
 pub use validate::API_LISTEN;
@@ -81,6 +83,7 @@ pub struct Config {
     pub api: Api,
     pub boot: Boot,
     pub docker: Docker,
+    pub carousel: Carousel,
     /// The profile of machines that name none.
     pub default_profile: Option<String>,
     pub profiles: Vec<Profile>,

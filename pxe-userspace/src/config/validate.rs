@@ -12,7 +12,9 @@ use super::file::{DhcpTable, File};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, assignment, entries, storage, values};
+use super::{
+    Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, assignment, carousel, entries, storage, values,
+};
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
 const LEASE_MIN: Duration = Duration::from_secs(30);
@@ -43,6 +45,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
     let http = http(raw, findings);
+    let carousel = carousel::carousel(raw, &network, findings);
     let engines = assignment::docker_nodes(&nodes, &profiles, &storage, default_profile.as_ref());
     let workloads = entries::workloads(raw, &segment, &dhcp, &http, &engines, &mut claimed, findings);
     let directory = findings.directory();
@@ -62,6 +65,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
             ),
         },
         docker: Docker { socket: raw.docker.socket.as_ref().map(at) },
+        carousel,
         default_profile,
         profiles,
         storage,

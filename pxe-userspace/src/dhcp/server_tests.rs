@@ -55,6 +55,7 @@ fn config() -> Config {
         api: config::Api { listen: "127.0.0.1:7480".parse().unwrap() },
         boot: config::Boot { ipxe: config::IpxeLoader::Grub, assets: "/nonexistent".into() },
         docker: config::Docker { socket: None },
+        carousel: crate::config::Carousel::default(),
         default_profile: Some("web".into()),
         profiles: vec![config::Profile {
             kernel: None,

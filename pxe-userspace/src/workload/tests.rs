@@ -33,6 +33,7 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
         api: config::Api { listen: "127.0.0.1:0".parse().unwrap() },
         boot: config::Boot { ipxe: config::IpxeLoader::Grub, assets: "/nonexistent".into() },
         docker: config::Docker { socket: None },
+        carousel: crate::config::Carousel::default(),
         default_profile: None,
         profiles: Vec::new(),
         storage: Vec::new(),

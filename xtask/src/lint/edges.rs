@@ -11,16 +11,18 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("pxe-common", &[]),
     ("pxe-ebpf", &["pxe-common"]),
     ("pxe-userspace", &["pxe-common"]),
-    ("pxe-init", &[]),
+    ("pxe-init", &["pxe-common"]),
     ("bridgehead-tests", &[]),
     // pxe-common for `bench limit`, which runs the kernel programs without the daemon.
     ("xtask", &["bridgehead-tests", "pxe-common"]),
 ];
 
 /// Pure: they compute, and others do. A trailing slash means everything below.
-const PURE: [&str; 6] = [
+const PURE: [&str; 8] = [
     "pxe-common/src/",
     "pxe-userspace/src/boot/",
+    "pxe-userspace/src/carousel/pace",
+    "pxe-userspace/src/carousel/schedule",
     "pxe-userspace/src/dhcp/leases",
     "pxe-userspace/src/dhcp/server",
     "pxe-userspace/src/tftp/transfer",

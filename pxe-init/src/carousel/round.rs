@@ -1,0 +1,172 @@
+//! Listening to a round.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::mpsc::{self, TrySendError};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use pxe_common::carousel::{Content, HEADER, Header};
+
+use super::Store;
+use super::assembly::Assembly;
+use super::rounds::{Offer, Report, Rounds};
+use crate::fetch::Remote;
+
+/// Without a packet for so long, a round does not reach this machine: a switch looks into IGMP and has
+/// nobody to ask it.
+const SILENCE: Duration = Duration::from_secs(2);
+/// The same once it did: a sender may be busy, as an appliance may that sends by HTTP.
+const PAUSE: Duration = Duration::from_secs(5);
+/// What a round brings is compared with HTTP over so long.
+const JUDGED_EVERY: Duration = Duration::from_secs(5);
+/// Reports that were asked for are not sent closer than this.
+const POLLED_EVERY: Duration = Duration::from_millis(100);
+/// Between looks at the time, while nothing comes.
+const TICK: Duration = Duration::from_millis(50);
+/// Solving a block takes some milliseconds, in which packets go on coming.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// Why a round is left before the image is there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Left {
+    #[error("the round does not reach this machine (does a switch filter multicast?)")]
+    Silent,
+    #[error("the round brought {0} kB/s of use, and HTTP would bring {1}")]
+    Slow(u64, u64),
+    #[error("the group can't be joined ({0})")]
+    NotJoined(io::Error),
+}
+
+/// Listens until the image is whole; or until something else is better, and what.
+pub(super) fn listen(
+    remote: &Remote,
+    rounds: &Rounds,
+    offer: Offer,
+    assembly: &mut Assembly,
+    store: &mut impl Store,
+) -> io::Result<Option<Left>> {
+    let socket = match join(remote.server.address(), &offer) {
+        Ok(socket) => socket,
+        Err(error) => return Ok(Some(Left::NotJoined(error))),
+    };
+    // Reports are sent by a thread of their own: a connection that takes its time must not cost packets.
+    std::thread::scope(|scope| {
+        let (reports, queue) = mpsc::sync_channel::<Report>(1);
+        let (answers, answered) = mpsc::channel();
+        let mut rounds = rounds.clone();
+        scope.spawn(move || {
+            for report in queue {
+                if let Some(offer) = rounds.ask(&report) {
+                    let _ = answers.send(offer);
+                }
+            }
+        });
+        let listening = Listening { image: prefix(&remote.sha256), offer, assembly, store };
+        listening.run(&socket, &reports, &answered)
+    })
+}
+
+/// Joins the group on the interface that leads to the appliance.
+fn join(appliance: Ipv4Addr, offer: &Offer) -> io::Result<UdpSocket> {
+    let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // Sends nothing.
+    probe.connect((appliance, offer.group.port()))?;
+    let IpAddr::V4(own) = probe.local_addr()?.ip() else {
+        return Err(io::Error::other("the boot interface has no address"));
+    };
+    // Bound to the group, the socket has nothing else; the appliance's UDP to other groups included.
+    let socket = UdpSocket::bind(offer.group)?;
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        // Without privileges, what the system allows.
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+    }
+    socket.join_multicast_v4(offer.group.ip(), &own)?;
+    socket.set_read_timeout(Some(TICK))?;
+    Ok(socket)
+}
+
+struct Listening<'a, S> {
+    image: [u8; 8],
+    offer: Offer,
+    assembly: &'a mut Assembly,
+    store: &'a mut S,
+}
+
+impl<S: Store> Listening<'_, S> {
+    fn run(
+        mut self,
+        socket: &UdpSocket,
+        reports: &mpsc::SyncSender<Report>,
+        answered: &mpsc::Receiver<Offer>,
+    ) -> io::Result<Option<Left>> {
+        let mut packet = vec![0; HEADER + usize::from(self.offer.symbol_size) + 1];
+        let begun = Instant::now();
+        let (mut heard, mut reported, mut judged) = (begun, begun, begun);
+        let (mut sequence, mut came, mut polled, mut useful) = (0, 0, false, 0u64);
+        loop {
+            let content = match socket.recv(&mut packet) {
+                Ok(len) => self.accept(&packet[..len]),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => None,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => None,
+                Err(error) => return Ok(Some(Left::NotJoined(error))),
+            };
+            let now = Instant::now();
+            if let Some((header, payload)) = content {
+                heard = now;
+                came += 1;
+                sequence = sequence.max(header.sequence.saturating_add(1));
+                match header.content {
+                    Content::Poll => polled = true,
+                    Content::Symbol { block, symbol } => {
+                        if self.assembly.add(block, symbol, payload, self.store)? {
+                            useful += payload.len() as u64;
+                        }
+                        if self.assembly.complete() {
+                            return Ok(None);
+                        }
+                    }
+                }
+            }
+            if now - heard > if came > 0 { PAUSE } else { SILENCE } {
+                return Ok(Some(Left::Silent));
+            }
+            let since = now - reported;
+            if since > Duration::from_millis(self.offer.report_every) || polled && since > POLLED_EVERY {
+                let report = Report { sequence, came, lacks: self.assembly.lacks(), done: false };
+                // One that waits to be sent is soon followed by another.
+                if !matches!(reports.try_send(report), Err(TrySendError::Full(_))) {
+                    (reported, polled) = (now, false);
+                }
+                if let Some(offer) = answered.try_iter().last() {
+                    self.offer.http_rate = offer.http_rate;
+                    self.offer.report_every = offer.report_every;
+                }
+            }
+            let judging = now - judged;
+            if judging > JUDGED_EVERY {
+                let rate = useful * 1000 / judging.as_millis() as u64;
+                if rate < self.offer.http_rate {
+                    return Ok(Some(Left::Slow(rate / 1000, self.offer.http_rate / 1000)));
+                }
+                (judged, useful) = (now, 0);
+            }
+        }
+    }
+
+    /// A packet of this image's, as this round cuts it.
+    fn accept<'p>(&self, packet: &'p [u8]) -> Option<(Header, &'p [u8])> {
+        Header::parse(packet)
+            .filter(|(header, _)| header.image == self.image && header.len == self.assembly.len())
+    }
+}
+
+/// The first bytes of a digest in hexadecimal.
+fn prefix(sha256: &str) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    for (byte, digits) in bytes.iter_mut().zip(sha256.as_bytes().chunks(2)) {
+        let digits = str::from_utf8(digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
+        *byte = digits.unwrap_or_default();
+    }
+    bytes
+}

@@ -1,0 +1,133 @@
+//! One image to many machines at once: a multicast round beside HTTP.
+//!
+//! Machines that fetch an image's second stage by HTTP ask now and then whether there is a round
+//! ([`Carousel::ask`]). When enough of them want the same image at a time, one is opened: a thread
+//! ([`sender`]) that sends what [`schedule`] says, as fast as [`pace`] says, until nobody waits. The same
+//! question carries what a receiver lacks. docs/carousel.md has the whole of it.
+
+mod pace;
+mod schedule;
+mod sender;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::blob::Blob;
+use crate::config;
+use sender::Round;
+
+/// A machine that asked counts for so long as one that wants the image. They ask every second.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// What a machine says when it asks: nothing yet, or how its round goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Report {
+    /// After the highest sequence number that it has seen.
+    pub sequence: u32,
+    /// Packets that came.
+    pub came: u64,
+    /// Blocks that it can't put together yet.
+    pub lacks: Vec<Lack>,
+    /// It has the image, or gets the rest by HTTP.
+    pub done: bool,
+}
+
+/// Blocks, both included, of which so many symbols are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Lack {
+    pub first: u32,
+    pub last: u32,
+    pub symbols: u32,
+}
+
+/// Where and how a round is to be received.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Offer {
+    pub group: SocketAddrV4,
+    pub symbol_size: u16,
+    pub block_symbols: u16,
+    /// Milliseconds between a receiver's reports.
+    pub report_every: u64,
+    /// Bytes a second that HTTP would bring to each receiver, were they all to take it.
+    pub http_rate: u64,
+}
+
+/// A handle; cloning it is cheap.
+#[derive(Clone)]
+pub struct Carousel(Arc<Inner>);
+
+struct Inner {
+    settings: config::Carousel,
+    /// Where packets leave, and how long they may be.
+    address: Ipv4Addr,
+    mtu: u32,
+    /// By SHA-256.
+    images: Mutex<HashMap<String, Image>>,
+}
+
+#[derive(Default)]
+struct Image {
+    /// Who fetches it by HTTP, and asked when.
+    asked: HashMap<Ipv4Addr, Instant>,
+    round: Option<Arc<Round>>,
+}
+
+impl Carousel {
+    /// For the bridge with this address and MTU.
+    pub fn new(settings: config::Carousel, address: Ipv4Addr, mtu: u32) -> Self {
+        Self(Arc::new(Inner { settings, address, mtu, images: Mutex::default() }))
+    }
+
+    /// Whether there is a round at all, for anybody.
+    pub fn enabled(&self) -> bool {
+        self.0.settings.at_least > 0
+    }
+
+    /// A machine at `from` wants the image and says how far it is. The round that it is to listen to;
+    /// none while HTTP is the better way.
+    pub fn ask(
+        &self,
+        sha256: &str,
+        image: &Blob,
+        from: Ipv4Addr,
+        report: &Report,
+        now: Instant,
+    ) -> io::Result<Option<Offer>> {
+        let Inner { settings, address, mtu, images } = &*self.0;
+        let mut images = images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.retain(|_, image| {
+            image.asked.retain(|_, asked| now.saturating_duration_since(*asked) < WINDOW);
+            image.round = image.round.take().filter(|round| !round.ended());
+            !image.asked.is_empty() || image.round.is_some()
+        });
+        let wanted = images.entry(sha256.to_owned()).or_default();
+        if wanted.round.is_none() {
+            if report.done {
+                wanted.asked.remove(&from);
+                return Ok(None);
+            }
+            wanted.asked.insert(from, now);
+            if wanted.asked.len() < settings.at_least {
+                return Ok(None);
+            }
+            wanted.asked.clear();
+            wanted.round = Round::open(settings, *address, *mtu, sha256, image, now)?;
+        }
+        let round = wanted.round.clone();
+        let rounds: Vec<_> = images.values().filter_map(|image| image.round.as_ref()).collect();
+        for round in &rounds {
+            round.share(settings.ceiling, rounds.len());
+        }
+        Ok(round.map(|round| round.report(from, report, now)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! What a round sends next. Pure: time is an argument.
+//!
+//! A round passes over the image once, and sends what receivers lack in between: repairs of a block, new
+//! ones each time, so that every one is of use to everybody who lacks any. Blocks that a late joiner lacks
+//! wholly are sent again after the pass. Then receivers are polled until nobody waits.
+//!
+//! A report is as old as the packets that its receiver had seen: what was sent of a block since is not
+//! in it, and what it says about that block does not count. So nothing is sent twice for one loss.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use pxe_common::carousel::{Geometry, SYMBOL_END};
+
+use super::pace::{Pace, Seen};
+use super::{Lack, Report};
+
+/// A receiver that says nothing for so long is gone.
+const GONE: Duration = Duration::from_secs(10);
+/// Before anything is sent, so that those who ask every second and want it, too, miss little.
+const GATHER: Duration = Duration::from_millis(500);
+/// Without receivers, a round ends after so long.
+const LINGER: Duration = Duration::from_secs(2);
+/// Between polls, while there is nothing to send.
+const POLL_EVERY: Duration = Duration::from_millis(50);
+/// More than a segment has machines.
+const RECEIVERS_MAX: usize = 4096;
+
+/// What the sender does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Send these symbols of a block, from this sequence number on.
+    Symbols { block: u32, symbols: Range<u32>, sequence: u32 },
+    /// Ask receivers for their reports.
+    Poll { sequence: u32 },
+    /// Nothing to do for so long.
+    Wait(Duration),
+    /// Nobody is left.
+    End,
+}
+
+pub(super) struct Schedule {
+    geometry: Geometry,
+    pub(super) pace: Pace,
+    begins: Instant,
+    /// Blocks that the pass has begun with, and what was sent of each.
+    sent: Vec<Sent>,
+    /// Of blocks, how many symbols the one that lacks most lacks.
+    wanted: BTreeMap<u32, u32>,
+    /// The rest of what is being sent.
+    job: Option<(u32, Range<u32>)>,
+    /// Of the next packet.
+    sequence: u32,
+    receivers: HashMap<Ipv4Addr, Receiver>,
+    /// The last time that somebody waited.
+    waited_for: Instant,
+    polled: Option<Instant>,
+}
+
+struct Sent {
+    /// The first repair that was not sent yet, counted from the first of all.
+    repair: u32,
+    /// The sequence number after its last packet; none while it is being sent.
+    until: Option<u32>,
+}
+
+struct Receiver {
+    heard: Instant,
+    /// As of its last report: the number after the highest that it had seen, and packets that came.
+    sequence: u32,
+    came: u64,
+}
+
+impl Schedule {
+    pub(super) fn new(geometry: Geometry, pace: Pace, now: Instant) -> Self {
+        Self {
+            geometry,
+            pace,
+            begins: now + GATHER,
+            sent: Vec::new(),
+            wanted: BTreeMap::new(),
+            job: None,
+            sequence: 0,
+            receivers: HashMap::new(),
+            waited_for: now,
+            polled: None,
+        }
+    }
+
+    /// Machines that wait.
+    pub(super) fn receivers(&self) -> usize {
+        self.receivers.len()
+    }
+
+    /// Packets that were sent.
+    pub(super) fn packets(&self) -> u32 {
+        self.sequence
+    }
+
+    /// What a machine says of itself. The first report makes it a receiver.
+    pub(super) fn report(&mut self, from: Ipv4Addr, report: &Report, now: Instant) {
+        if report.done {
+            self.receivers.remove(&from);
+            return;
+        }
+        let known = self.receivers.len();
+        // Nobody has seen more than was sent.
+        let sequence = report.sequence.min(self.sequence);
+        let seen = match self.receivers.get_mut(&from) {
+            Some(receiver) => {
+                let seen = Seen {
+                    sent: sequence.saturating_sub(receiver.sequence),
+                    came: report.came.saturating_sub(receiver.came).try_into().unwrap_or(u32::MAX),
+                    within: now.saturating_duration_since(receiver.heard),
+                };
+                // What went by before a machine joined is not lost.
+                let joined = receiver.came > 0;
+                *receiver = Receiver { heard: now, sequence, came: report.came };
+                joined.then_some(seen)
+            }
+            None if known >= RECEIVERS_MAX => return,
+            None => {
+                let receiver = Receiver { heard: now, sequence, came: report.came };
+                self.receivers.insert(from, receiver);
+                None
+            }
+        };
+        if let Some(seen) = seen {
+            self.pace.report(seen, now);
+        }
+        for lack in &report.lacks {
+            self.want(lack, sequence);
+        }
+    }
+
+    pub(super) fn next(&mut self, now: Instant) -> Step {
+        self.receivers.retain(|_, receiver| now.saturating_duration_since(receiver.heard) < GONE);
+        if self.receivers.is_empty() {
+            let idle = now.saturating_duration_since(self.waited_for);
+            return if idle >= LINGER { Step::End } else { Step::Wait(POLL_EVERY) };
+        }
+        self.waited_for = now;
+        if self.job.is_none() && now >= self.begins {
+            self.job = self.choose();
+        }
+        if let Some((block, symbols)) = &mut self.job {
+            let block = *block;
+            let end = symbols.end.min(symbols.start + self.pace.burst());
+            let part = symbols.start..end;
+            let finished = end == symbols.end;
+            symbols.start = end;
+            let sequence = self.count(part.end - part.start);
+            if finished {
+                self.job = None;
+                self.sent[block as usize].until = Some(self.sequence);
+            }
+            return Step::Symbols { block, symbols: part, sequence };
+        }
+        match self.polled {
+            Some(polled) if now.saturating_duration_since(polled) < POLL_EVERY => {
+                Step::Wait(POLL_EVERY - now.saturating_duration_since(polled))
+            }
+            _ => {
+                self.polled = Some(now);
+                Step::Poll { sequence: self.count(1) }
+            }
+        }
+    }
+
+    /// What is sent next: losses before anything new, and what one late joiner lacks after it.
+    fn choose(&mut self) -> Option<(u32, Range<u32>)> {
+        let repair = self.wanted.iter().find(|(block, lacks)| !self.is_most_of(**block, **lacks));
+        if let Some((&block, &lacks)) = repair {
+            self.wanted.remove(&block);
+            return Some((block, self.repairs(block, lacks)));
+        }
+        let block = self.sent.len() as u32;
+        if block < self.geometry.blocks() {
+            self.sent.push(Sent { repair: 0, until: None });
+            return Some((block, 0..self.geometry.symbols(block)));
+        }
+        let (block, _) = self.wanted.pop_first()?;
+        self.sent[block as usize].until = None;
+        // The bytes themselves cost a receiver no decoding.
+        Some((block, 0..self.geometry.symbols(block)))
+    }
+
+    /// Symbols that were not sent yet, and some for those that get lost again.
+    fn repairs(&mut self, block: u32, lacks: u32) -> Range<u32> {
+        let first = self.geometry.symbols(block);
+        let count = lacks + 1 + lacks / 32;
+        let sent = &mut self.sent[block as usize];
+        sent.until = None;
+        if first + sent.repair + count > SYMBOL_END {
+            sent.repair = 0;
+        }
+        let start = first + sent.repair;
+        sent.repair += count;
+        start..start + count
+    }
+
+    fn want(&mut self, lack: &Lack, seen: u32) {
+        for block in lack.first..self.sent.len().min(lack.last.saturating_add(1) as usize) as u32 {
+            if self.sent[block as usize].until.is_some_and(|until| until <= seen) {
+                let symbols = lack.symbols.clamp(1, self.geometry.symbols(block));
+                let wanted = self.wanted.entry(block).or_default();
+                *wanted = symbols.max(*wanted);
+            }
+        }
+    }
+
+    fn is_most_of(&self, block: u32, symbols: u32) -> bool {
+        symbols * 2 > self.geometry.symbols(block)
+    }
+
+    /// The sequence number of the first of so many packets.
+    fn count(&mut self, packets: u32) -> u32 {
+        let first = self.sequence;
+        // Six terabytes: nobody waits so long.
+        self.sequence = self.sequence.saturating_add(packets);
+        first
+    }
+}
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;
