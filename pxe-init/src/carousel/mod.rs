@@ -2,7 +2,7 @@
 //! for it, by HTTP before, after, and whenever that is better. docs/carousel.md has the whole of it.
 //!
 //! The fetch begins by HTTP, and asks the appliance every second whether there is a round
-//! ([`rounds`]). Then it listens ([`round`]) and puts the image together ([`assembly`]). A round that
+//! (`rounds`). Then it listens (`round`) and puts the image together (`assembly`). A round that
 //! falls silent, or brings less than HTTP would, is left, and what is missing is fetched. The digest
 //! over the whole decides; should it be wrong, everything is fetched again, by HTTP alone.
 

@@ -2,7 +2,7 @@
 //!
 //! Machines that fetch an image's second stage by HTTP ask now and then whether there is a round
 //! ([`Carousel::ask`]). When enough of them want the same image at a time, one is opened: a thread
-//! ([`sender`]) that sends what [`schedule`] says, as fast as [`pace`] says, until nobody waits. The same
+//! (`sender`) that sends what `schedule` says, as fast as `pace` says, until nobody waits. The same
 //! question carries what a receiver lacks. docs/carousel.md has the whole of it.
 
 mod pace;

@@ -46,7 +46,7 @@ pub struct Port {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
-    /// Why [network] ceiling does not hold here, if there is one.
+    /// Why `[network] ceiling` does not hold here, if there is one.
     pub unshaped: Option<String>,
 }
 
