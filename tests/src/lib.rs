@@ -19,6 +19,7 @@ pub mod peers;
 pub mod process;
 pub mod rom;
 pub mod soak;
+pub mod storm;
 pub mod timeline;
 pub mod world;
 

@@ -8,54 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::appliance::{ADDRESS, Appliance, BRIDGE, program};
-use lab::load::Numbers;
+use lab::appliance::{Appliance, program};
 use lab::net::{self, Host};
 use lab::process::{PATIENCE, Process, output, wait_for};
+use lab::storm;
 use lab::world::{self, World};
 use serde_json::Value;
 
-/// Kernel and initrd, each.
-const FILE: usize = 100_000;
-
-/// An appliance on which every machine boots a small kernel.
-fn config(world: &World, ports: &[String], ceiling: Option<&str>) -> Result<String> {
-    let files = world.path("files");
-    fs::create_dir_all(&files)?;
-    for (seed, name) in [(1, "kernel"), (2, "initrd.img")] {
-        fs::write(files.join(name), Numbers::new(seed).bytes(FILE))?;
-    }
-    let state = world.path("state");
-    let ceiling = ceiling.map(|rate| format!("ceiling = {rate:?}")).unwrap_or_default();
-    Ok(format!(
-        r#"state-dir = {state:?}
-[network]
-bridge  = "{BRIDGE}"
-address = "{ADDRESS}/20"
-ports   = {ports:?}
-{ceiling}
-[dhcp]
-range = ["10.77.1.0", "10.77.9.255"]
-[files]
-root = {files:?}
-[default]
-profile = "web"
-[[profile]]
-name   = "web"
-kernel = "/kernel"
-initrd = "/initrd.img"
-"#
-    ))
-}
+/// Kernel and initrds.
+const FILES: [usize; 3] = [100_000, 60_000, 40_000];
 
 #[test]
 fn sixty_machines_share_a_low_ceiling_and_all_boot() {
     world::test(&["ip", "tc"], |world| {
         // 1.5 MB/s: room for 24 boots at a time, of 60 that take about half a megabyte each.
-        let appliance = Appliance::start(world, &config(world, &[], Some("12M"))?)?;
+        let appliance = Appliance::start(world, &storm::config(world, &[], Some("12M"), FILES)?)?;
         let log = world.path("storm.log");
-        let mut storm = Command::new(program()?);
-        storm.args(["storm", "--json", "--nodes", "60", "--keep-leases", "--expect", "failed=0,restarts=0"]);
+        let mut storm =
+            storm::command(&["--nodes", "60", "--keep-leases", "--expect", "failed=0,restarts=0"])?;
         let (mut storm, outcome) = Process::with_lines(&mut storm, &log)?;
 
         // Somebody waits, and it is told why and how far all are.
@@ -92,9 +62,9 @@ fn sixty_machines_share_a_low_ceiling_and_all_boot() {
         ensure!(held > Some(0), "{status:#}");
 
         // Their leases stand now, and still the kernel lets nobody in past the daemon.
-        let mut again = Command::new(program()?);
-        again.args(["storm", "--nodes", "40", "--client", "ipxe", "--expect", "failed=0,restarts=0"]);
-        println!("{}", output(&mut again)?);
+        let again = ["--nodes", "40", "--client", "ipxe", "--expect", "failed=0,restarts=0"];
+        let (code, outcome) = storm::run(&again)?;
+        ensure!(code == Some(0), "{code:?}: {outcome:#}");
         let status = appliance.json(&["status"])?;
         ensure!(status["counters"]["dhcp.held"].as_u64() > held, "{status:#}");
         Ok(())
@@ -189,7 +159,7 @@ impl Rack {
     /// The other traffic's bytes while a hundred machines boot behind the same link, and the boots' bytes.
     fn under_storm(&self, world: &World, ceiling: Option<&str>) -> Result<(u64, u64)> {
         let ports = [self.port.clone(), self.sender.port()];
-        let appliance = Appliance::start(world, &config(world, &ports, ceiling)?)?;
+        let appliance = Appliance::start(world, &storm::config(world, &ports, ceiling, FILES)?)?;
         let status = appliance.json(&["status"])?;
         ensure!(status["alerts"] == Value::Array(Vec::new()), "{status:#}");
         let log = world.path("storm.log");
@@ -221,8 +191,8 @@ fn other_traffic_keeps_its_share_while_a_rack_boots() {
         let rack = Rack::new()?;
         let queues = || output(Command::new("tc").args(["qdisc", "show", "dev", &rack.port]));
         let before = queues()?;
-        let appliance =
-            Appliance::start(world, &config(world, &[rack.port.clone(), rack.sender.port()], None)?)?;
+        let ports = [rack.port.clone(), rack.sender.port()];
+        let appliance = Appliance::start(world, &storm::config(world, &ports, None, FILES)?)?;
         let alone = rack.other_traffic()?;
         drop(appliance);
         println!("{alone} bytes alone");

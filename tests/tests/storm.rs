@@ -1,64 +1,23 @@
 //! The storm simulator before a real appliance.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::appliance::{ADDRESS, Appliance, BRIDGE, demo, program};
+use lab::appliance::{Appliance, demo};
 use lab::engine::{DEMO, Engine};
-use lab::load::Numbers;
-use lab::net;
 use lab::world::{self, World};
-use serde_json::Value;
+use lab::{net, storm};
 
-/// An appliance with room for `machines`, whose default profile is a kernel and two initrds by hand.
+/// An appliance whose default profile is a kernel and two initrds by hand.
 fn appliance(world: &World, sizes: [usize; 3]) -> Result<Appliance> {
-    let files = world.path("files");
-    fs::create_dir_all(&files)?;
-    for (name, size) in ["kernel", "one.img", "two.img"].into_iter().zip(sizes) {
-        fs::write(files.join(name), Numbers::new(size as u64).bytes(size))?;
-    }
-    let state = world.path("state");
-    let config = format!(
-        r#"state-dir = {state:?}
-[network]
-bridge  = "{BRIDGE}"
-address = "{ADDRESS}/20"
-[dhcp]
-range = ["10.77.1.0", "10.77.9.255"]
-[files]
-root = {files:?}
-[default]
-profile = "web"
-[[profile]]
-name   = "web"
-kernel = "/kernel"
-initrd = ["/one.img", "/two.img"]
-[[profile]]
-name   = "other"
-kernel = "/kernel"
-"#
-    );
-    Appliance::start(world, &config)
-}
-
-/// The exit code and the outcome of `bridgehead storm`.
-fn storm(args: &[&str]) -> Result<(Option<i32>, Value)> {
-    let output = Command::new(program()?).args(["storm", "--json"]).args(args).output()?;
-    let words = String::from_utf8_lossy(&output.stderr);
-    print!("{words}");
-    let outcome = match output.stdout.is_empty() {
-        true => Value::String(words.into_owned()),
-        false => serde_json::from_slice(&output.stdout).context("the outcome is JSON")?,
-    };
-    Ok((output.status.code(), outcome))
+    Appliance::start(world, &storm::config(world, &[], None, sizes)?)
 }
 
 #[test]
 fn fifty_machines_of_all_kinds_boot_through_loss() {
     world::test(&["ip"], |world| {
         let appliance = appliance(world, [300_001, 204_800, 77])?;
-        let (code, outcome) = storm(&["--nodes", "50", "--loss", "2%", "--profile", "web"])?;
+        let (code, outcome) = storm::run(&["--nodes", "50", "--loss", "2%", "--profile", "web"])?;
         ensure!(code == Some(0), "{code:?}: {outcome:#}");
         ensure!(outcome["booted"] == 50 && outcome["failed"] == 0, "{outcome:#}");
         ensure!(outcome["retries"]["all"].as_u64() > Some(0), "loss shows in retries: {outcome:#}");
@@ -71,7 +30,7 @@ fn fifty_machines_of_all_kinds_boot_through_loss() {
         // What the appliance itself saw: every machine at its initrd, and all addresses given back.
         let nodes = appliance.json(&["nodes"])?;
         let nodes = nodes.as_array().context("nodes")?;
-        let ours = nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with("02:73:74:00")));
+        let ours = nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with(storm::MACS)));
         ensure!(ours.filter(|n| n["stage"] == "initrd").count() == 50, "{nodes:#?}");
         let leases = appliance.json(&["leases"])?;
         let left = leases.as_array().context("leases")?.iter().filter(|l| l["state"] == "bound").count();
@@ -88,7 +47,7 @@ fn machines_with_an_image_report_until_it_runs() {
         engine.make_demo_image(world)?;
         let appliance = Appliance::start(world, &demo(world, &[], &[], "auto"))?;
         appliance.run(&["image", "add", DEMO])?;
-        let (code, outcome) = storm(&["--nodes", "6", "--expect", "failed=0,server-retries=0"])?;
+        let (code, outcome) = storm::run(&["--nodes", "6", "--expect", "failed=0,server-retries=0"])?;
         ensure!(code == Some(0), "{code:?}: {outcome:#}");
         let last = outcome["stages"].as_array().and_then(|s| s.last()).context("stages")?;
         ensure!(last["stage"] == "workload" && last["nodes"] == 6, "{outcome:#}");
@@ -104,9 +63,9 @@ fn what_is_expected_decides_the_exit_code() {
     world::test(&["ip"], |world| {
         let _appliance = appliance(world, [3000, 1000, 1024])?;
         let quick = ["--nodes", "3", "--client", "ipxe"];
-        let (code, outcome) = storm(&[&quick[..], &["--expect", "p99<60s,failed=0"]].concat())?;
+        let (code, outcome) = storm::run(&[&quick[..], &["--expect", "p99<60s,failed=0"]].concat())?;
         ensure!(code == Some(0), "{code:?}: {outcome:#}");
-        let (code, outcome) = storm(&[&quick[..], &["--expect", "max<1ms,failed=0"]].concat())?;
+        let (code, outcome) = storm::run(&[&quick[..], &["--expect", "max<1ms,failed=0"]].concat())?;
         ensure!(code == Some(1), "{code:?}: {outcome:#}");
         let broken = outcome["broken"].as_array().context("broken")?;
         ensure!(broken.len() == 1 && broken[0].as_str().is_some_and(|b| b.contains("max<")), "{outcome:#}");
@@ -120,11 +79,11 @@ fn what_is_expected_decides_the_exit_code() {
             (&["--interface", "lo"], "--yes"),
         ];
         for (args, word) in wrong {
-            let (code, words) = storm(args)?;
+            let (code, words) = storm::run(args)?;
             ensure!(code == Some(2), "{args:?}: {code:?}: {words}");
             ensure!(words.as_str().is_some_and(|w| w.contains(word)), "{args:?}: {words}");
         }
-        let (code, words) = storm(&["--profile", "other", "--client", "ipxe"])?;
+        let (code, words) = storm::run(&["--profile", "other", "--client", "ipxe"])?;
         ensure!(code == Some(2) && words.as_str().is_some_and(|w| w.contains("profile \"web\"")), "{words}");
         Ok(())
     });
@@ -134,7 +93,7 @@ fn what_is_expected_decides_the_exit_code() {
 fn a_file_that_changes_under_the_machines_is_noticed() {
     world::test(&["ip"], |world| {
         let appliance = appliance(world, [30_000, 1000, 1024])?;
-        let (code, words) = storm(&["--nodes", "2", "--client", "ipxe"])?;
+        let (code, words) = storm::run(&["--nodes", "2", "--client", "ipxe"])?;
         ensure!(code == Some(0), "{words:#}");
         // A truncated kernel boots nowhere, and no digest names it: it must be the same for all at least.
         let root = world.path("files");
@@ -143,7 +102,7 @@ fn a_file_that_changes_under_the_machines_is_noticed() {
             fs::write(root.join("kernel.new"), vec![7; 30_000])?;
             fs::rename(root.join("kernel.new"), root.join("kernel"))
         });
-        let (code, outcome) = storm(&["--nodes", "20", "--client", "ipxe", "--spread", "4s"])?;
+        let (code, outcome) = storm::run(&["--nodes", "20", "--client", "ipxe", "--spread", "4s"])?;
         changer.join().expect("the file is changed")?;
         ensure!(code == Some(1), "{outcome:#}");
         let cause = outcome["causes"][0]["cause"].as_str().unwrap_or_default();
