@@ -36,6 +36,14 @@ fn a_daemon_that_is_killed_costs_no_machine() {
 }
 
 #[test]
+fn a_lossy_wire_costs_no_machine() {
+    world::test(&["ip"], |world| {
+        let _appliance = Appliance::start(world, &config(world, &[])?)?;
+        Storm::with(world, &["--loss", "2%"])?.all_boot()
+    });
+}
+
+#[test]
 fn a_port_that_flaps_costs_no_machine() {
     world::test(&["ip"], |world| {
         let appliance = Appliance::start(world, &config(world, &[])?)?;
@@ -82,12 +90,16 @@ struct Storm {
 }
 
 impl Storm {
+    /// In which some machines are at each stage when something happens.
     fn begin(world: &World) -> Result<Self> {
+        Self::with(world, &["--spread", "12s"])
+    }
+
+    fn with(world: &World, args: &[&str]) -> Result<Self> {
         let nodes = number("STORM_NODES", 60)?;
         let log = world.path("storm.log");
-        // So that some are at each stage when it happens.
-        let args = ["--nodes", &nodes.to_string(), "--spread", "12s", "--expect", "failed=0"];
-        let mut command = storm::command(&args)?;
+        let mut command = storm::command(&["--nodes", &nodes.to_string(), "--expect", "failed=0"])?;
+        command.args(args);
         let (process, outcome) = Process::with_lines(&mut command, &log)?;
         Ok(Self { process, outcome, nodes, log })
     }

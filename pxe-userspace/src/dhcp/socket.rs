@@ -25,9 +25,9 @@ use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server
 use crate::config::Config;
 use crate::database::DatabaseError;
 use crate::machines::Machines;
-use crate::net::BridgeInfo;
 use crate::net::packet::{self, PacketSocket};
 use crate::net::room::make_room;
+use crate::net::{BridgeInfo, Neighbours};
 use crate::stage::Stage;
 use crate::timeline::{Event, Timeline, Who};
 
@@ -211,10 +211,14 @@ impl Bound {
         let mut reached = timeline.subscribe();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline };
+        let neighbours = Neighbours::of(&self.0.bridge);
+        for lease in dhcp.lock().leases().bound(Timestamp::now()) {
+            neighbours.learn(lease.address, lease.mac);
+        }
+        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours };
         loop {
             let received = tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => break,
                 received = task.sockets.receive() => received,
                 Some(first) = told.recv() => Ok(heard(first, &mut told)),
                 // Who is too slow for them misses some, and sees later that those machines are quiet.
@@ -225,6 +229,8 @@ impl Bound {
             let received = received.map_err(|source| ServeError::Receive { bridge: bridge(), source })?;
             task.answer(received).await;
         }
+        task.neighbours.forget().await;
+        Ok(())
     }
 }
 
@@ -234,6 +240,7 @@ struct Task {
     store: Arc<Mutex<LeaseStore>>,
     machines: Machines,
     timeline: Timeline,
+    neighbours: Neighbours,
 }
 
 impl Task {
@@ -320,7 +327,10 @@ impl Task {
             Command::AllStanding => self.dhcp.tell_kernel_all(&self.dhcp.lock()),
             Command::Waits(mac, before) => self.machines.waits(mac, before),
             _ if !durable => {}
-            Command::Bound { mac, address } => self.machines.bound(mac, address),
+            Command::Bound { mac, address } => {
+                self.machines.bound(mac, address);
+                self.neighbours.learn(address, mac);
+            }
             Command::Released(mac) => self.machines.released(mac),
             Command::Event(happened) => self.timeline.record(happened),
             Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),

@@ -12,6 +12,9 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::packet_route::tc::TcMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -142,6 +145,23 @@ impl Links {
     }
 
     /// The queueing disciplines of an interface.
+    /// `address` is the machine's with this `mac`, as somebody knows without ARP.
+    pub(super) async fn learn(&self, index: u32, address: Ipv4Addr, mac: Mac) -> Result<(), NetError> {
+        let neighbour = self.handle.neighbours().add(index, address.into()).link_layer_address(&mac.0);
+        let known = neighbour.state(NeighbourState::Reachable).flags(NeighbourFlags::ExtLearned);
+        known.replace().execute().await.map_err(|e| failed(format!("entering neighbour {address}"), e))
+    }
+
+    /// Nothing is known of `address` any more.
+    pub(super) async fn forget(&self, index: u32, address: Ipv4Addr) -> Result<(), NetError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        let deleted = self.handle.neighbours().del(message).execute().await;
+        deleted.map_err(|e| failed(format!("removing neighbour {address}"), e))
+    }
+
     pub(super) async fn disciplines(&self, index: u32) -> io::Result<Vec<TcMessage>> {
         let all = self.handle.qdisc().get().index(index as i32).execute();
         // The kernel tells those of all interfaces all the same.

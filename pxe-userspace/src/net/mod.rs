@@ -8,6 +8,7 @@
 mod ceiling;
 mod journal;
 mod links;
+mod neighbours;
 pub mod packet;
 pub mod ra;
 pub(crate) mod room;
@@ -28,6 +29,8 @@ use ceiling::Ceiling;
 use journal::Journal;
 use links::{Link, Links};
 use watch::Watch;
+
+pub use neighbours::Neighbours;
 
 /// The bridge as it stands after set-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
