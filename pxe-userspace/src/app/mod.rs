@@ -201,7 +201,9 @@ impl Appliance {
         if let (Some(_), Some(dataplane)) = (config.network.ceiling, &fast_path.dataplane) {
             dataplane.under_ceiling();
         }
-        let following = ports::follow(bridge.events(), fast_path.clone(), wanted_tier, shutdown.clone());
+        let mut events = bridge.events();
+        ports::attach_present(&mut events, &fast_path, wanted_tier);
+        let following = ports::follow(events, fast_path.clone(), wanted_tier, shutdown.clone());
         parts.spawn(following.map(Ok));
 
         let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());

@@ -89,6 +89,18 @@ fn remove_left(pins: &Pins, ports: &[String]) {
     }
 }
 
+/// Attaches to the ports that are there by now, so that whoever is told that the daemon is ready is answered as
+/// all others will be.
+pub(super) fn attach_present(
+    events: &mut mpsc::UnboundedReceiver<PortEvent>,
+    loaded: &Loaded,
+    wanted: FastPath,
+) {
+    while let Ok(event) = events.try_recv() {
+        changed(event, loaded, wanted);
+    }
+}
+
 /// Attaches to every port that joins the bridge, until the daemon ends.
 pub(super) async fn follow(
     mut events: mpsc::UnboundedReceiver<PortEvent>,
@@ -101,14 +113,19 @@ pub(super) async fn follow(
             event = events.recv() => event,
             () = shutdown.cancelled() => return,
         };
-        let (Some(event), Some(dataplane)) = (event, &loaded.dataplane) else { return };
-        match event {
-            PortEvent::Added(port) => {
-                dataplane.attach(&port.name, wanted);
-            }
-            PortEvent::Removed(port) => {
-                dataplane.detach(&port.name);
-            }
+        let Some(event) = event else { return };
+        changed(event, &loaded, wanted);
+    }
+}
+
+fn changed(event: PortEvent, loaded: &Loaded, wanted: FastPath) {
+    let Some(dataplane) = &loaded.dataplane else { return };
+    match event {
+        PortEvent::Added(port) => {
+            dataplane.attach(&port.name, wanted);
+        }
+        PortEvent::Removed(port) => {
+            dataplane.detach(&port.name);
         }
     }
 }
