@@ -152,6 +152,8 @@ impl Ssh<'_> {
             command.env("SSHPASS", password).args(["-e", "ssh"]);
         }
         command.args(["-F", "none", "-o", "StrictHostKeyChecking=accept-new", "-o", "ConnectTimeout=60"]);
+        // The boot is said to have failed a moment before its SSH server listens.
+        command.args(["-o", "ConnectionAttempts=10"]);
         command.args(["-o", "PubkeyAuthentication=no", "-o", "NumberOfPasswordPrompts=1"]);
         command.arg("-o").arg(format!("UserKnownHostsFile={}", self.world.path("known_hosts").display()));
         command.args(["-l", "root", self.address]);
