@@ -277,16 +277,20 @@ impl Server {
     fn discover(&mut self, asked: &Asked<'_>, datagram: &[u8], now: Timestamp) -> Vec<Command> {
         let Request { mac, firmware, .. } = asked.request;
         let mut commands = self.described(asked);
-        commands.push(Command::Noted(mac, noted(asked)));
         let verdict = match self.would_boot(mac, firmware) {
             true => self.pacing.asked(mac, Patience::of(firmware), now),
             false => Verdict::Offer,
         };
         match verdict {
-            Verdict::Wait { before } => commands.extend(self.hold(asked, datagram, before)),
+            // A DISCOVER may begin another boot: what is noted of it comes after.
+            Verdict::Wait { before } => {
+                commands.extend(self.hold(asked, datagram, before));
+                commands.push(Command::Noted(mac, noted(asked)));
+            }
             Verdict::Offer => {
                 self.held.remove(&mac);
                 commands.extend(event(asked, Stage::Discover));
+                commands.push(Command::Noted(mac, noted(asked)));
                 commands.extend(self.offer(asked, now));
             }
         }
