@@ -65,13 +65,21 @@ impl Disk {
 }
 
 impl Spec {
-    /// The lab's machine number `n`, from 1; machines are BIOS and UEFI by turns.
+    /// The lab's machine number `n`, from 1; machines are BIOS and UEFI by turns, or all of them what
+    /// `BRIDGEHEAD_LAB_FIRMWARE` says.
     pub fn numbered(n: u8) -> Self {
+        let firmware = match std::env::var("BRIDGEHEAD_LAB_FIRMWARE").as_deref() {
+            Ok("bios") => Firmware::Bios,
+            Ok("uefi") => Firmware::Uefi,
+            Ok(other) => panic!("BRIDGEHEAD_LAB_FIRMWARE={other}: bios or uefi"),
+            Err(_) if n % 2 == 1 => Firmware::Bios,
+            Err(_) => Firmware::Uefi,
+        };
         Self {
             name: format!("n{n}"),
             mac: format!("52:54:00:77:00:{n:02x}"),
             uuid: format!("77000000-0000-4000-8000-0000000000{n:02x}"),
-            firmware: if n % 2 == 1 { Firmware::Bios } else { Firmware::Uefi },
+            firmware,
             // UEFI, GRUB and Linux need 320 MiB; see docs/booting.md.
             memory_mib: 512,
             address: None,
