@@ -125,13 +125,7 @@ fn source(
                     "`bridgehead kernel list` has them; for a kernel by hand, remove `image`",
                 );
             }
-            if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
-                findings.add(
-                    image.span(),
-                    format!("`{}` is no image reference", image.get_ref()),
-                    "write it as \"hello-metal:latest\"",
-                );
-            }
+            image_reference(image, "hello-metal:latest", "bridgehead image add", findings);
             if let Some(initrd) = &table.initrd {
                 findings.add(
                     initrd.span(),
@@ -345,13 +339,7 @@ pub(super) fn workloads(
         } else if workloads.iter().any(|w| w.name == *label) {
             findings.add(name.span(), format!("two workloads are called `{label}`"), "rename one");
         }
-        if image.get_ref().is_empty() || image.get_ref().contains(char::is_whitespace) {
-            findings.add(
-                image.span(),
-                format!("`{}` is no image reference", image.get_ref()),
-                "write it as \"nginx:latest\"",
-            );
-        }
+        image_reference(image, "nginx:latest", "docker load --input", findings);
         for variable in
             environment.keys().filter(|v| v.get_ref().is_empty() || v.get_ref().contains(['=', '\0']))
         {
@@ -424,6 +412,21 @@ pub(super) fn workloads(
         });
     }
     workloads
+}
+
+/// `add` is the command that takes an image from a file, to where its reference is looked up.
+fn image_reference(image: &Spanned<String>, example: &str, add: &str, findings: &mut Findings<'_>) {
+    let text = image.get_ref();
+    let right = if ["/", "./", "../"].iter().any(|start| text.starts_with(start)) {
+        format!(
+            "`{add} {text}` brings an image in from there; name it here by its reference, as in \"{example}\""
+        )
+    } else if text.is_empty() || text.contains(char::is_whitespace) {
+        format!("write it as \"{example}\"")
+    } else {
+        return;
+    };
+    findings.add(image.span(), format!("`{text}` is no image reference"), right);
 }
 
 fn is_container_name(text: &str) -> bool {

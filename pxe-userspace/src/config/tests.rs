@@ -215,6 +215,8 @@ fn each_fault_is_named_with_its_place() {
         ("[default]\nprofile = \"web\"", "", "7:1", "set [default] profile"),
         ("name   = \"hand\"", "name = \"web\"", "30:8", "two profiles are called `web`"),
         ("image   = \"hello-metal:latest\"", "", "22:1", "has nothing to boot"),
+        ("\"hello-metal:latest\"", "\"a b\"", "24:11", "`a b` is no image reference"),
+        ("\"hello-metal:latest\"", "\"/a.tar\"", "24:11", "`bridgehead image add /a.tar` brings"),
         (
             "image   = \"hello-metal:latest\"",
             "image = \"a\"\nkernel = \"debian/vmlinuz\"",
@@ -375,6 +377,7 @@ fn docker_nodes_and_what_runs_on_them() {
         ("label = \"rack-1\", count = 1", "node = \"d1\", count = 1", "16:34", "a node is one node"),
         ("count = 1", "count = 0", "16:39", "it would run nowhere"),
         ("count = 1", "node = \"d1\"", "16:11", "`on` names nodes in one way"),
+        ("image   = \"a\"", "image = \"./a.tar\"", "13:9", "`docker load --input ./a.tar` brings"),
         ("[\"80:80\"]", "[\"2376:80\"]", "14:12", "port 2376 is the node's Docker engine's already"),
         ("ports   = [\"80:80\"]", "address = \"10.77.0.9\"", "14:11", "has no address of its own"),
         ("\"data:/data\"", "\"/data\"", "15:12", "is no volume"),
