@@ -95,8 +95,8 @@ impl<'a> Rom<'a> {
         Ok(offer)
     }
 
-    /// Fetches a file by TFTP, one block at a time. Returns how many bytes came; an ERROR of the server's is one.
-    pub fn read(&self, server: &str, path: &str, ends: Ends) -> Result<usize> {
+    /// Fetches a file by TFTP, one block at a time. Returns what came; an ERROR of the server's is one.
+    pub fn read(&self, server: &str, path: &str, ends: Ends) -> Result<Vec<u8>> {
         let server: Ipv4Addr = server.parse()?;
         self.host.inside(|| {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -107,11 +107,11 @@ impl<'a> Rom<'a> {
             }))?;
             let request = [&[0, 1][..], path.as_bytes(), b"\0octet\0blksize\x001468\0"].concat();
             socket.send_to(&request, (server, 69))?;
-            let (mut bytes, mut buffer) = (0, [0; 2048]);
+            let (mut bytes, mut buffer) = (Vec::new(), [0; 2048]);
             loop {
                 let (len, from) = match socket.recv_from(&mut buffer) {
                     Err(_) if matches!(ends, Ends::Starved) => return Ok(bytes),
-                    received => received.with_context(|| format!("{path} after {bytes} bytes"))?,
+                    received => received.with_context(|| format!("{path} after {} bytes", bytes.len()))?,
                 };
                 ensure!(len >= 4, "a packet of {len} bytes");
                 let block = match buffer[1] {
@@ -121,7 +121,7 @@ impl<'a> Rom<'a> {
                     other => bail!("opcode {other}"),
                 };
                 if block > 0 {
-                    bytes += len - 4;
+                    bytes.extend(&buffer[4..len]);
                 }
                 let last = block > 0 && len - 4 < 1468;
                 if let (Ends::Aborted(at, words), true) = (ends, block > 0)

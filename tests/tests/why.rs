@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use lab::rom::{Ends, Rom};
 use lab::world::{self, World};
 use nix::pty::openpty;
 use nix::sys::termios::tcgetattr;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const BIOS: u16 = 0;
 const UEFI: u16 = 7;
@@ -29,21 +30,78 @@ const LOADER: &str = "grub/x86_64-efi.efi";
 /// Whoever says nothing is given this long: a transfer 30 s, a machine without an address 70.
 const SILENCE: Duration = Duration::from_secs(150);
 
-/// An appliance with two profiles: a kernel by hand, whose files are `kernel` and `initrd`, and an image that is
-/// nowhere.
-fn appliance(world: &World, hosts: &[&Host], image: &[&Host]) -> Result<Appliance> {
+/// An appliance with three profiles: a kernel by hand, whose initrd is not there; an image that is nowhere; and one
+/// that is there. `nodes` are declared, with these lines each.
+fn appliance(world: &World, hosts: &[&Host], nodes: &[(&Host, &str)]) -> Result<Appliance> {
     let files = world.path("files");
     fs::create_dir_all(&files)?;
     fs::write(files.join("kernel"), Numbers::new(1).bytes(600_000))?;
     let ports: Vec<String> = hosts.iter().map(|h| h.port()).collect();
     let mut config = address_only(world, &ports, "auto").replace("\"address-only\"", "\"boot\"");
     config += "\n[default]\nprofile = \"web\"\n\n[[profile]]\nname = \"web\"\nkernel = \"/kernel\"\ninitrd = [\"/initrd\"]\n";
-    config += "\n[[profile]]\nname = \"lost\"\nimage = \"/nowhere/image.tar\"\n";
-    for host in image {
-        config +=
-            &format!("\n[[node]]\nname = {:?}\nmac = {:?}\nprofile = \"lost\"\n", host.port(), host.mac());
+    config += "\n[[profile]]\nname = \"lost\"\nimage = \"nowhere:1\"\n";
+    config += "\n[[profile]]\nname = \"there\"\nimage = \"hello:1\"\n";
+    for (host, lines) in nodes {
+        config += &format!("\n[[node]]\nname = {:?}\nmac = {:?}\n{lines}\n", host.port(), host.mac());
     }
-    Appliance::start(world, &config)
+    let (appliance, image) = (Appliance::start(world, &config)?, saved_image(world)?);
+    appliance.run(&["image", "add", image.to_str().context("a path in ASCII")?])?;
+    Ok(appliance)
+}
+
+/// An image of one file, as `docker save` writes it.
+fn saved_image(world: &World) -> Result<PathBuf> {
+    let (root, saved) = (world.path("root"), world.path("saved"));
+    fs::create_dir_all(&root)?;
+    fs::create_dir_all(&saved)?;
+    fs::write(root.join("hello"), "hello\n")?;
+    let pack = |of: &Path, into: &Path, names: &[&str]| {
+        output(Command::new("tar").arg("-C").arg(of).arg("-cf").arg(into).args(names))
+    };
+    pack(&root, &saved.join("layer.tar"), &["hello"])?;
+    let digest = output(Command::new("sha256sum").arg(saved.join("layer.tar")))?;
+    let digest = digest.split_whitespace().next().context("sha256sum says nothing")?;
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "config": {"Cmd": ["/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    fs::write(saved.join("config.json"), config.to_string())?;
+    let manifest = json!([{"Config": "config.json", "RepoTags": ["hello:1"], "Layers": ["layer.tar"]}]);
+    fs::write(saved.join("manifest.json"), manifest.to_string())?;
+    let image = world.path("hello.tar");
+    pack(&saved, &image, &["manifest.json", "config.json", "layer.tar"])?;
+    Ok(image)
+}
+
+/// Fetches what its firmware and GRUB do: the loader, its configuration, and the kernel and the initrds in that.
+fn load(rom: &Rom<'_>, host: &Host) -> Result<()> {
+    rom.bind(ADDRESS)?;
+    rom.read(ADDRESS, LOADER, Ends::Whole)?;
+    // The appliance may still be making the image.
+    let mut text = String::new();
+    wait_for(SILENCE, || {
+        text = String::from_utf8(rom.read(ADDRESS, &config(host), Ends::Whole)?)?;
+        Ok(text.contains("if linux ").then_some(()))
+    })
+    .with_context(|| text.clone())?;
+    let mut over_http = 0;
+    for word in text.split('\'') {
+        if let Some(path) = word.strip_prefix("/boot/") {
+            rom.read(ADDRESS, &format!("boot/{path}"), Ends::Whole)?;
+        } else if let Some(rest) = word.strip_prefix("(http,") {
+            let mut curl = host.command("curl");
+            curl.args(["--silent", "--fail", "--max-time", "20", "--output", "/dev/null"]);
+            output(curl.arg(format!("http://{}", rest.replacen(')', "", 1))))?;
+            over_http += 1;
+        }
+    }
+    ensure!(over_http == 1, "its own initrd comes by HTTP: {text}");
+    Ok(())
+}
+
+/// The configuration that GRUB asks for first.
+fn config(host: &Host) -> String {
+    format!("grub/grub.cfg-01-{}", host.mac().replace(':', "-"))
 }
 
 /// What `bridgehead why` says of a host, once `told` accepts it.
@@ -95,12 +153,20 @@ fn boots_that_fail_say_why() {
     world::test(&["ip", "dnsmasq", "curl"], |world| {
         let names = [
             "rival", "mute", "pulled", "narrow", "arm", "abort", "secure", "nofile", "noimage", "report",
-            "late",
+            "late", "quiet", "astray", "small",
         ];
         let hosts = (1..).zip(names).map(|(n, name)| Host::new(name, n)).collect::<Result<Vec<_>>>()?;
         let host = |name: &str| hosts.iter().zip(names).find(|(_, n)| *n == name).expect("one of them").0;
         let all: Vec<&Host> = hosts.iter().collect();
-        let appliance = appliance(world, &all, &[host("noimage"), host("report")])?;
+        let (lost, there) = ("profile = \"lost\"", "profile = \"there\"");
+        let nodes = [
+            ("noimage", lost),
+            ("report", lost),
+            ("quiet", there),
+            ("astray", there),
+            ("small", "profile = \"there\"\nmemory = \"32M\""),
+        ];
+        let appliance = appliance(world, &all, &nodes.map(|(name, lines)| (host(name), lines)))?;
 
         // Those that take their time come first: nothing more is heard of them.
         Rom::new(host("mute"), BIOS).discover(4)?;
@@ -112,7 +178,7 @@ fn boots_that_fail_say_why() {
         let narrow = Rom::new(host("narrow"), UEFI);
         narrow.bind(ADDRESS)?;
         net::ip(["-n", "narrow", "link", "set", "eth0", "mtu", "1000"])?;
-        ensure!(narrow.read(ADDRESS, LOADER, Ends::Starved)? == 0, "a block passed");
+        ensure!(narrow.read(ADDRESS, LOADER, Ends::Starved)?.is_empty(), "a block passed");
 
         let arm = Rom::new(host("arm"), ARM);
         arm.bind(ADDRESS)?;
@@ -134,7 +200,6 @@ fn boots_that_fail_say_why() {
         again(&secure)?;
         ensure_cause(&appliance, host("secure"), "secure-boot", "no configuration was asked for")?;
 
-        let config = |host: &Host| format!("grub/grub.cfg-01-{}", host.mac().replace(':', "-"));
         let nofile = Rom::new(host("nofile"), UEFI);
         nofile.bind(ADDRESS)?;
         nofile.read(ADDRESS, LOADER, Ends::Whole)?;
@@ -148,13 +213,25 @@ fn boots_that_fail_say_why() {
         noimage.bind(ADDRESS)?;
         noimage.read(ADDRESS, LOADER, Ends::Whole)?;
         noimage.read(ADDRESS, &config(host("noimage")), Ends::Whole)?;
-        ensure_cause(&appliance, host("noimage"), "not-bootable", "/nowhere/image.tar")?;
+        ensure_cause(&appliance, host("noimage"), "not-bootable", "nowhere:1")?;
+
+        let small = Rom::new(host("small"), UEFI);
+        small.bind(ADDRESS)?;
+        small.read(ADDRESS, LOADER, Ends::Whole)?;
+        small.read(ADDRESS, &config(host("small")), Ends::Whole)?;
+        ensure_cause(&appliance, host("small"), "memory-too-small", "32 MiB")?;
+
+        // A kernel that stops, that has no driver for the card, or whose console nobody sees.
+        let quiet = Rom::new(host("quiet"), UEFI);
+        load(&quiet, host("quiet"))?;
+        again(&quiet)?;
+        ensure_cause(&appliance, host("quiet"), "kernel-silent", "names no console=")?;
 
         // What stage 1 says of itself, by another client than it.
         let report = Rom::new(host("report"), UEFI);
         report.bind(ADDRESS)?;
-        let post = |path: &str, rest: &str| {
-            let body = format!(r#"{{"mac": "{}", {rest}}}"#, host("report").mac());
+        let post_for = |name: &str, path: &str, rest: &str| {
+            let body = format!(r#"{{"mac": "{}", {rest}}}"#, host(name).mac());
             let mut curl = host("report").command("curl");
             curl.args([
                 "--silent",
@@ -167,6 +244,13 @@ fn boots_that_fail_say_why() {
             ]);
             output(curl.arg(format!("http://{ADDRESS}{path}")))
         };
+        let post = |path: &str, rest: &str| post_for("report", path, rest);
+        let astray = Rom::new(host("astray"), UEFI);
+        load(&astray, host("astray"))?;
+        let refused = post_for("astray", "/node/report", r#""stage": "stage1", "detail": "Linux 6.1""#)?;
+        ensure!(refused.contains("is not the address of"), "{refused}");
+        again(&astray)?;
+        ensure_cause(&appliance, host("astray"), "stage1-network", "another address")?;
         post("/node/report", r#""stage": "stage1", "detail": "Linux 6.1""#)?;
         post(
             "/node/report",

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::listener::Shown;
 use super::{BootState, Failure, Kind, files, report};
-use crate::diagnosis::Note;
+use crate::diagnosis::{Note, Refusal};
 use crate::text;
 use crate::timeline::{Happened, Stage, Who};
 use crate::trust::TradeError;
@@ -40,13 +40,13 @@ impl Speaker {
         let address = self.address;
         if state.machines.by_address(address).is_none_or(|machine| machine.mac != mac) {
             let error = format!("{address} is not the address of {mac}");
-            state.timeline.note(Who::Mac(mac), Note::Refused { what: "report", why: error.clone() });
+            state.timeline.note(Who::Mac(mac), Note::Refused { what: Refusal::Address, why: error.clone() });
             let hint = "a node speaks for itself, from the address of its lease";
             return Err(Failure::new(Kind::Forbidden, error, hint));
         }
         if !state.trust.speaks_for(mac, self.shown()) {
             let error = format!("this is not the session of {mac}'s boot");
-            state.timeline.note(Who::Mac(mac), Note::Refused { what: "report", why: error.clone() });
+            state.timeline.note(Who::Mac(mac), Note::Refused { what: Refusal::Session, why: error.clone() });
             let hint = "a node speaks by HTTPS, with the certificate that its boot got for its token";
             return Err(Failure::new(Kind::Forbidden, error, hint));
         }
@@ -119,7 +119,9 @@ pub(super) async fn begin(
     match traded.map_err(Failure::internal)? {
         Ok(certificate) => Ok(([(header::CACHE_CONTROL, "no-store")], Json(Answer { certificate }))),
         Err(error @ TradeError::Refused(_)) => {
-            state.timeline.note(Who::Mac(mac), Note::Refused { what: "token", why: error.to_string() });
+            state
+                .timeline
+                .note(Who::Mac(mac), Note::Refused { what: Refusal::Token, why: error.to_string() });
             let hint = "boot the machine again; its timeline says more";
             Err(Failure::new(Kind::Forbidden, error.to_string(), hint))
         }

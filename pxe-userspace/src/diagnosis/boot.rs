@@ -79,7 +79,18 @@ pub enum Note {
     /// What it asked for was not served.
     NotServed { path: String, why: String },
     /// A word of its stage 1 was not taken.
-    Refused { what: &'static str, why: String },
+    Refused { what: Refusal, why: String },
+}
+
+/// What is not right with whoever speaks for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It speaks from an address that is not its machine's.
+    Address,
+    /// It does not show the certificate of its machine's boot.
+    Session,
+    /// Its token is not good, or no longer.
+    Token,
 }
 
 /// A boot as its loader was told.

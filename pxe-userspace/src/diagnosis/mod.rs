@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::stage::Stage;
 use crate::text;
 
-pub use boot::{Boot, End, Note, Planned, Reached};
+pub use boot::{Boot, End, Note, Planned, Reached, Refusal};
 pub use pace::{BUCKETS, Histogram, Pace};
 pub use watch::{Watch, Why};
 

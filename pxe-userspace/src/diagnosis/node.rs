@@ -1,6 +1,6 @@
 //! From the kernel on: what a machine that says nothing may suffer from.
 
-use super::boot::Note;
+use super::boot::{Note, Refusal};
 use super::transfer::memory;
 use super::{Boot, Cause, Kind};
 use crate::stage::Stage;
@@ -51,8 +51,14 @@ fn refused(boot: &Boot) -> Option<Cause> {
         _ => None,
     })?;
     let cause = match what {
-        "token" => token_refused(),
-        _ => Cause::new(
+        Refusal::Token => token_refused(),
+        Refusal::Session => Cause::new(
+            Kind::TokenRefused,
+            "the machine's address speaks without the certificate that this boot got for its token",
+            "boot it again. If that does not help, something else speaks from the machine's address: a leftover of an \
+             earlier boot, or another machine that took the address",
+        ),
+        Refusal::Address => Cause::new(
             Kind::Stage1Network,
             "stage 1 runs, and speaks from another address than its machine's",
             "something else on the machine or its wire changes the address: a relay that translates addresses, a \
@@ -65,7 +71,7 @@ fn refused(boot: &Boot) -> Option<Cause> {
 pub(super) fn token_refused() -> Cause {
     Cause::new(
         Kind::TokenRefused,
-        "the keys of its encrypted volumes were not released: the token of its boot is not good",
+        "it was given no session, nor keys of encrypted volumes: the token of its boot is not good",
         "boot it again: each boot gets a token of its own, good once and for 15 minutes. If that does not help, see \
          whether somebody else asks in its name: the daemon's log has every refusal",
     )
