@@ -12,8 +12,11 @@
 //! * [`verdict`]: what a program decided about a frame, and every reason for letting it pass.
 #![no_std]
 #![deny(missing_docs)]
+// The compiler for the kernel programs takes it: aya-ebpf needs as much.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod carousel;
+mod copy;
 pub mod dhcp;
 pub mod map;
 #[cfg(feature = "aya")]

@@ -55,6 +55,9 @@ pub const MAX_SUMS: usize = 8_192;
 pub const MAX_LEASES: usize = 16_384;
 /// Bytes of the ring of events, a power of two: 26,000 of them, a second of the fastest storm.
 pub const EVENTS_BYTES: usize = 1 << 20;
+/// A CPU's programs wake the daemon at most so often. What they tell it in between, it finds by looking again
+/// after each event, later than this.
+pub const WAKES_EVERY_NS: u64 = 1_000_000;
 /// Entries of `COUNTERS`.
 pub const COUNTERS_LEN: usize = 2 * verdict::COUNTERS_PER_HOOK;
 

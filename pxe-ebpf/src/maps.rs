@@ -1,13 +1,13 @@
 //! Every map, each behind the functions that the programs need.
 
-use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP};
 use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use pxe_common::Mac;
 use pxe_common::dhcp::{Answer, Packet, Request, Walk};
 use pxe_common::map::{
     CHUNK_STRIDE, COUNTERS_LEN, Chunk, EVENTS_BYTES, Event, Lease, MAX_BLOBS, MAX_LEASES, MAX_SESSIONS,
-    MAX_SUMS, SUMS_PER_PAGE, Session, SessionKey, SumPage,
+    MAX_SUMS, SUMS_PER_PAGE, Session, SessionKey, SumPage, WAKES_EVERY_NS,
 };
 use pxe_common::verdict::{BYTES_COUNTER, COUNTERS_PER_HOOK, Hook, LOST_COUNTER, Verdict};
 use pxe_common::wire::Checksum;
@@ -42,6 +42,10 @@ static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 /// A request and what it is answered with, between reading and writing: see [`Plan`].
 #[btf_map]
 static PLAN: PerCpuArray<Plan, 1> = PerCpuArray::new();
+
+/// When a program woke the daemon last, by CLOCK_BOOTTIME.
+#[btf_map]
+static WOKEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, COUNTERS_LEN> = PerCpuArray::new();
@@ -132,11 +136,19 @@ pub(crate) fn plan<'a>(plan: Plan) -> Option<&'a Plan> {
 }
 
 /// Tells the daemon, or counts what it is not told.
+///
+/// Waking it takes an interrupt, as long as all else that is done for a DHCP request: see [`WAKES_EVERY_NS`].
 #[inline(always)]
 pub(crate) fn tell(hook: Hook, event: &Event) -> bool {
-    let told = EVENTS.output(event, 0).is_ok();
-    if !told {
-        add(hook as u32 * COUNTERS_PER_HOOK as u32 + LOST_COUNTER, 1);
+    let woken = WOKEN.get_ptr_mut(0);
+    // SAFETY: the slot is this CPU's, and one program at a time runs on it.
+    let wakes = woken.is_none_or(|woken| event.time_ns.wrapping_sub(unsafe { *woken }) >= WAKES_EVERY_NS);
+    let told = EVENTS.output(event, if wakes { 0 } else { u64::from(BPF_RB_NO_WAKEUP) }).is_ok();
+    match woken {
+        // SAFETY: as above.
+        Some(woken) if wakes && told => unsafe { *woken = event.time_ns },
+        _ if told => {}
+        _ => add(hook as u32 * COUNTERS_PER_HOOK as u32 + LOST_COUNTER, 1),
     }
     told
 }

@@ -53,6 +53,8 @@ pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
         format!("-Clinker={}", linker.display()),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // In order means: copies by the places' alignment only, and a call to clear a few bytes.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ];
     let dir = paths::target("bpf-build");
     command

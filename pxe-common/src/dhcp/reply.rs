@@ -9,7 +9,9 @@
 use core::fmt::Write as _;
 use core::net::Ipv4Addr;
 
+use super::request::bytes;
 use super::{CAP, COOKIE, Class, Firmware, Packet, Request, Span, field, option};
+use crate::copy::{clear, copy};
 
 /// Bytes of pre-encoded options in a [`Grant`].
 pub const OPTIONS_CAP: usize = 256;
@@ -222,23 +224,19 @@ fn fixed_fields(out: &mut Packet, kind: Kind, request: &Request, packet: &Packet
         Kind::Nak if relayed => request.flags | super::FLAG_BROADCAST,
         _ => request.flags,
     };
-    put(out, 0, [0; field::OPTIONS]);
-    put(out, field::OP, [2, 1, 6]);
-    put(out, field::XID, request.xid);
-    put(out, field::FLAGS, flags.to_be_bytes());
+    clear(room::<{ field::OPTIONS }>(out, 0));
+    set(out, field::OP, [2, 1, 6]);
+    set(out, field::XID, request.xid);
+    set(out, field::FLAGS, flags.to_be_bytes());
     if matches!(kind, Kind::Ack | Kind::Informed | Kind::ProxyAck) {
-        put(out, field::CIADDR, request.ciaddr.octets());
+        set(out, field::CIADDR, request.ciaddr.octets());
     }
     if matches!(kind, Kind::Offer | Kind::Ack) {
-        put(out, field::YIADDR, grant.address);
+        set(out, field::YIADDR, grant.address);
     }
-    put(out, field::GIADDR, request.giaddr.octets());
-    let mut i = field::CHADDR;
-    while i < field::SNAME {
-        out[i] = packet[i];
-        i += 1;
-    }
-    put(out, field::COOKIE, COOKIE);
+    set(out, field::GIADDR, request.giaddr.octets());
+    put(out, field::CHADDR, bytes::<{ field::SNAME - field::CHADDR }>(packet, field::CHADDR));
+    set(out, field::COOKIE, COOKIE);
 }
 
 /// Appends options. `at` may run past [`CAP`]: what is written then lands on the buffer's start
@@ -251,7 +249,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     #[inline(always)]
     fn put<const N: usize>(&mut self, bytes: [u8; N]) {
-        put(self.out, self.at & (CAP - 1), bytes);
+        set(self.out, self.at & (CAP - 1), bytes);
         self.at += N;
     }
 
@@ -260,26 +258,31 @@ impl Writer<'_> {
         self.put([code, 4, v[0], v[1], v[2], v[3]]);
     }
 
-    /// Copies a whole fixed array and keeps `len` of it.
+    /// Keeps `len` bytes of a fixed array, whose end is most often not used and then not looked at: each lease is in
+    /// memory of its own, which is far away from a CPU that answers a rack of them.
     #[inline(always)]
-    fn part<const N: usize>(&mut self, bytes: [u8; N], len: usize) {
-        put(self.out, self.at & (CAP - 1), bytes);
-        self.at += len;
+    fn part<const N: usize>(&mut self, bytes: &[u8; N], len: usize) {
+        const USUAL: usize = 64;
+        let at = self.at & (CAP - 1);
+        // As in `echo`.
+        self.at += if len > N { N } else { len };
+        put::<USUAL>(self.out, at, bytes.first_chunk().expect("more than is usual"));
+        if len > USUAL {
+            put(self.out, at, bytes);
+        }
     }
 
     #[inline(always)]
     fn boot(&mut self, boot: &Boot) {
-        put(self.out, field::SIADDR, boot.next_server);
-        put(self.out, field::SNAME, boot.sname);
-        put(self.out, field::FILE, boot.file);
-        let len = boot.options_len as usize;
-        self.part(boot.options, if len > BOOT_OPTIONS_CAP { BOOT_OPTIONS_CAP } else { len });
+        set(self.out, field::SIADDR, boot.next_server);
+        put(self.out, field::SNAME, &boot.sname);
+        put(self.out, field::FILE, &boot.file);
+        self.part(&boot.options, boot.options_len as usize);
     }
 
     #[inline(always)]
     fn common_options(&mut self, grant: &Grant) {
-        let len = grant.options_len as usize;
-        self.part(grant.options, if len > OPTIONS_CAP { OPTIONS_CAP } else { len });
+        self.part(&grant.options, grant.options_len as usize);
     }
 
     /// Copies an option from the request, if it is there.
@@ -294,25 +297,26 @@ impl Writer<'_> {
         let len = option.len as usize;
         // Before the length is looked at, so that what comes after knows nothing about it.
         self.at += len;
-        let mut i = 0;
-        while i < USUAL {
-            self.out[to + i] = packet[from + i];
-            i += 1;
-        }
+        put::<USUAL>(self.out, to, bytes(packet, from));
         if len > USUAL {
-            while i < LONGEST {
-                self.out[to + i] = packet[from + i];
-                i += 1;
-            }
+            put::<LONGEST>(self.out, to, bytes(packet, from));
         }
     }
 }
 
 #[inline(always)]
-fn put<const N: usize>(out: &mut Packet, at: usize, bytes: [u8; N]) {
-    let mut i = 0;
-    while i < N {
-        out[at + i] = bytes[i];
-        i += 1;
-    }
+fn put<const N: usize>(out: &mut Packet, at: usize, bytes: &[u8; N]) {
+    copy(room(out, at), bytes);
+}
+
+/// The same with bytes that the program has worked out, and not in a map.
+#[inline(always)]
+fn set<const N: usize>(out: &mut Packet, at: usize, bytes: [u8; N]) {
+    *room(out, at) = bytes;
+}
+
+/// `N` bytes at a fixed or masked offset.
+#[inline(always)]
+fn room<const N: usize>(out: &mut Packet, at: usize) -> &mut [u8; N] {
+    out[at..].first_chunk_mut().expect("a packet's buffer is longer than CAP and an option")
 }

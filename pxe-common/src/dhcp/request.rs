@@ -213,11 +213,11 @@ pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
     if packet[field::OP] != 1 {
         return Err(Pass::NotARequest);
     }
-    let mac = Mac(bytes(packet, field::CHADDR));
+    let mac = Mac(*bytes(packet, field::CHADDR));
     if packet[field::HTYPE] != 1 || packet[field::HLEN] != 6 || !mac.is_unicast() {
         return Err(Pass::Hardware);
     }
-    if bytes(packet, field::COOKIE) != COOKIE {
+    if *bytes(packet, field::COOKIE) != COOKIE {
         return Err(Pass::NoCookie);
     }
     Ok(Walk {
@@ -231,10 +231,10 @@ pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
         pass: None,
         arch: None,
         max_size: 0,
-        flags: u16::from_be_bytes(bytes(packet, field::FLAGS)),
-        xid: bytes(packet, field::XID),
-        ciaddr: bytes(packet, field::CIADDR),
-        giaddr: bytes(packet, field::GIADDR),
+        flags: u16::from_be_bytes(*bytes(packet, field::FLAGS)),
+        xid: *bytes(packet, field::XID),
+        ciaddr: *bytes(packet, field::CIADDR),
+        giaddr: *bytes(packet, field::GIADDR),
         requested: [0; 4],
         server_id: [0; 4],
         mac,
@@ -325,11 +325,11 @@ fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bo
         // Zero is no message; it must not read as "option 53 is missing".
         (option::MESSAGE_TYPE, 1) if packet[at] == 0 => return !stop(walk, Pass::MessageType),
         (option::MESSAGE_TYPE, 1) => walk.message = packet[at],
-        (option::REQUESTED_ADDRESS, 4) => walk.requested = bytes(packet, at),
-        (option::SERVER_ID, 4) => walk.server_id = bytes(packet, at),
-        (option::MAX_SIZE, 2) => walk.max_size = u16::from_be_bytes(bytes(packet, at)),
+        (option::REQUESTED_ADDRESS, 4) => walk.requested = *bytes(packet, at),
+        (option::SERVER_ID, 4) => walk.server_id = *bytes(packet, at),
+        (option::MAX_SIZE, 2) => walk.max_size = u16::from_be_bytes(*bytes(packet, at)),
         // A list, the first entry is what runs now (RFC 4578 section 2.1).
-        (option::ARCHITECTURE, 2..) => walk.arch = Some(u16::from_be_bytes(bytes(packet, at))),
+        (option::ARCHITECTURE, 2..) => walk.arch = Some(u16::from_be_bytes(*bytes(packet, at))),
         (
             option::MESSAGE_TYPE
             | option::REQUESTED_ADDRESS
@@ -339,11 +339,11 @@ fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bo
             _,
         ) => return !stop(walk, Pass::BadLength),
         (option::OVERLOAD, _) => return !stop(walk, Pass::Overloaded),
-        (option::VENDOR_CLASS, 9..) if bytes(packet, at) == *b"PXEClient" => walk.class = Class::Pxe,
-        (option::VENDOR_CLASS, 10..) if bytes(packet, at) == *b"HTTPClient" => walk.class = Class::Http,
+        (option::VENDOR_CLASS, 9..) if *bytes(packet, at) == *b"PXEClient" => walk.class = Class::Pxe,
+        (option::VENDOR_CLASS, 10..) if *bytes(packet, at) == *b"HTTPClient" => walk.class = Class::Http,
         // iPXE sends the bare word, without the length that RFC 3004 asks for; both are read.
-        (option::USER_CLASS, 4..) if bytes(packet, at) == *b"iPXE" => walk.ipxe = true,
-        (option::USER_CLASS, 5..) if bytes(packet, at) == *b"\x04iPXE" => walk.ipxe = true,
+        (option::USER_CLASS, 4..) if *bytes(packet, at) == *b"iPXE" => walk.ipxe = true,
+        (option::USER_CLASS, 5..) if *bytes(packet, at) == *b"\x04iPXE" => walk.ipxe = true,
         (option::IPXE, _) => walk.ipxe = true,
         (option::CLIENT_ID, 1..) => walk.client_id = span,
         (option::MACHINE_ID, 1..) => walk.machine_id = span,
@@ -380,12 +380,6 @@ const fn bit(code: u8) -> u32 {
 
 /// `N` bytes at a fixed or masked offset.
 #[inline(always)]
-fn bytes<const N: usize>(packet: &Packet, at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    let mut i = 0;
-    while i < N {
-        out[i] = packet[at + i];
-        i += 1;
-    }
-    out
+pub(super) fn bytes<const N: usize>(packet: &Packet, at: usize) -> &[u8; N] {
+    packet[at..].first_chunk().expect("a packet's buffer is longer than CAP and an option")
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use pxe_common::map::{Event, EventKind};
+use pxe_common::map::{Event, EventKind, WAKES_EVERY_NS};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -30,8 +30,12 @@ pub struct Sinks {
     pub tftp: mpsc::Sender<Event>,
 }
 
+/// After an event that was taken, for those that came behind it: a program that told of them did not wake anybody,
+/// because it had done so just before.
+const FOLLOW: Duration = Duration::from_nanos(2 * WAKES_EVERY_NS);
+
 /// How often it is said how far the events go.
-const HEARD_EVERY: Duration = Duration::from_secs(5);
+pub(super) const HEARD_EVERY: Duration = Duration::from_secs(5);
 
 /// A program reads the clock before it decides and tells what it did afterwards; far less lies
 /// between, but a virtual machine's CPU may stand still.
@@ -55,27 +59,33 @@ impl Events {
             .map_err(|refused| refused.into_parts().1)?;
         let mut heard = tokio::time::interval_at(Instant::now() + HEARD_EVERY, HEARD_EVERY);
         heard.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Whether events may have come behind one that was taken, of which nobody told.
+        let mut follow = false;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 ready = ring.readable_mut() => {
                     let mut ready = ready?;
-                    ready.get_inner_mut().pass_on(&sinks).await;
+                    follow |= ready.get_inner_mut().pass_on(&sinks).await;
                     ready.clear_ready();
                 }
+                () = tokio::time::sleep(FOLLOW), if follow => follow = ring.get_mut().pass_on(&sinks).await,
                 _ = heard.tick() => {
                     let until_ns = boot_time_ns().saturating_sub(DECIDING.as_nanos() as u64);
                     let events = ring.get_mut();
-                    events.pass_on(&sinks).await;
+                    follow |= events.pass_on(&sinks).await;
                     let _ = sinks.dhcp.send(Told::Heard { until_ns, lost: events.lost_some() }).await;
                 }
             }
         }
     }
 
-    /// Everything that the ring has. A service that is off, or has ended, misses nothing.
-    async fn pass_on(&mut self, sinks: &Sinks) {
+    /// Everything that the ring has. A service that is off, or has ended, misses nothing. Returns whether it had
+    /// anything.
+    async fn pass_on(&mut self, sinks: &Sinks) -> bool {
+        let mut any = false;
         while let Some(event) = self.next() {
+            any = true;
             match event.kind() {
                 Some(EventKind::Offer | EventKind::Ack) => {
                     let _ = sinks.dhcp.send(Told::Event(event)).await;
@@ -87,6 +97,7 @@ impl Events {
                 None => {}
             }
         }
+        any
     }
 
     /// Whether events were lost since this was asked last.

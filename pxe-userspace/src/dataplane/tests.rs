@@ -15,8 +15,11 @@ use pxe_common::map::{self, CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, Sessio
 use pxe_common::tftp::Session;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::{Dataplane, Events, LoadError, lock};
+use super::events::HEARD_EVERY;
+use super::{Dataplane, Events, LoadError, Sinks, lock};
 use crate::blob::Blob;
 use crate::tftp::FastPath as _;
 
@@ -325,6 +328,27 @@ fn the_daemon_is_told_of_the_beginning_each_quarter_and_the_end() {
         assert_eq!(told, [(0, mark), (25, mark), (50, mark), (75, mark), (100, EventKind::Finished)]);
         assert_eq!(events.next(), None);
     }
+}
+
+/// The first wakes the daemon, the others come behind it without: within a millisecond, where this CPU is not taken away.
+#[tokio::test]
+async fn events_that_wake_nobody_are_found_behind_the_one_that_did() {
+    let Some((dataplane, events)) = loaded_with_events() else { return };
+    let (dhcp, _) = mpsc::channel(64);
+    let (tftp, mut told) = mpsc::channel(64);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(events.run(Sinks { dhcp, tftp }, stop.clone()));
+    for _ in 0..20 {
+        open(&dataplane, b"", 512);
+        for (block, kind) in [(0, EventKind::Mark), (1, EventKind::Finished)] {
+            run(&dataplane, Hook::Tc, &ack_frame(block));
+            // Less than until the ring is looked at whatever happens.
+            let event = tokio::time::timeout(HEARD_EVERY / 2, told.recv()).await.unwrap().unwrap();
+            assert_eq!(event.kind(), Some(kind));
+        }
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 /// Whatever the ring holds: an event is delivered or counted, and no transfer's end is lost.
