@@ -3,23 +3,27 @@
 //! server's and not a timer's.
 //!
 //! The client should cost less than what it measures. It makes its frames once and afterwards replaces what differs
-//! in them, and sends and takes whatever is ready over a packet socket, with one system call each.
+//! in them, sends whatever is ready over a packet socket with one system call, and finds the replies in memory. The
+//! host's own network stack does not get to see them.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
-use socket2::{SockFilter, SockRef};
+use socket2::SockFilter;
 
-use super::batch::{BATCH, Received, Sender};
+use super::batch::{BATCH, Sender};
 use super::cpu::Cpus;
+use super::ring::Ring;
 use super::{Latency, Waits};
 use crate::frames::{self, Cable};
+use crate::process::output;
 
 /// An exchange without an answer for this long is a drop.
 const DROPPED: Duration = Duration::from_secs(1);
@@ -105,9 +109,10 @@ pub fn run(plan: &Plan, given: &mut Given, cpus: &Cpus) -> Result<Outcome> {
             ticked = now;
             load.tick(now);
         }
-        wire.received.fill(wire.cable.socket().as_fd())?;
+        // Not for longer than until the clock must be looked at.
+        wire.ring.wait(wire.cable.socket(), TICK)?;
         now = Instant::now();
-        for frame in wire.received.packets() {
+        while let Some(frame) = wire.ring.next() {
             load.take(frame, now)?;
         }
     }
@@ -256,10 +261,33 @@ type Stations = (frames::Mac, frames::Mac);
 struct Wire {
     cable: Cable,
     stations: Stations,
-    received: Received,
+    ring: Ring,
     sender: Sender,
-    /// Owns the relay's port, or its host would tell the server that nobody listens there.
-    _port: Option<UdpSocket>,
+    _deaf: Deaf,
+}
+
+/// A host whose network stack drops every packet at once, until this is dropped. It would look for a route and for who
+/// listens, which takes as long as all that a packet socket does, and tell the server that nobody does.
+struct Deaf;
+
+impl Deaf {
+    /// Packet sockets come before the rule, ARP passes by it.
+    const RULE: [&str; 3] = ["PREROUTING", "--jump", "DROP"];
+
+    fn new() -> Result<Self> {
+        raw_table("--insert").map(|()| Self)
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        // It fails where the host has gone already.
+        let _ = raw_table("--delete");
+    }
+}
+
+fn raw_table(action: &str) -> Result<()> {
+    output(Command::new("iptables").args(["--wait", "--table", "raw", action]).args(Deaf::RULE)).map(drop)
 }
 
 /// packet(7): a veth pair has no queue to pass by, but there is less to do on the way.
@@ -270,23 +298,17 @@ nix::setsockopt_impl!(QdiscBypass, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 
 impl Wire {
     fn open(plan: &Plan) -> Result<Self> {
         let own = frames::own_mac()?;
-        let (port, server, guard) = match plan.way {
-            Way::Direct => (68, frames::BROADCAST, None),
-            Way::Relayed(relay) => {
-                let guard = UdpSocket::bind((relay, 67)).with_context(|| format!("binding {relay}:67"))?;
-                SockRef::from(&guard).attach_filter(&[DROP])?;
-                (67, frames::resolve(relay, plan.server)?, Some(guard))
-            }
+        let (port, server) = match plan.way {
+            Way::Direct => (68, frames::BROADCAST),
+            Way::Relayed(relay) => (67, frames::resolve(relay, plan.server)?),
         };
         let cable = Cable::open(frames::IPV4)?;
         let socket = cable.socket();
         socket.attach_filter(&udp_to(port))?;
         setsockopt(socket, QdiscBypass, &true)?;
-        // Reading waits, but not for longer than until the clock must be looked at.
         socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(TICK))?;
-        let received = Received::new(plan.outstanding as usize);
-        Ok(Self { cable, stations: (own, server), received, sender: Sender::new(), _port: guard })
+        let ring = Ring::new(socket)?;
+        Ok(Self { ring, cable, stations: (own, server), sender: Sender::new(), _deaf: Deaf::new()? })
     }
 }
 

@@ -3,6 +3,7 @@
 mod batch;
 pub mod cpu;
 pub mod dhcp;
+mod ring;
 pub mod tftp;
 
 use std::time::Duration;
