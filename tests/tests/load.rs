@@ -64,7 +64,7 @@ fn one_wrong_byte_ends_a_benchmark() {
 
 #[test]
 fn machines_get_one_address_each_relayed_and_direct() {
-    world::test(&["ip"], |world| {
+    world::test(&["ip", "iptables"], |world| {
         let cpus = Cpus::divide()?;
         let (_appliance, hosts, _) = loaded(world)?;
         let mut given = Given::new();

@@ -72,6 +72,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
         piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
         piece(Test,   "tftp-hpa",            Program("tftp"),               "another TFTP client"),
+        piece(Test,   "iptables",            Program("iptables"),           "drops packets where a test wants them lost"),
         piece(Test,   "openssl",             Program("openssl"),            "makes certificates that are not ours"),
         piece(Test,   "curl",                Program("curl"),               "an HTTP and TFTP client"),
         piece(Test,   "udhcpc",              Program("udhcpc"),             "a DHCP client"),
@@ -87,6 +88,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
         piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),
+        piece(Bench,  "iptables",            Program("iptables"),           "keeps the load client's host out of what is measured"),
         piece(Bench,  "tshark",              Program("tshark"),             "reads each boot's stages from its capture"),
         piece(Bench,  "curl",                Program("curl"),               "copies what the peer is to serve"),
     ]
