@@ -33,10 +33,9 @@ mod bpf {
     #[inline(always)]
     pub(super) fn copy<const N: usize>(to: &mut [u8; N], from: &[u8; N]) {
         let (to, from) = (to.as_mut_ptr(), from.as_ptr());
-        let mut at = 0;
-        while at + 32 <= N {
-            // SAFETY: the four words lie in both arrays.
-            unsafe {
+        // SAFETY: `each` stays inside both arrays.
+        each::<N>(
+            |at| unsafe {
                 asm!(
                     "{word} = *(u64 *)({from} + 0)",
                     "*(u64 *)({to} + 0) = {word}",
@@ -51,12 +50,9 @@ mod bpf {
                     to = in(reg) to.add(at),
                     options(nostack),
                 );
-            }
-            at += 32;
-        }
-        while at + 8 <= N {
-            // SAFETY: the word lies in both arrays.
-            unsafe {
+            },
+            // SAFETY: as above.
+            |at| unsafe {
                 asm!(
                     "{word} = *(u64 *)({from} + 0)",
                     "*(u64 *)({to} + 0) = {word}",
@@ -65,23 +61,18 @@ mod bpf {
                     to = in(reg) to.add(at),
                     options(nostack),
                 );
-            }
-            at += 8;
-        }
-        while at < N {
-            // SAFETY: the byte lies in both arrays.
-            unsafe { *to.add(at) = *from.add(at) };
-            at += 1;
-        }
+            },
+            // SAFETY: as above.
+            |at| unsafe { *to.add(at) = *from.add(at) },
+        );
     }
 
     #[inline(always)]
     pub(super) fn clear<const N: usize>(to: &mut [u8; N]) {
         let (to, zero) = (to.as_mut_ptr(), 0_u64);
-        let mut at = 0;
-        while at + 32 <= N {
-            // SAFETY: the four words lie in the array.
-            unsafe {
+        // SAFETY: `each` stays inside the array.
+        each::<N>(
+            |at| unsafe {
                 asm!(
                     "*(u64 *)({to} + 0) = {zero}",
                     "*(u64 *)({to} + 8) = {zero}",
@@ -91,19 +82,30 @@ mod bpf {
                     to = in(reg) to.add(at),
                     options(nostack),
                 );
-            }
+            },
+            // SAFETY: as above.
+            |at| unsafe {
+                asm!("*(u64 *)({to} + 0) = {zero}", zero = in(reg) zero, to = in(reg) to.add(at), options(nostack));
+            },
+            // SAFETY: as above.
+            |at| unsafe { *to.add(at) = 0 },
+        );
+    }
+
+    /// Goes through `N` bytes: four words at a time, then one, then the bytes that are left.
+    #[inline(always)]
+    fn each<const N: usize>(words: impl Fn(usize), word: impl Fn(usize), byte: impl Fn(usize)) {
+        let mut at = 0;
+        while at + 32 <= N {
+            words(at);
             at += 32;
         }
         while at + 8 <= N {
-            // SAFETY: the word lies in the array.
-            unsafe {
-                asm!("*(u64 *)({to} + 0) = {zero}", zero = in(reg) zero, to = in(reg) to.add(at), options(nostack));
-            }
+            word(at);
             at += 8;
         }
         while at < N {
-            // SAFETY: the byte lies in the array.
-            unsafe { *to.add(at) = 0 };
+            byte(at);
             at += 1;
         }
     }
