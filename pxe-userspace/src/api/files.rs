@@ -205,9 +205,11 @@ impl Drop for Sending {
         }
         timeline.note(who, Note::Sent { path: path.clone(), repeated: 0 });
         if let Some(stage) = *stage {
+            let duration = Some(started.elapsed());
             timeline.record(Happened {
                 bytes: Some(self.blob.len()),
-                duration: Some(started.elapsed()),
+                duration,
+                began_ago: duration,
                 ..Happened::new(who, stage).detail(path)
             });
         }

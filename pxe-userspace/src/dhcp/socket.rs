@@ -363,7 +363,8 @@ fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
 /// The stages that machines reached by now, that of `first` included.
 fn got_on(first: Event, reached: &mut broadcast::Receiver<Event>) -> Vec<Received> {
     let more = std::iter::from_fn(|| reached.try_recv().ok());
-    std::iter::once(first).chain(more).take(BATCH).map(|e| Received::Reached(e.mac, e.stage)).collect()
+    let all = std::iter::once(first).chain(more).take(BATCH).filter(|e| !e.late);
+    all.map(|e| Received::Reached(e.mac, e.stage)).collect()
 }
 
 /// The bridge's sockets: two ports, and one on the link for clients without an address.

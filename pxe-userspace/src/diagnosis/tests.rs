@@ -38,6 +38,7 @@ fn event(seconds: f64, stage: Stage, detail: &str, cause: Option<&str>) -> Event
         duration: None,
         detail: (!detail.is_empty()).then(|| detail.to_owned()),
         cause: cause.map(str::to_owned),
+        late: false,
     }
 }
 

@@ -318,7 +318,7 @@ impl Server {
     fn act(&mut self, key: &SessionKey, action: Action, now_ns: u64, out: &mut impl Outbox) {
         match action {
             Action::Finished => self.finished(key, now_ns),
-            Action::GiveUp => self.expired(key),
+            Action::GiveUp => self.expired(key, now_ns),
             Action::Nothing | Action::SendOack | Action::Send(_) => {
                 if let Some(Entry::Live(live)) = self.transfers.get_mut(key) {
                     live.act(action, &self.stats, out);
@@ -342,16 +342,20 @@ impl Server {
         let duration = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
         self.stats.add(Stat::Finished, 1);
         tracing::debug!(client = %live.client, path = live.path, ?duration, ?by, "sent");
-        self.timeline.note(
-            Who::Address(*live.client.ip()),
-            Note::Sent { path: live.path.clone(), repeated: live.repeated },
-        );
+        self.sent(live, by, now_ns, Some(duration));
+    }
+
+    /// The client has the file.
+    fn sent(&self, live: Box<Live>, by: AnsweredBy, now_ns: u64, duration: Option<Duration>) {
+        let who = Who::Address(*live.client.ip());
+        self.timeline.note(who, Note::Sent { path: live.path.clone(), repeated: live.repeated });
         let Some(stage) = live.stage else { return };
         self.timeline.record(Happened {
             answered_by: by,
             bytes: Some(live.blob.len()),
-            duration: Some(duration),
-            ..Happened::new(Who::Address(*live.client.ip()), stage).detail(live.path)
+            duration,
+            began_ago: Some(Duration::from_nanos(now_ns.saturating_sub(live.started_ns))),
+            ..Happened::new(who, stage).detail(live.path)
         });
     }
 
@@ -379,7 +383,7 @@ impl Server {
 
     /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
     /// for nothing since.
-    fn expired(&mut self, key: &SessionKey) {
+    fn expired(&mut self, key: &SessionKey, now_ns: u64) {
         // Before the last transfer is closed, and with it all requests are forgotten.
         let asked_ns = self.asked.get(&Ipv4Addr::from(key.client)).copied();
         let Some((live, by)) = self.close(key) else { return };
@@ -389,12 +393,8 @@ impl Server {
         tracing::debug!(client = %live.client, path = live.path, acked, blocks, "the client is gone");
         // Only the last ACK is missing. The client has the file, may be running it already, and will
         // not say so again (RFC 1350 section 6).
-        if let (Some(stage), true) = (live.stage, acked + 1 == blocks) {
-            let who = Who::Address(*live.client.ip());
-            let happened =
-                Happened { answered_by: by, bytes: Some(live.blob.len()), ..Happened::new(who, stage) };
-            self.timeline.note(who, Note::Sent { path: live.path.clone(), repeated: live.repeated });
-            return self.timeline.record(happened.detail(live.path));
+        if live.stage.is_some() && acked + 1 == blocks {
+            return self.sent(live, by, now_ns, None);
         }
         self.stalled(&live);
         let asked_since = asked_ns.is_some_and(|at| at > live.started_ns);

@@ -2,6 +2,8 @@
 //! whoever did it, in one order. Kept in the database, so that a restart of the daemon loses none.
 
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -59,6 +61,9 @@ pub struct Event {
     /// Why a boot failed, or what there is to warn of, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// Told after the machine had said itself that it is further. It leaves the machine where it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub late: bool,
 }
 
 /// An event before it has a place in the timeline.
@@ -69,6 +74,8 @@ pub struct Happened {
     pub answered_by: AnsweredBy,
     pub bytes: Option<u64>,
     pub duration: Option<Duration>,
+    /// A file's: since when it was on its way.
+    pub began_ago: Option<Duration>,
     pub detail: Option<String>,
     pub cause: Option<String>,
 }
@@ -90,6 +97,7 @@ impl Happened {
             answered_by: AnsweredBy::Daemon,
             bytes: None,
             duration: None,
+            began_ago: None,
             detail: None,
             cause: None,
         }
@@ -172,6 +180,7 @@ impl Timeline {
     fn enter(&self, last_id: &mut u64, time: Timestamp, machine: Machine, happened: Happened) {
         let inner = &*self.0;
         *last_id += 1;
+        let late = inner.machines.get(machine.mac).is_some_and(|m| is_late(&m, &happened, time));
         let event = Event {
             id: *last_id,
             time,
@@ -184,8 +193,11 @@ impl Timeline {
             duration: happened.duration.map(|d| d.as_secs_f64()),
             detail: happened.detail,
             cause: happened.cause,
+            late,
         };
-        inner.machines.reached(event.mac, event.stage, event.time);
+        if !late {
+            inner.machines.reached(event.mac, event.stage, event.time);
+        }
         self.watch().reached(&event);
         tracing::info!(
             mac = %event.mac,
@@ -290,4 +302,13 @@ impl Timeline {
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.live.subscribe()
     }
+}
+
+/// Whether this is the end of a file that the machine runs already, by its own word. Who sends a file learns
+/// of its end by a ring of events, a thread's turn, or by waiting in vain for the last ACK; the machine speaks
+/// by another way, and may be sooner. A file that was begun after its word is another boot's.
+fn is_late(machine: &Machine, happened: &Happened, now: Timestamp) -> bool {
+    let Some(began) = happened.began_ago.and_then(|ago| now.checked_sub(ago).ok()) else { return false };
+    let runs = machine.stage.is_some_and(|stage| (Stage::Stage1..=Stage::Workload).contains(&stage));
+    runs && machine.since.is_some_and(|since| began <= since)
 }

@@ -71,8 +71,10 @@ impl Reader {
 
     pub(super) fn last_of_each_machine(&self) -> Result<Vec<Event>, rusqlite::Error> {
         let db = self.0.lock().expect("no reader panics");
-        let mut query =
-            db.prepare("SELECT body FROM event WHERE id IN (SELECT max(id) FROM event WHERE body ->> 'stage' <> 'warning' GROUP BY mac)")?;
+        let mut query = db.prepare(
+            "SELECT body FROM event WHERE id IN (SELECT max(id) FROM event
+             WHERE body ->> 'stage' <> 'warning' AND body ->> 'late' IS NULL GROUP BY mac)",
+        )?;
         query.query_map([], event)?.collect()
     }
 

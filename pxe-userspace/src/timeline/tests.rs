@@ -1,0 +1,42 @@
+use super::*;
+
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+/// An initrd that was begun so many seconds ago.
+fn initrd(began_ago: u64) -> Happened {
+    let began_ago = Some(Duration::from_secs(began_ago));
+    Happened { began_ago, bytes: Some(7), ..Happened::new(Who::Mac(MAC), Stage::Initrd) }
+}
+
+#[test]
+fn a_file_told_after_the_machines_own_word_moves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let stage = |machines: &Machines| machines.get(MAC).and_then(|m| m.stage);
+    let machines = Machines::default();
+    let timeline = Timeline::open(&path, machines.clone()).unwrap();
+    for happened in [Stage::Discover, Stage::Stage1, Stage::Workload] {
+        timeline.record(Happened::new(Who::Mac(MAC), happened));
+    }
+    timeline.record(initrd(30));
+    assert_eq!(stage(&machines), Some(Stage::Workload));
+    assert_eq!(timeline.why(MAC).map(|why| (why.stage, why.done)), Some((Some(Stage::Workload), true)));
+    timeline.flush();
+    let told = timeline.since(0, 9).unwrap();
+    assert_eq!(
+        told.iter().filter(|e| e.late).map(|e| (e.id, e.stage)).collect::<Vec<_>>(),
+        [(4, Stage::Initrd)]
+    );
+
+    // Nor after a restart.
+    drop(timeline);
+    let machines = Machines::default();
+    let timeline = Timeline::open(&path, machines.clone()).unwrap();
+    assert_eq!(stage(&machines), Some(Stage::Workload));
+
+    // A boot whose DISCOVER nobody saw.
+    timeline.record(initrd(0));
+    assert_eq!(stage(&machines), Some(Stage::Initrd));
+    timeline.record(initrd(30));
+    assert_eq!(stage(&machines), Some(Stage::Initrd), "it is at its files");
+}
