@@ -342,11 +342,11 @@ impl Server {
         let duration = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
         self.stats.add(Stat::Finished, 1);
         tracing::debug!(client = %live.client, path = live.path, ?duration, ?by, "sent");
-        self.sent(live, by, now_ns, Some(duration));
+        self.sent(*live, by, now_ns, Some(duration));
     }
 
     /// The client has the file.
-    fn sent(&self, live: Box<Live>, by: AnsweredBy, now_ns: u64, duration: Option<Duration>) {
+    fn sent(&self, live: Live, by: AnsweredBy, now_ns: u64, duration: Option<Duration>) {
         let who = Who::Address(*live.client.ip());
         self.timeline.note(who, Note::Sent { path: live.path.clone(), repeated: live.repeated });
         let Some(stage) = live.stage else { return };
@@ -394,7 +394,7 @@ impl Server {
         // Only the last ACK is missing. The client has the file, may be running it already, and will
         // not say so again (RFC 1350 section 6).
         if live.stage.is_some() && acked + 1 == blocks {
-            return self.sent(live, by, now_ns, None);
+            return self.sent(*live, by, now_ns, None);
         }
         self.stalled(&live);
         let asked_since = asked_ns.is_some_and(|at| at > live.started_ns);
