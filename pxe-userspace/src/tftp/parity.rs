@@ -408,6 +408,9 @@ impl Pair {
         while let Some(event) = self.events.next() {
             self.with.server.on_event(&event, now_ns);
         }
+        // The timeouts follow what a daemon sees of the client's pace. One that looks as often as the other
+        // sees as much.
+        self.with.server.look(&key);
         match frames {
             None => self.with.server.on_packet(port, CLIENT, payload, now_ns, &mut self.with.sent),
             Some(frames) => {

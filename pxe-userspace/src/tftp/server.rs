@@ -3,12 +3,14 @@
 //! One task owns it, and nothing here waits: files are opened elsewhere ([`Job::run`]), packets
 //! leave through an [`Outbox`], and time is passed in.
 
+mod ends;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pxe_common::map::{Event, EventKind, SessionKey};
+use pxe_common::map::{Event, EventKind, Session, SessionKey};
 use pxe_common::tftp::Packet;
 use pxe_common::tftp::packet::{ErrorCode, Request};
 
@@ -19,8 +21,7 @@ use super::transfer::{Action, IDLE, Transfer};
 use super::{FastPath, Left, Note as Kept};
 use crate::diagnosis::Note;
 use crate::machines::Fetching;
-use crate::text::one_line;
-use crate::timeline::{AnsweredBy, Happened, Timeline, Who};
+use crate::timeline::{Timeline, Who};
 
 /// Transfers at a time, requests under way included.
 const MAX_TRANSFERS: usize = 4096;
@@ -29,8 +30,9 @@ const MAX_TRANSFERS: usize = 4096;
 /// uses ports 25300 upward after every boot, and would take an old transfer's packets for the new.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 
-/// What a client says of its error is cut there.
-const WORDS_MAX: usize = 200;
+/// Timers are looked at this often while there is a transfer, and while one loses blocks.
+const TICK: Duration = Duration::from_millis(100);
+const QUICK_TICK: Duration = Duration::from_millis(10);
 
 /// Sends packets. One that can't be sent at once is lost, as on any network.
 pub(super) trait Outbox {
@@ -50,6 +52,10 @@ pub(super) struct Server {
     asked: HashMap<Ipv4Addr, u64>,
     /// Which data port was given out last.
     last_port: usize,
+    /// When the dead were last looked for.
+    swept_ns: u64,
+    /// Some transfer's timeouts are shorter than a tick.
+    quick: bool,
 }
 
 enum Entry {
@@ -80,6 +86,8 @@ impl Server {
             transfers: HashMap::new(),
             asked: HashMap::new(),
             last_port: 0,
+            swept_ns: 0,
+            quick: false,
         }
     }
 
@@ -257,8 +265,7 @@ impl Server {
     /// an earlier transfer between the same ports.
     pub(super) fn on_event(&mut self, event: &Event, now_ns: u64) {
         let (key, code) = event.transfer();
-        let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { return };
-        let Some(session) = live.observe(&key, self.fast_path.as_deref()) else { return };
+        let Some(session) = self.look(&key) else { return };
         if session.transfer.finished() {
             self.finished(&key, now_ns);
         } else if !session.ended() {
@@ -269,20 +276,30 @@ impl Server {
         }
     }
 
+    /// Catches up with what the kernel did to a transfer, and returns it.
+    pub(super) fn look(&mut self, key: &SessionKey) -> Option<Session> {
+        match self.transfers.get_mut(key)? {
+            Entry::Live(live) => live.observe(key, self.fast_path.as_deref()),
+            Entry::Opening { .. } => None,
+        }
+    }
+
+    /// How long to wait for the next [`on_tick`](Server::on_tick).
+    pub(super) fn tick(&self) -> Duration {
+        if self.quick { QUICK_TICK } else { TICK }
+    }
+
     /// Time passed: repeats what was lost, notices what no event told, forgets the dead.
     pub(super) fn on_tick(&mut self, now_ns: u64, out: &mut impl Outbox) {
-        // An opening that takes longer will not end: its client is gone, or its thread panicked.
-        let idle_ns = IDLE.as_nanos() as u64;
-        self.transfers.retain(|_, entry| match entry {
-            Entry::Opening { since_ns, .. } => now_ns.saturating_sub(*since_ns) < idle_ns,
-            Entry::Live(_) => true,
-        });
-        // Requests are remembered for transfers under way: addresses are easily made up.
-        let clients: HashSet<[u8; 4]> = self.transfers.keys().map(|key| key.client).collect();
-        self.asked.retain(|client, _| clients.contains(&client.octets()));
+        if now_ns.saturating_sub(self.swept_ns) >= TICK.as_nanos() as u64 {
+            self.swept_ns = now_ns;
+            self.sweep(now_ns);
+        }
+        self.quick = false;
         let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
         for key in keys {
             let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
+            self.quick |= live.transfer.is_quick();
             if !live.transfer.due(now_ns) {
                 continue;
             }
@@ -297,6 +314,18 @@ impl Server {
             }
             self.act(&key, action, now_ns, out);
         }
+    }
+
+    fn sweep(&mut self, now_ns: u64) {
+        // An opening that takes longer will not end: its client is gone, or its thread panicked.
+        let idle_ns = IDLE.as_nanos() as u64;
+        self.transfers.retain(|_, entry| match entry {
+            Entry::Opening { since_ns, .. } => now_ns.saturating_sub(*since_ns) < idle_ns,
+            Entry::Live(_) => true,
+        });
+        // Requests are remembered for transfers under way: addresses are easily made up.
+        let clients: HashSet<[u8; 4]> = self.transfers.keys().map(|key| key.client).collect();
+        self.asked.retain(|client, _| clients.contains(&client.octets()));
     }
 
     /// Closes every grant, and takes note of what ended unheard until now.
@@ -335,108 +364,6 @@ impl Server {
             let fetching = Fetching { path: live.path.clone(), percent };
             self.timeline.fetching(Who::Address(*live.client.ip()), Some(fetching));
         }
-    }
-
-    fn finished(&mut self, key: &SessionKey, now_ns: u64) {
-        let Some((live, by)) = self.close(key) else { return };
-        let duration = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
-        self.stats.add(Stat::Finished, 1);
-        tracing::debug!(client = %live.client, path = live.path, ?duration, ?by, "sent");
-        self.sent(*live, by, now_ns, Some(duration));
-    }
-
-    /// The client has the file.
-    fn sent(&self, live: Live, by: AnsweredBy, now_ns: u64, duration: Option<Duration>) {
-        let who = Who::Address(*live.client.ip());
-        self.timeline.note(who, Note::Sent { path: live.path.clone(), repeated: live.repeated });
-        let Some(stage) = live.stage else { return };
-        self.timeline.record(Happened {
-            answered_by: by,
-            bytes: Some(live.blob.len()),
-            duration,
-            began_ago: Some(Duration::from_nanos(now_ns.saturating_sub(live.started_ns))),
-            ..Happened::new(who, stage).detail(live.path)
-        });
-    }
-
-    /// The client ended the transfer. Mostly that is no failure: EDK2 asks for a size and stops at
-    /// the OACK with error 8, GRUB reads a file's beginning and closes it.
-    fn aborted(&mut self, key: &SessionKey, code: ErrorCode, message: &[u8], now_ns: u64) {
-        let Some((live, _)) = self.close(key) else { return };
-        self.stats.add(Stat::Aborted, 1);
-        let after = Duration::from_nanos(now_ns.saturating_sub(live.started_ns));
-        tracing::debug!(
-            client = %live.client,
-            path = live.path,
-            code = code.0,
-            message = %text(message),
-            acked = live.transfer.session().acked(),
-            ?after,
-            "the client ended the transfer"
-        );
-        let session = live.transfer.session();
-        let (acked, blocks) = (session.acked(), session.blocks());
-        let message = one_line(&text(message)).chars().take(WORDS_MAX).collect();
-        let note = Note::Aborted { path: live.path, code: code.0, message, acked, blocks };
-        self.timeline.note(Who::Address(*live.client.ip()), note);
-    }
-
-    /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
-    /// for nothing since.
-    fn expired(&mut self, key: &SessionKey, now_ns: u64) {
-        // Before the last transfer is closed, and with it all requests are forgotten.
-        let asked_ns = self.asked.get(&Ipv4Addr::from(key.client)).copied();
-        let Some((live, by)) = self.close(key) else { return };
-        self.stats.add(Stat::Expired, 1);
-        let session = live.transfer.session();
-        let (acked, blocks) = (session.acked(), session.blocks());
-        tracing::debug!(client = %live.client, path = live.path, acked, blocks, "the client is gone");
-        // Only the last ACK is missing. The client has the file, may be running it already, and will
-        // not say so again (RFC 1350 section 6).
-        if live.stage.is_some() && acked + 1 == blocks {
-            return self.sent(*live, by, now_ns, None);
-        }
-        self.stalled(&live);
-        let asked_since = asked_ns.is_some_and(|at| at > live.started_ns);
-        if live.stage.is_some() && acked > 0 && !asked_since {
-            let cause =
-                format!("stopped answering after block {acked} of {blocks} of {} over TFTP", live.path);
-            self.timeline.record(Happened::failed(Who::Address(*live.client.ip()), cause));
-        }
-    }
-
-    /// Keeps how a transfer ended that its client left.
-    fn stalled(&self, live: &Live) {
-        let session = live.transfer.session();
-        let note = Note::Stalled {
-            path: live.path.clone(),
-            acked: session.acked(),
-            blocks: session.blocks(),
-            blksize: session.blksize(),
-            repeated: live.repeated,
-        };
-        self.timeline.note(Who::Address(*live.client.ip()), note);
-    }
-
-    /// Removes a transfer; says who sent most of it.
-    fn close(&mut self, key: &SessionKey) -> Option<(Box<Live>, AnsweredBy)> {
-        let Some(Entry::Live(live)) = self.remove(key) else { return None };
-        if live.stage.is_some() {
-            self.timeline.fetching(Who::Address(*live.client.ip()), None);
-        }
-        let last = match &self.fast_path {
-            Some(fast_path) if live.in_kernel => fast_path.close(key),
-            _ => None,
-        };
-        let (xdp, tc) = last.map_or((0, 0), |s| (s.sent_by_xdp, s.sent_by_tc));
-        let by = if live.sent_by_daemon > xdp.max(tc) || xdp.max(tc) == 0 {
-            AnsweredBy::Daemon
-        } else if xdp > tc {
-            AnsweredBy::Xdp
-        } else {
-            AnsweredBy::Tc
-        };
-        Some((live, by))
     }
 
     fn remove(&mut self, key: &SessionKey) -> Option<Entry> {

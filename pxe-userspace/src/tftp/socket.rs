@@ -4,7 +4,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use pxe_common::map::Event;
@@ -12,6 +11,7 @@ use pxe_common::wire::port;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::FastPath;
@@ -25,9 +25,6 @@ use crate::timeline::Timeline;
 /// Ports that transfers share. More than one, because a client may use one port of its own for
 /// several transfers (lpxelinux), or the same one after every boot (GRUB).
 const DATA_PORTS: usize = 8;
-
-/// Timers are looked at this often while there is a transfer.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Files that are opened at a time.
 const OPENERS: usize = 8;
@@ -103,8 +100,7 @@ impl Tftp {
         let (opened, mut results) = mpsc::unbounded_channel();
         let openers = Openers { permits: Arc::new(Semaphore::new(OPENERS)), files, opened };
         let mut buf = vec![0; 65536];
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticked = Instant::now();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -123,7 +119,10 @@ impl Tftp {
                     server.on_opened(&job, result, monotonic_ns(), &mut sockets);
                 }
                 Some(event) = events.recv() => server.on_event(&event, monotonic_ns()),
-                _ = tick.tick(), if !server.is_idle() => server.on_tick(monotonic_ns(), &mut sockets),
+                () = tokio::time::sleep_until(ticked + server.tick()), if !server.is_idle() => {
+                    server.on_tick(monotonic_ns(), &mut sockets);
+                    ticked = Instant::now();
+                }
             }
         }
         server.shut_down(monotonic_ns());

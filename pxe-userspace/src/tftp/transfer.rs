@@ -13,6 +13,13 @@ pub const RETRY: Duration = Duration::from_millis(100);
 const FIRST_TIMEOUT: Duration = Duration::from_millis(300);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Where blocks are lost, what is in flight is sent again after so many of the client's own rounds. That is what
+/// TCP's four deviations come to for rounds that vary by as much as they last, and a block that was only slow
+/// costs one packet: its second ACK is a duplicate, which nothing answers.
+const ROUNDS: u32 = 8;
+/// But never sooner: clients pause to unpack and to verify.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(20);
+
 /// A client that acknowledges nothing for this long is gone.
 pub const IDLE: Duration = Duration::from_secs(30);
 
@@ -23,6 +30,12 @@ pub struct Transfer {
     /// The OACK that begins it; none when the first DATA does.
     oack: Option<Vec<u8>>,
     timeout: Duration,
+    /// The client named the timeout.
+    agreed: bool,
+    /// From sending a window to its ACK, smoothed.
+    round: Duration,
+    /// Something was sent again, and then acknowledged.
+    lossy: bool,
     progress_ns: u64,
     next_timeout_ns: u64,
     wait: Duration,
@@ -51,22 +64,35 @@ impl Transfer {
             Some(_) => Action::SendOack,
             None => Action::Send(session.begin(now_ns)),
         };
-        let wait = timeout.unwrap_or(FIRST_TIMEOUT);
-        let next_timeout_ns = now_ns + nanos(wait);
-        let transfer = Self { session, oack, timeout: wait, progress_ns: now_ns, next_timeout_ns, wait };
+        let transfer = Self::new(session, oack, timeout, now_ns, now_ns);
         (transfer, action)
     }
 
     /// A transfer that goes on in the kernel, and that somebody else started.
     pub fn resume(session: Session, oack: Option<Vec<u8>>, started_ns: u64, now_ns: u64) -> Self {
+        // Of a block, or of the OACK before the first one.
+        let progress_ns = session.sent_ns().max(started_ns);
+        Self::new(session, oack, None, progress_ns, now_ns)
+    }
+
+    fn new(
+        session: Session,
+        oack: Option<Vec<u8>>,
+        agreed: Option<Duration>,
+        progress_ns: u64,
+        now_ns: u64,
+    ) -> Self {
+        let timeout = agreed.unwrap_or(FIRST_TIMEOUT);
         Self {
             session,
             oack,
-            timeout: FIRST_TIMEOUT,
-            // Of a block, or of the OACK before the first one.
-            progress_ns: session.sent_ns().max(started_ns),
-            next_timeout_ns: now_ns + nanos(FIRST_TIMEOUT),
-            wait: FIRST_TIMEOUT,
+            timeout,
+            agreed: agreed.is_some(),
+            round: FIRST_TIMEOUT / ROUNDS,
+            lossy: false,
+            progress_ns,
+            next_timeout_ns: now_ns + nanos(timeout),
+            wait: timeout,
         }
     }
 
@@ -75,7 +101,7 @@ impl Transfer {
         let before = self.session;
         let step = self.session.on_ack(ack, now_ns);
         if advanced(&before, &self.session) {
-            self.progressed(now_ns);
+            self.progressed(&before, now_ns);
         }
         match step {
             Step::Send(blocks) => Action::Send(blocks),
@@ -86,10 +112,10 @@ impl Transfer {
 
     /// The kernel moved the session on, to here.
     pub fn observed(&mut self, session: Session) {
-        if advanced(&self.session, &session) {
-            self.progressed(session.sent_ns());
+        let before = std::mem::replace(&mut self.session, session);
+        if advanced(&before, &session) {
+            self.progressed(&before, session.sent_ns());
         }
-        self.session = session;
     }
 
     /// Whether the client keeps us waiting, so that it is time to see how far the kernel is.
@@ -130,12 +156,34 @@ impl Transfer {
         self.progress_ns
     }
 
+    /// Whether its next timeout may be shorter than those of a transfer that loses nothing. The waits of
+    /// a client that is gone are not.
+    pub fn is_quick(&self) -> bool {
+        self.follows_rounds() && self.wait <= FIRST_TIMEOUT
+    }
+
+    fn follows_rounds(&self) -> bool {
+        self.lossy && !self.agreed
+    }
+
     /// Whether the client has acknowledged nothing yet, not even the options.
     pub fn unanswered(&self) -> bool {
         self.session.acked() == 0 && (self.oack.is_none() || self.session.in_flight().is_none())
     }
 
-    fn progressed(&mut self, at_ns: u64) {
+    /// The client came from `before` to where it is. A round that was sent again counts from when it was
+    /// sent first: its ACK may be either's (Karn's rule errs on the long side, too).
+    fn progressed(&mut self, before: &Session, at_ns: u64) {
+        self.lossy |= self.wait != self.timeout;
+        let blocks = self.session.acked() - before.acked();
+        let rounds = blocks.div_ceil(self.session.window().into()).max(1);
+        let took = Duration::from_nanos(at_ns.saturating_sub(self.progress_ns)) / rounds;
+        let weight = rounds.min(ROUNDS);
+        self.round = (self.round * (ROUNDS - weight) + took * weight) / ROUNDS;
+
+        if self.follows_rounds() {
+            self.timeout = (self.round * ROUNDS).clamp(SHORTEST_TIMEOUT, FIRST_TIMEOUT);
+        }
         self.progress_ns = at_ns.max(self.progress_ns);
         self.wait = self.timeout;
         self.next_timeout_ns = self.progress_ns + nanos(self.wait);
@@ -191,6 +239,57 @@ mod tests {
     }
 
     #[test]
+    fn where_blocks_are_lost_the_timeout_follows_the_clients_rounds() {
+        let (mut t, _) = Transfer::start(session(200_000), None, None, 0);
+        let mut now = 0;
+        let mut rounds = |t: &mut Transfer, blocks: std::ops::RangeInclusive<u16>, ms: u64| {
+            for block in blocks {
+                now += ms * MS;
+                assert_eq!(t.on_ack(BlockNo(block), now), one(u32::from(block) + 1));
+            }
+            now
+        };
+        // How long after `now` what is in flight is sent again, and it is acknowledged a little later.
+        let lost = |t: &mut Transfer, now: u64| {
+            let ms = (1..=400).find(|ms| t.on_tick(now + ms * MS) != Action::Nothing);
+            ms.expect("it is sent again")
+        };
+        let at = rounds(&mut t, 1..=60, 2);
+        assert!(!t.is_quick());
+        assert_eq!(lost(&mut t, at), 300, "nothing was lost until now");
+        let at = rounds(&mut t, 61..=61, 301);
+        assert!(t.is_quick());
+        assert_eq!(lost(&mut t, at), 300, "that round took long, whatever the reason");
+        rounds(&mut t, 62..=62, 301);
+        let at = rounds(&mut t, 63..=120, 2);
+        assert_eq!(lost(&mut t, at), 20);
+        assert!(t.is_quick());
+        rounds(&mut t, 121..=121, 22);
+        let at = rounds(&mut t, 122..=180, 20);
+        assert_eq!(lost(&mut t, at), 160, "a slow client, or a full network");
+
+        // The kernel's are counted by what it did between two looks.
+        let mut kernel = *t.session();
+        let mut at = at + 200 * MS;
+        for block in 181..190 {
+            kernel.on_ack(BlockNo(block), at);
+            at += 5 * MS;
+        }
+        t.observed(kernel);
+        let mut kernel = *t.session();
+        for block in 190..200 {
+            kernel.on_ack(BlockNo(block), at);
+            at += 5 * MS;
+        }
+        t.observed(kernel);
+        assert_eq!(lost(&mut t, at - 5 * MS), 40);
+        for ms in 0..1000 {
+            let _ = t.on_tick(at + ms * MS);
+        }
+        assert!(!t.is_quick(), "it does not answer at all");
+    }
+
+    #[test]
     fn duplicates_keep_no_transfer_alive() {
         let (mut t, _) = Transfer::start(session(2000), None, None, 0);
         for ms in 0..30_000 {
@@ -234,5 +333,8 @@ mod tests {
         assert_eq!(t.on_tick(8_000 * MS), Action::SendOack);
         assert_eq!(t.on_tick(15_999 * MS), Action::Nothing);
         assert_eq!(t.on_tick(16_000 * MS), Action::SendOack);
+        assert_eq!(t.on_ack(BlockNo(0), 16_001 * MS), one(1));
+        assert!(!t.is_quick());
+        assert_eq!(t.on_tick(24_000 * MS), Action::Nothing);
     }
 }
