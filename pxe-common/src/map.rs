@@ -1,6 +1,7 @@
 //! The layout of everything that the daemon and the kernel programs exchange.
 //!
 //! ```text
+//! XDP_PARTS, TC_PARTS  part -> program        what a hook's entry jumps to
 //! SESSIONS  client, server, ports -> Session { transfer, blob, sums, .. }
 //! BLOBS     blob -> array of Chunk          the blob's bytes
 //! SUMS      sums -> array of SumPage        its blocks' checksums, for one block size
@@ -16,15 +17,21 @@
 use crate::Mac;
 use crate::dhcp::{self, Firmware};
 use crate::tftp;
-use crate::verdict;
+use crate::verdict::{self, Hook};
 use crate::wire::Datagram;
 
 /// Grows with every change of a struct here, of [`tftp::Session`], of [`dhcp::Grant`] or of the
 /// counters' order.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
-/// The maps' names in the object.
+/// The names of maps and programs in the object.
 pub mod name {
+    use super::{Hook, Part};
+
+    /// [`Part`] to its program at XDP.
+    pub const XDP_PARTS: &str = "XDP_PARTS";
+    /// [`Part`] to its program at tc.
+    pub const TC_PARTS: &str = "TC_PARTS";
     /// [`SessionKey`](super::SessionKey) to [`Session`](super::Session).
     pub const SESSIONS: &str = "SESSIONS";
     /// Number of a blob to its [`Chunk`](super::Chunk)s.
@@ -38,12 +45,52 @@ pub mod name {
     /// Frames by hook and reason.
     pub const COUNTERS: &str = "COUNTERS";
     /// The maps that go on when the daemon ends, with what the programs do by them.
-    pub const KEPT: [&str; 6] = [SESSIONS, BLOBS, SUMS, LEASES, EVENTS, COUNTERS];
-    /// The program for XDP.
-    pub const XDP: &str = "bridgehead_xdp";
-    /// The program for tc.
-    pub const TC: &str = "bridgehead_tc";
+    pub const KEPT: [&str; 8] = [XDP_PARTS, TC_PARTS, SESSIONS, BLOBS, SUMS, LEASES, EVENTS, COUNTERS];
+
+    /// The map of a hook's parts.
+    pub const fn parts(hook: Hook) -> &'static str {
+        match hook {
+            Hook::Xdp => XDP_PARTS,
+            Hook::Tc => TC_PARTS,
+        }
+    }
+
+    /// The program that is attached to a hook.
+    pub const fn entry(hook: Hook) -> &'static str {
+        match hook {
+            Hook::Xdp => "bridgehead_xdp",
+            Hook::Tc => "bridgehead_tc",
+        }
+    }
+
+    /// A part's program.
+    pub const fn part(hook: Hook, part: Part) -> &'static str {
+        match (hook, part) {
+            (Hook::Xdp, Part::Dhcp) => "xdp_dhcp",
+            (Hook::Xdp, Part::Tftp) => "xdp_tftp",
+            (Hook::Tc, Part::Dhcp) => "tc_dhcp",
+            (Hook::Tc, Part::Tftp) => "tc_tftp",
+        }
+    }
 }
+
+/// What a hook's entry hands a frame to: a program of its own, which the kernel may refuse without the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Part {
+    /// Requests for addresses.
+    Dhcp,
+    /// The ACKs of transfers.
+    Tftp,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; PARTS] = [Self::Dhcp, Self::Tftp];
+}
+
+/// Parts of a hook.
+pub const PARTS: usize = 2;
 
 /// Transfers in the kernel at a time.
 pub const MAX_SESSIONS: usize = 16_384;

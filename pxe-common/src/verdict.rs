@@ -29,6 +29,19 @@ pub enum Hook {
     Tc,
 }
 
+impl Hook {
+    /// Every hook, in the order in which a frame meets them.
+    pub const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+        }
+    }
+}
+
 /// Makes an enum of reasons with their names, so that none can be forgotten in a status.
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident { $($(#[$why:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -115,6 +128,8 @@ reasons! {
         TftpNoBlob = "tftp-no-blob",
         /// The buffer cannot grow to the answer's size: the next hook's turn.
         NoRoom = "no-room",
+        /// The kernel refused the program that would answer it.
+        NoProgram = "no-program",
     }
 }
 

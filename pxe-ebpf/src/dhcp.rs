@@ -10,6 +10,7 @@ use pxe_common::map::{Event, EventKind};
 use pxe_common::verdict::{Drop, Pass, Verdict};
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
+use crate::bounds;
 use crate::frame::{Change, Frame, UDP_CHECKSUM};
 use crate::maps::{self, Plan};
 
@@ -45,7 +46,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     let out = maps::reply().ok_or(Pass::DhcpMessage)?;
     let reply_len =
         dhcp::build(out, answer.kind, request, message, &lease.grant).map_err(|_| Pass::DhcpTooLong)?;
-    let reply_len = bounded(reply_len).ok_or(Pass::DhcpTooLong)?;
+    let reply_len = bounded(reply_len).ok_or(Pass::DhcpTooLong)? as usize;
     let reply = Datagram { payload_len: reply_len as u16, ..answer.headers };
     let sum = sum_of(out, reply_len);
     let old_checksum = frame.load(UDP_CHECKSUM).ok_or(Pass::DhcpMessage)?;
@@ -86,28 +87,22 @@ unsafe extern "C" fn next_option(_: u32, _: *mut c_void) -> i64 {
 fn load<F: Frame>(frame: &F, packet: &Datagram, buffer: &mut Packet) -> Option<usize> {
     let len = bounded(usize::from(packet.payload_len))?;
     // SAFETY: `len` is at most CAP, and the buffer longer.
-    if !unsafe { frame.load_at(HEADERS_LEN as u32, buffer.as_mut_ptr(), len as u32) } {
-        return None;
-    }
-    Some(len)
+    unsafe { frame.load_at(HEADERS_LEN as u32, buffer.as_mut_ptr(), len) }.then_some(len as usize)
 }
 
 #[inline(always)]
 fn store<F: Frame>(frame: &F, buffer: &Packet, len: usize) -> bool {
     match bounded(len) {
         // SAFETY: as in `load`.
-        Some(len) => unsafe { frame.store(HEADERS_LEN as u32, buffer.as_ptr(), len as u32) },
+        Some(len) => unsafe { frame.store(HEADERS_LEN as u32, buffer.as_ptr(), len) },
         None => false,
     }
 }
 
-/// `len`, if it is a message's. The verifier wants the bounds on the very register that a helper
-/// gets; read like this, the compiler can't check one copy of the value and pass another.
+/// `len`, if it is a message's.
 #[inline(always)]
-fn bounded(len: usize) -> Option<usize> {
-    // SAFETY: a reference is valid to read from.
-    let len = unsafe { ptr::read_volatile(&len) };
-    (field::OPTIONS..=CAP).contains(&len).then_some(len)
+fn bounded(len: usize) -> Option<u32> {
+    bounds::within::<{ field::OPTIONS as u64 }, { CAP as u64 }>(len as u64)
 }
 
 /// The sum of a message's bytes.

@@ -4,14 +4,16 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action,
+};
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
-    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_store_bytes, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use pxe_common::tftp::HEADER_LEN;
-use pxe_common::verdict::Hook;
+use pxe_common::verdict::{Hook, Verdict};
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 /// Bytes before a block's data.
@@ -23,6 +25,12 @@ pub(crate) const UDP_CHECKSUM: u32 = 40;
 /// A frame at one of the hooks.
 pub(crate) trait Frame: EbpfContext {
     const HOOK: Hook;
+
+    /// What a program at the hook returns.
+    type Action;
+
+    /// What becomes of the frame.
+    fn action(&self, verdict: Verdict) -> Self::Action;
 
     /// Bytes, from the Ethernet header on.
     fn len(&self) -> usize;
@@ -101,6 +109,17 @@ impl EbpfContext for Tc {
 impl Frame for Xdp {
     const HOOK: Hook = Hook::Xdp;
 
+    type Action = u32;
+
+    #[inline(always)]
+    fn action(&self, verdict: Verdict) -> u32 {
+        match verdict {
+            Verdict::Reply(_) | Verdict::Offer | Verdict::Ack => xdp_action::XDP_TX,
+            Verdict::Drop(_) => xdp_action::XDP_DROP,
+            Verdict::Pass(_) => xdp_action::XDP_PASS,
+        }
+    }
+
     #[inline(always)]
     fn len(&self) -> usize {
         // SAFETY: a plain helper call on the program's own context.
@@ -165,7 +184,7 @@ impl Xdp {
 }
 
 impl Tc {
-    pub(crate) fn ifindex(&self) -> u32 {
+    fn ifindex(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
         unsafe { (*self.0.skb.skb).ifindex }
     }
@@ -173,6 +192,21 @@ impl Tc {
 
 impl Frame for Tc {
     const HOOK: Hook = Hook::Tc;
+
+    type Action = i32;
+
+    #[inline(always)]
+    fn action(&self, verdict: Verdict) -> i32 {
+        match verdict {
+            // SAFETY: a plain helper call; it only notes where the frame goes when we return.
+            Verdict::Reply(_) | Verdict::Offer | Verdict::Ack => unsafe {
+                bpf_redirect(self.ifindex(), 0) as i32
+            },
+            Verdict::Drop(_) => TC_ACT_SHOT,
+            // Not TC_ACT_OK: that would skip the programs of others on this port.
+            Verdict::Pass(_) => TC_ACT_UNSPEC,
+        }
+    }
 
     #[inline(always)]
     fn len(&self) -> usize {

@@ -1,29 +1,46 @@
 //! Every map, each behind the functions that the programs need.
 
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP};
-use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use pxe_common::Mac;
 use pxe_common::dhcp::{Answer, Packet, Request, Walk};
 use pxe_common::map::{
     CHUNK_STRIDE, COUNTERS_LEN, Chunk, EVENTS_BYTES, Event, Lease, MAX_BLOBS, MAX_LEASES, MAX_SESSIONS,
-    MAX_SUMS, SUMS_PER_PAGE, Session, SessionKey, SumPage, WAKES_EVERY_NS,
+    MAX_SUMS, PARTS, Part, SUMS_PER_PAGE, Session, SessionKey, WAKES_EVERY_NS,
 };
 use pxe_common::verdict::{BYTES_COUNTER, COUNTERS_PER_HOOK, Hook, LOST_COUNTER, Verdict};
 use pxe_common::wire::Checksum;
 
+use crate::frame::Frame;
+
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Inner arrays may differ in length: the daemon makes each as long as its blob.
+///
+/// Their values are arrays for BTF, and no structs. Linux before 6.2 compares where a map's value has its timer,
+/// and "nowhere in this struct" is not the same to it as "nowhere", which is what the daemon's arrays have, being
+/// without BTF: it would take none of them (`bpf_map_meta_equal`).
 const INNER_MAP: usize = BPF_F_INNER_MAP as usize;
+
+/// A [`Chunk`], aligned as one.
+type ChunkWords = [u64; size_of::<Chunk>() / size_of::<u64>()];
+/// A [`SumPage`](pxe_common::map::SumPage).
+type Sums = [u16; SUMS_PER_PAGE];
+
+#[btf_map]
+static XDP_PARTS: ProgramArray<PARTS> = ProgramArray::new();
+
+#[btf_map]
+static TC_PARTS: ProgramArray<PARTS> = ProgramArray::new();
 
 #[btf_map]
 static SESSIONS: HashMap<SessionKey, Session, MAX_SESSIONS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
-static BLOBS: HashOfMaps<u32, Array<Chunk, 1, INNER_MAP>, MAX_BLOBS, NO_PREALLOC> = HashOfMaps::new();
+static BLOBS: HashOfMaps<u32, Array<ChunkWords, 1, INNER_MAP>, MAX_BLOBS, NO_PREALLOC> = HashOfMaps::new();
 
 #[btf_map]
-static SUMS: HashOfMaps<u32, Array<SumPage, 1, INNER_MAP>, MAX_SUMS, NO_PREALLOC> = HashOfMaps::new();
+static SUMS: HashOfMaps<u32, Array<Sums, 1, INNER_MAP>, MAX_SUMS, NO_PREALLOC> = HashOfMaps::new();
 
 #[btf_map]
 static LEASES: HashMap<Mac, Lease, MAX_LEASES, NO_PREALLOC> = HashMap::new();
@@ -50,6 +67,17 @@ static WOKEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, COUNTERS_LEN> = PerCpuArray::new();
 
+/// Goes on with `part` of the hook's programs. Returns where the kernel has refused it.
+#[inline(always)]
+pub(crate) fn jump<F: Frame>(frame: &F, part: Part) {
+    let parts = match F::HOOK {
+        Hook::Xdp => &XDP_PARTS,
+        Hook::Tc => &TC_PARTS,
+    };
+    // SAFETY: nothing that has to be dropped is held when a program jumps.
+    unsafe { parts.tail_call(frame, part as u32) }
+}
+
 /// The transfer that `key` names.
 ///
 /// Two frames of one transfer do not race: they arrive in one receive queue.
@@ -66,7 +94,7 @@ pub(crate) fn bytes_at(blob: u32, offset: u64) -> Option<*const u8> {
     // SAFETY: an array's elements stay until the array goes, which waits for the program's end.
     let chunk = unsafe { BLOBS.get_value(&blob, &chunk)? };
     // SAFETY: the mask keeps the pointer inside the chunk, which goes on for PIECE_LEN.
-    Some(unsafe { chunk.0.as_ptr().add(offset as usize & (CHUNK_STRIDE - 1)) })
+    Some(unsafe { chunk.as_ptr().cast::<u8>().add(offset as usize & (CHUNK_STRIDE - 1)) })
 }
 
 /// The sum of block `index`'s bytes, 1 for the first.
@@ -75,7 +103,7 @@ pub(crate) fn sum_of(sums: u32, index: u32) -> Option<Checksum> {
     let at = index - 1;
     // SAFETY: as for the chunks.
     let page = unsafe { SUMS.get_value(&sums, &(at / SUMS_PER_PAGE as u32))? };
-    Some(Checksum::from_folded(page.0[at as usize % SUMS_PER_PAGE]))
+    Some(Checksum::from_folded(page[at as usize % SUMS_PER_PAGE]))
 }
 
 /// What the kernel may say to this machine.

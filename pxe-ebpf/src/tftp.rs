@@ -10,7 +10,7 @@ use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, Headers};
 
 use crate::frame::{Change, Frame, HEAD_LEN, UDP_CHECKSUM};
-use crate::maps;
+use crate::{bounds, maps};
 
 /// Answers a datagram that belongs to a transfer in the kernel.
 ///
@@ -246,14 +246,7 @@ fn store_piece<F: Frame>(frame: &F, at: u16, bytes: *const u8, left: u16) -> boo
     if left == 0 {
         return true;
     }
-    let len = if left as usize > PIECE_LEN { PIECE_LEN as u32 } else { u32::from(left) };
-    // The verifier wants the bounds on the very register that the helper gets; read like this, the
-    // compiler can't check one copy of the value and pass another.
-    // SAFETY: a reference is valid to read from.
-    let len = unsafe { core::ptr::read_volatile(&len) };
-    if len == 0 || len > PIECE_LEN as u32 {
-        return false;
-    }
+    let len = bounds::at_most::<{ PIECE_LEN as u64 }>(u64::from(left));
     // SAFETY: `bytes_at` gives at least PIECE_LEN bytes.
     unsafe { frame.store(HEAD_LEN as u32 + u32::from(at), bytes, len) }
 }

@@ -36,7 +36,7 @@ const SIZES: [(&str, usize); 6] = [
 
 #[test]
 fn real_clients_get_every_byte_from_the_kernel() {
-    if let Err(why @ LoadError::NotBuilt) = Dataplane::load(false) {
+    if let Err(why @ LoadError::NotBuilt) = Dataplane::load(config::FastPath::Auto, false) {
         eprintln!("skipped: {why}");
         return;
     }
@@ -227,7 +227,8 @@ impl Lab {
         let ((dhcp, _), (tftp, told)) = (mpsc::channel(1), mpsc::channel(100));
         let shutdown = CancellationToken::new();
         let dataplane = (mode != config::FastPath::Off).then(|| {
-            let (dataplane, events, _) = Dataplane::load(false).expect("root, and a built object");
+            let (dataplane, events, _) =
+                Dataplane::load(config::FastPath::Auto, false).expect("root, and a built object");
             tokio::spawn(events.run(Sinks { dhcp, tftp }, shutdown.clone()));
             let status = dataplane.attach("port", mode);
             assert_eq!(status.tier, Tier::Tc, "{status:?}");

@@ -188,7 +188,7 @@ fn with_server(mode: FastPath, play: impl FnOnce(&mut Client) + Send) -> Option<
         return None;
     }
     if let (FastPath::Auto | FastPath::Xdp | FastPath::Tc, Err(why @ LoadError::NotBuilt)) =
-        (mode, Dataplane::load(false))
+        (mode, Dataplane::load(FastPath::Auto, false))
     {
         eprintln!("skipped: {why}");
         return None;
@@ -220,7 +220,8 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
     let ((dhcp, _), (sink, told)) = (mpsc::channel(1), mpsc::channel(100));
     let shutdown = CancellationToken::new();
     let dataplane = (mode != FastPath::Off).then(|| {
-        let (dataplane, events, _) = Dataplane::load(false).expect("root, and a built object");
+        let (dataplane, events, _) =
+            Dataplane::load(FastPath::Auto, false).expect("root, and a built object");
         runtime.spawn(events.run(Sinks { dhcp, tftp: sink }, shutdown.clone()));
         let status = dataplane.attach("port", mode);
         assert_eq!(status.reason, None, "{status:?}");

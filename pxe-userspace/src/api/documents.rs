@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::ImageRecord;
 use crate::text;
 
-pub use crate::dataplane::{PortStatus, Tier};
+pub use crate::dataplane::{KernelStatus, PortStatus, ProgramState, ProgramStatus, Tier};
 pub use crate::dhcp::PacingStatus as Pacing;
 pub use crate::image::Freed as Collected;
 pub use crate::pacing::progress::Wave;
@@ -29,6 +29,9 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<[Ipv4Addr; 2]>,
     pub ports: Vec<PortStatus>,
+    /// What this kernel takes of the fast path. `None` when the fast path is off.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fast_path: Option<KernelStatus>,
     /// How far the boots are that go on just now.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boots: Option<Wave>,

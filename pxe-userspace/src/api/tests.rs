@@ -144,6 +144,7 @@ impl Appliance for Fake {
             }],
             boots: None,
             pacing: Default::default(),
+            fast_path: None,
             alerts: Vec::new(),
             counters: [("dhcp-offers".to_owned(), 7)].into(),
         }

@@ -4,12 +4,13 @@ mod lock;
 mod offers;
 mod ports;
 mod reload;
+mod serving;
 mod signals;
 mod wave;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -159,6 +160,7 @@ struct Appliance {
     dhcp: Dhcp,
     tftp: Arc<tftp::Stats>,
     fast_path: ports::Loaded,
+    serving: Mutex<serving::Serving>,
     tracer: Tracer,
     workloads: Workloads,
     watched: wave::Watched,
@@ -281,12 +283,14 @@ impl Appliance {
             dhcp,
             tftp: stats,
             fast_path,
+            serving: Mutex::default(),
             tracer,
             workloads,
             watched: Default::default(),
             reloading: Default::default(),
         });
         parts.spawn(wave::watch(appliance.clone(), shutdown.clone()));
+        parts.spawn(ports::watch(appliance.clone(), shutdown.clone()));
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
         let listener = listen(listen_at, "[api] listen").await?;
         let serving =

@@ -46,6 +46,7 @@ impl api::Appliance for Appliance {
             },
             pool: self.config().dhcp.range.map(|(first, last)| [first, last]),
             ports: self.port_tiers(),
+            fast_path: self.fast_path.dataplane.as_ref().map(|dataplane| dataplane.kernel()),
             boots: self.wave(dhcp.pacing.waiting),
             pacing: dhcp.pacing,
             alerts: self.alerts(&dhcp.rivals),
@@ -246,7 +247,7 @@ impl Appliance {
         let unshaped = self.ports.now().into_iter().filter_map(|port| {
             Some(format!("[network] ceiling does not hold on {}: {}", port.name, port.unshaped?))
         });
-        rivals.chain(off).chain(unshaped).chain(profiles).collect()
+        rivals.chain(off).chain(self.fast_path_alerts()).chain(unshaped).chain(profiles).collect()
     }
 
     fn image(&self, record: &ImageRecord) -> Image {

@@ -1,19 +1,25 @@
 //! The fast path on the bridge's ports, as they come and go.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use pxe_common::map::Event;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::Appliance;
+use super::serving::Totals;
 use crate::config::FastPath;
-use crate::dataplane::{self, Dataplane, LoadError, Pins, Sinks};
+use crate::dataplane::{self, Dataplane, KernelStatus, LoadError, Pins, ProgramState, Sinks, Tier};
 use crate::dhcp;
 use crate::net::PortEvent;
 
 /// Events on their way to those who note them. When they are slow, the ring fills, and what does
 /// not fit is counted there.
 const EVENTS: usize = 4096;
+
+/// How often it is looked at whether the fast path serves.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The fast path, and why there is none.
 #[derive(Clone)]
@@ -48,10 +54,10 @@ pub(super) fn load(
         return (Loaded { dataplane: None, off_because }, told);
     }
     let debug = tracing::enabled!(target: "pxe_ebpf", tracing::Level::DEBUG);
-    let loaded = Dataplane::load_pinned(debug, pins.clone()).or_else(|error| match error {
+    let loaded = Dataplane::load_pinned(wanted, debug, pins.clone()).or_else(|error| match error {
         LoadError::Pins(_) => {
             tracing::warn!(%error, "a restart will interrupt the fast path");
-            Dataplane::load(debug)
+            Dataplane::load(wanted, debug)
         }
         error => Err(error),
     });
@@ -116,6 +122,68 @@ pub(super) async fn follow(
         let Some(event) = event else { return };
         changed(event, &loaded, wanted);
     }
+}
+
+/// Looks now and then whether the programs keep what they are given.
+pub(super) async fn watch(appliance: Arc<Appliance>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => appliance.look_at_fast_path(),
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+impl Appliance {
+    fn look_at_fast_path(&self) {
+        let Some(dataplane) = &self.fast_path.dataplane else { return };
+        let counters = dataplane.counters();
+        let ports = dataplane.ports();
+        // A frame meets tc last, where there is tc.
+        let at_tc = ports.iter().any(|port| matches!(port.tier, Tier::Tc | Tier::XdpAndTc));
+        let with_xdp = ports.into_iter().filter(|port| matches!(port.tier, Tier::Xdp | Tier::XdpAndTc));
+        let received = with_xdp.filter_map(|port| Some((port.name.clone(), received(&port.name)?))).collect();
+        let (granted, handed_back) = self.tftp.granted_and_handed_back();
+        let seen_by_xdp = counters.frames_at_xdp();
+        let passed = if at_tc { counters.tc } else { counters.xdp };
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = serving.complaint().map(str::to_owned);
+        let blind = serving.look(Totals { granted, handed_back, passed, seen_by_xdp, received });
+        blind.iter().for_each(|port| dataplane.sees_nothing_by_xdp(port));
+        if let Some(complaint) = serving.complaint().filter(|now| before.as_deref() != Some(now)) {
+            tracing::warn!("{complaint}");
+        }
+    }
+
+    /// What is wrong with the fast path, in words.
+    pub(super) fn fast_path_alerts(&self) -> Vec<String> {
+        let Some(dataplane) = &self.fast_path.dataplane else { return Vec::new() };
+        let KernelStatus { kernel, programs } = dataplane.kernel();
+        let refused = programs.into_iter().filter(|program| program.state == ProgramState::Refused);
+        let mut alerts: Vec<String> = refused
+            .map(|program| {
+                format!(
+                    "Linux {kernel} refused the program {}, and what it answers is answered more slowly: {}. \
+                     `bridgehead status` has the verifier's words; docs/fast-path.md says which kernels take it",
+                    program.name,
+                    program.reason.unwrap_or_default()
+                )
+            })
+            .collect();
+        alerts.extend(dataplane.not_taken().map(|why| {
+            format!("the fast path does not serve: transfers can't be handed to the kernel, and the daemon sends them: {why}")
+        }));
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        alerts.extend(serving.complaint().map(str::to_owned));
+        alerts
+    }
+}
+
+/// What a port has received, as its driver counts.
+fn received(port: &str) -> Option<u64> {
+    let path = format!("/sys/class/net/{port}/statistics/rx_packets");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn changed(event: PortEvent, loaded: &Loaded, wanted: FastPath) {

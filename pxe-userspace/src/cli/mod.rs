@@ -17,12 +17,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
-use crate::config::{API_LISTEN, Config, Problem};
+use crate::config::{API_LISTEN, Config, FastPath, Problem};
+use crate::dataplane;
 use crate::diagnosis::Why;
 use crate::image::ImageSource;
 use crate::machines::Machine;
 use crate::storm::Storm;
-use crate::text::percent;
+use crate::text::{self, percent};
 use crate::timeline::Event;
 use client::Client;
 
@@ -230,6 +231,17 @@ pub struct Reading {
     pub json: bool,
 }
 
+/// What this kernel would give the fast path, found out by handing it the programs and taking them back.
+fn fast_path(wanted: FastPath) -> String {
+    if wanted == FastPath::Off {
+        return "fast path: off, as [network] fast-path says\n".into();
+    }
+    match dataplane::survey(wanted) {
+        Ok(kernel) => show::survey(kernel),
+        Err(error) => format!("fast path: unknown: {}\n", text::chain(&error)),
+    }
+}
+
 /// Validates a configuration file against itself and the system, and says so.
 pub fn check(file: &Path) -> Result<Config, Vec<Problem>> {
     let config = crate::config::check(file)?;
@@ -242,6 +254,7 @@ pub fn check(file: &Path) -> Result<Config, Vec<Problem>> {
         config.network.bridge,
         config.network.address,
     );
+    print!("{}", fast_path(config.network.fast_path));
     if !config.boot.assets.is_dir() {
         eprintln!(
             "warning: {} is missing: `serve` needs the netboot images there (`cargo xtask setup`)",

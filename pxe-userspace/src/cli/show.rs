@@ -4,7 +4,8 @@ use jiff::Timestamp;
 
 use super::table::{or_dash, size, table};
 use crate::api::documents::{
-    Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, WayIn, Workload,
+    Collected, FileEntry, Image, KernelStatus, Lease, Profile, ProgramState, ProgramStatus, Progress,
+    Reloaded, Status, WayIn, Workload,
 };
 use crate::diagnosis::{Cause, Evidence, Why};
 use crate::image::KernelList;
@@ -13,7 +14,7 @@ use crate::text::word;
 use crate::timeline::{Event, Stage};
 
 pub(super) fn status(status: Status) -> String {
-    let Status { version, started, bridge, pool, ports, boots, pacing, alerts, counters } = status;
+    let Status { version, started, bridge, pool, ports, fast_path, boots, pacing, alerts, counters } = status;
     let mut out = format!(
         "bridgehead {version}, running since {}\nbridge {} {} {}\n",
         time(started),
@@ -39,9 +40,41 @@ pub(super) fn status(status: Status) -> String {
     let ports: Vec<_> = ports.into_iter().map(|p| [p.name, word(p.tier), or_dash(p.reason)]).collect();
     out.push('\n');
     out.push_str(&table(["PORT", "FAST PATH", "WHY"], &ports, "the bridge has no ports"));
+    if let Some(kernel) = fast_path {
+        out.push('\n');
+        out.push_str(&programs(kernel));
+    }
     let counters: Vec<_> = counters.into_iter().map(|(name, value)| [name, value.to_string()]).collect();
     out.push('\n');
     out.push_str(&table(["COUNTER", "TOTAL"], &counters, "nothing counted yet"));
+    out
+}
+
+/// What a kernel would take, in a line where all is well.
+pub(super) fn survey(kernel: KernelStatus) -> String {
+    if kernel.programs.iter().any(|program| program.state == ProgramState::Refused) {
+        let release = kernel.kernel.clone();
+        return format!(
+            "warning: Linux {release} does not take every program of the fast path; docs/fast-path.md says which do\n{}",
+            programs(kernel)
+        );
+    }
+    let taken = kernel.programs.iter().filter(|program| program.state == ProgramState::Loaded);
+    let taken: Vec<&str> = taken.map(|program| &*program.name).collect();
+    format!("fast path: Linux {} takes {}\n", kernel.kernel, taken.join(", "))
+}
+
+/// What the kernel took of the programs, and what its verifier said of the others.
+pub(super) fn programs(KernelStatus { kernel, programs }: KernelStatus) -> String {
+    let rows: Vec<_> = programs
+        .iter()
+        .map(|p| [p.name.clone(), word(p.state), or_dash(p.instructions), or_dash(p.reason.as_ref())])
+        .collect();
+    let mut out = table(["PROGRAM", "STATE", "INSTRUCTIONS", "WHY"], &rows, "there are no programs");
+    for ProgramStatus { name, verifier, .. } in programs.iter().filter(|p| !p.verifier.is_empty()) {
+        out.push_str(&format!("\nthe verifier of Linux {kernel} about {name}, at its end:\n"));
+        verifier.iter().for_each(|line| out.push_str(&format!("  {line}\n")));
+    }
     out
 }
 

@@ -15,6 +15,16 @@ pub struct Counters {
     pub tc: HookCounters,
 }
 
+impl Counters {
+    /// Frames that XDP saw: each has one verdict.
+    pub fn frames_at_xdp(&self) -> u64 {
+        self.xdp.iter().filter(|(name, _)| !NO_FRAMES.contains(name)).map(|(_, count)| count).sum()
+    }
+}
+
+/// Counters of something else than frames.
+const NO_FRAMES: [&str; 2] = ["reply-bytes", "events-lost"];
+
 pub(super) struct CounterMap(PerCpuArray<MapData, u64>);
 
 impl CounterMap {

@@ -1,33 +1,48 @@
 //! The embedded object, loaded.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
-use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, ProgramArray, RingBuf};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use pxe_common::map::{Chunk, MAX_SESSIONS, Session, SessionKey, SumPage, name};
+use pxe_common::verdict::Hook;
 
 use super::counters::CounterMap;
 use super::events::Events;
 use super::grants::LeaseMap;
 use super::pins::Pins;
+use super::programs::Programs;
+use crate::config::FastPath;
 
 /// Entries cost memory when they are made (linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;
 
+/// What this build embeds.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
+
+/// Names a file with other kernel programs, for whoever develops or tests them.
+const OBJECT_FILE: &str = "BRIDGEHEAD_EBPF_OBJECT";
+
+/// The programs to load.
+pub(super) fn object() -> Result<Cow<'static, [u8]>, LoadError> {
+    match std::env::var_os(OBJECT_FILE) {
+        Some(file) => std::fs::read(&file).map(Cow::Owned).map_err(LoadError::File),
+        None => Ok(Cow::Borrowed(OBJECT)),
+    }
+}
 
 /// Why there is no fast path.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("this build has no kernel programs: run `cargo xtask build`, then build again")]
     NotBuilt,
+    #[error("BRIDGEHEAD_EBPF_OBJECT names a file that can't be read")]
+    File(#[source] io::Error),
     #[error("the kernel did not take the programs' maps (root, or CAP_BPF and CAP_NET_ADMIN, is needed)")]
     Object(#[source] Box<EbpfError>),
-    #[error("the kernel refused the program {name}")]
-    Program { name: &'static str, source: Box<ProgramError> },
     #[error("the embedded object has no {0}: it was built from other sources; run `cargo xtask build`")]
     Missing(&'static str),
     #[error("the embedded object's map {name} is not what this build expects; run `cargo xtask build`")]
@@ -48,8 +63,7 @@ pub(super) type ChunkMap = HashOfMaps<MapData, u32, Array<MapData, Chunk>>;
 pub(super) type SumMap = HashOfMaps<MapData, u32, Array<MapData, SumPage>>;
 
 pub(super) struct Loaded {
-    /// Holds the programs.
-    pub(super) ebpf: Ebpf,
+    pub(super) programs: Programs,
     pub(super) sessions: SessionMap,
     pub(super) notes: NoteMap,
     pub(super) blobs: ChunkMap,
@@ -60,8 +74,14 @@ pub(super) struct Loaded {
     pub(super) logger: EbpfLogger<&'static dyn log::Log>,
 }
 
-pub(super) fn load(debug: bool, pins: Option<&Pins>) -> Result<Loaded, LoadError> {
-    if OBJECT.is_empty() {
+/// Makes the maps, and hands the kernel the programs that `wanted` may need.
+pub(super) fn load(
+    object: &[u8],
+    wanted: FastPath,
+    debug: bool,
+    pins: Option<&Pins>,
+) -> Result<Loaded, LoadError> {
+    if object.is_empty() {
         return Err(LoadError::NotBuilt);
     }
     // Patched before the programs are loaded, so that the verifier removes what is off.
@@ -74,21 +94,24 @@ pub(super) fn load(debug: bool, pins: Option<&Pins>) -> Result<Loaded, LoadError
             loader.map_pin_path(name, pins.map(name));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|e| LoadError::Object(Box::new(e)))?;
-    load_program::<Xdp>(&mut ebpf, name::XDP, Xdp::load)?;
-    load_program::<SchedClassifier>(&mut ebpf, name::TC, SchedClassifier::load)?;
-    let logger = EbpfLogger::init(&mut ebpf).map_err(|e| LoadError::Log(Box::new(e)))?;
-    let counters = Arc::new(CounterMap::new(take::<PerCpuArray<_, u64>>(&mut ebpf, name::COUNTERS)?));
+    let mut ebpf = loader.load(object).map_err(|e| LoadError::Object(Box::new(e)))?;
+    let mut jumps = |hook| take::<ProgramArray<_>>(&mut ebpf, name::parts(hook));
+    let jumps = [jumps(Hook::Xdp)?, jumps(Hook::Tc)?];
+    // While the object still has the other maps: the programs name them by their descriptors.
+    let mut programs = Programs::load(ebpf, jumps, wanted);
+    let ebpf = programs.ebpf_mut();
+    let logger = EbpfLogger::init(ebpf).map_err(|e| LoadError::Log(Box::new(e)))?;
+    let counters = Arc::new(CounterMap::new(take::<PerCpuArray<_, u64>>(ebpf, name::COUNTERS)?));
     Ok(Loaded {
         notes: notes(pins).map_err(|e| LoadError::Notes(Box::new(e)))?,
-        sessions: take(&mut ebpf, name::SESSIONS)?,
-        blobs: take(&mut ebpf, name::BLOBS)?,
-        sums: take(&mut ebpf, name::SUMS)?,
-        leases: take(&mut ebpf, name::LEASES)?,
-        events: Events::new(take::<RingBuf<_>>(&mut ebpf, name::EVENTS)?, counters.clone()),
+        sessions: take(ebpf, name::SESSIONS)?,
+        blobs: take(ebpf, name::BLOBS)?,
+        sums: take(ebpf, name::SUMS)?,
+        leases: take(ebpf, name::LEASES)?,
+        events: Events::new(take::<RingBuf<_>>(ebpf, name::EVENTS)?, counters.clone()),
         counters,
         logger,
-        ebpf,
+        programs,
     })
 }
 
@@ -102,19 +125,6 @@ fn notes(pins: Option<&Pins>) -> Result<NoteMap, aya::maps::MapError> {
     let Some(pins) = pins else { return Ok(map) };
     map.pin(pins.map(NAME)).map_err(|error| aya::maps::MapError::PinError { name: None, error })?;
     Map::from_map_data(MapData::from_pin(pins.map(NAME))?)?.try_into()
-}
-
-fn load_program<P>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    load: fn(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), LoadError>
-where
-    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
-    let refused = |source| LoadError::Program { name, source: Box::new(source) };
-    load(<&mut P>::try_from(program).map_err(refused)?).map_err(refused)
 }
 
 fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, LoadError>

@@ -17,6 +17,9 @@ mod load;
 mod logs;
 mod pins;
 mod ports;
+mod programs;
+#[cfg(test)]
+mod programs_tests;
 mod publish;
 #[cfg(test)]
 mod publish_tests;
@@ -38,6 +41,7 @@ use crate::blob::Blob;
 use crate::clock::boot_time_ns;
 use crate::config;
 use crate::dhcp::LeaseMap;
+use crate::text::chain;
 use crate::tftp::{Declined, FastPath, Left, Note};
 use crate::trace::Programs;
 
@@ -47,6 +51,7 @@ pub use load::LoadError;
 pub use logs::Logs;
 pub use pins::Pins;
 pub use ports::{PortStatus, Tier};
+pub use programs::{KernelStatus, ProgramState, ProgramStatus};
 
 /// The loaded programs and their maps.
 pub struct Dataplane {
@@ -55,33 +60,46 @@ pub struct Dataplane {
     sessions: Mutex<sessions::Sessions>,
     left: Mutex<Vec<Left>>,
     grants: Mutex<grants::Grants>,
+    /// Why the last transfer that should have been the programs' is not.
+    not_taken: Mutex<Option<String>>,
     counters: Arc<counters::CounterMap>,
 }
 
 impl Dataplane {
-    /// Loads the programs. Where this fails the daemon goes on without a fast path.
+    /// Loads the programs that `wanted` may need. Where this fails the daemon goes on without a fast path; a
+    /// program that the kernel refuses is no failure: [`kernel`](Dataplane::kernel) tells of it.
     ///
     /// The third value carries the programs' debug lines, which they write only when `debug`.
-    pub fn load(debug: bool) -> Result<(Self, Events, Logs), LoadError> {
-        Self::new(debug, None)
+    pub fn load(wanted: config::FastPath, debug: bool) -> Result<(Self, Events, Logs), LoadError> {
+        Self::of_object(&load::object()?, wanted, debug, None)
     }
 
     /// The same, taking over what a killed daemon left pinned, and leaving it pinned for the next.
-    pub fn load_pinned(debug: bool, pins: Pins) -> Result<(Self, Events, Logs), LoadError> {
-        Self::new(debug, Some(pins))
+    pub fn load_pinned(
+        wanted: config::FastPath,
+        debug: bool,
+        pins: Pins,
+    ) -> Result<(Self, Events, Logs), LoadError> {
+        Self::of_object(&load::object()?, wanted, debug, Some(pins))
     }
 
-    fn new(debug: bool, pins: Option<Pins>) -> Result<(Self, Events, Logs), LoadError> {
-        let loaded = load::load(debug, pins.as_ref())?;
+    fn of_object(
+        object: &[u8],
+        wanted: config::FastPath,
+        debug: bool,
+        pins: Option<Pins>,
+    ) -> Result<(Self, Events, Logs), LoadError> {
+        let loaded = load::load(object, wanted, debug, pins.as_ref())?;
         let blobs = publish::Blobs::new(loaded.blobs, loaded.sums);
         let mut sessions = sessions::Sessions::new(loaded.sessions, loaded.notes);
         let left = sessions.take_over(&blobs);
         let dataplane = Self {
-            ports: Mutex::new(ports::Ports::new(loaded.ebpf, pins)),
+            ports: Mutex::new(ports::Ports::new(loaded.programs, pins)),
             blobs: Arc::new(blobs),
             sessions: Mutex::new(sessions),
             left: Mutex::new(left),
             grants: Mutex::new(grants::Grants::new(loaded.leases)),
+            not_taken: Mutex::default(),
             counters: loaded.counters,
         };
         Ok((dataplane, loaded.events, Logs::new(loaded.logger)))
@@ -120,6 +138,21 @@ impl Dataplane {
         lock(&self.ports).status()
     }
 
+    /// The port's driver runs no XDP program, though it let one be attached: it goes, and tc answers.
+    pub fn sees_nothing_by_xdp(&self, port: &str) {
+        lock(&self.ports).blind(port);
+    }
+
+    /// What this kernel takes of the programs.
+    pub fn kernel(&self) -> KernelStatus {
+        lock(&self.ports).kernel()
+    }
+
+    /// Why transfers are not handed to the programs, while that is so.
+    pub fn not_taken(&self) -> Option<String> {
+        lock(&self.not_taken).clone()
+    }
+
     /// What the programs saw and did.
     pub fn counters(&self) -> Counters {
         self.counters.read()
@@ -140,8 +173,19 @@ impl FastPath for Dataplane {
         now_ns: u64,
         idle: Duration,
     ) -> Result<(), Declined> {
-        let grant = self.blobs.grant(blob, &transfer)?;
-        lock(&self.sessions).open(key, grant, transfer, now_ns, idle)
+        let opened = self
+            .blobs
+            .grant(blob, &transfer)
+            .and_then(|grant| lock(&self.sessions).open(key, grant, transfer, now_ns, idle));
+        match &opened {
+            Ok(()) => *lock(&self.not_taken) = None,
+            Err(why @ (Declined::Kernel(_) | Declined::Full { .. })) => {
+                *lock(&self.not_taken) = Some(chain(why));
+            }
+            // As it should be, or the file's own fault.
+            Err(Declined::BlockSize | Declined::Small | Declined::Read(_)) => {}
+        }
+        opened
     }
 
     fn note(&self, key: &SessionKey, note: &Note) {
@@ -189,6 +233,11 @@ impl LeaseMap for Dataplane {
     fn grant_only(&self, leases: &[(Mac, Lease)]) {
         lock(&self.grants).grant_only(leases, boot_time_ns());
     }
+}
+
+/// What this kernel takes of the programs that `wanted` may need. Nothing of them is left.
+pub fn survey(wanted: config::FastPath) -> Result<KernelStatus, LoadError> {
+    Dataplane::load(wanted, false).map(|(dataplane, ..)| dataplane.kernel())
 }
 
 /// Removes what a killed daemon left: pins, and filters on these ports.

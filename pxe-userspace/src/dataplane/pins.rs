@@ -99,10 +99,6 @@ impl Pins {
     }
 
     fn link(&self, hook: Hook, port: u32) -> PathBuf {
-        let hook = match hook {
-            Hook::Xdp => "xdp",
-            Hook::Tc => "tc",
-        };
-        self.links().join(format!("{hook}-{port}"))
+        self.links().join(format!("{}-{port}", hook.name()))
     }
 }

@@ -1,21 +1,22 @@
 //! The programs on the bridge's ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
-use aya::Ebpf;
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{LinkOrder, ProgramError, TcAttachType, XdpMode};
 use nix::net::if_::if_nametoindex;
 use pxe_common::map::name;
 use pxe_common::verdict::Hook;
 use serde::{Deserialize, Serialize};
 
 use super::pins::Pins;
+use super::programs::{KernelStatus, Programs, Unusable};
 use crate::config::FastPath;
+use crate::net::offload;
 use crate::text::chain;
 
 /// Where a port's frames are answered.
@@ -43,13 +44,15 @@ pub struct PortStatus {
 }
 
 pub(super) struct Ports {
-    ebpf: Ebpf,
+    programs: Programs,
     pins: Option<Pins>,
     attached: BTreeMap<String, Port>,
     /// Packet traces that run: see [`Ports::traced`].
     traces: usize,
     /// What XDP sends back goes past the ceiling.
     ceiling: bool,
+    /// Ports, by index, whose driver takes an XDP program and shows it no frame.
+    blind: BTreeSet<u32>,
 }
 
 struct Port {
@@ -72,6 +75,8 @@ enum AttachError {
     #[error("there is no such interface")]
     NoPort(#[source] nix::Error),
     #[error(transparent)]
+    Unusable(#[from] Unusable),
+    #[error(transparent)]
     Program(#[from] ProgramError),
     #[error("the link can't be held")]
     Link(#[from] LinkError),
@@ -81,8 +86,8 @@ enum AttachError {
 
 impl Ports {
     /// With `pins` links outlive a daemon that is killed, and links that one left are taken over.
-    pub(super) fn new(ebpf: Ebpf, pins: Option<Pins>) -> Self {
-        Self { ebpf, pins, attached: BTreeMap::new(), traces: 0, ceiling: false }
+    pub(super) fn new(programs: Programs, pins: Option<Pins>) -> Self {
+        Self { programs, pins, attached: BTreeMap::new(), traces: 0, ceiling: false, blind: BTreeSet::new() }
     }
 
     /// Ports that are attached from now on have a ceiling.
@@ -110,11 +115,22 @@ impl Ports {
                 reasons.push("xdp: not while a trace runs, which would not see its frames".to_owned());
                 FastPath::Tc
             }
+            FastPath::Auto | FastPath::Xdp if self.blind.contains(&index) => {
+                reasons.push("xdp: the driver takes the program and shows it no frame".to_owned());
+                FastPath::Tc
+            }
             wanted => wanted,
         };
         let xdp = match wanted {
             FastPath::Auto if !has_device(port) => {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
+                None
+            }
+            // It would take a VLAN's frame for one of the boot segment, and answer it without its tag.
+            FastPath::Auto | FastPath::Xdp if takes_tags_off(port) => {
+                reasons.push(format!(
+                    "xdp: the card takes VLAN tags off before XDP sees a frame; `ethtool -K {port} rxvlan off` keeps them"
+                ));
                 None
             }
             FastPath::Auto | FastPath::Xdp => {
@@ -157,6 +173,15 @@ impl Ports {
         }
     }
 
+    /// The port has XDP, and its frames have not: from now on they are tc's.
+    pub(super) fn blind(&mut self, name: &str) {
+        let Some((name, port)) = self.attached.get_key_value(name) else { return };
+        self.blind.insert(port.index);
+        let (name, wanted) = again((name, port));
+        tracing::warn!(port = name, "the driver took the XDP program, and shows it no frame: tc answers");
+        self.attach(&name, wanted);
+    }
+
     /// The end of one of them.
     pub(super) fn untraced(&mut self) {
         self.traces -= 1;
@@ -189,7 +214,7 @@ impl Ports {
     /// and tc does the same work on the same skb.
     fn attach_xdp(&mut self, index: u32) -> Result<Attached, AttachError> {
         let left = self.left(Hook::Xdp, index);
-        let program: &mut Xdp = self.program(name::XDP)?;
+        let program = self.programs.xdp()?;
         let replaced = left.and_then(|link| program.attach_to_link(link.try_into().ok()?).ok());
         let id = match replaced {
             Some(id) => id,
@@ -208,7 +233,7 @@ impl Ports {
         reasons: &mut Vec<String>,
     ) -> Result<Attached, AttachError> {
         let left = self.left(Hook::Tc, index);
-        let program: &mut SchedClassifier = self.program(name::TC)?;
+        let program = self.programs.tc()?;
         let replaced = left.and_then(|link| program.attach_to_link(link.try_into().ok()?).ok());
         let id = match replaced {
             Some(id) => id,
@@ -233,7 +258,7 @@ impl Ports {
         remove_filters(port);
         // There already when others use it, or an earlier daemon did. If it is missing, attaching fails.
         let _ = tc::qdisc_add_clsact(port);
-        let program: &mut SchedClassifier = self.program(name::TC)?;
+        let program = self.programs.tc()?;
         let options = TcAttachOptions::Netlink(NlOptions::default());
         let id = program.attach_with_options(port, TcAttachType::Ingress, options)?;
         Ok(Attached::Filter(program.take_link(id)?))
@@ -250,16 +275,14 @@ impl Ports {
         }))
     }
 
-    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, ProgramError>
-    where
-        &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-    {
-        self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+    /// What the kernel took.
+    pub(super) fn kernel(&self) -> KernelStatus {
+        self.programs.status()
     }
 
     #[cfg(test)]
-    pub(super) fn ebpf(&self) -> &Ebpf {
-        &self.ebpf
+    pub(super) fn ebpf(&self) -> &aya::Ebpf {
+        self.programs.ebpf()
     }
 }
 
@@ -292,12 +315,18 @@ impl Port {
 /// Takes off the filters that a daemon left on `port` when it was killed.
 pub(super) fn remove_filters(port: &str) {
     // Mostly there is none.
-    let _ = tc::qdisc_detach_program(port, TcAttachType::Ingress, name::TC);
+    let _ = tc::qdisc_detach_program(port, TcAttachType::Ingress, name::entry(Hook::Tc));
 }
 
 /// Kernels before 6.6 do not know the attach type.
 fn lacks_tcx(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// A card that can't be asked is taken for one that does. A virtual port is not asked: XDP is there for who wants
+/// to see it, in a lab without VLANs.
+fn takes_tags_off(port: &str) -> bool {
+    has_device(port) && offload::takes_tags_off(port).unwrap_or(true)
 }
 
 /// Whether a driver with hardware, or a hypervisor's, is behind the port. On veth and tap
@@ -320,7 +349,7 @@ mod tests {
             eprintln!("skipped: root and tc are needed");
             return;
         }
-        let Ok((dataplane, _, _)) = Dataplane::load(false) else {
+        let Ok((dataplane, _, _)) = Dataplane::load(FastPath::Auto, false) else {
             eprintln!("skipped: the programs can't be loaded here, as other tests say");
             return;
         };

@@ -7,7 +7,8 @@ use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SectionKind,
     SymbolKind,
 };
-use pxe_common::map::name;
+use pxe_common::map::{Part, name};
+use pxe_common::verdict::Hook;
 
 use super::load::OBJECT;
 
@@ -34,10 +35,10 @@ fn no_chain_of_calls_is_deeper_than_an_older_kernel_allows() {
     }
     let functions = functions();
     let reached = [
-        (name::XDP, "tell"),
-        (name::XDP, "next_option"),
-        (name::TC, "next_block"),
-        (name::TC, "next_option"),
+        (name::part(Hook::Xdp, Part::Tftp), "tell"),
+        (name::part(Hook::Xdp, Part::Dhcp), "next_option"),
+        (name::part(Hook::Tc, Part::Tftp), "next_block"),
+        (name::part(Hook::Tc, Part::Dhcp), "next_option"),
     ];
     for (entry, inner) in reached {
         let at = *functions.iter().find(|(_, f)| f.name == entry).expect("the program is there").0;

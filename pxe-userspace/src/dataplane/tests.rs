@@ -19,8 +19,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::events::HEARD_EVERY;
-use super::{Dataplane, Events, LoadError, Sinks, lock};
+use super::{Dataplane, Events, LoadError, ProgramState, Sinks, lock};
 use crate::blob::Blob;
+use crate::config::FastPath;
 use crate::tftp::FastPath as _;
 
 pub(super) const ACK: Datagram = Datagram {
@@ -46,9 +47,12 @@ pub(super) fn loaded() -> Option<Dataplane> {
 
 /// None when the test has to be skipped.
 pub(crate) fn loaded_with_events() -> Option<(Dataplane, Events)> {
-    match Dataplane::load(false) {
+    match Dataplane::load(FastPath::Auto, false) {
         Ok((dataplane, events, _logs)) => {
             dataplane.blobs.take_all_sizes();
+            for program in dataplane.kernel().programs {
+                assert_eq!(program.state, ProgramState::Loaded, "{program:#?}");
+            }
             Some((dataplane, events))
         }
         Err(why @ (LoadError::NotBuilt | LoadError::Object(_)))
@@ -94,11 +98,10 @@ pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
     let ports = lock(&dataplane.ports);
+    let entry = ports.ebpf().program(name::entry(hook)).unwrap();
     let result = match hook {
-        Hook::Xdp => <&Xdp>::try_from(ports.ebpf().program(name::XDP).unwrap()).unwrap().test_run(options),
-        Hook::Tc => {
-            <&SchedClassifier>::try_from(ports.ebpf().program(name::TC).unwrap()).unwrap().test_run(options)
-        }
+        Hook::Xdp => <&Xdp>::try_from(entry).unwrap().test_run(options),
+        Hook::Tc => <&SchedClassifier>::try_from(entry).unwrap().test_run(options),
     }
     .unwrap();
     out.truncate(result.data_size_out as usize);
@@ -442,7 +445,7 @@ fn debug_lines_reach_the_log_when_they_are_wanted() {
     }
     log::set_logger(&Collect).expect("no other test sets one");
     log::set_max_level(log::LevelFilter::Debug);
-    let (dataplane, _events, mut logs) = Dataplane::load(true).unwrap();
+    let (dataplane, _events, mut logs) = Dataplane::load(FastPath::Auto, true).unwrap();
     open(&dataplane, &contents(50_000), 512);
     run(&dataplane, Hook::Tc, &ack_frame(0));
     logs.flush();

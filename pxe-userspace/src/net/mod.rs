@@ -9,6 +9,7 @@ mod ceiling;
 mod journal;
 mod links;
 mod neighbours;
+pub mod offload;
 pub mod packet;
 pub mod ra;
 pub(crate) mod room;

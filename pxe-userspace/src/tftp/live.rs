@@ -38,6 +38,7 @@ impl Live {
         key: &SessionKey,
         block: BlockNo,
         fast_path: Option<&dyn FastPath>,
+        stats: &Stats,
         now_ns: u64,
     ) -> Action {
         self.observe(key, fast_path);
@@ -51,6 +52,7 @@ impl Live {
                 self.transfer.observed(last.transfer);
             }
             self.in_kernel = false;
+            stats.add(Stat::HandedBack, 1);
         }
         self.transfer.on_ack(block, now_ns)
     }

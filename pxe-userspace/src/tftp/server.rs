@@ -249,7 +249,7 @@ impl Server {
         };
         match Packet::parse(bytes) {
             Ok(Packet::Ack(block)) => {
-                let action = live.on_ack(&key, block, self.fast_path.as_deref(), now_ns);
+                let action = live.on_ack(&key, block, self.fast_path.as_deref(), &self.stats, now_ns);
                 self.act(&key, action, now_ns, out);
             }
             Ok(Packet::Error(code, message)) => self.aborted(&key, code, message, now_ns),

@@ -15,6 +15,8 @@ pub(super) enum Stat {
     Malformed,
     Unknown,
     FastPath,
+    /// A transfer of the programs' whose ACK they passed on.
+    HandedBack,
     Finished,
     Aborted,
     Expired,
@@ -28,6 +30,7 @@ const NAMES: [&str; Stat::Bytes as usize + 1] = [
     "malformed",
     "unknown-transfer",
     "fast-path",
+    "handed-back",
     "finished",
     "aborted",
     "expired",
@@ -39,6 +42,12 @@ impl Stats {
     /// Every counter by name.
     pub fn read(&self) -> impl Iterator<Item = (&'static str, u64)> {
         NAMES.into_iter().zip(self.0.iter().map(|c| c.load(Ordering::Relaxed)))
+    }
+
+    /// Transfers that the programs were given, and those of them that they gave back.
+    pub fn granted_and_handed_back(&self) -> (u64, u64) {
+        let read = |stat: Stat| self.0[stat as usize].load(Ordering::Relaxed);
+        (read(Stat::FastPath), read(Stat::HandedBack))
     }
 
     pub(super) fn add(&self, stat: Stat, by: u64) {

@@ -18,8 +18,9 @@ use aya::maps::{Array, HashMap, HashOfMaps, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use pxe_common::Mac;
-use pxe_common::map::{CHUNK_STRIDE, Chunk, SUMS_PER_PAGE, Session, SessionKey, SumPage, name};
+use pxe_common::map::{CHUNK_STRIDE, Chunk, Part, SUMS_PER_PAGE, Session, SessionKey, SumPage, name};
 use pxe_common::tftp;
+use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 use super::limit::{self, BLKSIZE, PORT};
@@ -56,8 +57,8 @@ pub(super) struct Live {
     sessions: HashMap<MapData, SessionKey, Session>,
     session: Session,
     programs: [ProgramFd; 2],
-    /// Keeps its programs.
-    _bridgehead: Ebpf,
+    /// Keeps its programs, and what the entry jumps to: a map of programs is emptied when nobody holds it.
+    _bridgehead: (Ebpf, ProgramArray<MapData>),
     /// `struct xdp_md`: the frame's length, and the port that it came in by.
     context: Vec<u8>,
 }
@@ -79,10 +80,14 @@ impl Live {
             sent_by_xdp: 0,
             sent_by_tc: 0,
         };
-        let programs = [load(&mut bridgehead, name::XDP)?, load(&mut limit, "limit_xdp")?];
+        let entry = load(&mut bridgehead, name::entry(Hook::Xdp))?;
+        let part = load(&mut bridgehead, name::part(Hook::Xdp, Part::Tftp))?;
+        let programs = [entry, load(&mut limit, "limit_xdp")?];
         for program in ["limit_ack", "limit_sink"] {
             load(&mut limit, program)?;
         }
+        let mut parts: ProgramArray<_> = map(&mut bridgehead, name::XDP_PARTS)?.try_into()?;
+        parts.set(Part::Tftp as u32, &part, 0)?;
         // After the programs: a map that is taken out of its object before would be closed.
         publish(&mut bridgehead, &content)?;
         let mut ack: Array<_, [u64; 6]> = map(&mut limit, "ACK")?.try_into()?;
@@ -96,7 +101,7 @@ impl Live {
             limit,
             session,
             programs,
-            _bridgehead: bridgehead,
+            _bridgehead: (bridgehead, parts),
         };
         live.check(&content)?;
         Ok(live)

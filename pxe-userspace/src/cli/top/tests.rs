@@ -51,6 +51,7 @@ fn site() -> Site {
         boots: None,
         pacing: Default::default(),
         ports: vec![PortStatus { name: "eth1".into(), tier: Tier::Xdp, reason: None }],
+        fast_path: None,
         alerts: vec!["another DHCP server answers".into()],
         counters: [("kernel.xdp.reply-bytes".to_owned(), 3 << 20), ("http.sent-bytes".to_owned(), 1 << 10)]
             .into(),

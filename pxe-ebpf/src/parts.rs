@@ -1,0 +1,69 @@
+//! From a frame to the program that answers it, and from its verdict to what becomes of the frame.
+
+use pxe_common::map::Part;
+use pxe_common::verdict::{Pass, Verdict};
+use pxe_common::wire::{Datagram, HEADERS_LEN, port};
+
+use crate::frame::Frame;
+use crate::{dhcp, maps, tftp};
+
+/// Where a frame's EtherType lies.
+const ETHERTYPE: u32 = 12;
+
+/// What is attached: jumps to the part that the frame is for. A jump that succeeds does not return.
+#[inline(always)]
+pub(crate) fn enter<F: Frame>(frame: F) -> F::Action {
+    let pass = match headers(&frame) {
+        Ok(packet) => {
+            match packet.destination_port {
+                port::DHCP_SERVER => maps::jump(&frame, Part::Dhcp),
+                _ => maps::jump(&frame, Part::Tftp),
+            }
+            Pass::NoProgram
+        }
+        Err(pass) => pass,
+    };
+    conclude(&frame, Verdict::Pass(pass))
+}
+
+/// Answers requests for addresses.
+#[inline(always)]
+pub(crate) fn dhcp<F: Frame>(frame: F) -> F::Action {
+    let answer = datagram(&frame).and_then(|packet| dhcp::answer(&frame, &packet));
+    conclude(&frame, answer.unwrap_or_else(Verdict::Pass))
+}
+
+/// Answers the ACKs of transfers.
+#[inline(always)]
+pub(crate) fn tftp<F: Frame>(frame: F) -> F::Action {
+    let answer = datagram(&frame).and_then(|packet| tftp::answer(&frame, &packet));
+    conclude(&frame, answer.unwrap_or_else(Verdict::Pass))
+}
+
+#[inline(always)]
+fn conclude<F: Frame>(frame: &F, verdict: Verdict) -> F::Action {
+    maps::count(F::HOOK, verdict);
+    frame.action(verdict)
+}
+
+/// Read again in each part: two programs that hand each other nothing can be replaced one by one.
+///
+/// A function of its own, so that the headers lie on the stack no longer than needed: functions
+/// that call each other share 512 bytes.
+#[inline(never)]
+fn datagram<F: Frame>(frame: &F) -> Result<Datagram, Pass> {
+    headers(frame)
+}
+
+#[inline(always)]
+fn headers<F: Frame>(frame: &F) -> Result<Datagram, Pass> {
+    if frame.has_hidden_tag() {
+        return Err(Pass::Vlan);
+    }
+    let Some(headers) = frame.load::<HEADERS_LEN>(0) else {
+        let ethertype = frame.load(ETHERTYPE).ok_or(Pass::Runt)?;
+        return Err(Pass::of_ethertype(u16::from_be_bytes(ethertype)));
+    };
+    let ethertype = u16::from_be_bytes([headers[12], headers[13]]);
+    Datagram::parse(&headers, frame.len()).map_err(|why| Pass::of_malformed(why, ethertype))
+}
