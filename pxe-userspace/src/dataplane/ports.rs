@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
 
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::pins::Pins;
 use super::programs::{KernelStatus, Programs, Unusable};
 use crate::config::FastPath;
-use crate::net::offload;
+use crate::net::offload::{self, has_device};
 use crate::text::chain;
 
 /// Where a port's frames are answered.
@@ -122,6 +121,8 @@ impl Ports {
             wanted => wanted,
         };
         let xdp = match wanted {
+            // On veth and tap `bpf_xdp_adjust_tail` fails for want of tailroom, and what XDP sends back over a
+            // veth is lost unless the other end polls, too.
             FastPath::Auto if !has_device(port) => {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
                 None
@@ -129,8 +130,12 @@ impl Ports {
             // It would take a VLAN's frame for one of the boot segment, and answer it without its tag.
             FastPath::Auto | FastPath::Xdp if takes_tags_off(port) => {
                 reasons.push(format!(
-                    "xdp: the card takes VLAN tags off before XDP sees a frame; `ethtool -K {port} rxvlan off` keeps them"
+                    "xdp: the card takes VLAN tags off before XDP sees a frame; `ethtool -K {port} rxvlan off` keeps them, where it can"
                 ));
+                None
+            }
+            FastPath::Auto | FastPath::Xdp if let Some(why) = unfit(port) => {
+                reasons.push(format!("xdp: {why}"));
                 None
             }
             FastPath::Auto | FastPath::Xdp => {
@@ -323,17 +328,21 @@ fn lacks_tcx(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
+/// Drivers whose native XDP does something else than it says, and what.
+const UNFIT: [(&str, &str); 2] = [
+    ("fsl_enetc", "enetc sends answers with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd`)"),
+    ("fsl_enetc_vf", "enetc sends answers with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd`)"),
+];
+
+fn unfit(port: &str) -> Option<&'static str> {
+    let driver = offload::driver(port)?;
+    UNFIT.iter().find(|(name, _)| *name == driver).map(|(_, why)| *why)
+}
+
 /// A card that can't be asked is taken for one that does. A virtual port is not asked: XDP is there for who wants
 /// to see it, in a lab without VLANs.
 fn takes_tags_off(port: &str) -> bool {
     has_device(port) && offload::takes_tags_off(port).unwrap_or(true)
-}
-
-/// Whether a driver with hardware, or a hypervisor's, is behind the port. On veth and tap
-/// `bpf_xdp_adjust_tail` always fails for want of tailroom, and what XDP sends back over a veth is
-/// lost unless the other end polls, too.
-fn has_device(port: &str) -> bool {
-    Path::new("/sys/class/net").join(port).join("device").exists()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::links::Links;
-use super::{NetError, Network};
+use super::{NetError, Network, leaves_tags_on, offload};
 
 /// Kept in a file that is written before each change.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub(super) struct Changes {
     ports: Vec<PortBefore>,
     /// Ports that have a ceiling.
     shaped: Vec<String>,
+    /// Ports whose card took VLAN tags off before, and leaves them on now.
+    tags_left_on: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,9 +54,24 @@ impl Changes {
     }
 
     pub(super) fn add_shaped(&mut self, name: &str) {
-        if self.shaped.iter().all(|s| s != name) {
-            self.shaped.push(name.to_owned());
+        add(&mut self.shaped, name);
+    }
+
+    pub(super) fn add_tags_left_on(&mut self, name: &str) {
+        add(&mut self.tags_left_on, name);
+    }
+
+    /// The card takes tags off again, where it did before.
+    pub(super) fn give_tags_back(&mut self, name: &str) {
+        if let Some(at) = self.tags_left_on.iter().position(|port| port == name) {
+            take_tags_off_again(&[self.tags_left_on.remove(at)]);
         }
+    }
+}
+
+fn add(names: &mut Vec<String>, name: &str) {
+    if names.iter().all(|known| known != name) {
+        names.push(name.to_owned());
     }
 }
 
@@ -114,6 +131,10 @@ impl Journal {
             unshape(&left.shaped, links).await?;
             self.note(|changes| changes.shaped.clear())?;
         }
+        if !leaves_tags_on(network) {
+            take_tags_off_again(&left.tags_left_on);
+            self.note(|changes| changes.tags_left_on.clear())?;
+        }
         for port in left.ports.iter().filter(|p| !network.ports.contains(&p.name)) {
             release(port, &left.bridge, links).await?;
             self.note(|changes| changes.ports.retain(|p| p.name != port.name))?;
@@ -129,8 +150,10 @@ impl Journal {
 
     /// Gives everything back, as far as it is still there, and forgets it.
     pub(super) async fn undo(self, links: &Links) -> Result<(), NetError> {
-        let Changes { world: _, bridge, created, raised, address, ports, shaped } = &self.changes;
+        let Changes { world: _, bridge, created, raised, address, ports, shaped, tags_left_on } =
+            &self.changes;
         unshape(shaped, links).await?;
+        take_tags_off_again(tags_left_on);
         for port in ports {
             release(port, bridge, links).await?;
         }
@@ -180,6 +203,18 @@ async fn unshape(ports: &[String], links: &Links) -> Result<(), NetError> {
         }
     }
     Ok(())
+}
+
+/// Has the cards do it again, those that are still there.
+fn take_tags_off_again(ports: &[String]) {
+    for name in ports {
+        match offload::take_tags_off(name, true) {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+                tracing::warn!(port = name, %error, "`ethtool -K {name} rxvlan on` gives its VLAN offload back");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
 }
 
 fn world() -> String {

@@ -25,11 +25,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Http, Network};
+use crate::config::{FastPath, Http, Network};
 use ceiling::Ceiling;
 use journal::Journal;
 use links::{Link, Links};
-use watch::Watch;
+use watch::{Wanted, Watch};
 
 pub use neighbours::Neighbours;
 
@@ -128,9 +128,9 @@ impl Bridge {
                     address: network.address.addr(),
                     http_ports: [http.port, http.tls_port],
                 });
-                let configured = network.ports.clone();
-                let mut watch =
-                    Watch::new(links, info.index, configured, ceiling, journal, ports.clone(), sender);
+                let wanted =
+                    Wanted { ports: network.ports.clone(), ceiling, tags_left_on: leaves_tags_on(network) };
+                let mut watch = Watch::new(links, info.index, wanted, journal, ports.clone(), sender);
                 watch.compare().await?;
                 let watch = Some(tokio::spawn(watch.run(changes, stop.clone())));
                 Ok(Self { info, ports, events: Some(events), stop, watch, journal_path })
@@ -195,6 +195,11 @@ impl Drop for Bridge {
             Err(_) => tracing::error!("the network was not given back; the next start does it"),
         }
     }
+}
+
+/// Whether XDP may run on the ports, which needs VLAN tags where they are: see [`offload`].
+fn leaves_tags_on(network: &Network) -> bool {
+    matches!(network.fast_path, FastPath::Auto | FastPath::Xdp) && network.ceiling.is_none()
 }
 
 /// Every step may have been done by an earlier start of ours already.

@@ -1,12 +1,14 @@
 //! What a card does to a frame before anybody sees it.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 // linux/ethtool.h
 const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 /// Linux' `struct ethtool_value`.
@@ -16,11 +18,46 @@ struct Value {
     data: u32,
 }
 
+/// Whether a driver with hardware, or a hypervisor's, is behind the interface.
+pub fn has_device(interface: &str) -> bool {
+    Path::new("/sys/class/net").join(interface).join("device").exists()
+}
+
+/// The driver behind the interface, where there is one.
+pub fn driver(interface: &str) -> Option<String> {
+    let link = std::fs::read_link(Path::new("/sys/class/net").join(interface).join("device/driver")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
+}
+
 /// Whether the card takes the VLAN tag out of a frame that it receives, and tells it beside the frame
 /// (`ethtool -k`: rx-vlan-offload). An skb has a place for that; what XDP sees has none.
 pub fn takes_tags_off(interface: &str) -> io::Result<bool> {
-    let socket: OwnedFd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    Ok(flags(interface)? & ETH_FLAG_RXVLAN != 0)
+}
+
+/// Has the card take tags off, or leave them where they are. The kernel then does that itself, and nobody
+/// beyond it sees a difference. An error also where the card has no such switch.
+pub fn take_tags_off(interface: &str, wanted: bool) -> io::Result<()> {
+    let others = flags(interface)? & !ETH_FLAG_RXVLAN;
+    let mut value =
+        Value { command: ETHTOOL_SFLAGS, data: others | if wanted { ETH_FLAG_RXVLAN } else { 0 } };
+    ethtool(interface, &mut value)?;
+    // A card that can't is left as it was without a word.
+    if takes_tags_off(interface)? == wanted { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+}
+
+fn flags(interface: &str) -> io::Result<u32> {
     let mut value = Value { command: ETHTOOL_GFLAGS, data: 0 };
+    match ethtool(interface, &mut value) {
+        Ok(()) => Ok(value.data),
+        // No ethtool, so no offload.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn ethtool(interface: &str, value: &mut Value) -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all zeros are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
@@ -29,16 +66,11 @@ pub fn takes_tags_off(interface: &str) -> io::Result<bool> {
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    request.ifr_ifru.ifru_data = (&raw mut *value).cast();
     // SAFETY: the request names an interface by a string that ends in a zero, and points to a value that the
     // command reads and writes; both outlive the call.
     let asked = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    match nix::errno::Errno::result(asked) {
-        Ok(_) => Ok(value.data & ETH_FLAG_RXVLAN != 0),
-        // No ethtool, so no offload.
-        Err(nix::Error::EOPNOTSUPP) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    Ok(nix::errno::Errno::result(asked).map(drop)?)
 }
 
 #[cfg(test)]
@@ -50,5 +82,28 @@ mod tests {
         assert!(!takes_tags_off("lo").unwrap());
         assert!(takes_tags_off("no-such-port").is_err());
         assert!(takes_tags_off("a-name-too-long-for-linux").is_err());
+        assert!(!has_device("lo") && driver("lo").is_none());
+    }
+
+    /// A veth's driver has the switch, though there is no card.
+    #[test]
+    fn tags_are_left_on_where_the_driver_can_and_given_back() {
+        if !nix::unistd::Uid::effective().is_root() {
+            eprintln!("skipped: root is needed");
+            return;
+        }
+        // The namespace is the thread's, and goes with it.
+        let in_a_namespace = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let veth = ["link", "add", "port", "type", "veth", "peer", "name", "other"];
+            assert!(std::process::Command::new("ip").args(veth).status().unwrap().success());
+            assert!(takes_tags_off("port").unwrap(), "as veth pairs begin");
+            take_tags_off("port", false).unwrap();
+            assert!(!takes_tags_off("port").unwrap() && takes_tags_off("other").unwrap());
+            take_tags_off("port", true).unwrap();
+            assert!(takes_tags_off("port").unwrap());
+            assert_eq!(take_tags_off("lo", true).unwrap_err().kind(), io::ErrorKind::Unsupported);
+        });
+        in_a_namespace.join().unwrap();
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::ceiling::Ceiling;
 use super::journal::Journal;
 use super::links::{Changes, Link, Links};
-use super::{NetError, Port, PortEvent, Ports, enslave};
+use super::{NetError, Port, PortEvent, Ports, enslave, offload};
 
 /// The kernel drops notices that a full socket can't hold: look this often without one.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
@@ -17,9 +17,7 @@ const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Watch {
     links: Links,
     bridge: u32,
-    /// Names of ports that belong into the bridge whenever they are there.
-    configured: Vec<String>,
-    ceiling: Option<Ceiling>,
+    wanted: Wanted,
     journal: Journal,
     ports: Ports,
     events: mpsc::UnboundedSender<PortEvent>,
@@ -28,27 +26,25 @@ pub(super) struct Watch {
     bridge_gone: bool,
 }
 
+/// What the configuration asks of ports.
+pub(super) struct Wanted {
+    /// Names of those that belong into the bridge whenever they are there.
+    pub(super) ports: Vec<String>,
+    pub(super) ceiling: Option<Ceiling>,
+    /// Their cards leave VLAN tags where XDP sees them.
+    pub(super) tags_left_on: bool,
+}
+
 impl Watch {
     pub(super) fn new(
         links: Links,
         bridge: u32,
-        configured: Vec<String>,
-        ceiling: Option<Ceiling>,
+        wanted: Wanted,
         journal: Journal,
         ports: Ports,
         events: mpsc::UnboundedSender<PortEvent>,
     ) -> Self {
-        Self {
-            links,
-            bridge,
-            configured,
-            ceiling,
-            journal,
-            ports,
-            events,
-            refused: Vec::new(),
-            bridge_gone: false,
-        }
+        Self { links, bridge, wanted, journal, ports, events, refused: Vec::new(), bridge_gone: false }
     }
 
     /// Runs until stopped; the journal then says what to give back.
@@ -84,14 +80,18 @@ impl Watch {
         for Link { index, name, mtu, .. } in all.iter().filter(|l| l.master == Some(bridge)).cloned() {
             let unshaped = match known.iter().find(|k| k.index == index) {
                 Some(known) => known.unshaped.clone(),
-                None => self.shape(index, &name).await?,
+                None => {
+                    self.leave_tags_on(&name)?;
+                    self.shape(index, &name).await?
+                }
             };
             now.push(Port { index, name, mtu, unshaped });
         }
         // Nobody listening is nobody interested.
         for gone in known.iter().filter(|k| now.iter().all(|n| n.index != k.index)) {
             tracing::info!(port = gone.name, "port gone");
-            if self.ceiling.is_some() && all.iter().any(|l| l.index == gone.index) {
+            self.journal.note(|changes| changes.give_tags_back(&gone.name))?;
+            if self.wanted.ceiling.is_some() && all.iter().any(|l| l.index == gone.index) {
                 // Gone from the bridge only. What fails here is tried again at the end.
                 let _ = self.links.unshape(gone.index).await;
             }
@@ -105,9 +105,23 @@ impl Watch {
         Ok(())
     }
 
+    /// Has a card leave VLAN tags on, where it is for XDP to see them. Where it can't, the port has no XDP.
+    fn leave_tags_on(&mut self, name: &str) -> Result<(), NetError> {
+        let takes_off = || offload::has_device(name) && offload::takes_tags_off(name).unwrap_or(false);
+        if !self.wanted.tags_left_on || !takes_off() {
+            return Ok(());
+        }
+        self.journal.note(|changes| changes.add_tags_left_on(name))?;
+        match offload::take_tags_off(name, false) {
+            Ok(()) => tracing::info!(port = name, "its card leaves VLAN tags on while the daemon runs"),
+            Err(error) => tracing::info!(port = name, %error, "its card can't leave VLAN tags on"),
+        }
+        Ok(())
+    }
+
     /// Puts the ceiling on a port, if there is one; says why it does not hold there.
     async fn shape(&mut self, index: u32, name: &str) -> Result<Option<String>, NetError> {
-        let Some(ceiling) = &self.ceiling else { return Ok(None) };
+        let Some(ceiling) = &self.wanted.ceiling else { return Ok(None) };
         let shaped = match self.links.can_be_shaped(index).await {
             Ok(()) => {
                 self.journal.note(|changes| changes.add_shaped(name))?;
@@ -123,7 +137,8 @@ impl Watch {
 
     async fn enslave_returned(&mut self, all: &[Link]) -> bool {
         let mut any = false;
-        for link in all.iter().filter(|l| self.configured.contains(&l.name) && l.master != Some(self.bridge))
+        for link in
+            all.iter().filter(|l| self.wanted.ports.contains(&l.name) && l.master != Some(self.bridge))
         {
             if self.bridge_gone || self.refused.contains(&link.index) {
                 continue;
