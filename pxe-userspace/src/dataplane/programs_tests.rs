@@ -135,3 +135,17 @@ fn tc_alone_loads_no_xdp_program() {
         assert_eq!(state, wanted, "{name}");
     }
 }
+
+/// Half of what a verifier follows at most (`BPF_COMPLEXITY_LIMIT_INSNS`): another kernel's may follow more ways
+/// through the same program. The kernels of the lab's virtual machines are asked the same.
+#[test]
+fn the_verifier_has_half_of_its_limit_to_spare() {
+    const HALF: u32 = 500_000;
+    let Some(dataplane) = super::tests::loaded() else { return };
+    let KernelStatus { kernel, programs } = dataplane.kernel();
+    for ProgramStatus { name, instructions, .. } in programs {
+        let instructions = instructions.expect("Linux 5.16 and later tell");
+        eprintln!("Linux {kernel}: {name}: {instructions} of 1,000,000 instructions");
+        assert!(instructions < HALF, "{name}: {instructions}");
+    }
+}

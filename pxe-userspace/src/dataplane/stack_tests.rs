@@ -44,8 +44,13 @@ fn no_chain_of_calls_is_deeper_than_an_older_kernel_allows() {
         let at = *functions.iter().find(|(_, f)| f.name == entry).expect("the program is there").0;
         let chains = chains(&functions, at);
         assert!(chains.iter().flatten().any(|f| f.name.contains(inner)), "{entry} reaches {inner}");
+        let depth = |chain: &[&Function]| -> u64 {
+            chain.iter().map(|f| f.frame.max(1).next_multiple_of(ROUNDED_TO)).sum()
+        };
+        let deepest = chains.iter().map(|chain| depth(chain)).max().unwrap_or_default();
+        eprintln!("{entry}: {deepest} of {STACK} bytes of stack");
         for chain in chains {
-            let depth: u64 = chain.iter().map(|f| f.frame.max(1).next_multiple_of(ROUNDED_TO)).sum();
+            let depth = depth(&chain);
             let frames: Vec<_> = chain.iter().map(|f| format!("{}: {}", f.name, f.frame)).collect();
             assert!(depth <= STACK && chain.len() <= FRAMES, "{depth} bytes: {frames:#?}");
         }
