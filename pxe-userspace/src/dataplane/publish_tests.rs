@@ -117,12 +117,22 @@ impl Slow {
     }
 }
 
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 #[test]
 fn publishing_holds_up_nobody_else_and_happens_once() {
     let Some(dataplane) = loaded() else { return };
     let slow = Arc::new(Slow { bytes: contents(300_000), ..Slow::default() });
     let small = contents(5000);
     std::thread::scope(|scope| {
+        // Also when something fails below: the scope waits for those who read.
+        let go = OnDrop(|| slow.go());
         for port in 1..=3 {
             let (dataplane, slow) = (&dataplane, &slow);
             scope.spawn(move || open(dataplane, key(port), &slow.blob(), session(300_000, 1468)).unwrap());
@@ -138,7 +148,7 @@ fn publishing_holds_up_nobody_else_and_happens_once() {
             check_data_frame(&frame, block, &small[(usize::from(block) - 1) * 512..][..512]);
         }
         dataplane.close(&other);
-        slow.go();
+        drop(go);
     });
     let slots: Vec<_> = (1..=3).map(|port| dataplane.look(&key(port)).unwrap()).collect();
     assert!(slots.iter().all(|s| (s.blob, s.sums) == (slots[0].blob, slots[0].sums)));
