@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pxe_contract::settings::Settings;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
@@ -16,6 +17,20 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// Of answers that are read whole.
 const ANSWER_MAX: u64 = 64 << 10;
+
+/// What this node is told for this boot, and how it reaches who told it.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) settings: Settings,
+    /// By HTTP, until the boot has a session. None means that nobody is told anything.
+    pub(crate) appliance: Option<Appliance>,
+}
+
+impl Told {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self { appliance: settings.appliance.map(Appliance::plain), settings }
+    }
+}
 
 /// Where the appliance is. Cloning it is cheap.
 #[derive(Clone)]

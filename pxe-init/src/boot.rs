@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
+use pxe_contract::paths::file;
+use pxe_contract::settings::{OnExit, Settings, SettingsError, rescue_wanted};
 
+use crate::appliance::Told;
 use crate::console;
 use crate::engine::{self, EngineError};
 use crate::handover::{self, Behind, HandoverError};
@@ -24,7 +27,6 @@ use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::rescue;
 use crate::say;
-use crate::settings::{OnExit, Settings, SettingsError, hold_wanted, modules_wanted, rescue_wanted};
 use crate::stage2::{self, Came, Stage2Error};
 use crate::steps::Steps;
 use crate::storage::{self, StorageError};
@@ -44,8 +46,8 @@ pub fn run() -> ! {
     say!("this boot failed: {cause}");
     let reporter = REPORTER.get().cloned().unwrap_or_else(|| Reporter::start(None, ""));
     reporter.failed(cause.as_str());
-    match SETTINGS.get() {
-        Some(settings) => rescue::failed(&supervisor, &reporter, settings, &cause),
+    match TOLD.get() {
+        Some(told) => rescue::failed(&supervisor, &reporter, told, &cause),
         None => rescue::shells(&supervisor, &reporter),
     }
 }
@@ -81,7 +83,7 @@ enum BootError {
 
 /// For whoever has to report when nothing else works.
 static REPORTER: OnceLock<Reporter> = OnceLock::new();
-static SETTINGS: OnceLock<Settings> = OnceLock::new();
+static TOLD: OnceLock<Told> = OnceLock::new();
 
 fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> {
     let mut steps = Steps::begin();
@@ -95,9 +97,10 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
-        if let Err(error) = settings.map_err(BootError::from).and_then(|s| {
-            let sender = network(&s, &mut steps)?;
-            console::ship(s.appliance, &s.mac, sender);
+        if let Err(error) = settings.map_err(BootError::from).and_then(|settings| {
+            let sender = network(&settings, &mut steps)?;
+            let Told { settings, appliance } = Told::new(settings);
+            console::ship(appliance, &settings.mac, sender);
             Ok(())
         }) {
             say!("no network: {}", words(&error));
@@ -105,45 +108,47 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         rescue::shells(supervisor, &Reporter::start(None, ""));
     }
     steps.done("mounts");
-    let mut settings = settings?;
+    let mut told = Told::new(settings?);
 
     // Disks are found in the time that the network takes.
-    let prepared = settings.stage2.as_ref().map(|_| stage2::prepare());
-    load_wanted(&cmdline);
-    let sender = match network(&settings, &mut steps) {
+    let prepared = told.settings.boot.stage2.as_ref().map(|_| stage2::prepare());
+    load_wanted(&told.settings.boot.modules);
+    let sender = match network(&told.settings, &mut steps) {
         Ok(sender) => sender,
         Err(error) => {
-            SETTINGS.get_or_init(|| settings);
+            TOLD.get_or_init(|| told);
             return Err(error.into());
         }
     };
-    let session = ticket.and_then(|ticket| ticket.trade(&settings.mac));
+    let session = ticket.and_then(|ticket| ticket.trade(&told.settings.mac));
     steps.done("session");
     // Without a session it can still be said why there is none.
-    settings.appliance = session.as_ref().ok().map(|(_, appliance)| appliance.clone()).or(settings.appliance);
-    console::ship(settings.appliance.clone(), &settings.mac, sender);
-    let settings = SETTINGS.get_or_init(|| settings);
-    let reporter = REPORTER.get_or_init(|| Reporter::start(settings.appliance.clone(), &settings.mac));
+    told.appliance = session.as_ref().ok().map(|(_, appliance)| appliance.clone()).or(told.appliance);
+    let told = TOLD.get_or_init(|| told);
+    let Told { settings, appliance } = told;
+    console::ship(appliance.clone(), &settings.mac, sender);
+    let reporter = REPORTER.get_or_init(|| Reporter::start(appliance.clone(), &settings.mac));
     let (session, _) = session?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let detail = format!("Linux {}, {}", release.trim(), steps.take());
     reporter.reached_after(Stage::Stage1, detail, steps.all());
 
-    if hold_wanted(&cmdline) {
-        rescue::hold(supervisor, reporter, settings);
+    if settings.boot.hold {
+        rescue::hold(supervisor, reporter, told);
         steps.done("hold");
     }
 
     Image::check_unpacked()?;
-    let came = match (&settings.stage2, prepared) {
+    let came = match (&settings.boot.stage2, prepared) {
         (Some(stage2), Some(prepared)) => {
-            Some(stage2::mount(stage2, settings.appliance.as_ref(), prepared, &mut steps)?)
+            Some(stage2::mount(stage2, appliance.as_ref(), prepared, &mut steps)?)
         }
         _ => None,
     };
     steps.done("mount");
-    let description = if came.is_some() { stage2::DESCRIPTION } else { "/image.json" };
-    let mut image = Image::open(Path::new(stage2::ROOT), Path::new(description), settings.digest.as_deref())?;
+    let description = if came.is_some() { stage2::DESCRIPTION } else { file::IMAGE_DESCRIPTION };
+    let mut image =
+        Image::open(Path::new(stage2::ROOT), Path::new(description), settings.boot.digest.as_deref())?;
     image.prepare(settings)?;
     steps.done("root");
     let digest = &image.description.digest;
@@ -151,14 +156,14 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         None => reporter.reached(Stage::Image, digest),
         Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
     }
-    if let Some(mounted) = storage::bring_up(&image, settings)? {
+    if let Some(mounted) = storage::bring_up(&image, told)? {
         say!("{mounted}");
         reporter.reached(Stage::Image, mounted);
         steps.done("storage");
     }
 
-    if settings.engine {
-        engine::enroll(&image, settings)?;
+    if settings.boot.engine {
+        engine::enroll(&image, told)?;
     }
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
@@ -166,20 +171,18 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         return Ok(handover::hand_over(&image, &extra(settings, &address, digest), reporter, &behind)?);
     }
     let renewal = Renewal::new(settings);
-    Node { supervisor, reporter, settings, address, image: &image, renewal, steps: Some(steps) }
-        .keep_running()
+    Node { supervisor, reporter, told, address, image: &image, renewal, steps: Some(steps) }.keep_running()
 }
 
 /// The modules that the profile names, before those of the devices. A boot goes on without them.
-fn load_wanted(cmdline: &str) {
-    let wanted = modules_wanted(cmdline);
+fn load_wanted(wanted: &[String]) {
     if wanted.is_empty() {
         return;
     }
     match Modules::open(Path::new("/")) {
         Ok(mut modules) => {
             for name in wanted {
-                match modules.load_by_alias(&name) {
+                match modules.load_by_alias(name) {
                     Ok(()) => say!("module {name} is loaded"),
                     Err(error) => say!("the profile's module {name}: {error}"),
                 }
@@ -214,7 +217,7 @@ fn network(settings: &Settings, steps: &mut Steps) -> Result<netconsole::Sender,
 struct Node<'a> {
     supervisor: &'a Supervisor,
     reporter: &'a Reporter,
-    settings: &'a Settings,
+    told: &'a Told,
     address: String,
     image: &'a Image,
     renewal: Renewal,
@@ -231,17 +234,17 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 impl Node<'_> {
     /// Runs the workload, and what the policy says after it.
     fn keep_running(mut self) -> Result<std::convert::Infallible, BootError> {
+        let Told { settings, .. } = self.told;
         let mut pause = PAUSES.0;
         let mut times = 0;
         loop {
             let started = Instant::now();
             let console = PathBuf::from(mounts::terminal());
-            let logged =
-                self.settings.appliance.clone().filter(|_| self.settings.logs).and_then(|appliance| {
-                    output::terminal(&console, appliance, &self.settings.mac)
-                        .inspect_err(|e| say!("what the workload says goes to the console only: {e}"))
-                        .ok()
-                });
+            let logged = self.told.appliance.clone().filter(|_| settings.boot.logs).and_then(|appliance| {
+                output::terminal(&console, appliance, &settings.mac)
+                    .inspect_err(|e| say!("what the workload says goes to the console only: {e}"))
+                    .ok()
+            });
             let pid = self.start(logged.as_ref().map_or(&console, |terminal| terminal.path()))?;
             let ended = self.wait_for(pid);
             // The console is ours again, and all that was said is on its way.
@@ -249,7 +252,7 @@ impl Node<'_> {
             let ended = ended.unwrap_or_else(|power| power::end(power, self.supervisor, self.reporter));
             say!("the workload ended: {ended}");
             self.reporter.exited(ended.code(), ended.to_string());
-            match self.settings.on_exit {
+            match settings.boot.on_exit {
                 OnExit::PowerOff => power::end(Power::Off, self.supervisor, self.reporter),
                 OnExit::Reboot => power::end(Power::Reboot, self.supervisor, self.reporter),
                 OnExit::Stay => rescue::shells(self.supervisor, self.reporter),
@@ -258,7 +261,7 @@ impl Node<'_> {
                         (pause, times) = (PAUSES.0, 0);
                     }
                     times += 1;
-                    if self.settings.restarts.is_some_and(|most| times > most) {
+                    if settings.boot.restarts.is_some_and(|most| times > most) {
                         return Err(BootError::Restarts { times, last: ended });
                     }
                     say!("starting it again in {} s", pause.as_secs());
@@ -274,7 +277,7 @@ impl Node<'_> {
         let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
         // Where it is a Docker engine, the appliance knows when the workloads run in it.
-        let (stage, what) = match self.settings.engine {
+        let (stage, what) = match self.told.settings.boot.engine {
             true => (Stage::Image, "its Docker engine starts"),
             false => (Stage::Workload, description.reference.as_str()),
         };
@@ -290,7 +293,7 @@ impl Node<'_> {
 
     /// What the workload's environment has of the node.
     fn environment(&self) -> [(&str, &str); 4] {
-        extra(self.settings, &self.address, &self.image.description.digest)
+        extra(&self.told.settings, &self.address, &self.image.description.digest)
     }
 
     fn tell(&self, health: Option<Change>) {

@@ -8,11 +8,11 @@ use std::time::SystemTime;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::statvfs;
+use pxe_contract::settings::Stage2;
 
 use crate::fetch;
 use crate::modules::{LoadError, Modules};
 use crate::say;
-use crate::settings::Stage2;
 use crate::stage2::mount_new;
 
 /// `mkfs.ext4 -L bridgehead-cache /dev/…` makes a disk or partition one that images are kept on.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
 use crate::netconsole;
@@ -53,7 +54,7 @@ pub(crate) fn ship(appliance: Option<Appliance>, mac: &str, sender: netconsole::
     }
     let at = appliance.address();
     let mut shipper = Shipper {
-        sender: Sender::new(appliance, "/node/console", mac),
+        sender: Sender::new(appliance, node::CONSOLE, mac),
         messages: File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok(),
         woken,
     };

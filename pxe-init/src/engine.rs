@@ -7,14 +7,14 @@ use std::io::{self, Write as _};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use pem::Pem;
+use pxe_contract::paths::node;
 use ring::rand::SystemRandom;
 use serde::Deserialize;
 
-use crate::appliance::words;
+use crate::appliance::{Told, words};
 use crate::fetch::hex;
 use crate::image::Image;
 use crate::request;
-use crate::settings::Settings;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
@@ -41,11 +41,12 @@ struct Papers {
 const DIRECTORY: &str = "run/bridgehead";
 
 /// Leaves key and papers where the engine reads them.
-pub(crate) fn enroll(image: &Image, settings: &Settings) -> Result<(), EngineError> {
-    let appliance = settings.appliance.as_ref().ok_or(EngineError::NoAppliance)?;
+pub(crate) fn enroll(image: &Image, told: &Told) -> Result<(), EngineError> {
+    let Told { settings, appliance } = told;
+    let appliance = appliance.as_ref().ok_or(EngineError::NoAppliance)?;
     let (key, request) = request::make(&SystemRandom::new()).map_err(|_| EngineError::Key)?;
     let body = serde_json::json!({ "mac": settings.mac, "request": hex(&request) }).to_string();
-    let answer = appliance.exchange("/node/engine", body.as_bytes()).map_err(EngineError::Unreachable)?;
+    let answer = appliance.exchange(node::ENGINE, body.as_bytes()).map_err(EngineError::Unreachable)?;
     let papers: Papers = match answer {
         (200, body) => serde_json::from_str(&body).map_err(|e| EngineError::Refused(e.to_string()))?,
         (status, body) => return Err(EngineError::Refused(words(status, &body))),

@@ -19,6 +19,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, fchdir, pipe2};
+use pxe_contract::settings::Settings;
 use serde::{Deserialize, Serialize};
 
 use crate::console;
@@ -27,7 +28,6 @@ use crate::program::{self, ProgramError};
 use crate::renewal::Renewal;
 use crate::report::{Reporter, Stage};
 use crate::say;
-use crate::settings::Settings;
 use crate::supervise::{Happening, Supervisor};
 use crate::system::unblock_signals;
 use crate::ticket::Session;

@@ -12,11 +12,11 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use pxe_contract::settings::Settings;
 use serde::Deserialize;
 
 use crate::health::HealthCheck;
 use crate::say;
-use crate::settings::Settings;
 use crate::xattr::Xattr;
 
 /// `/image.json`: what to run, written by the appliance when it packed the image.
@@ -174,8 +174,8 @@ impl Image {
             prepared.map_err(|source| ImageError::Prepare { what, source })?;
         }
 
-        let Settings { address, name, dns, .. } = settings;
-        let servers: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let Settings { address, name, boot, .. } = settings;
+        let servers: String = boot.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
         let hosts =
             format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {name}\n");
         for (what, contents) in

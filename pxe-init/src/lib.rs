@@ -31,7 +31,6 @@ mod renewal;
 mod report;
 mod request;
 mod rescue;
-mod settings;
 mod ship;
 mod ssh;
 mod stage2;

@@ -10,11 +10,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
+use pxe_contract::settings::Settings;
 
 use crate::modules::{Devices, Modules};
 use crate::netlink::Routing;
 use crate::say;
-use crate::settings::Settings;
 
 /// A network interface of the node's.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,7 +76,7 @@ pub(crate) fn bring_up(link: &Link, settings: &Settings) -> Result<(), LinkError
         let link = link.name.clone();
         move |source| LinkError::Refused { action, link, source }
     };
-    let Settings { address, prefix, router, .. } = settings;
+    let Settings { address, prefix, boot, .. } = settings;
     let routing = Routing::open().map_err(refused("opening a routing socket".into()))?;
     let index = index(&link.name).map_err(refused("reading the index".into()))?;
     // Without a loopback much software fails in odd ways; nothing here depends on it.
@@ -85,7 +85,7 @@ pub(crate) fn bring_up(link: &Link, settings: &Settings) -> Result<(), LinkError
     routing
         .address(index, *address, *prefix)
         .map_err(refused(format!("setting the address {address}/{prefix}")))?;
-    if let Some(router) = router {
+    if let Some(router) = &boot.router {
         routing
             .default_route(index, *router)
             .map_err(refused(format!("setting the default route by {router}")))?;

@@ -23,6 +23,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
 use crate::console::RAW;
@@ -81,7 +82,7 @@ impl Drop for Terminal {
 /// The terminal of a node whose lines go to `appliance`.
 pub(crate) fn terminal(console: &Path, appliance: Appliance, mac: &str) -> io::Result<Terminal> {
     static SHIPS: Once = Once::new();
-    let mut sender = Sender::new(appliance, "/node/logs", mac);
+    let mut sender = Sender::new(appliance, node::LOGS, mac);
     let mut started = Ok(());
     SHIPS.call_once(|| {
         let thread = std::thread::Builder::new().name("logs".into());

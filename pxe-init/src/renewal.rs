@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use nix::unistd::Pid;
+use pxe_contract::settings::Settings;
 
 use crate::link;
 use crate::say;
-use crate::settings::Settings;
 use crate::system::unblock_signals;
 
 /// The client process, or when it is due.
@@ -39,7 +39,7 @@ impl Renewal {
             mac: settings.mac.clone(),
             address: settings.address,
             name: settings.name.clone(),
-            state: State::Due(Instant::now() + settings.lease / 2),
+            state: State::Due(Instant::now() + settings.boot.lease / 2),
         }
     }
 

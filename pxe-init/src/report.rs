@@ -4,6 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use pxe_contract::paths::node;
 use serde::Serialize;
 
 use crate::appliance::Appliance;
@@ -135,7 +136,7 @@ fn deliver(appliance: &Appliance, report: &Report) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
     let mut pause = Duration::from_millis(100);
     loop {
-        match appliance.post("/node/report", &body) {
+        match appliance.post(node::REPORT, &body) {
             Ok(200..=299) => return,
             Ok(status @ 400..=499) => {
                 say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use pxe_contract::paths;
+use pxe_contract::settings::OnFailure;
 
+use crate::appliance::Told;
 use crate::power;
 use crate::renewal::Renewal;
 use crate::report::Reporter;
 use crate::say;
-use crate::settings::{Rescue, Settings};
 use crate::ssh::Ssh;
 use crate::supervise::{Happening, Power, Supervisor};
 use crate::system::unblock_signals;
@@ -25,8 +27,9 @@ pub(crate) fn shells(supervisor: &Supervisor, reporter: &Reporter) -> ! {
 }
 
 /// A boot that failed, reachable as its profile says, until somebody ends it: on the node, or from the appliance.
-pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings, cause: &str) -> ! {
-    if settings.on_failure == Rescue::Off {
+pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, told: &Told, cause: &str) -> ! {
+    let Told { settings, .. } = told;
+    if settings.boot.on_failure == OnFailure::Off {
         say!("this node has no rescue: it boots again in {} s", AGAIN.as_secs());
         let again = Instant::now() + AGAIN;
         loop {
@@ -39,7 +42,7 @@ pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, settings: &Se
     }
     say!("`bridgehead release {}` on the appliance boots it again", settings.name);
     let message = format!("The boot of {} failed: {cause}", settings.name);
-    stay(supervisor, reporter, settings, "/node/failed", &message);
+    stay(supervisor, reporter, told, paths::node::FAILED, &message);
     power::end(Power::Reboot, supervisor, reporter)
 }
 
@@ -47,26 +50,21 @@ pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, settings: &Se
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// A boot that somebody wants to look into, until the appliance says that it is to go on.
-pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, settings: &Settings) {
-    let name = &settings.name;
+pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, told: &Told) {
+    let name = &told.settings.name;
     say!("this boot is held; `bridgehead release {name}` on the appliance lets it go on");
     let message = format!("The boot of {name} is held.");
-    stay(supervisor, reporter, settings, "/node/held", &message);
+    stay(supervisor, reporter, told, paths::node::HELD, &message);
     say!("the boot goes on");
 }
 
 /// Shells until the appliance answers that it is enough. It is asked every so often, and told how to get in.
-fn stay(
-    supervisor: &Supervisor,
-    reporter: &Reporter,
-    settings: &Settings,
-    path: &'static str,
-    message: &str,
-) {
-    let ssh = (settings.on_failure == Rescue::Ssh).then(|| Ssh::start(message));
+fn stay(supervisor: &Supervisor, reporter: &Reporter, told: &Told, path: &'static str, message: &str) {
+    let Told { settings, appliance } = told;
+    let ssh = (settings.boot.on_failure == OnFailure::Ssh).then(|| Ssh::start(message));
     let ssh = ssh.and_then(|started| started.inspect_err(|e| say!("there is no way in by SSH: {e}")).ok());
     let released = Arc::new(AtomicBool::new(false));
-    if let Some(appliance) = settings.appliance.clone() {
+    if let Some(appliance) = appliance.clone() {
         let (mac, done) = (settings.mac.clone(), Arc::clone(&released));
         let way_in = ssh.as_ref().map(|ssh| (ssh.host_key.clone(), ssh.logged_in()));
         let ask = move || {

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pxe_contract::paths::file;
 use serde::Deserialize;
 
 use crate::say;
 use crate::system::unblock_signals;
 
 /// What the appliance sent for this boot.
-const DOCUMENT: &str = "/rescue.json";
+const DOCUMENT: &str = file::RESCUE;
 const SERVER: &str = "/usr/sbin/dropbear";
 const KEYGEN: &str = "/usr/sbin/dropbearkey";
 const HOST_KEY: &str = "/run/bridgehead-host-key";

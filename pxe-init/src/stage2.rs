@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount as mount_at};
+use pxe_contract::paths;
+use pxe_contract::settings::Stage2;
 
 use crate::appliance::Appliance;
 use crate::cache::{Cache, Other};
@@ -23,12 +25,11 @@ use crate::carousel::{self, Came as Fetched};
 use crate::fetch::{self, FetchError, Remote};
 use crate::modules::{LoadError, Modules};
 use crate::say;
-use crate::settings::Stage2;
 use crate::steps::Steps;
 use crate::system;
 
 /// Where the image's root is, whichever way it came.
-pub(crate) const ROOT: &str = "/image";
+pub(crate) const ROOT: &str = paths::file::IMAGE;
 /// What it says of itself when it came this way.
 pub(crate) const DESCRIPTION: &str = "/stage2/packed/image.json";
 
@@ -110,7 +111,7 @@ fn obtain(
         return Ok((file, Came { how, bytes: 0, took: Duration::ZERO }));
     }
     let server = appliance.cloned().ok_or(Stage2Error::NoAppliance)?;
-    let path = format!("/boot/{}/stage2", wanted.sha256);
+    let path = paths::stage2(&wanted.sha256);
     let remote = Remote { server, path, size: wanted.size, sha256: wanted.sha256.clone() };
     let kept = cache.as_ref().and_then(|cache| Some((cache, cache.make_room(wanted)?)));
     let (file, fetched, place) = match kept {

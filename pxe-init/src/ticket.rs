@@ -8,6 +8,8 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pxe_contract::cmdline;
+use pxe_contract::paths::{file, node};
 use ring::rand::SystemRandom;
 use rustls::client::ClientConfig;
 use rustls::crypto::{CryptoProvider, ring as provider};
@@ -23,7 +25,7 @@ use crate::request;
 use crate::say;
 use crate::ship::uptime;
 
-const FILE: &str = "/bridgehead.json";
+const FILE: &str = file::TICKET;
 
 /// The appliance is asked for so long: the token is good for some minutes only.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -86,7 +88,7 @@ impl Ticket {
 
     /// The command line with this boot's settings behind it, where they count.
     pub(crate) fn settle(&self, cmdline: &str) -> String {
-        self.settings.iter().fold(cmdline.trim_end().to_owned(), |line, word| format!("{line} \"{word}\""))
+        cmdline::append(cmdline, &self.settings)
     }
 
     /// Trades the token for a session of the machine's.
@@ -134,7 +136,7 @@ fn ask(stranger: &Appliance, at: SocketAddrV4, body: &str) -> Result<String, Tic
     let started = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let lost = match stranger.exchange("/node/session", body.as_bytes()) {
+        let lost = match stranger.exchange(node::SESSION, body.as_bytes()) {
             Ok((200, answer)) => {
                 let answer: Answer =
                     serde_json::from_str(&answer).map_err(|e| TicketError::Refused(e.to_string()))?;
@@ -193,8 +195,9 @@ fn suites() -> CryptoProvider {
 
 #[cfg(test)]
 mod tests {
+    use pxe_contract::settings::Settings;
+
     use super::*;
-    use crate::settings::Settings;
 
     #[test]
     fn what_is_handed_over_counts_before_the_command_line() {

@@ -35,7 +35,6 @@ pub mod net;
 pub mod pacing;
 pub mod rescue;
 pub mod secret_file;
-pub mod stage;
 pub mod storage;
 pub mod storm;
 pub mod text;

@@ -6,10 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::stage::Stage;
 use crate::text;
 
 /// Machines that are remembered. More is no rack but somebody making up MAC addresses; those that

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddrV4;
 
+use pxe_contract::paths;
 use serde::{Deserialize, Serialize};
 
 use crate::appliance::Appliance;
@@ -51,7 +52,7 @@ pub(super) struct Rounds {
 
 impl Rounds {
     pub(super) fn of(sha256: &str, appliance: Appliance) -> Self {
-        Self { appliance, path: format!("/carousel/{sha256}"), never: false }
+        Self { appliance, path: paths::round(sha256), never: false }
     }
 
     /// The round to listen to, if there is one. No answer means that there is none.

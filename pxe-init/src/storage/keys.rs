@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use pxe_contract::paths::node;
 use serde::Deserialize;
 
-use crate::appliance::{Appliance, words};
-use crate::settings::Settings;
+use crate::appliance::{Appliance, Told, words};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyError {
@@ -24,7 +24,7 @@ pub(crate) enum KeyError {
 
 /// Keys by volume.
 pub(super) struct Keys<'a> {
-    settings: &'a Settings,
+    told: &'a Told,
     received: Option<BTreeMap<String, Vec<u8>>>,
 }
 
@@ -36,14 +36,14 @@ struct Answer {
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn new(settings: &'a Settings) -> Self {
-        Self { settings, received: None }
+    pub(super) fn new(told: &'a Told) -> Self {
+        Self { told, received: None }
     }
 
     pub(super) fn of(&mut self, volume: &str) -> Result<&[u8], KeyError> {
         if self.received.is_none() {
-            let appliance = self.settings.appliance.as_ref().ok_or(KeyError::NoAppliance)?;
-            self.received = Some(ask(appliance, &self.settings.mac)?);
+            let appliance = self.told.appliance.as_ref().ok_or(KeyError::NoAppliance)?;
+            self.received = Some(ask(appliance, &self.told.settings.mac)?);
         }
         let key = self.received.as_ref().and_then(|keys| keys.get(volume)).filter(|key| key.len() >= 32);
         key.map(Vec::as_slice).ok_or_else(|| KeyError::Missing(volume.to_owned()))
@@ -52,7 +52,7 @@ impl<'a> Keys<'a> {
 
 fn ask(appliance: &Appliance, mac: &str) -> Result<BTreeMap<String, Vec<u8>>, KeyError> {
     let body = serde_json::json!({ "mac": mac }).to_string();
-    let exchanged = appliance.exchange("/node/storage-keys", body.as_bytes());
+    let exchanged = appliance.exchange(node::STORAGE_KEYS, body.as_bytes());
     let (status, body) =
         exchanged.map_err(|source| KeyError::Unreachable { appliance: appliance.to_string(), source })?;
     if status != 200 {
@@ -68,6 +68,8 @@ fn ask(appliance: &Appliance, mac: &str) -> Result<BTreeMap<String, Vec<u8>>, Ke
 mod tests {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+
+    use pxe_contract::settings::Settings;
 
     use super::*;
 
@@ -91,11 +93,11 @@ mod tests {
         (address, asked)
     }
 
-    fn settings(appliance: SocketAddrV4) -> Settings {
+    fn told(appliance: SocketAddrV4) -> Told {
         let line = format!(
             "bridgehead.mac=52:54:00:77:00:01 bridgehead.address=10.77.0.2/24 bridgehead.url=http://{appliance}"
         );
-        Settings::parse(&line).unwrap()
+        Told::new(Settings::parse(&line).unwrap())
     }
 
     #[test]
@@ -103,8 +105,8 @@ mod tests {
         let (address, asked) = answering(
             "HTTP/1.1 200 OK\r\n\r\n{\"keys\":{\"db\":\"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\"}}",
         );
-        let settings = settings(address);
-        let mut keys = Keys::new(&settings);
+        let told = told(address);
+        let mut keys = Keys::new(&told);
         assert_eq!(keys.of("db").unwrap()[31], 0x1f);
         assert!(matches!(keys.of("other"), Err(KeyError::Missing(_))));
         let asked = asked.join().unwrap();
@@ -114,8 +116,8 @@ mod tests {
     #[test]
     fn a_refusal_is_in_the_appliances_words() {
         let (address, _asked) = answering("HTTP/1.1 403 Forbidden\r\n\r\n{\"error\":\"the token was used\"}");
-        let settings = settings(address);
-        let error = Keys::new(&settings).of("db").unwrap_err();
+        let told = told(address);
+        let error = Keys::new(&told).of("db").unwrap_err();
         assert_eq!(error.to_string(), "the appliance did not give the volumes' keys: the token was used");
     }
 }

@@ -18,19 +18,21 @@ use std::time::{Duration, Instant};
 
 use nix::mount::umount;
 
+use crate::appliance::Told;
 use crate::image::Image;
 use crate::modules::{Devices, Modules};
 use crate::say;
-use crate::settings::Settings;
 use apply::{ApplyError, Applying};
 use description::Storage;
 use keys::Keys;
 use plan::Refusal;
 use probe::ProbeError;
+use pxe_contract::paths::file;
+use pxe_contract::settings::Settings;
 use remote::RemoteError;
 
 /// Where the appliance puts the plan, and the root of the modules that come with the tools.
-const PLAN: &str = "/storage.json";
+const PLAN: &str = file::STORAGE;
 pub(crate) const MODULES: &str = "/storage";
 
 #[derive(Debug, thiserror::Error)]
@@ -59,15 +61,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 16;
 
 /// Carries the plan out, where the node has one. Returns what is mounted, in words.
-pub(crate) fn bring_up(image: &Image, settings: &Settings) -> Result<Option<String>, StorageError> {
+pub(crate) fn bring_up(image: &Image, told: &Told) -> Result<Option<String>, StorageError> {
     let text = match fs::read(PLAN) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(StorageError::Read(e)),
     };
     let wanted: Storage = serde_json::from_slice(&text).map_err(StorageError::Invalid)?;
+    let settings = &told.settings;
     bring_disks(&wanted, settings)?;
-    let keys = Keys::new(settings);
+    let keys = Keys::new(told);
     let mut applying = Applying { image, keys, new: BTreeSet::new(), mounted: BTreeSet::new() };
     for _ in 0..ROUNDS {
         let seen = probe::look(&wanted, &applying.mounted)?;

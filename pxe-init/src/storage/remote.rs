@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::umount;
+use pxe_contract::settings::Settings;
 
 use super::apply::mount_inside;
 use super::description::{NfsMount, Storage, Target};
@@ -16,7 +17,6 @@ use super::tools::{self, ToolError};
 use crate::image::Image;
 use crate::modules::{LoadError, Modules};
 use crate::say;
-use crate::settings::Settings;
 use crate::system::unblock_signals;
 
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub(super) fn log_in(wanted: &Storage, settings: &Settings) -> Result<(), Remote
     let mut targets: Vec<&Target> = wanted.disks.iter().filter_map(|set| set.iscsi.as_ref()).collect();
     targets.dedup();
     for Target { target, portal, port } in &targets {
-        let (address, port) = (resolve(portal, &settings.dns)?.to_string(), port.to_string());
+        let (address, port) = (resolve(portal, &settings.boot.dns)?.to_string(), port.to_string());
         say!("storage: logging in to {target} at {address}:{port} as {initiator}");
         // Portal group 1, which targets have unless told otherwise.
         let arguments = ["-i", &initiator, "-t", target, "-g", "1", "-a", &address, "-p", &port];
@@ -93,7 +93,7 @@ const NFS_VERSIONS: [&str; 4] = ["4.2", "4.1", "4.0", "3"];
 /// Mounts a directory of an NFS server below the image's root.
 pub(super) fn mount_nfs(wanted: &NfsMount, image: &Image, settings: &Settings) -> Result<(), RemoteError> {
     let NfsMount { server, path, mount: at, options } = wanted;
-    let address = resolve(server, &settings.dns)?;
+    let address = resolve(server, &settings.boot.dns)?;
     let from = format!("{server}:{path}");
     say!("storage: mounting {from} ({address}) at {at}");
     let options = options.as_deref().unwrap_or_default();

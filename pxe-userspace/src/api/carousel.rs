@@ -8,9 +8,10 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use pxe_contract::paths::ImagePart;
 
 use super::{BootState, Failure, Kind, files};
-use crate::boot::paths::{Generated, ImagePart};
+use crate::boot::Generated;
 use crate::carousel::Report;
 
 /// A report names some blocks.
@@ -30,7 +31,7 @@ pub(super) async fn ask(
         let error = "[carousel] at-least is 0: images are sent by HTTP only";
         return Err(Failure::new(Kind::NotFound, error, "fetch it by HTTP"));
     }
-    let path = format!("boot/{sha256}/stage2");
+    let path = Generated::Image { digest: sha256.clone(), part: ImagePart::Stage2 }.to_string();
     let Some(Generated::Image { digest, part: ImagePart::Stage2 }) = Generated::parse(&path) else {
         let error = format!("{sha256} is no SHA-256");
         return Err(Failure::new(Kind::NotFound, error, "it is 64 hexadecimal digits"));

@@ -6,12 +6,12 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 use serde::Deserialize;
 
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, read};
 use crate::machines::{Hold, Machine};
-use crate::stage::Stage;
 use crate::text;
 
 #[derive(Clone, Debug, Deserialize)]

@@ -6,12 +6,12 @@ use std::fmt::Write as _;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use pxe_contract::stage::Stage;
 
 use super::documents::Status;
 use super::{ApiState, Failure, read};
 use crate::diagnosis::{BUCKETS, Histogram, Kind as Cause};
 use crate::machines::Machine;
-use crate::stage::Stage;
 use crate::text::word;
 use crate::timeline::Timeline;
 

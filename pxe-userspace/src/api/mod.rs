@@ -39,6 +39,7 @@ use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post, put};
 use futures_util::future::BoxFuture;
+use pxe_contract::paths::{self, node};
 use tokio::sync::mpsc;
 
 use crate::carousel::Carousel;
@@ -121,18 +122,22 @@ pub struct ApiState {
 
 /// Routes of the listener on the bridge's address.
 pub fn boot_router(state: BootState) -> Router {
+    let own_initrd = format!("/{}", paths::Generated::Node("{mac}"));
     Router::new()
         .merge(files::routes())
-        .route("/boot/node/{mac}", get(session::initrd))
-        .route("/node/session", post(session::begin).layer(DefaultBodyLimit::max(session::BODY_MAX)))
-        .route("/node/report", post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
-        .route("/node/held", post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
-        .route("/node/failed", post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
-        .route("/node/console", post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
-        .route("/node/logs", post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
-        .route("/node/engine", post(engine::papers).layer(DefaultBodyLimit::max(engine::BODY_MAX)))
-        .route("/node/storage-keys", post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
-        .route("/carousel/{sha256}", post(carousel::ask).layer(DefaultBodyLimit::max(carousel::BODY_MAX)))
+        .route(&own_initrd, get(session::initrd))
+        .route(node::SESSION, post(session::begin).layer(DefaultBodyLimit::max(session::BODY_MAX)))
+        .route(node::REPORT, post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route(node::HELD, post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route(node::FAILED, post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route(node::CONSOLE, post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route(node::LOGS, post(console::take_logs).layer(DefaultBodyLimit::max(console::BODY_MAX)))
+        .route(node::ENGINE, post(engine::papers).layer(DefaultBodyLimit::max(engine::BODY_MAX)))
+        .route(node::STORAGE_KEYS, post(storage::keys).layer(DefaultBodyLimit::max(storage::BODY_MAX)))
+        .route(
+            &paths::round("{sha256}"),
+            post(carousel::ask).layer(DefaultBodyLimit::max(carousel::BODY_MAX)),
+        )
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .with_state(state)

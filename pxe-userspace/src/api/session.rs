@@ -8,6 +8,7 @@ use axum::http::header;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use pxe_common::Mac;
+use pxe_contract::paths::Generated;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,7 @@ pub(super) async fn initrd(
     Path(mac): Path<String>,
     speaker: Speaker,
 ) -> Result<impl IntoResponse, Failure> {
-    let name = format!("boot/node/{mac}");
+    let name = Generated::Node(&mac).to_string();
     let mac: Mac = mac.parse().map_err(|_| files::failure(&name, crate::files::OpenError::NotFound))?;
     let (files, address) = (state.files.clone(), speaker.address);
     let made = tokio::task::spawn_blocking(move || files.node(mac, address)).await;

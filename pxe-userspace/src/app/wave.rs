@@ -5,16 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use pxe_contract::paths::GRUB_EFI_X64;
+use pxe_contract::stage::Stage;
 use tokio_util::sync::CancellationToken;
 
 use super::Appliance;
-use crate::boot::paths::GRUB_EFI_X64;
 use crate::boot::{ImageFacts, plan};
 use crate::config::{Config, Source};
 use crate::image::Availability;
 use crate::machines::Machine;
 use crate::pacing::progress::{Boot, Needs, Rate, Wave};
-use crate::stage::Stage;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,6 @@
 //! grub.cfg for one machine.
 
-use super::paths::Generated;
+use super::Generated;
 use super::plan::{Plan, Refusal};
 use crate::text::one_line;
 

@@ -1,6 +1,8 @@
 //! An iPXE script for one machine.
 
-use super::paths::Generated;
+use pxe_contract::cmdline;
+
+use super::Generated;
 use super::plan::{Plan, Refusal};
 use crate::text::percent;
 
@@ -15,8 +17,7 @@ pub fn boot(title: &str, base_url: &str, own_path: &str, plan: &Plan) -> String 
         kernel.push_str(&format!(" initrd={name}"));
     }
     for word in &plan.cmdline {
-        // A space survives in double quotes, which the kernel takes away (`next_arg`, lib/cmdline.c).
-        kernel.push_str(&if word.contains(' ') { format!(" \"{word}\"") } else { format!(" {word}") });
+        kernel.push_str(&format!(" {}", cmdline::quoted(word)));
     }
     let mut script = format!("#!ipxe\necho {}\n{kernel} || goto failed\n", text(title));
     for (name, path) in names.iter().zip(&plan.initrds) {

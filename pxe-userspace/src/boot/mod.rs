@@ -5,10 +5,14 @@
 
 pub mod grub;
 pub mod ipxe;
-pub mod paths;
 pub mod plan;
 
 #[cfg(test)]
 mod tests;
 
+use pxe_common::Mac;
+
 pub use plan::{Appliance, Choice, CmdlineError, ImageFacts, KernelFacts, Part, Plan, Refusal};
+
+/// What a path that the daemon answers itself stands for.
+pub type Generated = pxe_contract::paths::Generated<Mac>;

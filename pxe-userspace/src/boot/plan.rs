@@ -1,13 +1,17 @@
 //! Which kernel, initrds and command line a machine gets, or why none.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use pxe_common::Mac;
+use pxe_contract::cmdline::{self, OpenQuote};
+use pxe_contract::paths::ImagePart;
+use pxe_contract::settings::{self, BootSettings, Identity, OnExit, OnFailure, Stage2};
 use serde::{Deserialize, Serialize};
 
-use super::paths::{Generated, ImagePart};
-use crate::config::{Config, OnExit, Profile, Rescue, Run, Stages};
+use super::Generated;
+use crate::config::{self, Config, Profile, Rescue, Run, Stages};
 use crate::image::{ImageRecord, KernelRecord, ModuleError, Stored};
 use crate::machines::Machine;
 
@@ -38,15 +42,16 @@ impl From<&Config> for Appliance {
 impl Appliance {
     /// Where it answers HTTP, without a slash at the end.
     pub fn url(&self) -> String {
-        format!("http://{}", self.authority())
+        settings::url(self.http())
     }
 
     /// Its address, and the port where it is not HTTP's own.
     pub fn authority(&self) -> String {
-        match (self.address.addr(), self.http_port) {
-            (address, 80) => address.to_string(),
-            (address, port) => format!("{address}:{port}"),
-        }
+        settings::authority(self.http())
+    }
+
+    fn http(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address.addr(), self.http_port)
     }
 }
 
@@ -246,36 +251,29 @@ pub fn image(
     let own = words(&profile.cmdline).map_err(refused)?;
     let choice = choose(profile.stages, memory, reference, facts, machine.is_uefi())?;
     let path = |name, part: &Part| Generated::Image { digest: part.sha256.clone(), part: name }.to_string();
-    let mut cmdline = identity(machine, appliance);
-    let mut settings = part_in_boot(machine, appliance);
-    settings.push(format!("bridgehead.digest={}", facts.digest));
-    settings.push(format!("bridgehead.on-exit={}", on_exit(profile.on_exit)));
-    if profile.run == Run::Docker {
-        settings.push("bridgehead.run=docker".to_owned());
-    }
-    settings.extend(profile.restarts.map(|most| format!("bridgehead.restarts={most}")));
-    match rescue {
-        Rescue::Ssh => settings.push("bridgehead.on-failure=ssh".to_owned()),
-        Rescue::Console => {}
-        Rescue::Off => settings.push("bridgehead.on-failure=off".to_owned()),
-    }
-    if !profile.logs {
-        settings.push("bridgehead.logs=off".to_owned());
-    }
-    if !profile.modules.is_empty() {
-        settings.push(format!("bridgehead.modules={}", profile.modules.join(",")));
-    }
+    let mut cmdline = identity(machine, appliance).words();
     let mut initrds = vec![path(ImagePart::Stage1, &facts.stage1)];
-    match &facts.stage2 {
-        Some(Part { sha256, len, .. }) if choice.two => {
-            settings.push(format!("bridgehead.stage2=sha256:{sha256},{len}"));
-        }
-        _ => initrds.push(path(ImagePart::Rootfs, &facts.rootfs)),
+    let stage2 = facts.stage2.as_ref().filter(|_| choice.two);
+    if stage2.is_none() {
+        initrds.push(path(ImagePart::Rootfs, &facts.rootfs));
     }
     // After stage 1, whose files of the same names it would be.
     initrds.push(Generated::Node(machine.mac).to_string());
     cmdline.extend(own);
     check_length(&cmdline).map_err(refused)?;
+    let stage2 = stage2.map(|part| Stage2 { sha256: part.sha256.clone(), size: part.len });
+    let settings = BootSettings {
+        digest: Some(facts.digest.clone()),
+        on_exit: on_exit(profile.on_exit),
+        engine: profile.run == Run::Docker,
+        restarts: profile.restarts,
+        on_failure: on_failure(rescue),
+        logs: profile.logs,
+        modules: profile.modules.clone(),
+        stage2,
+        ..of_machine(machine, appliance)
+    }
+    .words();
     let needed = Some(memory_needed(facts, choice.two, machine.is_uefi()));
     let kernel = path(ImagePart::Kernel, &facts.kernel);
     Ok(Plan { kernel, initrds, cmdline, settings, choice: Some(choice), needed })
@@ -365,67 +363,47 @@ fn headroom(uefi: bool) -> u64 {
 }
 
 /// Who the node is and whom it tells how it fares.
-fn identity(machine: &Machine, appliance: &Appliance) -> Vec<String> {
-    let mut cmdline =
-        vec![format!("bridgehead.url={}", appliance.url()), format!("bridgehead.mac={}", machine.mac)];
-    if let Some(address) = machine.address {
-        cmdline.push(format!("bridgehead.address={address}/{}", appliance.address.prefix_len()));
-    }
-    cmdline
+fn identity(machine: &Machine, appliance: &Appliance) -> Identity<Mac> {
+    let address = machine.address.map(|address| (address, appliance.address.prefix_len()));
+    Identity { appliance: appliance.http(), mac: machine.mac, address }
 }
 
-/// What else it needs to know.
-fn part_in_boot(machine: &Machine, appliance: &Appliance) -> Vec<String> {
-    let mut settings = Vec::new();
-    if let Some(router) = appliance.router {
-        settings.push(format!("bridgehead.router={router}"));
+/// What else a machine is told, whatever it boots.
+fn of_machine(machine: &Machine, appliance: &Appliance) -> BootSettings {
+    BootSettings {
+        router: appliance.router,
+        dns: appliance.dns.clone(),
+        lease: appliance.lease_time,
+        hold: machine.stops_in_stage1(),
+        name: machine.name.clone(),
+        ..BootSettings::default()
     }
-    if !appliance.dns.is_empty() {
-        let dns: Vec<String> = appliance.dns.iter().map(ToString::to_string).collect();
-        settings.push(format!("bridgehead.dns={}", dns.join(",")));
-    }
-    settings.push(format!("bridgehead.lease={}", appliance.lease_time.as_secs()));
-    if machine.stops_in_stage1() {
-        settings.push("bridgehead.hold".to_owned());
-    }
-    if let Some(name) = &machine.name {
-        settings.push(format!("bridgehead.name={name}"));
-    }
-    settings
 }
 
-fn on_exit(on_exit: OnExit) -> &'static str {
+fn on_exit(on_exit: config::OnExit) -> OnExit {
     match on_exit {
-        OnExit::PowerOff => "poweroff",
-        OnExit::Reboot => "reboot",
-        OnExit::Restart => "restart",
-        OnExit::Stay => "stay",
+        config::OnExit::PowerOff => OnExit::PowerOff,
+        config::OnExit::Reboot => OnExit::Reboot,
+        config::OnExit::Restart => OnExit::Restart,
+        config::OnExit::Stay => OnExit::Stay,
     }
 }
 
-/// Splits a command line as the kernel does (`next_arg` in lib/cmdline.c): at white space outside
-/// double quotes, which may enclose a word or its value, and vanish. There are no escapes in it.
+fn on_failure(rescue: Rescue) -> OnFailure {
+    match rescue {
+        Rescue::Ssh => OnFailure::Ssh,
+        Rescue::Console => OnFailure::Console,
+        Rescue::Off => OnFailure::Off,
+    }
+}
+
+/// The words of a command line, where every loader can pass them on.
 fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
-    let mut words = Vec::new();
-    let (mut word, mut quoted) = (String::new(), false);
-    for c in cmdline.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ' ' | '\t' if !quoted => words.push(std::mem::take(&mut word)),
-            c => word.push(c),
-        }
+    let words = cmdline::written(cmdline).map_err(|OpenQuote| CmdlineError::OpenQuote)?;
+    match words.iter().find_map(|word| Some((word.clone(), unspeakable(word)?))) {
+        Some((word, why)) => Err(CmdlineError::Word { word, why }),
+        None => Ok(words),
     }
-    if quoted {
-        return Err(CmdlineError::OpenQuote);
-    }
-    words.push(word);
-    words.retain(|w| !w.is_empty());
-    for word in &words {
-        if let Some(why) = unspeakable(word) {
-            return Err(CmdlineError::Word { word: word.clone(), why });
-        }
-    }
-    Ok(words)
 }
 
 /// Why a word can't be told to every loader as it is. GRUB puts backslashes before quotes and
@@ -447,9 +425,9 @@ fn unspeakable(word: &str) -> Option<&'static str> {
     }
 }
 
-fn check_length(cmdline: &[String]) -> Result<(), CmdlineError> {
-    // A space between words, and two quotes around those with spaces in them.
-    let len = cmdline.iter().map(|w| w.len() + 1 + if w.contains(' ') { 2 } else { 0 }).sum();
+fn check_length(words: &[String]) -> Result<(), CmdlineError> {
+    // With a space between words.
+    let len = words.iter().map(|word| cmdline::quoted(word).len() + 1).sum();
     if len > CMDLINE_MAX { Err(CmdlineError::TooLong(len)) } else { Ok(()) }
 }
 

@@ -2,8 +2,8 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use pxe_common::Mac;
+use pxe_contract::paths::{GRUB_BIOS, ImagePart};
 
-use super::paths::{GRUB_BIOS, Generated, ImagePart};
 use super::*;
 use crate::config::{OnExit, Profile, Rescue, Source, Stages};
 use crate::machines::Machine;

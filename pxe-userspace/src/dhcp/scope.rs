@@ -4,10 +4,11 @@ use std::net::Ipv4Addr;
 
 use pxe_common::Mac;
 use pxe_common::dhcp::{Boot, Firmware, Grant, option, reply::OPTIONS_CAP};
+use pxe_contract::paths::{GRUB_BIOS, GRUB_EFI_X64};
 
 use super::leases::Pool;
 use crate::boot::Appliance;
-use crate::boot::paths::{GRUB_BIOS, GRUB_EFI_X64, Generated};
+use crate::boot::Generated;
 use crate::config::{Config, DhcpMode, IpxeLoader, Unknown};
 
 /// Options that a reply's builder writes itself: given by number in the configuration, they are

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use pxe_common::Mac;
 use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
+use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
@@ -28,7 +29,6 @@ use crate::machines::Machines;
 use crate::net::packet::{self, PacketSocket};
 use crate::net::room::make_room;
 use crate::net::{BridgeInfo, Neighbours};
-use crate::stage::Stage;
 use crate::timeline::{Event, Timeline, Who};
 
 /// Packets that share one commit at most.

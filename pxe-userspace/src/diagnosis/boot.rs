@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use pxe_contract::stage::Stage;
 
 use super::Evidence;
-use crate::stage::Stage;
 use crate::text::word;
 use crate::timeline::{AnsweredBy, Event};
 

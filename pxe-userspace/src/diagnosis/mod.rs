@@ -15,9 +15,9 @@ mod transfer;
 mod watch;
 
 use jiff::Timestamp;
+use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
-use crate::stage::Stage;
 use crate::text;
 
 pub use boot::{Boot, End, Note, Planned, Reached, Refusal};

@@ -1,9 +1,10 @@
 //! From the kernel on: what a machine that says nothing may suffer from.
 
+use pxe_contract::stage::Stage;
+
 use super::boot::{Note, Refusal};
 use super::transfer::memory;
 use super::{Boot, Cause, Kind};
-use crate::stage::Stage;
 use crate::text::word;
 
 /// Kernel and initrd are there, stage 1 has not reported.

@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use pxe_contract::stage::Stage;
+
 use super::boot::{Note, since};
 use super::{Boot, Cause, Kind};
-use crate::stage::Stage;
 
 /// More than any firmware's first packets say: EDK2's say 0, iPXE's n(n+3) for message n whatever the
 /// clock (4, 10, 18 in tests/corpus), so that this is its fourth.

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
+use pxe_contract::stage::Stage;
 
 use super::boot::{Note, since};
 use super::{Boot, Cause, Evidence, Kind};
-use crate::stage::Stage;
 use crate::text::word;
 
 /// Upper bounds of a histogram's buckets, in seconds; above the last there is one more.

@@ -1,7 +1,8 @@
 //! Causes that somebody named who knows: the appliance about itself, stage 1 about its machine.
 
+use pxe_contract::stage::Stage;
+
 use super::{Boot, Cause, Kind, node, transfer};
-use crate::stage::Stage;
 
 /// Words that tell one cause from another, the first that fits, and what to do. They are the errors' of
 /// pxe-init (`fetch`, `image`, `stage2`, `storage/keys`), of `boot::plan::Refusal` and of the leases.

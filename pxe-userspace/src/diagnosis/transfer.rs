@@ -1,8 +1,9 @@
 //! Between ACK and the last file.
 
+use pxe_contract::stage::Stage;
+
 use super::boot::Note;
 use super::{Boot, Cause, Evidence, Kind};
-use crate::stage::Stage;
 
 /// ERROR 8 (RFC 2347): a client ends the transfer because of its options. EDK2 asks for a file's size so,
 /// "User aborted the transfer", and means no failure. GRUB closes files that it has seen enough of, too, but

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
 use super::boot::{BEGAN_ANEW, NOTHING_HEARD, since};
 use super::{Boot, Cause, End, Kind, Note, Pace, diagnose};
-use crate::stage::Stage;
 use crate::text::{self, word};
 use crate::timeline::Event;
 

@@ -7,11 +7,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::paths::{ImagePart, file};
 
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
-use crate::boot::paths::{Generated, ImagePart};
-use crate::boot::{Appliance, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
+use crate::boot::{Appliance, Generated, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Rescue, Source};
 use crate::diagnosis::{Note, Planned};
 use crate::image::{Availability, ImageRecord, Images, KernelSource, Wanted, archive};
@@ -359,11 +359,11 @@ impl Files for Catalog {
         }
         .text();
         let storage = storage.map(|plan| storage::document::text(plan, &machine.label()));
-        let mut files = vec![("bridgehead.json", document.as_bytes())];
-        files.extend(storage.as_ref().map(|text| ("storage.json", text.as_bytes())));
+        let mut files = vec![(file::name(file::TICKET), document.as_bytes())];
+        files.extend(storage.as_ref().map(|text| (file::name(file::STORAGE), text.as_bytes())));
         let ssh = plan.initrds.contains(&Generated::RescueTools.to_string());
         let rescue = ssh.then(|| self.rescues.document(mac, Timestamp::now()));
-        files.extend(rescue.as_ref().map(|text| ("rescue.json", text.as_bytes())));
+        files.extend(rescue.as_ref().map(|text| (file::name(file::RESCUE), text.as_bytes())));
         archive(&files).map_err(|e| OpenError::Io(io::Error::other(e)))
     }
 

@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use pxe_contract::paths::file;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -403,15 +404,15 @@ impl Images {
         })?;
         let rootfs_blob = store.put(|out| {
             let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
-            initrd.tree("image", &tree)?;
+            initrd.tree(file::name(file::IMAGE), &tree)?;
             // Last: where Linux ran out of memory while it unpacked, this is missing.
-            initrd.file("image.json", &manifest(&|_| false)?)?;
+            initrd.file(file::name(file::IMAGE_DESCRIPTION), &manifest(&|_| false)?)?;
             initrd.finish().map(drop)
         })?;
         let rootfs_unpacked = tree.unpacked_size();
         let stage2_blob = if stage1::mounts_stage2(&stage1, &kernel) {
             let description = spool.add(&manifest(&|name| squashfs::xattr_name(name).is_some())?[..])?;
-            Some(self.stage2(tree.below(b"image"), description)?)
+            Some(self.stage2(tree.below(file::name(file::IMAGE).as_bytes()), description)?)
         } else {
             None
         };
@@ -445,7 +446,8 @@ impl Images {
 
     /// Packs the image, which is below `/image` in the tree, as a SquashFS.
     fn stage2(&self, mut tree: Tree, description: Content) -> Result<Stored, AddError> {
-        tree.insert(Tree::ROOT, b"image.json", Inode::new(0o644, Kind::File(description)), 0);
+        let name = file::name(file::IMAGE_DESCRIPTION).as_bytes();
+        tree.insert(Tree::ROOT, name, Inode::new(0o644, Kind::File(description)), 0);
         let store = &self.0.store;
         // Its first bytes say where its last ones are.
         let mut file = tempfile::tempfile_in(store.work())?;

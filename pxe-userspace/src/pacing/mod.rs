@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 
-use crate::stage::Stage;
 pub use patience::Patience;
 
 /// A block may wait so long for those of other machines. The shortest retry timers that it must stay below

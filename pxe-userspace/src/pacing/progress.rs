@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
-use crate::stage::Stage;
 use crate::text::word;
 
 /// What was sent within this is the rate of now.

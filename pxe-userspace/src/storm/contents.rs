@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::boot::paths::Generated;
+use crate::boot::Generated;
 use crate::text::hex;
 
 /// Whole files by path, without a leading slash.

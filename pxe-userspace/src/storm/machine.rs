@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use pxe_common::Mac;
 use pxe_common::tftp::packet::ErrorCode;
 use pxe_common::wire::{Datagram, ETHERNET_LEN, EtherType, HEADERS_LEN, IpProtocol, port};
+use pxe_contract::stage::Stage;
 
 use super::contents::{Contents, Sink};
 use super::dhcp::{self, Identity, Lease};
@@ -16,7 +17,6 @@ use super::firmware::{Firmware, Rom, node};
 use super::http::{self, Exchange};
 use super::link::{Arp, Frames, Link, Retry, Tally, Waits};
 use super::tftp::{self, Download};
-use crate::stage::Stage;
 
 /// What machines share, and what they hand over.
 pub(super) struct World<'a> {

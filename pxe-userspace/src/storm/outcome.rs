@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
+use pxe_contract::stage::Stage;
 use serde::Serialize;
 
 use super::cpu::Cpu;
 use super::engine::Engine;
 use super::machine::{Machine, STAGES, State};
 use crate::cli::table::{size, table};
-use crate::stage::Stage;
 use crate::text::word;
 
 #[derive(Debug, Serialize)]

@@ -3,10 +3,11 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use pxe_contract::stage::Stage;
+
 use super::engine::Engine;
 use super::machine::{STAGES, State};
 use crate::cli::table::size;
-use crate::stage::Stage;
 use crate::text::word;
 
 /// Without a terminal, a line this often.

@@ -20,7 +20,7 @@ use crate::diagnosis::{Note, Watch, Why};
 use crate::machines::{Fetching, Machine, Machines};
 use crate::text;
 
-pub use crate::stage::Stage;
+pub use pxe_contract::stage::Stage;
 
 /// A disk that takes longer than this for the last events is in trouble of its own.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);

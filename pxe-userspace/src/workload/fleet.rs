@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 use rusqlite::{Connection, params};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -18,7 +19,6 @@ use crate::config::Config;
 use crate::database::{self, DatabaseError, Durability};
 use crate::engine::{Engine, Tls, TlsError};
 use crate::machines::Machines;
-use crate::stage::Stage;
 use crate::timeline::{Happened, Timeline, Who};
 use crate::trust::authority::{Authority, AuthorityError, Usage};
 

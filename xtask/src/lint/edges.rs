@@ -7,19 +7,25 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 /// Each crate, and the crates of ours that it may depend on (tests aside).
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("pxe-common", &[]),
+    ("pxe-contract", &[]),
     ("pxe-ebpf", &["pxe-common"]),
-    ("pxe-userspace", &["pxe-common"]),
-    ("pxe-init", &["pxe-common"]),
+    ("pxe-userspace", &["pxe-common", "pxe-contract"]),
+    ("pxe-init", &["pxe-common", "pxe-contract"]),
     ("bridgehead-tests", &[]),
     // pxe-common for `bench limit`, which runs the kernel programs without the daemon.
     ("xtask", &["bridgehead-tests", "pxe-common"]),
 ];
 
+/// A crate, and one that it may not even have for its tests, and why.
+const NEVER: [(&str, &str, &str); 1] =
+    [("bridgehead-tests", "pxe-contract", "it judges what crosses, and writes down for itself what that is")];
+
 /// Pure: they compute, and others do. A trailing slash means everything below.
-const PURE: [&str; 8] = [
+const PURE: [&str; 9] = [
     "pxe-common/src/",
+    "pxe-contract/src/",
     "pxe-userspace/src/boot/",
     "pxe-userspace/src/carousel/pace",
     "pxe-userspace/src/carousel/schedule",
@@ -96,6 +102,11 @@ fn crates(metadata: &Metadata, broken: &mut Vec<String>) {
             if kind.is_none() && ours(name) && !allowed.contains(&name.as_str()) {
                 broken.push(format!("{}/Cargo.toml: may not depend on {name}", package.name));
             }
+            for (_, _, why) in
+                NEVER.iter().filter(|(judge, judged, _)| *judge == package.name && *judged == *name)
+            {
+                broken.push(format!("{}/Cargo.toml: may not depend on {name}: {why}", package.name));
+            }
         }
     }
 }
@@ -167,5 +178,15 @@ mod tests {
         let mut broken = Vec::new();
         crates(&serde_json::from_str(text).unwrap(), &mut broken);
         assert_eq!(broken, ["pxe-common/Cargo.toml: may not depend on pxe-userspace"]);
+    }
+
+    #[test]
+    fn judges_take_nothing_from_the_contract_not_even_for_their_tests() {
+        let text = r#"{"packages":[{"name":"bridgehead-tests","dependencies":[
+            {"name":"pxe-contract","kind":"dev"},{"name":"pxe-init","kind":"dev"}]}]}"#;
+        let mut broken = Vec::new();
+        crates(&serde_json::from_str(text).unwrap(), &mut broken);
+        assert_eq!(broken.len(), 1, "{broken:?}");
+        assert!(broken[0].starts_with("bridgehead-tests/Cargo.toml: may not depend on pxe-contract: "));
     }
 }

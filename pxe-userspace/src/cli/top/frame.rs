@@ -1,5 +1,6 @@
 //! One screen, drawn.
 
+use pxe_contract::stage::Stage;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize as _};
@@ -10,24 +11,12 @@ use super::site::{Site, Totals};
 use crate::api::metrics::TIERS;
 use crate::cli::table::size;
 use crate::diagnosis::Why;
-use crate::stage::Stage;
 use crate::text::word;
 
-/// In the order of a boot.
-const STAGES: [Stage; 12] = [
-    Stage::Discover,
-    Stage::Offer,
-    Stage::Request,
-    Stage::Ack,
-    Stage::Loader,
-    Stage::Config,
-    Stage::Kernel,
-    Stage::Initrd,
-    Stage::Stage1,
-    Stage::Image,
-    Stage::Workload,
-    Stage::Failed,
-];
+/// Of a boot, in order. A warning is none.
+fn of_a_boot() -> impl Iterator<Item = Stage> {
+    Stage::ALL.into_iter().filter(|stage| *stage != Stage::Warning)
+}
 
 /// The screen as text.
 pub(super) fn text(site: &Site, rates: &Totals, api: &str, screen: (u16, u16)) -> String {
@@ -41,7 +30,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, site: &Site, rates: &Totals, api: &str
     let [head, alerting, upper, middle, lower] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(alerts),
-        Constraint::Length(STAGES.len() as u16 + 2),
+        Constraint::Length(of_a_boot().count() as u16 + 2),
         Constraint::Min(4),
         Constraint::Length(wanted),
     ])
@@ -100,7 +89,7 @@ fn bars(site: &Site, width: u16) -> Vec<Line<'static>> {
         let line = format!("{:9} {count:5} {}", word(stage), "█".repeat(full));
         Line::styled(line, Style::new().fg(if count > 0 { colour } else { Color::DarkGray }))
     };
-    STAGES.map(bar).to_vec()
+    of_a_boot().map(bar).collect()
 }
 
 fn sent(site: &Site, rates: &Totals) -> Vec<Line<'static>> {

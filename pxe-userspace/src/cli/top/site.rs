@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use pxe_contract::stage::Stage;
 
 use crate::api::documents::Status;
 use crate::api::metrics::TIERS;
 use crate::cli::{AskError, Client};
 use crate::diagnosis::{Kind, Why};
 use crate::machines::Machine;
-use crate::stage::Stage;
 
 #[derive(Clone, Debug)]
 pub(super) struct Site {

@@ -1,5 +1,6 @@
 use jiff::{SignedDuration, Timestamp};
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 
 use super::site::{Site, Totals};
 use super::*;
@@ -8,7 +9,6 @@ use crate::api::tests::Daemon;
 use crate::cli::tests::run;
 use crate::diagnosis::{Cause, Kind, Why};
 use crate::machines::{Fetching, Machine};
-use crate::stage::Stage;
 
 fn site() -> Site {
     let began = Timestamp::UNIX_EPOCH;

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_common::dhcp::Firmware;
+use pxe_contract::stage::Stage;
 
 use super::{Asked, Command, Meta, Server, aliases, parse};
 use crate::diagnosis::Note;
 use crate::pacing::Pacing;
-use crate::stage::Stage;
 use crate::timeline::{Happened, Who};
 
 impl Server {

@@ -1,35 +1,32 @@
 //! What runs on a machine after its loader: Linux with our pxe-init, as far as the network sees it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use pxe_common::Mac;
+use pxe_contract::{paths, settings};
 
 /// The stages that pxe-init reports, in order.
 pub(in super::super) const REPORTS: [&str; 3] = ["stage1", "image", "workload"];
 
 /// Where the node reports, from its kernel's command line; none for kernels that are not ours.
 pub(in super::super) fn appliance<'a>(cmdline: impl IntoIterator<Item = &'a str>) -> Option<SocketAddrV4> {
-    let url = cmdline.into_iter().find_map(|word| word.strip_prefix("bridgehead.url="))?;
-    server(url).map(|(server, _)| server)
+    cmdline.into_iter().find_map(settings::appliance)
 }
 
 /// The server and the path of an `http://` URL with an address in it.
 pub(in super::super) fn server(url: &str) -> Option<(SocketAddrV4, &str)> {
-    let rest = url.strip_prefix("http://")?;
-    let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
-    let server = match host.parse::<Ipv4Addr>() {
-        Ok(address) => SocketAddrV4::new(address, 80),
-        Err(_) => host.parse().ok()?,
-    };
-    Some((server, path))
+    let host = url.strip_prefix("http://")?;
+    let (server, path) = host.find('/').map_or((url, "/"), |at| url.split_at(url.len() - host.len() + at));
+    Some((settings::endpoint(server)?, path))
 }
 
 /// A report as pxe-init sends it (pxe-init/src/report.rs).
 pub(in super::super) fn report(to: SocketAddrV4, mac: Mac, stage: &str, uptime: f64) -> Vec<u8> {
     let body = format!(r#"{{"mac":"{mac}","stage":"{stage}","detail":"storm","uptime":{uptime:.3}}}"#);
     format!(
-        "POST /node/report HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\n\
+        "POST {} HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        paths::node::REPORT,
         body.len()
     )
     .into_bytes()

@@ -1,10 +1,12 @@
 //! What the software on a machine does next: GRUB after the ROM, or iPXE's script, then Linux.
 
+use pxe_contract::paths;
+use pxe_contract::stage::Stage;
+
 use super::super::contents::Sink;
 use super::super::firmware::{grub, ipxe, node};
 use super::super::link::MS;
 use super::{Files, Grub, Machine, Software, Task, World};
-use crate::stage::Stage;
 
 impl Machine {
     pub(super) fn start_grub(&mut self, world: &mut World<'_>) {
@@ -108,7 +110,7 @@ impl Machine {
         };
         let uptime = world.now.saturating_sub(self.powered_on) as f64 / 1e9;
         let request = node::report(to, self.identity.mac, stage, uptime);
-        self.exchange(to, "/node/report", request, Sink::keep(), world);
+        self.exchange(to, paths::node::REPORT, request, Sink::keep(), world);
     }
 
     /// The loader says why it can't go on, and begins again from its configuration after a while.

@@ -1,0 +1,53 @@
+//! What appliance, node and simulator say to one another, written once: every document, word and path that one of
+//! them writes and another one reads. The loader will be the fourth.
+//!
+//! Shapes only. There is no I/O, no clock and no network here (`no_std` sees to that), and nothing that decides: a side
+//! that writes fills a type in, a side that reads gets the same type. serde gives the documents their JSON; which
+//! library writes it is each side's affair.
+//!
+//! | written by | what | read by |
+//! | --- | --- | --- |
+//! | appliance | [`settings`], in words of a [`cmdline`]; [`paths`] in grub.cfg and iPXE scripts | node, loader, simulator |
+//! | appliance | [`image`]: `/image.json`; [`blocks`] behind a SquashFS | node |
+//! | appliance | [`ticket`], [`storage`], [`rescue`]: the files of a machine's own initrd | node |
+//! | node | [`ticket`], [`report`], [`console`], [`rescue`], [`engine`], [`storage`], [`round`]: requests | appliance |
+//! | appliance | answers to these; [`failure`] when there is none | node |
+//! | appliance | [`symbols`]: packets of a multicast round | node |
+//! | appliance | [`stage`]: how far a machine is | people, simulator |
+//! | set-up, appliance | [`modules`]: what is in stage 1 | node |
+//!
+//! # Versions
+//!
+//! Two sides of different versions meet every day. A node goes on running while its appliance is upgraded, so a newer
+//! appliance hears an older node. An image that was added before an upgrade has the older pxe-init in its stage 1, so an
+//! older node reads what a newer appliance writes. After a downgrade it is the other way round. Hence the rules for
+//! changing anything here:
+//!
+//! 1. **What a released version wrote can be read for ever**, and means what it meant. A new field is optional: absent
+//!    (`#[serde(default)]`, an `Option`) it means what was so before there was such a field. No field that a released
+//!    reader asks for is left out, renamed or given another meaning; that takes a new field, or a new path.
+//! 2. **Unknown fields and words are passed over**, so that a newer side may say more than an older one understands. Only
+//!    what may be ignored can be said that way.
+//! 3. **Where ignoring would do harm, what is unknown is an error.** That is so of [`storage::Storage`]: it says what is
+//!    written to disks, and half of it is worse than nothing. It is so of values everywhere: an unknown `on-exit`, an
+//!    unknown stage of a report.
+//! 4. **An error is in words**, and names the field, or the word and what was expected in its place. A node that can't
+//!    read a document says that the two sides are of different versions; an appliance that can't read a request
+//!    answers 400, or 404 where it knows no such path, with a [`failure::ErrorDocument`] whose words the node repeats on
+//!    its console.
+//! 5. **New documents get new paths.** An older appliance answers 404, and the node goes on without, or fails in words.
+//!
+//! `golden/VERSION/` has the documents of each released version, as its own writers wrote them. The crate's tests read
+//! every version's, and write the present one's byte by byte (`tests/golden.rs` says how a version is recorded).
+//! docs/decisions/018-contract.md has the reasons.
+#![no_std]
+#![deny(missing_docs)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod cmdline;
+pub mod paths;
+pub mod settings;
+pub mod stage;

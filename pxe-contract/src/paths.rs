@@ -1,0 +1,200 @@
+//! Paths: of what the appliance makes for loaders and nodes, of a node's requests, and of the files that a node finds in
+//! its initrds.
+//!
+//! A machine's MAC is text in a path. What holds it on either side is that side's type `M`.
+
+use alloc::borrow::ToOwned as _;
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use core::fmt;
+use core::str::FromStr;
+
+/// GRUB for BIOS machines.
+pub const GRUB_BIOS: &str = "grub/i386-pc.0";
+/// GRUB for UEFI x86-64 machines.
+pub const GRUB_EFI_X64: &str = "grub/x86_64-efi.efi";
+
+/// What a node asks the appliance, by POST. By TLS, but for a boot that has no session.
+pub mod node {
+    /// A token for a certificate ([`crate::ticket::SessionRequest`]).
+    pub const SESSION: &str = "/node/session";
+    /// How the boot fares ([`crate::report::Report`]).
+    pub const REPORT: &str = "/node/report";
+    /// A boot that is held: 200 while it is to stay so, 204 when it is to go on ([`crate::rescue::Standing`]).
+    pub const HELD: &str = "/node/held";
+    /// A boot that failed: 200 while it is to stay so, 204 when it is to boot again ([`crate::rescue::Standing`]).
+    pub const FAILED: &str = "/node/failed";
+    /// What the console said ([`crate::console::Batch`]).
+    pub const CONSOLE: &str = "/node/console";
+    /// What the workload wrote ([`crate::console::Batch`]).
+    pub const LOGS: &str = "/node/logs";
+    /// A certificate for a Docker engine ([`crate::engine::PapersRequest`]).
+    pub const ENGINE: &str = "/node/engine";
+    /// Keys of encrypted volumes ([`crate::storage::KeysRequest`]).
+    pub const STORAGE_KEYS: &str = "/node/storage-keys";
+}
+
+/// What a node finds in the root of its initrds.
+pub mod file {
+    /// What the image is and what runs in it ([`crate::image::Description`]); in a boot of two stages it is in the
+    /// SquashFS.
+    pub const IMAGE_DESCRIPTION: &str = "/image.json";
+    /// The image's root file system.
+    pub const IMAGE: &str = "/image";
+    /// This boot's own ([`crate::ticket::Ticket`]).
+    pub const TICKET: &str = "/bridgehead.json";
+    /// What the disks are to hold ([`crate::storage::Storage`]), where there is a plan.
+    pub const STORAGE: &str = "/storage.json";
+    /// How somebody logs in to a boot that stands still ([`crate::rescue::Login`]), where that is wanted.
+    pub const RESCUE: &str = "/rescue.json";
+
+    /// Its name in an archive that is unpacked into the root.
+    pub fn name(path: &'static str) -> &'static str {
+        path.trim_start_matches('/')
+    }
+}
+
+/// Where a node asks for a multicast round of an image's second stage ([`crate::round::Reception`]).
+pub fn round(sha256: &str) -> String {
+    format!("/carousel/{sha256}")
+}
+
+/// What a path that the appliance answers itself stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Generated<M> {
+    /// A loader image: its name below the assets.
+    Loader(&'static str),
+    /// grub.cfg for this machine. GRUB asks for `grub.cfg-01-MAC` first (01 is Ethernet's ARP
+    /// hardware type), so answering that saves it twelve further requests.
+    GrubConfig(M),
+    /// The plain `grub.cfg`: whoever asks, known by address.
+    GrubConfigByAddress,
+    /// An iPXE script for this machine.
+    IpxeScript(M),
+    /// The tools and drivers for storage plans.
+    StorageTools,
+    /// What this machine alone is told, for one boot.
+    Node(M),
+    /// dropbear, for shells over SSH.
+    RescueTools,
+    /// Part of an image.
+    Image {
+        /// The SHA-256 of the part, in hexadecimal.
+        digest: String,
+        /// Which part.
+        part: ImagePart,
+    },
+}
+
+/// A file that is made of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImagePart {
+    /// The kernel.
+    Kernel,
+    /// pxe-init with BusyBox and modules: an initrd.
+    Stage1,
+    /// The root file system as an initrd.
+    Rootfs,
+    /// The root file system as a SquashFS.
+    Stage2,
+}
+
+impl ImagePart {
+    const ALL: [Self; 4] = [Self::Kernel, Self::Stage1, Self::Rootfs, Self::Stage2];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Stage1 => "stage1",
+            Self::Rootfs => "image",
+            Self::Stage2 => "stage2",
+        }
+    }
+}
+
+impl<M: FromStr> Generated<M> {
+    /// Reads a path without a leading slash; `None` means that it is not one of ours.
+    pub fn parse(path: &str) -> Option<Self> {
+        if let Some(name) = path.strip_prefix("grub/") {
+            return match name {
+                "grub.cfg" => Some(Self::GrubConfigByAddress),
+                _ if path == GRUB_BIOS => Some(Self::Loader(GRUB_BIOS)),
+                _ if path == GRUB_EFI_X64 => Some(Self::Loader(GRUB_EFI_X64)),
+                _ => name.strip_prefix("grub.cfg-01-")?.parse().ok().map(Self::GrubConfig),
+            };
+        }
+        let rest = path.strip_prefix("boot/")?;
+        if let Some(name) = rest.strip_prefix("ipxe/") {
+            return name.strip_suffix(".ipxe")?.parse().ok().map(Self::IpxeScript);
+        }
+        if rest == "storage/tools" {
+            return Some(Self::StorageTools);
+        }
+        if let Some(mac) = rest.strip_prefix("node/") {
+            return mac.parse().ok().map(Self::Node);
+        }
+        if rest == "rescue/tools" {
+            return Some(Self::RescueTools);
+        }
+        let (digest, name) = rest.split_once('/')?;
+        let part = ImagePart::ALL.into_iter().find(|p| p.name() == name)?;
+        let is_digest = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
+        is_digest.then(|| Self::Image { digest: digest.to_ascii_lowercase(), part })
+    }
+}
+
+/// Without a leading slash.
+impl<M: fmt::Display> fmt::Display for Generated<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loader(path) => f.write_str(path),
+            Self::GrubConfig(mac) => write!(f, "grub/grub.cfg-01-{}", mac.to_string().replace(':', "-")),
+            Self::GrubConfigByAddress => f.write_str("grub/grub.cfg"),
+            Self::IpxeScript(mac) => write!(f, "boot/ipxe/{mac}.ipxe"),
+            Self::StorageTools => f.write_str("boot/storage/tools"),
+            Self::Node(mac) => write!(f, "boot/node/{mac}"),
+            Self::RescueTools => f.write_str("boot/rescue/tools"),
+            Self::Image { digest, part } => write!(f, "boot/{digest}/{}", part.name()),
+        }
+    }
+}
+
+/// Where a node fetches the second stage with this SHA-256.
+pub fn stage2(sha256: &str) -> String {
+    let image = Generated::<&str>::Image { digest: sha256.to_owned(), part: ImagePart::Stage2 };
+    format!("/{image}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: &str = "52:54:00:77:00:01";
+    const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn paths_read_back_and_nothing_else_does() {
+        for path in [
+            Generated::Loader(GRUB_BIOS),
+            Generated::GrubConfigByAddress,
+            Generated::IpxeScript(MAC.to_owned()),
+            Generated::StorageTools,
+            Generated::Node(MAC.to_owned()),
+            Generated::RescueTools,
+            Generated::Image { digest: DIGEST.into(), part: ImagePart::Rootfs },
+        ] {
+            assert_eq!(Generated::parse(&path.to_string()), Some(path));
+        }
+        for other in ["grub/grub.cfg-0A4D000B", "grub/x", "boot/abc/kernel", "boot/storage/x", "boot", ""] {
+            assert_eq!(Generated::<String>::parse(other), None, "{other}");
+        }
+        let long = format!("boot/{DIGEST}/kernel/x");
+        assert_eq!(Generated::<String>::parse(&long), None);
+    }
+
+    #[test]
+    fn stage_2_is_a_part_of_an_image() {
+        let image = Generated::Image { digest: DIGEST.into(), part: ImagePart::Stage2 };
+        assert_eq!(Generated::<String>::parse(&stage2(DIGEST)[1..]), Some(image));
+    }
+}
