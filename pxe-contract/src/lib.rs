@@ -48,6 +48,15 @@ extern crate alloc;
 extern crate std;
 
 pub mod cmdline;
+pub mod console;
+pub mod engine;
+pub mod failure;
+pub mod hex;
 pub mod paths;
+pub mod report;
+pub mod rescue;
 pub mod settings;
 pub mod stage;
+pub mod storage;
+mod text;
+pub mod ticket;

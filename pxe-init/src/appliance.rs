@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pxe_contract::failure::ErrorDocument;
 use pxe_contract::settings::Settings;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -124,9 +125,10 @@ impl PartialEq for Appliance {
 
 /// The words of a refusal: the appliance's errors are documents with words in them.
 pub(crate) fn words(status: u16, body: &str) -> String {
-    let document = serde_json::from_str::<serde_json::Value>(body).ok();
-    let words = document.and_then(|document| Some(document.get("error")?.as_str()?.to_owned()));
-    words.unwrap_or_else(|| format!("HTTP status {status}"))
+    match serde_json::from_str(body) {
+        Ok(ErrorDocument { error, .. }) => error,
+        Err(_) => format!("HTTP status {status}"),
+    }
 }
 
 /// One connection.

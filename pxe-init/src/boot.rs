@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
+use pxe_contract::cmdline;
 use pxe_contract::paths::file;
+use pxe_contract::report::Reported;
 use pxe_contract::settings::{OnExit, Settings, SettingsError, rescue_wanted};
 
 use crate::appliance::Told;
@@ -24,14 +26,14 @@ use crate::netconsole;
 use crate::output;
 use crate::power;
 use crate::renewal::Renewal;
-use crate::report::{Reporter, Stage};
+use crate::report::Reporter;
 use crate::rescue;
 use crate::say;
 use crate::stage2::{self, Came, Stage2Error};
 use crate::steps::Steps;
 use crate::storage::{self, StorageError};
 use crate::supervise::{Ended, Happening, Power, Supervisor};
-use crate::ticket::{Ticket, TicketError};
+use crate::ticket::{self, TicketError};
 use crate::workload::{self, StartError};
 
 /// Runs the node. The first process never returns.
@@ -92,8 +94,9 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
     let _ = set_cad_enabled(false);
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::CommandLine)?;
-    let ticket = Ticket::take();
-    let cmdline = ticket.as_ref().map_or(cmdline.clone(), |ticket| ticket.settle(&cmdline));
+    let ticket = ticket::take();
+    let cmdline =
+        ticket.as_ref().map_or(cmdline.clone(), |ticket| cmdline::append(&cmdline, &ticket.settings));
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
         // The network as far as it goes: it is what a rescue is often about.
@@ -120,7 +123,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
             return Err(error.into());
         }
     };
-    let session = ticket.and_then(|ticket| ticket.trade(&told.settings.mac));
+    let session = ticket.and_then(|ticket| ticket::trade(ticket, &told.settings.mac));
     steps.done("session");
     // Without a session it can still be said why there is none.
     told.appliance = session.as_ref().ok().map(|(_, appliance)| appliance.clone()).or(told.appliance);
@@ -131,7 +134,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let (session, _) = session?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let detail = format!("Linux {}, {}", release.trim(), steps.take());
-    reporter.reached_after(Stage::Stage1, detail, steps.all());
+    reporter.reached_after(Reported::Stage1, detail, steps.all());
 
     if settings.boot.hold {
         rescue::hold(supervisor, reporter, told);
@@ -153,12 +156,12 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     steps.done("root");
     let digest = &image.description.digest;
     match came {
-        None => reporter.reached(Stage::Image, digest),
+        None => reporter.reached(Reported::Image, digest),
         Some(Came { how, bytes, took }) => reporter.fetched(format!("{digest}, {how}"), bytes, took),
     }
     if let Some(mounted) = storage::bring_up(&image, told)? {
         say!("{mounted}");
-        reporter.reached(Stage::Image, mounted);
+        reporter.reached(Reported::Image, mounted);
         steps.done("storage");
     }
 
@@ -278,8 +281,8 @@ impl Node<'_> {
         say!("{} runs: {}", description.reference, description.argv.join(" "));
         // Where it is a Docker engine, the appliance knows when the workloads run in it.
         let (stage, what) = match self.told.settings.boot.engine {
-            true => (Stage::Image, "its Docker engine starts"),
-            false => (Stage::Workload, description.reference.as_str()),
+            true => (Reported::Image, "its Docker engine starts"),
+            false => (Reported::Workload, description.reference.as_str()),
         };
         match self.steps.take() {
             Some(mut steps) => {
@@ -301,7 +304,7 @@ impl Node<'_> {
             None => {}
             Some(Change::Healthy) => {
                 say!("the workload is healthy");
-                self.reporter.reached(Stage::Workload, "healthy");
+                self.reporter.reached(Reported::Workload, "healthy");
             }
             Some(Change::Unhealthy(why)) => {
                 say!("the workload is unhealthy: {why}");

@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pxe_contract::console::{LINES_MAX, Said, Source};
 use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
 use crate::netconsole;
-use crate::ship::{LINES_MAX, Line, PAUSE, Sender, Source};
+use crate::ship::{PAUSE, Sender, said};
 
 /// Our own lines that wait at most: without an appliance nobody takes them.
 const OWN_MAX: usize = 1024;
@@ -38,7 +39,7 @@ pub fn say(words: fmt::Arguments<'_>) {
         own.lines.pop_front();
         own.lost += 1;
     }
-    own.lines.push_back(Line::now(Source::Stage1, text));
+    own.lines.push_back(said(Source::Stage1, text));
     drop(own);
     wake();
 }
@@ -89,7 +90,7 @@ pub(crate) fn flush(at_most: Duration) {
 
 /// Our own lines, and how often the thread found nothing to send.
 struct Own {
-    lines: VecDeque<Line>,
+    lines: VecDeque<Said>,
     lost: usize,
     idle: u64,
 }
@@ -125,19 +126,19 @@ impl Shipper {
             IDLE.notify_all();
             self.wait();
         } else {
-            self.sender.send(&lines);
+            self.sender.send(lines);
             std::thread::sleep(PAUSE);
         }
     }
 
     /// What there is by now, in the order in which it was said.
-    fn collect(&mut self) -> Vec<Line> {
+    fn collect(&mut self) -> Vec<Said> {
         let mut lines = self.messages.as_mut().map(messages).unwrap_or_default();
         let mut own = own();
         if own.lost > 0 {
             let text = format!("bridgehead: {} lines of stage 1 were lost here", own.lost);
             own.lost = 0;
-            lines.push(Line { uptime: own.lines[0].uptime, ..Line::now(Source::Stage1, text) });
+            lines.push(Said { uptime: own.lines[0].uptime, ..said(Source::Stage1, text) });
         }
         let room = LINES_MAX.min(own.lines.len());
         lines.extend(own.lines.drain(..room));
@@ -154,7 +155,7 @@ impl Shipper {
 }
 
 /// The kernel's messages that were not read yet, a batch at most. Each read gives one.
-fn messages(device: &mut File) -> Vec<Line> {
+fn messages(device: &mut File) -> Vec<Said> {
     let mut lines = Vec::new();
     let mut record = [0; 8192];
     while lines.len() < LINES_MAX {
@@ -171,12 +172,12 @@ fn messages(device: &mut File) -> Vec<Line> {
 
 /// `6,339,5140900,-;text`, then lines of a device's properties that begin with a space
 /// (Documentation/ABI/testing/dev-kmsg).
-fn message(record: &str) -> Option<Line> {
+fn message(record: &str) -> Option<Said> {
     let (prefix, rest) = record.split_once(';')?;
     let mut fields = prefix.split(',');
     let priority: u32 = fields.next()?.parse().ok()?;
     let microseconds: u64 = fields.nth(1)?.parse().ok()?;
-    Some(Line {
+    Some(Said {
         uptime: microseconds as f64 / 1e6,
         from: Source::Kernel,
         level: Some((priority & 7) as u8),

@@ -7,12 +7,12 @@ use std::io::{self, Write as _};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use pem::Pem;
+use pxe_contract::engine::{PapersAnswer, PapersRequest};
+use pxe_contract::hex;
 use pxe_contract::paths::node;
 use ring::rand::SystemRandom;
-use serde::Deserialize;
 
 use crate::appliance::{Told, words};
-use crate::fetch::hex;
 use crate::image::Image;
 use crate::request;
 
@@ -30,13 +30,6 @@ pub(crate) enum EngineError {
     Write { path: String, source: io::Error },
 }
 
-/// What the appliance answers, both in PEM.
-#[derive(Deserialize)]
-struct Papers {
-    authority: String,
-    certificate: String,
-}
-
 /// Where the image's start script looks, on the image's /run, a tmpfs.
 const DIRECTORY: &str = "run/bridgehead";
 
@@ -45,9 +38,10 @@ pub(crate) fn enroll(image: &Image, told: &Told) -> Result<(), EngineError> {
     let Told { settings, appliance } = told;
     let appliance = appliance.as_ref().ok_or(EngineError::NoAppliance)?;
     let (key, request) = request::make(&SystemRandom::new()).map_err(|_| EngineError::Key)?;
-    let body = serde_json::json!({ "mac": settings.mac, "request": hex(&request) }).to_string();
-    let answer = appliance.exchange(node::ENGINE, body.as_bytes()).map_err(EngineError::Unreachable)?;
-    let papers: Papers = match answer {
+    let asked = PapersRequest { mac: &settings.mac, request: hex::encode(&request) };
+    let body = serde_json::to_vec(&asked).expect("it has only text keys");
+    let answer = appliance.exchange(node::ENGINE, &body).map_err(EngineError::Unreachable)?;
+    let papers: PapersAnswer = match answer {
         (200, body) => serde_json::from_str(&body).map_err(|e| EngineError::Refused(e.to_string()))?,
         (status, body) => return Err(EngineError::Refused(words(status, &body))),
     };

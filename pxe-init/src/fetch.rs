@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
+use pxe_contract::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::appliance::{Appliance, Connection, PATIENCE};
@@ -74,7 +75,7 @@ pub(crate) fn fetch(remote: &Remote, older: &[File], into: &mut impl Write) -> R
             None => source.range(made.at..made.at + len, |bytes| made.put(bytes))?,
         }
     }
-    let found = hex(&made.hash.finalize());
+    let found = hex::encode(&made.hash.finalize());
     if found != remote.sha256 {
         return Err(FetchError::Digest { found, expected: remote.sha256.clone() });
     }
@@ -117,7 +118,7 @@ pub(crate) fn sha256(mut file: impl io::Read) -> io::Result<String> {
     let mut piece = vec![0; PIECE];
     loop {
         match file.read(&mut piece)? {
-            0 => return Ok(hex(&hash.finalize())),
+            0 => return Ok(hex::encode(&hash.finalize())),
             len => hash.update(&piece[..len]),
         }
     }
@@ -326,10 +327,6 @@ fn part(head: &str) -> Option<Part> {
 /// `HTTP/1.1 204 No Content`
 pub(crate) fn status(head: &str) -> Option<u16> {
     head.lines().next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.trim().parse().ok()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, fchdir, pipe2};
+use pxe_contract::report::Reported;
 use pxe_contract::settings::Settings;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ use crate::console;
 use crate::image::{Description, Image};
 use crate::program::{self, ProgramError};
 use crate::renewal::Renewal;
-use crate::report::{Reporter, Stage};
+use crate::report::Reporter;
 use crate::say;
 use crate::supervise::{Happening, Supervisor};
 use crate::system::unblock_signals;
@@ -175,7 +176,7 @@ pub fn stay(words: &str) -> io::Result<()> {
     let settings = Settings::parse(&cmdline).map_err(io::Error::other)?;
     let appliance = session.open().map_err(io::Error::other)?;
     let reporter = Reporter::start(Some(appliance), &settings.mac);
-    reporter.reached(Stage::Workload, words);
+    reporter.reached(Reported::Workload, words);
     let mut renewal = Renewal::new(&settings);
     loop {
         match supervisor.next(renewal.due()) {

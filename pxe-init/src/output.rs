@@ -23,11 +23,12 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use pxe_contract::console::{LINES_MAX, Said, Source};
 use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
 use crate::console::RAW;
-use crate::ship::{LINES_MAX, Line, PAUSE, Sender, Source};
+use crate::ship::{PAUSE, Sender, said};
 
 /// A longer line is sent in pieces.
 const LINE_MAX: usize = 1024;
@@ -52,7 +53,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// A terminal behind `console`. Its lines go to `keep`.
-    pub fn open(console: &Path, keep: impl FnMut(Line) + Send + 'static) -> io::Result<Self> {
+    pub fn open(console: &Path, keep: impl FnMut(Said) + Send + 'static) -> io::Result<Self> {
         let pty = openpty(None, None)?;
         let far = File::from(pty.master);
         fcntl(&far, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -108,7 +109,7 @@ struct Relay<F> {
     lines: Lines,
 }
 
-impl<F: FnMut(Line)> Relay<F> {
+impl<F: FnMut(Said)> Relay<F> {
     fn run(&mut self) {
         let mut buffer = [0; 8192];
         loop {
@@ -249,7 +250,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn take(&mut self, bytes: &[u8]) -> Vec<Line> {
+    fn take(&mut self, bytes: &[u8]) -> Vec<Said> {
         self.bytes.extend(bytes);
         let mut lines = Vec::new();
         let mut rest = self.bytes.as_slice();
@@ -279,7 +280,7 @@ impl Lines {
     }
 
     /// The line that is not finished, when it has waited long enough or nothing more will come.
-    fn unfinished(&mut self, at_once: bool) -> Option<Line> {
+    fn unfinished(&mut self, at_once: bool) -> Option<Said> {
         self.due().filter(|due| at_once || *due <= Instant::now())?;
         self.since = None;
         let end = if at_once { self.bytes.len() } else { whole(&self.bytes) };
@@ -288,10 +289,10 @@ impl Lines {
     }
 }
 
-fn output_line(bytes: &[u8], partial: bool) -> Line {
+fn output_line(bytes: &[u8], partial: bool) -> Said {
     // A terminal puts a carriage return before each line feed.
     let bytes = bytes.strip_suffix(b"\r").filter(|_| !partial).unwrap_or(bytes);
-    Line { partial, ..Line::now(Source::Workload, String::from_utf8_lossy(bytes).into_owned()) }
+    Said { partial, ..said(Source::Workload, String::from_utf8_lossy(bytes).into_owned()) }
 }
 
 /// How much of this ends with a whole character.
@@ -306,7 +307,7 @@ fn whole(bytes: &[u8]) -> usize {
 /// Lines for the appliance.
 #[derive(Default)]
 struct Waiting {
-    lines: VecDeque<Line>,
+    lines: VecDeque<Said>,
     bytes: usize,
     lost: u64,
     sending: bool,
@@ -324,7 +325,7 @@ fn waiting() -> MutexGuard<'static, Waiting> {
 
 impl Waiting {
     /// The last lines are the ones that tell why something ended: when there are too many, the oldest go.
-    fn push(&mut self, line: Line) {
+    fn push(&mut self, line: Said) {
         self.bytes += cost(&line);
         self.lines.push_back(line);
         while self.bytes > WAITING_MAX
@@ -336,14 +337,14 @@ impl Waiting {
         CHANGED.notify_all();
     }
 
-    fn batch(&mut self) -> Vec<Line> {
+    fn batch(&mut self) -> Vec<Said> {
         let mut lines = Vec::new();
         if self.lost > 0 {
             let text = format!(
                 "bridgehead: {} lines were dropped here: they came faster than they are sent",
                 self.lost
             );
-            lines.push(Line::now(Source::Stage1, text));
+            lines.push(said(Source::Stage1, text));
             self.lost = 0;
         }
         let count = self.lines.len().min(LINES_MAX - lines.len());
@@ -354,7 +355,7 @@ impl Waiting {
 }
 
 /// A line as it is sent is its text and some 60 bytes of JSON.
-fn cost(line: &Line) -> usize {
+fn cost(line: &Said) -> usize {
     line.text.len() + 64
 }
 
@@ -368,8 +369,8 @@ fn ship(sender: &mut Sender) -> ! {
         waiting.sending = true;
         let lines = waiting.batch();
         drop(waiting);
-        sender.send(&lines);
         let bytes: usize = lines.iter().map(cost).sum();
+        sender.send(lines);
         let pause = PAUSE.max(Duration::from_secs_f64(bytes as f64 / RATE as f64));
         let deadline = Instant::now() + pause;
         let mut waiting = self::waiting();
@@ -385,7 +386,7 @@ fn ship(sender: &mut Sender) -> ! {
 mod tests {
     use super::*;
 
-    fn texts(lines: &[Line]) -> Vec<(&str, bool)> {
+    fn texts(lines: &[Said]) -> Vec<(&str, bool)> {
         lines.iter().map(|line| (line.text.as_str(), line.partial)).collect()
     }
 
@@ -420,7 +421,7 @@ mod tests {
     fn too_many_lines_lose_the_oldest_and_say_how_many() {
         let mut waiting = Waiting::default();
         for n in 0..20_000 {
-            waiting.push(Line::now(Source::Workload, n.to_string()));
+            waiting.push(said(Source::Workload, n.to_string()));
         }
         assert!(waiting.bytes <= WAITING_MAX);
         let kept = waiting.lines.len();

@@ -5,47 +5,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use pxe_contract::paths::node;
-use serde::Serialize;
+use pxe_contract::report::{Report, Reported};
 
 use crate::appliance::Appliance;
 use crate::say;
-
-/// A stage of the node's part of the boot, as the appliance's timeline names it.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Stage {
-    /// This process runs and has a network.
-    Stage1,
-    /// The image's root file system is there and is the expected one.
-    Image,
-    /// The workload's program was started.
-    Workload,
-    /// The workload's first process ended.
-    Exited,
-    /// The boot can't go on.
-    Failed,
-}
-
-/// The body of `POST /node/report`.
-#[derive(Clone, Debug, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Report {
-    mac: String,
-    stage: Option<Stage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-    /// Of what was fetched, and seconds that it took.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cause: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exit_code: Option<i32>,
-    /// Seconds since the kernel started.
-    uptime: f64,
-}
 
 /// Takes reports. Cloning it is cheap; one without an appliance takes them and does nothing.
 #[derive(Clone)]
@@ -56,7 +19,7 @@ pub(crate) struct Reporter {
 
 #[derive(Clone)]
 struct Queue {
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<Report<String>>,
     unsent: Arc<(Mutex<usize>, Condvar)>,
 }
 
@@ -64,7 +27,7 @@ impl Reporter {
     /// Starts the thread that sends to `appliance`.
     pub(crate) fn start(appliance: Option<Appliance>, mac: &str) -> Self {
         let queue = appliance.and_then(|appliance| {
-            let (reports, queued) = mpsc::channel::<Report>();
+            let (reports, queued) = mpsc::channel::<Report<String>>();
             let unsent = Arc::new((Mutex::new(0), Condvar::new()));
             let sent = Arc::clone(&unsent);
             let send = move || {
@@ -82,37 +45,37 @@ impl Reporter {
     }
 
     /// The node reached a stage.
-    pub(crate) fn reached(&self, stage: Stage, detail: impl Into<String>) {
-        self.send(stage, Report { detail: Some(detail.into()), ..Report::default() });
+    pub(crate) fn reached(&self, stage: Reported, detail: impl Into<String>) {
+        self.send(Report { detail: Some(detail.into()), ..self.report(stage) });
     }
 
     /// The same, so long after this process's first instruction.
-    pub(crate) fn reached_after(&self, stage: Stage, detail: String, took: Duration) {
+    pub(crate) fn reached_after(&self, stage: Reported, detail: String, took: Duration) {
         let duration = Some(took.as_secs_f64());
-        self.send(stage, Report { detail: Some(detail), duration, ..Report::default() });
+        self.send(Report { detail: Some(detail), duration, ..self.report(stage) });
     }
 
     /// The image is there, after so many bytes were fetched in this time.
     pub(crate) fn fetched(&self, detail: impl Into<String>, bytes: u64, took: Duration) {
         let (bytes, duration) = (Some(bytes), Some(took.as_secs_f64()));
-        self.send(Stage::Image, Report { detail: Some(detail.into()), bytes, duration, ..Report::default() });
+        self.send(Report { detail: Some(detail.into()), bytes, duration, ..self.report(Reported::Image) });
     }
 
     /// The workload runs, and is not well.
     pub(crate) fn unhealthy(&self, cause: String) {
         let detail = Some("unhealthy".to_owned());
-        self.send(Stage::Workload, Report { detail, cause: Some(cause), ..Report::default() });
+        self.send(Report { detail, cause: Some(cause), ..self.report(Reported::Workload) });
     }
 
     /// The boot can't go on.
     pub(crate) fn failed(&self, cause: impl Into<String>) {
-        self.send(Stage::Failed, Report { cause: Some(cause.into()), ..Report::default() });
+        self.send(Report { cause: Some(cause.into()), ..self.report(Reported::Failed) });
     }
 
     /// The workload ended; `code` as a shell gives it, a signal counting from 128.
     pub(crate) fn exited(&self, code: i32, cause: impl Into<String>) {
         let cause = Some(cause.into());
-        self.send(Stage::Exited, Report { cause, exit_code: Some(code), ..Report::default() });
+        self.send(Report { cause, exit_code: Some(code), ..self.report(Reported::Exited) });
     }
 
     /// Waits until everything was sent, for a while.
@@ -122,9 +85,12 @@ impl Reporter {
         let _ = queue.unsent.1.wait_timeout_while(unsent, at_most, |n| *n > 0);
     }
 
-    fn send(&self, stage: Stage, report: Report) {
+    fn report(&self, stage: Reported) -> Report<String> {
+        Report { uptime: Some(uptime()), ..Report::new(self.mac.clone(), stage) }
+    }
+
+    fn send(&self, report: Report<String>) {
         let Some(queue) = &self.queue else { return };
-        let report = Report { mac: self.mac.clone(), stage: Some(stage), uptime: uptime(), ..report };
         *queue.unsent.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         // The thread holds the other end for as long as this one exists.
         let _ = queue.reports.send(report);
@@ -132,7 +98,7 @@ impl Reporter {
 }
 
 /// Sends one report until the appliance took it or said that it never will.
-fn deliver(appliance: &Appliance, report: &Report) {
+fn deliver(appliance: &Appliance, report: &Report<String>) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
     let mut pause = Duration::from_millis(100);
     loop {
@@ -196,7 +162,7 @@ mod tests {
     fn reports_arrive_in_order_and_are_repeated_until_taken() {
         let (address, served) = appliance(&[503, 204, 400, 204]);
         let reporter = Reporter::start(Some(Appliance::plain(address)), "52:54:00:77:00:01");
-        reporter.reached(Stage::Stage1, "6.1.0");
+        reporter.reached(Reported::Stage1, "6.1.0");
         reporter.failed("refused for good");
         reporter.exited(137, "killed by SIGKILL");
         reporter.flush(Duration::from_secs(10));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use pxe_contract::paths;
+use pxe_contract::rescue::Standing;
 use pxe_contract::settings::OnFailure;
 
 use crate::appliance::Told;
@@ -69,12 +70,11 @@ fn stay(supervisor: &Supervisor, reporter: &Reporter, told: &Told, path: &'stati
         let way_in = ssh.as_ref().map(|ssh| (ssh.host_key.clone(), ssh.logged_in()));
         let ask = move || {
             loop {
-                let mut body = serde_json::json!({ "mac": mac });
-                if let Some((host_key, logged_in)) = &way_in {
-                    body["host-key"] = host_key.as_str().into();
-                    body["logged-in"] = logged_in.load(Ordering::Acquire).into();
-                }
-                if let Ok(204) = appliance.post(path, body.to_string().as_bytes()) {
+                let host_key = way_in.as_ref().map(|(host_key, _)| host_key.clone());
+                let logged_in = way_in.as_ref().map(|(_, logged_in)| logged_in.load(Ordering::Acquire));
+                let standing = Standing { host_key, logged_in, mac: &mac };
+                let body = serde_json::to_vec(&standing).expect("it has only text keys");
+                if let Ok(204) = appliance.post(path, &body) {
                     done.store(true, Ordering::Release);
                     return;
                 }

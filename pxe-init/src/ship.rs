@@ -3,57 +3,16 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use pxe_contract::console::{Batch, Said, Source};
 
 use crate::appliance::Appliance;
 
-/// One batch.
-pub(crate) const LINES_MAX: usize = 256;
 /// Lines that come together go together.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
-/// Who said a line.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Source {
-    Kernel,
-    Stage1,
-    Workload,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Line {
-    /// Seconds since the kernel started.
-    pub(crate) uptime: f64,
-    pub(crate) from: Source,
-    /// The kernel's: 0 (emergency) to 7 (debug).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) level: Option<u8>,
-    /// It goes on in the next one.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) partial: bool,
-    pub text: String,
-}
-
-impl Line {
-    /// What is said now.
-    pub(crate) fn now(from: Source, text: String) -> Self {
-        Self { uptime: uptime(), from, level: None, partial: false, text }
-    }
-}
-
-/// The body of `POST /node/console` and `POST /node/logs`.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Batch<'a> {
-    mac: &'a str,
-    boot: &'a str,
-    /// The first line's number in this boot: a batch that is sent again is known by it.
-    first: u64,
-    /// When this is sent.
-    uptime: f64,
-    lines: &'a [Line],
+/// What is said now.
+pub(crate) fn said(from: Source, text: String) -> Said {
+    Said { uptime: uptime(), from, level: None, partial: false, text }
 }
 
 /// Sends lines to one path of the appliance.
@@ -72,15 +31,17 @@ impl Sender {
     }
 
     /// Sends until the appliance took it, or said that it never will.
-    pub(crate) fn send(&mut self, lines: &[Line]) {
+    pub(crate) fn send(&mut self, lines: Vec<Said>) {
+        let Self { mac, boot, first, .. } = &*self;
+        let (mac, boot, first) = (mac.clone(), boot.clone(), *first);
+        let mut batch = Batch { mac, boot, first, uptime: 0.0, lines };
         let mut pause = PAUSE;
         loop {
-            let Self { mac, boot, first, .. } = &*self;
-            let batch = Batch { mac, boot, first: *first, uptime: uptime(), lines };
+            batch.uptime = uptime();
             let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
             // Nothing is said of a refusal: it would be the next thing to send.
             if let Ok(200..=299 | 400..=499) = self.appliance.post(self.path, &body) {
-                self.first += lines.len() as u64;
+                self.first += batch.lines.len() as u64;
                 return;
             }
             std::thread::sleep(pause);

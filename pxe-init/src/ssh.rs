@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pxe_contract::paths::file;
-use serde::Deserialize;
+use pxe_contract::rescue::Login;
 
 use crate::say;
 use crate::system::unblock_signals;
@@ -23,13 +23,6 @@ const SERVER: &str = "/usr/sbin/dropbear";
 const KEYGEN: &str = "/usr/sbin/dropbearkey";
 const HOST_KEY: &str = "/run/bridgehead-host-key";
 const SHADOW: &str = "/etc/shadow";
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Document {
-    /// As /etc/shadow has it.
-    password_hash: String,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SshError {
@@ -56,8 +49,7 @@ impl Ssh {
     pub(crate) fn start(message: &str) -> Result<Self, SshError> {
         let failed = |what| move |source| SshError::Io { what, source };
         let text = fs::read(DOCUMENT).map_err(failed(DOCUMENT))?;
-        let document: Document = serde_json::from_slice(&text).map_err(SshError::Invalid)?;
-        let hash = document.password_hash;
+        let Login { password_hash: hash } = serde_json::from_slice(&text).map_err(SshError::Invalid)?;
         if !hash.starts_with("$6$") || hash.contains([':', '\n']) {
             return Err(SshError::NoHash);
         }

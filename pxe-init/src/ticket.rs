@@ -8,8 +8,9 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pxe_contract::cmdline;
+use pxe_contract::hex;
 use pxe_contract::paths::{file, node};
+use pxe_contract::ticket::{SessionAnswer, SessionRequest, Ticket};
 use ring::rand::SystemRandom;
 use rustls::client::ClientConfig;
 use rustls::crypto::{CryptoProvider, ring as provider};
@@ -20,7 +21,6 @@ use rustls::{CipherSuite, RootCertStore};
 use serde::{Deserialize, Serialize};
 
 use crate::appliance::{Appliance, words};
-use crate::fetch::hex;
 use crate::request;
 use crate::say;
 use crate::ship::uptime;
@@ -49,18 +49,6 @@ pub(crate) enum TicketError {
     Certificate(String),
 }
 
-/// `/bridgehead.json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) struct Ticket {
-    settings: Vec<String>,
-    appliance: SocketAddrV4,
-    ca: String,
-    token: String,
-    /// Seconds since 1970, when this was made.
-    time: u64,
-}
-
 /// A boot's session. It is in memory only, of this process and of those that it starts.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Session {
@@ -72,38 +60,26 @@ pub(crate) struct Session {
     clock: Clock,
 }
 
-/// What the appliance answers.
-#[derive(Deserialize)]
-struct Answer {
-    certificate: String,
+/// Reads the file, and removes it: the token is nobody else's.
+pub(crate) fn take() -> Result<Ticket, TicketError> {
+    let text = fs::read(FILE).map_err(TicketError::Read)?;
+    fs::remove_file(FILE).map_err(TicketError::Read)?;
+    serde_json::from_slice(&text).map_err(TicketError::Invalid)
 }
 
-impl Ticket {
-    /// Reads the file, and removes it: the token is nobody else's.
-    pub(crate) fn take() -> Result<Self, TicketError> {
-        let text = fs::read(FILE).map_err(TicketError::Read)?;
-        fs::remove_file(FILE).map_err(TicketError::Read)?;
-        serde_json::from_slice(&text).map_err(TicketError::Invalid)
-    }
-
-    /// The command line with this boot's settings behind it, where they count.
-    pub(crate) fn settle(&self, cmdline: &str) -> String {
-        cmdline::append(cmdline, &self.settings)
-    }
-
-    /// Trades the token for a session of the machine's.
-    pub(crate) fn trade(self, mac: &str) -> Result<(Session, Appliance), TicketError> {
-        let Self { appliance, ca, token, time, .. } = self;
-        let clock = Clock::set(time);
-        let random = SystemRandom::new();
-        let (key, request) = request::make(&random).map_err(|_| TicketError::Key)?;
-        let body = serde_json::json!({ "mac": mac, "token": token, "request": hex(&request) }).to_string();
-        let stranger = Appliance::by_tls(appliance, trusting(&ca, clock)?.with_no_client_auth());
-        let certificate = ask(&stranger, appliance, &body)?;
-        let session = Session { appliance, ca, certificate, key: key.as_ref().to_vec(), clock };
-        let known = session.open()?;
-        Ok((session, known))
-    }
+/// Trades the token for a session of the machine's.
+pub(crate) fn trade(ticket: Ticket, mac: &str) -> Result<(Session, Appliance), TicketError> {
+    let Ticket { appliance, ca, token, time, .. } = ticket;
+    let clock = Clock::set(time);
+    let random = SystemRandom::new();
+    let (key, request) = request::make(&random).map_err(|_| TicketError::Key)?;
+    let asked = SessionRequest { mac, request: hex::encode(&request), token };
+    let body = serde_json::to_vec(&asked).expect("it has only text keys");
+    let stranger = Appliance::by_tls(appliance, trusting(&ca, clock)?.with_no_client_auth());
+    let certificate = ask(&stranger, appliance, &body)?;
+    let session = Session { appliance, ca, certificate, key: key.as_ref().to_vec(), clock };
+    let known = session.open()?;
+    Ok((session, known))
 }
 
 impl Session {
@@ -132,13 +108,13 @@ fn trusting(
     Ok(versions.map_err(|error| bad(&error))?.with_root_certificates(roots))
 }
 
-fn ask(stranger: &Appliance, at: SocketAddrV4, body: &str) -> Result<String, TicketError> {
+fn ask(stranger: &Appliance, at: SocketAddrV4, body: &[u8]) -> Result<String, TicketError> {
     let started = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let lost = match stranger.exchange(node::SESSION, body.as_bytes()) {
+        let lost = match stranger.exchange(node::SESSION, body) {
             Ok((200, answer)) => {
-                let answer: Answer =
+                let answer: SessionAnswer =
                     serde_json::from_str(&answer).map_err(|e| TicketError::Refused(e.to_string()))?;
                 return Ok(answer.certificate);
             }
@@ -195,6 +171,7 @@ fn suites() -> CryptoProvider {
 
 #[cfg(test)]
 mod tests {
+    use pxe_contract::cmdline;
     use pxe_contract::settings::Settings;
 
     use super::*;
@@ -207,10 +184,10 @@ mod tests {
         }"#;
         let ticket: Ticket = serde_json::from_str(text).unwrap();
         let line = "bridgehead.mac=52:54:00:77:00:01 bridgehead.address=10.77.0.2/24 bridgehead.name=n1\n";
-        let line = ticket.settle(line);
+        let line = cmdline::append(line, &ticket.settings);
         assert!(!line.contains("secret"));
         assert_eq!(Settings::parse(&line).unwrap().name, "n2");
-        let error = ticket.trade("52:54:00:77:00:01").err().unwrap();
+        let error = trade(ticket, "52:54:00:77:00:01").err().unwrap();
         assert!(matches!(error, TicketError::Authority(_)), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use pxe_contract::hex;
 use serde::Deserialize;
 
 use crate::system::set_xattr;
@@ -24,19 +25,12 @@ impl Xattr {
     /// Gives the attribute to a file that is open as a path (O_PATH): opening a device or FIFO any further
     /// would do more than name it.
     pub(crate) fn set(&self, file: &OwnedFd) -> io::Result<()> {
-        let value = bytes(&self.value).ok_or(io::ErrorKind::InvalidData)?;
+        let value = hex::decode(&self.value).ok_or(io::ErrorKind::InvalidData)?;
         let name = CString::new(self.name.as_str())?;
         // fsetxattr(2) refuses such a descriptor; its name in /proc is as good.
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         set_xattr(&path, &name, &value)
     }
-}
-
-pub(crate) fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
-    let digits = digits?;
-    let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 #[cfg(test)]

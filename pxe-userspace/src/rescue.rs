@@ -8,6 +8,7 @@ use chacha20poly1305::aead::OsRng;
 use chacha20poly1305::aead::rand_core::RngCore as _;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::rescue::Login;
 use sha_crypt::{Sha512Params, sha512_crypt_b64};
 
 /// Machines that are remembered; those that were given a password last.
@@ -60,7 +61,8 @@ impl Rescues {
             let (password, restarted, stands, released) = (Some(password), false, None, false);
             rescues.insert(mac, Rescue { made: now, password, hash, restarted, stands, released });
         }
-        serde_json::json!({ "password-hash": rescues[&mac].hash }).to_string()
+        let login = Login { password_hash: rescues[&mac].hash.clone() };
+        serde_json::to_string(&login).expect("it has only text keys")
     }
 
     /// The machine says that it stands still; with an SSH server whose key is `host_key`, and whether somebody

@@ -38,22 +38,7 @@ pub fn word(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String can't fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// The bytes of hexadecimal digits.
-pub fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    (digits.len().is_multiple_of(2) && digits.iter().all(u8::is_ascii_hexdigit))
-        .then(|| digits.chunks(2).map(byte).collect())?
-}
+pub use pxe_contract::hex::{decode as unhex, encode as hex};
 
 /// Percent-encodes what is not unreserved (RFC 3986 section 2.3) nor in `also`.
 pub fn percent(text: &str, also: &str) -> String {

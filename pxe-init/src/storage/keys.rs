@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use pxe_contract::hex;
 use pxe_contract::paths::node;
-use serde::Deserialize;
+use pxe_contract::storage::{KeysAnswer, KeysRequest};
 
 use crate::appliance::{Appliance, Told, words};
 
@@ -28,13 +29,6 @@ pub(super) struct Keys<'a> {
     received: Option<BTreeMap<String, Vec<u8>>>,
 }
 
-/// What the appliance answers.
-#[derive(Deserialize)]
-struct Answer {
-    /// Hexadecimal, by volume.
-    keys: BTreeMap<String, String>,
-}
-
 impl<'a> Keys<'a> {
     pub(super) fn new(told: &'a Told) -> Self {
         Self { told, received: None }
@@ -51,16 +45,16 @@ impl<'a> Keys<'a> {
 }
 
 fn ask(appliance: &Appliance, mac: &str) -> Result<BTreeMap<String, Vec<u8>>, KeyError> {
-    let body = serde_json::json!({ "mac": mac }).to_string();
-    let exchanged = appliance.exchange(node::STORAGE_KEYS, body.as_bytes());
+    let body = serde_json::to_vec(&KeysRequest { mac }).expect("it has only text keys");
+    let exchanged = appliance.exchange(node::STORAGE_KEYS, &body);
     let (status, body) =
         exchanged.map_err(|source| KeyError::Unreachable { appliance: appliance.to_string(), source })?;
     if status != 200 {
         return Err(KeyError::Refused(words(status, &body)));
     }
     let unreadable = || KeyError::Refused("its answer is not readable".to_owned());
-    let answer: Answer = serde_json::from_str(&body).map_err(|_| unreadable())?;
-    let decoded = answer.keys.into_iter().map(|(volume, hex)| Some((volume, crate::xattr::bytes(&hex)?)));
+    let answer: KeysAnswer = serde_json::from_str(&body).map_err(|_| unreadable())?;
+    let decoded = answer.keys.into_iter().map(|(volume, hex)| Some((volume, hex::decode(&hex)?)));
     decoded.collect::<Option<_>>().ok_or_else(unreadable)
 }
 

@@ -17,8 +17,7 @@ use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
 use crate::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line, Source};
 
-/// 256 lines, as long as the kernel makes them.
-pub(super) const BODY_MAX: usize = 512 * 1024;
+pub(super) use pxe_contract::console::BATCH_MAX as BODY_MAX;
 
 pub(super) async fn take_console(
     State(state): State<BootState>,

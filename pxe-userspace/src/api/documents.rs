@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::failure::ErrorDocument;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageRecord;
@@ -159,12 +160,4 @@ pub enum ImageLine {
     Progress(Progress),
     Done(Box<Image>),
     Failed(ErrorDocument),
-}
-
-/// Every error's body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorDocument {
-    pub error: String,
-    /// What to do.
-    pub hint: String,
 }

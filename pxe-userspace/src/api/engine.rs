@@ -4,29 +4,11 @@
 use axum::Json;
 use axum::extract::{FromRequest as _, Request, State};
 use pxe_common::Mac;
-use serde::{Deserialize, Serialize};
+use pxe_contract::engine::{PapersAnswer, PapersRequest};
 
 use super::session::Speaker;
 use super::{BootState, Failure, Kind, report};
 use crate::text;
-
-/// The body of `POST /node/engine`.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Asked {
-    #[serde(with = "text::mac")]
-    mac: Mac,
-    /// A PKCS #10 request in DER, in hexadecimal.
-    request: String,
-}
-
-/// Both in PEM.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Answer {
-    authority: String,
-    certificate: String,
-}
 
 pub(super) const BODY_MAX: usize = 8 * 1024;
 
@@ -34,10 +16,10 @@ pub(super) async fn papers(
     State(state): State<BootState>,
     speaker: Speaker,
     request: Request,
-) -> Result<Json<Answer>, Failure> {
+) -> Result<Json<PapersAnswer>, Failure> {
     let invalid = |error| Failure::new(Kind::Invalid, error, "docs/api.md shows a request for papers");
-    let Json(Asked { mac, request }) =
-        tokio::time::timeout(report::ARRIVES_WITHIN, Json::<Asked>::from_request(request, &()))
+    let Json(PapersRequest::<Mac> { mac, request }) =
+        tokio::time::timeout(report::ARRIVES_WITHIN, Json::from_request(request, &()))
             .await
             .map_err(|_| invalid("the request did not arrive in time".to_owned()))?
             .map_err(|rejection| invalid(rejection.body_text()))?;
@@ -59,5 +41,5 @@ pub(super) async fn papers(
     let papers =
         state.fleet.papers(&request, &name, speaker.address).map_err(|error| invalid(error.to_string()))?;
     tracing::info!(node = name, "its Docker engine has a certificate for this boot");
-    Ok(Json(Answer { authority: papers.authority, certificate: papers.certificate }))
+    Ok(Json(PapersAnswer { authority: papers.authority, certificate: papers.certificate }))
 }

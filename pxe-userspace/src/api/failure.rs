@@ -3,8 +3,7 @@
 use axum::Json;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-
-use super::documents::ErrorDocument;
+use pxe_contract::failure::ErrorDocument;
 
 /// Why a request could not be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

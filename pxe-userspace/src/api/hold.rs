@@ -6,13 +6,13 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::rescue::Standing;
 use pxe_contract::stage::Stage;
 use serde::Deserialize;
 
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, read};
 use crate::machines::{Hold, Machine};
-use crate::text;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -69,23 +69,11 @@ async fn change(
     tokio::task::spawn_blocking(move || change(&state)).await.map_err(Failure::internal)?.map(Json)
 }
 
-/// The body of `POST /node/held` and `POST /node/failed`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Stopped {
-    #[serde(with = "text::mac")]
-    mac: Mac,
-    /// Of the SSH server, where there is one.
-    host_key: Option<String>,
-    #[serde(default)]
-    logged_in: bool,
-}
-
 /// A machine that is held: 200 while it is to stay where it stopped, 204 when it is to go on.
 pub(super) async fn stopped(
     State(state): State<BootState>,
     speaker: Speaker,
-    body: Result<Json<Stopped>, JsonRejection>,
+    body: Result<Json<Standing<Mac>>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
     let mac = heard(&state, &speaker, body)?.0;
     let stay = tokio::task::spawn_blocking(move || state.holds.stopped(mac)).await;
@@ -96,7 +84,7 @@ pub(super) async fn stopped(
 pub(super) async fn failed(
     State(state): State<BootState>,
     speaker: Speaker,
-    body: Result<Json<Stopped>, JsonRejection>,
+    body: Result<Json<Standing<Mac>>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
     Ok(answer(heard(&state, &speaker, body)?.1))
 }
@@ -105,12 +93,12 @@ pub(super) async fn failed(
 fn heard(
     state: &BootState,
     speaker: &Speaker,
-    body: Result<Json<Stopped>, JsonRejection>,
+    body: Result<Json<Standing<Mac>>, JsonRejection>,
 ) -> Result<(Mac, bool), Failure> {
-    let Json(Stopped { mac, host_key, logged_in }) =
+    let Json(Standing { mac, host_key, logged_in }) =
         body.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "see `POST /node/held` in docs/api.md"))?;
     speaker.is(state, mac)?;
-    Ok((mac, state.rescues.stands(mac, host_key, logged_in, Timestamp::now())))
+    Ok((mac, state.rescues.stands(mac, host_key, logged_in.unwrap_or(false), Timestamp::now())))
 }
 
 fn answer(stay: bool) -> StatusCode {

@@ -6,55 +6,12 @@ use axum::Json;
 use axum::extract::{FromRequest as _, Request, State};
 use axum::http::StatusCode;
 use pxe_common::Mac;
-use serde::Deserialize;
+use pxe_contract::report::Report;
 
 use super::session::Speaker;
 use super::{BootState, Failure, Kind};
 use crate::text;
 use crate::timeline::{Happened, Stage, Who};
-
-/// The body of `POST /node/report`. Unknown keys are for daemons newer than this one.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Report {
-    #[serde(with = "text::mac")]
-    mac: Mac,
-    stage: Reported,
-    detail: Option<String>,
-    cause: Option<String>,
-    /// Of what the node fetched, and seconds that it took.
-    bytes: Option<u64>,
-    duration: Option<f64>,
-    /// Of the workload's first process.
-    exit_code: Option<i32>,
-    /// Seconds since the node's kernel started.
-    uptime: Option<f64>,
-}
-
-/// What only the node itself can know.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Reported {
-    Stage1,
-    Image,
-    Workload,
-    /// The workload's first process ended, for good or ill.
-    Exited,
-    Failed,
-}
-
-impl Reported {
-    /// An exit is no stage of a boot: one in order leaves the node at its last, any other is a failure.
-    fn stage(self, exit_code: Option<i32>) -> Stage {
-        match self {
-            Self::Stage1 => Stage::Stage1,
-            Self::Image => Stage::Image,
-            Self::Workload => Stage::Workload,
-            Self::Exited if exit_code == Some(0) => Stage::Workload,
-            Self::Exited | Self::Failed => Stage::Failed,
-        }
-    }
-}
 
 /// A report is a few words.
 pub(super) const BODY_MAX: usize = 16 * 1024;
@@ -71,7 +28,7 @@ pub(super) async fn report(
     request: Request,
 ) -> Result<StatusCode, Failure> {
     let invalid = |error| Failure::new(Kind::Invalid, error, "docs/api.md shows a report");
-    let Json(report) = tokio::time::timeout(ARRIVES_WITHIN, Json::<Report>::from_request(request, &()))
+    let Json(report) = tokio::time::timeout(ARRIVES_WITHIN, Json::<Report<Mac>>::from_request(request, &()))
         .await
         .map_err(|_| invalid("the report did not arrive in time".to_owned()))?
         .map_err(|rejection| invalid(rejection.body_text()))?;

@@ -9,8 +9,8 @@ use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use pxe_common::Mac;
 use pxe_contract::paths::Generated;
+use pxe_contract::ticket::{SessionAnswer, SessionRequest};
 use rustls::pki_types::CertificateDer;
-use serde::{Deserialize, Serialize};
 
 use super::listener::Shown;
 use super::{BootState, Failure, Kind, files, report};
@@ -81,24 +81,6 @@ pub(super) async fn initrd(
     Ok((headers, initrd))
 }
 
-/// The body of `POST /node/session`.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Asked {
-    #[serde(with = "text::mac")]
-    mac: Mac,
-    token: String,
-    /// A PKCS #10 request in DER, in hexadecimal.
-    request: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Answer {
-    /// PEM.
-    certificate: String,
-}
-
 pub(super) const BODY_MAX: usize = 4096;
 
 pub(super) async fn begin(
@@ -112,13 +94,13 @@ pub(super) async fn begin(
     }
     let invalid = || Failure::new(Kind::Invalid, "this is no request for a session", "docs/api.md shows one");
     // A rejection would quote what it could not read.
-    let asked = tokio::time::timeout(report::ARRIVES_WITHIN, Json::<Asked>::from_request(request, &())).await;
-    let Ok(Ok(Json(Asked { mac, token, request }))) = asked else { return Err(invalid()) };
+    let asked = tokio::time::timeout(report::ARRIVES_WITHIN, Json::from_request(request, &())).await;
+    let Ok(Ok(Json(SessionRequest::<Mac> { mac, token, request }))) = asked else { return Err(invalid()) };
     let request = text::unhex(&request).ok_or_else(invalid)?;
     let (trust, address) = (state.trust.clone(), speaker.address);
     let traded = tokio::task::spawn_blocking(move || trust.trade(mac, address, &token, &request)).await;
     match traded.map_err(Failure::internal)? {
-        Ok(certificate) => Ok(([(header::CACHE_CONTROL, "no-store")], Json(Answer { certificate }))),
+        Ok(certificate) => Ok(([(header::CACHE_CONTROL, "no-store")], Json(SessionAnswer { certificate }))),
         Err(error @ TradeError::Refused(_)) => {
             state
                 .timeline

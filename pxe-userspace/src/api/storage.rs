@@ -1,42 +1,25 @@
 //! The keys of a node's encrypted volumes, for the session of its boot. The answer is the only place that has them.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::header;
 use axum::response::IntoResponse;
 use pxe_common::Mac;
-use serde::{Deserialize, Serialize};
+use pxe_contract::storage::{KeysAnswer, KeysRequest};
 
 use super::session::Speaker;
 use super::{BootState, Failure, Kind};
-use crate::text;
-
-/// The body of `POST /node/storage-keys`.
-#[derive(Deserialize)]
-pub(super) struct Asked {
-    #[serde(with = "text::mac")]
-    mac: Mac,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Answer {
-    /// Hexadecimal, by volume.
-    keys: BTreeMap<String, String>,
-}
 
 pub(super) const BODY_MAX: usize = 1024;
 
 pub(super) async fn keys(
     State(state): State<BootState>,
     speaker: Speaker,
-    asked: Result<Json<Asked>, JsonRejection>,
+    asked: Result<Json<KeysRequest<Mac>>, JsonRejection>,
 ) -> Result<impl IntoResponse, Failure> {
     let invalid = |_| Failure::new(Kind::Invalid, "this is no request for keys", "docs/api.md shows one");
-    let Json(Asked { mac }) = asked.map_err(invalid)?;
+    let Json(KeysRequest { mac }) = asked.map_err(invalid)?;
     speaker.is(&state, mac)?;
     // A boot without a session has none; one with a session is only spoken for by it.
     let none = || {
@@ -47,5 +30,5 @@ pub(super) async fn keys(
     let released = tokio::task::spawn_blocking(move || state.storage.release(&scope)).await;
     let keys = released.map_err(Failure::internal)?.map_err(Failure::internal)?;
     tracing::info!(%mac, volumes = ?keys.keys().collect::<Vec<_>>(), "released the keys of volumes");
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(Answer { keys })))
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(KeysAnswer { keys })))
 }

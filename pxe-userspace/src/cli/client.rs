@@ -3,11 +3,10 @@
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::time::Duration;
 
+use pxe_contract::failure::ErrorDocument;
 use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body};
-
-use crate::api::documents::ErrorDocument;
 
 /// An answer that can't be had.
 #[derive(Debug, thiserror::Error)]

@@ -18,21 +18,11 @@ use tokio::sync::broadcast;
 use crate::text;
 use store::Store;
 
+pub use pxe_contract::console::{Said, Source};
 pub use store::{BOOTS_MAX, ConsoleError};
 
 /// Characters of a line. The kernel's own limit is near (LOG_LINE_MAX).
 const LINE_MAX: usize = 1024;
-
-/// Who said a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Source {
-    Kernel,
-    Stage1,
-    Workload,
-    /// The kernel while it died, by itself.
-    Netconsole,
-}
 
 /// A line of a console, as stored and as `bridgehead console --json` prints it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,31 +47,8 @@ pub struct Line {
     pub text: String,
 }
 
-/// The body of `POST /node/console` and `POST /node/logs`. Unknown keys are for daemons newer than this one.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Batch {
-    #[serde(with = "text::mac")]
-    pub mac: Mac,
-    pub boot: String,
-    /// The first line's number: a batch whose answer was lost comes again.
-    pub first: u64,
-    /// When it was sent.
-    pub uptime: f64,
-    pub lines: Vec<Said>,
-}
-
-/// A line on its way.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Said {
-    pub uptime: f64,
-    pub from: Source,
-    pub level: Option<u8>,
-    #[serde(default)]
-    pub partial: bool,
-    pub text: String,
-}
+/// What a node sends.
+pub type Batch = pxe_contract::console::Batch<Mac>;
 
 /// The consoles' handle. Cloning it is cheap. Methods read and write files.
 #[derive(Clone)]

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::paths::{ImagePart, file};
+use pxe_contract::ticket::Ticket;
 
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
@@ -20,7 +21,6 @@ use crate::rescue::Rescues;
 use crate::storage;
 use crate::timeline::{Happened, Stage, Timeline, Who};
 use crate::trials::Trials;
-use crate::trust::document::Document;
 use crate::trust::{IssueError, Trust};
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
@@ -349,17 +349,17 @@ impl Files for Catalog {
             IssueError::Database(_) => OpenError::Io(io::Error::other(error)),
         })?;
         let appliance = Appliance::from(config);
-        let document = Document {
-            settings: &plan.settings,
-            profile: &profile.name,
+        let ticket = Ticket {
+            settings: plan.settings,
+            profile: profile.name.clone(),
             appliance: SocketAddrV4::new(appliance.address.addr(), appliance.tls_port),
-            ca: self.trust.authority().certificate(),
-            token: &token,
-            time: Timestamp::now().as_second(),
-        }
-        .text();
+            ca: self.trust.authority().certificate().to_owned(),
+            token,
+            time: Timestamp::now().as_second().try_into().unwrap_or_default(),
+        };
+        let ticket = serde_json::to_string_pretty(&ticket).expect("it has only text keys");
         let storage = storage.map(|plan| storage::document::text(plan, &machine.label()));
-        let mut files = vec![(file::name(file::TICKET), document.as_bytes())];
+        let mut files = vec![(file::name(file::TICKET), ticket.as_bytes())];
         files.extend(storage.as_ref().map(|text| (file::name(file::STORAGE), text.as_bytes())));
         let ssh = plan.initrds.contains(&Generated::RescueTools.to_string());
         let rescue = ssh.then(|| self.rescues.document(mac, Timestamp::now()));

@@ -1,12 +1,11 @@
 //! Whom nodes and appliance believe, and why: docs/trust.md.
 //!
-//! A machine that boots loads a small initrd with [`document`] in it, which has the CA's certificate and a token. What
-//! the machine then trades the token for is its session ([`boots`]): a certificate of the appliance's own CA
-//! ([`authority`]).
+//! A machine that boots loads a small initrd with a ticket in it ([`pxe_contract::ticket`]), which has the CA's
+//! certificate and a token. What the machine then trades the token for is its session ([`boots`]): a certificate of the
+//! appliance's own CA ([`authority`]).
 
 pub mod authority;
 pub mod boots;
-pub mod document;
 
 use std::net::Ipv4Addr;
 use std::path::Path;

@@ -1,0 +1,33 @@
+//! Boots that stand still, because they failed or are held: how somebody gets in, and what the node says meanwhile.
+
+use alloc::string::String;
+use core::fmt::Display;
+use core::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// `/rescue.json`: how root logs in by SSH, once.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Login {
+    /// As /etc/shadow has it.
+    pub password_hash: String,
+}
+
+/// The body of `POST /node/held` and `POST /node/failed`. `M` is a MAC address as its holder keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Standing<M> {
+    /// Of the SSH server, where there is one: `SHA256:…`, as ssh shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+    /// Whether somebody has logged in, where there is a server: the password is worth nothing any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logged_in: Option<bool>,
+    /// Who stands still.
+    #[serde(
+        with = "crate::text",
+        bound(serialize = "M: Display", deserialize = "M: FromStr, M::Err: Display")
+    )]
+    pub mac: M,
+}
