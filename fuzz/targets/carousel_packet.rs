@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pxe_common::carousel::{Content, Geometry, Header, SYMBOL_END};
+use pxe_contract::symbols::{Content, Geometry, Header, SYMBOL_END};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((header, payload)) = Header::parse(bytes) else { return };

@@ -7,7 +7,6 @@
 //! * [`wire`]: Ethernet, IPv4 and UDP headers, checksums.
 //! * [`dhcp`]: a request's bytes to what it asks for, and the one builder of offers and acks.
 //! * [`tftp`]: packets, block numbers that wrap, and a transfer's step from ACK to next DATA.
-//! * [`carousel`]: one image to many machines, by multicast.
 //! * [`map`]: the layout of everything that daemon and programs exchange.
 //! * [`verdict`]: what a program decided about a frame, and every reason for letting it pass.
 #![no_std]
@@ -15,7 +14,6 @@
 // The compiler for the kernel programs takes it: aya-ebpf needs as much.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-pub mod carousel;
 mod copy;
 pub mod dhcp;
 pub mod map;

@@ -47,16 +47,21 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod blocks;
 pub mod cmdline;
 pub mod console;
 pub mod engine;
 pub mod failure;
 pub mod hex;
+pub mod image;
+pub mod modules;
 pub mod paths;
 pub mod report;
 pub mod rescue;
+pub mod round;
 pub mod settings;
 pub mod stage;
 pub mod storage;
+pub mod symbols;
 mod text;
 pub mod ticket;

@@ -1,8 +1,12 @@
 use std::convert::Infallible;
+use std::ops::Range;
 
 use proptest::prelude::*;
+use pxe_contract::blocks::{DIGEST, ENTRY, FOOTER};
 
 use super::*;
+
+const MAGIC: &[u8] = b"bhblocks";
 
 /// A file of these blocks, as the daemon would write it, after 7 bytes and before 5.
 pub(crate) fn file(blocks: &[&[u8]]) -> Vec<u8> {

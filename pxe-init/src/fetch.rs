@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
+use pxe_contract::blocks::Blocks;
 use pxe_contract::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::appliance::{Appliance, Connection, PATIENCE};
-use crate::delta::{self, Blocks, Piece, Place};
+use crate::delta::{self, Piece, Place};
 use crate::say;
 
 /// A file on the appliance.

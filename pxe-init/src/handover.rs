@@ -19,12 +19,13 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, fchdir, pipe2};
+use pxe_contract::image::Description;
 use pxe_contract::report::Reported;
 use pxe_contract::settings::Settings;
 use serde::{Deserialize, Serialize};
 
 use crate::console;
-use crate::image::{Description, Image};
+use crate::image::Image;
 use crate::program::{self, ProgramError};
 use crate::renewal::Renewal;
 use crate::report::Reporter;

@@ -7,24 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::Deserialize;
+use pxe_contract::image::HealthCheck;
 
 use crate::image::Image;
 use crate::supervise::Ended;
 use crate::workload;
-
-/// As the image's configuration has it; times in milliseconds.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct HealthCheck {
-    pub argv: Vec<String>,
-    pub interval: u64,
-    pub timeout: u64,
-    /// Failures do not count for so long, until the first success.
-    pub start_period: u64,
-    /// So many failures in a row.
-    pub retries: u32,
-}
 
 /// The checks of one run of a workload.
 pub struct Health<'a> {

@@ -12,32 +12,11 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use pxe_contract::image::Description;
 use pxe_contract::settings::Settings;
-use serde::Deserialize;
 
-use crate::health::HealthCheck;
 use crate::say;
-use crate::xattr::Xattr;
-
-/// `/image.json`: what to run, written by the appliance when it packed the image.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct Description {
-    /// The image's name, as Docker has it.
-    pub reference: String,
-    /// Of the root file system's contents.
-    pub digest: String,
-    /// Entry point and command.
-    pub argv: Vec<String>,
-    /// `NAME=VALUE`.
-    pub env: Vec<String>,
-    pub cwd: String,
-    pub user: String,
-    /// `SIGTERM` or a number; none means SIGTERM.
-    pub stop_signal: Option<String>,
-    pub health_check: Option<HealthCheck>,
-    pub xattrs: Vec<Xattr>,
-}
+use crate::xattr;
 
 /// An image's root file system and what is to run in it.
 #[derive(Debug)]
@@ -149,7 +128,7 @@ impl Image {
             // A symbolic link's own, never that of what it leads to.
             let file = self.open_inside(&xattr.path, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty());
             // A kernel may not know a kind of attribute; most workloads never miss it.
-            if let Err(error) = file.and_then(|file| xattr.set(&file)) {
+            if let Err(error) = file.and_then(|file| xattr::set(&file, xattr)) {
                 say!("the extended attribute {} of {} is lost: {error}", xattr.name, xattr.path);
             }
         }

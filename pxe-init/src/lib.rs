@@ -46,7 +46,6 @@ pub use account::{Account, AccountError};
 pub use handover::{STAY, stay};
 pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
-pub use xattr::Xattr;
 
 /// A line on the console, and for the appliance.
 #[macro_export]

@@ -65,7 +65,7 @@ const WORKING: u64 = 32 << 20;
 pub(crate) fn prepare() -> JoinHandle<Option<Modules>> {
     std::thread::spawn(|| {
         let mut modules = Modules::open(Path::new("/")).ok()?;
-        for module in ["loop", "squashfs", "overlay"] {
+        for module in pxe_contract::modules::STAGE2 {
             match modules.load_by_alias(module) {
                 // Built in, or mounting will say what is missing.
                 Ok(()) | Err(LoadError::Unknown(_)) => {}

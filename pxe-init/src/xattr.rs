@@ -7,30 +7,18 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use pxe_contract::hex;
-use serde::Deserialize;
+use pxe_contract::image::Xattr;
 
 use crate::system::set_xattr;
 
-/// One attribute of one file.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Xattr {
-    /// Below the image's root.
-    pub(crate) path: String,
-    pub(crate) name: String,
-    /// Hexadecimal.
-    value: String,
-}
-
-impl Xattr {
-    /// Gives the attribute to a file that is open as a path (O_PATH): opening a device or FIFO any further
-    /// would do more than name it.
-    pub(crate) fn set(&self, file: &OwnedFd) -> io::Result<()> {
-        let value = hex::decode(&self.value).ok_or(io::ErrorKind::InvalidData)?;
-        let name = CString::new(self.name.as_str())?;
-        // fsetxattr(2) refuses such a descriptor; its name in /proc is as good.
-        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        set_xattr(&path, &name, &value)
-    }
+/// Gives the attribute to a file that is open as a path (O_PATH): opening a device or FIFO any further
+/// would do more than name it.
+pub(crate) fn set(file: &OwnedFd, xattr: &Xattr) -> io::Result<()> {
+    let value = hex::decode(&xattr.value).ok_or(io::ErrorKind::InvalidData)?;
+    let name = CString::new(xattr.name.as_str())?;
+    // fsetxattr(2) refuses such a descriptor; its name in /proc is as good.
+    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    set_xattr(&path, &name, &value)
 }
 
 #[cfg(test)]
@@ -60,7 +48,7 @@ mod tests {
             name: "security.capability".into(),
             value: value.into(),
         };
-        attribute(NET_RAW).set(&file).unwrap();
+        set(&file, &attribute(NET_RAW)).unwrap();
         // The judge is libcap's own reader, where there is one.
         match Command::new("getcap").arg(&path).output() {
             Ok(output) => {
@@ -71,7 +59,7 @@ mod tests {
         }
         // Not even hexadecimal; and nothing that the kernel takes for a capability.
         for bad in ["0", "0g", "00"] {
-            assert!(attribute(bad).set(&file).is_err(), "{bad}");
+            assert!(set(&file, &attribute(bad)).is_err(), "{bad}");
         }
     }
 }

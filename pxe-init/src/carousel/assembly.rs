@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use pxe_common::carousel::Geometry;
+use pxe_contract::round::Lack;
+use pxe_contract::symbols::Geometry;
 use raptorq::{EncodingPacket, ObjectTransmissionInformation, PayloadId, SourceBlockDecoder};
 use sha2::{Digest as _, Sha256};
 
 use super::Store;
-use super::rounds::Lack;
 
 /// Bytes of repairs at the most: a node has little memory, and the rest can be sent again.
 const REPAIRS_MAX: usize = 8 << 20;

@@ -15,12 +15,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use pxe_common::carousel::Geometry;
-
 use crate::fetch::{self, Fetched};
 use crate::say;
 use assembly::Assembly;
-use rounds::{Offer, Report, Rounds};
+use pxe_contract::round::{Offer, Reception};
+use pxe_contract::symbols::Geometry;
+use rounds::Rounds;
 
 pub use crate::appliance::Appliance;
 pub use crate::fetch::{FetchError, Remote};
@@ -139,7 +139,7 @@ struct Watched<'a, S> {
 
 impl<S> Watched<'_, S> {
     fn ask(&mut self) {
-        self.offer = self.rounds.ask(&Report::default());
+        self.offer = self.rounds.ask(&Reception::default());
         self.asked = Some(Instant::now());
     }
 }

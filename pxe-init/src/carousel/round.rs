@@ -6,11 +6,12 @@ use std::sync::mpsc::{self, TrySendError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use pxe_common::carousel::{Content, HEADER, Header};
+use pxe_contract::round::{Offer, Reception};
+use pxe_contract::symbols::{Content, HEADER, Header};
 
 use super::Store;
 use super::assembly::Assembly;
-use super::rounds::{Offer, Report, Rounds};
+use super::rounds::Rounds;
 use crate::fetch::Remote;
 
 /// Without a packet for so long, a round does not reach this machine: a switch looks into IGMP and has
@@ -52,7 +53,7 @@ pub(super) fn listen(
     };
     // Reports are sent by a thread of their own: a connection that takes its time must not cost packets.
     std::thread::scope(|scope| {
-        let (reports, queue) = mpsc::sync_channel::<Report>(1);
+        let (reports, queue) = mpsc::sync_channel::<Reception>(1);
         let (answers, answered) = mpsc::channel();
         let mut rounds = rounds.clone();
         scope.spawn(move || {
@@ -97,7 +98,7 @@ impl<S: Store> Listening<'_, S> {
     fn run(
         mut self,
         socket: &UdpSocket,
-        reports: &mpsc::SyncSender<Report>,
+        reports: &mpsc::SyncSender<Reception>,
         answered: &mpsc::Receiver<Offer>,
     ) -> io::Result<Option<Left>> {
         let mut packet = vec![0; HEADER + usize::from(self.offer.symbol_size) + 1];
@@ -133,7 +134,7 @@ impl<S: Store> Listening<'_, S> {
             }
             let since = now - reported;
             if since > Duration::from_millis(self.offer.report_every) || polled && since > POLLED_EVERY {
-                let report = Report { sequence, came, lacks: self.assembly.lacks(), done: false };
+                let report = Reception { sequence, came, lacks: self.assembly.lacks(), done: false };
                 // One that waits to be sent is soon followed by another.
                 if !matches!(reports.try_send(report), Err(TrySendError::Full(_))) {
                     (reported, polled) = (now, false);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use pxe_common::carousel::{Content, Header};
+use pxe_contract::symbols::{Content, Header};
 use raptorq::{ObjectTransmissionInformation, SourceBlockEncoder};
 
 use super::assembly::tests::Memory;

@@ -9,8 +9,8 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
+use pxe_contract::storage::Format;
 
-use super::description::Format;
 use super::keys::{KeyError, Keys};
 use super::plan::{Action, NewPartition};
 use super::seen::NEW;

@@ -2,7 +2,6 @@
 //! looks, `apply` does; a step at a time, until every volume is mounted below the image's root.
 
 mod apply;
-mod description;
 pub(crate) mod keys;
 mod plan;
 mod probe;
@@ -23,12 +22,12 @@ use crate::image::Image;
 use crate::modules::{Devices, Modules};
 use crate::say;
 use apply::{ApplyError, Applying};
-use description::Storage;
 use keys::Keys;
 use plan::Refusal;
 use probe::ProbeError;
 use pxe_contract::paths::file;
 use pxe_contract::settings::Settings;
+use pxe_contract::storage::{Storage, Volume};
 use remote::RemoteError;
 
 /// Where the appliance puts the plan, and the root of the modules that come with the tools.
@@ -145,7 +144,7 @@ pub(crate) fn put_away() {
 }
 
 fn summary(wanted: &Storage) -> String {
-    let volume = |(index, volume): (usize, &description::Volume)| {
+    let volume = |(index, volume): (usize, &Volume)| {
         let mut words = format!("{} at {}", volume.name, volume.mount);
         if volume.raid.is_some() {
             let device = plan::array_device(index);

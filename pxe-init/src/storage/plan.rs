@@ -7,7 +7,8 @@
 //! The rule that all of this serves: what was not made by the plan is never written over, unless
 //! the plan says `wipe = "always"` and names the disk's serial.
 
-use super::description::{DiskKind, DiskSet, Format, Storage, Volume, Wipe};
+use pxe_contract::storage::{DiskKind, DiskSet, Format, Storage, Volume, Wipe};
+
 use super::seen::{Content, Disk, NEW, Partition, Seen, count, list};
 use crate::modules;
 
@@ -198,14 +199,14 @@ fn assign<'a>(wanted: &Storage, seen: &'a Seen) -> Result<Vec<Vec<Slot<'a>>>, Re
         let known = slots.iter().any(|slot| matches!(slot, Slot::Ours(_)));
         let free = |disk: &&Disk| {
             let ours = wanted.disks.iter().flat_map(|set| &set.tables).any(|uuid| disk.has_table(uuid));
-            !ours && set.matches(disk)
+            !ours && matches(set, disk)
         };
         let mut candidates: Vec<&Disk> = seen.disks.iter().filter(free).collect();
         candidates.retain(|disk| taken.iter().all(|t| t.device != disk.device));
         candidates.sort_by(|a, b| {
             (a.content != Content::Blank, &a.path).cmp(&(b.content != Content::Blank, &b.path))
         });
-        let mut usable = candidates.iter().filter(|disk| wanted.may_make_on(&disk.content, &[disk]));
+        let mut usable = candidates.iter().filter(|disk| may_make_on(wanted, &disk.content, &[disk]));
         for slot in slots.iter_mut().filter(|slot| matches!(slot, Slot::Missing)) {
             if let Some(disk) = usable.next() {
                 taken.push(disk);
@@ -217,8 +218,8 @@ fn assign<'a>(wanted: &Storage, seen: &'a Seen) -> Result<Vec<Vec<Slot<'a>>>, Re
         if lacking == 0 || known {
             continue;
         }
-        if let Some(disk) = candidates.iter().find(|disk| !wanted.may_make_on(&disk.content, &[disk])) {
-            return Err(wanted.refuse(&disk.content, &[disk], &disk.to_string()));
+        if let Some(disk) = candidates.iter().find(|disk| !may_make_on(wanted, &disk.content, &[disk])) {
+            return Err(refuse(wanted, &disk.content, &[disk], &disk.to_string()));
         }
         return Err(Refusal::TooFewDisks {
             plan: plan(),
@@ -400,14 +401,14 @@ impl Layers<'_> {
         };
         let own_disk: Vec<&Disk> = disks.iter().copied().filter(own).collect();
         let disks = if own_disk.is_empty() { disks } else { own_disk };
-        if !self.wanted.may_make_on(layer.content, &disks) {
+        if !may_make_on(self.wanted, layer.content, &disks) {
             let place = format!(
                 "{} for volume `{}` on {}",
                 layer.device,
                 self.volume.name,
                 list(disks.iter().map(|d| d.to_string()))
             );
-            return Err(self.wanted.refuse(layer.content, &disks, &place));
+            return Err(refuse(self.wanted, layer.content, &disks, &place));
         }
         if matches!(layer.content, Content::Table { .. } | Content::Superblock(_)) {
             steps.push(Action::Wipe { device: layer.device.clone() });
@@ -416,48 +417,44 @@ impl Layers<'_> {
     }
 }
 
-impl Storage {
-    /// Whether something may be made in the place of `content`, which lies on `disks`.
-    fn may_make_on(&self, content: &Content, disks: &[&Disk]) -> bool {
-        let listed = |disk: &&Disk| disk.serial.as_ref().is_some_and(|serial| self.serials.contains(serial));
-        match self.wipe {
-            Wipe::Never => false,
-            Wipe::IfBlank => *content == Content::Blank,
-            Wipe::Always => *content == Content::Blank || (!disks.is_empty() && disks.iter().all(listed)),
-        }
-    }
-
-    fn refuse(&self, content: &Content, disks: &[&Disk], place: &str) -> Refusal {
-        let (plan, disk) = (self.plan.clone(), place.to_owned());
-        if *content == Content::Blank {
-            return Refusal::Blank { plan, disk };
-        }
-        let serials: Vec<&str> = disks.iter().filter_map(|disk| disk.serial.as_deref()).collect();
-        let remedy = if serials.len() == disks.len() {
-            let serials = list(serials.iter().map(|serial| format!("{serial:?}")));
-            format!("To give it up for the plan, set wipe = \"always\" with {serials} among its serials")
-        } else {
-            "It tells no serial by which the plan could name it: empty it by hand".to_owned()
-        };
-        Refusal::Foreign { plan, disk, holds: content.to_string(), remedy }
+/// Whether something may be made in the place of `content`, which lies on `disks`.
+fn may_make_on(wanted: &Storage, content: &Content, disks: &[&Disk]) -> bool {
+    let listed = |disk: &&Disk| disk.serial.as_ref().is_some_and(|serial| wanted.serials.contains(serial));
+    match wanted.wipe {
+        Wipe::Never => false,
+        Wipe::IfBlank => *content == Content::Blank,
+        Wipe::Always => *content == Content::Blank || (!disks.is_empty() && disks.iter().all(listed)),
     }
 }
 
-impl DiskSet {
-    fn matches(&self, disk: &Disk) -> bool {
-        let kind = match self.kind {
-            None => true,
-            // What does not rotate; on whichever bus.
-            Some(DiskKind::Ssd) => disk.kind != DiskKind::Hdd,
-            Some(kind) => disk.kind == kind,
-        };
-        let size = self.size.is_none_or(|(least, most)| (least..=most).contains(&disk.size));
-        let serial =
-            self.serials.is_empty() || disk.serial.as_ref().is_some_and(|s| self.serials.contains(s));
-        let path = self.path.as_ref().is_none_or(|pattern| modules::matches(pattern, &disk.path));
-        let place = self.iscsi.as_ref().map(|iscsi| &iscsi.target) == disk.target.as_ref();
-        kind && size && serial && path && place
+fn refuse(wanted: &Storage, content: &Content, disks: &[&Disk], place: &str) -> Refusal {
+    let (plan, disk) = (wanted.plan.clone(), place.to_owned());
+    if *content == Content::Blank {
+        return Refusal::Blank { plan, disk };
     }
+    let serials: Vec<&str> = disks.iter().filter_map(|disk| disk.serial.as_deref()).collect();
+    let remedy = if serials.len() == disks.len() {
+        let serials = list(serials.iter().map(|serial| format!("{serial:?}")));
+        format!("To give it up for the plan, set wipe = \"always\" with {serials} among its serials")
+    } else {
+        "It tells no serial by which the plan could name it: empty it by hand".to_owned()
+    };
+    Refusal::Foreign { plan, disk, holds: content.to_string(), remedy }
+}
+
+/// Whether a disk is of the set by what the set asks for.
+fn matches(set: &DiskSet, disk: &Disk) -> bool {
+    let kind = match set.kind {
+        None => true,
+        // What does not rotate; on whichever bus.
+        Some(DiskKind::Ssd) => disk.kind != DiskKind::Hdd,
+        Some(kind) => disk.kind == kind,
+    };
+    let size = set.size.is_none_or(|(least, most)| (least..=most).contains(&disk.size));
+    let serial = set.serials.is_empty() || disk.serial.as_ref().is_some_and(|s| set.serials.contains(s));
+    let path = set.path.as_ref().is_none_or(|pattern| modules::matches(pattern, &disk.path));
+    let place = set.iscsi.as_ref().map(|iscsi| &iscsi.target) == disk.target.as_ref();
+    kind && size && serial && path && place
 }
 
 /// Members without which an array of `of` disks has lost data.

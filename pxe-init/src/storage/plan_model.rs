@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::storage::description::{DiskKind, Storage};
+use pxe_contract::storage::{DiskKind, Storage};
+
 use crate::storage::plan::{Action, Refusal, plan};
 use crate::storage::seen::{Array, Content, Disk, NEW, Partition, Seen, Superblock};
 

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::description::{Ids, Target};
 use model::{Held, Machine, ModelDisk};
+use pxe_contract::storage::{Ids, Target};
 
 #[path = "plan_model.rs"]
 mod model;

@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use super::description::{DiskKind, Storage};
+use pxe_contract::storage::{DiskKind, Storage};
+
 use super::plan;
 use super::seen::{Array, Content, Disk, Partition, Seen, Superblock};
 use super::tools::{self, ToolError};

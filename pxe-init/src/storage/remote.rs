@@ -10,9 +10,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::umount;
 use pxe_contract::settings::Settings;
+use pxe_contract::storage::{NfsMount, Storage, Target};
 
 use super::apply::mount_inside;
-use super::description::{NfsMount, Storage, Target};
 use super::tools::{self, ToolError};
 use crate::image::Image;
 use crate::modules::{LoadError, Modules};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::description::DiskKind;
+use pxe_contract::storage::DiskKind;
 
 /// What is there.
 #[derive(Clone, Debug, Default, PartialEq)]

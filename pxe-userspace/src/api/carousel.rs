@@ -9,10 +9,10 @@ use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use pxe_contract::paths::ImagePart;
+use pxe_contract::round::Reception;
 
 use super::{BootState, Failure, Kind, files};
 use crate::boot::Generated;
-use crate::carousel::Report;
 
 /// A report names some blocks.
 pub(super) const BODY_MAX: usize = 16 * 1024;
@@ -22,7 +22,7 @@ pub(super) async fn ask(
     State(state): State<BootState>,
     Path(sha256): Path<String>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    report: Result<Json<Report>, JsonRejection>,
+    report: Result<Json<Reception>, JsonRejection>,
 ) -> Result<Response, Failure> {
     let Json(report) = report.map_err(|e| {
         Failure::new(Kind::Invalid, e.body_text(), "see `POST /carousel/SHA-256` in docs/api.md")

@@ -11,53 +11,17 @@ mod sender;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::blob::Blob;
 use crate::config;
+use pxe_contract::round::{Offer, Reception};
 use sender::Round;
 
 /// A machine that asked counts for so long as one that wants the image. They ask every second.
 const WINDOW: Duration = Duration::from_secs(5);
-
-/// What a machine says when it asks: nothing yet, or how its round goes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct Report {
-    /// After the highest sequence number that it has seen.
-    pub sequence: u32,
-    /// Packets that came.
-    pub came: u64,
-    /// Blocks that it can't put together yet.
-    pub lacks: Vec<Lack>,
-    /// It has the image, or gets the rest by HTTP.
-    pub done: bool,
-}
-
-/// Blocks, both included, of which so many symbols are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub struct Lack {
-    pub first: u32,
-    pub last: u32,
-    pub symbols: u32,
-}
-
-/// Where and how a round is to be received.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Offer {
-    pub group: SocketAddrV4,
-    pub symbol_size: u16,
-    pub block_symbols: u16,
-    /// Milliseconds between a receiver's reports.
-    pub report_every: u64,
-    /// Bytes a second that HTTP would bring to each receiver, were they all to take it.
-    pub http_rate: u64,
-}
 
 /// A handle; cloning it is cheap.
 #[derive(Clone)]
@@ -97,7 +61,7 @@ impl Carousel {
         sha256: &str,
         image: &Blob,
         from: Ipv4Addr,
-        report: &Report,
+        report: &Reception,
         now: Instant,
     ) -> io::Result<Option<Offer>> {
         let Inner { settings, address, mtu, images } = &*self.0;

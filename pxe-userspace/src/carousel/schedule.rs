@@ -12,10 +12,10 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use pxe_common::carousel::{Geometry, SYMBOL_END};
+use pxe_contract::round::{Lack, Reception};
+use pxe_contract::symbols::{Geometry, SYMBOL_END};
 
 use super::pace::{Pace, Seen};
-use super::{Lack, Report};
 
 /// A receiver that says nothing for so long is gone.
 const GONE: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ impl Schedule {
     }
 
     /// What a machine says of itself. The first report makes it a receiver.
-    pub(super) fn report(&mut self, from: Ipv4Addr, report: &Report, now: Instant) {
+    pub(super) fn report(&mut self, from: Ipv4Addr, report: &Reception, now: Instant) {
         if report.done {
             self.receivers.remove(&from);
             return;

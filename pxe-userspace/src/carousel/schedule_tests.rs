@@ -50,14 +50,14 @@ impl Model {
         }
     }
 
-    fn report(&self, geometry: &Geometry) -> Report {
+    fn report(&self, geometry: &Geometry) -> Reception {
         let lacks: Vec<_> = (0..geometry.blocks())
             .filter_map(|block| {
                 let symbols = geometry.symbols(block).saturating_sub(self.have[block as usize].len() as u32);
                 (symbols > 0).then_some(Lack { first: block, last: block, symbols })
             })
             .collect();
-        Report { sequence: self.sequence, came: self.came, done: lacks.is_empty(), lacks }
+        Reception { sequence: self.sequence, came: self.came, done: lacks.is_empty(), lacks }
     }
 }
 
@@ -113,7 +113,7 @@ fn a_round_waits_for_those_who_are_about_to_join() {
     let now = Instant::now();
     let geometry = Geometry::new(1000, SYMBOL, 10).unwrap();
     let mut schedule = Schedule::new(geometry, Pace::new(1e9, usize::from(SYMBOL), now), now);
-    schedule.report(address(1), &Report::default(), now);
+    schedule.report(address(1), &Reception::default(), now);
     assert_eq!(schedule.next(now), Step::Poll { sequence: 0 });
     assert!(matches!(schedule.next(now + GATHER), Step::Symbols { block: 0, sequence: 1, .. }));
 }
@@ -123,12 +123,12 @@ fn a_loss_is_made_good_once_and_with_a_symbol_that_is_new() {
     let now = Instant::now();
     let mut schedule = schedule(3, now);
     let (a, b) = (address(1), address(2));
-    let fresh = Report::default();
+    let fresh = Reception::default();
     schedule.report(a, &fresh, now);
     schedule.report(b, &fresh, now);
     let steps: Vec<_> = (0..60).map(|_| schedule.next(now)).collect();
     assert!(steps.contains(&Step::Symbols { block: 2, symbols: 0..10, sequence: 20 }), "{steps:?}");
-    let lacks = |symbols, sequence| Report {
+    let lacks = |symbols, sequence| Reception {
         sequence,
         came: 1,
         lacks: vec![Lack { first: 1, last: 1, symbols }],
@@ -157,7 +157,7 @@ fn a_loss_is_made_good_once_and_with_a_symbol_that_is_new() {
 fn a_round_ends_when_nobody_is_heard_any_more() {
     let now = Instant::now();
     let mut schedule = schedule(1, now);
-    schedule.report(address(1), &Report::default(), now);
+    schedule.report(address(1), &Reception::default(), now);
     let last = now + GONE - Duration::from_millis(1);
     assert!(matches!(schedule.next(last), Step::Symbols { .. }));
     assert!(matches!(schedule.next(now + GONE), Step::Wait(_)));
@@ -170,7 +170,7 @@ fn reports_of_nonsense_change_little() {
     let mut schedule = schedule(2, now);
     let lacks =
         vec![Lack { first: 0, last: u32::MAX, symbols: u32::MAX }, Lack { first: 9, last: 3, symbols: 0 }];
-    let report = Report { sequence: u32::MAX, came: u64::MAX, lacks, done: false };
+    let report = Reception { sequence: u32::MAX, came: u64::MAX, lacks, done: false };
     for _ in 0..100 {
         schedule.report(address(1), &report, now);
         schedule.next(now);
@@ -216,7 +216,7 @@ proptest! {
     fn sequence_numbers_count_every_packet(steps in 1usize..300) {
         let now = Instant::now();
         let mut schedule = schedule(4, now);
-        schedule.report(address(1), &Report::default(), now);
+        schedule.report(address(1), &Reception::default(), now);
         let mut expected = 0;
         for n in 0..steps {
             match schedule.next(now + POLL_EVERY * n as u32 / 10) {

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pxe_common::carousel::{Content, Geometry, HEADER, Header};
+use pxe_contract::round::{Offer, Reception};
+use pxe_contract::symbols::{Content, Geometry, HEADER, Header};
 use raptorq::{ObjectTransmissionInformation, SourceBlockEncoder};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pace::Pace;
 use super::schedule::{Schedule, Step};
-use super::{Offer, Report};
 use crate::blob::Blob;
 use crate::config;
 
@@ -74,7 +74,7 @@ impl Round {
     }
 
     /// Takes a report, and says what a receiver needs to know.
-    pub(super) fn report(&self, from: Ipv4Addr, report: &Report, now: Instant) -> Offer {
+    pub(super) fn report(&self, from: Ipv4Addr, report: &Reception, now: Instant) -> Offer {
         let mut schedule = self.schedule();
         schedule.report(from, report, now);
         let receivers = schedule.receivers().max(1) as u64;

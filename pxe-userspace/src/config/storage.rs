@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use pxe_contract::storage::{DiskKind, Format, NfsMount, Target, Wipe};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -19,20 +20,7 @@ pub struct StoragePlan {
     pub release_keys: ReleaseKeys,
     pub disks: Vec<Disks>,
     pub volumes: Vec<Volume>,
-    pub mounts: Vec<Mount>,
-}
-
-/// When a node may make something on a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Wipe {
-    /// Never: what was made before is mounted.
-    Never,
-    /// Where there is nothing but zeros.
-    #[default]
-    IfBlank,
-    /// Whatever else a disk with a listed serial holds.
-    Always,
+    pub mounts: Vec<NfsMount>,
 }
 
 /// Whom the keys of encrypted volumes are given to.
@@ -60,33 +48,6 @@ pub struct Disks {
     pub iscsi: Option<Target>,
 }
 
-/// An iSCSI target, whose LUNs are disks.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Target {
-    pub target: String,
-    /// A name or an address.
-    pub portal: String,
-    pub port: u16,
-}
-
-/// A directory of an NFS server.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Mount {
-    /// A name or an address.
-    pub server: String,
-    pub path: String,
-    pub mount: String,
-    pub options: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskKind {
-    Hdd,
-    Ssd,
-    Nvme,
-}
-
 /// A file system over a partition of each of some disks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
@@ -99,15 +60,6 @@ pub struct Volume {
     pub format: Format,
     pub mount: String,
     pub options: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    #[default]
-    Ext4,
-    Xfs,
-    Btrfs,
 }
 
 #[derive(Debug, Deserialize)]
@@ -224,7 +176,7 @@ fn plan(table: &StorageTable, findings: &mut Findings<'_>) -> StoragePlan {
         }
         volumes.push(volume);
     }
-    let mut mounts: Vec<Mount> = Vec::new();
+    let mut mounts: Vec<NfsMount> = Vec::new();
     for written in &table.mounts {
         mounts.push(mount(written, &volumes, &mounts, findings));
     }
@@ -316,7 +268,12 @@ fn target(table: &DisksTable, findings: &mut Findings<'_>) -> Option<Target> {
     Some(Target { target: name.get_ref().clone(), portal: host.to_owned(), port })
 }
 
-fn mount(table: &MountTable, volumes: &[Volume], others: &[Mount], findings: &mut Findings<'_>) -> Mount {
+fn mount(
+    table: &MountTable,
+    volumes: &[Volume],
+    others: &[NfsMount],
+    findings: &mut Findings<'_>,
+) -> NfsMount {
     let (server, path) = table.nfs.get_ref().split_once(':').unwrap_or_default();
     if !is_server(server) || !path.starts_with('/') || !path.chars().all(|c| c.is_ascii_graphic()) {
         let what = format!("`{}` is no directory of an NFS server", table.nfs.get_ref());
@@ -332,7 +289,7 @@ fn mount(table: &MountTable, volumes: &[Volume], others: &[Mount], findings: &mu
         let what = format!("it would cover the volume `{}` at {}", inside.name, inside.mount);
         findings.add(table.mount.span(), what, "volumes are mounted first: change one");
     }
-    Mount {
+    NfsMount {
         server: server.to_owned(),
         path: path.to_owned(),
         mount: at.clone(),

@@ -281,7 +281,7 @@ fn each_fault_is_named_with_its_place() {
 
 #[test]
 fn a_storage_plan_arrives() {
-    use super::storage::{DiskKind, Format, Wipe};
+    use pxe_contract::storage::{DiskKind, Format, Wipe};
     let config = parse(&(GOOD.to_owned() + STORAGE)).unwrap_or_else(|p| panic!("{p:?}"));
     let plan = config.storage_of(config.profile("pet").unwrap()).unwrap();
     assert_eq!((plan.wipe, plan.serials.len()), (Wipe::Always, 2));

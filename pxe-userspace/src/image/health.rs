@@ -1,17 +1,7 @@
 //! An image's health check, as its configuration has it (Docker's HEALTHCHECK).
 
-use serde::{Deserialize, Serialize};
-
-/// A program that says whether the workload is well. Times in milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct HealthCheck {
-    pub argv: Vec<String>,
-    pub interval: u64,
-    pub timeout: u64,
-    pub start_period: u64,
-    pub retries: u32,
-}
+use pxe_contract::image::HealthCheck;
+use serde::Deserialize;
 
 /// The key `Healthcheck`. Times in nanoseconds; 0 and absent stand for Docker's defaults.
 #[derive(Default, Deserialize)]

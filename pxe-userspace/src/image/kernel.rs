@@ -3,12 +3,10 @@
 use std::cmp::Ordering;
 use std::io::{self, Read as _};
 
+use pxe_contract::modules;
 use serde::{Deserialize, Serialize};
 
 use super::tree::{Content, InodeId, Kind, Tree};
-
-/// What mounts an image's SquashFS under a layer in memory.
-pub(super) const STAGE2_MODULES: [&str; 3] = ["loop", "squashfs", "overlay"];
 
 /// What was chosen, and why. Kept in the image's record and shown to people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +134,7 @@ pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<
         .collect();
     let mut needed = std::collections::BTreeSet::new();
     for (module, needs) in &dependencies {
-        if is_needed(module) {
+        if modules::is_needed(module) {
             // modules.dep lists dependencies of dependencies, too (modules.dep(5)).
             needed.insert(*module);
             needed.extend(needs);
@@ -145,39 +143,6 @@ pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<
     let index_files = ["modules.dep", "modules.alias", "modules.softdep", "modules.builtin", "modules.order"];
     let index_files = index_files.iter().filter(|name| in_directory(name).is_some());
     Ok(needed.iter().chain(index_files).map(|path| path.to_string()).collect())
-}
-
-fn is_needed(module: &str) -> bool {
-    const DIRECTORIES: [&str; 5] = [
-        "kernel/drivers/net/ethernet/",
-        "kernel/drivers/net/phy/",
-        "kernel/drivers/net/mdio/",
-        "kernel/drivers/virtio/",
-        "kernel/net/packet/",
-    ];
-    const MODULES: [&str; 16] = [
-        "virtio_net",
-        "vmxnet3",
-        "hv_netvsc",
-        "xen-netfront",
-        // the disk that may hold the image already, and its file system with the checksum that it asks for by name
-        "virtio_blk",
-        "virtio_scsi",
-        "nvme",
-        "ahci",
-        "sd_mod",
-        "ext4",
-        "crc32c_generic",
-        "crct10dif_generic",
-        // What a kernel says when it dies.
-        "netconsole",
-        STAGE2_MODULES[0],
-        STAGE2_MODULES[1],
-        STAGE2_MODULES[2],
-    ];
-    let name = module.rsplit('/').next().unwrap_or(module);
-    let name = name.split(".ko").next().unwrap_or(name);
-    DIRECTORIES.iter().any(|directory| module.starts_with(directory)) || MODULES.contains(&name)
 }
 
 /// What a bzImage says of itself (Linux, Documentation/arch/x86/boot.rst).

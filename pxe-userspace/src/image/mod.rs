@@ -6,7 +6,6 @@
 //! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
 //! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
-mod blocks;
 mod docker;
 mod extract;
 #[cfg(fuzzing)]
@@ -42,7 +41,6 @@ use sha2::{Digest as _, Sha256};
 
 use self::initrd::Initrd;
 use self::kernels::ModuleSets;
-use self::manifest::NodeManifest;
 use self::oci::Archive;
 use self::store::Store;
 use self::tree::{Content, Inode, Kind, Spool, Tree};
@@ -52,7 +50,6 @@ use crate::text::hex;
 
 pub use self::docker::ExportError;
 pub use self::extract::ExtractError;
-pub use self::health::HealthCheck;
 pub use self::initrd::{InitrdError, archive};
 pub use self::kernel::{KernelChoice, KernelError, KernelSource};
 pub use self::kernels::{
@@ -392,8 +389,9 @@ impl Images {
         let stage1 = stage1::build(&assets, from, &kernel)?;
         let digest = format!("sha256:{}", hex(&tree.digest()));
         let manifest = |has_place: &dyn Fn(&[u8]) -> bool| {
-            let manifest = NodeManifest::new(&reference, &id, &digest, &described.config, &tree, has_place);
-            serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)
+            let description =
+                manifest::description(&reference, &id, &digest, &described.config, &tree, has_place);
+            serde_json::to_vec_pretty(&description).map_err(io::Error::from)
         };
         let store = &self.0.store;
         let kernel_blob = store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?;

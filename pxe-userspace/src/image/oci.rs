@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use pxe_contract::image::HealthCheck;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::health::{HealthCheck, HealthJson};
+use super::health::HealthJson;
 use super::tar::{EntryKind, TarError, TarReader};
 use crate::text::hex;
 

@@ -5,7 +5,7 @@
 //! superblock | data blocks and fragments | inodes | directories | fragment table | ids | attributes
 //! ```
 //!
-//! A list of the data blocks follows (`blocks`), which the kernel never looks at.
+//! A list of the data blocks follows ([`pxe_contract::blocks`]), which the kernel never looks at.
 //!
 //! The same tree gives the same bytes: names in order, inode numbers counted, one thread, fixed
 //! settings. docs/decisions/011-two-stages.md says why neither mksquashfs nor a crate writes it.
@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 
-use super::blocks::Blocks;
+use pxe_contract::blocks::Blocks;
+use sha2::{Digest as _, Sha256};
+
 use super::tree::{Content, Inode, InodeId, Kind, Tree};
 
 const BLOCK_LOG: u16 = 17;
@@ -197,7 +199,7 @@ pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, Squa
     }
     let padded = used.next_multiple_of(PADDING);
     out.write_all(&vec![0; (padded - used) as usize])?;
-    let list = blocks.finish();
+    let list = blocks.list();
     out.write_all(&list)?;
     out.seek(SeekFrom::Start(0))?;
     out.write_all(&superblock)?;
@@ -375,7 +377,7 @@ impl<'a> Data<'a> {
         let packed = self.compressor.pack(bytes)?;
         let (bytes, plain) = packed.as_ref().map_or((bytes, DATA_PLAIN), |packed| (packed, 0));
         self.out.write_all(bytes)?;
-        self.blocks.add(bytes);
+        self.blocks.add(bytes.len() as u32, Sha256::digest(bytes).into());
         self.at += bytes.len() as u64;
         Ok(bytes.len() as u32 | plain)
     }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
-use pxe_init::delta::{self, Blocks, Piece};
+use pxe_contract::blocks::Blocks;
+use pxe_init::delta::{self, Piece};
 use tar::EntryType;
 
 use super::super::testing::{TestLayer, apply};

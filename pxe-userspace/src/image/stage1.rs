@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use pxe_contract::modules;
+
 use super::kernel::{self, Kernel, KernelSource};
 use super::tree::{Content, Inode, InodeId, Kind, Spool, Tree};
 
@@ -205,7 +207,7 @@ pub(super) fn mounts_stage2(stage1: &Tree, kernel: &Kernel) -> bool {
         let names = indexes.lines().filter_map(|line| line.split(':').next()?.rsplit('/').next());
         names.filter_map(|file| file.split('.').next()).any(|name| name == module)
     };
-    kernel::STAGE2_MODULES.into_iter().all(has)
+    modules::STAGE2.into_iter().all(has)
 }
 
 fn symlink(target: &str) -> Inode {

@@ -1,60 +1,13 @@
-//! A storage plan as a node is told it: `/storage.json`, read by pxe-init's `storage::description`.
+//! A storage plan as a node is told it: `/storage.json`.
 //!
 //! Each thing that the node makes gets an identity from here, a UUID made of the machine's name (its MAC, when it
 //! has none), the plan's, and what the thing is. So nothing has to be remembered to know it again, disks may change
 //! their places, and a machine whose network card was replaced still finds its data.
 
-use serde::Serialize;
+use pxe_contract::storage::{DiskSet, Ids, Storage, Volume};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::StoragePlan;
-use crate::config::storage::{DiskKind, Format, Mount, Target, Wipe};
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Document<'a> {
-    plan: &'a str,
-    wipe: Wipe,
-    serials: &'a [String],
-    disks: Vec<DiskSet<'a>>,
-    volumes: Vec<Volume<'a>>,
-    mounts: &'a [Mount],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct DiskSet<'a> {
-    name: &'a str,
-    r#type: Option<DiskKind>,
-    size: Option<(u64, u64)>,
-    serials: &'a [String],
-    path: Option<&'a str>,
-    iscsi: Option<&'a Target>,
-    tables: Vec<String>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Volume<'a> {
-    name: &'a str,
-    disks: &'a str,
-    size: Option<u64>,
-    raid: Option<u8>,
-    encrypt: bool,
-    format: Format,
-    mount: &'a str,
-    options: Option<&'a str>,
-    ids: Ids,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Ids {
-    partitions: Vec<String>,
-    array: String,
-    luks: String,
-    filesystem: String,
-}
 
 /// The plan for the machine that `owner` names.
 pub fn text(plan: &StoragePlan, owner: &str) -> String {
@@ -63,25 +16,25 @@ pub fn text(plan: &StoragePlan, owner: &str) -> String {
         (0..count).map(|n| id(&[what, &[n.to_string().as_str()]].concat())).collect()
     };
     let disks = plan.disks.iter().map(|set| DiskSet {
-        name: &set.name,
-        r#type: set.kind,
+        name: set.name.clone(),
+        kind: set.kind,
         size: set.size,
-        serials: &set.serials,
-        path: set.path.as_deref(),
-        iscsi: set.iscsi.as_ref(),
+        serials: set.serials.clone(),
+        path: set.path.clone(),
+        iscsi: set.iscsi.clone(),
         tables: numbered(set.count, &["table", &set.name]),
     });
     let volumes = plan.volumes.iter().map(|volume| {
         let count = plan.disks.iter().find(|set| set.name == volume.disks).map_or(0, |set| set.count);
         Volume {
-            name: &volume.name,
-            disks: &volume.disks,
+            name: volume.name.clone(),
+            disks: volume.disks.clone(),
             size: volume.size,
             raid: volume.raid,
             encrypt: volume.encrypt,
             format: volume.format,
-            mount: &volume.mount,
-            options: volume.options.as_deref(),
+            mount: volume.mount.clone(),
+            options: volume.options.clone(),
             ids: Ids {
                 partitions: numbered(count, &["partition", &volume.name]),
                 array: id(&["array", &volume.name]),
@@ -90,13 +43,13 @@ pub fn text(plan: &StoragePlan, owner: &str) -> String {
             },
         }
     });
-    let document = Document {
-        plan: &plan.name,
+    let document = Storage {
+        plan: plan.name.clone(),
         wipe: plan.wipe,
-        serials: &plan.serials,
+        serials: plan.serials.clone(),
         disks: disks.collect(),
         volumes: volumes.collect(),
-        mounts: &plan.mounts,
+        mounts: plan.mounts.clone(),
     };
     serde_json::to_string_pretty(&document).expect("it has only text keys")
 }
@@ -119,6 +72,8 @@ fn identity(words: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pxe_contract::storage::{DiskKind, Format, NfsMount, Target, Wipe};
+
     use super::*;
     use crate::config::storage::{Disks, ReleaseKeys};
 
@@ -152,7 +107,7 @@ mod tests {
                 }),
             }],
             volumes: vec![volume],
-            mounts: vec![Mount {
+            mounts: vec![NfsMount {
                 server: "files.lab".into(),
                 path: "/export".into(),
                 mount: "/shared".into(),
@@ -161,11 +116,11 @@ mod tests {
         }
     }
 
-    /// pxe-init's tests read the same file. An identity that changes here is data that no node finds again.
+    /// The contract's tests read the same file. An identity that changes here is data that no node finds again.
     #[test]
     fn writes_what_a_node_reads() {
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
-        let example = include_str!("../../../pxe-init/src/storage/example.json");
+        let example = include_str!("../../../pxe-contract/golden/0.1.0/storage.json");
         assert_eq!(read(&text(&plan(), "n1")), read(example));
     }
 

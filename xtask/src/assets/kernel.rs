@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use pxe_contract::modules;
 
 use super::run;
 use crate::paths;
 
-/// Drivers in stage 1, the modules that they depend on come along: virtual machines, clouds, and
+/// Drivers of network cards in stage 1, the modules that they depend on come along: virtual machines, clouds, and
 /// the cards of most servers since about 2008. About 5 MB of initrd when compressed; `mlx5_core`
 /// and `ice` are a quarter of that. Others belong in an image with a kernel of its own.
-const DRIVERS: &[&str] = &[
+const NETWORK: &[&str] = &[
     // virtual: KVM, Xen and older QEMU models, VMware, Hyper-V, Amazon, Google
     "virtio_net",
     "virtio_pci",
@@ -56,27 +57,17 @@ const DRIVERS: &[&str] = &[
     "mlx5_core",
     // a DHCP client needs packet sockets; built in here, modular elsewhere
     "af_packet",
-    // what a kernel says when it dies
-    "netconsole",
-    // stage 2: a SquashFS under a layer in memory
-    "loop",
-    "squashfs",
-    "overlay",
-    // the disk that may hold the image already, and its file system with the checksums that are asked for by name
-    "virtio_blk",
-    "virtio_scsi",
-    "nvme",
-    "ahci",
-    "sd_mod",
-    "ext4",
-    "crc32c_generic",
-    "crct10dif_generic",
 ];
+
+/// All that is in stage 1.
+fn drivers() -> Vec<&'static str> {
+    [NETWORK, &[modules::LAST_WORDS], &modules::STAGE2, &modules::DISK].concat()
+}
 
 /// What the directory is made from, apart from Debian's current kernel: a security update of that
 /// does not make working assets stale.
 pub(super) fn recipe() -> String {
-    DRIVERS.join(" ")
+    drivers().join(" ")
 }
 
 /// Debian's current kernel, unpacked.
@@ -123,7 +114,7 @@ impl Package {
 pub(super) fn make(into: &Path, package: &Package) -> anyhow::Result<()> {
     let version = &package.version;
     copy(&package.tree().join(format!("boot/vmlinuz-{version}")), &into.join("vmlinuz"))?;
-    package.subset(DRIVERS, &into.join("modules"))?;
+    package.subset(&drivers(), &into.join("modules"))?;
     fs::write(into.join("version"), format!("{version}\n"))?;
     Ok(())
 }
@@ -201,6 +192,14 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_network_cards_that_an_images_kernel_gives_are_the_stock_kernels_too() {
+        let canonical = |name: &str| name.replace('-', "_");
+        for module in modules::NETWORK {
+            assert!(NETWORK.iter().any(|name| canonical(name) == canonical(module)), "{module}");
+        }
+    }
 
     #[test]
     fn dependencies_come_along_and_names_match_with_either_dash() {

@@ -12,10 +12,11 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("pxe-contract", &[]),
     ("pxe-ebpf", &["pxe-common"]),
     ("pxe-userspace", &["pxe-common", "pxe-contract"]),
-    ("pxe-init", &["pxe-common", "pxe-contract"]),
+    ("pxe-init", &["pxe-contract"]),
     ("bridgehead-tests", &[]),
-    // pxe-common for `bench limit`, which runs the kernel programs without the daemon.
-    ("xtask", &["bridgehead-tests", "pxe-common"]),
+    // pxe-common for `bench limit`, which runs the kernel programs without the daemon; pxe-contract for the modules of
+    // stage 1.
+    ("xtask", &["bridgehead-tests", "pxe-common", "pxe-contract"]),
 ];
 
 /// A crate, and one that it may not even have for its tests, and why.

@@ -1,4 +1,4 @@
-//! One image to many machines at once: the multicast packet, and how an image is cut into symbols.
+//! One image to many machines at once: the packet of a multicast round, and how an image is cut into symbols.
 //!
 //! An image is cut into blocks of a few thousand symbols, and each block is an object of its own for
 //! RaptorQ (RFC 6330): its first symbols are the bytes themselves, all later ones are repairs, and
@@ -152,10 +152,9 @@ impl Geometry {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
+    use alloc::vec::Vec;
 
     use proptest::prelude::*;
-    use std::vec::Vec;
 
     use super::*;
 
