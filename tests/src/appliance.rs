@@ -39,12 +39,29 @@ pub fn program() -> Result<PathBuf> {
 
 /// A configuration without anything to boot: the bridge with `ports`, leases, files.
 pub fn address_only(world: &World, ports: &[String], fast_path: &str) -> String {
-    base(world, ports, fast_path, "address-only")
+    base(&Places::of(world), ports, fast_path, "address-only")
+}
+
+/// Where an appliance has its state and its files.
+pub struct Places {
+    pub state: PathBuf,
+    pub files: PathBuf,
+}
+
+impl Places {
+    fn of(world: &World) -> Self {
+        Self { state: world.path("state"), files: world.path("files") }
+    }
 }
 
 /// A configuration in which every machine boots the demo image, and `nodes` are declared.
 pub fn demo(world: &World, ports: &[String], nodes: &[Spec], fast_path: &str) -> String {
-    let mut text = base(world, ports, fast_path, "boot");
+    demo_at(&Places::of(world), ports, nodes, fast_path)
+}
+
+/// The same with state and files elsewhere.
+pub fn demo_at(places: &Places, ports: &[String], nodes: &[Spec], fast_path: &str) -> String {
+    let mut text = base(places, ports, fast_path, "boot");
     text += &format!(
         r#"
 [default]
@@ -66,9 +83,9 @@ cmdline = "console=ttyS0 no_timer_check"
     text
 }
 
-fn base(world: &World, ports: &[String], fast_path: &str, unknown: &str) -> String {
-    let state = world.path("state");
-    let files = world.path("files");
+/// A configuration in which unknown machines get what `unknown` says.
+pub fn base(places: &Places, ports: &[String], fast_path: &str, unknown: &str) -> String {
+    let Places { state, files } = places;
     format!(
         r#"state-dir = {state:?}
 

@@ -3,6 +3,7 @@
 //! Read it in this order: [`world`] (namespaces that end with their owner), [`net`] (bridge, taps, hosts),
 //! [`machine`] (firmware in QEMU), [`engine`] (a Docker engine and the demo image), [`appliance`] (the
 //! daemon and its command line), [`boot`] (all of it: machines from power-on to a page that answers).
+//! [`guest`] has the appliance in a machine of its own, with a kernel of another release.
 //! `docs/lab.md` says how to look into a running one.
 
 pub mod appliance;
@@ -12,11 +13,13 @@ pub mod clients;
 pub mod dnsmasq;
 pub mod engine;
 pub mod frames;
+pub mod guest;
 pub mod load;
 pub mod machine;
 pub mod net;
 pub mod peers;
 pub mod process;
+pub mod reader;
 pub mod rom;
 pub mod soak;
 pub mod storm;

@@ -1,5 +1,6 @@
 //! `cargo xtask lab`: look into a lab that runs.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -18,6 +19,9 @@ pub(crate) struct Arguments {
     /// Only list the labs that run
     #[arg(long)]
     list: bool,
+    /// A shell in the virtual machine of `cargo xtask guest`, until Ctrl-D
+    #[arg(long, conflicts_with = "command")]
+    guest: bool,
     /// The command; a shell when not given
     #[arg(last = true)]
     command: Vec<String>,
@@ -34,7 +38,10 @@ pub(crate) fn lab(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(id) = &arguments.id {
         labs.retain(|(dir, _)| dir.file_name().is_some_and(|name| name == id.as_str()));
     }
-    let (_, pid) = labs.first().context("no such lab is running; `cargo xtask run` starts one")?;
+    let (dir, pid) = labs.first().context("no such lab is running; `cargo xtask run` starts one")?;
+    if arguments.guest {
+        return shell_in_guest(&dir.join("guest.shell"));
+    }
     let mut command = match arguments.command.split_first() {
         Some((program, rest)) => {
             let mut command = ::lab::world::join(*pid, program);
@@ -57,4 +64,16 @@ fn path_in_lab(pid: u32) -> Result<Option<std::ffi::OsString>> {
     let Some(dir) = program.and_then(|p| Path::new(p).parent()) else { return Ok(None) };
     let path = std::env::var_os("PATH").unwrap_or_default();
     Ok(Some(std::env::join_paths(std::iter::once(dir.to_owned()).chain(std::env::split_paths(&path)))?))
+}
+
+/// Lines from the terminal go to the machine's second serial port, and what it says comes here.
+fn shell_in_guest(socket: &Path) -> Result<ExitCode> {
+    let port = UnixStream::connect(socket).with_context(|| format!("{}: no machine", socket.display()))?;
+    let mut said = port.try_clone()?;
+    let printer = std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::stdout()));
+    std::io::copy(&mut std::io::stdin(), &mut &port)?;
+    // What was asked for last is still on its way: an `exit` is answered by the end of what the shell says.
+    port.shutdown(std::net::Shutdown::Write)?;
+    printer.join().expect("the printer does not panic")?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod display;
 mod fuzz;
+mod guest;
 mod lab;
 mod lint;
 mod paths;
@@ -38,6 +39,7 @@ enum Command {
     Bench(bench::Arguments),
     Soak(soak::Arguments),
     Lab(lab::Arguments),
+    Guest(guest::Arguments),
     Fuzz(fuzz::Arguments),
     /// Install what building, the lab, the tests and the benchmarks need; say what, and nothing when it is there
     Setup,
@@ -58,10 +60,11 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Soak(arguments) => soak::soak(&arguments),
         Command::Lab(arguments) => lab::lab(&arguments),
+        Command::Guest(arguments) => guest::guest(&arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Setup => {
-            use Need::{Assets, Bench, Build, Lab, Peers, Test};
-            setup::ensure(&[Build, Assets, Lab, Test, Bench, Peers]).map(|()| ExitCode::SUCCESS)
+            use Need::{Assets, Bench, Build, Kernels, Lab, Peers, Test};
+            setup::ensure(&[Build, Assets, Lab, Test, Bench, Peers, Kernels]).map(|()| ExitCode::SUCCESS)
         }
         Command::Build => prepare(&[]).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint(),

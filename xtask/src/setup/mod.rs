@@ -7,6 +7,7 @@
 mod apt;
 pub(crate) mod bpf;
 mod debian;
+mod kernels;
 pub(crate) mod peers;
 mod pieces;
 
@@ -23,6 +24,9 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         problems.extend(bpf::install_packages()?);
     }
     problems.extend(peers::ensure(needs)?);
+    if problems.is_empty() {
+        problems.extend(kernels::ensure(needs)?);
+    }
     if problems.is_empty() && needs.contains(&Need::Test) {
         problems.extend(debian::ensure()?);
     }

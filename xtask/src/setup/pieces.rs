@@ -17,6 +17,9 @@ pub(crate) enum Need {
     Bench,
     /// The peers of `bench tftp` and `bench dhcp`: see [`super::peers`].
     Peers,
+    /// Every kernel that the appliance is tried on, beyond the two that each run of the tests takes: see
+    /// [`super::kernels`].
+    Kernels,
 }
 
 /// One thing that has to be there.
@@ -68,6 +71,9 @@ const PIECES: &[Piece] = {
         piece(Test,   "openssh-client",      Program("ssh"),                "logs in to a machine whose boot failed"),
         piece(Test,   "sshpass",             Program("sshpass"),            "types its password"),
         piece(Test,   "tcpdump",             Program("tcpdump"),            "captures what we send"),
+        piece(Test,   "binutils",            Program("strip"),              "makes programs small that go into virtual machines"),
+        piece(Test,   "xz-utils",            Program("xz"),                 "unpacks kernels' modules"),
+        piece(Test,   "ethtool",             Program("ethtool"),            "turns checksum offloads of the lab's cables off"),
         piece(Test,   "bpftool",             Program("bpftool"),            "sees which programs are attached, independently"),
         piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
         piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
