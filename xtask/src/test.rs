@@ -1,8 +1,10 @@
 //! `cargo xtask test`: every test, the cheap ones first.
 
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::setup::Need;
 use crate::shell::{check, is_root};
@@ -11,48 +13,63 @@ use crate::{paths, prepare};
 /// Run every test: host tests, then clients and servers in namespaces, then real firmware
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
+    /// Also what takes long: the fast path on every kernel, card and mode, in virtual machines (three quarters of an hour)
+    #[arg(long)]
+    all: bool,
     /// Passed to each `cargo test` (a test's name, then `-- --nocapture`, …)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
 
+/// What has tests of its own. pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
+const CRATES: &[&str] =
+    &["--workspace", "--exclude", "pxe-common", "--exclude", "pxe-ebpf", "--exclude", "bridgehead-tests"];
+
+/// The tests of the appliance in virtual machines.
+const KERNELS: &str = "other_kernels";
+
+/// What the daemon's own tests are compiled from.
+const DAEMON: &str = "pxe-userspace/src/lib.rs";
+
 pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
-    prepare(&[Need::Lab, Need::Test])?;
+    prepare(if arguments.all { &[Need::Lab, Need::Test, Need::Kernels] } else { &[Need::Lab, Need::Test] })?;
     let skipped = ::lab::target().join("skipped-tests");
     let _ = std::fs::remove_file(&skipped);
 
-    // pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
     let machines =
         ["firmware", "two_stages", "systemd", "kernels", "storage", "docker_node", "trust", "rescue", "why"];
-    let others = across_crates(&machines)?;
+    let others = across_crates(&[&machines[..], &[KERNELS]].concat())?;
     let tests = |names: &[&'static str]| names.iter().flat_map(|name| ["--test", *name]).collect::<Vec<_>>();
     let lab = &["--package", "bridgehead-tests"];
-    let steps: [Vec<&str>; 5] = [
+    let steps: [Vec<&str>; 6] = [
         vec!["--package", "pxe-common"],
-        vec![
-            "--workspace",
-            "--exclude",
-            "pxe-common",
-            "--exclude",
-            "pxe-ebpf",
-            "--exclude",
-            "bridgehead-tests",
-        ],
+        CRATES.to_vec(),
         [lab, &["--lib"][..], &tests(&["world"])].concat(),
         lab.iter().copied().chain(others.iter().flat_map(|name| ["--test", name])).collect(),
         [&lab[..], &tests(&machines)].concat(),
+        [&lab[..], &tests(&[KERNELS])].concat(),
     ];
+    let daemons_own = if arguments.all { daemons_own_tests()? } else { PathBuf::new() };
     for step in steps {
         let mut cargo = Command::new("cargo");
-        if step.contains(&machines[0]) {
+        let kernels = step.contains(&KERNELS);
+        if kernels || step.contains(&machines[0]) {
             // One at a time: emulated processors take all that this machine has.
             cargo.env("RUST_TEST_THREADS", "1");
+        }
+        let mut rest = arguments.rest.clone();
+        if kernels && arguments.all {
+            if !rest.iter().any(|argument| argument == "--") {
+                rest.push("--".into());
+            }
+            rest.push("--include-ignored".into());
+            cargo.env("BRIDGEHEAD_UNIT_TESTS", &daemons_own);
         }
         check(
             cargo
                 .arg("test")
                 .args(&step)
-                .args(&arguments.rest)
+                .args(&rest)
                 .env("BRIDGEHEAD_BIN", paths::target("release/bridgehead"))
                 .env("BRIDGEHEAD_ASSETS", paths::target("assets"))
                 .env("BRIDGEHEAD_SKIPPED", &skipped),
@@ -65,6 +82,20 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         Err(_) => println!("\nno test was skipped"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the daemon's own tests are built: they run on other kernels, too.
+fn daemons_own_tests() -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    // With the very features of the step that runs them here.
+    cargo.arg("test").args(CRATES).args(["--no-run", "--message-format=json"]).stderr(Stdio::inherit());
+    let output = cargo.output().context("starting cargo")?;
+    ensure!(output.status.success(), "the daemon's own tests could not be built ({})", output.status);
+    let messages =
+        output.stdout.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice::<Value>(l).ok());
+    let built = messages.filter(|m| m["target"]["src_path"].as_str().is_some_and(|p| p.ends_with(DAEMON)));
+    let mut programs = built.filter_map(|m| m["executable"].as_str().map(PathBuf::from));
+    programs.next().with_context(|| format!("cargo names no program that it made of {DAEMON}"))
 }
 
 /// The tests across crates, but for the lab's own and those of virtual machines.
