@@ -5,6 +5,7 @@ mod dhcp;
 mod dhcp_servers;
 mod limit;
 mod live;
+mod native;
 mod perfdhcp;
 mod picture;
 mod report;
@@ -60,6 +61,8 @@ enum Name {
     Dhcp,
     /// A block's time, beside programs that only grow a frame and send it back
     Limit,
+    /// XDP in a driver, tc and the daemon beside one another, in a virtual machine with another kernel
+    Native,
     /// A thousand simulated machines powered on at once, beside dnsmasq
     Storm,
 }
@@ -77,6 +80,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
             Name::Boot => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
             Name::Tftp | Name::Dhcp => prepare(&[Need::Lab, Need::Bench, Need::Peers])?,
             Name::Limit => prepare(&[Need::Lab])?,
+            Name::Native => prepare(&[Need::Lab, Need::Test])?,
             Name::Storm => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
         }
         return run::enter_lab();
@@ -102,6 +106,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
         }
         Name::Dhcp => dhcp::dhcp(&world, &effort, arguments.quick)?,
         Name::Limit => limit::limit(&world, &effort)?,
+        Name::Native => native::native(&world, &effort)?,
         Name::Storm => storm::storm(&world, &effort, arguments.quick)?,
     };
     report.publish(arguments.update_docs)?;
