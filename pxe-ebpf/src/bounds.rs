@@ -5,8 +5,6 @@
 //! nor does `len == 0` tell 6.1 that `len` is at least 1 otherwise, and LLVM turns `len < 1` into it. So each
 //! comparison here stands alone, behind a barrier that LLVM looks through no more than the verifier needs it to.
 
-use core::arch::asm;
-
 /// `len` if it lies in `LEAST..=MOST`, with both bounds known to the verifier. `LEAST` is not 0.
 #[inline(always)]
 pub(crate) fn within<const LEAST: u64, const MOST: u64>(len: u64) -> Option<u32> {
@@ -30,9 +28,18 @@ pub(crate) fn at_most<const MOST: u64>(len: u64) -> u32 {
 
 /// The same value in the same register, of which LLVM knows nothing any more. The instruction stands there
 /// because an empty one has no place in BTF's table of lines.
+#[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn barrier(mut value: u64) -> u64 {
     // SAFETY: it copies a register to itself.
-    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags))
+    };
     value
+}
+
+/// The same for whoever only looks at the code.
+#[cfg(not(target_arch = "bpf"))]
+fn barrier(value: u64) -> u64 {
+    core::hint::black_box(value)
 }

@@ -11,7 +11,8 @@
 //! verifier refuses one of them runs the others, and each has a stack of its own.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+// Clippy sees the programs on the host's target, with a stable compiler.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod bounds;
 mod dhcp;
