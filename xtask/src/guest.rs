@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     /// Whose kernel: bookworm, trixie or bookworm-backports
     #[arg(default_value = "bookworm", value_parser = suite)]
     kernel: Suite,
-    /// The card: virtio-net[,queues=N][,mrg_rxbuf=off][,guest_csum=off][,guest_tso=off][,csum=off], e1000e, vmxnet3, igb
+    /// The card: virtio-net with any of ,queues=N ,mrg_rxbuf=off ,guest_csum=off ,guest_tso=off ,csum=off; e1000e; vmxnet3; igb
     #[arg(long, default_value = "virtio-net")]
     card: Card,
     /// The appliance's fast path: auto, xdp, tc or off
