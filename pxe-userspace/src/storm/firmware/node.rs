@@ -3,10 +3,11 @@
 use std::net::SocketAddrV4;
 
 use pxe_common::Mac;
+use pxe_contract::report::{Report, Reported};
 use pxe_contract::{paths, settings};
 
 /// The stages that pxe-init reports, in order.
-pub(in super::super) const REPORTS: [&str; 3] = ["stage1", "image", "workload"];
+pub(in super::super) const REPORTS: [Reported; 3] = [Reported::Stage1, Reported::Image, Reported::Workload];
 
 /// Where the node reports, from its kernel's command line; none for kernels that are not ours.
 pub(in super::super) fn appliance<'a>(cmdline: impl IntoIterator<Item = &'a str>) -> Option<SocketAddrV4> {
@@ -20,9 +21,11 @@ pub(in super::super) fn server(url: &str) -> Option<(SocketAddrV4, &str)> {
     Some((settings::endpoint(server)?, path))
 }
 
-/// A report as pxe-init sends it (pxe-init/src/report.rs).
-pub(in super::super) fn report(to: SocketAddrV4, mac: Mac, stage: &str, uptime: f64) -> Vec<u8> {
-    let body = format!(r#"{{"mac":"{mac}","stage":"{stage}","detail":"storm","uptime":{uptime:.3}}}"#);
+/// A report as pxe-init sends it.
+pub(in super::super) fn report(to: SocketAddrV4, mac: Mac, stage: Reported, uptime: f64) -> Vec<u8> {
+    let (detail, uptime) = (Some("storm".to_owned()), Some((uptime * 1000.0).round() / 1000.0));
+    let body = serde_json::to_string(&Report { detail, uptime, ..Report::new(mac, stage) });
+    let body = body.expect("a report has only text keys");
     format!(
         "POST {} HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",

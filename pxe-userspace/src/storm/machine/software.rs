@@ -109,7 +109,7 @@ impl Machine {
             return;
         };
         let uptime = world.now.saturating_sub(self.powered_on) as f64 / 1e9;
-        let request = node::report(to, self.identity.mac, stage, uptime);
+        let request = node::report(to, self.identity.mac, *stage, uptime);
         self.exchange(to, paths::node::REPORT, request, Sink::keep(), world);
     }
 
