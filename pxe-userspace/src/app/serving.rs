@@ -47,8 +47,10 @@ impl Serving {
         let handed_back = now.handed_back.saturating_sub(self.before.handed_back);
         // One that comes back now and then did not end in time, or met a full ring of events.
         if handed_back * 2 > granted {
-            let since =
-                |reason: &str, total: u64| total - self.before.passed.get(reason).copied().unwrap_or(0);
+            // Which hook is the last one may have changed, and its totals are others.
+            let since = |reason: &str, total: u64| {
+                total.saturating_sub(self.before.passed.get(reason).copied().unwrap_or(0))
+            };
             let told = now.passed.iter().filter(|(reason, _)| cause(reason).is_some());
             let most = told.map(|(reason, total)| (since(reason, *total), *reason)).max();
             let why = match most {
@@ -137,6 +139,15 @@ mod tests {
         assert_eq!(serving.complaint(), Some(&*complaint), "nothing was transferred since");
         serving.look(totals(14, 3, &[("tftp-no-blob", 2)]));
         assert_eq!(serving.complaint(), None);
+    }
+
+    /// As when a trace begins: XDP's totals before, tc's now.
+    #[test]
+    fn another_hooks_totals_are_no_harm() {
+        let mut serving = Serving::default();
+        serving.look(totals(1, 0, &[("tftp-window", 900)]));
+        serving.look(totals(1, 1, &[("tftp-window", 3), ("no-room", 2)]));
+        assert!(serving.complaint().unwrap().contains("`no-room`"));
     }
 
     #[test]

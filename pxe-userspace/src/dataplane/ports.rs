@@ -134,8 +134,8 @@ impl Ports {
                 ));
                 None
             }
-            FastPath::Auto | FastPath::Xdp if let Some(why) = unfit(port) => {
-                reasons.push(format!("xdp: {why}"));
+            FastPath::Auto | FastPath::Xdp if cuts_answers(port) => {
+                reasons.push("xdp: the driver sends answers with the request's length".to_owned());
                 None
             }
             FastPath::Auto | FastPath::Xdp => {
@@ -282,7 +282,7 @@ impl Ports {
 
     /// What the kernel took.
     pub(super) fn kernel(&self) -> KernelStatus {
-        self.programs.status()
+        self.programs.status().clone()
     }
 
     #[cfg(test)]
@@ -328,15 +328,11 @@ fn lacks_tcx(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// Drivers whose native XDP does something else than it says, and what.
-const UNFIT: [(&str, &str); 2] = [
-    ("fsl_enetc", "enetc sends answers with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd`)"),
-    ("fsl_enetc_vf", "enetc sends answers with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd`)"),
-];
+/// Drivers that send what XDP answers with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd` in Linux 6.12).
+const CUT_ANSWERS: [&str; 2] = ["fsl_enetc", "fsl_enetc_vf"];
 
-fn unfit(port: &str) -> Option<&'static str> {
-    let driver = offload::driver(port)?;
-    UNFIT.iter().find(|(name, _)| *name == driver).map(|(_, why)| *why)
+fn cuts_answers(port: &str) -> bool {
+    offload::driver(port).is_some_and(|driver| CUT_ANSWERS.contains(&&*driver))
 }
 
 /// A card that can't be asked is taken for one that does. A virtual port is not asked: XDP is there for who wants

@@ -48,7 +48,7 @@ pub struct ProgramStatus {
 pub enum ProgramState {
     Loaded,
     Refused,
-    /// `[network] fast-path` does not ask for its hook.
+    /// Not tried: `[network] fast-path` does not ask for its hook, or the entry that jumps to it was refused.
     NotNeeded,
 }
 
@@ -69,20 +69,9 @@ pub(super) enum Unusable {
 
 pub(super) struct Programs {
     ebpf: Ebpf,
-    hooks: [Hooked; 2],
-}
-
-/// A hook's programs.
-struct Hooked {
-    /// What the entry jumps to. Held, because a map of programs is emptied when nobody holds it.
-    _jumps: ProgramArray<MapData>,
-    /// How they fared; `None` where the hook is not wanted.
-    tried: Option<Tried>,
-}
-
-struct Tried {
-    entry: Result<(), Refused>,
-    parts: Vec<(Part, Result<(), Refused>)>,
+    /// What XDP's and tc's entries jump to. Held, because a map of programs is emptied when nobody holds it.
+    _jumps: [ProgramArray<MapData>; 2],
+    status: KernelStatus,
 }
 
 /// The kernel's words on a program that it did not take.
@@ -94,18 +83,25 @@ struct Refused {
 
 impl Programs {
     /// Hands the kernel what `wanted` may need. `jumps` are the maps of XDP's and tc's parts.
-    pub(super) fn load(mut ebpf: Ebpf, jumps: [ProgramArray<MapData>; 2], wanted: FastPath) -> Self {
-        let mut hooks = Hook::ALL.into_iter().zip(jumps).map(|(hook, mut jumps)| {
+    pub(super) fn load(mut ebpf: Ebpf, mut jumps: [ProgramArray<MapData>; 2], wanted: FastPath) -> Self {
+        let mut status = KernelStatus { kernel: kernel_release(), programs: Vec::new() };
+        for (hook, jumps) in Hook::ALL.into_iter().zip(&mut jumps) {
             let needed = match (wanted, hook) {
                 (FastPath::Off, _) | (FastPath::Tc, Hook::Xdp) => false,
                 // tc also takes the place of an XDP that must not run: under a ceiling, while a trace runs.
                 (FastPath::Auto | FastPath::Xdp, _) | (FastPath::Tc, Hook::Tc) => true,
             };
-            let tried = needed.then(|| try_all(&mut ebpf, hook, &mut jumps));
-            Hooked { _jumps: jumps, tried }
-        });
-        let hooks = std::array::from_fn(|_| hooks.next().expect("there are two hooks"));
-        Self { ebpf, hooks }
+            let entry = needed.then(|| load(&mut ebpf, name::entry(hook)).map(drop));
+            // Without the entry the parts are of no use.
+            let usable = matches!(entry, Some(Ok(())));
+            status.programs.push(program_status(&ebpf, name::entry(hook), entry));
+            for part in Part::ALL {
+                let result = usable.then(|| load_part(&mut ebpf, hook, part, jumps));
+                status.programs.push(program_status(&ebpf, name::part(hook, part), result));
+            }
+        }
+        status.programs.iter().for_each(|program| log(&status.kernel, program));
+        Self { ebpf, _jumps: jumps, status }
     }
 
     /// XDP's entry, ready to be attached.
@@ -123,46 +119,27 @@ impl Programs {
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let name = name::entry(hook);
-        let tried = self.hooks[hook as usize].tried.as_ref().ok_or(Unusable::NotNeeded(name))?;
-        if let Err(Refused { reason, .. }) = &tried.entry {
-            return Err(Unusable::Refused { name, reason: reason.clone() });
+        let told = |name: &'static str| {
+            self.status.programs.iter().find(|told| told.name == name).ok_or(Unusable::Missing(name))
+        };
+        let entry = told(name)?;
+        match entry.state {
+            ProgramState::Loaded => {}
+            ProgramState::NotNeeded => return Err(Unusable::NotNeeded(name)),
+            ProgramState::Refused => return Err(Unusable::Refused { name, reason: entry.why() }),
         }
-        let refused: Vec<_> = tried.parts.iter().filter_map(|(_, part)| part.as_ref().err()).collect();
-        if let [one, other] = refused.as_slice() {
-            return Err(Unusable::NoParts(one.reason.clone(), other.reason.clone()));
+        let [one, other] = Part::ALL.map(|part| told(name::part(hook, part)));
+        let (one, other) = (one?, other?);
+        if [one, other].iter().all(|part| part.state == ProgramState::Refused) {
+            return Err(Unusable::NoParts(one.why(), other.why()));
         }
         let program = self.ebpf.program_mut(name).ok_or(Unusable::Missing(name))?;
         program.try_into().map_err(|_| Unusable::Missing(name))
     }
 
     /// Every program, and how it fared.
-    pub(super) fn status(&self) -> KernelStatus {
-        let programs = Hook::ALL.into_iter().flat_map(|hook| {
-            let tried = self.hooks[hook as usize].tried.as_ref();
-            let entry = (name::entry(hook), tried.map(|tried| &tried.entry));
-            let part = move |part| {
-                let tried = tried.and_then(|tried| tried.parts.iter().find(|(p, _)| *p == part));
-                (name::part(hook, part), tried.map(|(_, result)| result))
-            };
-            std::iter::once(entry).chain(Part::ALL.map(part))
-        });
-        KernelStatus {
-            kernel: kernel_release(),
-            programs: programs.map(|(name, result)| self.program_status(name, result)).collect(),
-        }
-    }
-
-    fn program_status(&self, name: &'static str, result: Option<&Result<(), Refused>>) -> ProgramStatus {
-        let (state, refused) = match result {
-            None => (ProgramState::NotNeeded, None),
-            Some(Ok(())) => (ProgramState::Loaded, None),
-            Some(Err(refused)) => (ProgramState::Refused, Some(refused.clone())),
-        };
-        let info = self.ebpf.program(name).and_then(|program| program.info().ok());
-        let (reason, verifier) =
-            refused.map_or((None, Vec::new()), |Refused { reason, verifier }| (Some(reason), verifier));
-        let instructions = info.and_then(|info| info.verified_instruction_count());
-        ProgramStatus { name: name.into(), state, instructions, reason, verifier }
+    pub(super) fn status(&self) -> &KernelStatus {
+        &self.status
     }
 
     /// The object, whose other maps are for whoever needs them.
@@ -176,24 +153,38 @@ impl Programs {
     }
 }
 
-/// The entry first: without it the parts are of no use.
-fn try_all(ebpf: &mut Ebpf, hook: Hook, jumps: &mut ProgramArray<MapData>) -> Tried {
-    let entry = load(ebpf, name::entry(hook)).map(drop);
-    let wanted = if entry.is_ok() { &Part::ALL[..] } else { &[] };
-    let parts: Vec<_> = wanted.iter().map(|part| (*part, try_part(ebpf, hook, *part, jumps))).collect();
-    log(name::entry(hook), &entry);
-    parts.iter().for_each(|(part, result)| log(name::part(hook, *part), result));
-    Tried { entry, parts }
+impl ProgramStatus {
+    fn why(&self) -> String {
+        self.reason.clone().unwrap_or_default()
+    }
 }
 
-fn log(program: &str, result: &Result<(), Refused>) {
-    let Err(Refused { reason, verifier }) = result else { return };
-    let kernel = kernel_release();
+/// How a program fared that was handed to the kernel, or was not.
+fn program_status(ebpf: &Ebpf, name: &str, result: Option<Result<(), Refused>>) -> ProgramStatus {
+    let info = ebpf.program(name).and_then(|program| program.info().ok());
+    let loaded = ProgramStatus {
+        name: name.into(),
+        state: ProgramState::Loaded,
+        instructions: info.and_then(|info| info.verified_instruction_count()),
+        reason: None,
+        verifier: Vec::new(),
+    };
+    match result {
+        None => ProgramStatus { state: ProgramState::NotNeeded, ..loaded },
+        Some(Ok(())) => loaded,
+        Some(Err(Refused { reason, verifier })) => {
+            ProgramStatus { state: ProgramState::Refused, reason: Some(reason), verifier, ..loaded }
+        }
+    }
+}
+
+fn log(kernel: &str, program: &ProgramStatus) {
+    let ProgramStatus { name: program, reason: Some(reason), verifier, .. } = program else { return };
     tracing::warn!(program, kernel, reason, "the kernel refused a program of the fast path");
     verifier.iter().for_each(|line| tracing::warn!(program, "verifier: {line}"));
 }
 
-fn try_part(
+fn load_part(
     ebpf: &mut Ebpf,
     hook: Hook,
     part: Part,

@@ -90,7 +90,9 @@ impl Watch {
         // Nobody listening is nobody interested.
         for gone in known.iter().filter(|k| now.iter().all(|n| n.index != k.index)) {
             tracing::info!(port = gone.name, "port gone");
-            self.journal.note(|changes| changes.give_tags_back(&gone.name))?;
+            if self.wanted.tags_left_on {
+                self.journal.note(|changes| changes.give_tags_back(&gone.name))?;
+            }
             if self.wanted.ceiling.is_some() && all.iter().any(|l| l.index == gone.index) {
                 // Gone from the bridge only. What fails here is tried again at the end.
                 let _ = self.links.unshape(gone.index).await;

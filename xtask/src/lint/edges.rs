@@ -24,9 +24,10 @@ const NEVER: [(&str, &str, &str); 1] =
     [("bridgehead-tests", "pxe-contract", "it judges what crosses, and writes down for itself what that is")];
 
 /// Pure: they compute, and others do. A trailing slash means everything below.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "pxe-common/src/",
     "pxe-contract/src/",
+    "pxe-userspace/src/app/serving",
     "pxe-userspace/src/boot/",
     "pxe-userspace/src/carousel/pace",
     "pxe-userspace/src/carousel/schedule",
