@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +45,8 @@ pub struct Machine {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stages: Option<u8>,
     /// What its firmware said it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub firmware: Option<String>,
+    #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
+    pub firmware: Option<Firmware>,
     /// Its SMBIOS UUID (option 97), as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
@@ -95,7 +96,7 @@ impl Machine {
 
     /// Whether the firmware it booted with last is a UEFI.
     pub fn is_uefi(&self) -> bool {
-        self.firmware.as_ref().is_some_and(|f| f.contains("UEFI"))
+        self.firmware.is_some_and(Firmware::is_uefi)
     }
 
     /// Whether its next boot is to stop in stage 1.
@@ -190,13 +191,13 @@ impl Machines {
     pub fn described(
         &self,
         mac: Mac,
-        firmware: Option<String>,
+        firmware: Option<Firmware>,
         uuid: Option<String>,
         profile: Option<String>,
     ) {
         let mut register = self.write();
         let machine = register.machine(mac);
-        machine.firmware = firmware.or(machine.firmware.take());
+        machine.firmware = firmware.or(machine.firmware);
         machine.uuid = uuid.or(machine.uuid.take());
         machine.profile = profile;
     }
@@ -229,9 +230,22 @@ impl Machines {
         self.write().machine(mac).fetching = fetching;
     }
 
-    /// The machine is to be held, or not any more.
-    pub fn hold(&self, mac: Mac, hold: Option<Hold>) {
-        self.write().machine(mac).hold = hold;
+    /// Changes whether the machine is to be held. `then` is given what it was changed to, if it was, before anybody
+    /// else may change it.
+    pub fn change_hold<T>(
+        &self,
+        mac: Mac,
+        change: impl FnOnce(Option<Hold>) -> Option<Hold>,
+        then: impl FnOnce(Option<Hold>) -> T,
+    ) -> Option<T> {
+        let mut register = self.write();
+        let before = register.by_mac.get(&mac).and_then(|machine| machine.hold);
+        let after = change(before);
+        if before == after {
+            return None;
+        }
+        register.machine(mac).hold = after;
+        Some(then(after))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {

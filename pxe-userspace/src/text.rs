@@ -20,6 +20,24 @@ pub mod mac {
     }
 }
 
+/// What a machine boots with, if that is known, for serde.
+pub mod firmware {
+    use pxe_common::dhcp::Firmware;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(firmware: &Option<Firmware>, s: S) -> Result<S::Ok, S::Error> {
+        match firmware {
+            Some(firmware) => s.collect_str(firmware),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Firmware>, D::Error> {
+        let text = Option::<String>::deserialize(d)?;
+        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
 /// RFC 3339 with microseconds, always: fixed width sorts and lines up. For serde.
 pub fn micros<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(&format_args!("{time:.6}"))

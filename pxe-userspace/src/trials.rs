@@ -1,20 +1,18 @@
 //! Which kernel each machine came up with last, and how a new one fares: one that does not get a machine
-//! to stage 1 twice is not sent to it a third time, if there is one that did. Kept in the database.
+//! to stage 1 twice is not sent to it a third time, if there is one that did. Kept in the store.
 //!
 //! The witnesses are what the machine asks for. Its loader asks for a configuration, then for the kernel;
 //! whoever asks for a configuration again, after it was sent the kernel and without a word from stage 1,
 //! has failed with it. So it makes no difference whether firmware starts anew or GRUB goes back to its loop.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pxe_common::Mac;
-use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::KernelFacts;
-use crate::database::{self, DatabaseError, Durability};
+use crate::store::{Change, Document, ReadError, Store};
 
 /// As often as a machine is sent a kernel that it does not come up with.
 const CHANCES: u8 = 2;
@@ -80,42 +78,29 @@ impl History {
     }
 }
 
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS kernel_trial (
-    mac      TEXT PRIMARY KEY,
-    history  TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-";
-
-/// The trials' handle. Cloning it is cheap. Methods write to the database when something changes: for a
-/// machine that boots its last good kernel again nothing does.
+/// The trials' handle. Cloning it is cheap. Nothing here waits for the disk, and for a machine that boots its last
+/// good kernel again nothing is written.
 #[derive(Clone)]
 pub struct Trials(Arc<Mutex<Inner>>);
 
 struct Inner {
-    db: Connection,
+    store: Store,
     machines: HashMap<Mac, History>,
 }
 
 impl Trials {
-    /// Opens the table in the database at `path`.
-    pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        // A count that a power cut takes back costs a boot.
-        let db = database::open(path, Durability::AllButLast, SCHEMA)?;
-        let rows = || -> Result<Vec<(String, String)>, rusqlite::Error> {
-            let mut query = db.prepare("SELECT mac, history FROM kernel_trial")?;
-            query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-        };
-        let rows = rows().map_err(|source| database::unreadable(path, source))?;
+    /// Goes on with the trials of the store.
+    pub fn open(store: Store) -> Result<Self, ReadError> {
+        let rows = store.reader().documents(Document::KernelTrial)?;
         let machines = rows.into_iter().filter_map(|(mac, history)| {
-            let read = mac.parse().ok().zip(serde_json::from_str(&history).ok());
+            let read = serde_json::from_str(&history).ok();
             if read.is_none() {
-                tracing::warn!(mac, "which kernel this machine came up with can't be read, and is forgotten");
+                tracing::warn!(%mac, "which kernel this machine came up with can't be read, and is forgotten");
             }
-            read
+            Some((mac, read?))
         });
         let machines = machines.collect();
-        Ok(Self(Arc::new(Mutex::new(Inner { db, machines }))))
+        Ok(Self(Arc::new(Mutex::new(Inner { store, machines }))))
     }
 
     /// The kernel to send in place of `wanted`: the machine's last good one, when `wanted` had its chances.
@@ -161,12 +146,7 @@ impl Inner {
         let done = change(history);
         if *history != before {
             let text = serde_json::to_string(history).expect("a history has only text keys");
-            let values = params![mac.to_string(), text];
-            let stored =
-                self.db.execute("INSERT OR REPLACE INTO kernel_trial (mac, history) VALUES (?, ?)", values);
-            if let Err(error) = stored {
-                tracing::error!(%mac, %error, "how this machine's kernel fares is not kept for the next start");
-            }
+            self.store.post(Change::PutDocument(Document::KernelTrial, mac, text));
         }
         done
     }
@@ -246,20 +226,24 @@ mod tests {
     #[test]
     fn it_outlives_the_daemon_and_can_be_told_to_try_again() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || Trials::open(&dir.path().join("db")).unwrap();
+        let open = || Trials::open(Store::open(&dir.path().join("db")).unwrap()).unwrap();
+        let close = |trials: Trials| trials.inner().store.flush();
         let (old, new) = (kernel("old"), kernel("new"));
         let trials = open();
         trials.asked(MAC, &old);
         trials.came_up(MAC);
+        close(trials);
         for _ in 0..2 {
             let trials = open();
             assert_eq!(trials.asked(MAC, &new), None);
             trials.fetches(MAC, "new-kernel");
+            close(trials);
         }
         let trials = open();
         assert_eq!(trials.asked(MAC, &new), Some(old));
         assert!(trials.blobs().contains("old-kernel") && trials.blobs().contains("old-stage1"));
         trials.try_again(&new);
+        close(trials);
         assert_eq!(open().asked(MAC, &new), None);
     }
 }

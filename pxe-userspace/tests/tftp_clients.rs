@@ -14,6 +14,7 @@ use bridgehead::config;
 use bridgehead::dataplane::{Counters, Dataplane, LoadError, Sinks, Tier};
 use bridgehead::files::{Files, OpenError, Opened};
 use bridgehead::machines::Machines;
+use bridgehead::store::Store;
 use bridgehead::tftp::socket::Tftp;
 use bridgehead::timeline::{AnsweredBy, Event, Stage, Timeline};
 use pxe_common::Mac;
@@ -222,7 +223,7 @@ impl Lab {
     async fn serve(&self, mode: config::FastPath) -> (Option<Counters>, Vec<Event>) {
         let machines = Machines::default();
         machines.bound(CLIENT_MAC, CLIENT);
-        let timeline = Timeline::open(&self.dir.path().join("db"), machines).unwrap();
+        let timeline = Timeline::open(Store::open(&self.dir.path().join("db")).unwrap(), machines).unwrap();
         let mut events = timeline.subscribe();
         let ((dhcp, _), (tftp, told)) = (mpsc::channel(1), mpsc::channel(100));
         let shutdown = CancellationToken::new();

@@ -15,6 +15,7 @@ use bridgehead::config::FastPath;
 use bridgehead::dataplane::{Dataplane, LoadError, Sinks};
 use bridgehead::files::{Files, OpenError, Opened};
 use bridgehead::machines::Machines;
+use bridgehead::store::Store;
 use bridgehead::tftp::socket::Tftp;
 use bridgehead::timeline::{AnsweredBy, Event, Stage, Timeline};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -214,7 +215,7 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
     let dir = tempfile::tempdir().unwrap();
     let machines = Machines::default();
     machines.bound(CLIENT_MAC, CLIENT);
-    let timeline = Timeline::open(&dir.path().join("db"), machines).unwrap();
+    let timeline = Timeline::open(Store::open(&dir.path().join("db")).unwrap(), machines).unwrap();
     let mut events = timeline.subscribe();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ((dhcp, _), (sink, told)) = (mpsc::channel(1), mpsc::channel(100));

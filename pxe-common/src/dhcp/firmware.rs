@@ -1,6 +1,7 @@
 //! Who is asking: what options 60, 77, 93 and 175 say together, and what that client needs.
 
 use core::fmt;
+use core::str::FromStr;
 
 /// What option 60 begins with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +103,32 @@ impl Firmware {
         !matches!(self, Self::None)
     }
 
+    /// What people call it; none has a name that only its number tells apart.
+    const fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Self::None => "no network boot",
+            Self::Bios => "BIOS PXE",
+            Self::UefiX64 => "UEFI x86-64 PXE",
+            Self::IpxeBios => "iPXE (BIOS)",
+            Self::IpxeUefiX64 => "iPXE (UEFI x86-64)",
+            Self::HttpX64 => "UEFI x86-64 HTTP Boot",
+            Self::Other(_) => return None,
+        })
+    }
+
+    /// Whether it runs UEFI's programs.
+    pub const fn is_uefi(self) -> bool {
+        match self {
+            Self::UefiX64 | Self::IpxeUefiX64 | Self::HttpX64 => true,
+            Self::None | Self::Bios | Self::IpxeBios | Self::Other(_) => false,
+        }
+    }
+
+    /// Whether it is iPXE: the firmware's own, or loaded by it.
+    pub const fn is_ipxe(self) -> bool {
+        matches!(self, Self::IpxeBios | Self::IpxeUefiX64)
+    }
+
     /// What the client needs besides a file's name.
     #[inline(always)]
     pub const fn quirks(self) -> Quirks {
@@ -131,16 +158,40 @@ pub struct Quirks {
     pub discovery_control: bool,
 }
 
+/// What [`Display`](fmt::Display) wrote, before the number.
+const OTHER: &str = "network boot of architecture ";
+
+/// No firmware is called so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownFirmware;
+
+impl fmt::Display for UnknownFirmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no firmware is called so")
+    }
+}
+
+impl core::error::Error for UnknownFirmware {}
+
+/// Reads what [`Display`](fmt::Display) wrote.
+impl FromStr for Firmware {
+    type Err = UnknownFirmware;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFirmware> {
+        let known = [Self::None, Self::Bios, Self::UefiX64, Self::IpxeBios, Self::IpxeUefiX64, Self::HttpX64];
+        if let Some(firmware) = known.into_iter().find(|firmware| firmware.name() == Some(name)) {
+            return Ok(firmware);
+        }
+        let arch = name.strip_prefix(OTHER).and_then(|arch| arch.parse().ok());
+        arch.map(Self::Other).ok_or(UnknownFirmware)
+    }
+}
+
 impl fmt::Display for Firmware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "no network boot",
-            Self::Bios => "BIOS PXE",
-            Self::UefiX64 => "UEFI x86-64 PXE",
-            Self::IpxeBios => "iPXE (BIOS)",
-            Self::IpxeUefiX64 => "iPXE (UEFI x86-64)",
-            Self::HttpX64 => "UEFI x86-64 HTTP Boot",
-            Self::Other(arch) => return write!(f, "network boot of architecture {arch}"),
-        })
+        match self {
+            Self::Other(arch) => write!(f, "{OTHER}{arch}"),
+            known => f.write_str(known.name().unwrap_or_default()),
+        }
     }
 }

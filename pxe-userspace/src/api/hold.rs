@@ -76,8 +76,7 @@ pub(super) async fn stopped(
     body: Result<Json<Standing<Mac>>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
     let mac = heard(&state, &speaker, body)?.0;
-    let stay = tokio::task::spawn_blocking(move || state.holds.stopped(mac)).await;
-    Ok(answer(stay.map_err(Failure::internal)?.map_err(Failure::internal)?))
+    Ok(answer(state.holds.stopped(mac)))
 }
 
 /// A machine whose boot failed: 200 while it is to stay so, 204 when it is to boot again.

@@ -109,7 +109,7 @@ pub(super) async fn begin(
             Err(Failure::new(Kind::Forbidden, error.to_string(), hint))
         }
         Err(TradeError::Request(_)) => Err(invalid()),
-        Err(error @ TradeError::Database(_)) => Err(Failure::internal(error)),
+        Err(error @ TradeError::Write(_)) => Err(Failure::internal(error)),
     }
 }
 

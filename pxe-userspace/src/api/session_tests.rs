@@ -7,6 +7,7 @@ use pxe_common::Mac;
 use serde_json::json;
 
 use crate::api::tests::{Answer, Daemon, MAC, curl, curl_with};
+use crate::store::Store;
 use crate::text::hex;
 use crate::timeline::{Event, Stage};
 use crate::trust::Scope;
@@ -189,7 +190,9 @@ async fn a_session_is_kept() {
     let token = issue(&daemon, None);
     assert_eq!(node.trade(MAC, &token, "127.0.0.1").await.status, 200);
     let state = daemon.file("");
-    let again = crate::trust::Trust::open(&state, &state.join("db"), daemon.timeline.clone()).unwrap();
+    let again =
+        crate::trust::Trust::open(&state, Store::open(&state.join("db")).unwrap(), daemon.timeline.clone())
+            .unwrap();
     assert!(!again.speaks_for(MAC, None));
     assert!(again.issue(MAC, Ipv4Addr::LOCALHOST, None).is_ok(), "which machines run is not known any more");
     let database = std::fs::read(daemon.file("db")).unwrap();

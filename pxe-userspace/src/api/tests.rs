@@ -17,6 +17,7 @@ use super::*;
 use crate::blob::Blob;
 use crate::config;
 use crate::files::{OpenError, Opened};
+use crate::store::Store;
 use crate::timeline::{Event, Happened, Stage, Who};
 
 pub(super) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
@@ -47,14 +48,14 @@ impl Daemon {
         let machines = Machines::default();
         // curl's connections come from there.
         machines.bound(MAC, Ipv4Addr::LOCALHOST);
-        let timeline = Timeline::open(&state.path().join("db"), machines.clone()).unwrap();
-        let storage = Storage::open(state.path(), &state.path().join("db")).unwrap();
+        let store = Store::open(&state.path().join("db")).unwrap();
+        let timeline = Timeline::open(store.clone(), machines.clone()).unwrap();
+        let storage = Storage::new(state.path(), store.clone());
         let consoles = Consoles::open(&state.path().join("consoles")).unwrap();
         let logs = Consoles::open(&state.path().join("logs")).unwrap();
-        let holds = Holds::open(&state.path().join("db"), machines.clone()).unwrap();
-        let database = state.path().join("db");
-        let trust = Trust::open(state.path(), &database, timeline.clone()).unwrap();
-        let fleet = Fleet::open(state.path(), &database, machines.clone(), timeline.clone()).unwrap();
+        let holds = Holds::open(store.clone(), machines.clone()).unwrap();
+        let trust = Trust::open(state.path(), store.clone(), timeline.clone()).unwrap();
+        let fleet = Fleet::open(state.path(), store.clone(), machines.clone(), timeline.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
             machines,

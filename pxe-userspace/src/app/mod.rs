@@ -1,5 +1,6 @@
 //! Puts the parts together: the only module that sees them all. Order of start, order of end.
 
+mod follower;
 mod lock;
 mod offers;
 mod ports;
@@ -18,7 +19,6 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,6 @@ use crate::api::{self, ApiState, BootState, Connections};
 use crate::carousel::Carousel;
 use crate::config::{Config, DhcpMode};
 use crate::console::{Consoles, crash};
-use crate::database;
 use crate::dataplane::{self, Pins};
 use crate::dhcp::{self, Dhcp, Kernel};
 use crate::engine::Engine;
@@ -37,9 +36,10 @@ use crate::machines::Machines;
 use crate::net::{self, Bridge, BridgeInfo, Ports};
 use crate::rescue::Rescues;
 use crate::storage::Storage;
+use crate::store::{self, Store};
 use crate::tftp::socket::Tftp;
 use crate::tftp::{self, FastPath};
-use crate::timeline::{Event, Stage, Timeline};
+use crate::timeline::Timeline;
 use crate::trace::{self, Tracer};
 use crate::trials::Trials;
 use crate::trust::Trust;
@@ -178,20 +178,20 @@ impl Appliance {
         parts: &mut Parts,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let database = config.state_dir.join(database::FILE);
+        let store = Store::open(&config.state_dir.join(store::FILE))?;
         let info = bridge.info().clone();
         let address = info.address.addr();
         let machines = Machines::new(&config);
-        let timeline = Timeline::open(&database, machines.clone())?;
+        let timeline = Timeline::open(store.clone(), machines.clone())?;
 
         let engine = Engine::new(&config.docker);
         let images = Images::open(&config.state_dir, &config.boot.assets, engine.clone())
             .context("opening the images in the state directory")?;
         let wanted = Wanted::new(images.clone(), shutdown.clone());
-        let storage = Storage::open(&config.state_dir, &database)?;
+        let storage = Storage::new(&config.state_dir, store.clone());
         let rescues = Rescues::default();
-        let trials = Trials::open(&database)?;
-        let trust = Trust::open(&config.state_dir, &database, timeline.clone())?;
+        let trials = Trials::open(store.clone())?;
+        let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
         let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
         let catalog =
             Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone(), kept)?;
@@ -212,11 +212,21 @@ impl Appliance {
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
 
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
-        let (dhcp, leases) = Dhcp::open(&config, &database, &machines, answering)?;
+        let (dhcp, opened) = Dhcp::open(&config, store.clone(), &machines, answering)?;
+        let (connections, holds) = (Connections::of_nodes(), Holds::open(store.clone(), machines.clone())?);
+        // Before anything answers a machine.
+        timeline.call(follower::Boots {
+            connections: connections.clone(),
+            holds: holds.clone(),
+            rescues: rescues.clone(),
+            trials: trials.clone(),
+            trust: trust.clone(),
+            dhcp: dhcp.clone(),
+        });
         if config.dhcp.mode != DhcpMode::Off {
             let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
             let serving =
-                dhcp::bind(&info)?.run(dhcp, leases, machines, timeline, told.dhcp, shutdown.clone());
+                dhcp::bind(&info)?.run(dhcp, opened, machines, timeline, told.dhcp, shutdown.clone());
             parts.spawn(async { serving.await.context("serving DHCP") });
         }
 
@@ -227,8 +237,7 @@ impl Appliance {
         let serving = tftp.run(catalog.clone(), kernel, told.tftp, timeline.clone(), shutdown.clone());
         parts.spawn(async { serving.await.context("serving TFTP") });
 
-        let fleet = Fleet::open(&config.state_dir, &database, machines.clone(), timeline.clone())?;
-        let holds = Holds::open(&database, machines.clone())?;
+        let fleet = Fleet::open(&config.state_dir, store.clone(), machines.clone(), timeline.clone())?;
         let boot = BootState {
             files: catalog.clone(),
             machines: machines.clone(),
@@ -250,7 +259,6 @@ impl Appliance {
             }
             Err(error) => tracing::warn!(port = crash::PORT, %error, "what dying kernels say is not heard"),
         }
-        let connections = Connections::of_nodes();
         let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
         let serving =
             api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
@@ -260,8 +268,6 @@ impl Appliance {
         let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
         parts.spawn(serving.map(Ok));
         parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
-        let restarted = Restarted { connections, holds, rescues, trials: trials.clone(), trust };
-        parts.spawn(forget_restarted(timeline.clone(), restarted, shutdown.clone()));
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -321,51 +327,6 @@ async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> an
         tokio::select! {
             _ = tick.tick() => tokio::task::block_in_place(|| timeline.end_silent_boots()),
             () = shutdown.cancelled() => return Ok(()),
-        }
-    }
-}
-
-/// What is about a machine's present boot.
-struct Restarted {
-    connections: Connections,
-    holds: Holds,
-    rescues: Rescues,
-    trials: Trials,
-    trust: Trust,
-}
-
-/// A machine that asks for an address has forgotten its connections; GRUB will use their ports again.
-/// A hold for the boot before is over, and it may have a token. A machine in stage 1 came up with its kernel.
-async fn forget_restarted(
-    timeline: Timeline,
-    restarted: Restarted,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let Restarted { connections, holds, rescues, trials, trust } = restarted;
-    let mut events = timeline.subscribe();
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = shutdown.cancelled() => return Ok(()),
-        };
-        match event {
-            Ok(Event { stage: Stage::Discover, mac, address, .. }) => {
-                if let Some(address) = address {
-                    connections.forget(address.into());
-                }
-                trust.restarted(mac);
-                rescues.restarted(mac);
-                if let Err(error) = tokio::task::block_in_place(|| holds.restarted(mac)) {
-                    tracing::error!(%mac, %error, "a hold for one boot may hold the next, too");
-                }
-            }
-            Ok(Event { stage: Stage::Stage1, mac, .. }) => {
-                tokio::task::block_in_place(|| trials.came_up(mac));
-            }
-            // No machine shall wait for a token because its DISCOVER was missed.
-            Err(RecvError::Lagged(_)) => trust.all_restarted(),
-            Ok(_) => {}
-            Err(RecvError::Closed) => return Ok(()),
         }
     }
 }

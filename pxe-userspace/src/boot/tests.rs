@@ -15,7 +15,7 @@ fn machine() -> Machine {
     Machine {
         name: Some("n1".into()),
         address: Some([10, 77, 0, 11].into()),
-        firmware: Some("BIOS".into()),
+        firmware: Some(pxe_common::dhcp::Firmware::Bios),
         ..Machine::new(MAC)
     }
 }

@@ -90,7 +90,7 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
                 stage(m),
                 or_dash(m.since.map(time)),
                 or_dash(m.stages),
-                or_dash(m.firmware.as_deref()),
+                or_dash(m.firmware.map(|f| f.to_string()).as_deref()),
             ]
         })
         .collect();

@@ -21,4 +21,4 @@ pub use leases::{Change, Lease, LeaseState, Leases};
 pub use scope::Scope;
 pub use server::{Command, Counters, Rival, Server, Standing};
 pub use socket::{Bound, Dhcp, PacingStatus, ServeError, bind};
-pub use store::{LeaseStore, WriteError};
+pub use store::{CommitError, LeaseStore};

@@ -59,7 +59,7 @@ pub enum Command {
     /// What the request says of its machine.
     Described {
         mac: Mac,
-        firmware: Option<String>,
+        firmware: Option<Firmware>,
         uuid: Option<String>,
         profile: Option<String>,
     },
@@ -196,7 +196,7 @@ impl Server {
         let Answered { mac, address, firmware, message, by } = answered;
         let event = |stage| {
             let happened = Happened { answered_by: by, ..Happened::new(Who::Mac(mac), stage) };
-            Command::Event(happened.detail(firmware.to_string()))
+            Command::Event(happened.firmware(firmware))
         };
         let mut commands = Vec::new();
         let stages = match message {
@@ -463,7 +463,7 @@ impl Server {
     fn description(&self, mac: Mac, firmware: Firmware, uuid: Option<String>) -> Command {
         Command::Described {
             mac,
-            firmware: firmware.boots().then(|| firmware.to_string()),
+            firmware: firmware.boots().then_some(firmware),
             uuid,
             profile: self.scope.profile(mac).map(str::to_owned),
         }
@@ -536,7 +536,7 @@ fn recipient(kind: Kind, request: &Request, meta: Meta, yiaddr: Ipv4Addr) -> To 
 /// it must not put a machine that runs its workload back to the start.
 fn event(asked: &Asked<'_>, stage: Stage) -> Option<Command> {
     let Request { mac, firmware, .. } = asked.request;
-    firmware.boots().then(|| Command::Event(Happened::new(Who::Mac(mac), stage).detail(firmware.to_string())))
+    firmware.boots().then(|| Command::Event(Happened::new(Who::Mac(mac), stage).firmware(firmware)))
 }
 
 /// What a DISCOVER says beside what it asks for.

@@ -166,7 +166,7 @@ struct Outcome {
     released: bool,
     rivals: Vec<Ipv4Addr>,
     noted: Vec<Note>,
-    described: Option<(Option<String>, Option<String>, Option<String>)>,
+    described: Option<(Option<Firmware>, Option<String>, Option<String>)>,
 }
 
 impl Outcome {
@@ -212,7 +212,7 @@ fn a_boot_from_discover_to_ack() {
     assert_eq!(file(message).as_deref(), Some("grub/i386-pc.0"));
     assert_eq!(offer.stages, [Stage::Discover, Stage::Offer]);
     assert_eq!(offer.changes.len(), 1);
-    assert_eq!(offer.described, Some((Some("BIOS PXE".into()), None, Some("web".into()))));
+    assert_eq!(offer.described, Some((Some(Firmware::Bios), None, Some("web".into()))));
     let ack = Client::new(Type::Request).pxe(0).requested(ip(100)).server(SERVER).to(&mut server);
     assert_eq!(ack.stages, [Stage::Request, Stage::Ack]);
     assert_eq!((ack.bound, ack.changes.len()), (Some(ip(100)), 1));

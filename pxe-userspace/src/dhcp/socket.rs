@@ -6,7 +6,6 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,18 +17,18 @@ use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
 use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
 use crate::config::Config;
-use crate::database::DatabaseError;
 use crate::machines::Machines;
 use crate::net::packet::{self, PacketSocket};
 use crate::net::room::make_room;
 use crate::net::{BridgeInfo, Neighbours};
-use crate::timeline::{Event, Timeline, Who};
+use crate::store::{ReadError, Store};
+use crate::timeline::{Timeline, Who};
 
 /// Packets that share one commit at most.
 const BATCH: usize = 512;
@@ -46,6 +45,13 @@ const MAX_DATAGRAM: usize = 2048;
 pub struct Dhcp {
     server: Arc<Mutex<Server>>,
     kernel: Option<Kernel>,
+    reached: mpsc::UnboundedSender<(Mac, Stage)>,
+}
+
+/// What [`Bound::run`] needs of a server that was opened.
+pub struct Opened {
+    store: LeaseStore,
+    reached: mpsc::UnboundedReceiver<(Mac, Stage)>,
 }
 
 /// What `bridgehead status` shows of DHCP.
@@ -97,15 +103,15 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl Dhcp {
-    /// Takes up the leases in the database at `path`, which is created when missing, and tells
-    /// `machines` who holds which address, and `kernel` whom it may answer.
+    /// Takes up the leases of the store, and tells `machines` who holds which address, and `kernel` whom it may
+    /// answer.
     pub fn open(
         config: &Config,
-        path: &Path,
+        store: Store,
         machines: &Machines,
         kernel: Option<Kernel>,
-    ) -> Result<(Self, LeaseStore), DatabaseError> {
-        let store = LeaseStore::open(path)?;
+    ) -> Result<(Self, Opened), ReadError> {
+        let store = LeaseStore::new(store);
         let mut server = Server::new(config, store.load()?);
         if kernel.is_some() {
             // Whatever it did while nobody listened.
@@ -115,9 +121,10 @@ impl Dhcp {
             machines.bound(lease.mac, lease.address);
         }
         warn_left_out(&server);
-        let dhcp = Self { server: Arc::new(Mutex::new(server)), kernel };
+        let (got_on, reached) = mpsc::unbounded_channel();
+        let dhcp = Self { server: Arc::new(Mutex::new(server)), kernel, reached: got_on };
         dhcp.tell_kernel_all(&dhcp.lock());
-        Ok((dhcp, store))
+        Ok((dhcp, Opened { store, reached }))
     }
 
     /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
@@ -127,6 +134,12 @@ impl Dhcp {
         server.reconfigure(config);
         warn_left_out(&server);
         self.tell_kernel_all(&server);
+    }
+
+    /// A machine got on in its boot: who waits for its turn may come next. Waits for nothing.
+    pub fn reached(&self, mac: Mac, stage: Stage) {
+        // Nobody takes it where DHCP is not served.
+        let _ = self.reached.send((mac, stage));
     }
 
     /// The links to the machines carry so many bytes a second, as far as is known.
@@ -201,14 +214,12 @@ impl Bound {
     pub async fn run(
         self,
         dhcp: Dhcp,
-        store: LeaseStore,
+        Opened { store, mut reached }: Opened,
         machines: Machines,
         timeline: Timeline,
         mut told: mpsc::Receiver<Told>,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
-        let store = Arc::new(Mutex::new(store));
-        let mut reached = timeline.subscribe();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let neighbours = Neighbours::of(&self.0.bridge);
@@ -221,8 +232,7 @@ impl Bound {
                 () = shutdown.cancelled() => break,
                 received = task.sockets.receive() => received,
                 Some(first) = told.recv() => Ok(heard(first, &mut told)),
-                // Who is too slow for them misses some, and sees later that those machines are quiet.
-                Ok(first) = reached.recv() => Ok(got_on(first, &mut reached)),
+                Some(first) = reached.recv() => Ok(got_on(first, &mut reached)),
                 _ = tick.tick() => Ok(vec![Received::Tick]),
             };
             let bridge = || task.sockets.bridge.name.clone();
@@ -237,7 +247,7 @@ impl Bound {
 struct Task {
     sockets: Sockets,
     dhcp: Dhcp,
-    store: Arc<Mutex<LeaseStore>>,
+    store: LeaseStore,
     machines: Machines,
     timeline: Timeline,
     neighbours: Neighbours,
@@ -290,11 +300,8 @@ impl Task {
         if changes.is_empty() {
             return true;
         }
-        let store = Arc::clone(&self.store);
-        let committed = tokio::task::spawn_blocking(move || {
-            let result = store.lock().unwrap_or_else(PoisonError::into_inner).commit(&changes);
-            (result, changes)
-        });
+        let store = self.store.clone();
+        let committed = tokio::task::spawn_blocking(move || (store.commit(&changes), changes));
         match committed.await {
             Ok((Ok(()), _)) => true,
             Ok((Err(error), changes)) => {
@@ -361,10 +368,10 @@ fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
 }
 
 /// The stages that machines reached by now, that of `first` included.
-fn got_on(first: Event, reached: &mut broadcast::Receiver<Event>) -> Vec<Received> {
+fn got_on(first: (Mac, Stage), reached: &mut mpsc::UnboundedReceiver<(Mac, Stage)>) -> Vec<Received> {
     let more = std::iter::from_fn(|| reached.try_recv().ok());
-    let all = std::iter::once(first).chain(more).take(BATCH).filter(|e| !e.late);
-    all.map(|e| Received::Reached(e.mac, e.stage)).collect()
+    let all = std::iter::once(first).chain(more).take(BATCH);
+    all.map(|(mac, stage)| Received::Reached(mac, stage)).collect()
 }
 
 /// The bridge's sockets: two ports, and one on the link for clients without an address.

@@ -1,104 +1,40 @@
-//! Leases on disk: one table in the appliance's database, written with full synchronisation.
+//! Leases on disk.
 //!
 //! The store knows an end for each lease that is never before what the client was told
 //! (design invariant 1), so that after a power cut no address has two machines.
 
-use std::path::{Path, PathBuf};
-
-use jiff::Timestamp;
-use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
-
 use super::leases::{Change, Lease, LeaseState};
-use crate::database::{self, DatabaseError, Durability};
-
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS lease (
-    address       TEXT PRIMARY KEY,
-    mac           TEXT NOT NULL,
-    state         TEXT NOT NULL,
-    durable_until TEXT NOT NULL,
-    client_ids    TEXT NOT NULL,
-    uuid          TEXT
-) STRICT, WITHOUT ROWID;
-";
+use crate::store::{self, LeaseRow, ReadError, Store, WriteError};
 
 /// Leases could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("writing leases to {path}: {source}; nothing is offered until this works again")]
-pub struct WriteError {
-    path: PathBuf,
-    source: rusqlite::Error,
-}
+#[error("{0}; nothing is offered until this works again")]
+pub struct CommitError(#[from] WriteError);
 
-/// The leases' table.
-#[derive(Debug)]
-pub struct LeaseStore {
-    path: PathBuf,
-    db: Connection,
-}
+/// The leases' part of the store. Cloning it is cheap.
+#[derive(Clone)]
+pub struct LeaseStore(Store);
 
 impl LeaseStore {
-    /// Opens the table in the database at `path`; both are created when missing.
-    pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        // Anything less would lose the last commits in a power cut: addresses that clients already have.
-        let db = database::open(path, Durability::All, SCHEMA)?;
-        let found: Option<String> = db
-            .query_row("PRAGMA quick_check(lease)", [], |row| row.get(0))
-            .optional()
-            .map_err(|source| database::unreadable(path, source))?;
-        match found.filter(|f| f != "ok") {
-            Some(found) => Err(DatabaseError::Damaged { path: path.to_owned(), found }),
-            None => Ok(Self { path: path.to_owned(), db }),
-        }
+    pub fn new(store: Store) -> Self {
+        Self(store)
     }
 
-    /// Every lease. What memory knew more precisely is gone: a lease runs to its durable end.
-    pub fn load(&self) -> Result<Vec<Lease>, DatabaseError> {
-        let rows = || -> Result<Vec<Lease>, rusqlite::Error> {
-            self.db
-                .prepare("SELECT address, mac, state, durable_until, client_ids, uuid FROM lease")?
-                .query_map([], lease)?
-                .collect()
-        };
-        rows().map_err(|source| database::unreadable(&self.path, source))
+    /// Every lease, by address. What memory knew more precisely is gone: a lease runs to its durable end.
+    pub fn load(&self) -> Result<Vec<Lease>, ReadError> {
+        let reader = self.0.reader();
+        let mut leases =
+            reader.leases()?.into_iter().map(|row| lease(row, reader)).collect::<Result<Vec<_>, _>>()?;
+        leases.sort_unstable_by_key(|lease| lease.address);
+        Ok(leases)
     }
 
     /// Writes `changes` in order, in one transaction. When this returns, they survive a power cut.
-    pub fn commit(&mut self, changes: &[Change]) -> Result<(), WriteError> {
+    pub fn commit(&self, changes: &[Change]) -> Result<(), CommitError> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.write(changes).map_err(|source| WriteError { path: self.path.clone(), source })
-    }
-
-    fn write(&mut self, changes: &[Change]) -> Result<(), rusqlite::Error> {
-        let transaction = self.db.transaction()?;
-        for change in changes {
-            match change {
-                Change::Put(lease) => {
-                    transaction
-                        .prepare_cached(
-                            "INSERT OR REPLACE INTO lease (address, mac, state, durable_until, client_ids, uuid)
-                             VALUES (?, ?, ?, ?, ?, ?)",
-                        )?
-                        .execute(params![
-                            lease.address.to_string(),
-                            lease.mac.to_string(),
-                            state_name(lease.state),
-                            lease.durable_until.to_string(),
-                            lease.client_ids.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
-                            lease.uuid,
-                        ])?;
-                }
-                Change::Remove(address) => {
-                    transaction
-                        .prepare_cached("DELETE FROM lease WHERE address = ?")?
-                        .execute([address.to_string()])?;
-                }
-            }
-        }
-        transaction.commit()
+        Ok(self.0.write(changes.iter().map(row).collect()).wait()?)
     }
 }
 
@@ -118,35 +54,27 @@ fn state_name(state: LeaseState) -> &'static str {
     }
 }
 
-fn lease(row: &Row<'_>) -> Result<Lease, rusqlite::Error> {
-    let state: String = row.get(2)?;
-    let client_ids: String = row.get(4)?;
-    let durable_until: Timestamp = parsed(row, 3)?;
-    Ok(Lease {
-        address: parsed(row, 0)?,
-        mac: parsed(row, 1)?,
-        state: STATES
-            .iter()
-            .find(|(_, name)| *name == state)
-            .map(|(state, _)| *state)
-            .ok_or_else(|| unreadable(2, format!("unknown lease state {state:?}")))?,
-        expires: durable_until,
-        durable_until,
-        client_ids: client_ids.split_whitespace().map(str::to_owned).collect(),
-        uuid: row.get(5)?,
-    })
+fn row(change: &Change) -> store::Change {
+    match change {
+        Change::Put(lease) => store::Change::PutLease(LeaseRow {
+            address: lease.address,
+            mac: lease.mac,
+            state: state_name(lease.state).to_owned(),
+            durable_until: lease.durable_until,
+            client_ids: lease.client_ids.clone(),
+            uuid: lease.uuid.clone(),
+        }),
+        Change::Remove(address) => store::Change::RemoveLease(*address),
+    }
 }
 
-fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> Result<T, rusqlite::Error>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    let text: String = row.get(column)?;
-    text.parse().map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
-}
-
-fn unreadable(column: usize, what: String) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, what.into())
+fn lease(row: LeaseRow, reader: &dyn store::Reader) -> Result<Lease, ReadError> {
+    let LeaseRow { address, mac, state, durable_until, client_ids, uuid } = row;
+    let Some((state, _)) = STATES.iter().find(|(_, name)| *name == state) else {
+        let source = format!("{address} has the state {state:?}, which none is").into();
+        return Err(ReadError { what: "leases", place: reader.place(), source });
+    };
+    Ok(Lease { address, mac, state: *state, expires: durable_until, durable_until, client_ids, uuid })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
 
 use super::Evidence;
@@ -20,6 +21,7 @@ pub struct Boot {
     pub began: Timestamp,
     /// The last sign of life.
     pub last: Timestamp,
+    firmware: Option<Firmware>,
     pub stages: BTreeMap<Stage, Reached>,
     pub notes: Vec<(Timestamp, Note)>,
     /// Transfers under way.
@@ -108,7 +110,15 @@ pub struct Planned {
 
 impl Boot {
     pub fn new(now: Timestamp) -> Self {
-        Self { began: now, last: now, stages: BTreeMap::new(), notes: Vec::new(), open: 0, end: None }
+        Self {
+            began: now,
+            last: now,
+            firmware: None,
+            stages: BTreeMap::new(),
+            notes: Vec::new(),
+            open: 0,
+            end: None,
+        }
     }
 
     /// A stage was reached, or the boot said to have failed.
@@ -117,6 +127,7 @@ impl Boot {
             return;
         }
         self.last = event.time;
+        self.firmware = self.firmware.or(event.firmware);
         if event.stage == Stage::Failed {
             let said = event.cause.clone().filter(|cause| !is_of_our_own(cause));
             self.end = Some(End { time: event.time, said });
@@ -239,13 +250,13 @@ impl Boot {
         })
     }
 
-    /// What its firmware calls itself.
-    pub fn firmware(&self) -> Option<&str> {
-        self.stages.get(&Stage::Discover)?.detail.as_deref()
+    /// Who asked for its address first.
+    pub fn firmware(&self) -> Option<Firmware> {
+        self.firmware
     }
 
     pub fn is_uefi(&self) -> bool {
-        self.firmware().is_some_and(|f| f.contains("UEFI"))
+        self.firmware.is_some_and(Firmware::is_uefi)
     }
 
     /// The stage as evidence.

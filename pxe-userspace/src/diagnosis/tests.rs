@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use pxe_common::Mac;
+use pxe_common::dhcp::Firmware;
 
 use super::*;
 use crate::timeline::{AnsweredBy, Event};
@@ -39,6 +40,7 @@ fn event(seconds: f64, stage: Stage, detail: &str, cause: Option<&str>) -> Event
         detail: (!detail.is_empty()).then(|| detail.to_owned()),
         cause: cause.map(str::to_owned),
         late: false,
+        firmware: detail.parse().ok(),
     }
 }
 
@@ -261,7 +263,7 @@ fn a_boot_that_is_well_has_no_cause() {
     // A workload runs for as long as it likes; so does a kernel that does not know us.
     let mut running = watch(upto(UEFI, Stage::Workload, true));
     assert!(running.silent(at(1e6), |_, _| true).is_empty());
-    assert_eq!(running.asks(MAC, Some(UEFI), at(1e6)), None, "a reboot is no failure");
+    assert_eq!(running.asks(MAC, Some(Firmware::UefiX64), at(1e6)), None, "a reboot is no failure");
     let by_hand = Planned { reports: false, initrds: 1, needed: None, ..plan() };
     let happened = with(upto(BIOS, Stage::Initrd, false), [(4.5, N(Note::Planned(by_hand)))]);
     assert!(watch(happened).silent(at(1e6), |_, _| true).is_empty());
@@ -272,16 +274,16 @@ fn a_machine_that_asks_anew_gave_up_and_one_that_asks_again_did_not() {
     // EDK2's waits, then GRUB asking nothing.
     let mut asking = watch(vec![(0.0, S(Stage::Discover, UEFI)), (0.0, S(Stage::Offer, UEFI))]);
     for seconds in [4.0, 12.0, 28.0] {
-        assert_eq!(asking.asks(MAC, Some(UEFI), at(seconds)), None);
+        assert_eq!(asking.asks(MAC, Some(Firmware::UefiX64), at(seconds)), None);
         asking.reached(&event(seconds, Stage::Discover, UEFI, None));
     }
     assert_eq!(asking.why(MAC, at(29.0)).unwrap().began, at(0.0), "still the same attempt");
-    let said = asking.asks(MAC, Some(UEFI), at(100.0)).unwrap();
+    let said = asking.asks(MAC, Some(Firmware::UefiX64), at(100.0)).unwrap();
     assert!(said.starts_with("it began anew after offer: an offer was sent"), "{said}");
 
     let mut rebooted = watch(upto(UEFI, Stage::Loader, false));
-    assert_eq!(rebooted.asks(MAC, Some("iPXE (UEFI x86-64)"), at(9.0)), None, "its loader was iPXE");
-    let said = rebooted.asks(MAC, Some(UEFI), at(9.0)).unwrap();
+    assert_eq!(rebooted.asks(MAC, Some(Firmware::IpxeUefiX64), at(9.0)), None, "its loader was iPXE");
+    let said = rebooted.asks(MAC, Some(Firmware::UefiX64), at(9.0)).unwrap();
     assert!(said.starts_with("it began anew after loader: UEFI fetched the loader"), "{said}");
     rebooted.reached(&event(9.0, Stage::Failed, "", Some(&said)));
     rebooted.reached(&event(9.0, Stage::Discover, UEFI, None));
@@ -291,7 +293,11 @@ fn a_machine_that_asks_anew_gave_up_and_one_that_asks_again_did_not() {
     assert_eq!(rebooted.failures().collect::<Vec<_>>(), [(Kind::SecureBoot, 1)]);
 
     let mut hasty = watch(bound(UEFI));
-    assert_eq!(hasty.asks(MAC, Some(UEFI), at(4.5)), None, "no machine boots within half a second");
+    assert_eq!(
+        hasty.asks(MAC, Some(Firmware::UefiX64), at(4.5)),
+        None,
+        "no machine boots within half a second"
+    );
 }
 
 #[test]
@@ -300,7 +306,7 @@ fn a_transfer_under_way_is_no_silence_and_one_of_an_earlier_boot_no_news() {
     let mut loading = watch(with(upto(UEFI, Stage::Config, true), [(5.0, N(opened(kernel)))]));
     assert!(loading.silent(at(500.0), |_, _| true).is_empty());
     loading.noticed(MAC, Note::Progress { path: kernel.into(), percent: 50 }, at(500.0));
-    let said = loading.asks(MAC, Some(UEFI), at(501.0)).unwrap();
+    let said = loading.asks(MAC, Some(Firmware::UefiX64), at(501.0)).unwrap();
     assert!(said.contains("began anew while boot/aa/kernel was sent, 50 %"), "{said}");
     loading.reached(&event(501.0, Stage::Discover, UEFI, None));
     // It stalls at the daemon when the machine has long begun anew.
@@ -381,7 +387,7 @@ fn slow_is_what_takes_longer_than_it_does_here() {
 #[test]
 fn what_an_earlier_daemon_recorded_is_read_again() {
     let mut earlier = watch(upto(UEFI, Stage::Loader, false));
-    let said = earlier.asks(MAC, Some(UEFI), at(9.0)).unwrap();
+    let said = earlier.asks(MAC, Some(Firmware::UefiX64), at(9.0)).unwrap();
     let again = watch(with(
         upto(UEFI, Stage::Loader, false),
         [(9.0, Failed(Box::leak(said.into_boxed_str()))), (9.0, S(Stage::Discover, UEFI))],

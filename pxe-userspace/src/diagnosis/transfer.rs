@@ -1,5 +1,6 @@
 //! Between ACK and the last file.
 
+use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
 
 use super::boot::Note;
@@ -80,7 +81,7 @@ pub(super) fn preparing(boot: &Boot) -> Option<Cause> {
 pub(super) fn wrong_architecture(boot: &Boot) -> Option<Cause> {
     let firmware = boot.firmware()?;
     let asked = boot.stages.get(&Stage::Discover)?;
-    if let Some(arch) = firmware.strip_prefix("network boot of architecture ") {
+    if let Firmware::Other(arch) = firmware {
         let cause = Cause::new(
             Kind::WrongArchitecture,
             format!("its firmware is of architecture {arch}, for which there is no loader"),

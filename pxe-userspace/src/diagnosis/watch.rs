@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +78,7 @@ pub struct Past {
 impl Watch {
     /// The machine asks for an address. If it left a boot unfinished for that, this says why, for the
     /// timeline.
-    pub fn asks(&mut self, mac: Mac, firmware: Option<&str>, now: Timestamp) -> Option<String> {
+    pub fn asks(&mut self, mac: Mac, firmware: Option<Firmware>, now: Timestamp) -> Option<String> {
         let seen = self.machines.get_mut(&mac)?;
         if seen.boot.end.is_some() || seen.boot.is_done() || !begins_anew(&seen.boot, firmware, now) {
             return None;
@@ -112,9 +113,7 @@ impl Watch {
         let new = || Seen { boot: Boot::new(event.time), before: None };
         let seen = machines.entry(event.mac).or_insert_with(new);
         let over = seen.boot.end.is_some() || seen.boot.is_done();
-        if event.stage == Stage::Discover
-            && (over || begins_anew(&seen.boot, event.detail.as_deref(), event.time))
-        {
+        if event.stage == Stage::Discover && (over || begins_anew(&seen.boot, event.firmware, event.time)) {
             let boot = std::mem::replace(&mut seen.boot, Boot::new(event.time));
             seen.before = past(boot, pace);
         }
@@ -204,13 +203,13 @@ impl Watch {
 }
 
 /// Whether a DISCOVER begins another boot, and does not go on with this one.
-fn begins_anew(boot: &Boot, firmware: Option<&str>, now: Timestamp) -> bool {
+fn begins_anew(boot: &Boot, firmware: Option<Firmware>, now: Timestamp) -> bool {
     let quiet = since(boot.last, now);
     if !boot.has(Stage::Ack) {
         return quiet >= GIVES_UP_AFTER;
     }
     // iPXE was the loader, and asks as itself.
-    let ipxe = |firmware: Option<&str>| firmware.is_some_and(|f| f.contains("iPXE"));
+    let ipxe = |firmware: Option<Firmware>| firmware.is_some_and(Firmware::is_ipxe);
     let chained = boot.last_stage() == Some(Stage::Loader) && ipxe(firmware) && !ipxe(boot.firmware());
     quiet >= REBOOTS_AFTER && !chained
 }

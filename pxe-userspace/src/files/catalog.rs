@@ -346,7 +346,7 @@ impl Files for Catalog {
         let keys = storage.and_then(|plan| storage::keys_for(&machine, plan));
         let token = self.trust.issue(mac, client, keys).map_err(|error| match error {
             IssueError::Running(_) => OpenError::Forbidden(error.to_string()),
-            IssueError::Database(_) => OpenError::Io(io::Error::other(error)),
+            IssueError::Write(_) => OpenError::Io(io::Error::other(error)),
         })?;
         let appliance = Appliance::from(config);
         let ticket = Ticket {

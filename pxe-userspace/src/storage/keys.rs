@@ -9,21 +9,9 @@ use std::path::{Path, PathBuf};
 use chacha20poly1305::aead::rand_core::RngCore as _;
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, OsRng, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::database::{self, DatabaseError, Durability};
 use crate::secret_file;
-
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS volume_key (
-    owner  TEXT NOT NULL,
-    plan   TEXT NOT NULL,
-    volume TEXT NOT NULL,
-    nonce  BLOB NOT NULL,
-    sealed BLOB NOT NULL,
-    PRIMARY KEY (owner, plan, volume)
-) STRICT, WITHOUT ROWID;
-";
+use crate::store::{Change, ReadError, SealedKey, Store, VolumeKeyId, WriteError};
 
 /// The sealing key's file in the state directory, readable by root alone.
 pub const SEALING_KEY: &str = "volume-keys.key";
@@ -43,34 +31,31 @@ pub enum KeyError {
         "the key of volume {volume} of {owner} can't be unsealed: the database and the key's file do not belong together"
     )]
     Unsealed { owner: String, volume: String },
-    #[error("the database of volumes' keys: {0}")]
-    Database(#[from] rusqlite::Error),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
-/// The keys' table.
+/// The keys.
 pub struct Keys {
     sealing_key: PathBuf,
-    db: Connection,
+    store: Store,
 }
 
 impl Keys {
-    pub fn open(state_dir: &Path, database: &Path) -> Result<Self, DatabaseError> {
-        // A disk that was encrypted with a key that a power cut took is lost.
-        let db = database::open(database, Durability::All, SCHEMA)?;
-        Ok(Self { sealing_key: state_dir.join(SEALING_KEY), db })
+    pub fn new(state_dir: &Path, store: Store) -> Self {
+        Self { sealing_key: state_dir.join(SEALING_KEY), store }
     }
 
-    /// The key of a volume of `owner`'s. When this returns, it survives a power cut.
+    /// The key of a volume of `owner`'s. When this returns, it survives a power cut: a disk that was encrypted with
+    /// a key that is lost is lost, too.
     pub fn of(&mut self, owner: &str, plan: &str, volume: &str) -> Result<[u8; 32], KeyError> {
         let cipher = self.cipher()?;
         let purpose = serde_json::json!([owner, plan, volume]).to_string();
-        let select = "SELECT nonce, sealed FROM volume_key WHERE owner = ? AND plan = ? AND volume = ?";
-        let found: Option<(Vec<u8>, Vec<u8>)> = self
-            .db
-            .query_row(select, params![owner, plan, volume], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
+        let id = VolumeKeyId { owner: owner.into(), plan: plan.into(), volume: volume.into() };
         let unsealed = || KeyError::Unsealed { owner: owner.to_owned(), volume: volume.to_owned() };
-        if let Some((nonce, sealed)) = found {
+        if let Some(SealedKey { nonce, sealed }) = self.store.reader().volume_key(&id)? {
             let nonce = <[u8; 24]>::try_from(nonce).map_err(|_| unsealed())?;
             let payload = Payload { msg: &sealed, aad: purpose.as_bytes() };
             let key = cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
@@ -81,8 +66,8 @@ impl Keys {
         OsRng.fill_bytes(&mut nonce);
         let payload = Payload { msg: &key, aad: purpose.as_bytes() };
         let sealed = cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
-        let insert = "INSERT INTO volume_key (owner, plan, volume, nonce, sealed) VALUES (?, ?, ?, ?, ?)";
-        self.db.execute(insert, params![owner, plan, volume, nonce.as_slice(), sealed])?;
+        let sealed = SealedKey { nonce: nonce.to_vec(), sealed };
+        self.store.write(vec![Change::AddVolumeKey(id, sealed)]).wait()?;
         Ok(key)
     }
 
@@ -93,9 +78,7 @@ impl Keys {
         let key = match fs::read(path) {
             Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let sealed: i64 =
-                    self.db.query_row("SELECT count(*) FROM volume_key", [], |row| row.get(0))?;
-                if sealed > 0 {
+                if self.store.reader().has_volume_keys()? {
                     return Err(KeyError::SealingKeyLost(path.clone()));
                 }
                 let mut key = vec![0; 32];
@@ -116,7 +99,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &Path) -> Keys {
-        Keys::open(dir, &dir.join("bridgehead.db")).unwrap()
+        Keys::new(dir, Store::open(&dir.join("bridgehead.db")).unwrap())
     }
 
     #[test]
@@ -141,9 +124,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut keys = open(dir.path());
         keys.of("n1", "data", "db").unwrap();
-        keys.db.execute("UPDATE volume_key SET owner = 'n2'", []).unwrap();
+        let database = rusqlite::Connection::open(dir.path().join("bridgehead.db")).unwrap();
+        database.execute("UPDATE volume_key SET owner = 'n2'", []).unwrap();
         assert!(matches!(keys.of("n2", "data", "db"), Err(KeyError::Unsealed { .. })));
-        keys.db.execute("UPDATE volume_key SET owner = 'n1'", []).unwrap();
+        database.execute("UPDATE volume_key SET owner = 'n1'", []).unwrap();
         keys.of("n1", "data", "db").unwrap();
 
         let sealing = dir.path().join(SEALING_KEY);

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::StoragePlan;
 use crate::config::storage::ReleaseKeys;
-use crate::database::DatabaseError;
 use crate::machines::Machine;
+use crate::store::Store;
 use crate::text::hex;
 use crate::trust::Scope;
 use keys::{KeyError, Keys};
@@ -21,8 +21,8 @@ use keys::{KeyError, Keys};
 pub struct Storage(Arc<Mutex<Keys>>);
 
 impl Storage {
-    pub fn open(state_dir: &Path, database: &Path) -> Result<Self, DatabaseError> {
-        Ok(Self(Arc::new(Mutex::new(Keys::open(state_dir, database)?))))
+    pub fn new(state_dir: &Path, store: Store) -> Self {
+        Self(Arc::new(Mutex::new(Keys::new(state_dir, store))))
     }
 
     /// The keys of a boot's encrypted volumes, by volume, in hexadecimal.

@@ -29,6 +29,7 @@ use crate::dataplane::tests::{XDP_TX, loaded_with_events, now_ns, run};
 use crate::dataplane::{Dataplane, Events};
 use crate::files::{Files, OpenError, Opened};
 use crate::machines::Machines;
+use crate::store::Store;
 use crate::timeline::{AnsweredBy, Event, Stage, Timeline, Who};
 use frozen::{Frozen, advanced};
 
@@ -250,7 +251,8 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let machines = Machines::default();
         machines.bound(CLIENT_MAC, *CLIENT.ip());
-        let timeline = Timeline::open(&dir.path().join("db"), machines.clone()).unwrap();
+        let timeline =
+            Timeline::open(Store::open(&dir.path().join("db")).unwrap(), machines.clone()).unwrap();
         let server = Self::server(1500, None, &timeline);
         let events = timeline.subscribe();
         Self { server, sent: Sent::default(), machines, timeline, events, _dir: dir }

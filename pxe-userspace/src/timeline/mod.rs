@@ -6,24 +6,21 @@ mod store;
 mod tests;
 
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_common::dhcp::Firmware;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use crate::database::{self, DatabaseError};
 use crate::diagnosis::{Note, Watch, Why};
 use crate::machines::{Fetching, Machine, Machines};
+use crate::store::{ReadError, Store};
 use crate::text;
 
 pub use pxe_contract::stage::Stage;
-
-/// A disk that takes longer than this for the last events is in trouble of its own.
-const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,12 +55,22 @@ pub struct Event {
     /// What was sent or asked for: a path, a firmware's name, an image's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Who asked for an address.
+    #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
+    pub firmware: Option<Firmware>,
     /// Why a boot failed, or what there is to warn of, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// Told after the machine had said itself that it is further. It leaves the machine where it is.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub late: bool,
+}
+
+impl Event {
+    /// Whether its machine is at its stage since.
+    fn moves(&self) -> bool {
+        !self.late && self.stage != Stage::Warning
+    }
 }
 
 /// An event before it has a place in the timeline.
@@ -77,6 +84,7 @@ pub struct Happened {
     /// A file's: since when it was on its way.
     pub began_ago: Option<Duration>,
     pub detail: Option<String>,
+    pub firmware: Option<Firmware>,
     pub cause: Option<String>,
 }
 
@@ -99,6 +107,7 @@ impl Happened {
             duration: None,
             began_ago: None,
             detail: None,
+            firmware: None,
             cause: None,
         }
     }
@@ -113,9 +122,26 @@ impl Happened {
         Self { cause: Some(cause.into()), ..Self::new(who, Stage::Warning) }
     }
 
+    /// Of a machine whose firmware, or loader, asks for an address.
+    pub fn firmware(self, firmware: Firmware) -> Self {
+        Self { firmware: Some(firmware), ..self.detail(firmware.to_string()) }
+    }
+
     pub fn detail(self, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..self }
     }
+}
+
+/// What depends on how boots go.
+///
+/// It is called by whoever records an event, in the timeline's order, before anybody is shown that event: no burst of
+/// events and no slow disk makes it miss one. So nothing in it may wait, and nothing in it may record.
+pub trait Follower: Send + Sync {
+    /// The machine asks for an address: whatever it ran, it runs no more. Its address is the one that it had.
+    fn began(&self, mac: Mac, address: Option<Ipv4Addr>);
+
+    /// The machine reached a stage by itself, DISCOVER included.
+    fn reached(&self, mac: Mac, stage: Stage);
 }
 
 /// The timeline's handle. Cloning it is cheap; recording never waits for the disk.
@@ -126,36 +152,34 @@ struct Inner {
     machines: Machines,
     /// The newest event's id. Held while an event is handed on, so that ids arrive everywhere in order.
     last_id: Mutex<u64>,
-    to_disk: mpsc::Sender<Event>,
+    store: Store,
     live: broadcast::Sender<Event>,
-    reader: store::Reader,
     watch: Mutex<Watch>,
+    follower: OnceLock<Box<dyn Follower>>,
 }
 
 /// Events that are read again at the start, so that boots under way are known.
 const REMEMBERED: u64 = 20_000;
 
 impl Timeline {
-    /// Opens the timeline in the database at `path`, and tells `machines` how far each one was.
-    pub fn open(path: &Path, machines: Machines) -> Result<Self, DatabaseError> {
-        let error = |source| database::unreadable(path, source);
-        let (writer, reader) = store::open(path)?;
-        for event in reader.last_of_each_machine().map_err(error)? {
+    /// Goes on with the timeline of the store, and tells `machines` how far each one was.
+    pub fn open(store: Store, machines: Machines) -> Result<Self, ReadError> {
+        for event in store::last_of_each_machine(&store)? {
             machines.reached(event.mac, event.stage, event.time);
         }
-        let last_id = reader.last_id().map_err(error)?;
+        let last_id = store.reader().last_event_id()?;
         let mut watch = Watch::default();
-        for event in reader.since(last_id.saturating_sub(REMEMBERED), REMEMBERED as usize).map_err(error)? {
+        for event in store::since(&store, last_id.saturating_sub(REMEMBERED), REMEMBERED as usize)? {
             watch.reached(&event);
         }
         let (last_id, watch) = (Mutex::new(last_id), Mutex::new(watch));
-        let (to_disk, events) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("timeline".into())
-            .spawn(move || writer.run(&events))
-            .expect("a thread can be started");
         let (live, _) = broadcast::channel(4096);
-        Ok(Self(Arc::new(Inner { machines, last_id, to_disk, live, reader, watch })))
+        Ok(Self(Arc::new(Inner { machines, last_id, store, live, watch, follower: OnceLock::new() })))
+    }
+
+    /// From now on, `follower` is called. There is one; a second is not called.
+    pub fn call(&self, follower: impl Follower + 'static) {
+        let _ = self.0.follower.set(Box::new(follower));
     }
 
     /// Adds an event. An address that no lease binds is nobody's, and the event is dropped with a
@@ -169,7 +193,7 @@ impl Timeline {
         let time = Timestamp::now();
         // A machine without a profile is given nothing to boot: it can't fail to.
         if happened.stage == Stage::Discover && machine.profile.is_some() {
-            let gave_up = self.watch().asks(machine.mac, happened.detail.as_deref(), time);
+            let gave_up = self.watch().asks(machine.mac, happened.firmware, time);
             if let Some(cause) = gave_up {
                 self.enter(&mut last_id, time, machine.clone(), Happened::failed(happened.who, cause));
             }
@@ -192,6 +216,7 @@ impl Timeline {
             bytes: happened.bytes,
             duration: happened.duration.map(|d| d.as_secs_f64()),
             detail: happened.detail,
+            firmware: happened.firmware,
             cause: happened.cause,
             late,
         };
@@ -199,6 +224,7 @@ impl Timeline {
             inner.machines.reached(event.mac, event.stage, event.time);
         }
         self.watch().reached(&event);
+        self.tell(&event);
         tracing::info!(
             mac = %event.mac,
             node = event.node.as_deref(),
@@ -208,9 +234,19 @@ impl Timeline {
             cause = event.cause.as_deref(),
             "timeline"
         );
-        // Both ends outlive the handle: the writer thread ends when the last handle is dropped.
-        let _ = inner.to_disk.send(event.clone());
+        store::add(&inner.store, &event);
+        // Nobody listening is nobody interested.
         let _ = inner.live.send(event);
+    }
+
+    fn tell(&self, event: &Event) {
+        let Some(follower) = self.0.follower.get() else { return };
+        if event.stage == Stage::Discover {
+            follower.began(event.mac, event.address);
+        }
+        if event.moves() {
+            follower.reached(event.mac, event.stage);
+        }
     }
 
     /// Notes how much a machine has of the file that it fetches, or that it fetches none.
@@ -277,8 +313,8 @@ impl Timeline {
     }
 
     /// Every event with an id above `after`, oldest first, at most `limit`.
-    pub fn since(&self, after: u64, limit: usize) -> Result<Vec<Event>, rusqlite::Error> {
-        self.0.reader.since(after, limit)
+    pub fn since(&self, after: u64, limit: usize) -> Result<Vec<Event>, ReadError> {
+        store::since(&self.0.store, after, limit)
     }
 
     /// Events from now on, and the id of the newest one before: up to it, [`Timeline::since`] has
@@ -288,14 +324,9 @@ impl Timeline {
         (*last_id, self.0.live.subscribe())
     }
 
-    /// Waits until everything recorded so far is in the database, for a bounded time: the daemon is
-    /// about to end, and its handles may not all be dropped.
+    /// Waits until everything recorded so far is in the database, for a bounded time.
     pub fn flush(&self) {
-        let last_id = *self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = Instant::now() + FLUSH_WITHIN;
-        while self.0.reader.last_id().is_ok_and(|stored| stored < last_id) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        self.0.store.flush();
     }
 
     /// Events from now on.

@@ -14,7 +14,7 @@ fn a_file_told_after_the_machines_own_word_moves_nothing() {
     let path = dir.path().join("db");
     let stage = |machines: &Machines| machines.get(MAC).and_then(|m| m.stage);
     let machines = Machines::default();
-    let timeline = Timeline::open(&path, machines.clone()).unwrap();
+    let timeline = Timeline::open(Store::open(&path).unwrap(), machines.clone()).unwrap();
     for happened in [Stage::Discover, Stage::Stage1, Stage::Workload] {
         timeline.record(Happened::new(Who::Mac(MAC), happened));
     }
@@ -31,7 +31,7 @@ fn a_file_told_after_the_machines_own_word_moves_nothing() {
     // Nor after a restart.
     drop(timeline);
     let machines = Machines::default();
-    let timeline = Timeline::open(&path, machines.clone()).unwrap();
+    let timeline = Timeline::open(Store::open(&path).unwrap(), machines.clone()).unwrap();
     assert_eq!(stage(&machines), Some(Stage::Workload));
 
     // A boot whose DISCOVER nobody saw.

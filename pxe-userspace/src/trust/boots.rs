@@ -166,11 +166,6 @@ impl Boots {
     pub fn restarted(&mut self, mac: Mac) {
         self.running.remove(&mac);
     }
-
-    /// Any of them may have.
-    pub fn all_restarted(&mut self) {
-        self.running.clear();
-    }
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -10,15 +10,14 @@ use std::time::{Duration, Instant};
 use bollard::Docker;
 use pxe_common::Mac;
 use pxe_contract::stage::Stage;
-use rusqlite::{Connection, params};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::schedule::{Condition, Placed, Schedule, schedule};
 use crate::config::Config;
-use crate::database::{self, DatabaseError, Durability};
 use crate::engine::{Engine, Tls, TlsError};
 use crate::machines::Machines;
+use crate::store::{AssignmentRow, Change, ReadError, Store, WriteError};
 use crate::timeline::{Happened, Timeline, Who};
 use crate::trust::authority::{Authority, AuthorityError, Usage};
 
@@ -40,14 +39,6 @@ const SILENCES: u32 = 3;
 /// A reboot is over by then, on slow servers, too.
 const LOST_AFTER: Duration = Duration::from_secs(10 * 60);
 
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS assignment (
-    workload TEXT NOT NULL,
-    node     TEXT NOT NULL,
-    PRIMARY KEY (workload, node)
-) STRICT, WITHOUT ROWID;
-";
-
 /// Cloning it is cheap.
 #[derive(Clone)]
 pub struct Fleet(Arc<Inner>);
@@ -57,7 +48,9 @@ struct Inner {
     tls: Tls,
     machines: Machines,
     timeline: Timeline,
-    db: Mutex<Connection>,
+    store: Store,
+    /// Who runs what, as the store has it.
+    placed: Mutex<Placed>,
     nodes: Mutex<BTreeMap<String, Arc<Node>>>,
     /// Told when a node comes or goes.
     changed: Notify,
@@ -87,7 +80,7 @@ pub enum FleetError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
-    Database(#[from] DatabaseError),
+    Read(#[from] ReadError),
 }
 
 /// What a node's engine needs to be one of ours, all in PEM.
@@ -102,16 +95,19 @@ pub struct EnginePapers {
 impl Fleet {
     pub fn open(
         state_dir: &Path,
-        database: &Path,
+        store: Store,
         machines: Machines,
         timeline: Timeline,
     ) -> Result<Self, FleetError> {
         let authority = Authority::open(state_dir, AUTHORITY)?;
         let own = authority.identity("bridgehead", None, Usage::Client, CLIENT_LIFETIME)?;
         let tls = Tls::client(authority.certificate(), &own)?;
-        let db = Mutex::new(database::open(database, Durability::All, SCHEMA)?);
-        let (nodes, changed) = (Mutex::default(), Notify::new());
-        Ok(Self(Arc::new(Inner { authority, tls, machines, timeline, db, nodes, changed })))
+        let mut placed = Placed::new();
+        for AssignmentRow { workload, node } in store.reader().assignments()? {
+            placed.entry(workload).or_default().insert(node);
+        }
+        let (placed, nodes, changed) = (Mutex::new(placed), Mutex::default(), Notify::new());
+        Ok(Self(Arc::new(Inner { authority, tls, machines, timeline, store, placed, nodes, changed })))
     }
 
     /// Papers for the engine of a node, which proves with a PKCS #10 request (DER) that it has the key. A node's
@@ -173,19 +169,17 @@ impl Fleet {
         self.0.machines.get(mac)?.address
     }
 
-    /// Who runs what, decided now and kept.
-    pub(super) fn schedule(&self, config: &Config) -> Result<Schedule, rusqlite::Error> {
+    /// Who runs what, decided now and kept. Blocks until it survives a power cut.
+    pub(super) fn schedule(&self, config: &Config) -> Result<Schedule, WriteError> {
         let conditions = self.nodes().iter().map(|(name, node)| (name.clone(), node.condition())).collect();
-        let mut db = self.0.db.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = placed(&db)?;
-        let decided = schedule(config, &conditions, &current);
-        if decided.placed != current {
-            let change = db.transaction()?;
-            change.execute("DELETE FROM assignment", [])?;
-            for (workload, node) in decided.placed.iter().flat_map(|(w, on)| on.iter().map(move |n| (w, n))) {
-                change.execute("INSERT INTO assignment VALUES (?, ?)", params![workload, node])?;
-            }
-            change.commit()?;
+        let mut placed = self.0.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let decided = schedule(config, &conditions, &placed);
+        if decided.placed != *placed {
+            let rows = decided.placed.iter().flat_map(|(workload, nodes)| {
+                nodes.iter().map(|node| AssignmentRow { workload: workload.clone(), node: node.clone() })
+            });
+            self.0.store.write(vec![Change::SetAssignments(rows.collect())]).wait()?;
+            placed.clone_from(&decided.placed);
         }
         Ok(decided)
     }
@@ -309,17 +303,6 @@ async fn ask(fleet: &Inner, node: &Node, known: Option<Docker>) -> Option<Docker
     docker.ping().await.ok().map(|_| docker)
 }
 
-fn placed(db: &Connection) -> Result<Placed, rusqlite::Error> {
-    let mut query = db.prepare("SELECT workload, node FROM assignment")?;
-    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let mut placed = Placed::new();
-    for row in rows {
-        let (workload, node): (String, String) = row?;
-        placed.entry(workload).or_default().insert(node);
-    }
-    Ok(placed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,9 +325,9 @@ mod tests {
     "#;
 
     fn fleet(dir: &Path, config: &Config) -> Fleet {
-        let (database, machines) = (dir.join("db"), Machines::new(config));
-        let timeline = Timeline::open(&database, machines.clone()).unwrap();
-        let fleet = Fleet::open(dir, &database, machines, timeline).unwrap();
+        let (store, machines) = (Store::open(&dir.join("db")).unwrap(), Machines::new(config));
+        let timeline = Timeline::open(store.clone(), machines.clone()).unwrap();
+        let fleet = Fleet::open(dir, store, machines, timeline).unwrap();
         fleet.declare(config, |_, _| async {});
         fleet
     }

@@ -52,10 +52,10 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
 
 /// The nodes' engines, of which there are none.
 fn fleet(config: &Config) -> Fleet {
-    let database = config.state_dir.join("bridgehead.db");
+    let store = crate::store::Store::open(&config.state_dir.join("bridgehead.db")).unwrap();
     let machines = crate::machines::Machines::new(config);
-    let timeline = crate::timeline::Timeline::open(&database, machines.clone()).unwrap();
-    Fleet::open(&config.state_dir, &database, machines, timeline).unwrap()
+    let timeline = crate::timeline::Timeline::open(store.clone(), machines.clone()).unwrap();
+    Fleet::open(&config.state_dir, store, machines, timeline).unwrap()
 }
 
 fn workload(name: &str, script: &str, restart: Restart) -> Workload {

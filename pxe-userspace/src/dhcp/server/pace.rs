@@ -70,8 +70,10 @@ impl Server {
         let mac = asked.request.mac;
         self.counters.held += 1;
         self.held.insert(mac, (asked.meta, datagram.to_vec()));
-        let detail = format!("{}, waiting: {before} before it", asked.request.firmware);
-        let event = Happened::new(Who::Mac(mac), Stage::Discover).detail(detail);
+        let firmware = asked.request.firmware;
+        let event = Happened::new(Who::Mac(mac), Stage::Discover)
+            .firmware(firmware)
+            .detail(format!("{firmware}, waiting: {before} before it"));
         [Command::Event(event), Command::Noted(mac, Note::Waits { before }), Command::Waits(mac, before)]
     }
 

@@ -1,0 +1,46 @@
+//! What depends on how boots go, in the order in which it has to hear of it.
+
+use std::net::Ipv4Addr;
+
+use pxe_common::Mac;
+
+use crate::api::Connections;
+use crate::dhcp::Dhcp;
+use crate::holds::Holds;
+use crate::rescue::Rescues;
+use crate::timeline::{Follower, Stage};
+use crate::trials::Trials;
+use crate::trust::Trust;
+
+/// What is about a machine's present boot, and whoever waits for its end.
+pub(super) struct Boots {
+    pub(super) connections: Connections,
+    pub(super) holds: Holds,
+    pub(super) rescues: Rescues,
+    pub(super) trials: Trials,
+    pub(super) trust: Trust,
+    pub(super) dhcp: Dhcp,
+}
+
+impl Follower for Boots {
+    fn began(&self, mac: Mac, address: Option<Ipv4Addr>) {
+        // It has forgotten its connections; GRUB will use their ports again.
+        if let Some(address) = address {
+            self.connections.forget(address.into());
+        }
+        self.trust.restarted(mac);
+        self.rescues.restarted(mac);
+        self.holds.restarted(mac);
+    }
+
+    fn reached(&self, mac: Mac, stage: Stage) {
+        if stage == Stage::Stage1 {
+            self.trials.came_up(mac);
+        }
+        self.dhcp.reached(mac, stage);
+    }
+}
+
+#[cfg(test)]
+#[path = "follower_tests.rs"]
+mod tests;

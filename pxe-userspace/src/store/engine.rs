@@ -1,0 +1,57 @@
+//! What a database must do.
+
+use pxe_common::Mac;
+
+use super::ReadError;
+use super::rows::{AssignmentRow, Change, Document, EventRow, LeaseRow, SealedKey, VolumeKeyId};
+
+/// What an engine's own errors become.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What of a transaction survives a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// All but the last ones.
+    AllButLast,
+    /// This one.
+    All,
+}
+
+/// A database as its one writer sees it.
+pub trait Engine: Send + 'static {
+    /// Applies the changes in order, all of them or none. When this returns, they survive the daemon's end, and with
+    /// [`Durability::All`] a power cut.
+    fn apply(&mut self, changes: &[&Change], durability: Durability) -> Result<(), BoxError>;
+
+    /// What reads beside the writer. It sees whole transactions.
+    fn reader(&self) -> Box<dyn Reader>;
+}
+
+/// A database as everybody else sees it.
+pub trait Reader: Send + Sync + 'static {
+    /// Which database it is, for errors.
+    fn place(&self) -> String;
+
+    /// Every lease, in no order.
+    fn leases(&self) -> Result<Vec<LeaseRow>, ReadError>;
+
+    /// Events with an id above `after`, oldest first, at most `limit`.
+    fn events_since(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, ReadError>;
+
+    /// The newest event of each machine that moved it.
+    fn last_events(&self) -> Result<Vec<EventRow>, ReadError>;
+
+    /// The newest event's id; 0 when there is none.
+    fn last_event_id(&self) -> Result<u64, ReadError>;
+
+    /// Every machine's document of one kind. A machine whose address is none is left out, and the log says so.
+    fn documents(&self, document: Document) -> Result<Vec<(Mac, String)>, ReadError>;
+
+    /// Where workloads run.
+    fn assignments(&self) -> Result<Vec<AssignmentRow>, ReadError>;
+
+    fn volume_key(&self, id: &VolumeKeyId) -> Result<Option<SealedKey>, ReadError>;
+
+    /// Whether there is any volume's key.
+    fn has_volume_keys(&self) -> Result<bool, ReadError>;
+}

@@ -1,0 +1,138 @@
+//! What outlives the daemon: one database, with one writer and readers beside it.
+//!
+//! Nobody here knows what a row means; its owner does. Owners hand over [`Change`]s, which are written in the order in
+//! which they were handed over, whoever they came from. Whatever has queued while the disk was busy is one transaction
+//! (group commit): a disk that takes 1 s for a commit holds each owner up for 2 s at most, and not for one after
+//! another. Who must know that a change survives a power cut waits for its [`Pending`]; nobody else waits at all.
+//!
+//! [`Engine`] is what a database must do. SQLite's is [`sqlite`], and nothing above this module names it.
+
+mod engine;
+mod rows;
+pub mod sqlite;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+pub use engine::{BoxError, Durability, Engine, Reader};
+pub use rows::{AssignmentRow, Change, Document, EventRow, LeaseRow, SealedKey, VolumeKeyId};
+use writer::Queue;
+
+/// The database's name in the state directory.
+pub const FILE: &str = "bridgehead.db";
+
+/// A disk that takes longer than this for the last changes is in trouble of its own.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
+/// The database can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("opening {path}: {source}")]
+    Open { path: PathBuf, source: BoxError },
+    #[error(
+        "{path} is damaged or not Bridgehead's: {found}. Move it away to start without leases and timeline \
+         (machines keep their addresses as they ask again), or restore a copy"
+    )]
+    Damaged { path: PathBuf, found: String },
+    #[error(
+        "{path} is a newer Bridgehead's (its layout is {found}, this program knows {known}): run that one, \
+         or move the file away to start without leases and timeline"
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error(
+        "{path} could not be brought from layout {from} to {to}: {source}. Nothing in it was changed: \
+         mend that and start again, or run the program that made it"
+    )]
+    Migrate { path: PathBuf, from: i64, to: i64, source: BoxError },
+}
+
+/// Something could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("reading {what} from {place}: {source}")]
+pub struct ReadError {
+    pub what: &'static str,
+    /// Which database.
+    pub place: String,
+    pub source: BoxError,
+}
+
+/// Something could not be written. Nothing of it was.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("writing {what} to the database: {source}")]
+    Engine { what: &'static str, source: BoxError },
+    #[error("writing {what} to the database: its writer has ended")]
+    Ended { what: &'static str },
+}
+
+/// The store's handle. Cloning it is cheap; the writer ends when the last clone is gone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    queue: Queue,
+    reader: Box<dyn Reader>,
+}
+
+impl Store {
+    /// Opens the SQLite database at `path`, which is created when missing and migrated when older.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Ok(Self::on(sqlite::open(path)?))
+    }
+
+    /// A store on an engine.
+    pub fn on(engine: impl Engine) -> Self {
+        let reader = engine.reader();
+        Self(Arc::new(Inner { queue: Queue::start(Box::new(engine)), reader }))
+    }
+
+    /// What is stored now. A change that was handed over before may still be on its way.
+    pub fn reader(&self) -> &dyn Reader {
+        &*self.0.reader
+    }
+
+    /// Hands changes over, to be written in one transaction.
+    ///
+    /// Returns at once. Should they not be written, the log says so, unless somebody waits to be told.
+    pub fn write(&self, changes: Vec<Change>) -> Pending {
+        let what = changes.first().map_or("nothing", Change::what);
+        let (answer, pending) = mpsc::sync_channel(1);
+        self.0.queue.push(changes, Some(answer));
+        Pending { what, answer: pending }
+    }
+
+    /// The same for whom nobody waits, as for the timeline's events. Where the disk has not taken up what came before
+    /// for so long that the queue is full, events are dropped and counted.
+    pub fn post(&self, change: Change) {
+        self.0.queue.push(vec![change], None);
+    }
+
+    /// Waits until everything handed over so far is written, for a bounded time: the daemon is about to end.
+    pub fn flush(&self) {
+        let pending = self.write(Vec::new());
+        if pending.answer.recv_timeout(FLUSH_WITHIN).is_err() {
+            tracing::warn!("the database did not take up the last changes in time");
+        }
+    }
+}
+
+/// Changes on their way to the disk.
+#[must_use = "a change that somebody relies on is waited for; `post` is for the others"]
+pub struct Pending {
+    what: &'static str,
+    answer: mpsc::Receiver<Result<(), WriteError>>,
+}
+
+impl Pending {
+    /// Blocks until they are written.
+    pub fn wait(self) -> Result<(), WriteError> {
+        self.answer.recv().unwrap_or(Err(WriteError::Ended { what: self.what }))
+    }
+}

@@ -1,0 +1,126 @@
+//! What is kept, row by row, and what can be done to it.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+
+use super::Durability;
+
+/// An address that was given out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeaseRow {
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+    /// As the leases' owner names it.
+    pub state: String,
+    /// Never before what the client was told.
+    pub durable_until: Timestamp,
+    /// In hexadecimal.
+    pub client_ids: BTreeSet<String>,
+    pub uuid: Option<String>,
+}
+
+/// An event of the timeline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRow {
+    pub id: u64,
+    pub mac: Mac,
+    /// Its machine is at the event's stage since; not so for a warning, or for what was told too late.
+    pub moves: bool,
+    /// JSON.
+    pub body: String,
+}
+
+/// What is kept of each machine as one text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Document {
+    /// Whether its next boot stops in stage 1.
+    Hold,
+    /// How its kernels fared, in JSON.
+    KernelTrial,
+    /// The session of its last boot, in JSON.
+    BootSession,
+}
+
+impl Document {
+    pub const ALL: [Self; 3] = [Self::Hold, Self::KernelTrial, Self::BootSession];
+}
+
+/// A volume of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeKeyId {
+    pub owner: String,
+    pub plan: String,
+    pub volume: String,
+}
+
+/// A volume's key, sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedKey {
+    pub nonce: Vec<u8>,
+    pub sealed: Vec<u8>,
+}
+
+/// A workload on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssignmentRow {
+    pub workload: String,
+    pub node: String,
+}
+
+/// Something to write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// In place of what the address had.
+    PutLease(LeaseRow),
+    RemoveLease(Ipv4Addr),
+    AddEvent(EventRow),
+    /// In place of what the machine had.
+    PutDocument(Document, Mac, String),
+    RemoveDocument(Document, Mac),
+    /// In place of all that there were.
+    SetAssignments(Vec<AssignmentRow>),
+    /// Fails where the volume has one: a disk may be encrypted with it.
+    AddVolumeKey(VolumeKeyId, SealedKey),
+}
+
+impl Change {
+    /// What must survive a power cut once somebody was told.
+    pub fn durability(&self) -> Durability {
+        match self {
+            // Without its lease, another machine could be given the address. A disk whose key is lost is lost, too.
+            Self::PutLease(_) | Self::RemoveLease(_) | Self::AddVolumeKey(..) | Self::SetAssignments(_) => {
+                Durability::All
+            }
+            Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => match document {
+                Document::Hold => Durability::All,
+                // A count that a power cut takes back costs a boot, and so does a session.
+                Document::KernelTrial | Document::BootSession => Durability::AllButLast,
+            },
+            Self::AddEvent(_) => Durability::AllButLast,
+        }
+    }
+
+    /// In words, for errors.
+    pub(super) fn what(&self) -> &'static str {
+        match self {
+            Self::PutLease(_) | Self::RemoveLease(_) => "leases",
+            Self::AddEvent(_) => "the timeline",
+            Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => document.what(),
+            Self::SetAssignments(_) => "assignments of workloads",
+            Self::AddVolumeKey(..) => "the key of a volume",
+        }
+    }
+}
+
+impl Document {
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Self::Hold => "holds",
+            Self::KernelTrial => "how kernels fare",
+            Self::BootSession => "the sessions of boots",
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Changes, as statements.
+
+use rusqlite::{Connection, Transaction, params};
+
+use crate::store::{Change, Document, LeaseRow};
+
+/// Events older than the newest this many are forgotten.
+const EVENTS_KEPT: u64 = 1_000_000;
+
+/// All of them, or none.
+pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusqlite::Error> {
+    let transaction = db.transaction()?;
+    let mut last_event = None;
+    for change in changes {
+        one(&transaction, change)?;
+        if let Change::AddEvent(event) = change {
+            last_event = Some(event.id);
+        }
+    }
+    // As many rows as were added, found by the primary key: no need to do it more seldom.
+    if let Some(last) = last_event {
+        let forget = "DELETE FROM event WHERE id <= ?";
+        transaction.prepare_cached(forget)?.execute([last.saturating_sub(EVENTS_KEPT)])?;
+    }
+    transaction.commit()
+}
+
+fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
+    match change {
+        Change::PutLease(lease) => put_lease(db, lease)?,
+        Change::RemoveLease(address) => {
+            db.prepare_cached("DELETE FROM lease WHERE address = ?")?.execute([address.to_string()])?;
+        }
+        Change::AddEvent(event) => {
+            let insert = "INSERT OR REPLACE INTO event (id, mac, body, moves) VALUES (?, ?, ?, ?)";
+            let values = params![event.id, event.mac.to_string(), event.body, event.moves];
+            db.prepare_cached(insert)?.execute(values)?;
+        }
+        Change::PutDocument(document, mac, text) => {
+            let insert = match document {
+                Document::Hold => "INSERT OR REPLACE INTO hold (mac, hold) VALUES (?, ?)",
+                Document::KernelTrial => "INSERT OR REPLACE INTO kernel_trial (mac, history) VALUES (?, ?)",
+                Document::BootSession => "INSERT OR REPLACE INTO boot_session (mac, boot) VALUES (?, ?)",
+            };
+            db.prepare_cached(insert)?.execute(params![mac.to_string(), text])?;
+        }
+        Change::RemoveDocument(document, mac) => {
+            let delete = match document {
+                Document::Hold => "DELETE FROM hold WHERE mac = ?",
+                Document::KernelTrial => "DELETE FROM kernel_trial WHERE mac = ?",
+                Document::BootSession => "DELETE FROM boot_session WHERE mac = ?",
+            };
+            db.prepare_cached(delete)?.execute([mac.to_string()])?;
+        }
+        Change::SetAssignments(assignments) => {
+            db.prepare_cached("DELETE FROM assignment")?.execute([])?;
+            for assignment in assignments {
+                db.prepare_cached("INSERT INTO assignment (workload, node) VALUES (?, ?)")?
+                    .execute(params![assignment.workload, assignment.node])?;
+            }
+        }
+        Change::AddVolumeKey(id, key) => {
+            let insert = "INSERT INTO volume_key (owner, plan, volume, nonce, sealed) VALUES (?, ?, ?, ?, ?)";
+            let values = params![id.owner, id.plan, id.volume, key.nonce, key.sealed];
+            db.prepare_cached(insert)?.execute(values)?;
+        }
+    }
+    Ok(())
+}
+
+fn put_lease(db: &Transaction<'_>, lease: &LeaseRow) -> Result<(), rusqlite::Error> {
+    let insert = "INSERT OR REPLACE INTO lease (address, mac, state, durable_until, client_ids, uuid)
+                  VALUES (?, ?, ?, ?, ?, ?)";
+    let client_ids: Vec<&str> = lease.client_ids.iter().map(String::as_str).collect();
+    db.prepare_cached(insert)?.execute(params![
+        lease.address.to_string(),
+        lease.mac.to_string(),
+        lease.state,
+        lease.durable_until.to_string(),
+        client_ids.join(" "),
+        lease.uuid,
+    ])?;
+    Ok(())
+}

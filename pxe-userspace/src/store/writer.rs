@@ -1,0 +1,125 @@
+//! The one writer: a thread that commits whatever has queued.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use super::{Change, Engine, WriteError};
+
+/// Changes in one transaction: about as many. An order is never split.
+const BATCH: usize = 512;
+
+/// Changes that queue before events are dropped: some 100 MB. At the rate of a thousand machines that boot at once,
+/// a disk has stood still for minutes by then.
+pub(super) const QUEUED_MAX: usize = 200_000;
+
+type Answer = mpsc::SyncSender<Result<(), WriteError>>;
+
+/// What one caller handed over.
+struct Order {
+    changes: Vec<Change>,
+    /// Nobody waits where there is none.
+    answer: Option<Answer>,
+}
+
+/// The way to the writer.
+pub(super) struct Queue {
+    orders: mpsc::Sender<Order>,
+    depth: Arc<Depth>,
+}
+
+/// How full it is.
+#[derive(Default)]
+struct Depth {
+    changes: AtomicUsize,
+    dropped: AtomicUsize,
+}
+
+impl Queue {
+    /// Starts the writer, which ends when the queue is dropped and everything in it is written.
+    pub(super) fn start(engine: Box<dyn Engine>) -> Self {
+        let (orders, received) = mpsc::channel();
+        let depth = Arc::<Depth>::default();
+        let mut writer = Writer { engine, depth: depth.clone() };
+        thread::Builder::new()
+            .name("store".into())
+            .spawn(move || writer.run(&received))
+            .expect("a thread can be started");
+        Self { orders, depth }
+    }
+
+    pub(super) fn push(&self, changes: Vec<Change>, answer: Option<Answer>) {
+        let event = matches!(changes.as_slice(), [Change::AddEvent(_)]);
+        if event && self.depth.changes.load(Ordering::Relaxed) >= QUEUED_MAX {
+            self.depth.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.depth.changes.fetch_add(changes.len(), Ordering::Relaxed);
+        // It fails when the writer panicked. Who waits learns it from the answer that never comes.
+        let _ = self.orders.send(Order { changes, answer });
+    }
+}
+
+struct Writer {
+    engine: Box<dyn Engine>,
+    depth: Arc<Depth>,
+}
+
+impl Writer {
+    fn run(&mut self, orders: &mpsc::Receiver<Order>) {
+        while let Ok(first) = orders.recv() {
+            let mut count = first.changes.len();
+            let mut batch = vec![first];
+            while count < BATCH
+                && let Ok(order) = orders.try_recv()
+            {
+                count += order.changes.len();
+                batch.push(order);
+            }
+            self.write(batch);
+            self.depth.changes.fetch_sub(count, Ordering::Relaxed);
+            let dropped = self.depth.dropped.swap(0, Ordering::Relaxed);
+            if dropped > 0 {
+                tracing::error!(
+                    dropped,
+                    "events are missing in the timeline: the disk was too slow for them"
+                );
+            }
+        }
+    }
+
+    /// All in one transaction. Should that fail, each order by itself, so that nobody pays for another's.
+    fn write(&mut self, batch: Vec<Order>) {
+        if let [_, _, ..] = batch.as_slice() {
+            let changes: Vec<&Change> = batch.iter().flat_map(|order| &order.changes).collect();
+            if self.apply(&changes).is_ok() {
+                batch.into_iter().for_each(|order| order.tell(Ok(())));
+                return;
+            }
+        }
+        for order in batch {
+            let changes: Vec<&Change> = order.changes.iter().collect();
+            let written = self.apply(&changes);
+            order.tell(written);
+        }
+    }
+
+    fn apply(&mut self, changes: &[&Change]) -> Result<(), WriteError> {
+        let Some(durability) = changes.iter().map(|change| change.durability()).max() else { return Ok(()) };
+        self.engine
+            .apply(changes, durability)
+            .map_err(|source| WriteError::Engine { what: changes[0].what(), source })
+    }
+}
+
+impl Order {
+    fn tell(self, written: Result<(), WriteError>) {
+        let unheard = match self.answer {
+            Some(answer) => answer.send(written).err().map(|unheard| unheard.0),
+            None => Some(written),
+        };
+        if let Some(Err(error)) = unheard {
+            tracing::error!("{error}: it is lost should the daemon end");
+        }
+    }
+}
