@@ -12,6 +12,8 @@ mod netascii;
 mod options;
 #[cfg(test)]
 mod parity;
+#[cfg(test)]
+mod scraped;
 mod server;
 pub mod socket;
 mod stats;
