@@ -67,9 +67,11 @@ impl Aside {
 
     pub(super) fn tell(&self, tell: Tell) {
         let minor = matches!(tell, Tell::Note(_, Note::NotServed { .. }));
-        if !minor || self.waiting.load(Ordering::Relaxed) < WAITING_MAX {
-            self.put(Work::Tell(tell));
+        if minor && self.waiting.load(Ordering::Relaxed) >= WAITING_MAX {
+            tracing::debug!(?tell, "too much waits to be told");
+            return;
         }
+        self.put(Work::Tell(tell));
     }
 
     pub(super) fn close(&self, key: SessionKey) {

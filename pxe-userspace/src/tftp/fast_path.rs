@@ -29,7 +29,7 @@ pub trait FastPath: Send + Sync {
     /// Transfers that a killed daemon left, which go on. Told once.
     fn left(&self) -> Vec<Left>;
 
-    /// How far a transfer is. A system call, and a lock that nobody holds for longer than one or two of them.
+    /// How far a transfer is. A system call, and a lock that nobody holds for longer than a few of them.
     fn look(&self, key: &SessionKey) -> Option<map::Session>;
 
     /// From now on nothing answers the transfer's ACKs but the daemon; says how far it got. The grant stays, until

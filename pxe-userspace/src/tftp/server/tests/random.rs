@@ -107,15 +107,23 @@ proptest! {
             closes: Vec::new(),
         };
         for input in inputs {
-            play.take(input);
-            play.check();
+            let most = play.take(input);
+            play.check(most);
         }
         play.end();
     }
 }
 
 impl Play {
-    fn take(&mut self, input: Input) {
+    /// Returns how many commands may come of it.
+    fn take(&mut self, input: Input) -> usize {
+        let due = self.server.deadlines.len().min(DUE_AT_ONCE);
+        let most = if matches!(input, Input::Time { .. }) { COMMANDS_PER_DUE * due } else { COMMANDS_MAX };
+        self.put(input);
+        most
+    }
+
+    fn put(&mut self, input: Input) {
         let now_ns = self.now_ns;
         match input {
             Input::Request { client, options } => {
@@ -185,20 +193,15 @@ impl Play {
             }
             Input::Time { ms } => {
                 self.now_ns += ms * MS;
-                let due = self.server.deadlines.len().min(DUE_AT_ONCE);
                 self.server.on_timeout(self.now_ns);
-                assert!(self.server.commands.len() <= COMMANDS_PER_DUE * due);
             }
         }
     }
 
     /// Takes the commands, and looks at the server.
-    fn check(&mut self) {
+    fn check(&mut self, most: usize) {
         let commands = commands(&mut self.server);
-        assert!(
-            commands.len() <= COMMANDS_MAX.max(COMMANDS_PER_DUE * self.server.transfers.len() + 1),
-            "{commands:?}"
-        );
+        assert!(commands.len() <= most, "{commands:?}");
         for command in commands {
             match command {
                 Command::Open(job) => self.jobs.push(*job),
@@ -233,15 +236,15 @@ impl Play {
         for _ in 0..10_000 {
             while let Some(look) = self.looks.pop() {
                 self.server.on_looked(look, None, self.now_ns);
-                self.check();
+                self.check(COMMANDS_MAX);
             }
             while let Some((key, ack)) = self.take_backs.pop() {
                 self.server.on_taken_back(&key, ack, None, self.now_ns);
-                self.check();
+                self.check(COMMANDS_MAX);
             }
             while let Some(key) = self.closes.pop() {
                 self.server.on_closed(&key);
-                self.check();
+                self.check(COMMANDS_MAX);
             }
             let Some(at_ns) = self.server.next_timeout() else {
                 assert!(self.server.is_idle() && self.server.clients.is_empty());
@@ -249,7 +252,7 @@ impl Play {
             };
             self.now_ns = self.now_ns.max(at_ns);
             self.server.on_timeout(self.now_ns);
-            self.check();
+            self.check(COMMANDS_PER_DUE * DUE_AT_ONCE);
         }
         panic!("{} transfers do not end", self.server.transfers.len());
     }
