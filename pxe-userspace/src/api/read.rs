@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::{IntoResponse as _, Response};
 use pxe_common::Mac;
 
 use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
@@ -42,8 +43,10 @@ pub(super) async fn why(State(state): State<ApiState>, Path(name): Path<String>)
     })
 }
 
-pub(super) async fn all_why(State(state): State<ApiState>) -> Json<Vec<Why>> {
-    Json(state.boot.timeline.all_why())
+pub(super) async fn all_why(State(state): State<ApiState>) -> Result<Response, Failure> {
+    // Of ten thousand machines it takes a while, to be made and to be written.
+    let all = tokio::task::spawn_blocking(move || Json(state.boot.timeline.all_why()).into_response());
+    all.await.map_err(Failure::internal)
 }
 
 /// The machine that goes by this name or MAC.

@@ -20,7 +20,7 @@ use crate::files::{OpenError, Opened};
 use crate::store::Store;
 use crate::timeline::{Event, Happened, Stage, Who};
 
-pub(super) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+pub(crate) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 
 /// A running pair of listeners, stopped when dropped.
 pub(crate) struct Daemon {
@@ -28,6 +28,7 @@ pub(crate) struct Daemon {
     pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
+    pub(crate) machines: Machines,
     pub(super) tls: SocketAddr,
     pub(super) trust: Trust,
     pub(super) fleet: Fleet,
@@ -58,7 +59,7 @@ impl Daemon {
         let fleet = Fleet::open(state.path(), store.clone(), machines.clone(), timeline.clone()).unwrap();
         let boot_state = BootState {
             files: Arc::new(Catalogue),
-            machines,
+            machines: machines.clone(),
             timeline: timeline.clone(),
             consoles,
             logs,
@@ -86,7 +87,7 @@ impl Daemon {
             Connections::of_nodes(),
             stop.clone(),
         ));
-        Self { api, boot, connections, timeline, tls, trust, fleet, stop, state }
+        Self { api, boot, connections, timeline, machines, tls, trust, fleet, stop, state }
     }
 }
 

@@ -189,7 +189,10 @@ impl FastPath for Dataplane {
     }
 
     fn note(&self, key: &SessionKey, note: &Note) {
-        lock(&self.sessions).note(key, note);
+        // Written before the lock is taken: packets wait for it.
+        if let Some(text) = sessions::written_note(note) {
+            lock(&self.sessions).note(key, text);
+        }
     }
 
     fn left(&self) -> Vec<Left> {
@@ -200,8 +203,13 @@ impl FastPath for Dataplane {
         lock(&self.sessions).look(key)
     }
 
+    fn take_back(&self, key: &SessionKey) -> Option<Session> {
+        lock(&self.sessions).take_back(key)
+    }
+
     fn close(&self, key: &SessionKey) -> Option<Session> {
-        let last = lock(&self.sessions).close(key);
+        let (last, grant) = lock(&self.sessions).close(key);
+        drop(grant);
         if self.blobs.has_excess() {
             let blobs = self.blobs.clone();
             // Takes as long as the programs that run, which whoever closes transfers should not wait for.

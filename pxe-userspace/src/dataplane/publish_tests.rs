@@ -72,6 +72,20 @@ fn what_is_unused_goes_when_it_is_more_than_is_kept() {
 }
 
 #[test]
+fn a_transfer_that_was_taken_back_keeps_its_blob_until_it_is_closed() {
+    let Some(dataplane) = loaded() else { return };
+    dataplane.blobs.limit(Limits { least: 0, all: 100 * CHUNK, unused: CHUNK });
+    let big = Blob::from_bytes(contents(200_000));
+    open(&dataplane, key(1), &big, session(200_000, 512)).unwrap();
+    let last = dataplane.take_back(&key(1)).unwrap();
+    assert_eq!(last.transfer.acked(), 0);
+    assert_eq!((dataplane.look(&key(1)), dataplane.take_back(&key(1))), (None, None));
+    assert!(!dataplane.blobs.has_excess(), "in use");
+    assert_eq!(dataplane.close(&key(1)), None);
+    gone(&dataplane);
+}
+
+#[test]
 fn a_blob_that_does_not_fit_is_left_to_the_daemon() {
     let Some(dataplane) = loaded() else { return };
     dataplane.blobs.limit(Limits { least: 0, all: 10 * CHUNK, unused: 5 * CHUNK });

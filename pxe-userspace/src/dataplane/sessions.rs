@@ -47,19 +47,10 @@ impl Sessions {
         left
     }
 
-    pub(super) fn note(&mut self, key: &SessionKey, note: &Note) {
-        let mut text = [0; NOTE_LEN];
-        let written = serde_json::to_writer(&mut text[..], note).or_else(|_| {
-            // Only the path is long, and only for people.
-            text.fill(0);
-            serde_json::to_writer(&mut text[..], &Note { path: "a long path".into(), ..note.clone() })
-        });
-        match written
-            .map_err(|e| e.to_string())
-            .and_then(|()| self.notes.insert(key, text, 0).map_err(|e| e.to_string()))
-        {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(error, "a restart would lose a transfer"),
+    /// `text` is a note's, [written](written_note).
+    pub(super) fn note(&mut self, key: &SessionKey, text: [u8; NOTE_LEN]) {
+        if let Err(error) = self.notes.insert(key, text, 0) {
+            tracing::warn!(%error, "a restart would lose a transfer");
         }
     }
 
@@ -94,15 +85,37 @@ impl Sessions {
         self.map.get(key, 0).ok()
     }
 
-    /// The session goes before what it names.
-    pub(super) fn close(&mut self, key: &SessionKey) -> Option<Session> {
+    /// The session goes, what it names stays.
+    pub(super) fn take_back(&mut self, key: &SessionKey) -> Option<Session> {
         let last = self.look(key);
         if let Err(error) = self.map.remove(key) {
             tracing::debug!(?key, %error, "a session was gone already");
         }
+        last
+    }
+
+    /// The session goes before what it names, which goes when the grant is dropped.
+    pub(super) fn close(&mut self, key: &SessionKey) -> (Option<Session>, Option<Grant>) {
+        let last = self.take_back(key);
         // None when the transfer was too short-lived for one.
         let _ = self.notes.remove(key);
-        self.open.remove(key);
-        last
+        (last, self.open.remove(key))
+    }
+}
+
+/// A note as the kernel keeps it.
+pub(super) fn written_note(note: &Note) -> Option<[u8; NOTE_LEN]> {
+    let mut text = [0; NOTE_LEN];
+    let written = serde_json::to_writer(&mut text[..], note).or_else(|_| {
+        // Only the path is long, and only for people.
+        text.fill(0);
+        serde_json::to_writer(&mut text[..], &Note { path: "a long path".into(), ..note.clone() })
+    });
+    match written {
+        Ok(()) => Some(text),
+        Err(error) => {
+            tracing::warn!(%error, "a restart would lose a transfer");
+            None
+        }
     }
 }

@@ -156,12 +156,22 @@ impl Watch {
         })
     }
 
-    /// Every machine whose boot is under way, failed, or was not well; the longest first.
-    pub fn all(&self, now: Timestamp) -> Vec<Why> {
-        let all = self.machines.keys().filter_map(|mac| self.why(*mac, now));
-        let mut all: Vec<Why> = all.filter(|why| !why.done || !why.causes.is_empty()).collect();
+    /// The same, when the boot is under way, failed, or was not well.
+    pub fn notable(&self, mac: Mac, now: Timestamp) -> Option<Why> {
+        self.why(mac, now).filter(|why| !why.done || !why.causes.is_empty())
+    }
+
+    /// All of these; the longest first.
+    #[cfg(test)]
+    pub(super) fn all(&self, now: Timestamp) -> Vec<Why> {
+        let mut all: Vec<Why> = self.machines.keys().filter_map(|mac| self.notable(*mac, now)).collect();
         all.sort_by_key(|why| (why.began, why.mac));
         all
+    }
+
+    /// Every machine of which a boot was seen, in no order.
+    pub fn machines(&self) -> Vec<Mac> {
+        self.machines.keys().copied().collect()
     }
 
     /// File transfers under way.

@@ -29,10 +29,15 @@ pub trait FastPath: Send + Sync {
     /// Transfers that a killed daemon left, which go on. Told once.
     fn left(&self) -> Vec<Left>;
 
-    /// How far a transfer is.
+    /// How far a transfer is. A system call, and a lock that nobody holds for longer than a few of them.
     fn look(&self, key: &SessionKey) -> Option<map::Session>;
 
-    /// Ends the grant; says how far the transfer got.
+    /// From now on nothing answers the transfer's ACKs but the daemon; says how far it got. The grant stays, until
+    /// it is closed. Costs what [`look`](FastPath::look) does.
+    fn take_back(&self, key: &SessionKey) -> Option<map::Session>;
+
+    /// Ends the grant; says how far the transfer got, unless it was taken back. May wait for others who open or
+    /// close.
     fn close(&self, key: &SessionKey) -> Option<map::Session>;
 }
 

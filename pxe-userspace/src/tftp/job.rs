@@ -1,7 +1,6 @@
 //! From a request to a transfer that can start: the part that waits for disks.
 
 use std::net::SocketAddrV4;
-use std::sync::Arc;
 
 use pxe_common::map::SessionKey;
 use pxe_common::tftp::packet::{self, ErrorCode, Mode};
@@ -9,7 +8,7 @@ use pxe_common::tftp::{Packet, Session};
 
 use super::options::{self, NotANumber, Terms};
 use super::transfer::{Action, IDLE, RETRY, Transfer};
-use super::{Declined, FastPath, netascii};
+use super::{Declined, FastPath, Note, netascii};
 use crate::blob::Blob;
 use crate::files::{Files, OpenError, Opened};
 use crate::timeline::Stage;
@@ -18,6 +17,7 @@ use crate::timeline::Stage;
 const MAX_NETASCII: u64 = 4 << 20;
 
 /// A request to be opened.
+#[derive(Debug)]
 pub(super) struct Job {
     pub(super) key: SessionKey,
     pub(super) client: SocketAddrV4,
@@ -27,7 +27,8 @@ pub(super) struct Job {
     /// The request's bytes.
     pub(super) request: Vec<u8>,
     pub(super) mtu: u16,
-    pub(super) fast_path: Option<Arc<dyn FastPath>>,
+    /// A transfer that ended left a grant between these ports.
+    pub(super) close_first: bool,
 }
 
 /// A transfer that can start.
@@ -74,7 +75,15 @@ impl Refused {
 impl Job {
     /// Opens the file and hands the transfer to the fast path. May wait for disks, also when the
     /// blob goes into the block map for the first time.
-    pub(super) fn run(&self, files: &dyn Files, now_ns: impl Fn() -> u64) -> Result<Accepted, Refused> {
+    pub(super) fn run(
+        &self,
+        files: &dyn Files,
+        fast_path: Option<&dyn FastPath>,
+        now_ns: impl Fn() -> u64,
+    ) -> Result<Accepted, Refused> {
+        if let Some(fast_path) = fast_path.filter(|_| self.close_first) {
+            fast_path.close(&self.key);
+        }
         let Ok(Packet::Read(request)) = Packet::parse(&self.request) else { return Err(Refused::Malformed) };
         let Opened { blob, stage } = files.open(&self.path, *self.client.ip())?;
         let blob = match request.mode {
@@ -92,16 +101,32 @@ impl Job {
         };
         // The grant is there before the client can know of the transfer: no ACK is early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
+        let mut accepted = Accepted { blob, stage, transfer, first, in_kernel: false };
         // A converted text is read once, by somebody at a terminal: not worth a place in the block map.
-        let octet = request.mode == Mode::Octet;
-        let in_kernel = octet && self.open_fast_path(&blob, *transfer.session(), now_ns());
-        Ok(Accepted { blob, stage, transfer, first, in_kernel })
+        if let Some(fast_path) = fast_path.filter(|_| request.mode == Mode::Octet) {
+            accepted.in_kernel = self.grant(fast_path, &accepted, now_ns());
+        }
+        Ok(accepted)
     }
 
-    fn open_fast_path(&self, blob: &Blob, session: Session, now_ns: u64) -> bool {
-        let Some(fast_path) = &self.fast_path else { return false };
-        match fast_path.open(self.key, blob, session, now_ns, IDLE) {
-            Ok(()) => true,
+    /// Hands it to the fast path, with what the next daemon needs to know of it. Returns whether it was taken.
+    fn grant(&self, fast_path: &dyn FastPath, accepted: &Accepted, now_ns: u64) -> bool {
+        let Accepted { blob, stage, transfer, .. } = accepted;
+        match fast_path.open(self.key, blob, *transfer.session(), now_ns, IDLE) {
+            Ok(()) => {
+                fast_path.note(
+                    &self.key,
+                    &Note {
+                        path: self.path.clone(),
+                        stage: *stage,
+                        started_ns: now_ns,
+                        blob: blob.key(),
+                        len: blob.len(),
+                        oack: transfer.oack().map(<[u8]>::to_vec),
+                    },
+                );
+                true
+            }
             Err(why @ Declined::Kernel(_)) => {
                 let why: &dyn std::error::Error = &why;
                 tracing::warn!(path = self.path, why, "the fast path failed; the daemon goes on");

@@ -5,6 +5,7 @@
 //! Needs root, for the programs and for a network namespace in which what they send by themselves,
 //! the blocks of a window but the last, can be caught.
 
+mod daemon;
 mod frozen;
 
 use std::collections::HashMap;
@@ -18,20 +19,18 @@ use pxe_common::Mac;
 use pxe_common::map::{self, SessionKey};
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
-use tokio::sync::broadcast;
 
-use super::FastPath;
-use super::job::Job;
-use super::server::{Outbox, Server};
+use super::FastPath as _;
+use super::perform::World as _;
+use super::server::Server;
 use crate::blob::Blob;
 use crate::dataplane::tests::{Clones, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS};
 use crate::dataplane::tests::{XDP_TX, loaded_with_events, now_ns, run};
 use crate::dataplane::{Dataplane, Events};
 use crate::files::{Files, OpenError, Opened};
-use crate::machines::Machines;
-use crate::store::Store;
-use crate::timeline::{AnsweredBy, Event, Stage, Timeline, Who};
-use frozen::{Frozen, advanced};
+use crate::timeline::{AnsweredBy, Event, Stage};
+use daemon::Daemon;
+use frozen::Frozen;
 
 const MS: u64 = 1_000_000;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -168,9 +167,9 @@ fn a_window_of_the_kernels_is_repeated_by_the_daemon_and_given_up() {
             let mut repeats = Vec::new();
             for at in (50..=31_000).step_by(50) {
                 pair.take(Step::Wait(1));
-                pair.with.server.on_tick(pair.frozen.now(), &mut pair.with.sent);
-                pair.alone.server.on_tick(pair.frozen.now(), &mut pair.alone.sent);
-                let sent = pair.with.sent.0.len();
+                pair.with.time(pair.frozen.now());
+                pair.alone.time(pair.frozen.now());
+                let sent = pair.with.world.sent.len();
                 assert!(sent == 0 || sent as u64 == window, "the whole window");
                 repeats.extend((sent > 0).then_some(at));
                 pair.compare();
@@ -228,57 +227,13 @@ struct Pair {
     answered_by_kernel: usize,
 }
 
-struct Daemon {
-    server: Server,
-    sent: Sent,
-    machines: Machines,
-    timeline: Timeline,
-    events: broadcast::Receiver<Event>,
-    _dir: tempfile::TempDir,
-}
-
-#[derive(Default)]
-struct Sent(Vec<(usize, SocketAddrV4, Vec<u8>)>);
-
-impl Outbox for Sent {
-    fn send(&mut self, port: usize, to: SocketAddrV4, packet: &[u8]) {
-        self.0.push((port, to, packet.to_vec()));
-    }
-}
-
-impl Daemon {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let machines = Machines::default();
-        machines.bound(CLIENT_MAC, *CLIENT.ip());
-        let timeline =
-            Timeline::open(Store::open(&dir.path().join("db")).unwrap(), machines.clone()).unwrap();
-        let server = Self::server(1500, None, &timeline);
-        let events = timeline.subscribe();
-        Self { server, sent: Sent::default(), machines, timeline, events, _dir: dir }
-    }
-
-    fn server(mtu: u16, fast_path: Option<Arc<dyn FastPath>>, timeline: &Timeline) -> Server {
-        Server::new(SERVER, PORTS.collect(), mtu, fast_path, timeline.clone(), Arc::default())
-    }
-
-    fn ask(&mut self, request: &[u8], skip: u32, now_ns: u64) {
-        let Some(job) = self.server.on_request(CLIENT, request, now_ns, &mut self.sent) else { return };
-        let mut opened = Job::run(&job, &Pool, || now_ns);
-        if let Ok(accepted) = &mut opened {
-            let session = advanced(*accepted.transfer.session(), skip, now_ns);
-            accepted.transfer.observed(session);
-        }
-        self.server.on_opened(&job, opened, now_ns, &mut self.sent);
-    }
-}
-
 impl Pair {
     fn new((dataplane, events): (Dataplane, Events)) -> Self {
+        let frozen = Arc::new(Frozen { dataplane, state: Mutex::default() });
         Self {
-            alone: Daemon::new(),
-            with: Daemon::new(),
-            frozen: Arc::new(Frozen { dataplane, state: Mutex::default() }),
+            alone: Daemon::new(None),
+            with: Daemon::new(Some(frozen.clone())),
+            frozen,
             events,
             clones: Clones::new(),
             xdp: false,
@@ -296,24 +251,19 @@ impl Pair {
         for key in &left {
             self.frozen.close(key);
         }
-        (self.alone.sent, self.with.sent) = Default::default();
-        for daemon in [&mut self.alone, &mut self.with] {
-            daemon.timeline.fetching(Who::Mac(CLIENT_MAC), None);
-            daemon.events = daemon.timeline.subscribe();
-        }
+        self.alone.begin(mtu);
+        self.with.begin(mtu);
         self.clones.take();
         while self.events.next().is_some() {}
 
         self.frozen.state.lock().unwrap().now_ns = now_ns();
-        self.alone.server = Daemon::server(mtu, None, &self.alone.timeline);
-        self.with.server = Daemon::server(mtu, Some(self.frozen.clone()), &self.with.timeline);
         (self.xdp, self.port, self.old_port) = (xdp, None, None);
     }
 
     fn end(&mut self) {
         let now_ns = self.frozen.now();
-        self.alone.server.shut_down(now_ns);
-        self.with.server.shut_down(now_ns);
+        self.alone.input(now_ns, Server::shut_down);
+        self.with.input(now_ns, Server::shut_down);
         self.compare_timelines();
         assert!(self.frozen.state.lock().unwrap().sessions.is_empty(), "every grant was closed");
     }
@@ -338,7 +288,7 @@ impl Pair {
             Step::Ask(request) => self.ask(request),
             Step::Wait(times) => {
                 self.frozen.wait(times * 50 * MS);
-                // The daemon looks ten times a second. One that slept through a second would take the kernel's
+                // The daemon looks when a timeout has come. One that slept through a second would take the kernel's
                 // repeat of a block for the time of its first acknowledgement.
                 if times >= 2 {
                     self.take(Step::Tick);
@@ -346,11 +296,11 @@ impl Pair {
             }
             Step::Tick => {
                 let now_ns = self.frozen.now();
-                self.alone.server.on_tick(now_ns, &mut self.alone.sent);
-                self.with.server.on_tick(now_ns, &mut self.with.sent);
+                self.alone.time(now_ns);
+                self.with.time(now_ns);
                 // The programs do not know of the daemon's repeats, and may repeat a block again that
                 // it repeated just now. Once it may be lost, both do.
-                if !self.alone.sent.0.is_empty() {
+                if !self.alone.world.sent.is_empty() {
                     self.frozen.wait(100 * MS);
                 }
                 self.compare();
@@ -373,7 +323,7 @@ impl Pair {
         self.alone.ask(&request, skip, now_ns);
         self.with.ask(&request, skip, now_ns);
         self.request = request;
-        if let Some((port, ..)) = self.alone.sent.0.last() {
+        if let Some((port, ..)) = self.alone.world.sent.last() {
             if self.port != Some(*port) {
                 (self.old_port, self.port) = (self.port, Some(*port));
             }
@@ -390,7 +340,7 @@ impl Pair {
     fn send(&mut self, port: Option<usize>, payload: &[u8]) {
         let Some(port) = port else { return };
         let now_ns = self.frozen.now();
-        self.alone.server.on_packet(port, CLIENT, payload, now_ns, &mut self.alone.sent);
+        self.alone.packet(port, payload, now_ns);
 
         let datagram = Datagram {
             source_mac: CLIENT_MAC,
@@ -408,19 +358,21 @@ impl Pair {
         let frames = self.programs(&frame);
         self.frozen.freeze(&key);
         while let Some(event) = self.events.next() {
-            self.with.server.on_event(&event, now_ns);
+            self.with.input(now_ns, |server| server.on_event(&event));
         }
         // The timeouts follow what a daemon sees of the client's pace. One that looks as often as the other
         // sees as much.
-        self.with.server.look(&key);
+        if let Some(session) = self.frozen.look(&key) {
+            self.with.server.observe(&key, &session, now_ns);
+        }
         match frames {
-            None => self.with.server.on_packet(port, CLIENT, payload, now_ns, &mut self.with.sent),
+            None => self.with.packet(port, payload, now_ns),
             Some(frames) => {
                 self.answered_by_kernel += usize::from(!frames.is_empty());
                 for frame in frames {
                     let payload = &frame[HEADERS_LEN..];
                     assert_eq!(frame, frame_of(&datagram.reply(payload.len() as u16), payload));
-                    self.with.sent.send(port, CLIENT, payload);
+                    self.with.world.send(port, CLIENT, payload);
                 }
             }
         }
@@ -453,7 +405,7 @@ impl Pair {
     /// Both sent the same, and show the same.
     fn compare(&mut self) {
         let sent = |daemon: &mut Daemon| {
-            let mut sent = std::mem::take(&mut daemon.sent.0);
+            let mut sent = std::mem::take(&mut daemon.world.sent);
             // Transfers that are repeated at the same tick have no order; a transfer's packets do.
             sent.sort_by_key(|(port, ..)| *port);
             sent

@@ -1,61 +1,56 @@
-//! Every transfer of the appliance: requests, ACKs and time go in, packets go out.
+//! Every transfer of the appliance, as a pure function of requests, ACKs, the kernel's word and time: what to
+//! send, what to open, what to ask the kernel, what to tell. Nothing here waits, reads a clock or touches a socket,
+//! a file, a map or a lock.
 //!
-//! One task owns it, and nothing here waits: files are opened elsewhere ([`Job::run`]), packets
-//! leave through an [`Outbox`], and time is passed in.
+//! Each input leaves [`Command`]s, which whoever called performs before the next input
+//! ([`perform`](super::perform)), and may move [`next_timeout`](Server::next_timeout).
 
+mod command;
+mod deadlines;
 mod ends;
+mod live;
+mod requests;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
 
 use pxe_common::map::{Event, EventKind, Session, SessionKey};
-use pxe_common::tftp::Packet;
-use pxe_common::tftp::packet::{ErrorCode, Request};
+use pxe_common::tftp::packet::ErrorCode;
+use pxe_common::tftp::{BlockNo, Packet};
 
+use super::Left;
 use super::job::{Accepted, Job, Refused};
-use super::live::{Live, send_error};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
-use super::{FastPath, Left, Note as Kept};
 use crate::diagnosis::Note;
 use crate::machines::Fetching;
-use crate::timeline::{Timeline, Who};
+use deadlines::Deadlines;
+use live::Live;
 
-/// Transfers at a time, requests under way included.
+use command::Then;
+pub(super) use command::{Command, Look, Outgoing, Tell, What};
+
+/// Transfers at a time, requests under way and ports that rest included.
 const MAX_TRANSFERS: usize = 4096;
 
-/// A transfer without progress for this long gives way to a new request from the same port: GRUB
-/// uses ports 25300 upward after every boot, and would take an old transfer's packets for the new.
-const DEAD_AFTER: Duration = Duration::from_secs(1);
-
-/// Timers are looked at this often while there is a transfer, and while one loses blocks.
-const TICK: Duration = Duration::from_millis(100);
-const QUICK_TICK: Duration = Duration::from_millis(10);
-
-/// Sends packets. One that can't be sent at once is lost, as on any network.
-pub(super) trait Outbox {
-    /// Sends from data port number `port`.
-    fn send(&mut self, port: usize, to: SocketAddrV4, packet: &[u8]);
-}
+/// Transfers that one call of [`Server::on_timeout`] attends to: packets come between.
+const DUE_AT_ONCE: usize = 64;
 
 pub(super) struct Server {
     address: Ipv4Addr,
     ports: Vec<u16>,
     mtu: u16,
-    fast_path: Option<Arc<dyn FastPath>>,
-    timeline: Timeline,
     stats: Arc<Stats>,
     transfers: HashMap<SessionKey, Entry>,
-    /// When each client last asked for something.
-    asked: HashMap<Ipv4Addr, u64>,
+    /// Those that have transfers. Addresses are easily made up, so no others are remembered.
+    clients: HashMap<[u8; 4], Client>,
+    deadlines: Deadlines,
+    commands: VecDeque<Command>,
     /// Which data port was given out last.
     last_port: usize,
-    /// When the dead were last looked for.
-    swept_ns: u64,
-    /// Some transfer's timeouts are shorter than a tick.
-    quick: bool,
 }
 
 enum Entry {
@@ -65,40 +60,40 @@ enum Entry {
         since_ns: u64,
     },
     Live(Box<Live>),
+    /// It is over, and its grant is being closed. What would be granted between these ports now, that would be
+    /// closed with it.
+    Closing,
+}
+
+struct Client {
+    transfers: usize,
+    /// When it last asked for something.
+    asked_ns: u64,
 }
 
 impl Server {
-    pub(super) fn new(
-        address: Ipv4Addr,
-        ports: Vec<u16>,
-        mtu: u16,
-        fast_path: Option<Arc<dyn FastPath>>,
-        timeline: Timeline,
-        stats: Arc<Stats>,
-    ) -> Self {
+    pub(super) fn new(address: Ipv4Addr, ports: Vec<u16>, mtu: u16, stats: Arc<Stats>) -> Self {
         Self {
             address,
             ports,
             mtu,
-            fast_path,
-            timeline,
             stats,
             transfers: HashMap::new(),
-            asked: HashMap::new(),
+            clients: HashMap::new(),
+            deadlines: Deadlines::default(),
+            commands: VecDeque::new(),
             last_port: 0,
-            swept_ns: 0,
-            quick: false,
         }
     }
 
     /// Goes on with what a killed daemon left in the kernel.
-    pub(super) fn resume(&mut self, now_ns: u64) {
-        let Some(fast_path) = self.fast_path.clone() else { return };
-        for Left { key, session, note, blob } in fast_path.left() {
+    pub(super) fn resume(&mut self, left: Vec<Left>, now_ns: u64) {
+        for Left { key, session, note, blob } in left {
             let port = self.ports.iter().position(|port| *port == key.server_port);
             let (Some(port), false) = (port.filter(|_| key.server == self.address.octets()), session.ended())
             else {
-                fast_path.close(&key);
+                self.insert(key, Entry::Closing, now_ns);
+                self.commands.push_back(Command::Close(key));
                 continue;
             };
             let client = SocketAddrV4::new(key.client.into(), key.client_port);
@@ -112,77 +107,41 @@ impl Server {
                 blob,
                 stage: note.stage,
                 transfer: Transfer::resume(session.transfer, note.oack, note.started_ns, now_ns),
+                granted: true,
                 in_kernel: true,
-                started_ns: note.started_ns,
+                sent_by_kernel: (session.sent_by_xdp, session.sent_by_tc),
                 sent_by_daemon: 0,
+                started_ns: note.started_ns,
                 repeated: 0,
                 marks: 0,
+                armed_ns: None,
             };
-            self.transfers.insert(key, Entry::Live(Box::new(live)));
+            // It did not ask this daemon.
+            self.insert(key, Entry::Live(Box::new(live)), 0);
+            self.arm(&key, now_ns);
         }
     }
 
-    /// Whether there is anything to time.
-    pub(super) fn is_idle(&self) -> bool {
-        self.transfers.is_empty()
+    /// The next thing to do. Until nothing is left, no other input may come but the answers to what was taken.
+    pub(super) fn next_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
     }
 
-    /// A packet came to port 69. Returns the work that a new request means.
-    pub(super) fn on_request(
-        &mut self,
-        client: SocketAddrV4,
-        bytes: &[u8],
-        now_ns: u64,
-        out: &mut impl Outbox,
-    ) -> Option<Job> {
-        let request = match Packet::parse(bytes) {
-            Ok(Packet::Read(request)) => request,
-            Ok(Packet::Write(request)) => {
-                self.stats.add(Stat::Refused, 1);
-                tracing::info!(%client, path = %text(request.path), "write request refused");
-                let port = self.next_port();
-                send_error(out, port, client, ErrorCode::ACCESS, "this server is read-only");
-                return None;
-            }
-            Ok(Packet::Data(..) | Packet::Ack(_) | Packet::Error(..) | Packet::Oack(_)) => {
-                self.stats.add(Stat::Unknown, 1);
-                return None;
-            }
-            Err(why) => {
-                self.stats.add(Stat::Malformed, 1);
-                tracing::debug!(%client, ?why, "not a TFTP packet");
-                return None;
-            }
-        };
-        self.stats.add(Stat::Requests, 1);
-        self.asked.insert(*client.ip(), now_ns);
-        if self.repeat(client, bytes, out) {
-            return None;
-        }
-        let port = self.port_for(client, now_ns)?;
-        if self.transfers.len() >= MAX_TRANSFERS {
-            self.stats.add(Stat::Refused, 1);
-            send_error(out, port, client, ErrorCode::OTHER, "too many transfers, try again");
-            return None;
-        }
-        let key = self.key(client, port);
-        self.transfers.insert(key, Entry::Opening { request: bytes.to_vec(), since_ns: now_ns });
-        Some(self.job(key, client, port, &request, bytes))
+    /// When [`on_timeout`](Server::on_timeout) is due; nothing while there is nothing to time.
+    pub(super) fn next_timeout(&self) -> Option<u64> {
+        self.deadlines.first()
     }
 
     /// A request's file was opened, or not.
-    pub(super) fn on_opened(
-        &mut self,
-        job: &Job,
-        opened: Result<Accepted, Refused>,
-        now_ns: u64,
-        out: &mut impl Outbox,
-    ) {
-        let waiting = matches!(self.transfers.get(&job.key), Some(Entry::Opening { request, .. }) if *request == job.request);
-        if !waiting {
+    pub(super) fn on_opened(&mut self, job: &Job, opened: Result<Accepted, Refused>, now_ns: u64) {
+        let entry = self.transfers.get(&job.key);
+        if !matches!(entry, Some(Entry::Opening { request, .. }) if *request == job.request) {
             // It took so long that nobody waits any more.
-            if let Some(fast_path) = &self.fast_path {
-                fast_path.close(&job.key);
+            if opened.is_ok_and(|accepted| accepted.in_kernel) {
+                if entry.is_none() {
+                    self.insert(job.key, Entry::Closing, now_ns);
+                }
+                self.commands.push_back(Command::Close(job.key));
             }
             return;
         }
@@ -193,22 +152,14 @@ impl Server {
                 self.stats.add(Stat::Refused, 1);
                 // GRUB and shim ask for many names that need not exist.
                 tracing::debug!(client = %job.client, path = job.path, %refused, "refused");
-                send_error(out, job.port, job.client, refused.code(), &refused.to_string());
+                self.send_error(job.port, job.client, refused.code(), &refused.to_string());
                 let note = Note::NotServed { path: job.path.clone(), why: refused.to_string() };
-                self.timeline.note(Who::Address(*job.client.ip()), note);
+                self.note(job.client, note);
                 return;
             }
         };
         let Accepted { blob, stage, transfer, first, in_kernel } = accepted;
-        if in_kernel {
-            self.stats.add(Stat::FastPath, 1);
-            if let Some(fast_path) = &self.fast_path {
-                let (path, started_ns) = (job.path.clone(), now_ns);
-                let oack = transfer.oack().map(<[u8]>::to_vec);
-                let note = Kept { path, stage, started_ns, blob: blob.key(), len: blob.len(), oack };
-                fast_path.note(&job.key, &note);
-            }
-        }
+        self.stats.add(Stat::FastPath, u64::from(in_kernel));
         let mut live = Box::new(Live {
             port: job.port,
             client: job.client,
@@ -217,29 +168,27 @@ impl Server {
             blob,
             stage,
             transfer,
+            granted: in_kernel,
             in_kernel,
-            started_ns: now_ns,
+            sent_by_kernel: (0, 0),
             sent_by_daemon: 0,
+            started_ns: now_ns,
             repeated: 0,
             marks: 0,
+            armed_ns: None,
         });
-        live.act(first, &self.stats, out);
+        live.act(first, &mut self.commands);
         let blksize = Some(live.transfer.session().blksize());
         let note = Note::Opened { path: job.path.clone(), bytes: live.blob.len(), blksize };
-        self.timeline.note(Who::Address(*job.client.ip()), note);
+        self.remove_deadline(&job.key);
         self.transfers.insert(job.key, Entry::Live(live));
+        self.note(job.client, note);
         self.report(&job.key);
+        self.arm(&job.key, now_ns);
     }
 
     /// A packet came to data port number `port`.
-    pub(super) fn on_packet(
-        &mut self,
-        port: usize,
-        client: SocketAddrV4,
-        bytes: &[u8],
-        now_ns: u64,
-        out: &mut impl Outbox,
-    ) {
+    pub(super) fn on_packet(&mut self, port: usize, client: SocketAddrV4, bytes: &[u8], now_ns: u64) {
         let key = self.key(client, port);
         let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else {
             // Late packets of transfers that ended. An ERROR would hit whatever the client's port
@@ -248,111 +197,165 @@ impl Server {
             return;
         };
         match Packet::parse(bytes) {
-            Ok(Packet::Ack(block)) => {
-                let action = live.on_ack(&key, block, self.fast_path.as_deref(), &self.stats, now_ns);
-                self.act(&key, action, now_ns, out);
+            // The programs passed an ACK of a transfer of theirs: they can't answer it (no room in
+            // the driver's buffer and no tc, a grant that ended). The daemon goes on by itself.
+            Ok(Packet::Ack(ack)) if live.in_kernel => {
+                self.commands.push_back(Command::TakeBack { key, ack });
+            }
+            Ok(Packet::Ack(ack)) => {
+                let action = live.transfer.on_ack(ack, now_ns);
+                self.act(&key, action, now_ns);
             }
             Ok(Packet::Error(code, message)) => self.aborted(&key, code, message, now_ns),
             Ok(Packet::Read(_) | Packet::Write(_) | Packet::Data(..) | Packet::Oack(_)) => {
-                send_error(out, port, client, ErrorCode::ILLEGAL, "not in a transfer");
+                self.send_error(port, client, ErrorCode::ILLEGAL, "not in a transfer");
                 self.stats.add(Stat::Malformed, 1);
             }
             Err(_) => self.stats.add(Stat::Malformed, 1),
         }
     }
 
+    /// The kernel answers no more ACKs of this transfer, and got so far; nothing when it had forgotten it.
+    pub(super) fn on_taken_back(
+        &mut self,
+        key: &SessionKey,
+        ack: BlockNo,
+        last: Option<&Session>,
+        now_ns: u64,
+    ) {
+        let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
+        if let Some(last) = last {
+            live.observe(last);
+        }
+        if live.transfer.session().finished() {
+            return self.finished(key, now_ns);
+        }
+        live.in_kernel = false;
+        let action = live.transfer.on_ack(ack, now_ns);
+        self.stats.add(Stat::HandedBack, 1);
+        self.act(key, action, now_ns);
+    }
+
     /// The kernel did something to a transfer. What it was is the session's to say: an event may be of
     /// an earlier transfer between the same ports.
-    pub(super) fn on_event(&mut self, event: &Event, now_ns: u64) {
+    pub(super) fn on_event(&mut self, event: &Event) {
         let (key, code) = event.transfer();
-        let Some(session) = self.look(&key) else { return };
-        if session.transfer.finished() {
-            self.finished(&key, now_ns);
-        } else if !session.ended() {
-            self.report(&key);
-        } else if event.kind() == Some(EventKind::Aborted) {
-            // Not of a mark that was told before: only this one has the ERROR's code.
-            self.aborted(&key, ErrorCode(code), b"", now_ns);
+        if self.is_in_kernel(&key) {
+            let error = (event.kind() == Some(EventKind::Aborted)).then_some(ErrorCode(code));
+            self.look(key, Then::Told { error });
         }
     }
 
-    /// Catches up with what the kernel did to a transfer, and returns it.
-    pub(super) fn look(&mut self, key: &SessionKey) -> Option<Session> {
-        match self.transfers.get_mut(key)? {
-            Entry::Live(live) => live.observe(key, self.fast_path.as_deref()),
-            Entry::Opening { .. } => None,
+    /// The kernel is so far with a transfer; it has none when it has forgotten it.
+    pub(super) fn on_looked(&mut self, look: Look, session: Option<&Session>, now_ns: u64) {
+        let Look { key, then } = look;
+        let mut ended = false;
+        if let (Some(Entry::Live(live)), Some(session)) = (self.transfers.get_mut(&key), session)
+            && live.in_kernel
+        {
+            live.observe(session);
+            ended = session.ended();
+        }
+        match then {
+            Then::Due if ended => self.aborted(&key, ErrorCode::OTHER, b"", now_ns),
+            Then::Due => self.timed_out(&key, now_ns),
+            Then::Told { error } => self.told(&key, ended, error, now_ns),
+            Then::Asked { client, request, next_port } => self.ask(client, &request, next_port, now_ns),
+            Then::End => self.end_now(&key, now_ns),
+        }
+        // What was seen may have put its timeout forward.
+        self.arm(&key, now_ns);
+    }
+
+    /// A transfer's grant is closed. Its ports are free again.
+    pub(super) fn on_closed(&mut self, key: &SessionKey) {
+        if matches!(self.transfers.get(key), Some(Entry::Closing)) {
+            self.remove(key);
         }
     }
 
-    /// How long to wait for the next [`on_tick`](Server::on_tick).
-    pub(super) fn tick(&self) -> Duration {
-        if self.quick { QUICK_TICK } else { TICK }
-    }
-
-    /// Time passed: repeats what was lost, notices what no event told, forgets the dead.
-    pub(super) fn on_tick(&mut self, now_ns: u64, out: &mut impl Outbox) {
-        if now_ns.saturating_sub(self.swept_ns) >= TICK.as_nanos() as u64 {
-            self.swept_ns = now_ns;
-            self.sweep(now_ns);
+    /// A block could not be read that was to be sent.
+    pub(super) fn on_unreadable(&mut self, port: usize, client: SocketAddrV4, index: u32) {
+        if let Some(Entry::Live(live)) = self.transfers.get(&self.key(client, port)) {
+            tracing::error!(path = live.path, index, "the file became unreadable while it was sent");
         }
-        self.quick = false;
-        let keys: Vec<SessionKey> = self.transfers.keys().copied().collect();
-        for key in keys {
-            let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else { continue };
-            self.quick |= live.transfer.is_quick();
-            if !live.transfer.due(now_ns) {
-                continue;
-            }
-            if live.observe(&key, self.fast_path.as_deref()).is_some_and(|session| session.ended()) {
-                self.aborted(&key, ErrorCode::OTHER, b"", now_ns);
-                continue;
-            }
-            let action = live.transfer.on_tick(now_ns);
-            if matches!(action, Action::Send(_) | Action::SendOack) {
-                self.stats.add(Stat::Repeated, 1);
-                live.repeated = live.repeated.saturating_add(1);
-            }
-            self.act(&key, action, now_ns, out);
-        }
+        self.send_error(port, client, ErrorCode::OTHER, "the file became unreadable");
     }
 
-    fn sweep(&mut self, now_ns: u64) {
-        // An opening that takes longer will not end: its client is gone, or its thread panicked.
-        let idle_ns = IDLE.as_nanos() as u64;
-        self.transfers.retain(|_, entry| match entry {
-            Entry::Opening { since_ns, .. } => now_ns.saturating_sub(*since_ns) < idle_ns,
-            Entry::Live(_) => true,
-        });
-        // Requests are remembered for transfers under way: addresses are easily made up.
-        let clients: HashSet<[u8; 4]> = self.transfers.keys().map(|key| key.client).collect();
-        self.asked.retain(|client, _| clients.contains(&client.octets()));
-    }
-
-    /// Closes every grant, and takes note of what ended unheard until now.
-    pub(super) fn shut_down(&mut self, now_ns: u64) {
-        for key in self.transfers.keys().copied().collect::<Vec<_>>() {
-            if let Some(Entry::Live(live)) = self.transfers.get_mut(&key) {
-                live.observe(&key, self.fast_path.as_deref());
-                if live.transfer.session().finished() {
-                    self.finished(&key, now_ns);
-                    continue;
+    /// Time passed: repeats what was lost, notices what no event told, forgets the dead. Attends to a bounded
+    /// number of transfers; when more are due, [`next_timeout`](Server::next_timeout) has passed still.
+    pub(super) fn on_timeout(&mut self, now_ns: u64) {
+        for _ in 0..DUE_AT_ONCE {
+            let Some(key) = self.deadlines.pop_due(now_ns) else { return };
+            match self.transfers.get_mut(&key) {
+                // An opening that takes longer will not end: its client is gone, or its thread panicked.
+                Some(Entry::Opening { .. }) => drop(self.remove(&key)),
+                Some(Entry::Live(live)) => {
+                    live.armed_ns = None;
+                    let looks = live.in_kernel && live.transfer.looks_every().is_some();
+                    if live.transfer.next_timeout_ns() > now_ns && !looks {
+                        // Its client has answered since it was entered.
+                        self.arm(&key, now_ns);
+                    } else if live.in_kernel {
+                        self.look(key, Then::Due);
+                        self.arm_after_look(&key, now_ns);
+                    } else {
+                        self.timed_out(&key, now_ns);
+                    }
                 }
-            }
-            if let Some(fast_path) = &self.fast_path {
-                fast_path.close(&key);
+                Some(Entry::Closing) | None => {}
             }
         }
     }
 
-    fn act(&mut self, key: &SessionKey, action: Action, now_ns: u64, out: &mut impl Outbox) {
+    /// Ends every grant, and takes note of what ended unheard until now.
+    pub(super) fn shut_down(&mut self) {
+        for key in self.transfers.keys().copied().collect::<Vec<_>>() {
+            match self.transfers.get(&key) {
+                Some(Entry::Live(live)) if live.in_kernel => self.look(key, Then::End),
+                Some(Entry::Live(live)) if live.granted => self.commands.push_back(Command::Close(key)),
+                // Its job may have got a grant.
+                Some(Entry::Opening { .. }) => self.commands.push_back(Command::Close(key)),
+                Some(Entry::Live(_) | Entry::Closing) | None => {}
+            }
+        }
+    }
+}
+
+impl Server {
+    fn told(&mut self, key: &SessionKey, ended: bool, error: Option<ErrorCode>, now_ns: u64) {
+        let Some(Entry::Live(live)) = self.transfers.get(key) else { return };
+        if live.transfer.session().finished() {
+            self.finished(key, now_ns);
+        } else if !ended {
+            self.report(key);
+        } else if let Some(code) = error {
+            // Not of a mark that was told before: only this one has the ERROR's code.
+            self.aborted(key, code, b"", now_ns);
+        }
+    }
+
+    /// A transfer's time has come, and all is known of it that there is to know.
+    fn timed_out(&mut self, key: &SessionKey, now_ns: u64) {
+        let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
+        let action = live.transfer.on_tick(now_ns);
+        if matches!(action, Action::Send(_) | Action::SendOack) {
+            self.stats.add(Stat::Repeated, 1);
+            live.repeated = live.repeated.saturating_add(1);
+        }
+        self.act(key, action, now_ns);
+    }
+
+    fn act(&mut self, key: &SessionKey, action: Action, now_ns: u64) {
         match action {
             Action::Finished => self.finished(key, now_ns),
             Action::GiveUp => self.expired(key, now_ns),
             Action::Nothing | Action::SendOack | Action::Send(_) => {
                 if let Some(Entry::Live(live)) = self.transfers.get_mut(key) {
-                    live.act(action, &self.stats, out);
+                    live.act(action, &mut self.commands);
                 }
                 self.report(key);
+                self.arm(key, now_ns);
             }
         }
     }
@@ -362,80 +365,90 @@ impl Server {
         let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
         if let (Some(percent), Some(_)) = (live.passed_mark(), live.stage) {
             let fetching = Fetching { path: live.path.clone(), percent };
-            self.timeline.fetching(Who::Address(*live.client.ip()), Some(fetching));
+            let tell = Tell::Fetching(*live.client.ip(), Some(fetching));
+            self.commands.push_back(Command::Tell(tell));
         }
+    }
+
+    fn note(&mut self, client: SocketAddrV4, note: Note) {
+        self.commands.push_back(Command::Tell(Tell::Note(*client.ip(), note)));
+    }
+
+    fn send_error(&mut self, port: usize, to: SocketAddrV4, code: ErrorCode, message: &str) {
+        self.commands.extend(Outgoing::error(port, to, code, message));
+    }
+
+    fn look(&mut self, key: SessionKey, then: Then) {
+        self.commands.push_back(Command::Look(Look { key, then }));
+    }
+
+    fn is_in_kernel(&self, key: &SessionKey) -> bool {
+        matches!(self.transfers.get(key), Some(Entry::Live(live)) if live.in_kernel)
+    }
+
+    /// Has a transfer come up in time. One that comes up too early is entered anew then, so an ACK only puts
+    /// forward what a silent client had put off.
+    fn arm(&mut self, key: &SessionKey, now_ns: u64) {
+        let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
+        let at_ns = live.deadline_ns(now_ns);
+        if live.armed_ns.is_none_or(|armed_ns| at_ns < armed_ns) {
+            self.deadlines.set(key, live.armed_ns.replace(at_ns), at_ns);
+        }
+    }
+
+    /// Has it come up again even if the answer stays away.
+    fn arm_after_look(&mut self, key: &SessionKey, now_ns: u64) {
+        let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
+        let at_ns = now_ns + IDLE.as_nanos() as u64;
+        self.deadlines.set(key, live.armed_ns.replace(at_ns), at_ns);
+    }
+
+    fn insert(&mut self, key: SessionKey, entry: Entry, asked_ns: u64) {
+        let new = || Client { transfers: 0, asked_ns };
+        self.clients.entry(key.client).or_insert_with(new).transfers += 1;
+        if let Entry::Opening { since_ns, .. } = &entry {
+            self.deadlines.set(&key, None, opening_ends(*since_ns));
+        }
+        self.transfers.insert(key, entry);
     }
 
     fn remove(&mut self, key: &SessionKey) -> Option<Entry> {
-        let entry = self.transfers.remove(key);
-        if self.transfers.is_empty() {
-            self.asked.clear();
-        }
-        entry
-    }
-
-    /// Whether this request is one that was answered already, whose answer the client has not
-    /// seen: then the same transfer's first packet goes out again.
-    fn repeat(&mut self, client: SocketAddrV4, bytes: &[u8], out: &mut impl Outbox) -> bool {
-        for port in 0..self.ports.len() {
-            let key = self.key(client, port);
-            match self.transfers.get_mut(&key) {
-                Some(Entry::Opening { request, .. }) if request == bytes => return true,
-                Some(Entry::Live(live)) if live.request == bytes => {
-                    live.observe(&key, self.fast_path.as_deref());
-                    if live.transfer.unanswered() {
-                        let first = match live.transfer.session().in_flight() {
-                            None => Action::SendOack,
-                            Some(blocks) => Action::Send(blocks),
-                        };
-                        live.act(first, &self.stats, out);
-                        return true;
-                    }
-                }
-                Some(Entry::Opening { .. } | Entry::Live(_)) | None => {}
+        self.remove_deadline(key);
+        let entry = self.transfers.remove(key)?;
+        if let Some(client) = self.clients.get_mut(&key.client) {
+            client.transfers -= 1;
+            if client.transfers == 0 {
+                self.clients.remove(&key.client);
             }
         }
-        false
+        Some(entry)
     }
 
-    /// A data port on which the client's port has no transfer: round and round, so that a port
-    /// rests after a transfer. Ends dead transfers on the way, and the longest idle one when no
-    /// port is free; none while that many files are being opened for the client's port.
-    fn port_for(&mut self, client: SocketAddrV4, now_ns: u64) -> Option<usize> {
-        let (mut free, mut dead) = (None, None);
-        let mut idlest: Option<(u64, usize)> = None;
-        for _ in 0..self.ports.len() {
-            let port = self.next_port();
-            let key = self.key(client, port);
-            match self.transfers.get_mut(&key) {
-                None => free = free.or(Some(port)),
-                Some(Entry::Opening { .. }) => {}
-                Some(Entry::Live(live)) => {
-                    live.observe(&key, self.fast_path.as_deref());
-                    let at = live.transfer.progress_ns();
-                    if now_ns.saturating_sub(at) > DEAD_AFTER.as_nanos() as u64 {
-                        if let Some((live, _)) = self.close(&key) {
-                            self.stalled(&live);
-                        }
-                        self.stats.add(Stat::Expired, 1);
-                        dead = dead.or(Some(port));
-                    } else if idlest.is_none_or(|idlest| (at, port) < idlest) {
-                        idlest = Some((at, port));
-                    }
-                }
-            }
+    fn remove_deadline(&mut self, key: &SessionKey) {
+        let at_ns = match self.transfers.get_mut(key) {
+            Some(Entry::Opening { since_ns, .. }) => Some(opening_ends(*since_ns)),
+            Some(Entry::Live(live)) => live.armed_ns.take(),
+            Some(Entry::Closing) | None => None,
+        };
+        if let Some(at_ns) = at_ns {
+            self.deadlines.remove(key, at_ns);
         }
-        let port = free.or(dead).or(idlest.map(|(_, port)| port))?;
-        if let Some((live, _)) = self.close(&self.key(client, port)) {
-            self.stalled(&live);
-        }
-        self.last_port = port;
-        Some(port)
     }
 
-    fn next_port(&mut self) -> usize {
-        self.last_port = (self.last_port + 1) % self.ports.len();
-        self.last_port
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.transfers.is_empty()
+    }
+
+    /// Catches up with the kernel for no reason.
+    #[cfg(test)]
+    pub(super) fn observe(&mut self, key: &SessionKey, session: &Session, now_ns: u64) {
+        if let Some(Entry::Live(live)) = self.transfers.get_mut(key)
+            && live.in_kernel
+        {
+            live.observe(session);
+        }
+        self.arm(key, now_ns);
     }
 
     fn key(&self, client: SocketAddrV4, port: usize) -> SessionKey {
@@ -446,25 +459,10 @@ impl Server {
             server_port: self.ports[port],
         }
     }
+}
 
-    fn job(
-        &self,
-        key: SessionKey,
-        client: SocketAddrV4,
-        port: usize,
-        request: &Request<'_>,
-        bytes: &[u8],
-    ) -> Job {
-        Job {
-            key,
-            client,
-            port,
-            path: text(request.path),
-            request: bytes.to_vec(),
-            mtu: self.mtu,
-            fast_path: self.fast_path.clone(),
-        }
-    }
+fn opening_ends(since_ns: u64) -> u64 {
+    since_ns + IDLE.as_nanos() as u64
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,22 +1,30 @@
 //! TFTP's sockets and clock, around the `server` that decides.
+//!
+//! They have a thread and a reactor of their own. On a worker of the daemon's runtime a packet would wait for
+//! whatever a request to the API computes there.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use pxe_common::map::Event;
+use pxe_common::map::{Event, Session, SessionKey};
 use pxe_common::wire::port;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::Instant;
+use tokio::runtime::{self, Handle};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::FastPath;
+use super::aside::Aside;
 use super::job::{Accepted, Job, Refused};
-use super::server::{Outbox, Server};
+use super::perform::{Performer, World};
+use super::server::{Server, Tell};
 use super::stats::Stats;
 use crate::files::Files;
 use crate::net::room::make_room;
@@ -84,67 +92,170 @@ impl Tftp {
         self.sockets.requests.local_addr()
     }
 
-    /// Answers until `shutdown`; `events` are the kernel programs'.
+    /// Answers until `shutdown`; `events` are the kernel programs'. Files are opened on this runtime's threads.
     pub async fn run(
         self,
         files: Arc<dyn Files>,
         fast_path: Option<Arc<dyn FastPath>>,
-        mut events: mpsc::Receiver<Event>,
+        events: mpsc::Receiver<Event>,
         timeline: Timeline,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        let Self { mut sockets, address, mtu, stats } = self;
-        let ports = sockets.data.iter().map(|s| Ok(s.local_addr()?.port())).collect::<io::Result<_>>()?;
-        let mut server = Server::new(address, ports, mtu, fast_path, timeline, stats);
-        server.resume(monotonic_ns());
-        let (opened, mut results) = mpsc::unbounded_channel();
-        let openers = Openers { permits: Arc::new(Semaphore::new(OPENERS)), files, opened };
-        let mut buf = vec![0; 65536];
-        let mut ticked = Instant::now();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                (socket, client, len) = sockets.receive(&mut buf) => {
-                    let bytes = &buf[..len];
-                    match socket {
-                        None => {
-                            if let Some(job) = server.on_request(client, bytes, monotonic_ns(), &mut sockets) {
-                                openers.open(job);
-                            }
-                        }
-                        Some(port) => server.on_packet(port, client, bytes, monotonic_ns(), &mut sockets),
-                    }
-                }
-                Some((job, result)) = results.recv() => {
-                    server.on_opened(&job, result, monotonic_ns(), &mut sockets);
-                }
-                Some(event) = events.recv() => server.on_event(&event, monotonic_ns()),
-                () = tokio::time::sleep_until(ticked + server.tick()), if !server.is_idle() => {
-                    server.on_tick(monotonic_ns(), &mut sockets);
-                    ticked = Instant::now();
-                }
-            }
-        }
-        server.shut_down(monotonic_ns());
-        Ok(())
+        let Self { sockets, address, mtu, stats } = self;
+        let sockets = sockets.into_std()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (closed, closes) = mpsc::unbounded_channel();
+        let (opened, results) = mpsc::unbounded_channel();
+        let aside = Aside::start(timeline, fast_path.clone(), closed)?;
+        let openers = Openers {
+            permits: Arc::new(Semaphore::new(OPENERS)),
+            files,
+            fast_path: fast_path.clone(),
+            opened,
+            runtime: Handle::current(),
+        };
+        let inputs = Inputs { events, results, closes };
+        let (done, ended) = oneshot::channel();
+        std::thread::Builder::new().name("tftp".into()).spawn(move || {
+            let served = runtime.block_on(async {
+                let sockets = Sockets::from_std(sockets)?;
+                let mut wired = Wired { sockets, fast_path, openers, aside };
+                let served = serve(&mut wired, address, mtu, stats, inputs, shutdown).await;
+                wired.aside.finish();
+                served
+            });
+            // Nobody waits when the daemon has lost its patience.
+            let _ = done.send(served);
+        })?;
+        ended.await.unwrap_or_else(|_| Err(io::Error::other("the thread of TFTP panicked")))
     }
 }
 
-/// Opens files off the server's task.
+/// What comes to the server but packets and time.
+struct Inputs {
+    events: mpsc::Receiver<Event>,
+    results: mpsc::UnboundedReceiver<(Job, Result<Accepted, Refused>)>,
+    /// Grants that are closed.
+    closes: mpsc::UnboundedReceiver<SessionKey>,
+}
+
+async fn serve(
+    wired: &mut Wired,
+    address: Ipv4Addr,
+    mtu: u16,
+    stats: Arc<Stats>,
+    inputs: Inputs,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let Inputs { mut events, mut results, mut closes } = inputs;
+    let mut server = Server::new(address, wired.sockets.ports()?, mtu, stats.clone());
+    let mut performer = Performer::new(stats);
+    if let Some(fast_path) = &wired.fast_path {
+        server.resume(fast_path.left(), monotonic_ns());
+    }
+    let mut buf = vec![0; 65536];
+    let mut alarm = pin!(sleep_until(Instant::now()));
+    let (mut set_for, mut overdue) = (None, false);
+    let mut told_to_end = pin!(shutdown.cancelled());
+    loop {
+        performer.perform(&mut server, wired);
+        // An alarm that stands is left alone: packets move it a few times a second at most.
+        let next = server.next_timeout();
+        if next != set_for {
+            set_for = next;
+            let pause = next.map(|at_ns| Duration::from_nanos(at_ns.saturating_sub(monotonic_ns())));
+            // Many were due at once, and the rest has its turn among packets. An alarm would take a millisecond.
+            overdue = pause == Some(Duration::ZERO);
+            alarm.as_mut().reset(Instant::now() + pause.unwrap_or_default());
+        }
+        tokio::select! {
+            () = &mut told_to_end => break,
+            (socket, client, len) = wired.sockets.receive(&mut buf) => {
+                let bytes = &buf[..len];
+                match socket {
+                    None => server.on_request(client, bytes, monotonic_ns()),
+                    Some(port) => server.on_packet(port, client, bytes, monotonic_ns()),
+                }
+            }
+            Some((job, result)) = results.recv() => server.on_opened(&job, result, monotonic_ns()),
+            Some(event) = events.recv() => server.on_event(&event),
+            closed = closes.recv() => match closed {
+                Some(key) => server.on_closed(&key),
+                None => return Err(io::Error::other("the thread that tells of transfers panicked")),
+            },
+            () = std::future::ready(()), if overdue => {
+                (set_for, overdue) = (None, false);
+                server.on_timeout(monotonic_ns());
+            }
+            () = &mut alarm, if set_for.is_some() && !overdue => {
+                set_for = None;
+                server.on_timeout(monotonic_ns());
+            }
+        }
+    }
+    server.shut_down();
+    performer.perform(&mut server, wired);
+    Ok(())
+}
+
+/// What surrounds the server, in earnest.
+struct Wired {
+    sockets: Sockets,
+    fast_path: Option<Arc<dyn FastPath>>,
+    openers: Openers,
+    aside: Aside,
+}
+
+impl World for Wired {
+    fn now_ns(&self) -> u64 {
+        monotonic_ns()
+    }
+
+    fn send(&mut self, port: usize, to: SocketAddrV4, packet: &[u8]) {
+        if let Err(error) = self.sockets.data[port].try_send_to(packet, to.into()) {
+            tracing::debug!(%to, %error, "packet lost");
+        }
+    }
+
+    fn open(&mut self, job: Job) {
+        self.openers.open(job);
+    }
+
+    fn look(&mut self, key: &SessionKey) -> Option<Session> {
+        self.fast_path.as_ref()?.look(key)
+    }
+
+    fn take_back(&mut self, key: &SessionKey) -> Option<Session> {
+        self.fast_path.as_ref()?.take_back(key)
+    }
+
+    fn close(&mut self, key: SessionKey) {
+        self.aside.close(key);
+    }
+
+    fn tell(&mut self, tell: Tell) {
+        self.aside.tell(tell);
+    }
+}
+
+/// Opens files off the server's thread.
 struct Openers {
     permits: Arc<Semaphore>,
     files: Arc<dyn Files>,
+    fast_path: Option<Arc<dyn FastPath>>,
     opened: mpsc::UnboundedSender<(Job, Result<Accepted, Refused>)>,
+    runtime: Handle,
 }
 
 impl Openers {
     fn open(&self, job: Job) {
         let (permits, files, opened) = (self.permits.clone(), self.files.clone(), self.opened.clone());
-        tokio::spawn(async move {
+        let fast_path = self.fast_path.clone();
+        self.runtime.spawn(async move {
             // Fails only when closed, which nobody does.
             let _permit = permits.acquire_owned().await;
             let work = tokio::task::spawn_blocking(move || {
-                let result = job.run(&*files, monotonic_ns);
+                let result = job.run(&*files, fast_path.as_deref(), monotonic_ns);
                 // Nobody receives once the server has ended.
                 let _ = opened.send((job, result));
             });
@@ -160,7 +271,31 @@ struct Sockets {
     data: Vec<UdpSocket>,
 }
 
+/// The same without a reactor.
+struct StdSockets {
+    requests: std::net::UdpSocket,
+    data: Vec<std::net::UdpSocket>,
+}
+
 impl Sockets {
+    /// The data ports' numbers on the wire.
+    fn ports(&self) -> io::Result<Vec<u16>> {
+        self.data.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
+    }
+
+    /// Takes them from the reactor that they were bound with.
+    fn into_std(self) -> io::Result<StdSockets> {
+        let Self { requests, data } = self;
+        let data = data.into_iter().map(UdpSocket::into_std).collect::<io::Result<_>>()?;
+        Ok(StdSockets { requests: requests.into_std()?, data })
+    }
+
+    /// Gives them to the reactor of the caller's runtime.
+    fn from_std(StdSockets { requests, data }: StdSockets) -> io::Result<Self> {
+        let data = data.into_iter().map(UdpSocket::from_std).collect::<io::Result<_>>()?;
+        Ok(Self { requests: UdpSocket::from_std(requests)?, data })
+    }
+
     /// The next datagram: from which data port, or none for the request port; from whom; how long.
     async fn receive(&self, buf: &mut [u8]) -> (Option<usize>, SocketAddrV4, usize) {
         std::future::poll_fn(|cx| {
@@ -173,14 +308,6 @@ impl Sockets {
             poll_receive(&self.requests, cx, buf).map(|(client, len)| (None, client, len))
         })
         .await
-    }
-}
-
-impl Outbox for Sockets {
-    fn send(&mut self, port: usize, to: SocketAddrV4, packet: &[u8]) {
-        if let Err(error) = self.data[port].try_send_to(packet, to.into()) {
-            tracing::debug!(%to, %error, "packet lost");
-        }
     }
 }
 

@@ -20,6 +20,10 @@ const ROUNDS: u32 = 8;
 /// But never sooner: clients pause to unpack and to verify.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(20);
 
+/// How often it is seen whether a client that keeps us waiting is back, and where blocks are lost.
+const LOOKS_EVERY: Duration = Duration::from_millis(100);
+const LOOKS_QUICKLY_EVERY: Duration = Duration::from_millis(10);
+
 /// A client that acknowledges nothing for this long is gone.
 pub const IDLE: Duration = Duration::from_secs(30);
 
@@ -118,10 +122,16 @@ impl Transfer {
         }
     }
 
-    /// Whether the client keeps us waiting, so that it is time to see how far the kernel is.
-    pub fn due(&self, now_ns: u64) -> bool {
+    /// When something is to be done though nobody speaks: what is in flight is sent again, or its client is gone.
+    pub fn next_timeout_ns(&self) -> u64 {
+        self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
+    }
+
+    /// How often to see whether the client is back at the kernel, after what is in flight was sent again; none
+    /// when it was not.
+    pub fn looks_every(&self) -> Option<Duration> {
         let repeating = self.wait != self.timeout;
-        repeating || now_ns >= self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
+        repeating.then_some(if self.is_quick() { LOOKS_QUICKLY_EVERY } else { LOOKS_EVERY })
     }
 
     /// Time passed.

@@ -22,6 +22,9 @@ use crate::text;
 
 pub use pxe_contract::stage::Stage;
 
+/// Machines that one reader asks about while events wait.
+const LOOKED_AT_AT_ONCE: usize = 64;
+
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -290,9 +293,21 @@ impl Timeline {
         Some(self.named(why))
     }
 
-    /// The same of every machine whose boot is under way, failed, or was not well.
+    /// The same of every machine whose boot is under way, failed, or was not well; the longest first. Events come
+    /// between: a few machines are looked at at a time.
     pub fn all_why(&self) -> Vec<Why> {
-        let all = self.watch().all(Timestamp::now());
+        let now = Timestamp::now();
+        let macs = self.watch().machines();
+        let mut all = Vec::new();
+        for some in macs.chunks(LOOKED_AT_AT_ONCE) {
+            {
+                let watch = self.watch();
+                all.extend(some.iter().filter_map(|mac| watch.notable(*mac, now)));
+            }
+            // Whoever waits is awake before the lock is taken again, where there is a CPU for it.
+            std::thread::yield_now();
+        }
+        all.sort_by_key(|why| (why.began, why.mac));
         all.into_iter().map(|why| self.named(why)).collect()
     }
 

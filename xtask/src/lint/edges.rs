@@ -24,7 +24,7 @@ const NEVER: [(&str, &str, &str); 1] =
     [("bridgehead-tests", "pxe-contract", "it judges what crosses, and writes down for itself what that is")];
 
 /// Pure: they compute, and others do. A trailing slash means everything below.
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "pxe-common/src/",
     "pxe-contract/src/",
     "pxe-userspace/src/app/serving",
@@ -33,6 +33,7 @@ const PURE: [&str; 10] = [
     "pxe-userspace/src/carousel/schedule",
     "pxe-userspace/src/dhcp/leases",
     "pxe-userspace/src/dhcp/server",
+    "pxe-userspace/src/tftp/server",
     "pxe-userspace/src/tftp/transfer",
     "pxe-userspace/src/dataplane/chunks",
 ];

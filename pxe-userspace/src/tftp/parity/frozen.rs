@@ -113,6 +113,10 @@ impl FastPath for Frozen {
         Some(self.frozen(key, self.dataplane.look(key)?))
     }
 
+    fn take_back(&self, key: &SessionKey) -> Option<map::Session> {
+        Some(self.frozen(key, self.dataplane.take_back(key)?))
+    }
+
     fn close(&self, key: &SessionKey) -> Option<map::Session> {
         let last = self.dataplane.close(key).map(|session| self.frozen(key, session));
         self.state.lock().unwrap().sessions.remove(key);
