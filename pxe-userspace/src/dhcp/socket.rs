@@ -100,7 +100,7 @@ impl Dhcp {
     /// Takes up the leases in the database at `path`, which is created when missing, and tells
     /// `machines` who holds which address, and `kernel` whom it may answer.
     pub fn open(
-        config: &Config,
+        config: Arc<Config>,
         path: &Path,
         machines: &Machines,
         kernel: Option<Kernel>,
@@ -122,11 +122,17 @@ impl Dhcp {
 
     /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
     /// [`Bound::run`] to be started or stopped.
-    pub fn reconfigure(&self, config: &Config) {
+    pub fn reconfigure(&self, config: Arc<Config>) {
         let mut server = self.lock();
         server.reconfigure(config);
         warn_left_out(&server);
         self.tell_kernel_all(&server);
+    }
+
+    /// What it goes by now.
+    #[cfg(test)]
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.lock().scope().config().clone()
     }
 
     /// The links to the machines carry so many bytes a second, as far as is known.
