@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use bridgehead::config::{self, Config};
 use bridgehead::dhcp::leases::{Change, Lease};
@@ -15,7 +15,7 @@ use dhcproto::{Decodable as _, Decoder};
 use jiff::{SignedDuration, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
-static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+static CONFIG: LazyLock<Arc<Config>> = LazyLock::new(|| {
     let text = r#"
         state-dir = "/nowhere"
         [network]
@@ -28,12 +28,12 @@ static CONFIG: LazyLock<Config> = LazyLock::new(|| {
         lease-time = "1h"
         unknown = "address-only"
     "#;
-    config::parse(text, Path::new("bridgehead.toml")).expect("the configuration is valid")
+    Arc::new(config::parse(text, Path::new("bridgehead.toml")).expect("the configuration is valid"))
 });
 
 // Each packet is preceded by its length (two bytes) and the minutes since the one before (one byte).
 fuzz_target!(|bytes: &[u8]| {
-    let mut server = Server::new(&CONFIG, []);
+    let mut server = Server::new(CONFIG.clone(), []);
     let mut now = Timestamp::UNIX_EPOCH;
     let mut stored: HashMap<Ipv4Addr, Lease> = HashMap::new();
     let mut rest = bytes;

@@ -327,6 +327,7 @@ fn metrics(_appliance: &Appliance) -> Result<()> {
         "bridgehead_sent_bytes_total{tier=\"daemon\"} ",
         "bridgehead_nodes{stage=\"failed\"} ",
         "bridgehead_transfers 0",
+        "# TYPE bridgehead_dhcp_bound gauge",
     ] {
         ensure!(text.contains(sample), "no {sample}:\n{text}");
     }

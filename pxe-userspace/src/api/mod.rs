@@ -19,7 +19,7 @@ mod hold;
 mod images;
 mod kernels;
 mod listener;
-pub(crate) mod metrics;
+mod metrics;
 mod page;
 mod range;
 mod read;
@@ -58,11 +58,14 @@ use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded,
 
 pub use failure::{Failure, Kind};
 pub use listener::{Connections, PER_NODE, serve, serve_tls};
+pub use metrics::{KernelMeasures, Measures};
 
 /// What the daemon says of itself. Methods may read from disk: they are called where that blocks
 /// nobody.
 pub trait Appliance: Send + Sync + 'static {
     fn status(&self) -> Status;
+    /// What `/metrics` says of it.
+    fn measures(&self) -> Measures;
     fn leases(&self) -> Result<Vec<Lease>, Failure>;
     /// What is below the files root.
     fn files(&self) -> Result<Vec<FileEntry>, Failure>;

@@ -151,6 +151,9 @@ impl Appliance for Fake {
             counters: [("dhcp-offers".to_owned(), 7)].into(),
         }
     }
+    fn measures(&self) -> Measures {
+        super::metrics::tests::measures()
+    }
     fn leases(&self) -> Result<Vec<Lease>, Failure> {
         Err(Failure::new(Kind::Unavailable, "the database is busy", "try again"))
     }
@@ -558,6 +561,15 @@ async fn reading_requests() {
         "bridgehead_dhcp_offers_total 7",
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} not in\n{metrics}");
+    }
+    let prometheus =
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.3";
+    for (accept, content_type) in
+        [("*/*", "text/plain; version=0.0.4"), (prometheus, "application/openmetrics-text; version=1.0.0")]
+    {
+        let answer = curl(daemon.api, "/metrics", &["-H", &format!("Accept: {accept}")]).await;
+        let got = answer.header("content-type").unwrap();
+        assert!(got.starts_with(content_type), "{accept}: {got}");
     }
     let page = curl(daemon.api, "/", &[]).await;
     assert!(page.header("content-type").unwrap().starts_with("text/html"));

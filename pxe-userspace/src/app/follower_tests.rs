@@ -79,7 +79,7 @@ impl Appliance {
             rescues: Rescues::default(),
             trials: Trials::open(store.clone()).unwrap(),
             trust: Trust::open(dir.path(), store.clone(), timeline.clone()).unwrap(),
-            dhcp: Dhcp::open(&config, store.clone(), &machines, None).unwrap().0,
+            dhcp: Dhcp::open(config.into(), store.clone(), &machines, None).unwrap().0,
         });
         timeline.call(boots.clone());
         Self { timeline, machines, store, brake, boots, dir }

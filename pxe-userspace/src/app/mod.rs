@@ -11,7 +11,7 @@ mod wave;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,6 +19,7 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -94,7 +95,7 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mut parts = JoinSet::new();
     let served = async {
-        let appliance = Appliance::start(file, config, &mut bridge, &mut parts, &shutdown).await?;
+        let appliance = Appliance::start(file, Arc::new(config), &mut bridge, &mut parts, &shutdown).await?;
         println!("ready");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         let ended = attend(&appliance, &mut signals, &mut parts).await;
@@ -148,7 +149,8 @@ async fn attend(appliance: &Appliance, signals: &mut Signals, parts: &mut Parts)
 struct Appliance {
     file: PathBuf,
     started: Timestamp,
-    config: RwLock<Arc<Config>>,
+    /// The one owner: everybody else has a receiver, or the `Arc` for as long as a decision takes.
+    config: watch::Sender<Arc<Config>>,
     bridge: BridgeInfo,
     ports: Ports,
     machines: Machines,
@@ -173,11 +175,12 @@ impl Appliance {
     /// ends with `shutdown`.
     async fn start(
         file: &Path,
-        config: Config,
+        config: Arc<Config>,
         bridge: &mut Bridge,
         parts: &mut Parts,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
+        let (sender, receiver) = watch::channel(config.clone());
         let store = Store::open(&config.state_dir.join(store::FILE))?;
         let info = bridge.info().clone();
         let address = info.address.addr();
@@ -193,8 +196,14 @@ impl Appliance {
         let trials = Trials::open(store.clone())?;
         let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
         let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
-        let catalog =
-            Catalog::new(&config, images.clone(), wanted.clone(), machines.clone(), timeline.clone(), kept)?;
+        let catalog = Catalog::new(
+            receiver.clone(),
+            images.clone(),
+            wanted.clone(),
+            machines.clone(),
+            timeline.clone(),
+            kept,
+        )?;
         let catalog = Arc::new(catalog);
 
         let pins = Pins::of(&config.state_dir);
@@ -212,7 +221,7 @@ impl Appliance {
         parts.spawn(async { solicitations.await.context("answering router solicitations") });
 
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
-        let (dhcp, opened) = Dhcp::open(&config, store.clone(), &machines, answering)?;
+        let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
         let (connections, holds) = (Connections::of_nodes(), Holds::open(store.clone(), machines.clone())?);
         // Before anything answers a machine.
         timeline.call(follower::Boots {
@@ -271,13 +280,12 @@ impl Appliance {
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
-        let workloads = Workloads::start(&config, engine, fleet).await;
+        let workloads = Workloads::start(receiver, engine, fleet).await;
         wanted.want(&config);
-        let listen_at = config.api.listen;
         let appliance = Arc::new(Self {
             file: file.to_owned(),
             started: Timestamp::now(),
-            config: RwLock::new(Arc::new(config)),
+            config: sender,
             bridge: info,
             ports: bridge.ports().clone(),
             machines,
@@ -298,7 +306,7 @@ impl Appliance {
         parts.spawn(wave::watch(appliance.clone(), shutdown.clone()));
         parts.spawn(ports::watch(appliance.clone(), shutdown.clone()));
         let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
-        let listener = listen(listen_at, "[api] listen").await?;
+        let listener = listen(config.api.listen, "[api] listen").await?;
         let serving =
             api::serve(listener, api::api_router(state), Connections::of_people(), shutdown.clone());
         parts.spawn(serving.map(Ok));
@@ -306,7 +314,7 @@ impl Appliance {
     }
 
     fn config(&self) -> Arc<Config> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config.borrow().clone()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::api::documents::{
     BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, PortStatus, Profile, Progress, Reloaded,
     Status, Tier, Workload,
 };
-use crate::api::{self, Failure, Kind};
+use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
 use crate::boot::{ImageFacts, KernelFacts, plan};
 use crate::config::{FastPath, Source};
 use crate::dhcp::{self, Rival};
@@ -51,6 +51,22 @@ impl api::Appliance for Appliance {
             pacing: dhcp.pacing,
             alerts: self.alerts(&dhcp.rivals),
             counters,
+        }
+    }
+
+    fn measures(&self) -> Measures {
+        let dhcp = self.dhcp.status();
+        Measures {
+            version: env!("CARGO_PKG_VERSION"),
+            started: self.started,
+            alerts: self.alerts(&dhcp.rivals).len(),
+            ports: self.port_tiers(),
+            dhcp,
+            tftp: self.tftp.read().collect(),
+            kernel: self.fast_path.dataplane.as_ref().map(|dataplane| KernelMeasures {
+                counters: dataplane.counters(),
+                published_bytes: dataplane.published_bytes(),
+            }),
         }
     }
 

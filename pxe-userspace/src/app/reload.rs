@@ -1,11 +1,17 @@
 //! Taking over a changed configuration file while everything runs.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use super::Appliance;
 use crate::api::documents::Reloaded;
-use crate::config::{self, Boot, Config, Dhcp, Problem};
-use crate::files::RootError;
+use crate::config::{self, Api, Boot, Carousel, Config, Dhcp, Docker, Http, Network, Problem};
+use crate::dhcp;
+use crate::files::{Catalog, OpenRoot, RootError};
+use crate::image::Wanted;
+use crate::machines::Machines;
+use crate::workload::Workloads;
 
 /// The file can't be taken over; everything goes on as it was.
 #[derive(Debug, thiserror::Error)]
@@ -20,62 +26,171 @@ impl Appliance {
     /// Applies what can be applied to a running daemon, and says what waits for the next start.
     pub(super) async fn reload(&self) -> Result<Reloaded, ReloadError> {
         let _reloading = self.reloading.lock().await;
-        let old = self.config();
         let new = config::load(&self.file).map_err(ReloadError::Config)?;
-        let done = compare(&old, &new);
-        let new = applicable(&old, new);
+        let parts = Parts {
+            config: &self.config,
+            catalog: &self.catalog,
+            dhcp: &self.dhcp,
+            machines: &self.machines,
+            wanted: &self.wanted,
+            workloads: &self.workloads,
+        };
+        Ok(parts.take_over(new).await?)
+    }
+}
 
-        self.catalog.reconfigure(&new)?;
-        self.dhcp.reconfigure(&new);
-        self.machines.declare(&new);
-        self.wanted.want(&new);
-        self.workloads.apply(&new).await;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+/// The configuration's owner, and the parts that have something to do when it changes.
+struct Parts<'a> {
+    config: &'a watch::Sender<Arc<Config>>,
+    catalog: &'a Catalog,
+    dhcp: &'a dhcp::Dhcp,
+    machines: &'a Machines,
+    wanted: &'a Wanted,
+    workloads: &'a Workloads,
+}
+
+impl Parts<'_> {
+    /// Takes over what of `new` can be. What may fail comes first, and changes nothing.
+    async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
+        let (config, done) = decide(&self.config.borrow().clone(), new);
+        let config = Arc::new(config);
+        let root = OpenRoot::of(&config)?;
+
+        self.catalog.serve(root);
+        self.config.send_replace(config.clone());
+        self.machines.declare(&config);
+        self.wanted.want(&config);
+        self.dhcp.reconfigure(config);
+        self.workloads.apply().await;
         Ok(done)
     }
 }
 
-fn compare(old: &Config, new: &Config) -> Reloaded {
-    let changed = |parts: &[(&str, bool)]| -> Vec<String> {
-        parts.iter().filter(|(_, changed)| *changed).map(|(name, _)| (*name).to_owned()).collect()
+/// What the daemon goes by from now on when the file says `new`, and what that changes. Each key is either taken over
+/// at once, or was used to open something at the start and waits for the next one.
+///
+/// Nothing is left out of the patterns: a new key does not compile until it has its decision here.
+fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
+    let Config {
+        state_dir,
+        network,
+        dhcp,
+        files_root,
+        http,
+        api,
+        boot,
+        docker,
+        carousel,
+        default_profile,
+        profiles,
+        storage,
+        nodes,
+        workloads,
+    } = new;
+    let mut keys = Keys::default();
+    let config = Config {
+        state_dir: keys.at_the_next_start("state-dir", &old.state_dir, state_dir),
+        network: decide_network(&mut keys, &old.network, network),
+        dhcp: decide_dhcp(&mut keys, &old.dhcp, dhcp),
+        files_root: keys.now("[files]", &old.files_root, files_root),
+        http: decide_http(&mut keys, &old.http, http),
+        api: decide_api(&mut keys, &old.api, api),
+        boot: decide_boot(&mut keys, &old.boot, boot),
+        docker: decide_docker(&mut keys, &old.docker, docker),
+        carousel: decide_carousel(&mut keys, &old.carousel, carousel),
+        default_profile: keys.now("default profile", &old.default_profile, default_profile),
+        profiles: keys.now("profiles", &old.profiles, profiles),
+        storage: keys.now("storage", &old.storage, storage),
+        nodes: keys.now("nodes", &old.nodes, nodes),
+        workloads: keys.now("workloads", &old.workloads, workloads),
     };
-    let dhcp = Dhcp { mode: old.dhcp.mode, ..new.dhcp.clone() };
-    Reloaded {
-        changed: changed(&[
-            ("[dhcp]", old.dhcp != dhcp),
-            ("[files]", old.files_root != new.files_root),
-            ("[boot] ipxe", old.boot.ipxe != new.boot.ipxe),
-            ("default profile", old.default_profile != new.default_profile),
-            ("profiles", old.profiles != new.profiles),
-            ("storage", old.storage != new.storage),
-            ("nodes", old.nodes != new.nodes),
-            ("workloads", old.workloads != new.workloads),
-        ]),
-        needs_restart: changed(&[
-            ("state-dir", old.state_dir != new.state_dir),
-            ("[network]", old.network != new.network),
-            ("[dhcp] mode", old.dhcp.mode != new.dhcp.mode),
-            ("[http]", old.http != new.http),
-            ("[api]", old.api != new.api),
-            ("[boot] assets", old.boot.assets != new.boot.assets),
-            ("[docker]", old.docker != new.docker),
-            ("[carousel]", old.carousel != new.carousel),
-        ]),
+    (config, keys.0)
+}
+
+/// The bridge is set up, its ports enslaved and shaped, and the programs loaded at the start.
+fn decide_network(keys: &mut Keys, old: &Network, new: Network) -> Network {
+    let Network { bridge, address, ports, fast_path, ceiling } = new;
+    Network {
+        bridge: keys.at_the_next_start("[network] bridge", &old.bridge, bridge),
+        address: keys.at_the_next_start("[network] address", &old.address, address),
+        ports: keys.at_the_next_start("[network] ports", &old.ports, ports),
+        fast_path: keys.at_the_next_start("[network] fast-path", &old.fast_path, fast_path),
+        ceiling: keys.at_the_next_start("[network] ceiling", &old.ceiling, ceiling),
     }
 }
 
-/// The new configuration, but for what was opened at the start and stays open.
-fn applicable(old: &Config, new: Config) -> Config {
-    Config {
-        state_dir: old.state_dir.clone(),
-        network: old.network.clone(),
-        dhcp: Dhcp { mode: old.dhcp.mode, ..new.dhcp },
-        http: old.http.clone(),
-        api: old.api.clone(),
-        boot: Boot { assets: old.boot.assets.clone(), ..new.boot },
-        docker: old.docker.clone(),
-        carousel: old.carousel.clone(),
-        ..new
+/// The mode decides which sockets there are. All the rest is what replies say.
+fn decide_dhcp(keys: &mut Keys, old: &Dhcp, new: Dhcp) -> Dhcp {
+    let Dhcp { mode, range, lease_time, router, dns, domain, ntp, options, unknown } = new;
+    Dhcp {
+        mode: keys.at_the_next_start("[dhcp] mode", &old.mode, mode),
+        range: keys.now("[dhcp] range", &old.range, range),
+        lease_time: keys.now("[dhcp] lease-time", &old.lease_time, lease_time),
+        router: keys.now("[dhcp] router", &old.router, router),
+        dns: keys.now("[dhcp] dns", &old.dns, dns),
+        domain: keys.now("[dhcp] domain", &old.domain, domain),
+        ntp: keys.now("[dhcp] ntp", &old.ntp, ntp),
+        options: keys.now("[dhcp] options", &old.options, options),
+        unknown: keys.now("[dhcp] unknown", &old.unknown, unknown),
+    }
+}
+
+/// Listeners are opened at the start.
+fn decide_http(keys: &mut Keys, old: &Http, new: Http) -> Http {
+    let Http { port, tls_port } = new;
+    Http {
+        port: keys.at_the_next_start("[http] port", &old.port, port),
+        tls_port: keys.at_the_next_start("[http] tls-port", &old.tls_port, tls_port),
+    }
+}
+
+fn decide_api(keys: &mut Keys, old: &Api, new: Api) -> Api {
+    let Api { listen } = new;
+    Api { listen: keys.at_the_next_start("[api] listen", &old.listen, listen) }
+}
+
+/// Images and stage 1 are made with the assets that the daemon began with.
+fn decide_boot(keys: &mut Keys, old: &Boot, new: Boot) -> Boot {
+    let Boot { ipxe, assets } = new;
+    Boot {
+        ipxe: keys.now("[boot] ipxe", &old.ipxe, ipxe),
+        assets: keys.at_the_next_start("[boot] assets", &old.assets, assets),
+    }
+}
+
+fn decide_docker(keys: &mut Keys, old: &Docker, new: Docker) -> Docker {
+    let Docker { socket } = new;
+    Docker { socket: keys.at_the_next_start("[docker] socket", &old.socket, socket) }
+}
+
+/// Rounds under way share groups, port and ceiling.
+fn decide_carousel(keys: &mut Keys, old: &Carousel, new: Carousel) -> Carousel {
+    let Carousel { at_least, group, port, ceiling } = new;
+    Carousel {
+        at_least: keys.at_the_next_start("[carousel] at-least", &old.at_least, at_least),
+        group: keys.at_the_next_start("[carousel] group", &old.group, group),
+        port: keys.at_the_next_start("[carousel] port", &old.port, port),
+        ceiling: keys.at_the_next_start("[carousel] ceiling", &old.ceiling, ceiling),
+    }
+}
+
+/// Notes what was decided of keys that changed.
+#[derive(Default)]
+struct Keys(Reloaded);
+
+impl Keys {
+    fn now<T: PartialEq>(&mut self, key: &str, old: &T, new: T) -> T {
+        if *old != new {
+            self.0.changed.push(key.to_owned());
+        }
+        new
+    }
+
+    fn at_the_next_start<T: PartialEq + Clone>(&mut self, key: &str, old: &T, new: T) -> T {
+        if *old != new {
+            self.0.needs_restart.push(key.to_owned());
+        }
+        old.clone()
     }
 }
 
@@ -84,41 +199,5 @@ fn lines(problems: &[Problem]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    fn config(rest: &str) -> Config {
-        let text = format!(
-            "[network]\nbridge = \"pxe0\"\naddress = \"10.77.0.1/24\"\n\
-             [default]\nprofile = \"web\"\n[[profile]]\nname = \"web\"\nimage = \"a\"\n{rest}"
-        );
-        config::parse(&text, Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"))
-    }
-
-    #[test]
-    fn what_is_said_to_wait_is_not_applied_and_the_rest_is() {
-        let dhcp = |mode: &str, lease: &str| {
-            config(&format!(
-                "[dhcp]\nmode = \"{mode}\"\nrange = [\"10.77.0.100\", \"10.77.0.199\"]\nlease-time = \"{lease}\"\n"
-            ))
-        };
-        let old = dhcp("authoritative", "1h");
-        assert_eq!(compare(&old, &old), Reloaded::default());
-
-        let longer = dhcp("authoritative", "2h");
-        assert_eq!(compare(&old, &longer).changed, ["[dhcp]"]);
-        assert_eq!(applicable(&old, longer.clone()), longer);
-
-        let mut moved = old.clone();
-        moved.boot.assets = "/elsewhere".into();
-        moved.api.listen.set_port(1);
-        let done = compare(&old, &moved);
-        assert_eq!(
-            (done.changed, done.needs_restart),
-            (vec![], vec!["[api]".into(), "[boot] assets".into()])
-        );
-        assert_eq!(applicable(&old, moved), old);
-    }
-}
+#[path = "reload_tests.rs"]
+mod tests;

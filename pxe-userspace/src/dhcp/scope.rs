@@ -1,6 +1,7 @@
 //! What the configuration means for replies: who gets a boot file, and the grant for each machine.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use pxe_common::Mac;
 use pxe_common::dhcp::{Boot, Firmware, Grant, option, reply::OPTIONS_CAP};
@@ -35,7 +36,7 @@ const OWNED: [u8; 16] = [
 /// The configuration as replies need it.
 #[derive(Clone, Debug)]
 pub struct Scope {
-    config: Config,
+    config: Arc<Config>,
     common: [u8; OPTIONS_CAP],
     /// Where each common option ends, so that a reply can be shortened option by option.
     ends: Vec<u16>,
@@ -44,13 +45,18 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub fn new(config: &Config) -> Self {
-        let mut scope =
-            Self { config: config.clone(), common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
-        for (code, value) in common_options(config) {
+    pub fn new(config: Arc<Config>) -> Self {
+        let common = common_options(&config);
+        let mut scope = Self { config, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
+        for (code, value) in common {
             scope.append(code, &value);
         }
         scope
+    }
+
+    /// What the scope was made from.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
     }
 
     /// The appliance's own address.
@@ -79,7 +85,7 @@ impl Scope {
 
     /// The addresses that may be given out.
     pub fn pool(&self) -> Pool {
-        let Config { network, dhcp, nodes, workloads, .. } = &self.config;
+        let Config { network, dhcp, nodes, workloads, .. } = &*self.config;
         let subnet = network.address;
         let mut taken = [subnet.addr(), subnet.network(), subnet.broadcast()].into_iter().collect();
         let others = dhcp.router.iter().chain(&dhcp.dns).chain(&dhcp.ntp).copied();
@@ -125,7 +131,7 @@ impl Scope {
 
     /// The first file of each kind of client's boot.
     fn boots(&self, mac: Mac) -> [Boot; Firmware::SLOTS] {
-        let http = Appliance::from(&self.config).url();
+        let http = Appliance::from(&*self.config).url();
         let script = || format!("{http}/{}", Generated::IpxeScript(mac));
         let (ipxe_bios, ipxe_uefi) = match self.config.boot.ipxe {
             IpxeLoader::Grub => (GRUB_BIOS.to_owned(), GRUB_EFI_X64.to_owned()),

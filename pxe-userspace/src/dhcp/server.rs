@@ -6,6 +6,7 @@ mod status;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -117,10 +118,10 @@ struct Asked<'a> {
 
 impl Server {
     /// A server for `config` that goes on from what the store had.
-    pub fn new(config: &Config, stored: impl IntoIterator<Item = Lease>) -> Self {
+    pub fn new(config: Arc<Config>, stored: impl IntoIterator<Item = Lease>) -> Self {
+        let ceiling = config.network.ceiling;
         let scope = Scope::new(config);
         let leases = Leases::new(scope.pool(), stored);
-        let ceiling = config.network.ceiling;
         let mut server = Self {
             scope,
             leases,
@@ -137,7 +138,7 @@ impl Server {
     }
 
     /// Goes on under another configuration; leases stay.
-    pub fn reconfigure(&mut self, config: &Config) {
+    pub fn reconfigure(&mut self, config: Arc<Config>) {
         self.scope = Scope::new(config);
         self.leases.set_pool(self.scope.pool());
     }

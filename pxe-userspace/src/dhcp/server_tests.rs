@@ -183,7 +183,7 @@ impl Outcome {
 }
 
 fn server() -> Server {
-    Server::new(&config(), [])
+    Server::new(config().into(), [])
 }
 
 /// A server on which MAC is bound to .100.
@@ -295,20 +295,20 @@ fn inform_is_answered_without_a_lease() {
 fn unknown_machines_by_policy() {
     let mut config = config();
     config.dhcp.unknown = config::Unknown::AddressOnly;
-    let mut server = Server::new(&config, []);
+    let mut server = Server::new(config.clone().into(), []);
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     assert_eq!(file(offer.reply(Type::Offer).1), None);
     config.nodes.push(node(MAC, Some(ip(11))));
-    server.reconfigure(&config);
+    server.reconfigure(config.clone().into());
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     let (_, message) = offer.reply(Type::Offer);
     assert_eq!(file(message).as_deref(), Some("grub/x86_64-efi.efi"));
     assert_eq!(message.yiaddr(), ip(11));
     config.dhcp.unknown = config::Unknown::Ignore;
-    server.reconfigure(&config);
+    server.reconfigure(config.clone().into());
     Client::new(Type::Discover).to(&mut server).reply(Type::Offer);
     config.nodes.clear();
-    server.reconfigure(&config);
+    server.reconfigure(config.clone().into());
     Client::new(Type::Discover).to(&mut server).silent();
     Client::new(Type::Request).requested([1, 2, 3, 4].into()).to(&mut server).silent();
     assert_eq!(server.counters().ignored, 2);
@@ -322,7 +322,7 @@ fn the_file_for_each_client() {
     config.dhcp.range = Some(([100, 100, 100, 101].into(), [100, 100, 100, 109].into()));
     let mut offered = |ipxe: config::IpxeLoader, client: Client| {
         config.boot.ipxe = ipxe;
-        file(client.to(&mut Server::new(&config, [])).reply(Type::Offer).1).unwrap()
+        file(client.to(&mut Server::new(config.clone().into(), [])).reply(Type::Offer).1).unwrap()
     };
     let ipxe = || Client::new(Type::Discover).option(DhcpOption::UserClass(b"iPXE".to_vec()));
     let (grub, script) = (config::IpxeLoader::Grub, config::IpxeLoader::Script);
@@ -342,7 +342,7 @@ fn the_file_for_each_client() {
 fn a_full_pool_says_so() {
     let mut config = config();
     config.dhcp.range = Some((ip(100), ip(100)));
-    let mut server = Server::new(&config, []);
+    let mut server = Server::new(config.clone().into(), []);
     Client::new(Type::Discover).to(&mut server).reply(Type::Offer);
     let other = Client::new(Type::Discover).set(|m| m.set_chaddr(&[2, 0, 0, 0, 0, 9]));
     let other = other.to(&mut server);
@@ -397,7 +397,7 @@ fn another_server_is_reported_once_in_a_while() {
 fn a_proxy_names_the_file_and_gives_no_address() {
     let mut config = config();
     config.dhcp.mode = DhcpMode::Proxy;
-    let mut server = Server::new(&config, []);
+    let mut server = Server::new(config.clone().into(), []);
     Client::new(Type::Discover).to(&mut server).silent();
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     let (to, message) = offer.reply(Type::Offer);
@@ -446,7 +446,7 @@ fn a_reply_is_shortened_to_what_the_client_takes() {
     let mut config = config();
     config.dhcp.options = (224..228).map(|code| (code, vec![code; 50])).collect();
     config.dhcp.options.insert(230, vec![7; 100]);
-    let mut server = Server::new(&config, []);
+    let mut server = Server::new(config.clone().into(), []);
     assert_eq!(server.scope().left_out, [230], "no room in a grant");
     let with_id = |size| {
         let id = DhcpOption::ClientIdentifier(vec![1; 100]);
@@ -541,6 +541,6 @@ fn what_the_kernel_answered_is_a_renewal_and_a_stage() {
     Client::new(Type::Release).set(|m| m.set_ciaddr(ip(100))).at(&mut server, later);
     assert_eq!(server.standing(MAC, later), None);
     let other = config::Config { dhcp: config::Dhcp { mode: DhcpMode::Proxy, ..config().dhcp }, ..config() };
-    server.reconfigure(&other);
+    server.reconfigure(other.into());
     assert_eq!(server.all_standing(later).count(), 0);
 }

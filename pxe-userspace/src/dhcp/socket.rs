@@ -106,7 +106,7 @@ impl Dhcp {
     /// Takes up the leases of the store, and tells `machines` who holds which address, and `kernel` whom it may
     /// answer.
     pub fn open(
-        config: &Config,
+        config: Arc<Config>,
         store: Store,
         machines: &Machines,
         kernel: Option<Kernel>,
@@ -129,7 +129,7 @@ impl Dhcp {
 
     /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
     /// [`Bound::run`] to be started or stopped.
-    pub fn reconfigure(&self, config: &Config) {
+    pub fn reconfigure(&self, config: Arc<Config>) {
         let mut server = self.lock();
         server.reconfigure(config);
         warn_left_out(&server);
@@ -140,6 +140,12 @@ impl Dhcp {
     pub fn reached(&self, mac: Mac, stage: Stage) {
         // Nobody takes it where DHCP is not served.
         let _ = self.reached.send((mac, stage));
+    }
+
+    /// What it goes by now.
+    #[cfg(test)]
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.lock().scope().config().clone()
     }
 
     /// The links to the machines carry so many bytes a second, as far as is known.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::paths::{ImagePart, file};
 use pxe_contract::ticket::Ticket;
+use tokio::sync::watch;
 
 use super::{Files, OpenError, Opened, Root};
 use crate::blob::Blob;
@@ -25,7 +26,8 @@ use crate::trust::{IssueError, Trust};
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
 pub struct Catalog {
-    served: RwLock<Arc<Served>>,
+    config: watch::Receiver<Arc<Config>>,
+    root: RwLock<Option<Arc<Root>>>,
     images: Images,
     wanted: Wanted,
     machines: Machines,
@@ -51,11 +53,8 @@ enum Asks {
     Node,
 }
 
-/// What a reload replaces, all at once.
-struct Served {
-    config: Config,
-    root: Option<Root>,
-}
+/// A configuration's files root, open.
+pub struct OpenRoot(Option<Arc<Root>>);
 
 /// The files root can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +66,7 @@ pub struct RootError {
 
 impl Catalog {
     pub fn new(
-        config: &Config,
+        config: watch::Receiver<Arc<Config>>,
         images: Images,
         wanted: Wanted,
         machines: Machines,
@@ -75,24 +74,27 @@ impl Catalog {
         kept: Kept,
     ) -> Result<Self, RootError> {
         let Kept { rescues, trials, trust } = kept;
-        let served = RwLock::new(Arc::new(Served::new(config)?));
-        Ok(Self { served, images, wanted, machines, timeline, rescues, trials, trust })
+        let OpenRoot(root) = OpenRoot::of(&config.borrow())?;
+        let root = RwLock::new(root);
+        Ok(Self { config, root, images, wanted, machines, timeline, rescues, trials, trust })
     }
 
-    /// Goes on with another configuration. What is being sent stays as it was opened.
-    pub fn reconfigure(&self, config: &Config) -> Result<(), RootError> {
-        let served = Arc::new(Served::new(config)?);
-        *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
-        Ok(())
+    /// Goes on with another files root, that of the next configuration. What is being sent stays as it was opened.
+    pub fn serve(&self, root: OpenRoot) {
+        *self.root.write().unwrap_or_else(PoisonError::into_inner) = root.0;
     }
 
-    fn served(&self) -> Arc<Served> {
-        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What it goes by now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
+    }
+
+    fn root(&self) -> Option<Arc<Root>> {
+        self.root.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn generated(&self, path: &Generated, client: Ipv4Addr) -> Result<Opened, OpenError> {
-        let served = self.served();
-        let config = &served.config;
+        let config = &*self.config();
         match path {
             Generated::Loader(name) => {
                 let blob = Blob::open(&config.boot.assets.join(name)).map_err(|e| match e.kind() {
@@ -308,29 +310,27 @@ impl Catalog {
     }
 }
 
-impl Served {
-    fn new(config: &Config) -> Result<Self, RootError> {
-        let root = match &config.files_root {
-            Some(path) => Some(Root::open(path).map_err(|source| RootError { path: path.clone(), source })?),
-            None => None,
-        };
-        Ok(Self { config: config.clone(), root })
+impl OpenRoot {
+    /// Opens what `config` names, if it names one.
+    pub fn of(config: &Config) -> Result<Self, RootError> {
+        let Some(path) = &config.files_root else { return Ok(Self(None)) };
+        let root = Root::open(path).map_err(|source| RootError { path: path.clone(), source })?;
+        Ok(Self(Some(Arc::new(root))))
     }
+}
 
-    /// The stage that a plain file is of: that of a profile which names it.
-    fn stage(&self, path: &str, machine: Option<&Machine>) -> Option<Stage> {
-        match &self.config.profile_of(machine?.mac)?.source {
-            Source::Kernel { kernel, .. } if same_path(kernel, path) => Some(Stage::Kernel),
-            Source::Kernel { initrd, .. } if initrd.iter().any(|i| same_path(i, path)) => Some(Stage::Initrd),
-            Source::Kernel { .. } | Source::Image(_) => None,
-        }
+/// The stage that a plain file is of: that of a profile which names it.
+fn stage_of(path: &str, config: &Config, machine: Option<&Machine>) -> Option<Stage> {
+    match &config.profile_of(machine?.mac)?.source {
+        Source::Kernel { kernel, .. } if same_path(kernel, path) => Some(Stage::Kernel),
+        Source::Kernel { initrd, .. } if initrd.iter().any(|i| same_path(i, path)) => Some(Stage::Initrd),
+        Source::Kernel { .. } | Source::Image(_) => None,
     }
 }
 
 impl Files for Catalog {
     fn node(&self, mac: Mac, client: Ipv4Addr) -> Result<Vec<u8>, OpenError> {
-        let served = self.served();
-        let config = &served.config;
+        let config = &*self.config();
         let machine = self.machines.by_address(client).filter(|machine| machine.mac == mac);
         let machine = machine.ok_or_else(|| {
             OpenError::Forbidden(format!("it is for {mac}, and {client} is not its address"))
@@ -372,10 +372,8 @@ impl Files for Catalog {
         if let Some(generated) = Generated::parse(&path) {
             return self.generated(&generated, client);
         }
-        let served = self.served();
-        let root = served.root.as_ref().ok_or(OpenError::NotFound)?;
-        let blob = root.file(&path)?;
-        let stage = served.stage(&path, self.machines.by_address(client).as_ref());
+        let blob = self.root().ok_or(OpenError::NotFound)?.file(&path)?;
+        let stage = stage_of(&path, &self.config(), self.machines.by_address(client).as_ref());
         Ok(Opened { blob, stage })
     }
 }

@@ -13,7 +13,7 @@ use pxe_common::Mac;
 use crate::blob::Blob;
 use crate::timeline::Stage;
 
-pub use catalog::{Catalog, Kept, RootError};
+pub use catalog::{Catalog, Kept, OpenRoot, RootError};
 pub use root::Root;
 
 /// Something that can be sent.

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +49,7 @@ struct Inner {
     engine: Engine,
     owner: String,
     fleet: Fleet,
-    config: Mutex<Arc<Config>>,
+    config: watch::Receiver<Arc<Config>>,
     board: Board,
     running: tokio::sync::Mutex<BTreeMap<Key, Running>>,
     /// Held while the engine's network is looked for and made: workloads start side by side.
@@ -118,20 +119,21 @@ pub enum Health {
 impl Workloads {
     /// Starts what `config` declares, and removes what an earlier run of this appliance left. The
     /// bridge must be there. Returns at once; [`Workloads::list`] tells how it goes.
-    pub async fn start(config: &Config, engine: Engine, fleet: Fleet) -> Self {
-        let state_dir = config.state_dir.canonicalize().unwrap_or_else(|_| config.state_dir.clone());
+    pub async fn start(config: watch::Receiver<Arc<Config>>, engine: Engine, fleet: Fleet) -> Self {
+        let state_dir = config.borrow().state_dir.clone();
+        let state_dir = state_dir.canonicalize().unwrap_or(state_dir);
         let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
         let owner = text::hex(&digest[..6]);
         let workloads = Self(Arc::new(Inner {
             engine,
             owner,
             fleet,
-            config: Mutex::new(Arc::new(config.clone())),
+            config,
             board: Board::default(),
             running: Default::default(),
             ground: Default::default(),
         }));
-        workloads.apply(config).await;
+        workloads.apply().await;
         tokio::spawn(tidy(workloads.0.clone()));
         tokio::spawn(follow(Arc::downgrade(&workloads.0)));
         workloads
@@ -143,10 +145,9 @@ impl Workloads {
     }
 
     /// Takes over a changed configuration: what is unchanged in it goes on undisturbed.
-    pub async fn apply(&self, config: &Config) {
-        *self.0.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
+    pub async fn apply(&self) {
         let inner = Arc::downgrade(&self.0);
-        self.0.fleet.declare(config, move |node, docker| {
+        self.0.fleet.declare(&self.config(), move |node, docker| {
             let inner = inner.clone();
             async move {
                 if let Some(inner) = inner.upgrade() {
@@ -155,6 +156,11 @@ impl Workloads {
             }
         });
         self.0.reconcile().await;
+    }
+
+    /// What they go by now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.0.config.borrow().clone()
     }
 
     /// Stops and removes every container on the appliance, and the engine's network on the bridge. To be awaited
@@ -175,7 +181,7 @@ impl Inner {
     /// Starts what is to run and does not, ends what runs and is not to.
     async fn reconcile(self: &Arc<Self>) {
         let mut running = self.running.lock().await;
-        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = self.config.borrow().clone();
         let (fleet, decided_for) = (self.fleet.clone(), config.clone());
         let decided = match tokio::task::spawn_blocking(move || fleet.schedule(&decided_for)).await {
             Ok(Ok(schedule)) => schedule,

@@ -130,7 +130,9 @@ async fn without_an_engine_the_workload_has_an_error_and_the_daemon_has_none() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::new(&config::Docker { socket: Some(dir.path().join("none")) });
     let config = config(dir.path(), vec![workload("w", "", Restart::Always)]);
-    let workloads = Workloads::start(&config, engine, fleet(&config)).await;
+    let fleet = fleet(&config);
+    let (_configured, config) = watch::channel(Arc::new(config));
+    let workloads = Workloads::start(config, engine, fleet).await;
     let status = reached(&workloads, "w", |s| s.state == WorkloadState::Waiting).await;
     assert!(status.error.unwrap().contains("no Docker engine answers at"));
     workloads.stop().await;
@@ -150,7 +152,7 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         web.ports = vec![PublishedPort { host: 8080, container: 80, protocol: Protocol::Tcp }];
         let mut missing = workload("missing", "", Restart::Always);
         missing.image = "no-such-image:1".into();
-        let config = config(
+        let (configured, config) = watch::channel(Arc::new(config(
             dir,
             vec![
                 web,
@@ -158,8 +160,9 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
                 workload("once", "exit 3", Restart::Never),
                 workload("again", "exit 1", Restart::OnFailure),
             ],
-        );
-        let workloads = Workloads::start(&config, engine.clone(), fleet(&config)).await;
+        )));
+        let fleet_of = fleet(&config.borrow());
+        let workloads = Workloads::start(config, engine.clone(), fleet_of).await;
 
         let web = reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
         assert_eq!(web.address, Some([10, 99, 0, 198].into()));
@@ -177,9 +180,10 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         for running in std::mem::take(&mut *workloads.0.running.lock().await).into_values() {
             running.task.abort();
         }
-        let mut fewer = config.clone();
+        let mut fewer = Config::clone(&configured.borrow());
         fewer.workloads.truncate(1);
-        let workloads = Workloads::start(&fewer, engine.clone(), fleet(&fewer)).await;
+        let (configured, config) = watch::channel(Arc::new(fewer.clone()));
+        let workloads = Workloads::start(config, engine.clone(), fleet(&fewer)).await;
         reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
         assert_eq!(container_id(&docker, &workloads, "web").await, id);
         until(async || count(&docker).await == 1).await;
@@ -187,7 +191,8 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         // Reloading: a changed one is made anew.
         let mut changed = fewer.clone();
         changed.workloads[0].environment.insert("GREETING".into(), "goodbye".into());
-        workloads.apply(&changed).await;
+        configured.send_replace(Arc::new(changed));
+        workloads.apply().await;
         reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
         assert_eq!(get("10.99.0.198:80").await, "goodbye\n");
 
@@ -195,10 +200,12 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         assert_eq!(left(&docker).await, Vec::<String>::new());
 
         // The same when a reload takes the last one away.
-        workloads.apply(&fewer).await;
+        configured.send_replace(Arc::new(fewer.clone()));
+        workloads.apply().await;
         reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
         fewer.workloads.clear();
-        workloads.apply(&fewer).await;
+        configured.send_replace(Arc::new(fewer));
+        workloads.apply().await;
         assert!(workloads.list().is_empty());
         assert_eq!(left(&docker).await, Vec::<String>::new());
         // Our bridge is still ours, with its address.

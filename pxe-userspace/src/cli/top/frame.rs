@@ -7,8 +7,7 @@ use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph};
 
-use super::site::{Site, Totals};
-use crate::api::metrics::TIERS;
+use super::site::{Site, TIERS, Totals};
 use crate::cli::table::size;
 use crate::diagnosis::Why;
 use crate::text::word;

@@ -6,10 +6,17 @@ use jiff::Timestamp;
 use pxe_contract::stage::Stage;
 
 use crate::api::documents::Status;
-use crate::api::metrics::TIERS;
 use crate::cli::{AskError, Client};
 use crate::diagnosis::{Kind, Why};
 use crate::machines::Machine;
+
+/// Who sends files, and the counter of what it sent: whole frames in the kernel, contents elsewhere.
+pub(super) const TIERS: [(&str, &str); 4] = [
+    ("xdp", "kernel.xdp.reply-bytes"),
+    ("tc", "kernel.tc.reply-bytes"),
+    ("daemon", "tftp.bytes-by-daemon"),
+    ("http", "http.sent-bytes"),
+];
 
 #[derive(Clone, Debug)]
 pub(super) struct Site {

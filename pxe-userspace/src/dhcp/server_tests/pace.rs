@@ -6,7 +6,7 @@ use super::*;
 fn server() -> Server {
     let mut config = config();
     config.network.ceiling = Some(125_000);
-    let server = Server::new(&config, []);
+    let server = Server::new(config.into(), []);
     assert_eq!(server.pacing().most(), Some(4));
     server
 }
@@ -140,7 +140,7 @@ fn the_kernel_offers_to_nobody_who_would_have_to_wait() {
     // Nothing is limited any more.
     let mut config = config();
     config.network.ceiling = None;
-    let free = Server::new(&config, server.leases().iter().cloned());
+    let free = Server::new(config.into(), server.leases().iter().cloned());
     assert_eq!(free.all_standing(at(2)).count(), 10);
 }
 

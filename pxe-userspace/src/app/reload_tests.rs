@@ -1,0 +1,122 @@
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::engine::Engine;
+use crate::files::Kept;
+use crate::image::Images;
+use crate::rescue::Rescues;
+use crate::store::{self, Store};
+use crate::timeline::Timeline;
+use crate::trials::Trials;
+use crate::trust::Trust;
+use crate::workload::fleet::Fleet;
+
+fn config(rest: &str) -> Config {
+    let text = format!(
+        "[network]\nbridge = \"pxe0\"\naddress = \"10.77.0.1/24\"\n\
+         [default]\nprofile = \"web\"\n[[profile]]\nname = \"web\"\nimage = \"a\"\n{rest}"
+    );
+    config::parse(&text, Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"))
+}
+
+fn dhcp(mode: &str, lease: &str) -> Config {
+    config(&format!(
+        "[dhcp]\nmode = \"{mode}\"\nrange = [\"10.77.0.100\", \"10.77.0.199\"]\nlease-time = \"{lease}\"\n"
+    ))
+}
+
+#[test]
+fn what_is_said_to_wait_is_not_applied_and_the_rest_is() {
+    let old = dhcp("authoritative", "1h");
+    assert_eq!(decide(&old, old.clone()), (old.clone(), Reloaded::default()));
+
+    let longer = dhcp("authoritative", "2h");
+    let (taken_over, done) = decide(&old, longer.clone());
+    assert_eq!((taken_over, done.changed), (longer, vec!["[dhcp] lease-time".to_owned()]));
+
+    let mut moved = old.clone();
+    moved.boot.assets = "/elsewhere".into();
+    moved.api.listen.set_port(1);
+    let (taken_over, done) = decide(&old, moved);
+    assert_eq!(taken_over, old);
+    assert_eq!(
+        (done.changed, done.needs_restart),
+        (vec![], vec!["[api] listen".into(), "[boot] assets".into()])
+    );
+}
+
+/// The parts that go by the configuration, in a state directory of their own.
+struct Running {
+    config: watch::Sender<Arc<Config>>,
+    catalog: Catalog,
+    dhcp: dhcp::Dhcp,
+    machines: Machines,
+    wanted: Wanted,
+    workloads: Workloads,
+}
+
+impl Running {
+    async fn start(config: Config, dir: &Path) -> Self {
+        let config = Arc::new(Config { state_dir: dir.to_owned(), ..config });
+        let (sender, receiver) = watch::channel(config.clone());
+        let store = Store::open(&dir.join(store::FILE)).unwrap();
+        let engine = Engine::new(&Docker { socket: Some(dir.join("no-engine")) });
+        let machines = Machines::new(&config);
+        let timeline = Timeline::open(store.clone(), machines.clone()).unwrap();
+        let images = Images::open(dir, dir, engine.clone()).unwrap();
+        let wanted = Wanted::new(images.clone(), CancellationToken::new());
+        let kept = Kept {
+            rescues: Rescues::default(),
+            trials: Trials::open(store.clone()).unwrap(),
+            trust: Trust::open(dir, store.clone(), timeline.clone()).unwrap(),
+        };
+        let catalog =
+            Catalog::new(receiver.clone(), images, wanted.clone(), machines.clone(), timeline.clone(), kept);
+        let (dhcp, _) = dhcp::Dhcp::open(config, store.clone(), &machines, None).unwrap();
+        let fleet = Fleet::open(dir, store.clone(), machines.clone(), timeline).unwrap();
+        let workloads = Workloads::start(receiver, engine, fleet).await;
+        Self { config: sender, catalog: catalog.unwrap(), dhcp, machines, wanted, workloads }
+    }
+
+    async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
+        let Self { config, catalog, dhcp, machines, wanted, workloads } = self;
+        Parts { config, catalog, dhcp, machines, wanted, workloads }.take_over(new).await
+    }
+
+    /// Every part's configuration is this one, and no copy of it.
+    fn all_go_by(&self, config: &Arc<Config>) {
+        for (part, its) in [
+            ("owner", self.config.borrow().clone()),
+            ("catalog", self.catalog.config()),
+            ("dhcp", self.dhcp.config()),
+            ("workloads", self.workloads.config()),
+        ] {
+            assert!(Arc::ptr_eq(&its, config), "{part}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_parts_go_by_one_configuration_and_a_refused_one_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dhcp("authoritative", "1h"), dir.path()).await;
+    let first = running.config.borrow().clone();
+    running.all_go_by(&first);
+
+    let mut new = dhcp("authoritative", "2h");
+    new.state_dir = first.state_dir.clone();
+    let done = running.take_over(new.clone()).await.unwrap();
+    assert_eq!(done.changed, ["[dhcp] lease-time"]);
+    let second = running.config.borrow().clone();
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert_eq!(*second, new);
+    running.all_go_by(&second);
+
+    let missing = Config { files_root: Some(dir.path().join("missing")), nodes: Vec::new(), ..new };
+    let error = running.take_over(missing).await.unwrap_err();
+    assert!(error.to_string().contains("missing"), "{error}");
+    running.all_go_by(&second);
+    running.workloads.stop().await;
+}
