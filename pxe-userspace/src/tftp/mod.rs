@@ -14,6 +14,7 @@ mod options;
 #[cfg(test)]
 mod parity;
 mod perform;
+mod priority;
 #[cfg(test)]
 mod scraped;
 mod server;

@@ -20,12 +20,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::FastPath;
 use super::aside::Aside;
 use super::job::{Accepted, Job, Refused};
 use super::perform::{Performer, World};
 use super::server::{Server, Tell};
 use super::stats::Stats;
+use super::{FastPath, priority};
 use crate::files::Files;
 use crate::net::room::make_room;
 use crate::timeline::Timeline;
@@ -117,6 +117,9 @@ impl Tftp {
         let inputs = Inputs { events, results, closes };
         let (done, ended) = oneshot::channel();
         std::thread::Builder::new().name("tftp".into()).spawn(move || {
+            if let Err(error) = priority::raise() {
+                tracing::debug!(%error, "TFTP waits for a CPU as everybody does");
+            }
             let served = runtime.block_on(async {
                 let sockets = Sockets::from_std(sockets)?;
                 let mut wired = Wired { sockets, fast_path, openers, aside };
