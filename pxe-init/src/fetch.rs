@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
+use pxe_contract::backoff::Backoff;
 use pxe_contract::blocks::Blocks;
 use pxe_contract::hex;
 use sha2::{Digest as _, Sha256};
@@ -57,7 +58,7 @@ pub enum FetchError {
     Keep(io::Error),
 }
 
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 const PIECE: usize = 256 * 1024;
 /// An answer's head is a few lines.
 const HEAD_MAX: u64 = 8 * 1024;
@@ -205,7 +206,7 @@ impl Source<'_> {
         mut take: impl FnMut(&[u8]) -> Result<(), FetchError>,
     ) -> Result<(), FetchError> {
         let mut at = range.start;
-        let mut pause = PAUSES.0;
+        let mut pauses = PAUSES;
         while at < range.end {
             let before = at;
             let idled = self.stream.is_some();
@@ -216,7 +217,7 @@ impl Source<'_> {
             };
             self.stream = None;
             if at > before {
-                pause = PAUSES.0;
+                pauses.reset();
             } else if idled {
                 // The appliance closes a connection that is not used for some seconds.
                 continue;
@@ -224,8 +225,7 @@ impl Source<'_> {
             self.resumed += 1;
             let Remote { server, size, .. } = self.remote;
             say!("{server} sends no more ({lost}); going on from {}", Share(at, *size));
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(PAUSES.1);
+            std::thread::sleep(pauses.pause());
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use pxe_contract::backoff::Backoff;
 use pxe_contract::paths::node;
 use pxe_contract::report::{Report, Reported};
 
@@ -100,7 +101,7 @@ impl Reporter {
 /// Sends one report until the appliance took it or said that it never will.
 fn deliver(appliance: &Appliance, report: &Report<String>) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
-    let mut pause = Duration::from_millis(100);
+    let mut pauses = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match appliance.post(node::REPORT, &body) {
             Ok(200..=299) => return,
@@ -108,9 +109,8 @@ fn deliver(appliance: &Appliance, report: &Report<String>) {
                 say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));
                 return;
             }
-            Ok(_) | Err(_) => std::thread::sleep(pause),
+            Ok(_) | Err(_) => std::thread::sleep(pauses.pause()),
         }
-        pause = (pause * 2).min(Duration::from_secs(5));
     }
 }
 

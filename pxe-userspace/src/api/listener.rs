@@ -25,6 +25,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pxe_contract::backoff::Backoff;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
@@ -270,13 +271,12 @@ async fn half_close(socket: &TcpStream) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(true),
         done => done?,
     }
-    let mut pause = Duration::from_millis(10);
+    let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
     let ended = async {
         // getpeername(2) fails from the moment that the socket has no connection; epoll tells of
         // the client's FIN, but not of its last ACK.
         while socket.peer_addr().is_ok() {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
+            tokio::time::sleep(pauses.pause()).await;
         }
     };
     Ok(tokio::time::timeout(LINGER, ended).await.is_ok())
