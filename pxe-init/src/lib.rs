@@ -17,6 +17,7 @@ mod cache;
 mod engine;
 mod fetch;
 mod handover;
+mod head;
 pub mod health;
 mod image;
 mod link;
