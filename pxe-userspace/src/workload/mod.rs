@@ -10,6 +10,7 @@
 mod address;
 mod container;
 pub mod fleet;
+mod identity;
 mod schedule;
 mod transfer;
 
