@@ -21,6 +21,7 @@ mod head;
 pub mod health;
 mod image;
 mod link;
+mod lock;
 mod modules;
 mod mounts;
 mod netconsole;

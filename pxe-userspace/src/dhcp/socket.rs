@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
 use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
+use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
 use crate::database::DatabaseError;
 use crate::machines::Machines;
@@ -180,7 +181,7 @@ impl Dhcp {
     }
 
     fn lock(&self) -> MutexGuard<'_, Server> {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+        self.server.lock().unpoisoned()
     }
 }
 
@@ -298,7 +299,7 @@ impl Task {
         }
         let store = Arc::clone(&self.store);
         let committed = tokio::task::spawn_blocking(move || {
-            let result = store.lock().unwrap_or_else(PoisonError::into_inner).commit(&changes);
+            let result = store.lock().unpoisoned().commit(&changes);
             (result, changes)
         });
         match committed.await {

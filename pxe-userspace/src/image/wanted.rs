@@ -1,13 +1,14 @@
 //! The images that profiles name, brought in in the background: a boot never waits for Docker.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pxe_contract::backoff::Backoff;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{DOCKER_NODE, DOCKER_NODE_FILE, Image, ImageSource, Images};
+use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, Source};
 
 /// Before an image that could not be brought in is tried again.
@@ -123,6 +124,6 @@ impl Wanted {
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
-        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.pending.lock().unpoisoned()
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::schedule::{Condition, Placed, Schedule, schedule};
+use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
 use crate::database::{self, DatabaseError, Durability};
 use crate::engine::{Engine, Tls, TlsError};
@@ -176,7 +177,7 @@ impl Fleet {
     /// Who runs what, decided now and kept.
     pub(super) fn schedule(&self, config: &Config) -> Result<Schedule, rusqlite::Error> {
         let conditions = self.nodes().iter().map(|(name, node)| (name.clone(), node.condition())).collect();
-        let mut db = self.0.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut db = self.0.db.lock().unpoisoned();
         let current = placed(&db)?;
         let decided = schedule(config, &conditions, &current);
         if decided.placed != current {
@@ -208,7 +209,7 @@ impl Fleet {
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
-        self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.nodes.lock().unpoisoned()
     }
 }
 

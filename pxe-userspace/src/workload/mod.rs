@@ -16,7 +16,7 @@ mod transfer;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::container::{Found, NetworkSpec, Place, Spec};
 use self::fleet::Fleet;
+use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, Restart, Workload};
 use crate::engine::Engine;
 use crate::text;
@@ -516,7 +517,7 @@ struct Board(Arc<Mutex<BTreeMap<Key, WorkloadStatus>>>);
 
 impl Board {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, WorkloadStatus>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 
     fn update(&self, key: &Key, change: impl FnOnce(&mut WorkloadStatus)) {
