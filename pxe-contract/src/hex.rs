@@ -17,6 +17,11 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
+/// The first bytes of what is in `text`; none where [`decode`] has none, or there are fewer.
+pub fn prefix<const N: usize>(text: &str) -> Option<[u8; N]> {
+    decode(text.get(..2 * N)?)?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +33,7 @@ mod tests {
         for bad in ["0", "0g", "+1", "ä"] {
             assert_eq!(decode(bad), None, "{bad}");
         }
+        assert_eq!(prefix("000aFF"), Some([0, 0x0a]));
+        assert_eq!((prefix::<4>("000aff"), prefix::<1>("+1")), (None, None));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Shapes only. There is no I/O, no clock and no network here (`no_std` sees to that), and nothing that decides: a side
 //! that writes fills a type in, a side that reads gets the same type. serde gives the documents their JSON; which
-//! library writes it is each side's affair.
+//! library writes it is each side's affair. Two helpers that both sides need live here, too: [`hex`] and [`backoff`].
 //!
 //! | written by | what | read by |
 //! | --- | --- | --- |
@@ -47,6 +47,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod backoff;
 pub mod blocks;
 pub mod cmdline;
 pub mod console;

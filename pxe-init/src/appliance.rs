@@ -1,7 +1,7 @@
 //! The appliance, as a node reaches it: by HTTP, and by HTTPS with the session of this boot once it has one.
 
 use std::fmt;
-use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use pxe_contract::settings::Settings;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use crate::fetch::status;
+use crate::head::Head;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// An answer, or a connection without one, for at most so long.
@@ -77,24 +77,12 @@ impl Appliance {
         let mut connection = self.connect()?;
         connection.write_all(&request)?;
         connection.flush()?;
-        let mut reader = BufReader::new(connection).take(ANSWER_MAX);
-        let (mut head, mut line) = (String::new(), String::new());
-        while !matches!(line.as_str(), "\r\n" | "\n") {
-            line.clear();
-            if reader.read_line(&mut line)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "an answer cut short"));
-            }
-            head += &line;
-        }
-        let status = status(&head).ok_or(io::ErrorKind::InvalidData)?;
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
-        });
+        let mut reader = BufReader::new(connection);
+        let Head { status, length, part: _ } = Head::read(&mut reader)?;
+        // 204 has no body, nor a length (RFC 9110 section 8.6).
+        let length = length.unwrap_or(if status == 204 { 0 } else { ANSWER_MAX }).min(ANSWER_MAX);
         let mut body = String::new();
-        reader
-            .take(length.unwrap_or(if status == 204 { 0 } else { ANSWER_MAX }))
-            .read_to_string(&mut body)?;
+        reader.take(length).read_to_string(&mut body)?;
         Ok((status, body))
     }
 

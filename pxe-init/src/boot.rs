@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::reboot::set_cad_enabled;
 use nix::unistd::{Pid, sethostname};
+use pxe_contract::backoff::Backoff;
 use pxe_contract::cmdline;
 use pxe_contract::paths::file;
 use pxe_contract::report::Reported;
@@ -230,7 +231,7 @@ struct Node<'a> {
 
 /// A workload that ran this long has earned a quick restart.
 const SETTLED: Duration = Duration::from_secs(60);
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// Docker gives a container this long between the stop signal and SIGKILL.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -238,7 +239,7 @@ impl Node<'_> {
     /// Runs the workload, and what the policy says after it.
     fn keep_running(mut self) -> Result<std::convert::Infallible, BootError> {
         let Told { settings, .. } = self.told;
-        let mut pause = PAUSES.0;
+        let mut pauses = PAUSES;
         let mut times = 0;
         loop {
             let started = Instant::now();
@@ -261,15 +262,16 @@ impl Node<'_> {
                 OnExit::Stay => rescue::shells(self.supervisor, self.reporter),
                 OnExit::Restart => {
                     if started.elapsed() >= SETTLED {
-                        (pause, times) = (PAUSES.0, 0);
+                        pauses.reset();
+                        times = 0;
                     }
                     times += 1;
                     if settings.boot.restarts.is_some_and(|most| times > most) {
                         return Err(BootError::Restarts { times, last: ended });
                     }
+                    let pause = pauses.pause();
                     say!("starting it again in {} s", pause.as_secs());
                     self.wait_until(Instant::now() + pause);
-                    pause = (pause * 2).min(PAUSES.1);
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +20,7 @@ use pxe_contract::console::{LINES_MAX, Said, Source};
 use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
+use crate::lock::Unpoisoned as _;
 use crate::netconsole;
 use crate::ship::{PAUSE, Sender, said};
 
@@ -100,7 +101,7 @@ static IDLE: Condvar = Condvar::new();
 static WAKER: OnceLock<UnixStream> = OnceLock::new();
 
 fn own() -> MutexGuard<'static, Own> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+    OWN.lock().unpoisoned()
 }
 
 fn wake() {

@@ -8,12 +8,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
+use pxe_contract::backoff::Backoff;
 use pxe_contract::blocks::Blocks;
 use pxe_contract::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::appliance::{Appliance, Connection, PATIENCE};
 use crate::delta::{self, Piece, Place};
+use crate::head::{Head, Part};
 use crate::say;
 
 /// A file on the appliance.
@@ -57,10 +59,8 @@ pub enum FetchError {
     Keep(io::Error),
 }
 
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 const PIECE: usize = 256 * 1024;
-/// An answer's head is a few lines.
-const HEAD_MAX: u64 = 8 * 1024;
 /// Between lines about progress on the console.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -205,7 +205,7 @@ impl Source<'_> {
         mut take: impl FnMut(&[u8]) -> Result<(), FetchError>,
     ) -> Result<(), FetchError> {
         let mut at = range.start;
-        let mut pause = PAUSES.0;
+        let mut pauses = PAUSES;
         while at < range.end {
             let before = at;
             let idled = self.stream.is_some();
@@ -216,7 +216,7 @@ impl Source<'_> {
             };
             self.stream = None;
             if at > before {
-                pause = PAUSES.0;
+                pauses.reset();
             } else if idled {
                 // The appliance closes a connection that is not used for some seconds.
                 continue;
@@ -224,8 +224,7 @@ impl Source<'_> {
             self.resumed += 1;
             let Remote { server, size, .. } = self.remote;
             say!("{server} sends no more ({lost}); going on from {}", Share(at, *size));
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(PAUSES.1);
+            std::thread::sleep(pauses.pause());
         }
         Ok(())
     }
@@ -246,25 +245,19 @@ impl Source<'_> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nRange: bytes={at}-{last}\r\n\r\n");
         stream.get_mut().write_all(request.as_bytes())?;
         stream.get_mut().flush()?;
-        let mut head = String::new();
-        let mut limited = stream.take(HEAD_MAX);
-        while !head.ends_with("\r\n\r\n") {
-            if limited.read_line(&mut head)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "an answer cut short").into());
-            }
-        }
-        match part(&head) {
+        let head = Head::read(stream)?;
+        match head.part {
             Some(part) if part == (Part { range: *at..end, size: *size }) => {}
             Some(Part { size: found, .. }) if found != *size => {
                 let expected = *size;
                 return Err(Ended::ForGood(FetchError::OtherSize { path: path.clone(), found, expected }));
             }
-            _ => match status(&head) {
-                Some(status @ 400..=499) => {
+            _ => match head.status {
+                status @ 400..=499 => {
                     return Err(Ended::ForGood(FetchError::Refused { path: path.clone(), status }));
                 }
-                _ => {
-                    let words = format!("answered {:?}", head.lines().next().unwrap_or_default());
+                status => {
+                    let words = format!("answered with status {status}");
                     return Err(io::Error::new(io::ErrorKind::InvalidData, words).into());
                 }
             },
@@ -299,35 +292,6 @@ impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} MiB", self.0 >> 20, self.1.div_ceil(1 << 20))
     }
-}
-
-/// Which part of the file an answer brings, and how large the whole is.
-#[derive(Debug, PartialEq)]
-struct Part {
-    range: Range<u64>,
-    size: u64,
-}
-
-/// Reads the head of an answer that has what was asked for (RFC 9110 section 15.3.7): 206 and
-/// `Content-Range: bytes FIRST-LAST/SIZE`.
-fn part(head: &str) -> Option<Part> {
-    if status(head) != Some(206) {
-        return None;
-    }
-    let range = head.lines().skip(1).find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-range").then(|| value.trim())
-    })?;
-    let (range, size) = range.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
-    let range = first..last.checked_add(1)?;
-    (first <= last && last < size).then_some(Part { range, size })
-}
-
-/// `HTTP/1.1 204 No Content`
-pub(crate) fn status(head: &str) -> Option<u16> {
-    head.lines().next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
 use crate::console::RAW;
+use crate::lock::Unpoisoned as _;
 use crate::ship::{PAUSE, Sender, said};
 
 /// A longer line is sent in pieces.
@@ -320,7 +321,7 @@ static WAITING: Mutex<Waiting> =
 static CHANGED: Condvar = Condvar::new();
 
 fn waiting() -> MutexGuard<'static, Waiting> {
-    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+    WAITING.lock().unpoisoned()
 }
 
 impl Waiting {
@@ -364,8 +365,7 @@ fn ship(sender: &mut Sender) -> ! {
         let mut waiting = waiting();
         waiting.sending = false;
         CHANGED.notify_all();
-        let mut waiting =
-            CHANGED.wait_while(waiting, |w| w.lines.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = CHANGED.wait_while(waiting, |w| w.lines.is_empty()).unpoisoned();
         waiting.sending = true;
         let lines = waiting.batch();
         drop(waiting);
@@ -377,7 +377,7 @@ fn ship(sender: &mut Sender) -> ! {
         while !waiting.hurry
             && let Some(left) = deadline.checked_duration_since(Instant::now())
         {
-            (waiting, _) = CHANGED.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner);
+            (waiting, _) = CHANGED.wait_timeout(waiting, left).unpoisoned();
         }
     }
 }

@@ -1,13 +1,15 @@
 //! Reports to the appliance: how far this node is. They are sent in order by a thread of their own,
 //! again and again until the appliance has them, and never hold up the boot.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
+use pxe_contract::backoff::Backoff;
 use pxe_contract::paths::node;
 use pxe_contract::report::{Report, Reported};
 
 use crate::appliance::Appliance;
+use crate::lock::Unpoisoned as _;
 use crate::say;
 
 /// Takes reports. Cloning it is cheap; one without an appliance takes them and does nothing.
@@ -33,7 +35,7 @@ impl Reporter {
             let send = move || {
                 for report in queued {
                     deliver(&appliance, &report);
-                    *sent.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+                    *sent.0.lock().unpoisoned() -= 1;
                     sent.1.notify_all();
                 }
             };
@@ -81,7 +83,7 @@ impl Reporter {
     /// Waits until everything was sent, for a while.
     pub(crate) fn flush(&self, at_most: Duration) {
         let Some(queue) = &self.queue else { return };
-        let unsent = queue.unsent.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsent = queue.unsent.0.lock().unpoisoned();
         let _ = queue.unsent.1.wait_timeout_while(unsent, at_most, |n| *n > 0);
     }
 
@@ -91,7 +93,7 @@ impl Reporter {
 
     fn send(&self, report: Report<String>) {
         let Some(queue) = &self.queue else { return };
-        *queue.unsent.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *queue.unsent.0.lock().unpoisoned() += 1;
         // The thread holds the other end for as long as this one exists.
         let _ = queue.reports.send(report);
     }
@@ -100,7 +102,7 @@ impl Reporter {
 /// Sends one report until the appliance took it or said that it never will.
 fn deliver(appliance: &Appliance, report: &Report<String>) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
-    let mut pause = Duration::from_millis(100);
+    let mut pauses = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match appliance.post(node::REPORT, &body) {
             Ok(200..=299) => return,
@@ -108,9 +110,8 @@ fn deliver(appliance: &Appliance, report: &Report<String>) {
                 say!("the appliance refused a report ({status}): {}", String::from_utf8_lossy(&body));
                 return;
             }
-            Ok(_) | Err(_) => std::thread::sleep(pause),
+            Ok(_) | Err(_) => std::thread::sleep(pauses.pause()),
         }
-        pause = (pause * 2).min(Duration::from_secs(5));
     }
 }
 

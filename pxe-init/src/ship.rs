@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use pxe_contract::backoff::Backoff;
 use pxe_contract::console::{Batch, Said, Source};
 
 use crate::appliance::Appliance;
@@ -35,7 +36,7 @@ impl Sender {
         let Self { mac, boot, first, .. } = &*self;
         let (mac, boot, first) = (mac.clone(), boot.clone(), *first);
         let mut batch = Batch { mac, boot, first, uptime: 0.0, lines };
-        let mut pause = PAUSE;
+        let mut pauses = Backoff::new(PAUSE, Duration::from_secs(5));
         loop {
             batch.uptime = uptime();
             let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
@@ -44,8 +45,7 @@ impl Sender {
                 self.first += batch.lines.len() as u64;
                 return;
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_secs(5));
+            std::thread::sleep(pauses.pause());
         }
     }
 }

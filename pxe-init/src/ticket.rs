@@ -8,6 +8,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pxe_contract::backoff::Backoff;
 use pxe_contract::hex;
 use pxe_contract::paths::{file, node};
 use pxe_contract::ticket::{SessionAnswer, SessionRequest, Ticket};
@@ -29,7 +30,7 @@ const FILE: &str = file::TICKET;
 
 /// The appliance is asked for so long: the token is good for some minutes only.
 const PATIENCE: Duration = Duration::from_secs(300);
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TicketError {
@@ -110,7 +111,7 @@ fn trusting(
 
 fn ask(stranger: &Appliance, at: SocketAddrV4, body: &[u8]) -> Result<String, TicketError> {
     let started = Instant::now();
-    let mut pause = PAUSES.0;
+    let mut pauses = PAUSES;
     loop {
         let lost = match stranger.exchange(node::SESSION, body) {
             Ok((200, answer)) => {
@@ -130,8 +131,7 @@ fn ask(stranger: &Appliance, at: SocketAddrV4, body: &[u8]) -> Result<String, Ti
             return Err(TicketError::Unreachable(at, lost));
         }
         say!("{at} gives no session yet ({lost})");
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSES.1);
+        std::thread::sleep(pauses.pause());
     }
 }
 

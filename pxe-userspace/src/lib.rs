@@ -15,6 +15,7 @@
 
 pub mod api;
 pub mod app;
+mod base;
 pub mod blob;
 pub mod boot;
 pub mod carousel;

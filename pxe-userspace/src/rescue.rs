@@ -2,7 +2,7 @@
 //! machine says of its SSH server. In memory only: a daemon that starts anew has no passwords of boots before.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use chacha20poly1305::aead::OsRng;
 use chacha20poly1305::aead::rand_core::RngCore as _;
@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::rescue::Login;
 use sha_crypt::{Sha512Params, sha512_crypt_b64};
+
+use crate::base::lock::Unpoisoned as _;
 
 /// Machines that are remembered; those that were given a password last.
 const MACHINES_MAX: usize = 16384;
@@ -101,7 +103,7 @@ impl Rescues {
     }
 
     fn rescues(&self) -> MutexGuard<'_, HashMap<Mac, Rescue>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

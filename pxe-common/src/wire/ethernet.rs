@@ -70,7 +70,9 @@ impl FromStr for Mac {
         let mut mac = [0u8; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut mac {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or(InvalidMac)?;
+            // Digits only: `from_str_radix` takes `+1`, too.
+            let digits = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or(InvalidMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| InvalidMac)?;
         }
         match parts.next() {
@@ -95,7 +97,18 @@ mod tests {
             "52:54:00:77:00:01:02",
             "5:54:00:77:00:01",
             "zz:54:00:77:00:01",
-            "+1:54:00:77:00:01x",
+            "+1:54:00:77:00:01",
+            "-1:54:00:77:00:01",
+            " 1:54:00:77:00:01",
+            "52:54:00:77:00:1 ",
+            " 52:54:00:77:00:01",
+            "52:54:00:77:00:01\n",
+            "52:54:00:77:00:1",
+            "52:54:00:77:00:001",
+            "52::54:00:77:00",
+            "525400770001",
+            "52.54.00.77.00.01",
+            "\u{e9}:54:00:77:00:01",
         ] {
             assert_eq!(bad.parse::<Mac>(), Err(InvalidMac), "{bad}");
         }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
+use pxe_contract::hex;
 use pxe_contract::round::Lack;
 use pxe_contract::symbols::Geometry;
 use raptorq::{EncodingPacket, ObjectTransmissionInformation, PayloadId, SourceBlockDecoder};
@@ -152,7 +153,7 @@ impl Assembly {
             *block = Block::Whole;
         }
         self.hash_on(store)?;
-        Ok(self.hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hex::encode(&self.hash.finalize()))
     }
 
     fn solve(&mut self, number: u32, store: &mut impl Store) -> io::Result<()> {

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, TrySendError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use pxe_contract::hex;
 use pxe_contract::round::{Offer, Reception};
 use pxe_contract::symbols::{Content, HEADER, Header};
 
@@ -63,7 +64,8 @@ pub(super) fn listen(
                 }
             }
         });
-        let listening = Listening { image: prefix(&remote.sha256), offer, assembly, store };
+        let listening =
+            Listening { image: hex::prefix(&remote.sha256).unwrap_or_default(), offer, assembly, store };
         listening.run(&socket, &reports, &answered)
     })
 }
@@ -160,14 +162,4 @@ impl<S: Store> Listening<'_, S> {
         Header::parse(packet)
             .filter(|(header, _)| header.image == self.image && header.len == self.assembly.len())
     }
-}
-
-/// The first bytes of a digest in hexadecimal.
-fn prefix(sha256: &str) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    for (byte, digits) in bytes.iter_mut().zip(sha256.as_bytes().chunks(2)) {
-        let digits = str::from_utf8(digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
-        *byte = digits.unwrap_or_default();
-    }
-    bytes
 }

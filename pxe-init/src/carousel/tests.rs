@@ -164,7 +164,7 @@ fn sender(round: Round, group: SocketAddrV4, sha256: &str, over: &AtomicBool) {
         content[1000] ^= 1;
     }
     let geometry = Geometry::new(len, SYMBOL, BLOCK).unwrap();
-    let id = std::array::from_fn(|n| u8::from_str_radix(&sha256[2 * n..2 * n + 2], 16).unwrap());
+    let id = pxe_contract::hex::prefix(sha256).unwrap();
     let mut sequence = 0;
     for pass in 0.. {
         for block in 0..geometry.blocks() {

@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -25,6 +25,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pxe_contract::backoff::Backoff;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
@@ -34,6 +35,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
+
+use crate::base::lock::Unpoisoned as _;
 
 /// Without a request for so long, a connection is half-closed.
 const IDLE: Duration = Duration::from_secs(5);
@@ -103,7 +106,7 @@ impl Connections {
     }
 
     pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 
@@ -270,13 +273,12 @@ async fn half_close(socket: &TcpStream) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(true),
         done => done?,
     }
-    let mut pause = Duration::from_millis(10);
+    let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
     let ended = async {
         // getpeername(2) fails from the moment that the socket has no connection; epoll tells of
         // the client's FIN, but not of its last ACK.
         while socket.peer_addr().is_ok() {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
+            tokio::time::sleep(pauses.pause()).await;
         }
     };
     Ok(tokio::time::timeout(LINGER, ended).await.is_ok())

@@ -1,6 +1,6 @@
 //! The fast path on the bridge's ports, as they come and go.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pxe_common::map::Event;
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Appliance;
 use super::serving::Totals;
+use crate::base::lock::Unpoisoned as _;
 use crate::config::FastPath;
 use crate::dataplane::{self, Dataplane, KernelStatus, LoadError, Pins, ProgramState, Sinks, Tier};
 use crate::dhcp;
@@ -147,7 +148,7 @@ impl Appliance {
         let (granted, handed_back) = self.tftp.granted_and_handed_back();
         let seen_by_xdp = counters.frames_at_xdp();
         let passed = if at_tc { counters.tc } else { counters.xdp };
-        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut serving = self.serving.lock().unpoisoned();
         let before = serving.complaint().map(str::to_owned);
         let blind = serving.look(Totals { granted, handed_back, passed, seen_by_xdp, received });
         blind.iter().for_each(|port| dataplane.sees_nothing_by_xdp(port));
@@ -174,7 +175,7 @@ impl Appliance {
         alerts.extend(dataplane.not_taken().map(|why| {
             format!("the fast path does not serve: transfers can't be handed to the kernel, and the daemon sends them: {why}")
         }));
-        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let serving = self.serving.lock().unpoisoned();
         alerts.extend(serving.complaint().map(str::to_owned));
         alerts
     }

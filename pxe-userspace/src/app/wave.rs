@@ -1,7 +1,7 @@
 //! How far the boots are that go on just now, and how fast the links to them are.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use pxe_contract::stage::Stage;
 use tokio_util::sync::CancellationToken;
 
 use super::Appliance;
+use crate::base::lock::Unpoisoned as _;
 use crate::boot::{ImageFacts, plan};
 use crate::config::{Config, Source};
 use crate::image::Availability;
@@ -49,7 +50,7 @@ pub(super) async fn watch(appliance: Arc<Appliance>, shutdown: CancellationToken
 impl Appliance {
     /// How far the boots are; none when none goes on.
     pub(super) fn wave(&self, waiting: usize) -> Option<Wave> {
-        let state = self.watched.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.watched.0.lock().unpoisoned();
         let boots = self.boots_since(state.began?);
         Wave::of(
             &boots.into_iter().map(|(boot, _)| boot).collect::<Vec<_>>(),
@@ -59,7 +60,7 @@ impl Appliance {
     }
 
     fn look_at_boots(&self, now: Timestamp) {
-        let mut state = self.watched.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.watched.0.lock().unpoisoned();
         let link_speed = self.ports.now().iter().filter_map(|port| link_speed(&port.name)).max();
         if link_speed != state.link_speed {
             state.link_speed = link_speed;

@@ -12,9 +12,10 @@ mod sender;
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::base::lock::Unpoisoned as _;
 use crate::blob::Blob;
 use crate::config;
 use pxe_contract::round::{Offer, Reception};
@@ -65,7 +66,7 @@ impl Carousel {
         now: Instant,
     ) -> io::Result<Option<Offer>> {
         let Inner { settings, address, mtu, images } = &*self.0;
-        let mut images = images.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut images = images.lock().unpoisoned();
         images.retain(|_, image| {
             image.asked.retain(|_, asked| now.saturating_duration_since(*asked) < WINDOW);
             image.round = image.round.take().filter(|round| !round.ended());

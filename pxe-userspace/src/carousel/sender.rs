@@ -3,9 +3,10 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use pxe_contract::hex;
 use pxe_contract::round::{Offer, Reception};
 use pxe_contract::symbols::{Content, Geometry, HEADER, Header};
 use raptorq::{ObjectTransmissionInformation, SourceBlockEncoder};
@@ -13,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pace::Pace;
 use super::schedule::{Schedule, Step};
+use crate::base::lock::Unpoisoned as _;
 use crate::blob::Blob;
 use crate::config;
 
@@ -48,12 +50,7 @@ impl Round {
         let room = u16::try_from(mtu).unwrap_or(u16::MAX).saturating_sub((HEADER + IP_UDP) as u16);
         let symbol_size = room.min(SYMBOL_SIZE) & !7;
         let Some(geometry) = Geometry::new(image.len(), symbol_size, BLOCK_SYMBOLS) else { return Ok(None) };
-        let mut id = [0; 8];
-        for (byte, digits) in id.iter_mut().zip(sha256.as_bytes().chunks(2)) {
-            let digits = str::from_utf8(digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
-            let Some(digits) = digits else { return Ok(None) };
-            *byte = digits;
-        }
+        let Some(id) = hex::prefix::<8>(sha256) else { return Ok(None) };
         // Images have groups of their own, as far as there are: switches that look keep them apart.
         let hosts = u32::MAX.checked_shr(settings.group.prefix_len().into()).unwrap_or(0);
         let group = settings.group.network().to_bits() | (u32::from(id[0]) & hosts);
@@ -94,7 +91,7 @@ impl Round {
     }
 
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+        self.schedule.lock().unpoisoned()
     }
 }
 

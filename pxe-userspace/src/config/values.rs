@@ -93,13 +93,7 @@ pub(super) fn option_bytes(value: &OptionValue) -> Result<Vec<u8>, &'static str>
 }
 
 fn hex_bytes(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text
-        .chars()
-        .filter(|c| !matches!(c, ':' | ' '))
-        .map(|c| c.to_digit(16).map(|d| d as u8))
-        .collect::<Option<_>>()?;
-    let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+    crate::text::unhex(&text.replace([':', ' '], ""))
 }
 
 /// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).

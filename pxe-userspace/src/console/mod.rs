@@ -8,13 +8,14 @@ pub mod crash;
 mod store;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use jiff::{SignedDuration, Timestamp};
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::base::lock::Unpoisoned as _;
 use crate::text;
 use store::Store;
 
@@ -76,7 +77,7 @@ impl Consoles {
             line(boot.clone(), first.saturating_add(n), time, said)
         });
         // Held until they are told, so that they are told in order.
-        let mut store = self.0.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.0.store.lock().unpoisoned();
         for line in store.append(mac, &boot, first, lines.collect(), now)? {
             // Nobody listening is nobody interested.
             let _ = self.0.live.send((mac, line));
@@ -87,7 +88,7 @@ impl Consoles {
     /// Keeps what has no number, in the boot that the machine is in: as often as it comes. What comes of a machine
     /// that was not heard of before is of no boot, and dropped.
     pub fn add(&self, mac: Mac, said: Said, now: Timestamp) -> Result<(), ConsoleError> {
-        let mut store = self.0.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.0.store.lock().unpoisoned();
         if let Some((boot, number)) = store.last(mac, now)? {
             let line = line(boot, number, now, said);
             store.add(mac, &line)?;
@@ -98,7 +99,7 @@ impl Consoles {
 
     /// The lines of a boot of this machine: its last one, or so many before. None when there is none.
     pub fn read(&self, mac: Mac, back: usize) -> Result<Option<Vec<Line>>, ConsoleError> {
-        self.0.store.lock().unwrap_or_else(PoisonError::into_inner).read(mac, back)
+        self.0.store.lock().unpoisoned().read(mac, back)
     }
 
     /// Lines from now on, of all machines.

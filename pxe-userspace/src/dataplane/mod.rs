@@ -30,13 +30,14 @@ mod stack_tests;
 pub(crate) mod tests;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pxe_common::Mac;
 use pxe_common::map::{Lease, Session, SessionKey};
 use pxe_common::tftp;
 
+use crate::base::lock::Unpoisoned as _;
 use crate::blob::Blob;
 use crate::clock::boot_time_ns;
 use crate::config;
@@ -256,5 +257,5 @@ pub fn remove_left(pins: &Pins, ports: &[String]) -> io::Result<()> {
 
 /// A panic elsewhere leaves maps that are whole: every change is one system call.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().unpoisoned()
 }

@@ -14,6 +14,7 @@ use pxe_common::dhcp::{
     self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Pass, Request, TooLong, field,
 };
 use pxe_common::wire::port;
+use uuid::Uuid;
 
 use super::kernel::Answered;
 use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
@@ -558,16 +559,8 @@ fn aliases(request: &Request, packet: &Packet) -> Aliases {
 /// SMBIOS 2.6 has it so). All zero is a machine that has none.
 fn uuid(option: &[u8]) -> Option<String> {
     let [0, guid @ ..] = option else { return None };
-    let g: [u8; 16] = guid.try_into().ok().filter(|g| *g != [0; 16])?;
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    let mut text = String::with_capacity(36);
-    for (i, from) in order.into_iter().enumerate() {
-        if [4, 6, 8, 10].contains(&i) {
-            text.push('-');
-        }
-        text.push_str(&format!("{:02x}", g[from]));
-    }
-    Some(text)
+    let uuid = Uuid::from_slice_le(guid).ok()?;
+    (!uuid.is_nil()).then(|| uuid.to_string())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::{Command, Meta, Reply, To};
 use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
+use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
 use crate::machines::Machines;
 use crate::net::packet::{self, PacketSocket};
@@ -193,7 +194,7 @@ impl Dhcp {
     }
 
     fn lock(&self) -> MutexGuard<'_, Server> {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+        self.server.lock().unpoisoned()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -12,6 +12,7 @@ use pxe_contract::ticket::Ticket;
 use tokio::sync::watch;
 
 use super::{Files, OpenError, Opened, Root};
+use crate::base::lock::Unpoisoned as _;
 use crate::blob::Blob;
 use crate::boot::{Appliance, Generated, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan};
 use crate::config::{Config, Profile, Rescue, Source};
@@ -81,7 +82,7 @@ impl Catalog {
 
     /// Goes on with another files root, that of the next configuration. What is being sent stays as it was opened.
     pub fn serve(&self, root: OpenRoot) {
-        *self.root.write().unwrap_or_else(PoisonError::into_inner) = root.0;
+        *self.root.write().unpoisoned() = root.0;
     }
 
     /// What it goes by now.
@@ -90,7 +91,7 @@ impl Catalog {
     }
 
     fn root(&self) -> Option<Arc<Root>> {
-        self.root.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.root.read().unpoisoned().clone()
     }
 
     fn generated(&self, path: &Generated, client: Ipv4Addr) -> Result<Opened, OpenError> {

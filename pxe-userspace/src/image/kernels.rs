@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use super::stage1::{self, Stage1Error};
 use super::store::{StoreError, Stored};
 use super::tree::{Content, Inode, Kind, Tree};
 use super::{AddError, Images, STAGE1_LEVEL, blocking, canonical};
+use crate::base::lock::Unpoisoned as _;
 
 /// A kernel as it is kept, and as `bridgehead kernel list --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,11 +206,11 @@ impl Images {
     }
 
     pub(super) fn kernel_list(&self) -> MutexGuard<'_, KernelList> {
-        self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.kernels.lock().unpoisoned()
     }
 
     fn module_sets(&self) -> MutexGuard<'_, ModuleSets> {
-        self.0.module_sets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.module_sets.lock().unpoisoned()
     }
 
     /// The blobs that kernels and module sets are made of.

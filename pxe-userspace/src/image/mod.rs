@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Read, Seek as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
 use pxe_contract::paths::file;
@@ -44,6 +44,7 @@ use self::kernels::ModuleSets;
 use self::oci::Archive;
 use self::store::Store;
 use self::tree::{Content, Inode, Kind, Spool, Tree};
+use crate::base::lock::Unpoisoned as _;
 use crate::blob::Blob;
 use crate::engine::{Engine, NoEngine};
 use crate::text::hex;
@@ -315,7 +316,7 @@ impl Images {
     }
 
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, Image>> {
-        self.0.images.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.images.lock().unpoisoned()
     }
 
     fn load_assets(&self) -> Result<(Spool, Tree, String), AddError> {

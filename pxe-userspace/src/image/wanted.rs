@@ -1,17 +1,18 @@
 //! The images that profiles name, brought in in the background: a boot never waits for Docker.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use pxe_contract::backoff::Backoff;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{DOCKER_NODE, DOCKER_NODE_FILE, Image, ImageSource, Images};
+use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, Source};
 
-/// Pause before an image that could not be brought in is tried again; it doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Before an image that could not be brought in is tried again.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
 
 /// Whether an image can be booted.
 #[derive(Clone, Debug)]
@@ -83,7 +84,7 @@ impl Wanted {
         } else {
             ImageSource::Reference(reference.clone())
         };
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = PAUSES;
         loop {
             let report = reference.clone();
             let progress = move |progress| tracing::debug!(image = report, %progress, "bringing in");
@@ -116,13 +117,13 @@ impl Wanted {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                () = tokio::time::sleep(pauses.pause()) => {}
                 () = stop.cancelled() => return,
             }
         }
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
-        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.pending.lock().unpoisoned()
     }
 }

@@ -16,7 +16,7 @@ pub(crate) mod room;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::base::lock::Unpoisoned as _;
 use crate::config::{FastPath, Http, Network};
 use ceiling::Ceiling;
 use journal::Journal;
@@ -64,7 +65,7 @@ impl Ports {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Port>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

@@ -65,9 +65,7 @@ fn identity(words: &[&str]) -> String {
     let digest = hash.finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
-    let bits = u128::from_be_bytes(bytes) & !(0xf << 76 | 0x3 << 62) | 0x8 << 76 | 0x2 << 62;
-    let hex = format!("{bits:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
 }
 
 #[cfg(test)]
@@ -130,6 +128,8 @@ mod tests {
         assert_eq!((id.len(), &id[14..15]), (36, "8"));
         assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
         assert_eq!(id, identity(&["a", "b"]));
+        // What is on disks has it.
+        assert_eq!(identity(&["n1", "array", "data"]), "da227c59-1bee-86c2-a194-22c6bf506dad");
         assert_ne!(id, identity(&["ab", ""]));
         assert_ne!(text(&plan(), "n1"), text(&plan(), "n2"));
     }

@@ -6,8 +6,9 @@ pub mod keys;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::base::lock::Unpoisoned as _;
 use crate::config::StoragePlan;
 use crate::config::storage::ReleaseKeys;
 use crate::machines::Machine;
@@ -33,7 +34,7 @@ impl Storage {
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

@@ -234,7 +234,7 @@ fn take(
             return if head.len() > HEAD_MAX { Err(Bad::Http) } else { Ok(()) };
         };
         bytes = &bytes[end + 4 - before..];
-        *answer = Some(parse_head(&head[..end]).ok_or(Bad::Http)?);
+        *answer = Some(parse_head(&head[..end + 4]).ok_or(Bad::Http)?);
     }
     let Some((_, rest)) = answer else { return Err(Bad::Http) };
     *rest = rest.checked_sub(bytes.len() as u64).ok_or(Bad::Http)?;
@@ -244,15 +244,22 @@ fn take(
 
 /// The status, and the body's length.
 fn parse_head(head: &[u8]) -> Option<(u16, u64)> {
-    let head = std::str::from_utf8(head).ok()?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    let length = lines.find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())
-    });
-    // 204 has no body, nor a length (RFC 9110 section 8.6).
-    Some((status, length.unwrap_or(Some(0))?))
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut fields);
+    if !answer.parse(head).ok()?.is_complete() {
+        return None;
+    }
+    let length = answer.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
+    let length = match length {
+        // Digits only: `parse` takes `+1`, too.
+        Some(field) if field.value.iter().all(u8::is_ascii_digit) => {
+            str::from_utf8(field.value).ok()?.parse().ok()?
+        }
+        Some(_) => return None,
+        // 204 has no body, nor a length (RFC 9110 section 8.6).
+        None => 0,
+    };
+    Some((answer.code?, length))
 }
 
 fn instant(now: u64) -> Instant {
@@ -313,10 +320,10 @@ mod tests {
 
     #[test]
     fn heads() {
-        assert_eq!(parse_head(b"HTTP/1.1 204 No Content\r\nDate: x"), Some((204, 0)));
-        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 24"), Some((200, 24)));
-        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\ncontent-length:7\r\nX: y"), Some((200, 7)));
-        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: many"), None);
+        assert_eq!(parse_head(b"HTTP/1.1 204 No Content\r\nDate: x\r\n\r\n"), Some((204, 0)));
+        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n"), Some((200, 24)));
+        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\ncontent-length:7\r\nX: y\r\n\r\n"), Some((200, 7)));
+        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), None);
         assert_eq!(parse_head(b"SSH-2.0-x"), None);
     }
 }

@@ -18,12 +18,10 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt as _;
 use ipnet::Ipv4Net;
-use sha2::{Digest as _, Sha256};
 
-use super::Health;
+use super::{Health, identity};
 use crate::config::{Protocol, PublishedPort, Volume, Workload};
 use crate::engine::NoEngine;
-use crate::text::hex;
 
 /// Labels of everything that we make in the engine: leftovers of a crash are found by them.
 const LABEL: &str = "bridgehead";
@@ -136,11 +134,9 @@ impl Spec {
     }
 
     fn labels(&self, image_id: &str, bridge_index: u32) -> HashMap<String, String> {
-        // Debug output is stable within one build; another build may replace the container.
-        let digest = Sha256::digest(format!("{self:?} {image_id} {bridge_index}"));
         let mut labels = owner_labels(&self.owner);
         labels.insert(LABEL_WORKLOAD.into(), self.workload.name.clone());
-        labels.insert(LABEL_SPEC.into(), hex(&digest[..16]));
+        labels.insert(LABEL_SPEC.into(), identity::of(self, image_id, bridge_index));
         labels
     }
 
@@ -302,7 +298,8 @@ pub(super) async fn find_or_create(
     if let Some(container) = inspect(docker, &name).await? {
         let spec_of = |labels: &HashMap<String, String>| labels.get(LABEL_SPEC).cloned();
         let made_from = container.config.as_ref().and_then(|c| c.labels.as_ref()).and_then(spec_of);
-        if made_from == spec_of(&labels) {
+        let former = identity::former(spec, image_id, network.bridge_index);
+        if made_from == spec_of(&labels) || made_from == Some(former) {
             return Ok(state(&container));
         }
         stop(docker, &name).await?;

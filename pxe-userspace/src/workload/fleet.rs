@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::schedule::{Condition, Placed, Schedule, schedule};
+use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
 use crate::engine::{Engine, Tls, TlsError};
 use crate::machines::Machines;
@@ -172,7 +173,7 @@ impl Fleet {
     /// Who runs what, decided now and kept. Blocks until it survives a power cut.
     pub(super) fn schedule(&self, config: &Config) -> Result<Schedule, WriteError> {
         let conditions = self.nodes().iter().map(|(name, node)| (name.clone(), node.condition())).collect();
-        let mut placed = self.0.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut placed = self.0.placed.lock().unpoisoned();
         let decided = schedule(config, &conditions, &placed);
         if decided.placed != *placed {
             let rows = decided.placed.iter().flat_map(|(workload, nodes)| {
@@ -202,7 +203,7 @@ impl Fleet {
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
-        self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.nodes.lock().unpoisoned()
     }
 }
 

@@ -10,15 +10,17 @@
 mod address;
 mod container;
 pub mod fleet;
+mod identity;
 mod schedule;
 mod transfer;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use pxe_contract::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::container::{Found, NetworkSpec, Place, Spec};
 use self::fleet::Fleet;
+use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, Restart, Workload};
 use crate::engine::Engine;
 use crate::text;
@@ -35,7 +38,8 @@ pub use self::container::WorkloadError;
 
 /// A container that ran this long was well; its next failure is a first one.
 const WELL_AFTER: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Before a container that ended or failed is started again.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// How often the assignments are looked at when nothing happened: a node may have been away for too long.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// For the engine to stop a container, which itself gives the workload 10 seconds.
@@ -327,14 +331,16 @@ async fn tidy(inner: Arc<Inner>) {
 async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
     let (name, node) = (&spec.workload.name, spec.node());
     let key = (name.clone(), node.cloned());
-    let mut failures = 0;
+    let mut pauses = PAUSES;
     loop {
         let started = Instant::now();
         let ended = tokio::select! {
             () = cancel.cancelled() => break,
             ended = run_once(&inner, &spec, &key) => ended,
         };
-        failures = if started.elapsed() >= WELL_AFTER { 0 } else { failures + 1 };
+        if started.elapsed() >= WELL_AFTER {
+            pauses.reset();
+        }
         let again = match ended {
             Ok(code) => {
                 tracing::info!(workload = name, node, code, "the workload ended");
@@ -349,7 +355,7 @@ async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
             }
             Err(error) => {
                 if matches!(error, WorkloadError::NodeAway(_)) {
-                    failures = 0;
+                    pauses.reset();
                 }
                 tracing::warn!(workload = name, node, %error, "the workload does not run");
                 inner.board.update(&key, |status| {
@@ -362,7 +368,7 @@ async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
         if let Some(node) = node {
             inner.settle(node);
         }
-        let pause = if again { pause_after(failures) } else { Duration::MAX };
+        let pause = if again { pauses.pause() } else { Duration::MAX };
         tokio::select! {
             () = cancel.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
@@ -462,12 +468,6 @@ fn restarts_after(policy: Restart, code: i64) -> bool {
     }
 }
 
-/// 1, 2, 4 … 60 seconds.
-fn pause_after(failures: u32) -> Duration {
-    let doubled = Duration::from_secs(1 << failures.saturating_sub(1).min(6));
-    doubled.min(LONGEST_PAUSE)
-}
-
 fn status_of(spec: &Spec) -> WorkloadStatus {
     WorkloadStatus {
         name: spec.workload.name.clone(),
@@ -517,7 +517,7 @@ struct Board(Arc<Mutex<BTreeMap<Key, WorkloadStatus>>>);
 
 impl Board {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, WorkloadStatus>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 
     fn update(&self, key: &Key, change: impl FnOnce(&mut WorkloadStatus)) {

@@ -98,8 +98,9 @@ fn policies_and_pauses() {
     assert!(restarts_after(Restart::Always, 0));
     assert!(!restarts_after(Restart::OnFailure, 0) && restarts_after(Restart::OnFailure, 1));
     assert!(!restarts_after(Restart::Never, 1));
-    let pauses: Vec<_> = [0, 1, 2, 3, 7, u32::MAX].map(|n| pause_after(n).as_secs()).into();
-    assert_eq!(pauses, [1, 1, 2, 4, 60, 60]);
+    let mut pauses = PAUSES;
+    let seconds: Vec<_> = (0..8).map(|_| pauses.pause().as_secs()).collect();
+    assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
 }
 
 #[test]

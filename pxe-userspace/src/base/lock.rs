@@ -1,0 +1,42 @@
+//! Locks whose poison is ignored.
+//!
+//! A lock is poisoned when a thread panics while it holds it. Here that is a bug in one request or one task, which ends
+//! with it, and the daemon goes on for everybody else: a second panic at the next lock would take all of them down. What
+//! the locks guard stays usable, since it is changed by whole steps: an entry is put in, replaced or removed, and
+//! nothing is left half done in between. Whoever needs more than one step to be seen as one must not panic on the way.
+
+use std::sync::LockResult;
+
+/// Of `lock`, `read`, `write`, and a condition's `wait`.
+pub(crate) trait Unpoisoned<T> {
+    /// The guard, whether or not somebody panicked with it.
+    fn unpoisoned(self) -> T;
+}
+
+impl<T> Unpoisoned<T> for LockResult<T> {
+    fn unpoisoned(self) -> T {
+        self.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_panicked_with_is_still_there() {
+        let mutex = Mutex::new(1);
+        let panicked = std::thread::scope(|scope| {
+            let panicking = scope.spawn(|| {
+                let mut value = mutex.lock().unpoisoned();
+                *value = 2;
+                panic!("on purpose");
+            });
+            panicking.join().is_err()
+        });
+        assert!(panicked && mutex.is_poisoned());
+        assert_eq!(*mutex.lock().unpoisoned(), 2);
+    }
+}
