@@ -63,6 +63,9 @@ impl Lab {
         );
         let root = root();
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
+        // Whoever sweeps would take a directory that is not locked yet for a killed lab's.
+        let making = File::open(&root)?;
+        making.lock().with_context(|| format!("locking {}", root.display()))?;
         sweep(&root)?;
         for n in 1.. {
             let dir = root.join(format!("{}-{n}", std::process::id()));
