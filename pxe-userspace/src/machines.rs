@@ -1,8 +1,8 @@
 //! Every machine seen or declared: who it is, which address it holds, how far it got.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -10,6 +10,7 @@ use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
+use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
 use crate::text;
 
@@ -162,6 +163,15 @@ impl Machines {
         all
     }
 
+    /// How many there are at each stage of their last boot; none for those that have not booted.
+    pub fn count_by_stage(&self) -> BTreeMap<Option<Stage>, u64> {
+        let mut counts = BTreeMap::new();
+        for machine in self.read().by_mac.values() {
+            *counts.entry(machine.stage).or_default() += 1;
+        }
+        counts
+    }
+
     /// Those of which something was seen since then, in no order.
     pub fn seen_since(&self, since: Timestamp) -> Vec<Machine> {
         let register = self.read();
@@ -249,11 +259,11 @@ impl Machines {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.read().unpoisoned()
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Register> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.write().unpoisoned()
     }
 }
 

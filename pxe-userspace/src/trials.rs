@@ -6,11 +6,12 @@
 //! has failed with it. So it makes no difference whether firmware starts anew or GRUB goes back to its loop.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
+use crate::base::lock::Unpoisoned as _;
 use crate::boot::KernelFacts;
 use crate::store::{Change, Document, ReadError, Store};
 
@@ -135,7 +136,7 @@ impl Trials {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 }
 

@@ -12,7 +12,8 @@ use crate::timeline::{Follower, Stage};
 use crate::trials::Trials;
 use crate::trust::Trust;
 
-/// What is about a machine's present boot, and whoever waits for its end.
+/// What is about a machine's present boot, and whoever waits for its end. Cloning it is cheap.
+#[derive(Clone)]
 pub(super) struct Boots {
     pub(super) connections: Connections,
     pub(super) holds: Holds,

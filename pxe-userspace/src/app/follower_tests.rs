@@ -53,18 +53,8 @@ struct Appliance {
     machines: Machines,
     store: Store,
     brake: Brake,
-    boots: std::sync::Arc<Boots>,
+    boots: Boots,
     dir: tempfile::TempDir,
-}
-
-impl Follower for std::sync::Arc<Boots> {
-    fn began(&self, mac: Mac, address: Option<Ipv4Addr>) {
-        (**self).began(mac, address);
-    }
-
-    fn reached(&self, mac: Mac, stage: Stage) {
-        (**self).reached(mac, stage);
-    }
 }
 
 impl Appliance {
@@ -73,21 +63,21 @@ impl Appliance {
         let store = Store::on(brake.on(sqlite::open(&dir.path().join("db")).unwrap()));
         let timeline = Timeline::open(store.clone(), machines.clone()).unwrap();
         let config = config::parse(CONFIG, Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
-        let boots = std::sync::Arc::new(Boots {
+        let boots = Boots {
             connections: Connections::of_nodes(),
             holds: Holds::open(store.clone(), machines.clone()).unwrap(),
             rescues: Rescues::default(),
             trials: Trials::open(store.clone()).unwrap(),
             trust: Trust::open(dir.path(), store.clone(), timeline.clone()).unwrap(),
             dhcp: Dhcp::open(config.into(), store.clone(), &machines, None).unwrap().0,
-        });
+        };
         timeline.call(boots.clone());
         Self { timeline, machines, store, brake, boots, dir }
     }
 
     /// The machine ran a boot that had been held once, and should try another kernel.
     fn ran(&self, n: u16) {
-        let Boots { holds, trials, .. } = &*self.boots;
+        let Boots { holds, trials, .. } = &self.boots;
         self.machines.bound(mac(n), address(n));
         holds.hold(mac(n), Hold::Once).unwrap();
         assert!(holds.stopped(mac(n)));
@@ -97,7 +87,7 @@ impl Appliance {
 
     /// It had a session, too. Returns its rescue's document.
     fn had_session(&self, n: u16, request: &[u8]) -> String {
-        let Boots { rescues, trust, .. } = &*self.boots;
+        let Boots { rescues, trust, .. } = &self.boots;
         let (mac, address) = (mac(n), address(n));
         let token = trust.issue(mac, address, None).unwrap();
         trust.trade(mac, address, &token, request).unwrap();
@@ -169,7 +159,7 @@ async fn a_storm_while_the_disk_stands_still_misses_nothing() {
     tokio::task::block_in_place(|| (0..REPORTERS).for_each(|_| reported.recv().unwrap()));
     assert!(matches!(watcher.recv().await, Err(RecvError::Lagged(_))), "who watched has missed events");
 
-    let Boots { trials, trust, .. } = &*appliance.boots;
+    let Boots { trials, trust, .. } = &appliance.boots;
     for n in 0..MACHINES {
         assert_eq!(appliance.machines.get(mac(n)).unwrap().hold, None, "machine {n}: held once");
         // It came up with it: two boots of which nothing more is heard are not the kernel's fault.

@@ -6,7 +6,7 @@ mod store;
 mod tests;
 
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,6 +15,7 @@ use pxe_common::dhcp::Firmware;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::base::lock::Unpoisoned as _;
 use crate::diagnosis::{Note, Watch, Why};
 use crate::machines::{Fetching, Machine, Machines};
 use crate::store::{ReadError, Store};
@@ -192,7 +193,7 @@ impl Timeline {
             tracing::debug!(?happened, "an event of no known machine");
             return;
         };
-        let mut last_id = self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_id = self.0.last_id.lock().unpoisoned();
         let time = Timestamp::now();
         // A machine without a profile is given nothing to boot: it can't fail to.
         if happened.stage == Stage::Discover && machine.profile.is_some() {
@@ -317,7 +318,7 @@ impl Timeline {
 
     /// The boots of all machines. Events wait for whoever holds it.
     pub fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.0.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.watch.lock().unpoisoned()
     }
 
     fn machine(&self, who: Who) -> Option<Machine> {
@@ -335,7 +336,7 @@ impl Timeline {
     /// Events from now on, and the id of the newest one before: up to it, [`Timeline::since`] has
     /// everything, at the latest when the writer has caught up.
     pub fn follow(&self) -> (u64, broadcast::Receiver<Event>) {
-        let last_id = self.0.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_id = self.0.last_id.lock().unpoisoned();
         (*last_id, self.0.live.subscribe())
     }
 

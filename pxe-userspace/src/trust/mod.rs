@@ -9,7 +9,7 @@ pub mod boots;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use chacha20poly1305::aead::OsRng;
@@ -19,6 +19,7 @@ use pxe_common::Mac;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::base::lock::Unpoisoned as _;
 use crate::store::{Change, Document, Pending, ReadError, Store, WriteError};
 use crate::text::hex;
 use crate::timeline::{Happened, Timeline, Who};
@@ -171,6 +172,6 @@ impl Trust {
     }
 
     fn boots(&self) -> MutexGuard<'_, Boots> {
-        self.0.boots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.boots.lock().unpoisoned()
     }
 }

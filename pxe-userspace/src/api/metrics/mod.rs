@@ -90,14 +90,10 @@ pub(super) async fn metrics(
 impl Scrape {
     /// Each source is locked for as long as its own numbers are copied.
     fn of(state: &ApiState) -> Self {
-        let mut machines = BTreeMap::new();
-        for machine in state.boot.machines.all() {
-            *machines.entry(machine.stage).or_default() += 1;
-        }
         Self {
             measures: state.appliance.measures(),
             boots: Boots::of(&state.boot.timeline),
-            machines,
+            machines: state.boot.machines.count_by_stage(),
             http_sent_bytes: state.boot.http_sent.load(Ordering::Relaxed),
         }
     }

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use pxe_common::Mac;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 
 use super::connect;
+use crate::base::lock::Unpoisoned as _;
 use crate::store::{AssignmentRow, Document, EventRow, LeaseRow, ReadError, Reader, SealedKey, VolumeKeyId};
 
 /// Connections that are kept for the next reader. More are opened when more read at a time.
@@ -31,14 +32,14 @@ impl Connections {
         what: &'static str,
         read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
     ) -> Result<T, ReadError> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.idle.lock().unpoisoned().pop();
         let read = idle.map_or_else(|| connect(&self.path), Ok).and_then(|db| Ok((read(&db)?, db)));
         let failed = |source: rusqlite::Error| {
             let place = self.path.display().to_string();
             ReadError { what, place, source: source.into() }
         };
         let (found, db) = read.map_err(failed)?;
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock().unpoisoned();
         if idle.len() < KEPT {
             idle.push(db);
         }
