@@ -1,10 +1,12 @@
 //! The storm simulator before a real appliance.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{Appliance, demo};
 use lab::engine::{DEMO, Engine};
+use lab::process::wait_for;
 use lab::world::{self, World};
 use lab::{net, storm};
 
@@ -27,11 +29,16 @@ fn fifty_machines_of_all_kinds_boot_through_loss() {
         let stages: Vec<_> = outcome["stages"].as_array().context("stages")?.iter().collect();
         ensure!(stages.iter().all(|s| s["nodes"] == 50), "{outcome:#}");
 
-        // What the appliance itself saw: every machine at its initrd, and all addresses given back.
-        let nodes = appliance.json(&["nodes"])?;
-        let nodes = nodes.as_array().context("nodes")?;
-        let ours = nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with(storm::MACS)));
-        ensure!(ours.filter(|n| n["stage"] == "initrd").count() == 50, "{nodes:#?}");
+        // What the appliance itself saw: every machine at its initrd, and all addresses given back. Of a file whose
+        // last ACK is lost it knows when it has waited in vain for it.
+        wait_for(Duration::from_secs(60), || {
+            let nodes = appliance.json(&["nodes"])?;
+            let nodes = nodes.as_array().context("nodes")?;
+            let ours =
+                nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with(storm::MACS)));
+            Ok((ours.filter(|n| n["stage"] == "initrd").count() == 50).then_some(()))
+        })
+        .context("not all machines are at their initrds")?;
         let leases = appliance.json(&["leases"])?;
         let left = leases.as_array().context("leases")?.iter().filter(|l| l["state"] == "bound").count();
         ensure!(left == 0, "{left} leases are left: {leases:#}");
@@ -98,7 +105,7 @@ fn a_file_that_changes_under_the_machines_is_noticed() {
         // A truncated kernel boots nowhere, and no digest names it: it must be the same for all at least.
         let root = world.path("files");
         let changer = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(1500));
+            std::thread::sleep(Duration::from_millis(1500));
             fs::write(root.join("kernel.new"), vec![7; 30_000])?;
             fs::rename(root.join("kernel.new"), root.join("kernel"))
         });
