@@ -69,6 +69,9 @@ impl Parts<'_> {
 /// What the daemon goes by from now on when the file says `new`, and what that changes. Each key is either taken over
 /// at once, or was used to open something at the start and waits for the next one.
 ///
+/// Every address in the file was judged by `[network] address`, and every name by the others: where that one waits, all
+/// of them do.
+///
 /// Nothing is left out of the patterns: a new key does not compile until it has its decision here.
 fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
     let Config {
@@ -87,7 +90,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
         nodes,
         workloads,
     } = new;
-    let mut keys = Keys::default();
+    let mut keys = Keys { all_wait: old.network.address != network.address, ..Keys::default() };
     let config = Config {
         state_dir: keys.at_the_next_start("state-dir", &old.state_dir, state_dir),
         network: decide_network(&mut keys, &old.network, network),
@@ -104,7 +107,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
         nodes: keys.now("nodes", &old.nodes, nodes),
         workloads: keys.now("workloads", &old.workloads, workloads),
     };
-    (config, keys.0)
+    (config, keys.decided)
 }
 
 /// The bridge is set up, its ports enslaved and shaped, and the programs loaded at the start.
@@ -119,12 +122,13 @@ fn decide_network(keys: &mut Keys, old: &Network, new: Network) -> Network {
     }
 }
 
-/// The mode decides which sockets there are. All the rest is what replies say.
+/// The mode decides which sockets there are, and whether there is a range. All the rest is what replies say.
 fn decide_dhcp(keys: &mut Keys, old: &Dhcp, new: Dhcp) -> Dhcp {
     let Dhcp { mode, range, lease_time, router, dns, domain, ntp, options, unknown } = new;
+    let with_the_mode = if old.mode == mode { Keys::now } else { Keys::at_the_next_start };
     Dhcp {
         mode: keys.at_the_next_start("[dhcp] mode", &old.mode, mode),
-        range: keys.now("[dhcp] range", &old.range, range),
+        range: with_the_mode(keys, "[dhcp] range", &old.range, range),
         lease_time: keys.now("[dhcp] lease-time", &old.lease_time, lease_time),
         router: keys.now("[dhcp] router", &old.router, router),
         dns: keys.now("[dhcp] dns", &old.dns, dns),
@@ -176,19 +180,25 @@ fn decide_carousel(keys: &mut Keys, old: &Carousel, new: Carousel) -> Carousel {
 
 /// Notes what was decided of keys that changed.
 #[derive(Default)]
-struct Keys(Reloaded);
+struct Keys {
+    decided: Reloaded,
+    all_wait: bool,
+}
 
 impl Keys {
-    fn now<T: PartialEq>(&mut self, key: &str, old: &T, new: T) -> T {
+    fn now<T: PartialEq + Clone>(&mut self, key: &str, old: &T, new: T) -> T {
+        if self.all_wait {
+            return self.at_the_next_start(key, old, new);
+        }
         if *old != new {
-            self.0.changed.push(key.to_owned());
+            self.decided.changed.push(key.to_owned());
         }
         new
     }
 
     fn at_the_next_start<T: PartialEq + Clone>(&mut self, key: &str, old: &T, new: T) -> T {
         if *old != new {
-            self.0.needs_restart.push(key.to_owned());
+            self.decided.needs_restart.push(key.to_owned());
         }
         old.clone()
     }

@@ -47,6 +47,29 @@ fn what_is_said_to_wait_is_not_applied_and_the_rest_is() {
     );
 }
 
+#[test]
+fn what_was_judged_by_something_that_waits_waits_with_it() {
+    let old = dhcp("authoritative", "1h");
+    let proxy = config("[dhcp]\nmode = \"proxy\"\nlease-time = \"2h\"\n");
+    let (taken_over, done) = decide(&old, proxy);
+    assert_eq!(taken_over, dhcp("authoritative", "2h"), "it still has a range");
+    assert_eq!(
+        (done.changed.len(), done.needs_restart),
+        (1, vec!["[dhcp] mode".into(), "[dhcp] range".into()])
+    );
+
+    let mut moved = dhcp("authoritative", "2h");
+    moved.network.address = "10.78.0.1/24".parse().unwrap();
+    moved.dhcp.range = Some(([10, 78, 0, 100].into(), [10, 78, 0, 199].into()));
+    moved.profiles[0].cmdline.push('x');
+    let (taken_over, done) = decide(&old, moved);
+    assert_eq!(taken_over, old);
+    assert_eq!(
+        (done.changed, done.needs_restart.join(", ")),
+        (vec![], "[network] address, [dhcp] range, [dhcp] lease-time, profiles".to_owned())
+    );
+}
+
 /// The parts that go by the configuration, in a state directory of their own.
 struct Running {
     config: watch::Sender<Arc<Config>>,
