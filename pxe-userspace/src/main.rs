@@ -3,9 +3,9 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use bridgehead::base::text;
 use bridgehead::cli::{self, Cli, Command};
 use bridgehead::config::Problem;
-use bridgehead::text;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 

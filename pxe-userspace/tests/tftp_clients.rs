@@ -9,14 +9,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bridgehead::blob::Blob;
 use bridgehead::config;
 use bridgehead::dataplane::{Counters, Dataplane, LoadError, Sinks, Tier};
-use bridgehead::files::{Files, OpenError, Opened};
 use bridgehead::machines::Machines;
+use bridgehead::machines::timeline::{AnsweredBy, Event, Stage, Timeline};
+use bridgehead::provision::blob::Blob;
+use bridgehead::serve::files::{Files, OpenError, Opened};
+use bridgehead::serve::tftp::socket::Tftp;
 use bridgehead::store::Store;
-use bridgehead::tftp::socket::Tftp;
-use bridgehead::timeline::{AnsweredBy, Event, Stage, Timeline};
 use pxe_common::Mac;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

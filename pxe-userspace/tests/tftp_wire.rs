@@ -10,14 +10,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bridgehead::blob::Blob;
 use bridgehead::config::FastPath;
 use bridgehead::dataplane::{Dataplane, LoadError, Sinks};
-use bridgehead::files::{Files, OpenError, Opened};
 use bridgehead::machines::Machines;
+use bridgehead::machines::timeline::{AnsweredBy, Event, Stage, Timeline};
+use bridgehead::provision::blob::Blob;
+use bridgehead::serve::files::{Files, OpenError, Opened};
+use bridgehead::serve::tftp::socket::Tftp;
 use bridgehead::store::Store;
-use bridgehead::tftp::socket::Tftp;
-use bridgehead::timeline::{AnsweredBy, Event, Stage, Timeline};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pxe_common::Mac;
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};

@@ -34,8 +34,7 @@ fn fifty_machines_of_all_kinds_boot_through_loss() {
         wait_for(Duration::from_secs(60), || {
             let nodes = appliance.json(&["nodes"])?;
             let nodes = nodes.as_array().context("nodes")?;
-            let ours =
-                nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with(storm::MACS)));
+            let ours = nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with(storm::MACS)));
             Ok((ours.filter(|n| n["stage"] == "initrd").count() == 50).then_some(()))
         })
         .context("not all machines are at their initrds")?;

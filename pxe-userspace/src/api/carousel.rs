@@ -12,7 +12,7 @@ use pxe_contract::paths::ImagePart;
 use pxe_contract::round::Reception;
 
 use super::{BootState, Failure, Kind, files};
-use crate::boot::Generated;
+use crate::provision::boot::Generated;
 
 /// A report names some blocks.
 pub(super) const BODY_MAX: usize = 16 * 1024;

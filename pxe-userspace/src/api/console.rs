@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
-use crate::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line, Source};
+use crate::machines::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line, Source};
 
 pub(super) use pxe_contract::console::BATCH_MAX as BODY_MAX;
 

@@ -10,14 +10,14 @@ use pxe_common::Mac;
 use pxe_contract::failure::ErrorDocument;
 use serde::{Deserialize, Serialize};
 
-use crate::image::ImageRecord;
-use crate::text;
+use crate::base::text;
+use crate::provision::image::ImageRecord;
 
 pub use crate::dataplane::{KernelStatus, PortStatus, ProgramState, ProgramStatus, Tier};
-pub use crate::dhcp::PacingStatus as Pacing;
-pub use crate::image::Freed as Collected;
-pub use crate::pacing::progress::Wave;
-pub use crate::workload::{WorkloadState, WorkloadStatus as Workload};
+pub use crate::machines::pacing::progress::Wave;
+pub use crate::nodes::workload::{WorkloadState, WorkloadStatus as Workload};
+pub use crate::provision::image::Freed as Collected;
+pub use crate::serve::dhcp::PacingStatus as Pacing;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,7 +119,7 @@ pub struct Profile {
 #[serde(rename_all = "kebab-case")]
 pub struct WayIn {
     pub node: String,
-    #[serde(with = "crate::text::mac")]
+    #[serde(with = "crate::base::text::mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -130,7 +130,7 @@ pub struct WayIn {
     /// The fingerprint, as ssh shows it.
     pub host_key: String,
     /// When the machine was last heard of.
-    #[serde(serialize_with = "crate::text::micros")]
+    #[serde(serialize_with = "crate::base::text::micros")]
     pub heard: Timestamp,
 }
 

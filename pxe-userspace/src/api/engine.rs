@@ -8,7 +8,7 @@ use pxe_contract::engine::{PapersAnswer, PapersRequest};
 
 use super::session::Speaker;
 use super::{BootState, Failure, Kind, report};
-use crate::text;
+use crate::base::text;
 
 pub(super) const BODY_MAX: usize = 8 * 1024;
 

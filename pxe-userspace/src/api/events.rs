@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
 use super::{ApiState, Failure, Kind};
-use crate::timeline::{Event, Timeline};
+use crate::machines::timeline::{Event, Timeline};
 
 /// Rows of one query: memory is bounded however long the timeline.
 const PAGE: usize = 512;

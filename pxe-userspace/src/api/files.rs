@@ -17,10 +17,10 @@ use futures_util::stream;
 
 use super::range::Wanted;
 use super::{BootState, Failure, Kind};
-use crate::blob::Blob;
-use crate::diagnosis::Note;
-use crate::files::{OpenError, Opened};
-use crate::timeline::{Happened, Stage, Timeline, Who};
+use crate::machines::diagnosis::Note;
+use crate::machines::timeline::{Happened, Stage, Timeline, Who};
+use crate::provision::blob::Blob;
+use crate::serve::files::{OpenError, Opened};
 
 /// Bytes read at once: large enough that a thread's hand-over costs little, small enough that a
 /// hundred slow clients take no memory to speak of.

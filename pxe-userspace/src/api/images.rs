@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::documents::{Collected, Image, ImageLine};
 use super::events::ndjson;
 use super::{ApiState, Failure, Kind};
-use crate::image::ImageSource;
+use crate::provision::image::ImageSource;
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Image>>, Failure> {
     let images = state.images;

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::{ApiState, Failure, Kind};
-use crate::image::{KernelList, KernelRecord, NewKernel};
+use crate::provision::image::{KernelList, KernelRecord, NewKernel};
 
 pub(super) async fn list(State(state): State<ApiState>) -> Json<KernelList> {
     Json(state.images.kernels())

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Html;
 
 use super::ApiState;
-use crate::text::word;
+use crate::base::text::word;
 
 pub(super) async fn page(State(state): State<ApiState>) -> Html<String> {
     let mut rows = String::new();

@@ -10,7 +10,7 @@ use pxe_common::Mac;
 
 use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
 use super::{ApiState, Appliance, Failure, Kind};
-use crate::diagnosis::Why;
+use crate::machines::diagnosis::Why;
 use crate::machines::{Machine, Machines};
 
 type Answer<T> = Result<Json<T>, Failure>;

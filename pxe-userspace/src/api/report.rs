@@ -10,8 +10,8 @@ use pxe_contract::report::Report;
 
 use super::session::Speaker;
 use super::{BootState, Failure, Kind};
-use crate::text;
-use crate::timeline::{Happened, Stage, Who};
+use crate::base::text;
+use crate::machines::timeline::{Happened, Stage, Who};
 
 /// A report is a few words.
 pub(super) const BODY_MAX: usize = 16 * 1024;

@@ -14,10 +14,10 @@ use rustls::pki_types::CertificateDer;
 
 use super::listener::Shown;
 use super::{BootState, Failure, Kind, files, report};
-use crate::diagnosis::{Note, Refusal};
-use crate::text;
-use crate::timeline::{Happened, Stage, Who};
-use crate::trust::TradeError;
+use crate::base::text;
+use crate::machines::diagnosis::{Note, Refusal};
+use crate::machines::timeline::{Happened, Stage, Who};
+use crate::nodes::trust::TradeError;
 
 /// Who is at the other end of a connection.
 pub(super) struct Speaker {
@@ -71,7 +71,8 @@ pub(super) async fn initrd(
     speaker: Speaker,
 ) -> Result<impl IntoResponse, Failure> {
     let name = Generated::Node(&mac).to_string();
-    let mac: Mac = mac.parse().map_err(|_| files::failure(&name, crate::files::OpenError::NotFound))?;
+    let mac: Mac =
+        mac.parse().map_err(|_| files::failure(&name, crate::serve::files::OpenError::NotFound))?;
     let (files, address) = (state.files.clone(), speaker.address);
     let made = tokio::task::spawn_blocking(move || files.node(mac, address)).await;
     let initrd = made.map_err(Failure::internal)?.map_err(|error| files::failure(&name, error))?;

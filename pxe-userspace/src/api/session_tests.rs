@@ -7,10 +7,10 @@ use pxe_common::Mac;
 use serde_json::json;
 
 use crate::api::tests::{Answer, Daemon, MAC, curl, curl_with};
+use crate::base::text::hex;
+use crate::machines::timeline::{Event, Stage};
+use crate::nodes::trust::Scope;
 use crate::store::Store;
-use crate::text::hex;
-use crate::timeline::{Event, Stage};
-use crate::trust::Scope;
 
 const REPORT: &str = r#"{"mac": "52:54:00:77:00:01", "stage": "stage1"}"#;
 
@@ -190,9 +190,12 @@ async fn a_session_is_kept() {
     let token = issue(&daemon, None);
     assert_eq!(node.trade(MAC, &token, "127.0.0.1").await.status, 200);
     let state = daemon.file("");
-    let again =
-        crate::trust::Trust::open(&state, Store::open(&state.join("db")).unwrap(), daemon.timeline.clone())
-            .unwrap();
+    let again = crate::nodes::trust::Trust::open(
+        &state,
+        Store::open(&state.join("db")).unwrap(),
+        daemon.timeline.clone(),
+    )
+    .unwrap();
     assert!(!again.speaks_for(MAC, None));
     assert!(again.issue(MAC, Ipv4Addr::LOCALHOST, None).is_ok(), "which machines run is not known any more");
     let database = std::fs::read(daemon.file("db")).unwrap();

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::documents::{BridgeStatus, PortStatus, Tier};
 use super::*;
-use crate::blob::Blob;
 use crate::config;
-use crate::files::{OpenError, Opened};
+use crate::machines::timeline::{Event, Happened, Stage, Who};
+use crate::provision::blob::Blob;
+use crate::serve::files::{OpenError, Opened};
 use crate::store::Store;
-use crate::timeline::{Event, Happened, Stage, Who};
 
 pub(crate) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 

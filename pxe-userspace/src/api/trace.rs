@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{ApiState, Failure, Kind, read};
-use crate::trace::{SNAP_LENGTH_MAX, TraceError, Wanted};
+use crate::host::trace::{SNAP_LENGTH_MAX, TraceError, Wanted};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

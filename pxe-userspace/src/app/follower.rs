@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use pxe_common::Mac;
 
 use crate::api::Connections;
-use crate::dhcp::Dhcp;
-use crate::holds::Holds;
-use crate::rescue::Rescues;
-use crate::timeline::{Follower, Stage};
-use crate::trials::Trials;
-use crate::trust::Trust;
+use crate::machines::holds::Holds;
+use crate::machines::rescue::Rescues;
+use crate::machines::timeline::{Follower, Stage};
+use crate::nodes::trust::Trust;
+use crate::provision::trials::Trials;
+use crate::serve::dhcp::Dhcp;
 
 /// What is about a machine's present boot, and whoever waits for its end. Cloning it is cheap.
 #[derive(Clone)]

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::api;
-use crate::boot::{KernelFacts, Part};
 use crate::config;
+use crate::machines::timeline::{Happened, Timeline, Who};
 use crate::machines::{Hold, Machines};
+use crate::provision::boot::{KernelFacts, Part};
 use crate::store::testing::Brake;
 use crate::store::{Store, sqlite};
-use crate::timeline::{Happened, Timeline, Who};
 
 const MACHINES: u16 = 1000;
 /// Those of them that have a connection open, a session and a password: those cost seconds to make.

@@ -15,14 +15,14 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
-use crate::boot::{ImageFacts, KernelFacts, plan};
 use crate::config::{FastPath, Source};
-use crate::dhcp::{self, Rival};
-use crate::image::{
+use crate::host::trace::{self, TraceError};
+use crate::provision::boot::{ImageFacts, KernelFacts, plan};
+use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
     KernelRecord, NewKernel, RemoveError,
 };
-use crate::trace::{self, TraceError};
+use crate::serve::dhcp::{self, Rival};
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {

@@ -12,8 +12,8 @@ use super::serving::Totals;
 use crate::base::lock::Unpoisoned as _;
 use crate::config::FastPath;
 use crate::dataplane::{self, Dataplane, KernelStatus, LoadError, Pins, ProgramState, Sinks, Tier};
-use crate::dhcp;
-use crate::net::PortEvent;
+use crate::host::net::PortEvent;
+use crate::serve::dhcp;
 
 /// Events on their way to those who note them. When they are slow, the ring fills, and what does
 /// not fit is counted there.

@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use super::Appliance;
 use crate::api::documents::Reloaded;
 use crate::config::{self, Api, Boot, Carousel, Config, Dhcp, Docker, Http, Network, Problem};
-use crate::dhcp;
-use crate::files::{Catalog, OpenRoot, RootError};
-use crate::image::Wanted;
 use crate::machines::Machines;
-use crate::workload::Workloads;
+use crate::nodes::workload::Workloads;
+use crate::provision::image::Wanted;
+use crate::serve::dhcp;
+use crate::serve::files::{Catalog, OpenRoot, RootError};
 
 /// The file can't be taken over; everything goes on as it was.
 #[derive(Debug, thiserror::Error)]

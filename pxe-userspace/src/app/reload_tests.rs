@@ -3,15 +3,15 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::engine::Engine;
-use crate::files::Kept;
-use crate::image::Images;
-use crate::rescue::Rescues;
+use crate::machines::rescue::Rescues;
+use crate::machines::timeline::Timeline;
+use crate::nodes::engine::Engine;
+use crate::nodes::trust::Trust;
+use crate::nodes::workload::fleet::Fleet;
+use crate::provision::image::Images;
+use crate::provision::trials::Trials;
+use crate::serve::files::Kept;
 use crate::store::{self, Store};
-use crate::timeline::Timeline;
-use crate::trials::Trials;
-use crate::trust::Trust;
-use crate::workload::fleet::Fleet;
 
 fn config(rest: &str) -> Config {
     let text = format!(

@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Appliance;
 use crate::base::lock::Unpoisoned as _;
-use crate::boot::{ImageFacts, plan};
 use crate::config::{Config, Source};
-use crate::image::Availability;
 use crate::machines::Machine;
-use crate::pacing::progress::{Boot, Needs, Rate, Wave};
+use crate::machines::pacing::progress::{Boot, Needs, Rate, Wave};
+use crate::provision::boot::{ImageFacts, plan};
+use crate::provision::image::Availability;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

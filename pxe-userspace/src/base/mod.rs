@@ -1,3 +1,6 @@
 //! What any room may use, and what knows of no room.
 
+pub(crate) mod clock;
 pub(crate) mod lock;
+pub mod secret_file;
+pub mod text;

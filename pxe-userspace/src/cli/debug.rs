@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{AskError, Client, Reading};
-use crate::console::{Line, Source};
-use crate::text::percent;
+use crate::base::text::percent;
+use crate::machines::console::{Line, Source};
 
 #[derive(Debug, Args)]
 pub struct Trace {

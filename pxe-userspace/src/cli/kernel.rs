@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::client::{AskError, Client};
 use super::{Reading, print, read, show};
-use crate::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
-use crate::text::percent;
+use crate::base::text::percent;
+use crate::provision::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
 
 #[derive(Debug, Subcommand)]
 pub enum KernelCommand {

@@ -17,14 +17,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
+use crate::base::text::{self, percent};
 use crate::config::{API_LISTEN, Config, FastPath, Problem};
 use crate::dataplane;
-use crate::diagnosis::Why;
-use crate::image::ImageSource;
 use crate::machines::Machine;
+use crate::machines::diagnosis::Why;
+use crate::machines::timeline::Event;
+use crate::provision::image::ImageSource;
 use crate::storm::Storm;
-use crate::text::{self, percent};
-use crate::timeline::Event;
 use client::Client;
 
 pub use client::AskError;

@@ -7,11 +7,11 @@ use crate::api::documents::{
     Collected, FileEntry, Image, KernelStatus, Lease, Profile, ProgramState, ProgramStatus, Progress,
     Reloaded, Status, WayIn, Workload,
 };
-use crate::diagnosis::{Cause, Evidence, Why};
-use crate::image::KernelList;
+use crate::base::text::word;
+use crate::machines::diagnosis::{Cause, Evidence, Why};
+use crate::machines::timeline::{Event, Stage};
 use crate::machines::{Hold, Machine};
-use crate::text::word;
-use crate::timeline::{Event, Stage};
+use crate::provision::image::KernelList;
 
 pub(super) fn status(status: Status) -> String {
     let Status { version, started, bridge, pool, ports, fast_path, boots, pacing, alerts, counters } = status;

@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use super::*;
 use crate::api::tests::Daemon;
-use crate::timeline::{Happened, Stage, Who};
+use crate::machines::timeline::{Happened, Stage, Who};
 
 pub(crate) async fn run(api: &str, words: &str) -> Result<String, AskError> {
     let words = format!("bridgehead {words} --api {api}");

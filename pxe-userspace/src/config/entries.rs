@@ -15,7 +15,7 @@ use super::{
     Dhcp, DhcpMode, ENGINE_PORT, Http, Node, OnExit, Profile, Protocol, Run, Source, Unknown, Workload,
     assignment, storage, values,
 };
-use crate::image::DOCKER_NODE;
+use crate::provision::image::DOCKER_NODE;
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();

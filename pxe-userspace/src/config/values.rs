@@ -93,7 +93,7 @@ pub(super) fn option_bytes(value: &OptionValue) -> Result<Vec<u8>, &'static str>
 }
 
 fn hex_bytes(text: &str) -> Option<Vec<u8>> {
-    crate::text::unhex(&text.replace([':', ' '], ""))
+    crate::base::text::unhex(&text.replace([':', ' '], ""))
 }
 
 /// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).

@@ -6,7 +6,7 @@ use pxe_common::map::{CHUNK_STRIDE, Chunk, SUMS_PER_PAGE, SumPage};
 use pxe_common::tftp::Session;
 use pxe_common::wire::Checksum;
 
-use crate::blob::Blob;
+use crate::provision::blob::Blob;
 
 /// Chunks of a blob of `len` bytes. One more than the bytes need when they fill the last: an
 /// empty last block begins there.

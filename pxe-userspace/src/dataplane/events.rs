@@ -14,8 +14,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::counters::CounterMap;
-use crate::clock::boot_time_ns;
-use crate::dhcp::Told;
+use crate::base::clock::boot_time_ns;
+use crate::serve::dhcp::Told;
 
 /// The programs' ring of events. What it has no room for is counted as `events-lost`.
 pub struct Events {

@@ -37,14 +37,14 @@ use pxe_common::Mac;
 use pxe_common::map::{Lease, Session, SessionKey};
 use pxe_common::tftp;
 
+use crate::base::clock::boot_time_ns;
 use crate::base::lock::Unpoisoned as _;
-use crate::blob::Blob;
-use crate::clock::boot_time_ns;
+use crate::base::text::chain;
 use crate::config;
-use crate::dhcp::LeaseMap;
-use crate::text::chain;
-use crate::tftp::{Declined, FastPath, Left, Note};
-use crate::trace::Programs;
+use crate::host::trace::Programs;
+use crate::provision::blob::Blob;
+use crate::serve::dhcp::LeaseMap;
+use crate::serve::tftp::{Declined, FastPath, Left, Note};
 
 pub use counters::{Counters, HookCounters};
 pub use events::{Events, Sinks};

@@ -27,7 +27,7 @@ impl Pins {
     /// The directory for the daemon with this state directory. Nothing is made yet.
     pub fn of(state_dir: &Path) -> Self {
         let path = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
-        let hash = crate::text::hex(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
+        let hash = crate::base::text::hex(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
         Self(Path::new(BPFFS).join(format!("bridgehead-{hash}")))
     }
 

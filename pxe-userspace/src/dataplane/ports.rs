@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::pins::Pins;
 use super::programs::{KernelStatus, Programs, Unusable};
+use crate::base::text::chain;
 use crate::config::FastPath;
-use crate::net::offload::{self, has_device};
-use crate::text::chain;
+use crate::host::net::offload::{self, has_device};
 
 /// Where a port's frames are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

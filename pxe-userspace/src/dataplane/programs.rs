@@ -10,8 +10,8 @@ use pxe_common::map::{Part, name};
 use pxe_common::verdict::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::base::text::chain;
 use crate::config::FastPath;
-use crate::text::chain;
 
 /// Lines that are kept of what a verifier said.
 const LAST_LINES: usize = 12;

@@ -16,9 +16,9 @@ use super::tests::{
     run, session,
 };
 use super::{Dataplane, lock};
-use crate::blob::Blob;
 use crate::config::FastPath;
-use crate::tftp::FastPath as _;
+use crate::provision::blob::Blob;
+use crate::serve::tftp::FastPath as _;
 
 /// `r0 = *(u64 *)(r5 + 0)`: no program has anything in r5 when it begins (RFC 9669 section 4.2).
 const SPOILT: [u8; 8] = [0x79, 0x50, 0, 0, 0, 0, 0, 0];

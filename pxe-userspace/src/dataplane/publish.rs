@@ -10,8 +10,8 @@ use pxe_common::tftp::Session;
 
 use super::load::{ChunkMap, SumMap};
 use super::{chunks, lock};
-use crate::blob::{Blob, BlobKey, ReadAt};
-use crate::tftp::{Declined, Note};
+use crate::provision::blob::{Blob, BlobKey, ReadAt};
+use crate::serve::tftp::{Declined, Note};
 
 /// Lets arrays of any length stand where the programs' declaration has one entry (linux/bpf.h).
 const BPF_F_INNER_MAP: u32 = 1 << 12;

@@ -14,8 +14,8 @@ use super::tests::{
     ACK, TC_ACT_REDIRECT, ack_frame, check_data_frame, contents, loaded, now_ns, run, session,
 };
 use super::{Dataplane, lock};
-use crate::blob::{Blob, BlobKey, ReadAt};
-use crate::tftp::{Declined, FastPath as _};
+use crate::provision::blob::{Blob, BlobKey, ReadAt};
+use crate::serve::tftp::{Declined, FastPath as _};
 
 const IDLE: Duration = Duration::from_secs(30);
 const CHUNK: u64 = size_of::<Chunk>() as u64;

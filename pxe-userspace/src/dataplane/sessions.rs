@@ -8,7 +8,7 @@ use pxe_common::tftp;
 
 use super::load::{NOTE_LEN, NoteMap, SessionMap};
 use super::publish::{Blobs, Grant};
-use crate::tftp::{Declined, Left, Note};
+use crate::serve::tftp::{Declined, Left, Note};
 
 pub(super) struct Sessions {
     pub(super) map: SessionMap,

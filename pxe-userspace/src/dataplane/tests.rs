@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::HEARD_EVERY;
 use super::{Dataplane, Events, LoadError, ProgramState, Sinks, lock};
-use crate::blob::Blob;
 use crate::config::FastPath;
-use crate::tftp::FastPath as _;
+use crate::provision::blob::Blob;
+use crate::serve::tftp::FastPath as _;
 
 pub(super) const ACK: Datagram = Datagram {
     source_mac: Mac([0x52, 0x54, 0, 0x77, 0, 1]),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::boot::Generated;
-use crate::text::hex;
+use crate::base::text::hex;
+use crate::provision::boot::Generated;
 
 /// Whole files by path, without a leading slash.
 #[derive(Debug, Default)]

@@ -205,7 +205,7 @@ impl Machine {
 
     /// Nobody waits for it any longer.
     pub(super) fn give_up(&mut self, seconds: u64) {
-        let stage = self.stage().map_or("nothing".to_owned(), crate::text::word);
+        let stage = self.stage().map_or("nothing".to_owned(), crate::base::text::word);
         let refusal = self.refusal.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
         self.task =
             Task::Failed(format!("not booted after {seconds} s, the last stage is `{stage}`{refusal}"));

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::link::Frames;
-use crate::net::packet::link_address;
+use crate::host::net::packet::link_address;
 
 /// Frames that one system call takes or gives.
 const BATCH: usize = 64;

@@ -28,13 +28,13 @@ const PURE: [&str; 11] = [
     "pxe-common/src/",
     "pxe-contract/src/",
     "pxe-userspace/src/app/serving",
-    "pxe-userspace/src/boot/",
-    "pxe-userspace/src/carousel/pace",
-    "pxe-userspace/src/carousel/schedule",
-    "pxe-userspace/src/dhcp/leases",
-    "pxe-userspace/src/dhcp/server",
-    "pxe-userspace/src/tftp/server",
-    "pxe-userspace/src/tftp/transfer",
+    "pxe-userspace/src/provision/boot/",
+    "pxe-userspace/src/serve/carousel/pace",
+    "pxe-userspace/src/serve/carousel/schedule",
+    "pxe-userspace/src/serve/dhcp/leases",
+    "pxe-userspace/src/serve/dhcp/server",
+    "pxe-userspace/src/serve/tftp/server",
+    "pxe-userspace/src/serve/tftp/transfer",
     "pxe-userspace/src/dataplane/chunks",
 ];
 
@@ -157,20 +157,23 @@ mod tests {
 
     #[test]
     fn a_pure_module_that_reads_the_clock_is_named_with_its_line() {
-        let found = broken("pxe-userspace/src/dhcp/leases.rs", "fn f() {\n    Timestamp::now();\n}\n");
-        assert_eq!(found, ["pxe-userspace/src/dhcp/leases.rs:2: a pure module mentions Timestamp::now"]);
+        let found = broken("pxe-userspace/src/serve/dhcp/leases.rs", "fn f() {\n    Timestamp::now();\n}\n");
+        assert_eq!(
+            found,
+            ["pxe-userspace/src/serve/dhcp/leases.rs:2: a pure module mentions Timestamp::now"]
+        );
     }
 
     #[test]
     fn comments_tests_and_other_names_are_no_mention() {
         let text =
             "// tokio::spawn\nfn f() { himalaya::climb() }\n#[cfg(test)]\nmod tests { use tokio::test; }\n";
-        assert_eq!(broken("pxe-userspace/src/boot/mod.rs", text), [""; 0]);
+        assert_eq!(broken("pxe-userspace/src/provision/boot/mod.rs", text), [""; 0]);
     }
 
     #[test]
     fn aya_stays_in_the_dataplane() {
-        assert_eq!(broken("pxe-userspace/src/net/mod.rs", "use aya::Ebpf;\n").len(), 1);
+        assert_eq!(broken("pxe-userspace/src/host/net/mod.rs", "use aya::Ebpf;\n").len(), 1);
         assert_eq!(broken("pxe-userspace/src/dataplane/load.rs", "use aya::Ebpf;\n").len(), 0);
     }
 

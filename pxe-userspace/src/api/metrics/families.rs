@@ -14,15 +14,15 @@ use prometheus_client::registry::Unit;
 use pxe_common::verdict::{Drop, Hook, Pass};
 
 use super::{KernelMeasures, Scrape};
+use crate::base::text::word;
 use crate::dataplane::HookCounters;
-use crate::dhcp::{Counters, PacingStatus};
-use crate::diagnosis::BUCKETS;
-use crate::text::word;
+use crate::machines::diagnosis::BUCKETS;
+use crate::serve::dhcp::{Counters, PacingStatus};
 
 /// Ports that are named. A bridge of Docker's may have any number.
 const MOST_PORTS: usize = 256;
 
-/// What the TFTP server counts, by its own names: see [`tftp::Stats`](crate::tftp::Stats). Its bytes are in `sent_bytes`.
+/// What the TFTP server counts, by its own names: see [`tftp::Stats`](crate::serve::tftp::Stats). Its bytes are in `sent_bytes`.
 pub(super) const TFTP: [(&str, &str); 10] = [
     ("requests", "Requests for files."),
     ("refused", "Requests that were answered by an ERROR."),

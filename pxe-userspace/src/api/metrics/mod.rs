@@ -22,9 +22,9 @@ use pxe_contract::stage::Stage;
 use super::documents::PortStatus;
 use super::{ApiState, Failure};
 use crate::dataplane;
-use crate::dhcp;
-use crate::diagnosis::{Histogram, Kind as Cause};
-use crate::timeline::Timeline;
+use crate::machines::diagnosis::{Histogram, Kind as Cause};
+use crate::machines::timeline::Timeline;
+use crate::serve::dhcp;
 
 /// What the appliance itself measures, at one moment.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct Measures {
     pub alerts: usize,
     pub ports: Vec<PortStatus>,
     pub dhcp: dhcp::Status,
-    /// [`tftp::Stats`](crate::tftp::Stats) by name.
+    /// [`tftp::Stats`](crate::serve::tftp::Stats) by name.
     pub tftp: Vec<(&'static str, u64)>,
     /// `None` when the fast path is off.
     pub kernel: Option<KernelMeasures>,

@@ -7,8 +7,8 @@ use pxe_common::verdict::counter_name;
 
 use super::*;
 use crate::api::documents::Tier;
-use crate::diagnosis::BUCKETS;
-use crate::tftp;
+use crate::machines::diagnosis::BUCKETS;
+use crate::serve::tftp;
 
 /// Of an appliance with a fast path, where everything was counted.
 pub(in super::super) fn measures() -> Measures {

@@ -8,9 +8,9 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph};
 
 use super::site::{Site, TIERS, Totals};
+use crate::base::text::word;
 use crate::cli::table::size;
-use crate::diagnosis::Why;
-use crate::text::word;
+use crate::machines::diagnosis::Why;
 
 /// Of a boot, in order. A warning is none.
 fn of_a_boot() -> impl Iterator<Item = Stage> {

@@ -7,8 +7,8 @@ use pxe_contract::stage::Stage;
 
 use crate::api::documents::Status;
 use crate::cli::{AskError, Client};
-use crate::diagnosis::{Kind, Why};
 use crate::machines::Machine;
+use crate::machines::diagnosis::{Kind, Why};
 
 /// Who sends files, and the counter of what it sent: whole frames in the kernel, contents elsewhere.
 pub(super) const TIERS: [(&str, &str); 4] = [

@@ -7,7 +7,7 @@ use super::*;
 use crate::api::documents::{BridgeStatus, PortStatus, Status, Tier};
 use crate::api::tests::Daemon;
 use crate::cli::tests::run;
-use crate::diagnosis::{Cause, Kind, Why};
+use crate::machines::diagnosis::{Cause, Kind, Why};
 use crate::machines::{Fetching, Machine};
 
 fn site() -> Site {

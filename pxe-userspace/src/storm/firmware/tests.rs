@@ -9,7 +9,7 @@ use pxe_common::wire::{Datagram, HEADERS_LEN, port};
 
 use super::super::dhcp::{Identity, Kind, message};
 use super::*;
-use crate::boot::{self, Plan, Refusal};
+use crate::provision::boot::{self, Plan, Refusal};
 
 /// The payloads of a capture's datagrams to this port.
 fn sent(file: &str, port: u16) -> Vec<Vec<u8>> {

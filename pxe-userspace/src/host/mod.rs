@@ -1,0 +1,4 @@
+//! The appliance's own links.
+
+pub mod net;
+pub mod trace;

@@ -1,0 +1,121 @@
+//! The bridge's neighbours, as DHCP knows them.
+//!
+//! Linux keeps 1,024 IPv4 neighbours of all interfaces together (`gc_thresh3`). With more machines than that it
+//! answers nobody's ARP any more ("neighbor table overflow"), and a boot ends after its lease. Entries that
+//! were learned elsewhere (`NTF_EXT_LEARNED`) do not count (Linux 5.0, `neigh_alloc` in net/core/neighbour.c), and
+//! are otherwise like all others: what a machine says by ARP replaces them.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use pxe_common::Mac;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::BridgeInfo;
+use super::links::Links;
+
+/// The kernel forgets them when the bridge loses its carrier, so what is heard again is entered again.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// Who has which address.
+pub struct Neighbours {
+    learned: mpsc::UnboundedSender<(Ipv4Addr, Mac)>,
+    keeping: JoinHandle<()>,
+}
+
+impl Neighbours {
+    /// Those of `bridge`, which hands out addresses of its own network.
+    pub fn of(bridge: &BridgeInfo) -> Self {
+        let (learned, news) = mpsc::unbounded_channel();
+        Self { learned, keeping: tokio::spawn(keep(bridge.clone(), news)) }
+    }
+
+    /// `mac` was given `address`.
+    pub fn learn(&self, address: Ipv4Addr, mac: Mac) {
+        // Where they can't be kept nobody listens, and the kernel asks by itself.
+        let _ = self.learned.send((address, mac));
+    }
+
+    /// Takes all of them back.
+    pub async fn forget(self) {
+        drop(self.learned);
+        let _ = self.keeping.await;
+    }
+}
+
+async fn keep(bridge: BridgeInfo, mut news: mpsc::UnboundedReceiver<(Ipv4Addr, Mac)>) {
+    let kept = match Links::connect() {
+        Ok(links) => links,
+        Err(error) => {
+            tracing::warn!(%error, "the kernel is not told which machine has which address");
+            return;
+        }
+    };
+    let mut known = HashMap::new();
+    while let Some((address, mac)) = news.recv().await {
+        let now = Instant::now();
+        let told = known.get(&address).is_some_and(|(m, at)| *m == mac && now - *at < AGAIN_AFTER);
+        // Behind a relay there are other networks.
+        if told || !bridge.address.contains(&address) {
+            continue;
+        }
+        match kept.learn(bridge.index, address, mac).await {
+            Ok(()) => drop(known.insert(address, (mac, now))),
+            Err(error) => tracing::debug!(%address, %error, "the kernel does not take a neighbour"),
+        }
+    }
+    for address in known.into_keys() {
+        // Gone already, or replaced by somebody.
+        let _ = kept.forget(bridge.index, address).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{HTTP, in_namespace, ip, network, run};
+    use super::*;
+    use crate::host::net::Bridge;
+
+    /// Three times what the kernel takes otherwise; `ip` is the judge.
+    const MANY: usize = 3072;
+
+    #[test]
+    fn there_may_be_more_neighbours_than_the_kernel_keeps_by_itself() {
+        in_namespace(|| {
+            let state = tempfile::tempdir().unwrap();
+            ip("link add eth1 type veth peer name peer1");
+            ip("link set peer1 up");
+            run(async {
+                let bridge = Bridge::set_up(&network("pxe0", &["eth1"]), &HTTP, state.path()).await.unwrap();
+                let wide = BridgeInfo { address: "10.77.0.1/16".parse().unwrap(), ..bridge.info().clone() };
+                let neighbours = Neighbours::of(&wide);
+                let address = |n: usize| Ipv4Addr::from_bits(0x0a4d_1000 + n as u32);
+                let mac = |n: usize| Mac([2, 0, 0, 0, (n >> 8) as u8, n as u8]);
+                (0..MANY).for_each(|n| neighbours.learn(address(n), mac(n)));
+                neighbours.learn(address(0), mac(7));
+                neighbours.learn(Ipv4Addr::new(192, 0, 2, 1), mac(8));
+                let shown = || ip("neigh show dev pxe0");
+                let begun = Instant::now();
+                while shown().lines().count() < MANY || !shown().contains("02:00:00:00:00:07 ") {
+                    assert!(
+                        begun.elapsed() < Duration::from_secs(60),
+                        "{} neighbours",
+                        shown().lines().count()
+                    );
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let all = shown();
+                assert_eq!(all.lines().count(), MANY);
+                assert!(all.lines().all(|line| line.contains("extern_learn")), "{all}");
+                let first = all.lines().find(|line| line.starts_with("10.77.16.0 ")).unwrap();
+                assert!(first.contains("02:00:00:00:00:07"), "{first}");
+                assert!(!all.contains("192.0.2.1"), "{all}");
+                neighbours.forget().await;
+                assert_eq!(shown(), "");
+                bridge.restore().await.unwrap();
+            });
+        });
+    }
+}

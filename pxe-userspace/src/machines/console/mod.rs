@@ -1,0 +1,154 @@
+//! What nodes' consoles said, and in the same way what their workloads did: the last boots of each machine, in
+//! files below the state directory that outlive the daemon.
+//!
+//! Nodes write it, so it is bounded (a boot, a machine, all of them), and what would do something to
+//! a terminal is made visible before it is kept: whoever reads it, however, reads text.
+
+pub mod crash;
+mod store;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use jiff::{SignedDuration, Timestamp};
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::base::lock::Unpoisoned as _;
+use crate::base::text;
+use store::Store;
+
+pub use pxe_contract::console::{Said, Source};
+pub use store::{BOOTS_MAX, ConsoleError};
+
+/// Characters of a line. The kernel's own limit is near (LOG_LINE_MAX).
+const LINE_MAX: usize = 1024;
+
+/// A line of a console, as stored and as `bridgehead console --json` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Line {
+    /// The kernel's random name of this boot.
+    pub boot: String,
+    /// Counts the boot's lines, from 0. Where numbers are missing, so are lines.
+    pub number: u64,
+    /// By the appliance's clock, as well as that can be told.
+    #[serde(serialize_with = "text::micros")]
+    pub time: Timestamp,
+    /// Seconds since the node's kernel started.
+    pub uptime: f64,
+    pub from: Source,
+    /// The kernel's: 0 (emergency) to 7 (debug).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<u8>,
+    /// It goes on in the next one.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub partial: bool,
+    pub text: String,
+}
+
+/// What a node sends.
+pub type Batch = pxe_contract::console::Batch<Mac>;
+
+/// The consoles' handle. Cloning it is cheap. Methods read and write files.
+#[derive(Clone)]
+pub struct Consoles(Arc<Inner>);
+
+struct Inner {
+    store: Mutex<Store>,
+    live: broadcast::Sender<(Mac, Line)>,
+}
+
+impl Consoles {
+    /// Opens what is kept in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, ConsoleError> {
+        let store = Mutex::new(Store::open(directory.to_owned())?);
+        let (live, _) = broadcast::channel(4096);
+        Ok(Self(Arc::new(Inner { store, live })))
+    }
+
+    /// Keeps what a node said, and tells it to those who follow. Lines that are here already are not
+    /// kept again.
+    pub fn append(&self, batch: Batch, now: Timestamp) -> Result<(), ConsoleError> {
+        let Batch { mac, boot, first, uptime, lines } = batch;
+        let lines = lines.into_iter().zip(0..).map(|(said, n)| {
+            let time = before(now, uptime - said.uptime);
+            line(boot.clone(), first.saturating_add(n), time, said)
+        });
+        // Held until they are told, so that they are told in order.
+        let mut store = self.0.store.lock().unpoisoned();
+        for line in store.append(mac, &boot, first, lines.collect(), now)? {
+            // Nobody listening is nobody interested.
+            let _ = self.0.live.send((mac, line));
+        }
+        Ok(())
+    }
+
+    /// Keeps what has no number, in the boot that the machine is in: as often as it comes. What comes of a machine
+    /// that was not heard of before is of no boot, and dropped.
+    pub fn add(&self, mac: Mac, said: Said, now: Timestamp) -> Result<(), ConsoleError> {
+        let mut store = self.0.store.lock().unpoisoned();
+        if let Some((boot, number)) = store.last(mac, now)? {
+            let line = line(boot, number, now, said);
+            store.add(mac, &line)?;
+            let _ = self.0.live.send((mac, line));
+        }
+        Ok(())
+    }
+
+    /// The lines of a boot of this machine: its last one, or so many before. None when there is none.
+    pub fn read(&self, mac: Mac, back: usize) -> Result<Option<Vec<Line>>, ConsoleError> {
+        self.0.store.lock().unpoisoned().read(mac, back)
+    }
+
+    /// Lines from now on, of all machines.
+    pub fn follow(&self) -> broadcast::Receiver<(Mac, Line)> {
+        self.0.live.subscribe()
+    }
+}
+
+fn line(boot: String, number: u64, time: Timestamp, said: Said) -> Line {
+    Line {
+        boot,
+        number,
+        time,
+        uptime: if said.uptime.is_finite() { said.uptime } else { 0.0 },
+        from: said.from,
+        level: said.level,
+        partial: said.partial,
+        text: visible(&said.text),
+    }
+}
+
+/// That many seconds before `now`, if that makes sense.
+fn before(now: Timestamp, seconds: f64) -> Timestamp {
+    SignedDuration::try_from_secs_f64(seconds.max(0.0))
+        .ok()
+        .and_then(|ago| now.checked_sub(ago).ok())
+        .unwrap_or(now)
+}
+
+/// Text that can do nothing to a terminal: control characters as `^[` and `\u{9b}`, and likewise what
+/// changes the direction of writing (Unicode's Bidi_Control), which can make a line read as another.
+fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars().take(LINE_MAX) {
+        match c {
+            '\t' => out.push(' '),
+            '\0'..='\x1f' => out.extend(['^', char::from(c as u8 + b'@')]),
+            '\x7f' => out.push_str("^?"),
+            '\u{80}'..='\u{9f}'
+            | '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! Why a machine does not boot, or boots slowly: from what was seen of it to causes in words.
+//!
+//! [`Boot`] is what was seen of one boot: the timeline's stages, and [`Note`]s of those who met the
+//! machine. [`diagnose`] reads it. [`Watch`] keeps the boots of all machines, and notices those that gave
+//! up. All of it is pure: nothing here waits, reads a clock or asks anybody.
+
+mod boot;
+mod node;
+mod offer;
+mod pace;
+mod stated;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod watch;
+
+use jiff::Timestamp;
+use pxe_contract::stage::Stage;
+use serde::{Deserialize, Serialize};
+
+use crate::base::text;
+
+pub use boot::{Boot, End, Note, Planned, Reached, Refusal};
+pub use pace::{BUCKETS, Histogram, Pace};
+pub use watch::{Watch, Why};
+
+/// What is known of a boot that fails or lingers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Cause {
+    pub kind: Kind,
+    /// What happened.
+    pub words: String,
+    pub evidence: Vec<Evidence>,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// Something that was seen, and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Evidence {
+    #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
+    pub time: Option<Timestamp>,
+    pub words: String,
+}
+
+/// Causes by name, as metrics count them. docs/why.md has a row for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Another DHCP server's offer was taken.
+    OtherDhcpServer,
+    /// No address was free, or the one given is in use.
+    NoAddress,
+    /// It waits for its turn: more machines came than the links carry.
+    Queued,
+    /// Offers were sent and none was asked for.
+    OfferNotTaken,
+    /// Frames were lost both or one way while the link came up.
+    LinkLate,
+    /// The firmware's architecture has no loader, or another's was loaded.
+    WrongArchitecture,
+    /// It has an address and fetches nothing.
+    NothingFetched,
+    /// The machine broke a transfer off.
+    TransferAborted,
+    /// Blocks or acknowledgements stopped arriving.
+    TransferStalled,
+    /// It asked for a file that is not there.
+    FileNotServed,
+    /// The loader was sent, and UEFI did not start it.
+    SecureBoot,
+    /// The loader was sent, and asked for nothing.
+    LoaderSilent,
+    /// The appliance can't boot the machine as it is configured.
+    NotBootable,
+    ImagePreparing,
+    MemoryTooSmall,
+    /// Kernel and initrd are there; nothing was heard since.
+    KernelSilent,
+    /// After kernel and initrd an operating system asked for an address, and stage 1 did not report.
+    OtherSystem,
+    /// Stage 1 speaks, and not from the address that its machine has.
+    Stage1Network,
+    DigestMismatch,
+    TokenRefused,
+    /// Stage 1 said itself why it can't go on.
+    Stage1Failed,
+    WorkloadEnded,
+    /// It fell silent, and nothing that was seen says why.
+    Silent,
+    /// A stage takes longer than it does here otherwise.
+    Slow,
+}
+
+impl Kind {
+    /// Whether a boot with it can still end well without anybody's help.
+    pub fn is_harmless(self) -> bool {
+        matches!(self, Self::Queued | Self::LinkLate | Self::ImagePreparing | Self::Slow)
+    }
+}
+
+/// What explains how a boot stands, the likeliest first; nothing when all is well.
+pub fn diagnose(boot: &Boot, pace: &Pace, now: Timestamp) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    match &boot.end {
+        Some(End { said: Some(said), .. }) => causes.push(stated::cause(boot, said)),
+        _ if boot.is_done() => {}
+        _ if boot.is_stuck(now) => causes.extend(standstill(boot)),
+        _ => causes.extend(waiting(boot)),
+    }
+    causes.extend(offer::late_link(boot));
+    causes.extend(pace.slow(boot, now));
+    causes.dedup_by_key(|cause| cause.kind);
+    causes
+}
+
+/// Why nothing goes on, by the last stage that was reached.
+fn standstill(boot: &Boot) -> Option<Cause> {
+    match boot.last_stage()? {
+        Stage::Discover | Stage::Offer | Stage::Request => offer::not_taken(boot),
+        Stage::Ack => transfer::nothing_fetched(boot),
+        Stage::Loader => transfer::loader_silent(boot),
+        Stage::Config | Stage::Kernel => transfer::files_missing(boot),
+        Stage::Initrd => node::kernel_silent(boot),
+        Stage::Stage1 | Stage::Image => node::stage1_silent(boot),
+        Stage::Workload | Stage::Failed | Stage::Warning => None,
+    }
+}
+
+/// What is wrong already, or keeps a machine waiting that is still there.
+fn waiting(boot: &Boot) -> Option<Cause> {
+    offer::taken_elsewhere(boot).or_else(|| offer::queued(boot)).or_else(|| transfer::preparing(boot))
+}
+
+impl Cause {
+    fn new(kind: Kind, words: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { kind, words: words.into(), evidence: Vec::new(), remedy: remedy.into() }
+    }
+
+    fn seen(mut self, time: Timestamp, words: impl Into<String>) -> Self {
+        self.evidence.push(Evidence { time: Some(time), words: words.into() });
+        self
+    }
+
+    fn known(mut self, words: impl Into<String>) -> Self {
+        self.evidence.push(Evidence { time: None, words: words.into() });
+        self
+    }
+
+    fn with(mut self, evidence: impl IntoIterator<Item = Evidence>) -> Self {
+        self.evidence.extend(evidence);
+        self
+    }
+}

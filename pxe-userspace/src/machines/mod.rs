@@ -1,0 +1,14 @@
+//! Who the machines are, and how their boots go.
+//!
+//! [`register`] has one row for each machine, [`timeline`] what happened to it, [`diagnosis`] why its boot fails,
+//! [`pacing`] when its turn is, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot.
+
+pub mod console;
+pub mod diagnosis;
+pub mod holds;
+pub mod pacing;
+mod register;
+pub mod rescue;
+pub mod timeline;
+
+pub use register::{Fetching, Hold, Machine, Machines};

@@ -1,0 +1,329 @@
+//! Every machine seen or declared: who it is, which address it holds, how far it got.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, RwLock};
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use pxe_common::dhcp::Firmware;
+use pxe_contract::stage::Stage;
+use serde::{Deserialize, Serialize};
+
+use crate::base::lock::Unpoisoned as _;
+use crate::base::text;
+use crate::config::Config;
+
+/// Machines that are remembered. More is no rack but somebody making up MAC addresses; those that
+/// are declared or hold an address count, and are never forgotten.
+const MACHINES_MAX: usize = 8192;
+
+/// What is known of one machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Machine {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(with = "text::mac")]
+    pub mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Where its last boot stands; none when it was declared and never seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// When it reached that stage.
+    #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
+    pub since: Option<Timestamp>,
+    /// The file of its boot that it fetches just now, by TFTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetching: Option<Fetching>,
+    /// It waits for an address: so many others are before it, and the links carry no more boots at a time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waiting: Option<usize>,
+    /// In how many stages its last boot loads an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<u8>,
+    /// What its firmware said it is.
+    #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
+    pub firmware: Option<Firmware>,
+    /// Its SMBIOS UUID (option 97), as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Somebody wants it to stop in stage 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<Hold>,
+}
+
+/// Which boots stop in stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// The next one.
+    Once,
+    /// That one has stopped; the one after it won't.
+    Reached,
+    UntilReleased,
+}
+
+/// A file on its way to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Fetching {
+    pub path: String,
+    /// How much of it the machine has, renewed at each quarter.
+    pub percent: u8,
+}
+
+impl Machine {
+    /// A machine of which nothing but the MAC is known.
+    pub fn new(mac: Mac) -> Self {
+        Self {
+            name: None,
+            mac,
+            address: None,
+            profile: None,
+            stage: None,
+            since: None,
+            fetching: None,
+            waiting: None,
+            stages: None,
+            firmware: None,
+            uuid: None,
+            hold: None,
+        }
+    }
+
+    /// Whether the firmware it booted with last is a UEFI.
+    pub fn is_uefi(&self) -> bool {
+        self.firmware.is_some_and(Firmware::is_uefi)
+    }
+
+    /// Whether its next boot is to stop in stage 1.
+    pub fn stops_in_stage1(&self) -> bool {
+        matches!(self.hold, Some(Hold::Once | Hold::UntilReleased))
+    }
+
+    /// What people call it: its name, else its MAC.
+    pub fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.mac.to_string())
+    }
+}
+
+/// The machines' shared register. Cloning it is cheap.
+#[derive(Clone, Default)]
+pub struct Machines(Arc<RwLock<Register>>);
+
+#[derive(Default)]
+struct Register {
+    by_mac: HashMap<Mac, Machine>,
+    by_address: HashMap<Ipv4Addr, Mac>,
+}
+
+impl Machines {
+    /// A register that knows the declared nodes.
+    pub fn new(config: &Config) -> Self {
+        let machines = Self::default();
+        machines.declare(config);
+        machines
+    }
+
+    /// Takes over names and profiles from a configuration, also a changed one.
+    pub fn declare(&self, config: &Config) {
+        let mut register = self.write();
+        for node in &config.nodes {
+            register.machine(node.mac);
+        }
+        for machine in register.by_mac.values_mut() {
+            machine.name = config.node(machine.mac).map(|n| n.name.clone());
+            machine.profile = config.profile_of(machine.mac).map(|p| p.name.clone());
+        }
+    }
+
+    /// The machine with this MAC, entered now if it is new.
+    pub fn get_or_insert(&self, mac: Mac) -> Machine {
+        self.write().machine(mac).clone()
+    }
+
+    pub fn get(&self, mac: Mac) -> Option<Machine> {
+        self.read().by_mac.get(&mac).cloned()
+    }
+
+    /// The machine that holds `address`.
+    pub fn by_address(&self, address: Ipv4Addr) -> Option<Machine> {
+        let register = self.read();
+        register.by_mac.get(register.by_address.get(&address)?).cloned()
+    }
+
+    /// All of them, by name, then MAC.
+    pub fn all(&self) -> Vec<Machine> {
+        let mut all: Vec<_> = self.read().by_mac.values().cloned().collect();
+        all.sort_by(|a, b| (a.name.is_none(), &a.name, a.mac).cmp(&(b.name.is_none(), &b.name, b.mac)));
+        all
+    }
+
+    /// How many there are at each stage of their last boot; none for those that have not booted.
+    pub fn count_by_stage(&self) -> BTreeMap<Option<Stage>, u64> {
+        let mut counts = BTreeMap::new();
+        for machine in self.read().by_mac.values() {
+            *counts.entry(machine.stage).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Those of which something was seen since then, in no order.
+    pub fn seen_since(&self, since: Timestamp) -> Vec<Machine> {
+        let register = self.read();
+        register.by_mac.values().filter(|m| m.since.is_some_and(|seen| seen >= since)).cloned().collect()
+    }
+
+    /// A lease binds `address` to the machine; whoever held it before no longer does.
+    pub fn bound(&self, mac: Mac, address: Ipv4Addr) {
+        let mut register = self.write();
+        if let Some(old) = register.machine(mac).address.replace(address) {
+            register.by_address.remove(&old);
+        }
+        if let Some(other) = register.by_address.insert(address, mac).filter(|o| *o != mac) {
+            register.machine(other).address = None;
+        }
+    }
+
+    /// The machine no longer holds an address.
+    pub fn released(&self, mac: Mac) {
+        let mut register = self.write();
+        if let Some(old) = register.machine(mac).address.take() {
+            register.by_address.remove(&old);
+        }
+    }
+
+    /// What the machine's requests say of it; `profile` is the one it would boot.
+    pub fn described(
+        &self,
+        mac: Mac,
+        firmware: Option<Firmware>,
+        uuid: Option<String>,
+        profile: Option<String>,
+    ) {
+        let mut register = self.write();
+        let machine = register.machine(mac);
+        machine.firmware = firmware.or(machine.firmware);
+        machine.uuid = uuid.or(machine.uuid.take());
+        machine.profile = profile;
+    }
+
+    /// The machine was told to load an image in one or two stages.
+    pub fn planned(&self, mac: Mac, stages: u8) {
+        self.write().machine(mac).stages = Some(stages);
+    }
+
+    /// The machine reached a stage.
+    pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp) {
+        if stage == Stage::Warning {
+            return;
+        }
+        let mut register = self.write();
+        let machine = register.machine(mac);
+        machine.stage = Some(stage);
+        machine.since = Some(time);
+        machine.fetching = None;
+        machine.waiting = None;
+    }
+
+    /// The machine waits for an address, until it reaches its next stage.
+    pub fn waits(&self, mac: Mac, before: usize) {
+        self.write().machine(mac).waiting = Some(before);
+    }
+
+    /// How far the file is that the machine fetches; nothing when it fetches none.
+    pub fn fetching(&self, mac: Mac, fetching: Option<Fetching>) {
+        self.write().machine(mac).fetching = fetching;
+    }
+
+    /// Changes whether the machine is to be held. `then` is given what it was changed to, if it was, before anybody
+    /// else may change it.
+    pub fn change_hold<T>(
+        &self,
+        mac: Mac,
+        change: impl FnOnce(Option<Hold>) -> Option<Hold>,
+        then: impl FnOnce(Option<Hold>) -> T,
+    ) -> Option<T> {
+        let mut register = self.write();
+        let before = register.by_mac.get(&mac).and_then(|machine| machine.hold);
+        let after = change(before);
+        if before == after {
+            return None;
+        }
+        register.machine(mac).hold = after;
+        Some(then(after))
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Register> {
+        self.0.read().unpoisoned()
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Register> {
+        self.0.write().unpoisoned()
+    }
+}
+
+impl Register {
+    fn machine(&mut self, mac: Mac) -> &mut Machine {
+        if self.by_mac.len() >= MACHINES_MAX && !self.by_mac.contains_key(&mac) {
+            self.forget_some();
+        }
+        self.by_mac.entry(mac).or_insert_with(|| Machine::new(mac))
+    }
+
+    /// Forgets half of the machines that are neither declared nor hold an address, those first that
+    /// were not seen for the longest time.
+    fn forget_some(&mut self) {
+        let forgettable =
+            self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none());
+        let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
+        forgettable.sort_unstable();
+        forgettable.truncate(forgettable.len().div_ceil(2));
+        for (_, mac) in forgettable {
+            self.by_mac.remove(&mac);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const B: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn an_address_belongs_to_one_machine() {
+        let machines = Machines::default();
+        let address = Ipv4Addr::new(10, 77, 0, 100);
+        machines.bound(A, address);
+        machines.bound(B, address);
+        assert_eq!(machines.by_address(address).map(|m| m.mac), Some(B));
+        assert_eq!(machines.get(A).and_then(|m| m.address), None);
+        machines.released(B);
+        assert_eq!(machines.by_address(address), None);
+    }
+
+    #[test]
+    fn made_up_machines_are_forgotten_and_real_ones_are_not() {
+        let machines = Machines::default();
+        machines.bound(A, Ipv4Addr::new(10, 77, 0, 100));
+        machines.write().machine(B).name = Some("n1".into());
+        let made_up = |n: u32| {
+            let [_, b, c, d] = n.to_be_bytes();
+            Mac([6, 0, 0, b, c, d])
+        };
+        let seen = |n: u32| Timestamp::from_second(n.into()).unwrap();
+        for n in 0..3 * MACHINES_MAX as u32 {
+            machines.reached(made_up(n), Stage::Discover, seen(n));
+        }
+        assert!(machines.all().len() <= MACHINES_MAX);
+        assert!(machines.get(A).is_some() && machines.get(B).is_some());
+        let last = 3 * MACHINES_MAX as u32 - 1;
+        assert!(machines.get(made_up(last)).is_some() && machines.get(made_up(0)).is_none());
+    }
+}

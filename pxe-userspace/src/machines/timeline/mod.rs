@@ -1,0 +1,361 @@
+//! The timeline: everything that happened to a machine on its way from power-on to workload,
+//! whoever did it, in one order. Kept in the database, so that a restart of the daemon loses none.
+
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use pxe_common::dhcp::Firmware;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::base::lock::Unpoisoned as _;
+use crate::base::text;
+use crate::machines::diagnosis::{Note, Watch, Why};
+use crate::machines::{Fetching, Machine, Machines};
+use crate::store::{ReadError, Store};
+
+pub use pxe_contract::stage::Stage;
+
+/// Machines that one reader asks about while events wait.
+const LOOKED_AT_AT_ONCE: usize = 64;
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnsweredBy {
+    Xdp,
+    Tc,
+    Daemon,
+}
+
+/// One entry of the timeline, as stored and as `bridgehead events --json` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Event {
+    /// Grows by one with every event of this appliance.
+    pub id: u64,
+    #[serde(serialize_with = "text::micros")]
+    pub time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    #[serde(with = "text::mac")]
+    pub mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    pub stage: Stage,
+    pub answered_by: AnsweredBy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<f64>,
+    /// What was sent or asked for: a path, a firmware's name, an image's digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Who asked for an address.
+    #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
+    pub firmware: Option<Firmware>,
+    /// Why a boot failed, or what there is to warn of, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Told after the machine had said itself that it is further. It leaves the machine where it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub late: bool,
+}
+
+impl Event {
+    /// Whether its machine is at its stage since.
+    fn moves(&self) -> bool {
+        !self.late && self.stage != Stage::Warning
+    }
+}
+
+/// An event before it has a place in the timeline.
+#[derive(Clone, Debug)]
+pub struct Happened {
+    pub who: Who,
+    pub stage: Stage,
+    pub answered_by: AnsweredBy,
+    pub bytes: Option<u64>,
+    pub duration: Option<Duration>,
+    /// A file's: since when it was on its way.
+    pub began_ago: Option<Duration>,
+    pub detail: Option<String>,
+    pub firmware: Option<Firmware>,
+    pub cause: Option<String>,
+}
+
+/// How the witness of an event knows the machine.
+#[derive(Clone, Copy, Debug)]
+pub enum Who {
+    Mac(Mac),
+    /// The address that a lease bound to the machine.
+    Address(Ipv4Addr),
+}
+
+impl Happened {
+    /// An event of the daemon's, without figures.
+    pub fn new(who: Who, stage: Stage) -> Self {
+        Self {
+            who,
+            stage,
+            answered_by: AnsweredBy::Daemon,
+            bytes: None,
+            duration: None,
+            began_ago: None,
+            detail: None,
+            firmware: None,
+            cause: None,
+        }
+    }
+
+    /// A boot that ended early.
+    pub fn failed(who: Who, cause: impl Into<String>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(who, Stage::Failed) }
+    }
+
+    /// What somebody should look at; it leaves the machine at its stage.
+    pub fn warning(who: Who, cause: impl Into<String>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(who, Stage::Warning) }
+    }
+
+    /// Of a machine whose firmware, or loader, asks for an address.
+    pub fn firmware(self, firmware: Firmware) -> Self {
+        Self { firmware: Some(firmware), ..self.detail(firmware.to_string()) }
+    }
+
+    pub fn detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+}
+
+/// What depends on how boots go.
+///
+/// It is called by whoever records an event, in the timeline's order, before anybody is shown that event: no burst of
+/// events and no slow disk makes it miss one. So nothing in it may wait, and nothing in it may record.
+pub trait Follower: Send + Sync {
+    /// The machine asks for an address: whatever it ran, it runs no more. Its address is the one that it had.
+    fn began(&self, mac: Mac, address: Option<Ipv4Addr>);
+
+    /// The machine reached a stage by itself, DISCOVER included.
+    fn reached(&self, mac: Mac, stage: Stage);
+}
+
+/// The timeline's handle. Cloning it is cheap; recording never waits for the disk.
+#[derive(Clone)]
+pub struct Timeline(Arc<Inner>);
+
+struct Inner {
+    machines: Machines,
+    /// The newest event's id. Held while an event is handed on, so that ids arrive everywhere in order.
+    last_id: Mutex<u64>,
+    store: Store,
+    live: broadcast::Sender<Event>,
+    watch: Mutex<Watch>,
+    follower: OnceLock<Box<dyn Follower>>,
+}
+
+/// Events that are read again at the start, so that boots under way are known.
+const REMEMBERED: u64 = 20_000;
+
+impl Timeline {
+    /// Goes on with the timeline of the store, and tells `machines` how far each one was.
+    pub fn open(store: Store, machines: Machines) -> Result<Self, ReadError> {
+        for event in store::last_of_each_machine(&store)? {
+            machines.reached(event.mac, event.stage, event.time);
+        }
+        let last_id = store.reader().last_event_id()?;
+        let mut watch = Watch::default();
+        for event in store::since(&store, last_id.saturating_sub(REMEMBERED), REMEMBERED as usize)? {
+            watch.reached(&event);
+        }
+        let (last_id, watch) = (Mutex::new(last_id), Mutex::new(watch));
+        let (live, _) = broadcast::channel(4096);
+        Ok(Self(Arc::new(Inner { machines, last_id, store, live, watch, follower: OnceLock::new() })))
+    }
+
+    /// From now on, `follower` is called. There is one; a second is not called.
+    pub fn call(&self, follower: impl Follower + 'static) {
+        let _ = self.0.follower.set(Box::new(follower));
+    }
+
+    /// Adds an event. An address that no lease binds is nobody's, and the event is dropped with a
+    /// debug line: a workload container fetching a file is not a boot.
+    pub fn record(&self, happened: Happened) {
+        let Some(machine) = self.machine(happened.who) else {
+            tracing::debug!(?happened, "an event of no known machine");
+            return;
+        };
+        let mut last_id = self.0.last_id.lock().unpoisoned();
+        let time = Timestamp::now();
+        // A machine without a profile is given nothing to boot: it can't fail to.
+        if happened.stage == Stage::Discover && machine.profile.is_some() {
+            let gave_up = self.watch().asks(machine.mac, happened.firmware, time);
+            if let Some(cause) = gave_up {
+                self.enter(&mut last_id, time, machine.clone(), Happened::failed(happened.who, cause));
+            }
+        }
+        self.enter(&mut last_id, time, machine, happened);
+    }
+
+    fn enter(&self, last_id: &mut u64, time: Timestamp, machine: Machine, happened: Happened) {
+        let inner = &*self.0;
+        *last_id += 1;
+        let late = inner.machines.get(machine.mac).is_some_and(|m| is_late(&m, &happened, time));
+        let event = Event {
+            id: *last_id,
+            time,
+            node: machine.name,
+            mac: machine.mac,
+            address: machine.address,
+            stage: happened.stage,
+            answered_by: happened.answered_by,
+            bytes: happened.bytes,
+            duration: happened.duration.map(|d| d.as_secs_f64()),
+            detail: happened.detail,
+            firmware: happened.firmware,
+            cause: happened.cause,
+            late,
+        };
+        if !late {
+            inner.machines.reached(event.mac, event.stage, event.time);
+        }
+        self.watch().reached(&event);
+        self.tell(&event);
+        tracing::info!(
+            mac = %event.mac,
+            node = event.node.as_deref(),
+            stage = ?event.stage,
+            by = ?event.answered_by,
+            detail = event.detail.as_deref(),
+            cause = event.cause.as_deref(),
+            "timeline"
+        );
+        store::add(&inner.store, &event);
+        // Nobody listening is nobody interested.
+        let _ = inner.live.send(event);
+    }
+
+    fn tell(&self, event: &Event) {
+        let Some(follower) = self.0.follower.get() else { return };
+        if event.stage == Stage::Discover {
+            follower.began(event.mac, event.address);
+        }
+        if event.moves() {
+            follower.reached(event.mac, event.stage);
+        }
+    }
+
+    /// Notes how much a machine has of the file that it fetches, or that it fetches none.
+    pub fn fetching(&self, who: Who, fetching: Option<Fetching>) {
+        if let Some(Fetching { path, percent }) = fetching.clone() {
+            self.note(who, Note::Progress { path, percent });
+        }
+        if let Some(machine) = self.machine(who) {
+            self.0.machines.fetching(machine.mac, fetching);
+        }
+    }
+
+    /// Keeps what somebody noticed of a machine's boot, should it be asked why it failed.
+    pub fn note(&self, who: Who, note: Note) {
+        let mac = match who {
+            Who::Mac(mac) => Some(mac),
+            Who::Address(address) => self.0.machines.by_address(address).map(|machine| machine.mac),
+        };
+        if let Some(mac) = mac {
+            self.watch().noticed(mac, note, Timestamp::now());
+        }
+    }
+
+    /// Records the boots of machines that have fallen silent as failed.
+    pub fn end_silent_boots(&self) {
+        let machines = &self.0.machines;
+        let silent = self.watch().silent(Timestamp::now(), |mac, stage| {
+            machines.get(mac).is_some_and(|m| {
+                let held = m.hold.is_some() && stage == Stage::Stage1;
+                m.profile.is_some() && !held
+            })
+        });
+        for (mac, cause) in silent {
+            self.record(Happened::failed(Who::Mac(mac), cause));
+        }
+    }
+
+    /// How the machine's last boot stands, and why; nothing when none was seen.
+    pub fn why(&self, mac: Mac) -> Option<Why> {
+        let why = self.watch().why(mac, Timestamp::now())?;
+        Some(self.named(why))
+    }
+
+    /// The same of every machine whose boot is under way, failed, or was not well; the longest first. Events come
+    /// between: a few machines are looked at at a time.
+    pub fn all_why(&self) -> Vec<Why> {
+        let now = Timestamp::now();
+        let macs = self.watch().machines();
+        let mut all = Vec::new();
+        for some in macs.chunks(LOOKED_AT_AT_ONCE) {
+            {
+                let watch = self.watch();
+                all.extend(some.iter().filter_map(|mac| watch.notable(*mac, now)));
+            }
+            // Whoever waits is awake before the lock is taken again, where there is a CPU for it.
+            std::thread::yield_now();
+        }
+        all.sort_by_key(|why| (why.began, why.mac));
+        all.into_iter().map(|why| self.named(why)).collect()
+    }
+
+    fn named(&self, why: Why) -> Why {
+        Why { node: self.0.machines.get(why.mac).and_then(|m| m.name), ..why }
+    }
+
+    /// The boots of all machines. Events wait for whoever holds it.
+    pub fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.0.watch.lock().unpoisoned()
+    }
+
+    fn machine(&self, who: Who) -> Option<Machine> {
+        match who {
+            Who::Mac(mac) => Some(self.0.machines.get_or_insert(mac)),
+            Who::Address(address) => self.0.machines.by_address(address),
+        }
+    }
+
+    /// Every event with an id above `after`, oldest first, at most `limit`.
+    pub fn since(&self, after: u64, limit: usize) -> Result<Vec<Event>, ReadError> {
+        store::since(&self.0.store, after, limit)
+    }
+
+    /// Events from now on, and the id of the newest one before: up to it, [`Timeline::since`] has
+    /// everything, at the latest when the writer has caught up.
+    pub fn follow(&self) -> (u64, broadcast::Receiver<Event>) {
+        let last_id = self.0.last_id.lock().unpoisoned();
+        (*last_id, self.0.live.subscribe())
+    }
+
+    /// Waits until everything recorded so far is in the database, for a bounded time.
+    pub fn flush(&self) {
+        self.0.store.flush();
+    }
+
+    /// Events from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.live.subscribe()
+    }
+}
+
+/// Whether this is the end of a file that the machine runs already, by its own word. Who sends a file learns
+/// of its end by a ring of events, a thread's turn, or by waiting in vain for the last ACK; the machine speaks
+/// by another way, and may be sooner. A file that was begun after its word is another boot's.
+fn is_late(machine: &Machine, happened: &Happened, now: Timestamp) -> bool {
+    let Some(began) = happened.began_ago.and_then(|ago| now.checked_sub(ago).ok()) else { return false };
+    let runs = machine.stage.is_some_and(|stage| (Stage::Stage1..=Stage::Workload).contains(&stage));
+    runs && machine.since.is_some_and(|since| began <= since)
+}

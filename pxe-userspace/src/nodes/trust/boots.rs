@@ -1,0 +1,249 @@
+//! Tokens and sessions: what of each machine's last boot is known. Pure; times are given.
+//!
+//! A token is good for one thing: a certificate for a key that the node made. That is the boot's session, until
+//! the machine is given another token.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::base::text::hex;
+
+/// From the loader's request to pxe-init's: other initrds are loaded in between.
+pub const LIFETIME: Duration = Duration::from_secs(15 * 60);
+
+/// The keys of encrypted volumes that a boot may have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    /// Whose.
+    pub owner: String,
+    pub plan: String,
+    pub volumes: Vec<String>,
+}
+
+/// One machine's last boot. The token itself is with the machine only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    address: Ipv4Addr,
+    issued: Timestamp,
+    /// SHA-256 of the token, in hexadecimal; none once it turned up where it should not.
+    token: Option<String>,
+    /// The same of the boot before, to tell a stolen token from a guessed one.
+    previous: Option<String>,
+    pub keys: Option<Scope>,
+    pub session: Option<Session>,
+}
+
+/// What a token was traded for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    /// SHA-256 of the request.
+    request: String,
+    /// PEM.
+    pub certificate: String,
+}
+
+/// The machine runs what it booted: its firmware does not ask.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this boot has its session already, and the machine did not start anew since: boot it again")]
+pub struct Running;
+
+/// A token that is not good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("it is no token of this appliance's")]
+    Unknown,
+    #[error("it is the token of an earlier boot")]
+    Earlier,
+    #[error("it was used before")]
+    Used,
+    #[error("it is older than {} minutes", LIFETIME.as_secs() / 60)]
+    Late,
+    #[error("it is another machine's, {owner} at {address}")]
+    Elsewhere { owner: Mac, address: Ipv4Addr },
+}
+
+/// A token that is not good, and whose it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misused {
+    pub owner: Option<Mac>,
+    pub why: Refused,
+}
+
+/// What to do for a good token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Good {
+    /// Sign the request, and say so by [`Boots::begin`].
+    First,
+    /// The answer to the same request was lost: this was it.
+    Again(String),
+}
+
+#[derive(Default)]
+pub struct Boots {
+    by_mac: HashMap<Mac, Boot>,
+    /// Machines that did not ask for an address since their session began.
+    running: HashSet<Mac>,
+}
+
+impl Boots {
+    /// Boots as they were kept. Which of them run is not known: a machine may have started anew meanwhile.
+    pub fn kept(boots: impl IntoIterator<Item = (Mac, Boot)>) -> Self {
+        Self { by_mac: boots.into_iter().collect(), running: HashSet::new() }
+    }
+
+    pub fn get(&self, mac: Mac) -> Option<&Boot> {
+        self.by_mac.get(&mac)
+    }
+
+    /// A new boot: its token counts from now on, and nothing of the one before does.
+    pub fn issue(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        token: &str,
+        keys: Option<Scope>,
+        now: Timestamp,
+    ) -> Result<(), Running> {
+        if self.running.contains(&mac) {
+            return Err(Running);
+        }
+        let previous = self.by_mac.remove(&mac).and_then(|boot| boot.token.or(boot.previous));
+        let token = Some(digest(token.as_bytes()));
+        self.by_mac.insert(mac, Boot { address, issued: now, token, previous, keys, session: None });
+        Ok(())
+    }
+
+    /// Judges a token that came with a request for a certificate, from `mac` at `address`. One that is somebody
+    /// else's is good for nobody from then on.
+    pub fn judge(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        token: &str,
+        request: &[u8],
+        now: Timestamp,
+    ) -> Result<Good, Misused> {
+        let token = Some(digest(token.as_bytes()));
+        let Some((&owner, boot)) =
+            self.by_mac.iter_mut().find(|(_, boot)| boot.token == token || boot.previous == token)
+        else {
+            return Err(Misused { owner: None, why: Refused::Unknown });
+        };
+        let misused = |why| Err(Misused { owner: Some(owner), why });
+        if boot.previous == token {
+            return misused(Refused::Earlier);
+        }
+        if (owner, boot.address) != (mac, address) {
+            // Known for the next time, and no good.
+            (boot.token, boot.previous) = (None, token);
+            return misused(Refused::Elsewhere { owner, address: boot.address });
+        }
+        match &boot.session {
+            Some(session) if session.request == digest(request) => {
+                Ok(Good::Again(session.certificate.clone()))
+            }
+            Some(_) => misused(Refused::Used),
+            None if now.duration_since(boot.issued).unsigned_abs() > LIFETIME => misused(Refused::Late),
+            None => Ok(Good::First),
+        }
+    }
+
+    /// The boot's session: from now on, nothing that the machine says counts without it.
+    pub fn begin(&mut self, mac: Mac, request: &[u8], certificate: String) {
+        if let Some(boot) = self.by_mac.get_mut(&mac) {
+            boot.session = Some(Session { request: digest(request), certificate });
+            self.running.insert(mac);
+        }
+    }
+
+    /// The machine started anew: it may have another token.
+    pub fn restarted(&mut self, mac: Mac) {
+        self.running.remove(&mac);
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+    const OTHER: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 2]);
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+    const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 101);
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn issued() -> Boots {
+        let mut boots = Boots::default();
+        boots.issue(MAC, ADDRESS, "first", None, NOW).unwrap();
+        boots
+    }
+
+    fn refused(good: Result<Good, Misused>) -> Refused {
+        let misused = good.unwrap_err();
+        assert_eq!(misused.owner, Some(MAC), "{misused:?}");
+        misused.why
+    }
+
+    #[test]
+    fn a_token_is_good_once_and_a_lost_answer_is_given_again() {
+        let mut boots = issued();
+        assert_eq!(boots.judge(MAC, ADDRESS, "first", b"key", NOW), Ok(Good::First));
+        boots.begin(MAC, b"key", "certificate".into());
+        let again = Good::Again("certificate".into());
+        assert_eq!(boots.judge(MAC, ADDRESS, "first", b"key", NOW), Ok(again.clone()));
+        assert_eq!(refused(boots.judge(MAC, ADDRESS, "first", b"another", NOW)), Refused::Used);
+        assert_eq!(boots.judge(MAC, ADDRESS, "first", b"key", NOW), Ok(again), "a thief ends no session");
+        let unknown = Misused { owner: None, why: Refused::Unknown };
+        assert_eq!(boots.judge(MAC, ADDRESS, "guess", b"key", NOW), Err(unknown));
+    }
+
+    #[test]
+    fn a_token_from_elsewhere_is_nobodys_any_more() {
+        for (mac, address) in [(OTHER, ADDRESS), (MAC, ELSEWHERE)] {
+            let mut boots = issued();
+            let why = refused(boots.judge(mac, address, "first", b"key", NOW));
+            assert_eq!(why, Refused::Elsewhere { owner: MAC, address: ADDRESS });
+            assert_eq!(refused(boots.judge(MAC, ADDRESS, "first", b"key", NOW)), Refused::Earlier);
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_time() {
+        let mut boots = issued();
+        assert!(boots.judge(MAC, ADDRESS, "first", b"key", NOW + LIFETIME).is_ok());
+        let late = NOW + LIFETIME + Duration::from_secs(1);
+        assert_eq!(refused(boots.judge(MAC, ADDRESS, "first", b"key", late)), Refused::Late);
+    }
+
+    #[test]
+    fn a_new_boot_ends_the_one_before_and_needs_a_restart() {
+        let mut boots = issued();
+        boots.issue(MAC, ADDRESS, "second", None, NOW).unwrap();
+        assert_eq!(refused(boots.judge(MAC, ADDRESS, "first", b"key", NOW)), Refused::Earlier);
+        boots.begin(MAC, b"key", "certificate".into());
+        assert_eq!(boots.issue(MAC, ADDRESS, "third", None, NOW), Err(Running));
+        boots.restarted(MAC);
+        boots.issue(MAC, ADDRESS, "third", None, NOW).unwrap();
+        assert_eq!(boots.get(MAC).unwrap().session, None);
+    }
+
+    #[test]
+    fn what_is_kept_reads_back_and_has_no_token() {
+        let mut boots = issued();
+        boots.begin(MAC, b"key", "certificate".into());
+        let boot = boots.get(MAC).unwrap();
+        let text = serde_json::to_string(boot).unwrap();
+        assert!(!text.contains("first"), "{text}");
+        assert_eq!(&serde_json::from_str::<Boot>(&text).unwrap(), boot);
+    }
+}

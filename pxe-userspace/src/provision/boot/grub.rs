@@ -1,0 +1,99 @@
+//! grub.cfg for one machine.
+
+use super::Generated;
+use super::plan::{Plan, Refusal};
+use crate::base::text::one_line;
+
+/// Loads and boots. When a file can't be had, GRUB says so and asks for its configuration again,
+/// so that a machine comes up by itself once the trouble is over.
+///
+/// `http` is where the appliance answers HTTP: what is for this machine alone does not come by TFTP.
+pub fn boot(title: &str, http: &str, own_path: &str, plan: &Plan) -> String {
+    let mut kernel = vec![format!("/{}", plan.kernel)];
+    kernel.extend(plan.cmdline.iter().cloned());
+    let initrd = |path: &String| match Generated::parse(path) {
+        Some(Generated::Node(_)) => format!("(http,{http})/{path}"),
+        _ => format!("/{path}"),
+    };
+    let initrds: Vec<String> = plan.initrds.iter().map(initrd).collect();
+    // `true` is a module of its own that our image does not carry; an empty echo always succeeds.
+    let load_initrds =
+        if initrds.is_empty() { "echo".to_owned() } else { format!("initrd {}", quoted(&initrds)) };
+    format!(
+        "{TERMINAL}\
+         echo {title}\n\
+         if linux {kernel}; then\n  \
+           if {load_initrds}; then\n    \
+             boot\n  \
+           fi\n\
+         fi\n\
+         echo {failed}\n\
+         {again}",
+        title = quote(title),
+        kernel = quoted(&kernel),
+        failed = quote("Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s"),
+        again = again(own_path, 5),
+    )
+}
+
+/// Says why the machine is not booted, and asks again later: the cause may be gone by then.
+pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
+    let pause = match refusal {
+        Refusal::Preparing(_) => 3,
+        Refusal::NoProfile
+        | Refusal::NoImage { .. }
+        | Refusal::Memory { .. }
+        | Refusal::NoStage2(_)
+        | Refusal::NoStorageTools { .. }
+        | Refusal::NoKernel { .. }
+        | Refusal::Modules { .. }
+        | Refusal::Cmdline { .. } => 30,
+    };
+    format!(
+        "{TERMINAL}\
+         echo {title}\n\
+         echo {cause}\n\
+         {again}",
+        title = quote(title),
+        cause = quote(&format!("Bridgehead: {refusal}")),
+        again = again(own_path, pause),
+    )
+}
+
+/// The serial port as well as the screen, where there is one: a rack has no screens. On UEFI the
+/// console is the firmware's, which knows by itself whether to use the serial port; a second driver
+/// on the same UART would print every character twice.
+const TERMINAL: &str = "\
+if [ \"$grub_platform\" = pc ]; then
+  if serial --unit=0 --speed=115200; then
+    terminal_output console serial
+  fi
+fi
+";
+
+/// Fetches the configuration again and again, from one loop: a `configfile` at the end of each file
+/// would nest, and GRUB 2.06 gives up on the 31st ("maximum recursion depth exceeded") and waits at
+/// its prompt for ever. The inner file finds `bridgehead` set and returns to the loop.
+fn again(own_path: &str, pause: u32) -> String {
+    format!(
+        "if [ -z \"$bridgehead\" ]; then\n  \
+           set bridgehead=retrying\n  \
+           set pause={pause}\n  \
+           while [ 1 ]; do\n    \
+             sleep --interruptible $pause\n    \
+             source {own}\n  \
+           done\n\
+         fi\n\
+         set pause={pause}\n",
+        own = quote(&format!("/{own_path}")),
+    )
+}
+
+/// Words for GRUB's shell, each in single quotes, in which nothing is special but the quote itself.
+fn quoted(words: &[String]) -> String {
+    words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ")
+}
+
+fn quote(word: &str) -> String {
+    format!("'{}'", one_line(word).replace('\'', r"'\''"))
+}

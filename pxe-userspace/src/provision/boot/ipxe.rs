@@ -1,0 +1,62 @@
+//! An iPXE script for one machine.
+
+use pxe_contract::cmdline;
+
+use super::Generated;
+use super::plan::{Plan, Refusal};
+use crate::base::text::percent;
+
+/// Loads and boots over HTTP; on failure asks for the script again, as [`super::grub::boot`] does.
+///
+/// Each initrd is named on the kernel's command line: under UEFI the kernel's EFI stub looks there
+/// for the names that iPXE offers; BIOS kernels ignore them.
+pub fn boot(title: &str, base_url: &str, own_path: &str, plan: &Plan) -> String {
+    let names: Vec<String> = (0..plan.initrds.len()).map(|i| format!("initrd{i}")).collect();
+    let mut kernel = format!("kernel {}", url(base_url, &plan.kernel));
+    for name in &names {
+        kernel.push_str(&format!(" initrd={name}"));
+    }
+    for word in &plan.cmdline {
+        kernel.push_str(&format!(" {}", cmdline::quoted(word)));
+    }
+    let mut script = format!("#!ipxe\necho {}\n{kernel} || goto failed\n", text(title));
+    for (name, path) in names.iter().zip(&plan.initrds) {
+        script.push_str(&format!("initrd --name {name} {} || goto failed\n", url(base_url, path)));
+    }
+    // `imgfree`, or the next round would load everything beside what this one did.
+    script.push_str(
+        "boot\n:failed\necho Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s\n\
+         imgfree\n",
+    );
+    script + &again(base_url, own_path, 5)
+}
+
+/// Says why the machine is not booted, and asks again later.
+pub fn refuse(title: &str, base_url: &str, own_path: &str, refusal: &Refusal) -> String {
+    let cause = text(&refusal.to_string());
+    format!("#!ipxe\necho {}\necho Bridgehead: {cause}\n{}", text(title), again(base_url, own_path, 30))
+}
+
+/// Until the script can be had: a failed `chain` would end the script, and with it the boot.
+fn again(base_url: &str, own_path: &str, pause: u32) -> String {
+    format!(":again\nsleep {pause} ||\nchain --replace {base_url}/{own_path} || goto again\n")
+}
+
+/// What the daemon makes itself has a path of its own, the rest is below `/files`. Percent-encoded
+/// (RFC 3986 section 2.1).
+fn url(base_url: &str, path: &str) -> String {
+    let below = if Generated::parse(path).is_some() { "" } else { "/files" };
+    format!("{base_url}{below}/{}", percent(path, "/"))
+}
+
+/// Text for `echo`. iPXE's shell has no quoting (src/core/exec.c): what would mean something to it
+/// is left out.
+fn text(words: &str) -> String {
+    let flat: String = words.chars().map(|c| if matches!(c, ' '..='~') { c } else { ' ' }).collect();
+    let kept: Vec<&str> = flat
+        .split(' ')
+        .map(|w| w.trim_start_matches('#'))
+        .filter(|w| !matches!(*w, "" | "||" | "&&" | ";"))
+        .collect();
+    kept.join(" ").replace("${", "$ {")
+}

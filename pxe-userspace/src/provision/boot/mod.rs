@@ -1,0 +1,18 @@
+//! What a machine is told to load: [`plan`] decides, [`grub`] and [`ipxe`] say it in the loader's
+//! own language. Pure: the same machine, profile and image give the same text.
+//!
+//! Paths here are those of [`crate::serve::files::Catalog`], by TFTP and by HTTP alike.
+
+pub mod grub;
+pub mod ipxe;
+pub mod plan;
+
+#[cfg(test)]
+mod tests;
+
+use pxe_common::Mac;
+
+pub use plan::{Appliance, Choice, CmdlineError, ImageFacts, KernelFacts, Part, Plan, Refusal};
+
+/// What a path that the daemon answers itself stands for.
+pub type Generated = pxe_contract::paths::Generated<Mac>;

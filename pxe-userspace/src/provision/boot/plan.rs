@@ -1,0 +1,436 @@
+//! Which kernel, initrds and command line a machine gets, or why none.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use pxe_common::Mac;
+use pxe_contract::cmdline::{self, OpenQuote};
+use pxe_contract::paths::ImagePart;
+use pxe_contract::settings::{self, BootSettings, Identity, OnExit, OnFailure, Stage2};
+use serde::{Deserialize, Serialize};
+
+use super::Generated;
+use crate::config::{self, Config, Profile, Rescue, Run, Stages};
+use crate::machines::Machine;
+use crate::provision::image::{ImageRecord, KernelRecord, ModuleError, Stored};
+
+/// What the plan needs to know of the appliance.
+#[derive(Clone, Debug)]
+pub struct Appliance {
+    pub address: Ipv4Net,
+    pub http_port: u16,
+    pub tls_port: u16,
+    pub router: Option<Ipv4Addr>,
+    pub dns: Vec<Ipv4Addr>,
+    pub lease_time: Duration,
+}
+
+impl From<&Config> for Appliance {
+    fn from(config: &Config) -> Self {
+        Self {
+            address: config.network.address,
+            http_port: config.http.port,
+            tls_port: config.http.tls_port,
+            router: config.dhcp.router,
+            dns: config.dhcp.dns.clone(),
+            lease_time: config.dhcp.lease_time,
+        }
+    }
+}
+
+impl Appliance {
+    /// Where it answers HTTP, without a slash at the end.
+    pub fn url(&self) -> String {
+        settings::url(self.http())
+    }
+
+    /// Its address, and the port where it is not HTTP's own.
+    pub fn authority(&self) -> String {
+        settings::authority(self.http())
+    }
+
+    fn http(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address.addr(), self.http_port)
+    }
+}
+
+/// What the plan needs to know of an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageFacts {
+    /// Of its contents: `sha256:` and hexadecimal digits.
+    pub digest: String,
+    pub kernel: Part,
+    pub stage1: Part,
+    pub rootfs: Part,
+    /// The root file system for a boot in two stages.
+    pub stage2: Option<Part>,
+}
+
+impl From<&ImageRecord> for ImageFacts {
+    fn from(record: &ImageRecord) -> Self {
+        let part =
+            |stored: &Stored, unpacked| Part { sha256: stored.sha256.clone(), len: stored.size, unpacked };
+        Self {
+            digest: record.digest.clone(),
+            kernel: part(&record.kernel_blob, record.unpacked.kernel),
+            stage1: part(&record.stage1_blob, record.unpacked.stage1),
+            rootfs: part(&record.rootfs_blob, record.unpacked.rootfs),
+            // It is mounted as it is.
+            stage2: record.stage2_blob.as_ref().map(|stored| part(stored, 0)),
+        }
+    }
+}
+
+/// A kernel with its stage 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelFacts {
+    /// For people.
+    pub name: String,
+    pub kernel: Part,
+    pub stage1: Part,
+    /// Whether it can mount an image's SquashFS.
+    pub two_stages: bool,
+}
+
+impl KernelFacts {
+    /// What tells it from others: what it consists of.
+    pub fn id(&self) -> String {
+        format!("{} {}", self.kernel.sha256, self.stage1.sha256)
+    }
+}
+
+impl From<&ImageRecord> for KernelFacts {
+    fn from(record: &ImageRecord) -> Self {
+        let ImageFacts { kernel, stage1, stage2, .. } = record.into();
+        Self { name: record.kernel.version.clone(), kernel, stage1, two_stages: stage2.is_some() }
+    }
+}
+
+impl From<&KernelRecord> for KernelFacts {
+    fn from(record: &KernelRecord) -> Self {
+        let part =
+            |stored: &Stored, unpacked| Part { sha256: stored.sha256.clone(), len: stored.size, unpacked };
+        Self {
+            name: record.name.clone(),
+            kernel: part(&record.kernel_blob, record.memory),
+            stage1: part(&record.stage1_blob, record.stage1_unpacked),
+            two_stages: record.two_stages,
+        }
+    }
+}
+
+impl ImageFacts {
+    /// The image with another kernel.
+    pub fn with(self, kernel: KernelFacts) -> Self {
+        let KernelFacts { kernel, stage1, two_stages, .. } = kernel;
+        Self { kernel, stage1, stage2: self.stage2.filter(|_| two_stages), ..self }
+    }
+}
+
+/// A file as it is sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Part {
+    /// Hexadecimal.
+    pub sha256: String,
+    pub len: u64,
+    /// Bytes of memory that it takes once it is unpacked.
+    pub unpacked: u64,
+}
+
+/// What the loader is to do. Paths have no leading slash.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub kernel: String,
+    pub initrds: Vec<String>,
+    /// The kernel's command line, a parameter an entry.
+    pub cmdline: Vec<String>,
+    /// What pxe-init is told beside it, in the machine's own initrd. A node without that one still knows where to
+    /// complain.
+    pub settings: Vec<String>,
+    /// None for files by hand.
+    pub choice: Option<Choice>,
+    /// Bytes of memory that it takes; unknown for files by hand.
+    pub needed: Option<u64>,
+}
+
+/// In how many stages an image boots, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    pub two: bool,
+    pub why: String,
+}
+
+impl Choice {
+    fn one(why: impl Into<String>) -> Self {
+        Self { two: false, why: why.into() }
+    }
+
+    fn two(why: impl Into<String>) -> Self {
+        Self { two: true, why: why.into() }
+    }
+
+    /// 1 or 2.
+    pub fn stages(&self) -> u8 {
+        1 + u8::from(self.two)
+    }
+}
+
+/// Why a machine is not booted, in words for its console and the timeline.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no profile: give the machine one with [[node]] profile, or set [default] profile")]
+    NoProfile,
+    #[error("image {0} is not here yet: it is being brought in; `bridgehead images` shows how far")]
+    Preparing(String),
+    #[error("image {reference} could not be brought in: {cause}")]
+    NoImage { reference: String, cause: String },
+    #[error(
+        "image {reference} needs {} MiB of memory in {} and this machine has {} MiB: use a smaller image, \
+         or correct [[node]] memory",
+        mib(*.needed), if *.two { "two stages" } else { "one stage" }, mib(*.memory)
+    )]
+    Memory { reference: String, two: bool, needed: u64, memory: u64 },
+    #[error(
+        "image {0} can't boot in two stages: its kernel brings no modules for that (loop, squashfs, overlay), or it \
+         was added before there were two; add it again, or set stages = \"one\" in the profile"
+    )]
+    NoStage2(String),
+    #[error(
+        "the profile has a storage plan, and its tools are not here ({path}: {cause}): `cargo xtask setup` makes them"
+    )]
+    NoStorageTools { path: String, cause: String },
+    #[error(
+        "profile {profile} names the kernel {kernel}, and there is none of that name: `bridgehead kernel list`"
+    )]
+    NoKernel { profile: String, kernel: String },
+    #[error("profile {profile}: {source}")]
+    Modules { profile: String, source: ModuleError },
+    #[error("profile {profile}: {source}")]
+    Cmdline { profile: String, source: CmdlineError },
+}
+
+/// A kernel command line that would not reach the kernel as it is meant.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CmdlineError {
+    #[error("cmdline has a double quote without its partner")]
+    OpenQuote,
+    #[error("cmdline can't pass {word:?} on: {why}")]
+    Word { word: String, why: &'static str },
+    #[error("cmdline is {0} bytes long with what Bridgehead adds to it, and x86 kernels read 2047")]
+    TooLong(usize),
+}
+
+/// COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h), without the zero at its end.
+const CMDLINE_MAX: usize = 2047;
+
+/// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
+/// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
+const HEADROOM_BIOS: u64 = 96 << 20;
+const HEADROOM_UEFI: u64 = 304 << 20;
+/// What Debian's 6.1 keeps for itself while it unpacks ("reserved" in its log, less the initrds).
+const KERNEL_RESERVED: u64 = 62 << 20;
+
+/// From this size on an image boots in two stages. Below, GRUB has loaded it in less time than Linux
+/// takes to ask for it.
+const LARGE: u64 = 32 << 20;
+
+/// Plans the boot of `machine` with a profile that names a Docker image.
+pub fn image(
+    machine: &Machine,
+    memory: Option<u64>,
+    profile: &Profile,
+    reference: &str,
+    facts: &ImageFacts,
+    rescue: Rescue,
+    appliance: &Appliance,
+) -> Result<Plan, Refusal> {
+    let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
+    let own = words(&profile.cmdline).map_err(refused)?;
+    let choice = choose(profile.stages, memory, reference, facts, machine.is_uefi())?;
+    let path = |name, part: &Part| Generated::Image { digest: part.sha256.clone(), part: name }.to_string();
+    let mut cmdline = identity(machine, appliance).words();
+    let mut initrds = vec![path(ImagePart::Stage1, &facts.stage1)];
+    let stage2 = facts.stage2.as_ref().filter(|_| choice.two);
+    if stage2.is_none() {
+        initrds.push(path(ImagePart::Rootfs, &facts.rootfs));
+    }
+    // After stage 1, whose files of the same names it would be.
+    initrds.push(Generated::Node(machine.mac).to_string());
+    cmdline.extend(own);
+    check_length(&cmdline).map_err(refused)?;
+    let stage2 = stage2.map(|part| Stage2 { sha256: part.sha256.clone(), size: part.len });
+    let settings = BootSettings {
+        digest: Some(facts.digest.clone()),
+        on_exit: on_exit(profile.on_exit),
+        engine: profile.run == Run::Docker,
+        restarts: profile.restarts,
+        on_failure: on_failure(rescue),
+        logs: profile.logs,
+        modules: profile.modules.clone(),
+        stage2,
+        ..of_machine(machine, appliance)
+    }
+    .words();
+    let needed = Some(memory_needed(facts, choice.two, machine.is_uefi()));
+    let kernel = path(ImagePart::Kernel, &facts.kernel);
+    Ok(Plan { kernel, initrds, cmdline, settings, choice: Some(choice), needed })
+}
+
+/// How an image boots on a machine of which nothing is known.
+pub fn by_size(facts: &ImageFacts) -> Choice {
+    match &facts.stage2 {
+        None => Choice::one("its kernel brings no modules to mount a second one with"),
+        Some(_) if facts.rootfs.len >= LARGE => {
+            Choice::two(format!("it has {} MiB, packed", mib(facts.rootfs.len)))
+        }
+        Some(_) => Choice::one(format!("it has {} MiB only, packed", mib(facts.rootfs.len))),
+    }
+}
+
+/// In how many stages the image boots on a machine with this memory. Refused when it does not fit.
+fn choose(
+    stages: Stages,
+    memory: Option<u64>,
+    reference: &str,
+    facts: &ImageFacts,
+    uefi: bool,
+) -> Result<Choice, Refusal> {
+    let fits = |two| {
+        let needed = memory_needed(facts, two, uefi);
+        match memory.filter(|memory| *memory < needed) {
+            Some(memory) => Err(Refusal::Memory { reference: reference.to_owned(), two, needed, memory }),
+            None => Ok(()),
+        }
+    };
+    let choice = match stages {
+        Stages::One => Choice::one("the profile says so"),
+        Stages::Two if facts.stage2.is_none() => return Err(Refusal::NoStage2(reference.to_owned())),
+        Stages::Two => Choice::two("the profile says so"),
+        Stages::Auto => match (fits(false), by_size(facts)) {
+            (Err(_), _) if facts.stage2.is_some() => {
+                Choice::two("the machine's memory would not hold it unpacked")
+            }
+            (_, choice) => choice,
+        },
+    };
+    fits(choice.two).map(|()| choice)
+}
+
+/// Plans the boot of a profile that names its files by hand.
+///
+/// Nothing of ours is added to the command line: whatever runs there does not know us.
+pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Plan, Refusal> {
+    let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
+    let path = |path: &str| path.trim_start_matches('/').to_owned();
+    let cmdline = words(&profile.cmdline).map_err(refused)?;
+    check_length(&cmdline).map_err(refused)?;
+    let initrds = initrds.iter().map(|i| path(i)).collect();
+    Ok(Plan { kernel: path(kernel), initrds, cmdline, settings: Vec::new(), choice: None, needed: None })
+}
+
+/// Bytes of memory below which the node would not come up.
+fn memory_needed(facts: &ImageFacts, two: bool, uefi: bool) -> u64 {
+    if two { memory_for_two(facts, uefi) } else { memory_for_one(facts, uefi) }
+}
+
+/// The archives lie in memory, packed, until they are unpacked; unpacked they fill the kernel's
+/// rootfs, a tmpfs that takes at most half of what is left beside them and the kernel. Beyond that
+/// the kernel logs a write error and boots on with files cut short: seen with 142 MiB unpacked
+/// from 126, which need 474 by this rule, boot with 512 and are cut short with 448.
+fn memory_for_one(facts: &ImageFacts, uefi: bool) -> u64 {
+    let packed = facts.stage1.len + facts.rootfs.len;
+    let unpacked = facts.stage1.unpacked + facts.rootfs.unpacked;
+    let running = facts.kernel.unpacked + packed + unpacked + headroom(uefi);
+    let unpacking = KERNEL_RESERVED + packed + 2 * unpacked;
+    running.max(unpacking)
+}
+
+/// The same in two stages: the image stays packed, and is mounted as it is. Seen with BIOS: 192 MiB
+/// leave 91 to pxe-init, which wants 32 beside the image. That is 133 and the image; this is some 60 more.
+fn memory_for_two(facts: &ImageFacts, uefi: bool) -> u64 {
+    let stage2 = facts.stage2.as_ref().map_or(0, |part| part.len);
+    let Part { len: packed, unpacked, .. } = facts.stage1;
+    let running = facts.kernel.unpacked + packed + unpacked + stage2 + headroom(uefi);
+    let unpacking = KERNEL_RESERVED + packed + 2 * unpacked;
+    running.max(unpacking)
+}
+
+fn headroom(uefi: bool) -> u64 {
+    if uefi { HEADROOM_UEFI } else { HEADROOM_BIOS }
+}
+
+/// Who the node is and whom it tells how it fares.
+fn identity(machine: &Machine, appliance: &Appliance) -> Identity<Mac> {
+    let address = machine.address.map(|address| (address, appliance.address.prefix_len()));
+    Identity { appliance: appliance.http(), mac: machine.mac, address }
+}
+
+/// What else a machine is told, whatever it boots.
+fn of_machine(machine: &Machine, appliance: &Appliance) -> BootSettings {
+    BootSettings {
+        router: appliance.router,
+        dns: appliance.dns.clone(),
+        lease: appliance.lease_time,
+        hold: machine.stops_in_stage1(),
+        name: machine.name.clone(),
+        ..BootSettings::default()
+    }
+}
+
+fn on_exit(on_exit: config::OnExit) -> OnExit {
+    match on_exit {
+        config::OnExit::PowerOff => OnExit::PowerOff,
+        config::OnExit::Reboot => OnExit::Reboot,
+        config::OnExit::Restart => OnExit::Restart,
+        config::OnExit::Stay => OnExit::Stay,
+    }
+}
+
+fn on_failure(rescue: Rescue) -> OnFailure {
+    match rescue {
+        Rescue::Ssh => OnFailure::Ssh,
+        Rescue::Console => OnFailure::Console,
+        Rescue::Off => OnFailure::Off,
+    }
+}
+
+/// The words of a command line, where every loader can pass them on.
+fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
+    let words = cmdline::written(cmdline).map_err(|OpenQuote| CmdlineError::OpenQuote)?;
+    match words.iter().find_map(|word| Some((word.clone(), unspeakable(word)?))) {
+        Some((word, why)) => Err(CmdlineError::Word { word, why }),
+        None => Ok(words),
+    }
+}
+
+/// Why a word can't be told to every loader as it is. GRUB puts backslashes before quotes and
+/// backslashes, and the kernel does not take them away (grub-core/lib/cmdline.c); iPXE expands
+/// `${…}`, and ends a command at `||`, `&&`, `;` and words that begin with `#`, with no way to
+/// quote them (src/core/exec.c).
+fn unspeakable(word: &str) -> Option<&'static str> {
+    let ends_command = |w: &str| w.starts_with('#') || matches!(w, "||" | "&&" | ";");
+    if word.contains(|c: char| !matches!(c, ' '..='~')) {
+        Some("loaders take printable ASCII only")
+    } else if word.contains(['\'', '\\']) {
+        Some("GRUB would put a backslash before a single quote or a backslash")
+    } else if word.contains("${") {
+        Some("iPXE would expand ${…}")
+    } else if word.split(' ').any(ends_command) {
+        Some("iPXE would end its command there")
+    } else {
+        None
+    }
+}
+
+fn check_length(words: &[String]) -> Result<(), CmdlineError> {
+    // With a space between words.
+    let len = words.iter().map(|word| cmdline::quoted(word).len() + 1).sum();
+    if len > CMDLINE_MAX { Err(CmdlineError::TooLong(len)) } else { Ok(()) }
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}

@@ -1,0 +1,466 @@
+//! Kernels that were added by themselves: any image can boot with one of them. Each brings a stage 1
+//! of its own, made when it is added; the modules that a profile asks for beyond that go into a further
+//! initrd, made when the first machine wants it. Nothing is ever repacked.
+//!
+//! Kernel, stage 1 and modules are blobs in the images' store; `kernels.json` names them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, MutexGuard};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::initrd::Initrd;
+use super::kernel::{self, KernelError};
+use super::stage1::{self, Stage1Error};
+use super::store::{StoreError, Stored};
+use super::tree::{Content, Inode, Kind, Tree};
+use super::{AddError, Images, STAGE1_LEVEL, blocking, canonical};
+use crate::base::lock::Unpoisoned as _;
+
+/// A kernel as it is kept, and as `bridgehead kernel list --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelRecord {
+    pub name: String,
+    /// As `uname -r` will say.
+    pub version: String,
+    /// What it was added from.
+    pub from: String,
+    #[serde(serialize_with = "crate::base::text::micros")]
+    pub added: Timestamp,
+    pub kernel_blob: Stored,
+    pub stage1_blob: Stored,
+    /// All of its modules. None where it was taken from an image: only stage 1's are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules: Option<ModulesRecord>,
+    /// Bytes of memory that kernel and stage 1 take once unpacked.
+    pub memory: u64,
+    pub stage1_unpacked: u64,
+    /// Whether it can mount an image's SquashFS.
+    pub two_stages: bool,
+}
+
+/// One blob with the contents of all modules, and one that says which is where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ModulesRecord {
+    pub contents: Stored,
+    pub index: Stored,
+}
+
+/// The kernels, and which is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelList {
+    /// What an image without a kernel boots with, in place of the stock one.
+    #[serde(default)]
+    pub default: Option<String>,
+    pub kernels: Vec<KernelRecord>,
+}
+
+/// Where a kernel comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NewKernel {
+    /// What profiles call it; its version unless told.
+    #[serde(default)]
+    pub name: Option<String>,
+    pub source: KernelOrigin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelOrigin {
+    /// An image in the store, by reference.
+    Image(String),
+    /// A `linux-image-*.deb`, or a directory with a vmlinuz and its modules.
+    Path(PathBuf),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddKernelError {
+    #[error("there is no image {0} in the store: `bridgehead image add` brings it in first")]
+    NoImage(String),
+    #[error("{0:?} can't be a kernel's name: letters, digits and `.`, `_`, `+`, `~`, `-`")]
+    Name(String),
+    #[error("{path} has no kernel: looked for vmlinuz and vmlinuz-VERSION there and in boot/")]
+    NoKernel { path: PathBuf },
+    #[error(
+        "{path} has modules of {found}, and none of its kernel's version {version}: put those of the same build there, \
+         below lib/modules/{version}"
+    )]
+    OtherModules { path: PathBuf, version: String, found: String },
+    #[error(
+        "{path} has no modules.dep, without which no module is found: `depmod -b DIR {version}` makes it"
+    )]
+    NoIndex { path: PathBuf, version: String },
+    #[error("unpacking {path}: {program} {problem}")]
+    Unpack { path: PathBuf, program: &'static str, problem: String },
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Stage1(#[from] Stage1Error),
+    #[error(transparent)]
+    Build(#[from] AddError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("working in the state directory: {0}")]
+    Work(#[from] io::Error),
+}
+
+/// Why the modules that a profile names can't be had.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ModuleError {
+    #[error("kernel {kernel} has no module {module}")]
+    NoSuchModule { kernel: String, module: String },
+    #[error(
+        "kernel {kernel} was taken from an image, and only stage 1's modules are kept of it: add it from its .deb or directory"
+    )]
+    NotKept { kernel: String },
+    #[error("reading the modules of kernel {kernel}: {cause}")]
+    Read { kernel: String, cause: String },
+}
+
+/// An initrd with a profile's modules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleSet {
+    pub blob: Stored,
+    pub unpacked: u64,
+}
+
+/// Sets that were made, by kernel and modules.
+pub(super) type ModuleSets = BTreeMap<(String, Vec<String>), ModuleSet>;
+
+impl Images {
+    /// Adds a kernel, in place of one with the same name.
+    pub async fn add_kernel(&self, new: NewKernel) -> Result<KernelRecord, AddKernelError> {
+        let _adding = self.0.adding.lock().await;
+        let images = self.clone();
+        blocking(move || {
+            let mut record = match &new.source {
+                KernelOrigin::Image(reference) => images.kernel_of_image(reference)?,
+                KernelOrigin::Path(path) => images.kernel_at(path)?,
+            };
+            if let Some(name) = new.name {
+                record.name = name;
+            }
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._+~-".contains(c);
+            if record.name.is_empty() || !record.name.chars().all(allowed) {
+                return Err(AddKernelError::Name(record.name));
+            }
+            images.change_kernels(|list| {
+                list.kernels.retain(|kernel| kernel.name != record.name);
+                list.kernels.push(record.clone());
+                list.kernels.sort_by(|a, b| a.name.cmp(&b.name));
+            })?;
+            Ok(record)
+        })
+        .await
+    }
+
+    pub fn kernels(&self) -> KernelList {
+        self.kernel_list().clone()
+    }
+
+    pub fn kernel(&self, name: &str) -> Option<KernelRecord> {
+        self.kernel_list().kernels.iter().find(|kernel| kernel.name == name).cloned()
+    }
+
+    /// Makes a kernel the default, or, with none, the stock one again. False when there is no such kernel.
+    pub fn default_kernel(&self, name: Option<&str>) -> Result<bool, StoreError> {
+        if name.is_some_and(|name| self.kernel(name).is_none()) {
+            return Ok(false);
+        }
+        self.change_kernels(|list| list.default = name.map(str::to_owned)).map(|()| true)
+    }
+
+    /// Forgets a kernel; its blobs stay until [`Images::gc`]. False when there is no such kernel.
+    pub fn remove_kernel(&self, name: &str) -> Result<bool, StoreError> {
+        if self.kernel(name).is_none() {
+            return Ok(false);
+        }
+        self.change_kernels(|list| {
+            list.kernels.retain(|kernel| kernel.name != name);
+            list.default.take_if(|default| default == name);
+        })
+        .map(|()| true)
+    }
+
+    /// The initrd with these modules and what they depend on.
+    pub fn module_set(&self, kernel: &KernelRecord, modules: &[String]) -> Result<ModuleSet, ModuleError> {
+        let key = (kernel.stage1_blob.sha256.clone(), modules.to_vec());
+        let known = self.module_sets().get(&key).cloned();
+        if let Some(set) = known {
+            return Ok(set);
+        }
+        let failed = |cause: String| ModuleError::Read { kernel: kernel.name.clone(), cause };
+        let tree = self.modules_of(kernel, modules, &failed)?;
+        let blob = self.pack(&tree).map_err(|error| failed(error.to_string()))?;
+        let set = ModuleSet { blob, unpacked: tree.unpacked_size() };
+        self.module_sets().insert(key, set.clone());
+        Ok(set)
+    }
+
+    pub(super) fn kernel_list(&self) -> MutexGuard<'_, KernelList> {
+        self.0.kernels.lock().unpoisoned()
+    }
+
+    fn module_sets(&self) -> MutexGuard<'_, ModuleSets> {
+        self.0.module_sets.lock().unpoisoned()
+    }
+
+    /// The blobs that kernels and module sets are made of.
+    pub(super) fn kernel_blobs(&self) -> BTreeSet<String> {
+        let mut kept = BTreeSet::new();
+        for kernel in &self.kernel_list().kernels {
+            let modules = kernel.modules.iter().flat_map(|modules| [&modules.contents, &modules.index]);
+            kept.extend(
+                [&kernel.kernel_blob, &kernel.stage1_blob]
+                    .into_iter()
+                    .chain(modules)
+                    .map(|b| b.sha256.clone()),
+            );
+        }
+        let sets = self.module_sets();
+        kept.extend(sets.values().map(|set| set.blob.sha256.clone()));
+        kept
+    }
+
+    fn change_kernels(&self, change: impl FnOnce(&mut KernelList)) -> Result<(), StoreError> {
+        let mut list = self.kernel_list();
+        let mut changed = list.clone();
+        change(&mut changed);
+        self.0.store.set_kernels(&changed)?;
+        *list = changed;
+        Ok(())
+    }
+
+    /// What an image was made with: nothing is packed anew.
+    fn kernel_of_image(&self, reference: &str) -> Result<KernelRecord, AddKernelError> {
+        let image = self.get(reference).ok_or_else(|| AddKernelError::NoImage(canonical(reference)))?;
+        let image = &image.record;
+        Ok(KernelRecord {
+            name: image.kernel.version.clone(),
+            version: image.kernel.version.clone(),
+            from: format!("image {}", image.reference),
+            added: Timestamp::now(),
+            kernel_blob: image.kernel_blob.clone(),
+            stage1_blob: image.stage1_blob.clone(),
+            modules: None,
+            memory: image.unpacked.kernel,
+            stage1_unpacked: image.unpacked.stage1,
+            two_stages: image.stage2_blob.is_some(),
+        })
+    }
+
+    fn kernel_at(&self, path: &Path) -> Result<KernelRecord, AddKernelError> {
+        if path.is_dir() {
+            return self.kernel_in(path, path);
+        }
+        let unpacked = tempfile::tempdir_in(self.0.store.work())?;
+        let run = |program: &'static str, command: &mut Command| {
+            let failed = |problem| AddKernelError::Unpack { path: path.to_owned(), program, problem };
+            let output = command.output().map_err(|error| failed(format!("can't be started: {error}")))?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() { Ok(()) } else { Err(failed(format!("says: {}", said.trim()))) }
+        };
+        run("dpkg-deb", Command::new("dpkg-deb").arg("--extract").arg(path).arg(unpacked.path()))?;
+        // Debian's packages leave the index to their installation.
+        for directory in modules_directories(unpacked.path()) {
+            if let Some(version) = directory.file_name() {
+                run("depmod", Command::new("depmod").arg("-b").arg(unpacked.path()).arg(version))?;
+            }
+        }
+        self.kernel_in(unpacked.path(), path)
+    }
+
+    /// The kernel in a directory; `from` is what people call it.
+    fn kernel_in(&self, directory: &Path, from: &Path) -> Result<KernelRecord, AddKernelError> {
+        let (mut spool, assets, _) = self.load_assets()?;
+        let mut tree = Tree::new();
+        let file =
+            find_kernel(directory).ok_or_else(|| AddKernelError::NoKernel { path: from.to_owned() })?;
+        let boot = tree.insert(Tree::ROOT, b"boot", Inode::directory(0o755), 0);
+        let content = spool.add(std::fs::File::open(&file)?)?;
+        tree.insert(boot, b"vmlinuz", Inode::new(0o644, Kind::File(content)), 0);
+        let mut kernel =
+            kernel::of_image(&tree)?.ok_or_else(|| AddKernelError::NoKernel { path: from.to_owned() })?;
+        let found = modules_directories(directory);
+        let own =
+            found.iter().find(|dir| dir.file_name().is_some_and(|name| *name == *kernel.choice.version));
+        match (own, found.first()) {
+            (Some(own), _) => {
+                let lib = tree.insert(Tree::ROOT, b"lib", Inode::directory(0o755), 0);
+                let at = tree.insert(lib, b"modules", Inode::directory(0o755), 0);
+                stage1::load(&mut spool, &mut tree, at, own)?;
+                let path = format!("lib/modules/{}", kernel.choice.version);
+                if tree.file(&format!("{path}/modules.dep")).is_none() {
+                    let version = kernel.choice.version;
+                    return Err(AddKernelError::NoIndex { path: own.clone(), version });
+                }
+                kernel.modules = tree.find(&path);
+                kernel.choice.modules = true;
+            }
+            // A kernel with everything built in.
+            (None, None) => {}
+            (None, Some(other)) => {
+                let found = other.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let version = kernel.choice.version;
+                return Err(AddKernelError::OtherModules { path: from.to_owned(), version, found });
+            }
+        }
+        let stage1 = stage1::build(&assets, &tree, &kernel)?;
+        let modules = match kernel.modules {
+            Some(_) => Some(self.keep_modules(&tree, &kernel.choice.version)?),
+            None => None,
+        };
+        Ok(KernelRecord {
+            name: kernel.choice.version.clone(),
+            version: kernel.choice.version.clone(),
+            from: from.display().to_string(),
+            added: Timestamp::now(),
+            kernel_blob: self.0.store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?,
+            stage1_blob: self.pack(&stage1)?,
+            modules,
+            memory: kernel.memory,
+            stage1_unpacked: stage1.unpacked_size(),
+            two_stages: stage1::mounts_stage2(&stage1, &kernel),
+        })
+    }
+
+    fn pack(&self, tree: &Tree) -> Result<Stored, AddError> {
+        Ok(self.0.store.put(|out| {
+            let mut initrd = Initrd::new(out, STAGE1_LEVEL)?;
+            initrd.tree("", tree)?;
+            initrd.finish().map(drop)
+        })?)
+    }
+
+    fn keep_modules(&self, tree: &Tree, version: &str) -> Result<ModulesRecord, AddKernelError> {
+        let below = format!("lib/modules/{version}/");
+        let files: Vec<(String, &Content)> = tree
+            .walk()
+            .into_iter()
+            .filter_map(|(path, id)| match &tree.inode(id).kind {
+                Kind::File(content) => {
+                    Some((String::from_utf8(path).ok()?.strip_prefix(&below)?.to_owned(), content))
+                }
+                _ => None,
+            })
+            .collect();
+        let mut index = Vec::new();
+        let mut offset = 0;
+        for (path, content) in &files {
+            index.push(ModuleFile { path: path.clone(), offset, len: content.len });
+            offset += content.len;
+        }
+        let contents = self.0.store.put(|out| {
+            files.iter().try_for_each(|(_, content)| io::copy(&mut content.reader(), out).map(drop))
+        })?;
+        let index = serde_json::to_vec(&index).map_err(io::Error::from)?;
+        let index = self.0.store.put(|out| out.write_all(&index))?;
+        Ok(ModulesRecord { contents, index })
+    }
+
+    /// A tree of the modules that `wanted` names, with what they depend on, where a node looks for them.
+    fn modules_of(
+        &self,
+        kernel: &KernelRecord,
+        wanted: &[String],
+        failed: &dyn Fn(String) -> ModuleError,
+    ) -> Result<Tree, ModuleError> {
+        let record = kernel.modules.as_ref().ok_or(ModuleError::NotKept { kernel: kernel.name.clone() })?;
+        let store = &self.0.store;
+        let index = store.read(&record.index).map_err(|error| failed(error.to_string()))?;
+        let index: Vec<ModuleFile> =
+            serde_json::from_slice(&index).map_err(|error| failed(error.to_string()))?;
+        let contents = store.file(&record.contents).map_err(|error| failed(error.to_string()))?;
+        let contents = Arc::new(contents);
+        let content = |path: &str| {
+            let file = index.iter().find(|file| file.path == path)?;
+            Content::of_file(contents.clone(), file.offset, file.len).ok()
+        };
+        let dependencies = content("modules.dep").ok_or_else(|| failed("there is no modules.dep".into()))?;
+        let dependencies = dependencies.read().map_err(|error| failed(error.to_string()))?;
+        let dependencies = String::from_utf8_lossy(&dependencies);
+        let builtin = content("modules.builtin").and_then(|builtin| builtin.read().ok()).unwrap_or_default();
+        let builtin = String::from_utf8_lossy(&builtin);
+        let mut tree = Tree::new();
+        for module in wanted {
+            let line = dependencies
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(file, _)| is(file, module));
+            let Some((file, needs)) = line else {
+                if builtin.lines().any(|file| is(file, module)) {
+                    continue;
+                }
+                let (kernel, module) = (kernel.name.clone(), module.clone());
+                return Err(ModuleError::NoSuchModule { kernel, module });
+            };
+            for file in std::iter::once(file).chain(needs.split_whitespace()) {
+                let content =
+                    content(file).ok_or_else(|| failed(format!("{file} is named, and not there")))?;
+                let path = format!("lib/modules/{}/{file}", kernel.version);
+                let (directories, name) = path.rsplit_once('/').expect("there is one in it");
+                let mut at = Tree::ROOT;
+                for part in directories.split('/') {
+                    at = tree.insert(at, part.as_bytes(), Inode::directory(0o755), 0);
+                }
+                tree.insert(at, name.as_bytes(), Inode::new(0o644, Kind::File(content)), 0);
+            }
+        }
+        Ok(tree)
+    }
+}
+
+/// Where a module's contents are.
+#[derive(Serialize, Deserialize)]
+struct ModuleFile {
+    path: String,
+    offset: u64,
+    len: u64,
+}
+
+/// Whether the file is the module's: `-` and `_` mean the same in its name.
+fn is(file: &str, module: &str) -> bool {
+    let name = file.trim().rsplit('/').next().and_then(|name| name.split(".ko").next()).unwrap_or_default();
+    name.replace('-', "_") == module.replace('-', "_")
+}
+
+/// The file of a kernel below `directory`: the last by name, where there are several.
+fn find_kernel(directory: &Path) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = [directory.join("boot"), directory.to_owned()]
+        .iter()
+        .filter_map(|dir| dir.read_dir().ok())
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name == "vmlinuz" || name == "bzImage" || name.starts_with("vmlinuz-")
+        })
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// Every `lib/modules/VERSION` below `directory`, in the places where it may be.
+fn modules_directories(directory: &Path) -> Vec<PathBuf> {
+    let places = ["lib/modules", "usr/lib/modules", "modules/lib/modules", "modules"];
+    let found = places.iter().filter_map(|place| directory.join(place).read_dir().ok()).flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        found.map(|entry| entry.path()).filter(|path| path.join("kernel").is_dir()).collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+#[path = "kernels_tests.rs"]
+mod tests;

@@ -1,0 +1,43 @@
+//! `/image.json`, from what is known of an image.
+
+use pxe_contract::image::{Description, Xattr};
+
+use super::oci::ImageConfig;
+use super::tree::Tree;
+use crate::base::text::hex;
+
+/// What pxe-init reads to run the image. It is to set the extended attributes that are said not to have a place
+/// where the image's files are.
+pub(super) fn description(
+    reference: &str,
+    id: &str,
+    digest: &str,
+    config: &ImageConfig,
+    tree: &Tree,
+    has_place: impl Fn(&[u8]) -> bool,
+) -> Description {
+    let mut xattrs = Vec::new();
+    for (path, inode) in tree.walk() {
+        for (name, value) in tree.inode(inode).xattrs.iter().filter(|(name, _)| !has_place(name)) {
+            match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
+                (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
+                _ => tracing::warn!(
+                    path = %path.escape_ascii(),
+                    "an extended attribute is lost: its file's name is not UTF-8"
+                ),
+            }
+        }
+    }
+    Description {
+        reference: reference.to_owned(),
+        id: id.to_owned(),
+        digest: digest.to_owned(),
+        argv: config.argv(),
+        env: config.env.clone(),
+        cwd: if config.working_dir.is_empty() { "/" } else { &config.working_dir }.to_owned(),
+        user: config.user.clone(),
+        stop_signal: config.stop_signal.clone(),
+        health_check: config.health_check.clone(),
+        xattrs,
+    }
+}

@@ -1,0 +1,514 @@
+//! Docker images, made into what a machine loads: `docker` or a file → `oci` (manifest, layers) →
+//! `extract` (layers → one tree) → `kernel`, `stage1` → `initrd` → `store`.
+//!
+//! A machine loads the kernel; stage 1, the same for every machine with that kernel; and the image's
+//! root file system, below `/image` in an archive of its own, with `/image.json` at the top that
+//! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
+//! and a SquashFS (stage 2), which pxe-init fetches and mounts.
+
+mod docker;
+mod extract;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod health;
+mod initrd;
+mod kernel;
+mod kernels;
+mod manifest;
+mod oci;
+mod squashfs;
+mod stage1;
+mod store;
+mod tar;
+mod tree;
+mod wanted;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Read, Seek as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use jiff::Timestamp;
+use pxe_contract::paths::file;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use self::initrd::Initrd;
+use self::kernels::ModuleSets;
+use self::oci::Archive;
+use self::store::Store;
+use self::tree::{Content, Inode, Kind, Spool, Tree};
+use crate::base::lock::Unpoisoned as _;
+use crate::base::text::hex;
+use crate::nodes::engine::{Engine, NoEngine};
+use crate::provision::blob::Blob;
+
+pub use self::docker::ExportError;
+pub use self::extract::ExtractError;
+pub use self::initrd::{InitrdError, archive};
+pub use self::kernel::{KernelChoice, KernelError, KernelSource};
+pub use self::kernels::{
+    AddKernelError, KernelList, KernelOrigin, KernelRecord, ModuleError, ModuleSet, ModulesRecord, NewKernel,
+};
+pub use self::oci::{ArchiveError, ImageConfig};
+pub use self::squashfs::SquashfsError;
+pub use self::stage1::Stage1Error;
+pub use self::store::{StoreError, Stored};
+pub use self::tar::TarError;
+pub use self::wanted::{Availability, Wanted};
+
+/// The image of nodes with `run = "docker"`, which comes with the assets.
+pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
+/// Where it is below the assets.
+const DOCKER_NODE_FILE: &str = "docker-node/image.tar";
+
+/// Stage 1 is made once for each kernel: worth some seconds.
+const STAGE1_LEVEL: i32 = 10;
+/// The root file system is made for each image, often large: what saves transfer time at little cost.
+const ROOTFS_LEVEL: i32 = 3;
+
+/// The images that machines can boot. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Images(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    assets: PathBuf,
+    engine: Engine,
+    images: Mutex<BTreeMap<String, Image>>,
+    kernels: Mutex<KernelList>,
+    module_sets: Mutex<ModuleSets>,
+    /// Held while blobs exist that no record names yet.
+    adding: tokio::sync::Mutex<()>,
+}
+
+/// An image, ready to be sent. Cloning it is cheap; its blobs stay readable while it is held,
+/// also when the image is removed.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub record: Arc<ImageRecord>,
+    pub kernel: Blob,
+    pub stage1: Blob,
+    pub rootfs: Blob,
+    /// The same as a SquashFS.
+    pub stage2: Option<Blob>,
+}
+
+/// What is known of an image, as stored and as `bridgehead images --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageRecord {
+    /// With tag: `hello-metal:latest`.
+    pub reference: String,
+    /// The image's ID where it came from.
+    pub id: String,
+    /// SHA-256 of the root file system's tree: the same contents have the same digest anywhere.
+    pub digest: String,
+    /// When the image was built, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// When it was brought in.
+    #[serde(serialize_with = "crate::base::text::micros")]
+    pub added: Timestamp,
+    pub config: ImageConfig,
+    pub kernel: KernelChoice,
+    pub kernel_blob: Stored,
+    pub stage1_blob: Stored,
+    pub rootfs_blob: Stored,
+    /// None where the kernel has no modules to mount it with, and in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage2_blob: Option<Stored>,
+    pub unpacked: Unpacked,
+    /// Of the assets it was made with: others mean that it is made anew.
+    pub assets: String,
+}
+
+/// Bytes that the parts take in a machine's memory once they are unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unpacked {
+    pub kernel: u64,
+    pub stage1: u64,
+    pub rootfs: u64,
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ImageSource {
+    /// A Docker engine's image by reference.
+    Reference(String),
+    /// What `docker save` wrote, or an OCI layout: a tar archive or a directory.
+    Path(PathBuf),
+}
+
+/// How far [`Images::add`] is; its text is for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Exported { bytes: u64 },
+    Layer { number: usize, of: usize },
+    Packing,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exported { .. } => write!(f, "exporting"),
+            Self::Layer { number, of } => write!(f, "layer {number} of {of}"),
+            Self::Packing => write!(f, "packing"),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error(transparent)]
+    NoEngine(#[from] NoEngine),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("layer {number} of {of}: {source}")]
+    Layer { number: usize, of: usize, source: ExtractError },
+    #[error("layer {number} is damaged: its SHA-256 is {found}, and the image says {expected}")]
+    LayerDigest { number: usize, found: String, expected: String },
+    #[error(
+        "the image names nothing to run. Give it an ENTRYPOINT or CMD (`docker import -c 'CMD [\"…\"]'`)"
+    )]
+    NoCommand,
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Stage1(#[from] Stage1Error),
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    #[error(transparent)]
+    Squashfs(#[from] SquashfsError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("working in the state directory: {0}")]
+    Work(#[from] io::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    #[error("there is no image {0}")]
+    NoSuchImage(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What [`Images::gc`] freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Freed {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+impl Images {
+    /// Opens the images in the state directory. A record whose blobs are gone is dropped with a
+    /// warning: the image can be added again.
+    pub fn open(state_dir: &Path, assets: &Path, engine: Engine) -> Result<Self, StoreError> {
+        let store = Store::open(state_dir.join("images"))?;
+        let mut images = BTreeMap::new();
+        for record in store.records()? {
+            match Image::open(&store, record) {
+                Ok(image) => drop(images.insert(image.record.reference.clone(), image)),
+                Err(error) => tracing::warn!(%error, "an image's blob is missing: add the image again"),
+            }
+        }
+        let kernels = Mutex::new(store.kernels()?);
+        Ok(Self(Arc::new(Inner {
+            store,
+            assets: assets.to_owned(),
+            engine,
+            kernels,
+            module_sets: Mutex::default(),
+            images: Mutex::new(images),
+            adding: tokio::sync::Mutex::new(()),
+        })))
+    }
+
+    /// Brings an image in, or finds that it is here already. One at a time; others wait.
+    pub async fn add(
+        &self,
+        source: &ImageSource,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Image, AddError> {
+        let _adding = self.0.adding.lock().await;
+        let (name, engine_id, exported) = match source {
+            ImageSource::Path(path) => (path.clone(), None, None),
+            ImageSource::Reference(reference) => {
+                let docker = self.0.engine.connect().await?;
+                let id = docker::resolve(&docker, reference).await?;
+                let images = self.clone();
+                let assets = blocking(move || images.load_assets().map(|(_, _, digest)| digest)).await?;
+                if let Some(image) = self.get(reference)
+                    && image.record.id == id
+                    && image.record.assets == assets
+                {
+                    return Ok(image);
+                }
+                let report = |bytes| progress(Progress::Exported { bytes });
+                let file = docker::export(&docker, &id, &self.0.store.work(), report).await?;
+                (PathBuf::from(reference), Some((canonical(reference), id)), Some(file))
+            }
+        };
+        let images = self.clone();
+        blocking(move || {
+            let archive = match exported {
+                Some(file) => Archive::from_file(&name, file)?,
+                None => Archive::open(&name, &images.0.store.work())?,
+            };
+            images.build(&name, &archive, engine_id, &progress)
+        })
+        .await
+    }
+
+    /// The image of this name; `web` means `web:latest`.
+    pub fn get(&self, reference: &str) -> Option<Image> {
+        self.images().get(&canonical(reference)).cloned()
+    }
+
+    /// Part of an image by its SHA-256, also of one that was replaced or removed since: a machine
+    /// that read its configuration before then still finds it, until [`Images::gc`].
+    pub fn blob(&self, sha256: &str) -> io::Result<Option<Blob>> {
+        self.0.store.find(sha256)
+    }
+
+    /// All of them, by name.
+    pub fn list(&self) -> Vec<ImageRecord> {
+        self.images().values().map(|image| ImageRecord::clone(&image.record)).collect()
+    }
+
+    /// Forgets an image. Its blobs stay until [`Images::gc`].
+    pub fn rm(&self, reference: &str) -> Result<(), RemoveError> {
+        let mut images = self.images();
+        let reference = canonical(reference);
+        let removed = images.remove(&reference).ok_or(RemoveError::NoSuchImage(reference.clone()))?;
+        if let Err(error) = self.0.store.set_records(&records(&images)) {
+            images.insert(reference, removed);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Removes the blobs that no image and no kernel uses, but for `kept`. Waits for one that is being added.
+    pub async fn gc(&self, kept: BTreeSet<String>) -> Result<Freed, StoreError> {
+        let _adding = self.0.adding.lock().await;
+        let this = self.clone();
+        blocking(move || {
+            let images = this.images();
+            let mut kept = kept;
+            kept.extend(images.values().flat_map(|image| image.record.blobs().map(|b| b.sha256.clone())));
+            kept.extend(this.kernel_blobs());
+            let (files, bytes) = this.0.store.sweep(&kept)?;
+            Ok(Freed { files, bytes })
+        })
+        .await
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeMap<String, Image>> {
+        self.0.images.lock().unpoisoned()
+    }
+
+    fn load_assets(&self) -> Result<(Spool, Tree, String), AddError> {
+        let mut spool = Spool::new(&self.0.store.work())?;
+        let assets = stage1::load_assets(&mut spool, &self.0.assets)?;
+        let digest = format!("sha256:{}", hex(&assets.digest()));
+        Ok((spool, assets, digest))
+    }
+
+    /// From archive to record. Everything that can be refused early is.
+    fn build(
+        &self,
+        name: &Path,
+        archive: &Archive,
+        engine_id: Option<(String, String)>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Image, AddError> {
+        let (mut spool, assets, assets_digest) = self.load_assets()?;
+        let described = archive.describe()?;
+        if described.config.argv().is_empty() {
+            return Err(AddError::NoCommand);
+        }
+        let (reference, id) = engine_id.unwrap_or_else(|| {
+            let stem = || name.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let reference = described.reference.clone().unwrap_or_else(stem);
+            (canonical(&reference), described.id.clone())
+        });
+        if let Some(image) = self.get(&reference)
+            && image.record.id == id
+            && image.record.assets == assets_digest
+        {
+            return Ok(image);
+        }
+        let mut tree = Tree::new();
+        let of = described.layers.len();
+        for (index, layer) in described.layers.iter().enumerate() {
+            let number = index + 1;
+            progress(Progress::Layer { number, of });
+            let mut reader = HashingReader { inner: archive.layer(layer)?, hash: Sha256::new() };
+            extract::apply(&mut tree, &mut spool, index, &mut reader).map_err(|source| AddError::Layer {
+                number,
+                of,
+                source,
+            })?;
+            // Padding after the archive's end counts as well.
+            io::copy(&mut reader, &mut io::sink()).map_err(|source| AddError::Layer {
+                number,
+                of,
+                source: TarError::from(source).into(),
+            })?;
+            let found = format!("sha256:{}", hex(&reader.hash.finalize()));
+            if found != layer.diff_id {
+                return Err(AddError::LayerDigest { number, found, expected: layer.diff_id.clone() });
+            }
+        }
+        progress(Progress::Packing);
+        let (kernel, from) = match kernel::of_image(&tree)? {
+            Some(kernel) => (kernel, &tree),
+            None => match kernel::of_assets(&assets)? {
+                Some(kernel) => (kernel, &assets),
+                None => return Err(KernelError::None { assets: self.0.assets.display().to_string() }.into()),
+            },
+        };
+        tracing::info!(
+            image = reference,
+            kernel = kernel.choice.version,
+            path = kernel.choice.path,
+            reason = kernel.choice.reason,
+            "kernel chosen"
+        );
+        let stage1 = stage1::build(&assets, from, &kernel)?;
+        let digest = format!("sha256:{}", hex(&tree.digest()));
+        let manifest = |has_place: &dyn Fn(&[u8]) -> bool| {
+            let description =
+                manifest::description(&reference, &id, &digest, &described.config, &tree, has_place);
+            serde_json::to_vec_pretty(&description).map_err(io::Error::from)
+        };
+        let store = &self.0.store;
+        let kernel_blob = store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?;
+        let stage1_blob = store.put(|out| {
+            let mut initrd = Initrd::new(out, STAGE1_LEVEL)?;
+            initrd.tree("", &stage1)?;
+            initrd.finish().map(drop)
+        })?;
+        let rootfs_blob = store.put(|out| {
+            let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
+            initrd.tree(file::name(file::IMAGE), &tree)?;
+            // Last: where Linux ran out of memory while it unpacked, this is missing.
+            initrd.file(file::name(file::IMAGE_DESCRIPTION), &manifest(&|_| false)?)?;
+            initrd.finish().map(drop)
+        })?;
+        let rootfs_unpacked = tree.unpacked_size();
+        let stage2_blob = if stage1::mounts_stage2(&stage1, &kernel) {
+            let description = spool.add(&manifest(&|name| squashfs::xattr_name(name).is_some())?[..])?;
+            Some(self.stage2(tree.below(file::name(file::IMAGE).as_bytes()), description)?)
+        } else {
+            None
+        };
+        let record = ImageRecord {
+            reference: reference.clone(),
+            id,
+            digest,
+            created: described.created,
+            added: Timestamp::now(),
+            config: described.config,
+            unpacked: Unpacked {
+                kernel: kernel.memory,
+                stage1: stage1.unpacked_size(),
+                rootfs: rootfs_unpacked,
+            },
+            kernel: kernel.choice,
+            kernel_blob,
+            stage1_blob,
+            rootfs_blob,
+            stage2_blob,
+            assets: assets_digest,
+        };
+        let image = Image::open(store, record)?;
+        let mut images = self.images();
+        let mut changed = images.clone();
+        changed.insert(reference, image.clone());
+        store.set_records(&records(&changed))?;
+        *images = changed;
+        Ok(image)
+    }
+
+    /// Packs the image, which is below `/image` in the tree, as a SquashFS.
+    fn stage2(&self, mut tree: Tree, description: Content) -> Result<Stored, AddError> {
+        let name = file::name(file::IMAGE_DESCRIPTION).as_bytes();
+        tree.insert(Tree::ROOT, name, Inode::new(0o644, Kind::File(description)), 0);
+        let store = &self.0.store;
+        // Its first bytes say where its last ones are.
+        let mut file = tempfile::tempfile_in(store.work())?;
+        squashfs::write(&tree, &mut file, ROOTFS_LEVEL)?;
+        file.rewind()?;
+        Ok(store.put(|out| io::copy(&mut file, out).map(drop))?)
+    }
+}
+
+impl ImageRecord {
+    /// All that is kept of it.
+    pub fn blobs(&self) -> impl Iterator<Item = &Stored> {
+        [&self.kernel_blob, &self.stage1_blob, &self.rootfs_blob].into_iter().chain(&self.stage2_blob)
+    }
+}
+
+impl Image {
+    fn open(store: &Store, record: ImageRecord) -> Result<Self, StoreError> {
+        Ok(Self {
+            kernel: store.blob(&record.kernel_blob)?,
+            stage1: store.blob(&record.stage1_blob)?,
+            rootfs: store.blob(&record.rootfs_blob)?,
+            stage2: record.stage2_blob.as_ref().map(|stored| store.blob(stored)).transpose()?,
+            record: Arc::new(record),
+        })
+    }
+}
+
+/// A reference as Docker spells it out, without its default registry: `web` is `web:latest`.
+pub fn canonical(reference: &str) -> String {
+    let short = reference.strip_prefix("docker.io/").unwrap_or(reference);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    let name = short.rsplit('/').next().unwrap_or(short);
+    if short.starts_with("sha256:") || name.contains([':', '@']) {
+        short.to_owned()
+    } else {
+        format!("{short}:latest")
+    }
+}
+
+fn records(images: &BTreeMap<String, Image>) -> Vec<&ImageRecord> {
+    images.values().map(|image| &*image.record).collect()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is shutting down, and whoever waits with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+struct HashingReader<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hash.update(&buf[..n]);
+        Ok(n)
+    }
+}

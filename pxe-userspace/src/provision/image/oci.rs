@@ -1,0 +1,455 @@
+//! Reads images as they travel: what `docker save` writes, and OCI image layouts, as a tar
+//! archive (compressed or not) or as a directory.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use pxe_contract::image::HealthCheck;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::health::HealthJson;
+use super::tar::{EntryKind, TarError, TarReader};
+use crate::base::text::hex;
+
+/// Manifests and configurations are kilobytes; more is no image of ours.
+const MAX_JSON: u64 = 16 * 1024 * 1024;
+
+/// How many indexes may name one another before there is a manifest.
+const MAX_INDEXES: usize = 4;
+
+/// How a machine runs the image: its configuration, as far as it counts without a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub env: Vec<String>,
+    pub working_dir: String,
+    pub user: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+}
+
+impl ImageConfig {
+    /// What runs: the entry point with the command as its arguments.
+    pub fn argv(&self) -> Vec<String> {
+        [&self.entrypoint[..], &self.cmd[..]].concat()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("{path} can't be read: {source}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{path} is damaged: {source}")]
+    Tar { path: PathBuf, source: TarError },
+    #[error(
+        "{path} is neither what `docker save` writes nor an OCI layout: it has no manifest.json and no index.json. \
+         A plain file system becomes an image with `docker import`"
+    )]
+    NotAnImage { path: PathBuf },
+    #[error("{path} holds {count} images for linux/amd64: save the one to boot by itself")]
+    Several { path: PathBuf, count: usize },
+    #[error("{path} holds no image for linux/amd64")]
+    NoPlatform { path: PathBuf },
+    #[error(
+        "the image is for {os}/{architecture}; the machines are linux/amd64. Build it with `--platform linux/amd64`"
+    )]
+    Platform { os: String, architecture: String },
+    #[error("{path} names {name}, which is not in it")]
+    Missing { path: PathBuf, name: String },
+    #[error("{name} in {path} can't be read: {source}")]
+    Read { path: PathBuf, name: String, source: io::Error },
+    #[error("{name} in {path} is not the JSON it should be: {source}")]
+    Json { path: PathBuf, name: String, source: serde_json::Error },
+    #[error("{name} in {path} does not have the SHA-256 that it is named by: the archive is damaged")]
+    Digest { path: PathBuf, name: String },
+    #[error("{path} lists {layers} layers, and its configuration {diff_ids}")]
+    LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
+}
+
+/// An image in an archive, its layers not yet read.
+pub(super) struct Archive {
+    path: PathBuf,
+    container: Container,
+}
+
+/// What an archive says of its image.
+pub(super) struct Described {
+    /// SHA-256 of the configuration, as Docker counts image IDs.
+    pub(super) id: String,
+    /// The name that the archive gives it.
+    pub(super) reference: Option<String>,
+    pub(super) created: Option<String>,
+    pub(super) config: ImageConfig,
+    /// From the bottom.
+    pub(super) layers: Vec<Layer>,
+}
+
+pub(super) struct Layer {
+    name: String,
+    /// SHA-256 of the uncompressed tar archive.
+    pub(super) diff_id: String,
+}
+
+enum Container {
+    Directory(PathBuf),
+    Tar { file: File, index: HashMap<String, Member> },
+}
+
+enum Member {
+    Data { offset: u64, size: u64 },
+    Link(String),
+}
+
+impl Archive {
+    /// Opens a directory or tar archive. `spool` is where a compressed archive is unpacked to.
+    pub(super) fn open(path: &Path, spool: &Path) -> Result<Self, ArchiveError> {
+        let failed = |source| ArchiveError::Open { path: path.to_owned(), source };
+        if path.is_dir() {
+            return Ok(Self { path: path.to_owned(), container: Container::Directory(path.to_owned()) });
+        }
+        let file = File::open(path).map_err(failed)?;
+        let mut plain = BufReader::new(&file);
+        let compressed = Compression::of(&mut plain).map_err(failed)?;
+        if compressed == Compression::None {
+            return Self::from_file(path, file);
+        }
+        let mut unpacked = tempfile::tempfile_in(spool).map_err(failed)?;
+        let mut reader = compressed.reader(plain).map_err(failed)?;
+        io::copy(&mut reader, &mut unpacked).map_err(failed)?;
+        drop(reader);
+        Self::from_file(path, unpacked)
+    }
+
+    /// An uncompressed tar archive that is open already; `path` is for messages.
+    pub(super) fn from_file(path: &Path, mut file: File) -> Result<Self, ArchiveError> {
+        let damaged = |source| ArchiveError::Tar { path: path.to_owned(), source };
+        file.seek(SeekFrom::Start(0)).map_err(|e| damaged(e.into()))?;
+        let mut index = HashMap::new();
+        let mut tar = TarReader::new(BufReader::new(&file));
+        while let Some(entry) = tar.next().map_err(damaged)? {
+            let name = String::from_utf8_lossy(&entry.path).trim_start_matches("./").to_owned();
+            let link = String::from_utf8_lossy(&entry.link).into_owned();
+            let member = match entry.kind {
+                EntryKind::File => Member::Data { offset: entry.offset, size: entry.size },
+                // Docker before version 25 writes a layer that repeats as a link to the first.
+                EntryKind::Symlink => Member::Link(beside(&name, &link)),
+                EntryKind::HardLink => Member::Link(link),
+                _ => continue,
+            };
+            index.insert(name, member);
+        }
+        Ok(Self { path: path.to_owned(), container: Container::Tar { file, index } })
+    }
+
+    /// Finds the one image for linux/amd64 and reads what there is to know without its layers.
+    pub(super) fn describe(&self) -> Result<Described, ArchiveError> {
+        let (reference, config_name, layers) = if self.has("manifest.json") {
+            self.docker_manifest()?
+        } else if self.has("index.json") {
+            self.oci_manifest()?
+        } else {
+            return Err(ArchiveError::NotAnImage { path: self.path.clone() });
+        };
+        let bytes = self.read(&config_name)?;
+        let config: ConfigJson = self.json(&config_name, &bytes)?;
+        if config.os != "linux" || config.architecture != "amd64" {
+            return Err(ArchiveError::Platform { os: config.os, architecture: config.architecture });
+        }
+        let diff_ids = config.rootfs.diff_ids;
+        if diff_ids.len() != layers.len() {
+            let (layers, diff_ids) = (layers.len(), diff_ids.len());
+            return Err(ArchiveError::LayerCount { path: self.path.clone(), layers, diff_ids });
+        }
+        let run = config.config.unwrap_or_default();
+        Ok(Described {
+            id: format!("sha256:{}", hex(&Sha256::digest(&bytes))),
+            reference,
+            created: config.created,
+            config: ImageConfig {
+                entrypoint: run.entrypoint.unwrap_or_default(),
+                cmd: run.cmd.unwrap_or_default(),
+                env: run.env.unwrap_or_default(),
+                working_dir: run.working_dir.unwrap_or_default(),
+                user: run.user.unwrap_or_default(),
+                stop_signal: run.stop_signal,
+                health_check: run.healthcheck.and_then(|check| check.check(run.shell.as_deref())),
+            },
+            layers: layers.into_iter().zip(diff_ids).map(|(name, diff_id)| Layer { name, diff_id }).collect(),
+        })
+    }
+
+    /// A layer's tar archive, uncompressed.
+    pub(super) fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + '_>, ArchiveError> {
+        let failed = |source| self.read_error(&layer.name, source);
+        let mut reader = BufReader::with_capacity(256 * 1024, self.open_member(&layer.name)?);
+        Compression::of(&mut reader).and_then(|c| c.reader(reader)).map_err(failed)
+    }
+
+    fn docker_manifest(&self) -> Result<(Option<String>, String, Vec<String>), ArchiveError> {
+        let name = "manifest.json";
+        let mut images: Vec<DockerManifest> = self.json(name, &self.read(name)?)?;
+        let count = images.len();
+        match images.pop() {
+            Some(image) if count == 1 => {
+                let reference = image.repo_tags.and_then(|tags| tags.into_iter().next());
+                Ok((reference, image.config, image.layers))
+            }
+            _ => Err(ArchiveError::Several { path: self.path.clone(), count }),
+        }
+    }
+
+    fn oci_manifest(&self) -> Result<(Option<String>, String, Vec<String>), ArchiveError> {
+        let mut index: OciIndex = self.json("index.json", &self.read("index.json")?)?;
+        let mut reference = None;
+        for _ in 0..MAX_INDEXES {
+            let mut fitting: Vec<OciDescriptor> =
+                index.manifests.into_iter().filter(OciDescriptor::is_for_us).collect();
+            let count = fitting.len();
+            let Some(one) = fitting.pop() else {
+                return Err(ArchiveError::NoPlatform { path: self.path.clone() });
+            };
+            if count > 1 {
+                return Err(ArchiveError::Several { path: self.path.clone(), count });
+            }
+            // The outermost name is the one that people gave.
+            reference = reference.or_else(|| one.reference());
+            let name = self.blob_name(&one.digest)?;
+            let bytes = self.verified(&name, &one.digest)?;
+            if one.media_type.contains("index") || one.media_type.contains("manifest.list") {
+                index = self.json(&name, &bytes)?;
+                continue;
+            }
+            let manifest: OciManifest = self.json(&name, &bytes)?;
+            let config = self.blob_name(&manifest.config.digest)?;
+            self.verified(&config, &manifest.config.digest)?;
+            let layers: Result<_, _> = manifest.layers.iter().map(|l| self.blob_name(&l.digest)).collect();
+            return Ok((reference, config, layers?));
+        }
+        Err(ArchiveError::NoPlatform { path: self.path.clone() })
+    }
+
+    /// Where a layout keeps the blob of a digest. A digest of anything but hex digits would be a
+    /// path of its author's choice.
+    fn blob_name(&self, digest: &str) -> Result<String, ArchiveError> {
+        match digest.strip_prefix("sha256:") {
+            Some(hex) if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                Ok(format!("blobs/sha256/{hex}"))
+            }
+            _ => Err(ArchiveError::Missing { path: self.path.clone(), name: digest.to_owned() }),
+        }
+    }
+
+    fn verified(&self, name: &str, digest: &str) -> Result<Vec<u8>, ArchiveError> {
+        let bytes = self.read(name)?;
+        if format!("sha256:{}", hex(&Sha256::digest(&bytes))) != digest {
+            return Err(ArchiveError::Digest { path: self.path.clone(), name: name.to_owned() });
+        }
+        Ok(bytes)
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, name: &str, bytes: &[u8]) -> Result<T, ArchiveError> {
+        serde_json::from_slice(bytes).map_err(|source| ArchiveError::Json {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            source,
+        })
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
+        let mut bytes = Vec::new();
+        let read = self.open_member(name)?.take(MAX_JSON + 1).read_to_end(&mut bytes);
+        match read {
+            Ok(_) if bytes.len() as u64 <= MAX_JSON => Ok(bytes),
+            Ok(_) => Err(self.read_error(name, io::ErrorKind::FileTooLarge.into())),
+            Err(source) => Err(self.read_error(name, source)),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match &self.container {
+            Container::Directory(path) => path.join(name).is_file(),
+            Container::Tar { index, .. } => index.contains_key(name),
+        }
+    }
+
+    fn open_member(&self, name: &str) -> Result<Box<dyn Read + '_>, ArchiveError> {
+        let missing = || ArchiveError::Missing { path: self.path.clone(), name: name.to_owned() };
+        match &self.container {
+            Container::Directory(path) => {
+                // A manifest must not lead to other files of the host.
+                let inside =
+                    Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+                let file = if inside { File::open(path.join(name)) } else { return Err(missing()) };
+                file.map(|f| Box::new(f) as _).map_err(|source| match source.kind() {
+                    io::ErrorKind::NotFound => missing(),
+                    _ => self.read_error(name, source),
+                })
+            }
+            Container::Tar { file, index } => {
+                let member = match index.get(name) {
+                    Some(Member::Link(target)) => index.get(target),
+                    other => other,
+                };
+                match member {
+                    Some(Member::Data { offset, size }) => {
+                        Ok(Box::new(Section { file, at: *offset, end: offset + size }))
+                    }
+                    _ => Err(missing()),
+                }
+            }
+        }
+    }
+
+    fn read_error(&self, name: &str, source: io::Error) -> ArchiveError {
+        ArchiveError::Read { path: self.path.clone(), name: name.to_owned(), source }
+    }
+}
+
+/// Told by the first bytes: media types are wrong too often, and `docker save` states none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(reader: &mut BufReader<impl Read>) -> io::Result<Self> {
+        Ok(match reader.fill_buf()? {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::None,
+        })
+    }
+
+    fn reader<'a, R: Read + 'a>(self, reader: BufReader<R>) -> io::Result<Box<dyn Read + 'a>> {
+        Ok(match self {
+            Self::None => Box::new(reader),
+            // pigz and others write several gzip members in a row.
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+            Self::Zstd => Box::new(zstd::Decoder::with_buffer(reader)?),
+        })
+    }
+}
+
+/// A part of a file, by position: several can be read at once.
+struct Section<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let want = buf.len().min(left);
+        let n = std::os::unix::fs::FileExt::read_at(self.file, &mut buf[..want], self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// What the relative link at `name` leads to, both inside the archive.
+fn beside(name: &str, link: &str) -> String {
+    let mut parts: Vec<&str> = name.split('/').collect();
+    parts.pop();
+    for part in link.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerManifest {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct OciIndex {
+    manifests: Vec<OciDescriptor>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OciDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    platform: Option<OciPlatform>,
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct OciPlatform {
+    os: String,
+    architecture: String,
+}
+
+#[derive(Deserialize)]
+struct OciManifest {
+    config: OciDescriptor,
+    layers: Vec<OciDescriptor>,
+}
+
+/// application/vnd.oci.image.config.v1+json, and Docker's own before it.
+#[derive(Deserialize)]
+struct ConfigJson {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    created: Option<String>,
+    config: Option<RunJson>,
+    rootfs: RootfsJson,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RunJson {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    stop_signal: Option<String>,
+    healthcheck: Option<HealthJson>,
+    shell: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct RootfsJson {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+impl OciDescriptor {
+    /// Without a platform it may be ours; BuildKit's attestations say `unknown/unknown`.
+    fn is_for_us(&self) -> bool {
+        self.platform.as_ref().is_none_or(|p| p.os == "linux" && p.architecture == "amd64")
+    }
+
+    /// containerd's annotation has the whole name, OCI's often the tag alone.
+    fn reference(&self) -> Option<String> {
+        let named = |key| self.annotations.get(key);
+        named("io.containerd.image.name").or_else(|| named("org.opencontainers.image.ref.name")).cloned()
+    }
+}
+
+#[cfg(test)]
+#[path = "oci_tests.rs"]
+mod tests;

@@ -1,0 +1,7 @@
+//! What a machine gets: kernels, initrds, images, disks, and what its loader is told.
+
+pub mod blob;
+pub mod boot;
+pub mod image;
+pub mod storage;
+pub mod trials;

@@ -1,0 +1,141 @@
+//! Keys of encrypted volumes: 256 random bits for each volume of each machine, made when first asked for. In the
+//! database they are sealed with XChaCha20-Poly1305 under a key of its own file, so that a copy of the database
+//! opens no disk; each is bound to what it is for.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use chacha20poly1305::aead::rand_core::RngCore as _;
+use chacha20poly1305::aead::{Aead as _, KeyInit as _, OsRng, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+
+use crate::base::secret_file;
+use crate::store::{Change, ReadError, SealedKey, Store, VolumeKeyId, WriteError};
+
+/// The sealing key's file in the state directory, readable by root alone.
+pub const SEALING_KEY: &str = "volume-keys.key";
+
+/// A volume's key can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error("{path}: {source}")]
+    SealingKey { path: PathBuf, source: io::Error },
+    #[error(
+        "{0} is missing, and volumes' keys were sealed with it: bring it back, or their disks stay closed"
+    )]
+    SealingKeyLost(PathBuf),
+    #[error("{0} is not 32 bytes long: it is not the file that volumes' keys were sealed with")]
+    SealingKeyDamaged(PathBuf),
+    #[error(
+        "the key of volume {volume} of {owner} can't be unsealed: the database and the key's file do not belong together"
+    )]
+    Unsealed { owner: String, volume: String },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// The keys.
+pub struct Keys {
+    sealing_key: PathBuf,
+    store: Store,
+}
+
+impl Keys {
+    pub fn new(state_dir: &Path, store: Store) -> Self {
+        Self { sealing_key: state_dir.join(SEALING_KEY), store }
+    }
+
+    /// The key of a volume of `owner`'s. When this returns, it survives a power cut: a disk that was encrypted with
+    /// a key that is lost is lost, too.
+    pub fn of(&mut self, owner: &str, plan: &str, volume: &str) -> Result<[u8; 32], KeyError> {
+        let cipher = self.cipher()?;
+        let purpose = serde_json::json!([owner, plan, volume]).to_string();
+        let id = VolumeKeyId { owner: owner.into(), plan: plan.into(), volume: volume.into() };
+        let unsealed = || KeyError::Unsealed { owner: owner.to_owned(), volume: volume.to_owned() };
+        if let Some(SealedKey { nonce, sealed }) = self.store.reader().volume_key(&id)? {
+            let nonce = <[u8; 24]>::try_from(nonce).map_err(|_| unsealed())?;
+            let payload = Payload { msg: &sealed, aad: purpose.as_bytes() };
+            let key = cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
+            return key.try_into().map_err(|_| unsealed());
+        }
+        let (mut key, mut nonce) = ([0; 32], [0; 24]);
+        OsRng.fill_bytes(&mut key);
+        OsRng.fill_bytes(&mut nonce);
+        let payload = Payload { msg: &key, aad: purpose.as_bytes() };
+        let sealed = cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
+        let sealed = SealedKey { nonce: nonce.to_vec(), sealed };
+        self.store.write(vec![Change::AddVolumeKey(id, sealed)]).wait()?;
+        Ok(key)
+    }
+
+    /// Reads the sealing key, or makes it when nothing was sealed yet.
+    fn cipher(&self) -> Result<XChaCha20Poly1305, KeyError> {
+        let path = &self.sealing_key;
+        let failed = |source| KeyError::SealingKey { path: path.clone(), source };
+        let key = match fs::read(path) {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.store.reader().has_volume_keys()? {
+                    return Err(KeyError::SealingKeyLost(path.clone()));
+                }
+                let mut key = vec![0; 32];
+                OsRng.fill_bytes(&mut key);
+                secret_file::write(path, &key).map_err(failed)?;
+                key
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        XChaCha20Poly1305::new_from_slice(&key).map_err(|_| KeyError::SealingKeyDamaged(path.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn open(dir: &Path) -> Keys {
+        Keys::new(dir, Store::open(&dir.join("bridgehead.db")).unwrap())
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_kept_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = open(dir.path()).of("n1", "data", "db").unwrap();
+        let mut keys = open(dir.path());
+        assert_eq!(keys.of("n1", "data", "db").unwrap(), key);
+        assert_ne!(keys.of("n2", "data", "db").unwrap(), key);
+        drop(keys);
+
+        let sealing = dir.path().join(SEALING_KEY);
+        assert_eq!(fs::metadata(&sealing).unwrap().permissions().mode() & 0o777, 0o600);
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            let bytes = fs::read(entry.unwrap().path()).unwrap();
+            assert!(!bytes.windows(32).any(|window| window == key), "a key lies open in a file");
+        }
+    }
+
+    #[test]
+    fn another_sealing_key_and_a_swapped_row_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keys = open(dir.path());
+        keys.of("n1", "data", "db").unwrap();
+        let database = rusqlite::Connection::open(dir.path().join("bridgehead.db")).unwrap();
+        database.execute("UPDATE volume_key SET owner = 'n2'", []).unwrap();
+        assert!(matches!(keys.of("n2", "data", "db"), Err(KeyError::Unsealed { .. })));
+        database.execute("UPDATE volume_key SET owner = 'n1'", []).unwrap();
+        keys.of("n1", "data", "db").unwrap();
+
+        let sealing = dir.path().join(SEALING_KEY);
+        fs::write(&sealing, [7; 32]).unwrap();
+        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::Unsealed { .. })));
+        fs::write(&sealing, "short").unwrap();
+        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::SealingKeyDamaged(_))));
+        fs::remove_file(&sealing).unwrap();
+        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::SealingKeyLost(_))));
+    }
+}

@@ -1,0 +1,461 @@
+//! Who holds which address. Pure: no clock, no disk, no socket.
+//!
+//! ```text
+//!            offer              request: ack                 expires
+//!   (free) ─────────▶ Offered ───────────────▶ Bound ──────────────▶ (expired)
+//!     ▲                  │ request names           │ release             │
+//!     │                  │ another server          ▼                     │ taken last: never-used
+//!     │                  └──────────────────▶ Released ──────────────────┤ addresses go first
+//!     │   quarantine over                                                ▼
+//!     └────────────────────────────── Declined ◀── decline ────── any of them
+//! ```
+//!
+//! One machine (chaddr) has one lease. Its firmware, loader and operating system send different
+//! client identifiers (option 61) and the same chaddr; the identifiers and the UUID (option 97)
+//! are remembered as aliases and never make a second lease. RFC 2131 would let option 61 decide,
+//! and a machine would change its address in the middle of its boot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use serde::{Deserialize, Serialize};
+
+/// An offer holds its address this long in memory, and the kernel may turn it into an ACK for as
+/// long; in the store it is held for the whole lease.
+const OFFER_HOLD: Duration = Duration::from_secs(120);
+
+/// A declined address rests: whoever uses it without a lease may be gone by then.
+const QUARANTINE: Duration = Duration::from_secs(3600);
+
+/// The store is told a later end than the client: half a lease, so that the kernel can promise a
+/// whole one until the client's renewal (RFC 2131 section 4.4.5, T1) brings the daemon's, and this
+/// much more, so that the packets of one boot (two DISCOVERs, a REQUEST, the OS's REQUEST) cost
+/// one write.
+const DURABLE_AHEAD: Duration = Duration::from_secs(120);
+
+/// Client identifiers remembered of one machine. Firmware and an OS or two have one each.
+const MAX_CLIENT_IDS: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// Offered, not asked for yet.
+    Offered,
+    /// Acknowledged.
+    Bound,
+    /// Given back by its machine. Nobody else gets it until `durable_until`: the kernel may have
+    /// promised it again, to a machine that came back before its release was heard of.
+    Released,
+    /// Its machine found somebody else using the address. Nobody gets it until `expires`.
+    Declined,
+}
+
+/// One address that was given out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lease {
+    pub address: Ipv4Addr,
+    #[serde(with = "crate::base::text::mac")]
+    pub mac: Mac,
+    pub state: LeaseState,
+    /// When the client stops using the address; for an offer, when it may no longer be taken; for
+    /// a declined one, when the quarantine ends.
+    #[serde(serialize_with = "crate::base::text::micros")]
+    pub expires: Timestamp,
+    /// The end that the store knows. Never before what a client was told.
+    #[serde(serialize_with = "crate::base::text::micros")]
+    pub durable_until: Timestamp,
+    /// Every option 61 the machine has sent, in hexadecimal.
+    pub client_ids: BTreeSet<String>,
+    /// The machine's UUID (option 97), as text.
+    pub uuid: Option<String>,
+}
+
+/// How a machine called itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Aliases {
+    pub client_id: Option<String>,
+    pub uuid: Option<String>,
+}
+
+/// What the store must do so that it knows what memory knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Write this row, replacing what the address had.
+    Put(Lease),
+    /// Forget the address.
+    Remove(Ipv4Addr),
+}
+
+/// The addresses that may be given out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pool {
+    /// First and last, both included.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Addresses inside the range that are somebody's: the appliance, the router, workloads.
+    pub taken: BTreeSet<Ipv4Addr>,
+    pub reservations: HashMap<Mac, Ipv4Addr>,
+    pub lease_time: Duration,
+}
+
+/// No address for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "no free address: every address of dhcp.range is leased, reserved, declined or \
+         released too lately; widen the range or shorten lease-time"
+    )]
+    Exhausted,
+    #[error("the address is not this machine's")]
+    NotYours,
+}
+
+/// Every lease, in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Leases {
+    pool: Pool,
+    /// The addresses that the pool reserves for somebody.
+    reserved: BTreeSet<Ipv4Addr>,
+    by_address: BTreeMap<Ipv4Addr, Lease>,
+    /// Whatever the range has before this one was given out already: a storm of strangers must
+    /// not look through everybody's lease for each of them.
+    fresh: u32,
+    /// The one address of each machine. A declined address is nobody's.
+    of_machine: HashMap<Mac, Ipv4Addr>,
+    /// The kernel did nothing before this that is not known here.
+    heard_until: Timestamp,
+}
+
+/// What the kernel may say to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speakable {
+    pub address: Ipv4Addr,
+    /// No lease time that the kernel promises ends later.
+    pub until: Timestamp,
+}
+
+impl Leases {
+    /// Takes over what the store had.
+    pub fn new(pool: Pool, stored: impl IntoIterator<Item = Lease>) -> Self {
+        // Until told otherwise there is no kernel that answers on its own.
+        let mut leases = Self { heard_until: Timestamp::MAX, ..Self::default() };
+        leases.set_pool(pool);
+        for lease in stored {
+            let newer = |old: &Ipv4Addr| leases.by_address[old].expires < lease.expires;
+            if lease.state != LeaseState::Declined && leases.of_machine.get(&lease.mac).is_none_or(newer) {
+                leases.of_machine.insert(lease.mac, lease.address);
+            }
+            leases.by_address.insert(lease.address, lease);
+        }
+        leases
+    }
+
+    /// Changes what may be given out. Leases that are no longer allowed end at their next renewal.
+    pub fn set_pool(&mut self, pool: Pool) {
+        self.reserved = pool.reservations.values().copied().collect();
+        self.fresh = 0;
+        self.pool = pool;
+    }
+
+    /// All rows, by address, with those that ended.
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.by_address.values()
+    }
+
+    /// How many machines have, or had, an address.
+    pub fn machines(&self) -> usize {
+        self.of_machine.len()
+    }
+
+    /// The machines that hold an address now.
+    pub fn bound(&self, now: Timestamp) -> impl Iterator<Item = &Lease> {
+        let held = |l: &&Lease| self.of_machine.get(&l.mac) == Some(&l.address);
+        self.iter().filter(move |l| l.state == LeaseState::Bound && l.expires > now).filter(held)
+    }
+
+    /// The machine's row, whatever its state.
+    pub fn of(&self, mac: Mac) -> Option<&Lease> {
+        self.by_address.get(self.of_machine.get(&mac)?)
+    }
+
+    /// What the kernel may say to the machine, if everything that it can ask for comes down to one
+    /// lease. An offer may be taken while it is held.
+    pub fn speakable(&self, mac: Mac, now: Timestamp) -> Option<Speakable> {
+        let lease = self.of(mac)?;
+        let until = match lease.state {
+            LeaseState::Offered if lease.expires > now => {
+                lease.durable_until.min(after(lease.expires, self.pool.lease_time))
+            }
+            LeaseState::Bound => lease.durable_until,
+            LeaseState::Offered | LeaseState::Released | LeaseState::Declined => return None,
+        };
+        let is_its_own = self.pool.reservations.get(&mac).is_none_or(|r| *r == lease.address);
+        let stands = until > now && is_its_own && self.allows(mac, lease.address);
+        stands.then_some(Speakable { address: lease.address, until })
+    }
+
+    /// Everything that the kernel did before `until` has been told, but for what was lost on the
+    /// way. Offers that nobody took by then are free; after a loss nobody knows, and each is held
+    /// as if it had been taken.
+    pub fn heard(&mut self, until: Timestamp, lost: bool) {
+        if lost {
+            let heard_until = self.heard_until;
+            let unsure = self
+                .by_address
+                .values_mut()
+                .filter(|l| l.state == LeaseState::Offered && l.expires >= heard_until);
+            unsure.for_each(|l| l.expires = l.expires.max(l.durable_until));
+        }
+        self.heard_until = until;
+    }
+
+    /// An address to offer: the machine's reservation, what it has or had, what it asks for, one
+    /// that nobody had, the one that ended first (RFC 2131 section 4.3.1).
+    pub fn offer(
+        &mut self,
+        mac: Mac,
+        wanted: Ipv4Addr,
+        aliases: &Aliases,
+        now: Timestamp,
+    ) -> Result<(Ipv4Addr, Vec<Change>), Refused> {
+        let reserved = self.pool.reservations.get(&mac).copied();
+        let previous = self.of_machine.get(&mac).copied();
+        let address = [reserved, previous, Some(wanted)]
+            .into_iter()
+            .flatten()
+            .find(|a| self.is_available(mac, *a, now))
+            .or_else(|| self.never_used())
+            .or_else(|| self.longest_ended(now))
+            .ok_or(Refused::Exhausted)?;
+        let bound = self
+            .of(mac)
+            .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && self.is_active(l, now));
+        let changes = match bound {
+            // The machine rebooted: its lease stands, and is long enough for what the offer says.
+            true => self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now),
+            false => self.put(mac, address, LeaseState::Offered, OFFER_HOLD, aliases, now),
+        };
+        Ok((address, changes))
+    }
+
+    /// Binds `address`, which the machine asked for, for a whole lease time.
+    pub fn bind(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        aliases: &Aliases,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refused> {
+        let reserved = self.pool.reservations.get(&mac).copied();
+        // Another address than the reserved one ends here, unless the reserved one rests.
+        if reserved.is_some_and(|r| r != address && self.is_available(mac, r, now)) {
+            return Err(Refused::NotYours);
+        }
+        // The one lease a machine has decides, as long as it runs.
+        let runs = |l: &Lease| l.state != LeaseState::Released && self.is_active(l, now);
+        let moves =
+            self.of(mac).is_some_and(|l| l.address != address && runs(l) && reserved != Some(address));
+        if moves || !self.is_available(mac, address, now) {
+            return Err(Refused::NotYours);
+        }
+        Ok(self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now))
+    }
+
+    /// The machine chose another server's offer: ours is held only until it is sure that the kernel
+    /// has not turned it into an ACK.
+    pub fn withdraw(&mut self, mac: Mac, now: Timestamp) {
+        let lease = self.of_machine.get(&mac).and_then(|address| self.by_address.get_mut(address));
+        let may_be_bound = after(now, OFFER_HOLD);
+        if let Some(lease) = lease.filter(|l| l.state == LeaseState::Offered && l.expires <= may_be_bound) {
+            lease.expires = lease.expires.min(now);
+        }
+    }
+
+    /// The machine gives `address` back; nothing happens when it is not the machine's.
+    pub fn release(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
+        match self.of(mac) {
+            Some(Lease { state: LeaseState::Released, .. }) => Vec::new(),
+            Some(lease) if lease.address == address && self.is_active(lease, now) => {
+                self.change(address, |lease| {
+                    lease.state = LeaseState::Released;
+                    lease.expires = now;
+                })
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The machine found `address` in use; it rests. Only the machine's own address can be declined.
+    pub fn decline(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
+        if self.of_machine.get(&mac) != Some(&address) {
+            return Vec::new();
+        }
+        self.of_machine.remove(&mac);
+        self.change(address, |lease| {
+            lease.state = LeaseState::Declined;
+            lease.expires = after(now, QUARANTINE);
+            lease.durable_until = lease.expires;
+        })
+    }
+
+    /// The store failed: what it was to know, it must be told again.
+    pub fn not_durable(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::Put(lease) = change
+                && let Some(lease) = self.by_address.get_mut(&lease.address)
+            {
+                let unheard = lease.state == LeaseState::Offered && lease.expires >= self.heard_until;
+                if unheard || matches!(lease.state, LeaseState::Bound | LeaseState::Released) {
+                    // The kernel may have promised as much as the store had, which is not more.
+                    lease.expires = lease.expires.max(lease.durable_until);
+                }
+                lease.durable_until = Timestamp::MIN;
+            }
+        }
+    }
+
+    /// Whether somebody may be using the address, or is about to.
+    fn is_active(&self, lease: &Lease, now: Timestamp) -> bool {
+        let is_held = matches!(lease.state, LeaseState::Offered | LeaseState::Declined);
+        self.is_promised(lease, now) || (is_held && lease.expires > now)
+    }
+
+    /// Whether the lease's machine may have been told that the address is its own, by us or by the
+    /// kernel without our having heard: then it stays so to the durable end.
+    fn is_promised(&self, lease: &Lease, now: Timestamp) -> bool {
+        match lease.state {
+            LeaseState::Bound | LeaseState::Released => lease.expires.max(lease.durable_until) > now,
+            LeaseState::Offered => lease.expires >= self.heard_until && lease.durable_until > now,
+            LeaseState::Declined => false,
+        }
+    }
+
+    /// Whether `mac` could be given `address` now.
+    fn is_available(&self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> bool {
+        self.allows(mac, address)
+            && self.by_address.get(&address).is_none_or(|lease| match lease.state {
+                LeaseState::Declined => lease.expires <= now,
+                _ => lease.mac == mac || !self.is_active(lease, now),
+            })
+    }
+
+    /// Whether `mac` may hold `address` at all.
+    fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
+        if self.pool.reservations.get(&mac) == Some(&address) {
+            return true;
+        }
+        self.pool.range.is_some_and(|(first, last)| (first..=last).contains(&address))
+            && self.is_dynamic(address)
+    }
+
+    fn is_dynamic(&self, address: Ipv4Addr) -> bool {
+        !self.pool.taken.contains(&address) && !self.reserved.contains(&address)
+    }
+
+    fn never_used(&mut self) -> Option<Ipv4Addr> {
+        let (first, last) = self.pool.range?;
+        self.fresh = (self.fresh.max(first.into())..=last.into())
+            .find(|a| self.is_dynamic((*a).into()) && !self.by_address.contains_key(&(*a).into()))
+            .unwrap_or(u32::MAX);
+        (self.fresh != u32::MAX).then(|| self.fresh.into())
+    }
+
+    fn longest_ended(&self, now: Timestamp) -> Option<Ipv4Addr> {
+        let (first, last) = self.pool.range?;
+        self.by_address
+            .range(first..=last)
+            .map(|(_, lease)| lease)
+            .filter(|l| !self.is_active(l, now) && self.is_dynamic(l.address))
+            .min_by_key(|l| l.expires)
+            .map(|l| l.address)
+    }
+
+    /// Enters a lease of `address` for `hold`, and says what the store must learn first.
+    fn put(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        state: LeaseState,
+        hold: Duration,
+        aliases: &Aliases,
+        now: Timestamp,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let before = self.of(mac).cloned();
+        let moved = self.of_machine.insert(mac, address).filter(|old| *old != address);
+        // What the machine was told it may use stays out of the pool until then, although it is
+        // asking for another now: nobody proved that it stopped.
+        if let Some(old) = moved
+            && !self.by_address.get(&old).is_some_and(|l| self.is_promised(l, now))
+        {
+            self.by_address.remove(&old);
+            self.fresh = self.fresh.min(old.into());
+            changes.push(Change::Remove(old));
+        }
+        let stored = self.by_address.get(&address).filter(|l| l.mac == mac).cloned();
+        if stored.is_none()
+            && let Some(other) = self.by_address.get(&address)
+            && self.of_machine.get(&other.mac) == Some(&address)
+        {
+            self.of_machine.remove(&other.mac);
+        }
+        let (mut client_ids, mut uuid) = before.map(|l| (l.client_ids, l.uuid)).unwrap_or_default();
+        if let Some(id) = &aliases.client_id
+            && client_ids.len() < MAX_CLIENT_IDS
+        {
+            client_ids.insert(id.clone());
+        }
+        uuid = aliases.uuid.clone().or(uuid);
+        // Offered again, it is held no shorter than it was: after a loss, or a release, that is
+        // longer than a hold.
+        let held = match &stored {
+            Some(l) if (l.state, state) == (LeaseState::Offered, LeaseState::Offered) => l.expires,
+            Some(l) if (l.state, state) == (LeaseState::Released, LeaseState::Offered) => {
+                l.expires.max(l.durable_until)
+            }
+            _ => Timestamp::MIN,
+        };
+        let mut lease = Lease {
+            address,
+            mac,
+            state,
+            expires: after(now, hold).max(held),
+            durable_until: stored.as_ref().map_or(Timestamp::MIN, |l| l.durable_until),
+            client_ids,
+            uuid,
+        };
+        // An offer promises a whole lease time: the store must know that before it leaves, and of
+        // what the kernel will promise until the next renewal.
+        let promised = after(now, self.pool.lease_time + self.pool.lease_time / 2);
+        let known = stored.is_some_and(|l| {
+            l.state == lease.state
+                && l.durable_until >= promised
+                && l.client_ids == lease.client_ids
+                && l.uuid == lease.uuid
+        });
+        if !known {
+            lease.durable_until = after(promised, DURABLE_AHEAD);
+            changes.push(Change::Put(lease.clone()));
+        }
+        self.by_address.insert(address, lease);
+        changes
+    }
+
+    fn change(&mut self, address: Ipv4Addr, edit: impl FnOnce(&mut Lease)) -> Vec<Change> {
+        let Some(lease) = self.by_address.get_mut(&address) else { return Vec::new() };
+        edit(lease);
+        vec![Change::Put(lease.clone())]
+    }
+}
+
+/// `time + by`, or the end of time: a lease may be as long as 32 bits of seconds say.
+fn after(time: Timestamp, by: Duration) -> Timestamp {
+    time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+#[path = "leases_tests.rs"]
+mod tests;

@@ -1,0 +1,568 @@
+//! The DHCP server (RFC 2131 section 4.3) as a pure function of packets and time: what to store,
+//! what to send, what happened. Nothing here waits, reads a clock or touches a socket.
+
+mod pace;
+mod status;
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use pxe_common::Mac;
+use pxe_common::dhcp::{
+    self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Pass, Request, TooLong, field,
+};
+use pxe_common::wire::port;
+use uuid::Uuid;
+
+use super::kernel::Answered;
+use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
+use super::{Scope, rare};
+use crate::config::{Config, DhcpMode};
+use crate::machines::diagnosis::Note;
+use crate::machines::pacing::{Pacing, Patience, Verdict};
+use crate::machines::timeline::{Happened, Stage, Who};
+
+pub use status::{Counters, Evidence, Rival};
+
+/// Who sent a datagram, and to which of our ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    pub source: SocketAddrV4,
+    /// 67, or 4011 for PXE clients that look for a boot server.
+    pub port: u16,
+}
+
+/// How a reply finds its client (RFC 2131 section 4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// By IP: a relay, or a client whose address works.
+    Ip(SocketAddrV4),
+    /// In a frame to this station, from port 67 to port 68: the client has no address yet, so
+    /// nobody would answer an ARP request for it. iPXE asks for this (broadcast flag 0).
+    Link { mac: Mac, address: Ipv4Addr },
+}
+
+/// A reply, ready to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub to: To,
+    /// The port it leaves from: the one that was asked.
+    pub from_port: u16,
+    pub bytes: Vec<u8>,
+}
+
+/// What must be done about a packet, in this order; sending only once every
+/// [`Persist`](Command::Persist) is on disk.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Persist(Change),
+    /// What the request says of its machine.
+    Described {
+        mac: Mac,
+        firmware: Option<Firmware>,
+        uuid: Option<String>,
+        profile: Option<String>,
+    },
+    Bound {
+        mac: Mac,
+        address: Ipv4Addr,
+    },
+    Released(Mac),
+    /// The machine's lease may not be what the kernel was told: see [`Server::standing`].
+    Standing(Mac),
+    /// The same may be so of every machine's.
+    AllStanding,
+    /// The machine is not offered an address yet: so many others are before it.
+    Waits(Mac, usize),
+    Event(Happened),
+    Noted(Mac, Note),
+    Send(Reply),
+    /// Another DHCP server is on the wire.
+    Rival(Rival),
+}
+
+/// A lease that the kernel may speak for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// What replies say.
+    pub grant: Grant,
+    /// No lease time that is promised ends later.
+    pub durable_until: Timestamp,
+    pub netmask: Ipv4Addr,
+}
+
+/// The server's state.
+pub struct Server {
+    scope: Scope,
+    leases: Leases,
+    counters: Counters,
+    rivals: status::Rivals,
+    pacing: Pacing,
+    /// The last DISCOVER of each machine that waits for its turn.
+    held: HashMap<Mac, (Meta, Vec<u8>)>,
+    /// Bytes a second that the configuration allows, and that the links carry, where that is known.
+    ceiling: Option<u64>,
+    link_speed: Option<u64>,
+    /// Only machines under way may be answered by the kernel: see [`Server::standing`].
+    tight: bool,
+}
+
+/// A parsed request with the packet it lies in.
+struct Asked<'a> {
+    request: Request,
+    packet: &'a Packet,
+    meta: Meta,
+    aliases: Aliases,
+}
+
+impl Server {
+    /// A server for `config` that goes on from what the store had.
+    pub fn new(config: Arc<Config>, stored: impl IntoIterator<Item = Lease>) -> Self {
+        let ceiling = config.network.ceiling;
+        let scope = Scope::new(config);
+        let leases = Leases::new(scope.pool(), stored);
+        let mut server = Self {
+            scope,
+            leases,
+            counters: Counters::default(),
+            rivals: status::Rivals::default(),
+            pacing: Pacing::new(ceiling),
+            held: HashMap::new(),
+            ceiling,
+            link_speed: None,
+            tight: false,
+        };
+        server.tighten();
+        server
+    }
+
+    /// Goes on under another configuration; leases stay.
+    pub fn reconfigure(&mut self, config: Arc<Config>) {
+        self.scope = Scope::new(config);
+        self.leases.set_pool(self.scope.pool());
+    }
+
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Other DHCP servers seen on the wire.
+    pub fn rivals(&self) -> impl Iterator<Item = &Rival> {
+        self.rivals.iter()
+    }
+
+    /// The store failed to take `changes`: their replies were not sent, and the next request
+    /// tries again.
+    pub fn not_durable(&mut self, changes: &[Change]) {
+        self.leases.not_durable(changes);
+    }
+
+    /// What the kernel may say to the machine without asking; nothing when the daemon would not
+    /// say it, too, or would have the machine wait.
+    pub fn standing(&self, mac: Mac, now: Timestamp) -> Option<Standing> {
+        if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) || !self.may_offer(mac) {
+            return None;
+        }
+        let Speakable { address, until } = self.leases.speakable(mac, now)?;
+        Some(Standing {
+            grant: self.scope.grant(mac, address),
+            durable_until: until,
+            netmask: self.scope.netmask(),
+        })
+    }
+
+    /// Every machine that the kernel may answer.
+    pub fn all_standing(&self, now: Timestamp) -> impl Iterator<Item = (Mac, Standing)> {
+        let machines = self.leases.iter().map(|lease| lease.mac);
+        machines.filter_map(move |mac| Some((mac, self.standing(mac, now)?)))
+    }
+
+    /// Everything that the kernel did before `until` was told by [`answered`](Server::answered), but
+    /// for what was lost on the way.
+    pub fn heard(&mut self, until: Timestamp, lost: bool) {
+        self.leases.heard(until, lost);
+    }
+
+    /// The kernel answered a request by itself.
+    pub fn answered(&mut self, answered: Answered, now: Timestamp) -> Vec<Command> {
+        let Answered { mac, address, firmware, message, by } = answered;
+        let event = |stage| {
+            let happened = Happened { answered_by: by, ..Happened::new(Who::Mac(mac), stage) };
+            Command::Event(happened.firmware(firmware))
+        };
+        let mut commands = Vec::new();
+        let stages = match message {
+            MessageType::Discover => {
+                if self.would_boot(mac, firmware) {
+                    self.pacing.offered(mac, now);
+                }
+                commands.push(self.description(mac, firmware, None));
+                [Stage::Discover, Stage::Offer]
+            }
+            _ => {
+                match self.leases.bind(mac, address, &Aliases::default(), now) {
+                    // Written anew when half of what was ahead is used up: the kernel's grant, too.
+                    Ok(changes) if changes.is_empty() => {}
+                    Ok(changes) => {
+                        commands.extend(changes.into_iter().map(Command::Persist));
+                        commands.push(Command::Standing(mac));
+                    }
+                    Err(_) => self.counters.overtaken += 1,
+                }
+                commands.push(Command::Bound { mac, address });
+                [Stage::Request, Stage::Ack]
+            }
+        };
+        match firmware.boots() {
+            true => commands.extend(stages.map(event)),
+            false => commands.push(Command::Noted(mac, Note::SystemAsked)),
+        }
+        commands
+    }
+
+    /// A datagram arrived on one of the server's ports.
+    pub fn handle(&mut self, meta: Meta, datagram: &[u8], now: Timestamp) -> Vec<Command> {
+        let (packet, request) = match parse(datagram) {
+            Ok(parsed) => parsed,
+            Err(pass) => {
+                self.counters.malformed(pass);
+                return Vec::new();
+            }
+        };
+        self.counters.received(request.message);
+        if !self.scope.serves(request.mac) {
+            self.counters.ignored += 1;
+            return Vec::new();
+        }
+        let aliases = aliases(&request, &packet);
+        let asked = Asked { request, packet: &packet, meta, aliases };
+        match self.scope.mode() {
+            DhcpMode::Off => Vec::new(),
+            DhcpMode::Proxy => self.proxy(&asked),
+            DhcpMode::Authoritative if meta.port == port::PXE => self.boot_server(&asked),
+            // One subnet is configured; an address of it is of no use behind another relay.
+            DhcpMode::Authoritative if self.is_foreign(request.giaddr) => {
+                self.counters.foreign_relay += 1;
+                Vec::new()
+            }
+            DhcpMode::Authoritative => {
+                let commands = match request.message {
+                    MessageType::Discover => self.discover(&asked, datagram, now),
+                    MessageType::Request => self.request(&asked, now),
+                    MessageType::Decline => self.decline(&asked, now),
+                    MessageType::Release => self.release(&asked, now),
+                    MessageType::Inform => self.inform(&asked),
+                };
+                commands.into_iter().chain(self.tighten()).collect()
+            }
+        }
+    }
+
+    /// A server's packet to a client was overheard. Ours do not come here.
+    pub fn overhear(&mut self, datagram: &[u8], source: Ipv4Addr, now: Timestamp) -> Vec<Command> {
+        match status::replying_server(datagram, source) {
+            Some((server, client)) => self.rival(server, client, Evidence::Replied, now),
+            None => Vec::new(),
+        }
+    }
+
+    fn discover(&mut self, asked: &Asked<'_>, datagram: &[u8], now: Timestamp) -> Vec<Command> {
+        let Request { mac, firmware, .. } = asked.request;
+        let mut commands = self.described(asked);
+        let verdict = match self.would_boot(mac, firmware) {
+            true => self.pacing.asked(mac, Patience::of(firmware), now),
+            false => Verdict::Offer,
+        };
+        match verdict {
+            // A DISCOVER may begin another boot: what is noted of it comes after.
+            Verdict::Wait { before } => {
+                commands.extend(self.hold(asked, datagram, before));
+                commands.push(Command::Noted(mac, noted(asked)));
+            }
+            Verdict::Offer => {
+                self.held.remove(&mac);
+                commands.extend(event(asked, Stage::Discover));
+                commands.push(Command::Noted(mac, noted(asked)));
+                commands.extend(self.offer(asked, now));
+            }
+        }
+        commands
+    }
+
+    fn offer(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
+        let Request { mac, requested, .. } = asked.request;
+        let mut commands = Vec::new();
+        match self.leases.offer(mac, requested, &asked.aliases, now) {
+            Ok((address, changes)) => {
+                commands.extend(changes.into_iter().map(Command::Persist));
+                // Its next packet may come before the kernel's word of an ACK does.
+                commands.push(Command::Bound { mac, address });
+                commands.push(Command::Standing(mac));
+                let sent = self.send(Kind::Offer, asked, address);
+                commands.extend(sent.is_some().then(|| event(asked, Stage::Offer)).flatten());
+                commands.extend(sent);
+            }
+            Err(error) => {
+                self.counters.exhausted += u64::from(error == Refused::Exhausted);
+                commands.push(Command::Event(Happened::failed(Who::Mac(mac), error.to_string())));
+            }
+        }
+        commands
+    }
+
+    /// The four meanings of DHCPREQUEST (RFC 2131 section 4.3.2), told apart by table 4.
+    fn request(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
+        let Request { mac, requested, server_id, ciaddr, .. } = asked.request;
+        let selecting = !server_id.is_unspecified();
+        if selecting && server_id != self.scope.address() {
+            self.leases.withdraw(mac, now);
+            let rival = self.rival(server_id, Some(mac), Evidence::Chosen, now);
+            return std::iter::once(Command::Standing(mac)).chain(rival).collect();
+        }
+        // SELECTING and INIT-REBOOT name the address in option 50; RENEWING and REBINDING use it.
+        let wanted = if requested.is_unspecified() { ciaddr } else { requested };
+        if wanted.is_unspecified() {
+            self.counters.senseless += 1;
+            return Vec::new();
+        }
+        let mut commands = self.described(asked);
+        commands.extend(event(asked, Stage::Request));
+        // Authoritative: an address that is free is confirmed also when we don't remember it (the
+        // store was lost, another server was here before), and every other one is refused aloud,
+        // so that the client asks anew instead of waiting out its timers.
+        match self.leases.bind(mac, wanted, &asked.aliases, now) {
+            Ok(changes) => {
+                commands.extend(changes.into_iter().map(Command::Persist));
+                commands.push(Command::Bound { mac, address: wanted });
+                commands.push(Command::Standing(mac));
+                let sent = self.send(Kind::Ack, asked, wanted);
+                commands.extend(sent.is_some().then(|| event(asked, Stage::Ack)).flatten());
+                commands.extend(sent);
+            }
+            Err(_) => commands.extend(self.send(Kind::Nak, asked, Ipv4Addr::UNSPECIFIED)),
+        }
+        commands
+    }
+
+    fn decline(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
+        let Request { mac, requested, .. } = asked.request;
+        if self.is_for_another(&asked.request) {
+            return Vec::new();
+        }
+        let changes = self.leases.decline(mac, requested, now);
+        if changes.is_empty() {
+            self.counters.senseless += 1;
+            return Vec::new();
+        }
+        let cause = format!(
+            "{requested} is in use by somebody else (DHCPDECLINE): it rests for an hour; find who has it"
+        );
+        let mut commands: Vec<_> = changes.into_iter().map(Command::Persist).collect();
+        commands.extend([Command::Released(mac), Command::Standing(mac)]);
+        commands.push(Command::Event(Happened::failed(Who::Mac(mac), cause)));
+        commands
+    }
+
+    fn release(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
+        let Request { mac, ciaddr, .. } = asked.request;
+        if self.is_for_another(&asked.request) {
+            return Vec::new();
+        }
+        let changes = self.leases.release(mac, ciaddr, now);
+        if changes.is_empty() {
+            self.counters.senseless += 1;
+            return Vec::new();
+        }
+        let ended = [Command::Released(mac), Command::Standing(mac)];
+        changes.into_iter().map(Command::Persist).chain(ended).collect()
+    }
+
+    fn inform(&mut self, asked: &Asked<'_>) -> Vec<Command> {
+        let mut request = asked.request;
+        if request.ciaddr.is_unspecified() {
+            request.ciaddr = *asked.meta.source.ip();
+        }
+        // The reply goes where the client says it is: not off this segment.
+        if request.ciaddr.is_unspecified() || !self.scope.is_local(request.ciaddr) {
+            self.counters.senseless += 1;
+            return Vec::new();
+        }
+        let asked = Asked { request, aliases: asked.aliases.clone(), ..*asked };
+        self.send(Kind::Informed, &asked, Ipv4Addr::UNSPECIFIED).into_iter().collect()
+    }
+
+    /// ProxyDHCP (PXE 2.1 section 2.2): another server gives addresses, we name the boot file.
+    fn proxy(&mut self, asked: &Asked<'_>) -> Vec<Command> {
+        let Request { mac, firmware, message, requested, .. } = asked.request;
+        if asked.meta.port == port::PXE {
+            return self.boot_server(asked);
+        }
+        if !firmware.boots() || self.scope.profile(mac).is_none() {
+            return Vec::new();
+        }
+        let mut commands = self.described(asked);
+        match message {
+            MessageType::Discover => {
+                commands.extend(event(asked, Stage::Discover));
+                commands.extend(event(asked, Stage::Offer));
+                commands.extend(self.send(Kind::ProxyOffer, asked, Ipv4Addr::UNSPECIFIED));
+            }
+            // What the client asks the other server for is how we learn whose address it is.
+            MessageType::Request if !requested.is_unspecified() => {
+                commands.push(Command::Bound { mac, address: requested });
+                commands.extend(event(asked, Stage::Request));
+            }
+            MessageType::Request | MessageType::Decline | MessageType::Release | MessageType::Inform => {}
+        }
+        commands
+    }
+
+    /// A PXE client asks port 4011 which file to boot: EDK2 does when option 43 did not stop it.
+    fn boot_server(&mut self, asked: &Asked<'_>) -> Vec<Command> {
+        let wants_file = asked.request.firmware.boots() && self.scope.profile(asked.request.mac).is_some();
+        let asks = matches!(asked.request.message, MessageType::Request | MessageType::Inform);
+        if !wants_file || !asks || asked.meta.source.ip().is_unspecified() {
+            return Vec::new();
+        }
+        self.send(Kind::ProxyAck, asked, Ipv4Addr::UNSPECIFIED).into_iter().collect()
+    }
+
+    /// Builds the reply, without the least needed options if the client takes no more.
+    fn send(&mut self, kind: Kind, asked: &Asked<'_>, address: Ipv4Addr) -> Option<Command> {
+        let Asked { request, packet, meta, .. } = asked;
+        let mut grant = self.scope.grant(request.mac, address);
+        let mut out = [0; BUFFER];
+        let len = loop {
+            match dhcp::build(&mut out, kind, request, packet, &grant) {
+                Ok(len) => break len,
+                Err(TooLong) if self.scope.shorten(&mut grant) => {}
+                Err(TooLong) => {
+                    self.counters.reply_too_long += 1;
+                    return None;
+                }
+            }
+        };
+        self.counters.sent(kind);
+        let to = recipient(kind, request, *meta, address);
+        Some(Command::Send(Reply { to, from_port: meta.port, bytes: out[..len].to_vec() }))
+    }
+
+    fn described(&self, asked: &Asked<'_>) -> Vec<Command> {
+        let Request { mac, firmware, .. } = asked.request;
+        vec![self.description(mac, firmware, asked.aliases.uuid.clone())]
+    }
+
+    fn description(&self, mac: Mac, firmware: Firmware, uuid: Option<String>) -> Command {
+        Command::Described {
+            mac,
+            firmware: firmware.boots().then_some(firmware),
+            uuid,
+            profile: self.scope.profile(mac).map(str::to_owned),
+        }
+    }
+
+    /// Another server dealt with `client`.
+    fn rival(
+        &mut self,
+        server: Ipv4Addr,
+        client: Option<Mac>,
+        evidence: Evidence,
+        now: Timestamp,
+    ) -> Vec<Command> {
+        // A proxy lives beside another server by design.
+        if server == self.scope.address() || self.scope.mode() != DhcpMode::Authoritative {
+            return Vec::new();
+        }
+        let note = Note::OtherServer { server, taken: evidence == Evidence::Chosen };
+        let noted = client.map(|mac| Command::Noted(mac, note));
+        noted.into_iter().chain(self.rivals.seen(server, evidence, now).map(Command::Rival)).collect()
+    }
+
+    fn is_foreign(&self, giaddr: Ipv4Addr) -> bool {
+        !giaddr.is_unspecified() && !self.scope.is_local(giaddr)
+    }
+
+    fn is_for_another(&self, request: &Request) -> bool {
+        !request.server_id.is_unspecified() && request.server_id != self.scope.address()
+    }
+}
+
+/// The packet in a buffer of its own, and what it asks for.
+fn parse(datagram: &[u8]) -> Result<(Packet, Request), Pass> {
+    let mut packet = [0; BUFFER];
+    let copied = datagram.len().min(BUFFER);
+    packet[..copied].copy_from_slice(&datagram[..copied]);
+    match Request::parse(&packet, datagram.len()) {
+        Ok(request) => Ok((packet, request)),
+        Err(pass) if pass.is_rare_but_legal() => {
+            let (packet, len) = rare::unfold(datagram)?;
+            Ok((packet, Request::parse(&packet, len)?))
+        }
+        Err(pass) => Err(pass),
+    }
+}
+
+/// RFC 2131 section 4.1, in its order.
+fn recipient(kind: Kind, request: &Request, meta: Meta, yiaddr: Ipv4Addr) -> To {
+    let broadcast = To::Link { mac: Mac::BROADCAST, address: Ipv4Addr::BROADCAST };
+    if kind == Kind::ProxyAck {
+        return To::Ip(meta.source);
+    }
+    if !request.giaddr.is_unspecified() {
+        return To::Ip(SocketAddrV4::new(request.giaddr, port::DHCP_SERVER));
+    }
+    if kind == Kind::Nak {
+        return broadcast;
+    }
+    if !request.ciaddr.is_unspecified() {
+        return To::Ip(SocketAddrV4::new(request.ciaddr, port::DHCP_CLIENT));
+    }
+    // A proxy's offer has no address that it could be sent to.
+    if request.broadcast() || yiaddr.is_unspecified() {
+        return broadcast;
+    }
+    To::Link { mac: request.mac, address: yiaddr }
+}
+
+/// A stage of a network boot. An operating system that asks for or renews its lease is no boot:
+/// it must not put a machine that runs its workload back to the start.
+fn event(asked: &Asked<'_>, stage: Stage) -> Option<Command> {
+    let Request { mac, firmware, .. } = asked.request;
+    firmware.boots().then(|| Command::Event(Happened::new(Who::Mac(mac), stage).firmware(firmware)))
+}
+
+/// What a DISCOVER says beside what it asks for.
+fn noted(asked: &Asked<'_>) -> Note {
+    let [a, b] = [asked.packet[field::SECS], asked.packet[field::SECS + 1]];
+    if asked.request.firmware.boots() { Note::Secs(u16::from_be_bytes([a, b])) } else { Note::SystemAsked }
+}
+
+fn aliases(request: &Request, packet: &Packet) -> Aliases {
+    let client_id = request.client_id.of(packet);
+    Aliases {
+        client_id: (!client_id.is_empty()).then(|| crate::base::text::hex(client_id)),
+        uuid: uuid(request.machine_id.of(packet)),
+    }
+}
+
+/// Option 97's type 0: a GUID whose first three fields are little-endian (RFC 4578 section 2.3;
+/// SMBIOS 2.6 has it so). All zero is a machine that has none.
+fn uuid(option: &[u8]) -> Option<String> {
+    let [0, guid @ ..] = option else { return None };
+    let uuid = Uuid::from_slice_le(guid).ok()?;
+    (!uuid.is_nil()).then(|| uuid.to_string())
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

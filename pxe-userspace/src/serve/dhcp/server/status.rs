@@ -1,0 +1,143 @@
+//! What the server counts, and the other servers that it noticed.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dhcproto::v4::{self, DhcpOption, OptionCode};
+use dhcproto::{Decodable as _, Decoder};
+use jiff::Timestamp;
+use pxe_common::Mac;
+use pxe_common::dhcp::{Kind, MessageType, Pass};
+use serde::Serialize;
+
+/// A rival is told of again after this long, not with every packet.
+const TELL_AGAIN: Duration = Duration::from_secs(600);
+
+/// Rivals remembered; a machine that invents server identifiers must not fill the memory.
+const MAX_RIVALS: usize = 32;
+
+/// Packets by what became of them, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Counters {
+    pub discovers: u64,
+    pub requests: u64,
+    pub declines: u64,
+    pub releases: u64,
+    pub informs: u64,
+    pub offers: u64,
+    pub acks: u64,
+    pub naks: u64,
+    /// Dropped because they are not what DHCP allows, by reason.
+    pub malformed: BTreeMap<&'static str, u64>,
+    /// From machines that `dhcp.unknown = "ignore"` leaves alone.
+    pub ignored: u64,
+    /// From relays of subnets that are not configured.
+    pub foreign_relay: u64,
+    /// Well-formed, but about nothing: a RELEASE of somebody else's address, a REQUEST for none.
+    pub senseless: u64,
+    /// DISCOVERs whose machines wait for their turn.
+    pub held: u64,
+    /// DISCOVERs without an answer because no address was free.
+    pub exhausted: u64,
+    /// Leases that the kernel confirmed after they had ended here.
+    pub overtaken: u64,
+    /// Not sent: longer than the client takes, with every option left out that can be.
+    pub reply_too_long: u64,
+}
+
+impl Counters {
+    pub(super) fn malformed(&mut self, pass: Pass) {
+        *self.malformed.entry(pass.name()).or_default() += 1;
+    }
+
+    pub(super) fn received(&mut self, message: MessageType) {
+        *match message {
+            MessageType::Discover => &mut self.discovers,
+            MessageType::Request => &mut self.requests,
+            MessageType::Decline => &mut self.declines,
+            MessageType::Release => &mut self.releases,
+            MessageType::Inform => &mut self.informs,
+        } += 1;
+    }
+
+    pub(super) fn sent(&mut self, kind: Kind) {
+        *match kind {
+            Kind::Offer | Kind::ProxyOffer => &mut self.offers,
+            Kind::Ack | Kind::Informed | Kind::ProxyAck => &mut self.acks,
+            Kind::Nak => &mut self.naks,
+        } += 1;
+    }
+}
+
+/// How a rival was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evidence {
+    /// Its reply was overheard.
+    Replied,
+    /// A client chose its offer over ours.
+    Chosen,
+}
+
+/// Another DHCP server on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rival {
+    pub server: Ipv4Addr,
+    pub evidence: Evidence,
+    #[serde(serialize_with = "crate::base::text::micros")]
+    pub first_seen: Timestamp,
+    #[serde(serialize_with = "crate::base::text::micros")]
+    pub last_seen: Timestamp,
+    pub packets: u64,
+}
+
+/// Every rival, by address.
+#[derive(Debug, Default)]
+pub(super) struct Rivals(BTreeMap<Ipv4Addr, (Rival, Timestamp)>);
+
+impl Rivals {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Rival> {
+        self.0.values().map(|(rival, _)| rival)
+    }
+
+    /// Notes a sighting; returns the rival when it is time to tell of it.
+    pub(super) fn seen(&mut self, server: Ipv4Addr, evidence: Evidence, now: Timestamp) -> Option<Rival> {
+        if let Some((rival, told)) = self.0.get_mut(&server) {
+            rival.evidence = evidence;
+            rival.last_seen = now;
+            rival.packets += 1;
+            if now.duration_since(*told).unsigned_abs() < TELL_AGAIN {
+                return None;
+            }
+            *told = now;
+            return Some(rival.clone());
+        }
+        if self.0.len() >= MAX_RIVALS {
+            return None;
+        }
+        let rival = Rival { server, evidence, first_seen: now, last_seen: now, packets: 1 };
+        self.0.insert(server, (rival.clone(), now));
+        Some(rival)
+    }
+}
+
+/// The server that sent this OFFER, ACK or NAK, and the machine that it is for; none when the packet is
+/// nothing of that kind.
+pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<(Ipv4Addr, Option<Mac>)> {
+    let message = v4::Message::decode(&mut Decoder::new(datagram)).ok()?;
+    let reply = matches!(
+        message.opts().msg_type()?,
+        v4::MessageType::Offer | v4::MessageType::Ack | v4::MessageType::Nak
+    );
+    if message.opcode() != v4::Opcode::BootReply || !reply {
+        return None;
+    }
+    let client = message.chaddr().first_chunk().copied().map(Mac);
+    match message.opts().get(OptionCode::ServerIdentifier) {
+        Some(DhcpOption::ServerIdentifier(server)) => Some((*server, client)),
+        _ => Some((source, client)),
+    }
+}

@@ -1,0 +1,523 @@
+//! DHCP's I/O: receives, lets [`Server`] decide, has the store commit, sends.
+//!
+//! Whatever is queued when the task gets to it is one batch and one commit: under load the disk
+//! is waited for once for hundreds of packets, and a lone packet waits for nothing but its own.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+use pxe_common::Mac;
+use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
+use pxe_contract::stage::Stage;
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::server::{Command, Meta, Reply, To};
+use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
+use crate::base::lock::Unpoisoned as _;
+use crate::config::Config;
+use crate::host::net::packet::{self, PacketSocket};
+use crate::host::net::room::make_room;
+use crate::host::net::{BridgeInfo, Neighbours};
+use crate::machines::Machines;
+use crate::machines::timeline::{Timeline, Who};
+use crate::store::{ReadError, Store};
+
+/// Packets that share one commit at most.
+const BATCH: usize = 512;
+
+/// How often those who wait are looked at, though nothing happened.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
+/// longer ones are counted as too long whatever follows.
+const MAX_DATAGRAM: usize = 2048;
+
+/// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Dhcp {
+    server: Arc<Mutex<Server>>,
+    kernel: Option<Kernel>,
+    reached: mpsc::UnboundedSender<(Mac, Stage)>,
+}
+
+/// What [`Bound::run`] needs of a server that was opened.
+pub struct Opened {
+    store: LeaseStore,
+    reached: mpsc::UnboundedReceiver<(Mac, Stage)>,
+}
+
+/// What `bridgehead status` shows of DHCP.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    pub counters: Counters,
+    /// Other DHCP servers on the wire.
+    pub rivals: Vec<Rival>,
+    /// Addresses that are leased now.
+    pub bound: usize,
+    pub pacing: PacingStatus,
+}
+
+/// How many boots go on, and how many wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PacingStatus {
+    /// Boots at a time that the links carry; none when their speed is not known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub most: Option<usize>,
+    /// Boots that are counted; none are where there is no limit.
+    pub under_way: usize,
+    pub waiting: usize,
+    /// Bytes a second that the limit follows from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub capacity: Option<u64>,
+}
+
+/// DHCP could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("UDP port {port} on {bridge}: {source}{}", hint(source))]
+    Bind { port: u16, bridge: String, source: io::Error },
+    #[error("a packet socket on {bridge}: {source}; it needs CAP_NET_RAW")]
+    Packet { bridge: String, source: io::Error },
+    #[error("receiving on {bridge}: {source}")]
+    Receive { bridge: String, source: io::Error },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another DHCP server runs on this host: stop it or bind it to other interfaces"
+        }
+        io::ErrorKind::PermissionDenied => "; it needs CAP_NET_BIND_SERVICE and CAP_NET_RAW",
+        _ => "",
+    }
+}
+
+impl Dhcp {
+    /// Takes up the leases of the store, and tells `machines` who holds which address, and `kernel` whom it may
+    /// answer.
+    pub fn open(
+        config: Arc<Config>,
+        store: Store,
+        machines: &Machines,
+        kernel: Option<Kernel>,
+    ) -> Result<(Self, Opened), ReadError> {
+        let store = LeaseStore::new(store);
+        let mut server = Server::new(config, store.load()?);
+        if kernel.is_some() {
+            // Whatever it did while nobody listened.
+            server.heard(Timestamp::MIN, false);
+        }
+        for lease in server.leases().bound(Timestamp::now()) {
+            machines.bound(lease.mac, lease.address);
+        }
+        warn_left_out(&server);
+        let (got_on, reached) = mpsc::unbounded_channel();
+        let dhcp = Self { server: Arc::new(Mutex::new(server)), kernel, reached: got_on };
+        dhcp.tell_kernel_all(&dhcp.lock());
+        Ok((dhcp, Opened { store, reached }))
+    }
+
+    /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
+    /// [`Bound::run`] to be started or stopped.
+    pub fn reconfigure(&self, config: Arc<Config>) {
+        let mut server = self.lock();
+        server.reconfigure(config);
+        warn_left_out(&server);
+        self.tell_kernel_all(&server);
+    }
+
+    /// A machine got on in its boot: who waits for its turn may come next. Waits for nothing.
+    pub fn reached(&self, mac: Mac, stage: Stage) {
+        // Nobody takes it where DHCP is not served.
+        let _ = self.reached.send((mac, stage));
+    }
+
+    /// What it goes by now.
+    #[cfg(test)]
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.lock().scope().config().clone()
+    }
+
+    /// The links to the machines carry so many bytes a second, as far as is known.
+    pub fn set_link_speed(&self, bytes_per_second: Option<u64>) {
+        let mut server = self.lock();
+        if !server.set_link_speed(bytes_per_second).is_empty() {
+            self.tell_kernel_all(&server);
+        }
+    }
+
+    /// Every address that is or was given out, by address.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.lock().leases().iter().cloned().collect()
+    }
+
+    pub fn status(&self) -> Status {
+        let server = self.lock();
+        Status {
+            counters: server.counters().clone(),
+            rivals: server.rivals().cloned().collect(),
+            bound: server.leases().bound(Timestamp::now()).count(),
+            pacing: PacingStatus {
+                most: server.pacing().most(),
+                under_way: server.pacing().under_way(),
+                waiting: server.pacing().waiting().len(),
+                capacity: server.capacity(),
+            },
+        }
+    }
+
+    /// Has the kernel answer the machine as the server would now, or not at all. Under the lock,
+    /// so that a reload comes before it or after it.
+    fn tell_kernel(&self, mac: Mac) {
+        if let Some(kernel) = &self.kernel {
+            let (server, now) = (self.lock(), Timestamp::now());
+            kernel.set(mac, server.standing(mac, now), now);
+        }
+    }
+
+    fn tell_kernel_all(&self, server: &Server) {
+        if let Some(kernel) = &self.kernel {
+            let now = Timestamp::now();
+            kernel.set_all(server.all_standing(now), now);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Server> {
+        self.server.lock().unpoisoned()
+    }
+}
+
+fn warn_left_out(server: &Server) {
+    let left_out = &server.scope().left_out;
+    if !left_out.is_empty() {
+        tracing::warn!(
+            options = ?left_out,
+            "DHCP options that no reply will carry: the server makes them itself, or there is no room"
+        );
+    }
+}
+
+/// DHCP's sockets on a bridge: packets queue there until [`Bound::run`] answers them.
+pub struct Bound(Sockets);
+
+/// Opens the sockets.
+pub fn bind(bridge: &BridgeInfo) -> Result<Bound, ServeError> {
+    Sockets::open(bridge).map(Bound)
+}
+
+impl Bound {
+    /// Serves DHCP until `shutdown`; `told` comes from the kernel programs.
+    pub async fn run(
+        self,
+        dhcp: Dhcp,
+        Opened { store, mut reached }: Opened,
+        machines: Machines,
+        timeline: Timeline,
+        mut told: mpsc::Receiver<Told>,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let neighbours = Neighbours::of(&self.0.bridge);
+        for lease in dhcp.lock().leases().bound(Timestamp::now()) {
+            neighbours.learn(lease.address, lease.mac);
+        }
+        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours };
+        loop {
+            let received = tokio::select! {
+                () = shutdown.cancelled() => break,
+                received = task.sockets.receive() => received,
+                Some(first) = told.recv() => Ok(heard(first, &mut told)),
+                Some(first) = reached.recv() => Ok(got_on(first, &mut reached)),
+                _ = tick.tick() => Ok(vec![Received::Tick]),
+            };
+            let bridge = || task.sockets.bridge.name.clone();
+            let received = received.map_err(|source| ServeError::Receive { bridge: bridge(), source })?;
+            task.answer(received).await;
+        }
+        task.neighbours.forget().await;
+        Ok(())
+    }
+}
+
+struct Task {
+    sockets: Sockets,
+    dhcp: Dhcp,
+    store: LeaseStore,
+    machines: Machines,
+    timeline: Timeline,
+    neighbours: Neighbours,
+}
+
+impl Task {
+    /// Decides about a batch, commits what it changed, and only then lets anything out.
+    async fn answer(&mut self, batch: Vec<Received>) {
+        let commands = self.decide(batch);
+        let changes: Vec<Change> = commands
+            .iter()
+            .filter_map(|c| match c {
+                Command::Persist(change) => Some(change.clone()),
+                _ => None,
+            })
+            .collect();
+        let durable = self.commit(changes).await;
+        for command in commands {
+            self.perform(command, durable);
+        }
+    }
+
+    fn decide(&self, batch: Vec<Received>) -> Vec<Command> {
+        let now = Timestamp::now();
+        let mut server = self.dhcp.lock();
+        let mut commands = Vec::new();
+        for received in batch {
+            commands.extend(match received {
+                Received::Request(meta, bytes) => server.handle(meta, &bytes, now),
+                Received::Overheard(source, bytes) => server.overhear(&bytes, source, now),
+                Received::Reached(mac, stage) => server.reached(mac, stage, now),
+                Received::Tick => server.tick(now, |mac| self.is_fetching(mac)),
+                Received::Told(Told::Event(event)) => {
+                    Answered::of(&event).map(|answered| server.answered(answered, now)).unwrap_or_default()
+                }
+                Received::Told(Told::Heard { until_ns, lost }) => {
+                    server.heard(kernel::time(until_ns, now), lost);
+                    Vec::new()
+                }
+            });
+        }
+        commands
+    }
+
+    fn is_fetching(&self, mac: Mac) -> bool {
+        self.machines.get(mac).is_some_and(|machine| machine.fetching.is_some())
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        let store = self.store.clone();
+        let committed = tokio::task::spawn_blocking(move || (store.commit(&changes), changes));
+        match committed.await {
+            Ok((Ok(()), _)) => true,
+            Ok((Err(error), changes)) => {
+                tracing::error!(%error, "leases were not stored");
+                self.dhcp.lock().not_durable(&changes);
+                false
+            }
+            // Only a panic in the commit or the runtime's end gets here; nothing was stored for sure.
+            Err(error) => {
+                tracing::error!(%error, "leases were not stored");
+                false
+            }
+        }
+    }
+
+    fn perform(&self, command: Command, durable: bool) {
+        match command {
+            Command::Persist(_) => {}
+            Command::Rival(rival) => tracing::warn!(
+                server = %rival.server,
+                evidence = ?rival.evidence,
+                "another DHCP server answers on this segment, and machines may boot from it: \
+                 stop it, or set dhcp.mode = \"proxy\""
+            ),
+            Command::Described { mac, firmware, uuid, profile } => {
+                self.machines.described(mac, firmware, uuid, profile);
+            }
+            // Also after a failed commit, which the server knows of: then it is taken back.
+            Command::Standing(mac) => self.dhcp.tell_kernel(mac),
+            Command::AllStanding => self.dhcp.tell_kernel_all(&self.dhcp.lock()),
+            Command::Waits(mac, before) => self.machines.waits(mac, before),
+            _ if !durable => {}
+            Command::Bound { mac, address } => {
+                self.machines.bound(mac, address);
+                self.neighbours.learn(address, mac);
+            }
+            Command::Released(mac) => self.machines.released(mac),
+            Command::Event(happened) => self.timeline.record(happened),
+            Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),
+            Command::Send(reply) => {
+                if let Err(error) = self.sockets.send(&reply) {
+                    tracing::warn!(%error, to = ?reply.to, "a DHCP reply could not be sent");
+                }
+            }
+        }
+    }
+}
+
+enum Received {
+    Request(Meta, Vec<u8>),
+    /// A packet to clients' port 68 from somebody else.
+    Overheard(Ipv4Addr, Vec<u8>),
+    /// The kernel dealt with something.
+    Told(Told),
+    /// A machine got on in its boot.
+    Reached(Mac, Stage),
+    Tick,
+}
+
+/// Everything that the kernel told by now, `first` included.
+fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
+    let more = std::iter::from_fn(|| told.try_recv().ok());
+    std::iter::once(first).chain(more).take(BATCH).map(Received::Told).collect()
+}
+
+/// The stages that machines reached by now, that of `first` included.
+fn got_on(first: (Mac, Stage), reached: &mut mpsc::UnboundedReceiver<(Mac, Stage)>) -> Vec<Received> {
+    let more = std::iter::from_fn(|| reached.try_recv().ok());
+    let all = std::iter::once(first).chain(more).take(BATCH);
+    all.map(|(mac, stage)| Received::Reached(mac, stage)).collect()
+}
+
+/// The bridge's sockets: two ports, and one on the link for clients without an address.
+struct Sockets {
+    bridge: BridgeInfo,
+    server: UdpSocket,
+    pxe: UdpSocket,
+    link: PacketSocket,
+}
+
+impl Sockets {
+    fn open(bridge: &BridgeInfo) -> Result<Self, ServeError> {
+        let open = |port| {
+            udp(&bridge.name, port).map_err(|source| ServeError::Bind {
+                port,
+                bridge: bridge.name.clone(),
+                source,
+            })
+        };
+        Ok(Self {
+            server: open(port::DHCP_SERVER)?,
+            pxe: open(port::PXE)?,
+            link: PacketSocket::open(bridge.index, EtherType::IPV4, &packet::udp_to(port::DHCP_CLIENT))
+                .map_err(|source| ServeError::Packet { bridge: bridge.name.clone(), source })?,
+            bridge: bridge.clone(),
+        })
+    }
+
+    /// Waits for a packet and takes everything that is queued with it.
+    async fn receive(&self) -> io::Result<Vec<Received>> {
+        tokio::select! {
+            ready = self.server.readable() => ready?,
+            ready = self.pxe.readable() => ready?,
+            ready = self.link.readable() => ready?,
+        }
+        let mut batch = Vec::new();
+        let mut buffer = [0; MAX_DATAGRAM];
+        for (socket, port) in [(&self.server, port::DHCP_SERVER), (&self.pxe, port::PXE)] {
+            while batch.len() < BATCH {
+                let (len, source) = match socket.try_recv_from(&mut buffer) {
+                    Ok(received) => received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // An ICMP error for something that was sent: not this socket's end.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                    Err(error) => return Err(error),
+                };
+                if let SocketAddr::V4(source) = source {
+                    batch.push(Received::Request(Meta { source, port }, buffer[..len].to_vec()));
+                }
+            }
+        }
+        while batch.len() < BATCH {
+            match self.link.try_receive(&mut buffer) {
+                Ok(len) => batch.extend(overheard(&buffer[..len])),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(batch)
+    }
+
+    fn send(&self, reply: &Reply) -> io::Result<()> {
+        match reply.to {
+            To::Ip(to) => self.send_ip(reply, to),
+            To::Link { mac, address } => self.link.send(&frame(&self.bridge, mac, address, &reply.bytes)),
+        }
+    }
+
+    /// Sends with the appliance's address as the source: an adopted bridge may have others.
+    fn send_ip(&self, reply: &Reply, to: SocketAddrV4) -> io::Result<()> {
+        let socket = if reply.from_port == port::PXE { &self.pxe } else { &self.server };
+        let info = nix::libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: nix::libc::in_addr {
+                s_addr: u32::from_ne_bytes(self.bridge.address.addr().octets()),
+            },
+            ipi_addr: nix::libc::in_addr { s_addr: 0 },
+        };
+        sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&reply.bytes)],
+            &[ControlMessage::Ipv4PacketInfo(&info)],
+            MsgFlags::MSG_DONTWAIT,
+            Some(&SockaddrIn::from(to)),
+        )?;
+        Ok(())
+    }
+}
+
+/// A frame to a client without an address, the same bytes as the kernel path's.
+fn frame(bridge: &BridgeInfo, mac: Mac, address: Ipv4Addr, message: &[u8]) -> Vec<u8> {
+    let datagram = Datagram {
+        source_mac: bridge.mac,
+        destination_mac: mac,
+        source: bridge.address.addr(),
+        destination: address,
+        source_port: port::DHCP_SERVER,
+        destination_port: port::DHCP_CLIENT,
+        payload_len: message.len() as u16,
+    };
+    let mut frame = datagram.headers(Checksum::ZERO.bytes(message)).to_vec();
+    frame.extend_from_slice(message);
+    frame
+}
+
+fn overheard(frame: &[u8]) -> Option<Received> {
+    let datagram = Datagram::parse(frame.first_chunk()?, frame.len()).ok()?;
+    let message = frame.get(HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len))?;
+    Some(Received::Overheard(datagram.source, message.to_vec()))
+}
+
+/// Without SO_REUSEADDR on purpose: a second server on this host must be an error, not a thief.
+fn udp(bridge: &str, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_broadcast(true)?;
+    make_room(&socket);
+    socket.bind_device(Some(bridge.as_bytes()))?;
+    socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_holds_the_whole_message_and_no_padding() {
+        let bridge = BridgeInfo {
+            name: "pxe0".into(),
+            index: 1,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            address: "10.77.0.1/24".parse().unwrap(),
+            mtu: 1500,
+        };
+        let mut frame = frame(&bridge, Mac::BROADCAST, Ipv4Addr::BROADCAST, b"message");
+        frame.resize(60, 0);
+        let Some(Received::Overheard(source, message)) = overheard(&frame) else { panic!("{frame:?}") };
+        assert_eq!((source, &message[..]), (bridge.address.addr(), &b"message"[..]));
+        assert!(overheard(&frame[..48]).is_none(), "cut short");
+    }
+}

@@ -1,0 +1,6 @@
+//! What answers machines: addresses, files by TFTP, HTTP and multicast.
+
+pub mod carousel;
+pub mod dhcp;
+pub mod files;
+pub mod tftp;

@@ -1,0 +1,84 @@
+//! What the TFTP server needs of the kernel.
+
+use std::io;
+use std::time::Duration;
+
+use pxe_common::map::{self, SessionKey};
+use pxe_common::tftp::Session;
+use serde::{Deserialize, Serialize};
+
+use crate::machines::timeline::Stage;
+use crate::provision::blob::{Blob, BlobKey};
+
+/// Takes transfers over. Implemented by the dataplane.
+pub trait FastPath: Send + Sync {
+    /// From now on the transfer's ACKs may be answered without the daemon, until nothing has been
+    /// sent for `idle`. May read the whole blob, so may block.
+    fn open(
+        &self,
+        key: SessionKey,
+        blob: &Blob,
+        transfer: Session,
+        now_ns: u64,
+        idle: Duration,
+    ) -> Result<(), Declined>;
+
+    /// Keeps with a transfer what the next daemon needs to go on with it, should this one be killed.
+    fn note(&self, key: &SessionKey, note: &Note);
+
+    /// Transfers that a killed daemon left, which go on. Told once.
+    fn left(&self) -> Vec<Left>;
+
+    /// How far a transfer is. A system call, and a lock that nobody holds for longer than a few of them.
+    fn look(&self, key: &SessionKey) -> Option<map::Session>;
+
+    /// From now on nothing answers the transfer's ACKs but the daemon; says how far it got. The grant stays, until
+    /// it is closed. Costs what [`look`](FastPath::look) does.
+    fn take_back(&self, key: &SessionKey) -> Option<map::Session>;
+
+    /// Ends the grant; says how far the transfer got, unless it was taken back. May wait for others who open or
+    /// close.
+    fn close(&self, key: &SessionKey) -> Option<map::Session>;
+}
+
+/// What the kernel does not need to know about a transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub path: String,
+    pub stage: Option<Stage>,
+    pub started_ns: u64,
+    pub blob: BlobKey,
+    pub len: u64,
+    /// What begins the transfer, to be said again until the client acknowledges it: no request
+    /// comes any more from one that has seen it, and GRUB does not repeat its ACK.
+    #[serde(default)]
+    pub oack: Option<Vec<u8>>,
+}
+
+/// A transfer that a killed daemon left.
+#[derive(Debug)]
+pub struct Left {
+    pub key: SessionKey,
+    pub session: map::Session,
+    pub note: Note,
+    /// Read from the kernel's copy: the file may be another one by now.
+    pub blob: Blob,
+}
+
+/// Why the fast path does not take a transfer.
+#[derive(Debug, thiserror::Error)]
+pub enum Declined {
+    #[error("the block size is larger than the kernel programs send")]
+    BlockSize,
+    #[error("the file is too small to be worth a place in the block map")]
+    Small,
+    #[error(
+        "the block map has no room: the file needs {} MiB, and {} of {} MiB, half of this machine's memory, are taken",
+        needed >> 20, used >> 20, limit >> 20
+    )]
+    Full { needed: u64, used: u64, limit: u64 },
+    #[error("the block map or the session map did not take it")]
+    Kernel(#[source] io::Error),
+    #[error("the file could not be read")]
+    Read(#[from] io::Error),
+}

@@ -1,0 +1,154 @@
+//! From a request to a transfer that can start: the part that waits for disks.
+
+use std::net::SocketAddrV4;
+
+use pxe_common::map::SessionKey;
+use pxe_common::tftp::packet::{self, ErrorCode, Mode};
+use pxe_common::tftp::{Packet, Session};
+
+use super::options::{self, NotANumber, Terms};
+use super::transfer::{Action, IDLE, RETRY, Transfer};
+use super::{Declined, FastPath, Note, netascii};
+use crate::machines::timeline::Stage;
+use crate::provision::blob::Blob;
+use crate::serve::files::{Files, OpenError, Opened};
+
+/// Text that is converted to netascii at most; nobody boots from a larger one.
+const MAX_NETASCII: u64 = 4 << 20;
+
+/// A request to be opened.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) key: SessionKey,
+    pub(super) client: SocketAddrV4,
+    /// Number of the data port that answers.
+    pub(super) port: usize,
+    pub(super) path: String,
+    /// The request's bytes.
+    pub(super) request: Vec<u8>,
+    pub(super) mtu: u16,
+    /// A transfer that ended left a grant between these ports.
+    pub(super) close_first: bool,
+}
+
+/// A transfer that can start.
+pub(super) struct Accepted {
+    pub(super) blob: Blob,
+    pub(super) stage: Option<Stage>,
+    pub(super) transfer: Transfer,
+    pub(super) first: Action,
+    /// The fast path answers its ACKs.
+    pub(super) in_kernel: bool,
+}
+
+/// Why not. The text goes to the client.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Options(#[from] NotANumber),
+    #[error("the file has too many blocks of this size; ask for larger ones with blksize")]
+    TooManyBlocks,
+    #[error("too large for netascii; ask for octet mode")]
+    Netascii,
+    #[error("the request is malformed")]
+    Malformed,
+}
+
+impl Refused {
+    pub(super) fn code(&self) -> ErrorCode {
+        match self {
+            Self::Open(OpenError::NotFound) => ErrorCode::NOT_FOUND,
+            Self::Open(OpenError::Outside | OpenError::Directory | OpenError::Forbidden(_)) => {
+                ErrorCode::ACCESS
+            }
+            Self::Open(OpenError::Refused(_) | OpenError::Io(_)) | Self::TooManyBlocks | Self::Netascii => {
+                ErrorCode::OTHER
+            }
+            Self::Options(_) => ErrorCode::OPTIONS,
+            Self::Malformed => ErrorCode::ILLEGAL,
+        }
+    }
+}
+
+impl Job {
+    /// Opens the file and hands the transfer to the fast path. May wait for disks, also when the
+    /// blob goes into the block map for the first time.
+    pub(super) fn run(
+        &self,
+        files: &dyn Files,
+        fast_path: Option<&dyn FastPath>,
+        now_ns: impl Fn() -> u64,
+    ) -> Result<Accepted, Refused> {
+        if let Some(fast_path) = fast_path.filter(|_| self.close_first) {
+            fast_path.close(&self.key);
+        }
+        let Ok(Packet::Read(request)) = Packet::parse(&self.request) else { return Err(Refused::Malformed) };
+        let Opened { blob, stage } = files.open(&self.path, *self.client.ip())?;
+        let blob = match request.mode {
+            Mode::Octet => blob,
+            Mode::Netascii => converted(&blob)?,
+        };
+        let Terms { blksize, window, timeout, accepted } =
+            options::agree(request.options, blob.len(), self.mtu)?;
+        let session = Session::new(blob.len(), blksize, window, RETRY.as_millis() as u32)
+            .map_err(|_| Refused::TooManyBlocks)?;
+        let mut buf = [0; 128];
+        let oack = match accepted.as_slice() {
+            [] => None,
+            options => Some(packet::oack(&mut buf, options).ok_or(Refused::Malformed)?.to_vec()),
+        };
+        // The grant is there before the client can know of the transfer: no ACK is early.
+        let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
+        let mut accepted = Accepted { blob, stage, transfer, first, in_kernel: false };
+        // A converted text is read once, by somebody at a terminal: not worth a place in the block map.
+        if let Some(fast_path) = fast_path.filter(|_| request.mode == Mode::Octet) {
+            accepted.in_kernel = self.grant(fast_path, &accepted, now_ns());
+        }
+        Ok(accepted)
+    }
+
+    /// Hands it to the fast path, with what the next daemon needs to know of it. Returns whether it was taken.
+    fn grant(&self, fast_path: &dyn FastPath, accepted: &Accepted, now_ns: u64) -> bool {
+        let Accepted { blob, stage, transfer, .. } = accepted;
+        match fast_path.open(self.key, blob, *transfer.session(), now_ns, IDLE) {
+            Ok(()) => {
+                fast_path.note(
+                    &self.key,
+                    &Note {
+                        path: self.path.clone(),
+                        stage: *stage,
+                        started_ns: now_ns,
+                        blob: blob.key(),
+                        len: blob.len(),
+                        oack: transfer.oack().map(<[u8]>::to_vec),
+                    },
+                );
+                true
+            }
+            Err(why @ Declined::Kernel(_)) => {
+                let why: &dyn std::error::Error = &why;
+                tracing::warn!(path = self.path, why, "the fast path failed; the daemon goes on");
+                false
+            }
+            Err(why @ Declined::Full { .. }) => {
+                tracing::warn!(path = self.path, %why, "the daemon sends it, which is slower");
+                false
+            }
+            Err(why @ (Declined::BlockSize | Declined::Small | Declined::Read(_))) => {
+                tracing::debug!(path = self.path, %why, "left to the daemon");
+                false
+            }
+        }
+    }
+}
+
+fn converted(blob: &Blob) -> Result<Blob, Refused> {
+    if blob.len() > MAX_NETASCII {
+        return Err(Refused::Netascii);
+    }
+    let mut bytes = vec![0; blob.len() as usize];
+    blob.read_at(0, &mut bytes).map_err(OpenError::Io)?;
+    Ok(Blob::from_bytes(netascii::encode(&bytes)))
+}

@@ -1,0 +1,134 @@
+//! The programs, in a time that the test makes.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use pxe_common::map::{self, SessionKey};
+use pxe_common::tftp::{BlockNo, Session};
+
+use crate::dataplane::Dataplane;
+use crate::dataplane::tests::{now_ns, retime};
+use crate::provision::blob::Blob;
+use crate::serve::tftp::{Declined, FastPath, Left, Note};
+
+/// The fast path, in a time that stands still but for [`Frozen::wait`]: sessions get the age that they have
+/// in it whenever a program looks at them.
+pub(super) struct Frozen {
+    pub(super) dataplane: Dataplane,
+    pub(super) state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) now_ns: u64,
+    /// Blocks to skip in transfers that are opened.
+    pub(super) skip: u32,
+    pub(super) sessions: HashMap<SessionKey, Times>,
+}
+
+pub(super) struct Times {
+    sent_ns: u64,
+    opened_ns: u64,
+    thawed_at_ns: u64,
+    skipped: Option<u16>,
+}
+
+impl Frozen {
+    pub(super) fn now(&self) -> u64 {
+        self.state.lock().unwrap().now_ns
+    }
+
+    pub(super) fn wait(&self, ns: u64) {
+        self.state.lock().unwrap().now_ns += ns;
+    }
+
+    pub(super) fn skipped(&self, key: &SessionKey) -> Option<u16> {
+        self.state.lock().unwrap().sessions.get_mut(key)?.skipped.take()
+    }
+
+    /// Gives the session its age, for the programs.
+    pub(super) fn thaw(&self, key: &SessionKey) {
+        let mut state = self.state.lock().unwrap();
+        let frozen_ns = state.now_ns;
+        let Some(times) = state.sessions.get_mut(key) else { return };
+        times.thawed_at_ns = now_ns();
+        let real = |at_ns: u64| times.thawed_at_ns.saturating_sub(frozen_ns - at_ns);
+        let Some(mut session) = self.dataplane.look(key) else { return };
+        session.transfer.send_again(real(times.sent_ns));
+        session.opened_ns = real(times.opened_ns);
+        retime(&self.dataplane, key, &session);
+    }
+
+    /// A block that a program sent in the meantime was sent now.
+    pub(super) fn freeze(&self, key: &SessionKey) {
+        let mut state = self.state.lock().unwrap();
+        let frozen_ns = state.now_ns;
+        if let (Some(session), Some(times)) = (self.dataplane.look(key), state.sessions.get_mut(key))
+            && session.transfer.sent_ns() >= times.thawed_at_ns
+        {
+            times.sent_ns = frozen_ns;
+        }
+    }
+
+    fn frozen(&self, key: &SessionKey, mut session: map::Session) -> map::Session {
+        if let Some(times) = self.state.lock().unwrap().sessions.get(key) {
+            session.transfer.send_again(times.sent_ns);
+        }
+        session
+    }
+}
+
+impl FastPath for Frozen {
+    fn open(
+        &self,
+        key: SessionKey,
+        blob: &Blob,
+        transfer: Session,
+        now_ns: u64,
+        idle: Duration,
+    ) -> Result<(), Declined> {
+        let mut state = self.state.lock().unwrap();
+        let transfer = advanced(transfer, state.skip, now_ns);
+        self.dataplane.open(key, blob, transfer, now_ns, idle)?;
+        let times = Times {
+            sent_ns: transfer.sent_ns(),
+            opened_ns: now_ns,
+            thawed_at_ns: 0,
+            skipped: transfer.in_flight().map(|blocks| BlockNo::of(blocks.last).0),
+        };
+        state.sessions.insert(key, times);
+        Ok(())
+    }
+
+    fn note(&self, key: &SessionKey, note: &Note) {
+        self.dataplane.note(key, note);
+    }
+
+    fn left(&self) -> Vec<Left> {
+        Vec::new()
+    }
+
+    fn look(&self, key: &SessionKey) -> Option<map::Session> {
+        Some(self.frozen(key, self.dataplane.look(key)?))
+    }
+
+    fn take_back(&self, key: &SessionKey) -> Option<map::Session> {
+        Some(self.frozen(key, self.dataplane.take_back(key)?))
+    }
+
+    fn close(&self, key: &SessionKey) -> Option<map::Session> {
+        let last = self.dataplane.close(key).map(|session| self.frozen(key, session));
+        self.state.lock().unwrap().sessions.remove(key);
+        last
+    }
+}
+
+/// The session as it is when `blocks` blocks were acknowledged, window by window.
+pub(super) fn advanced(mut session: Session, blocks: u32, now_ns: u64) -> Session {
+    while session.acked() < blocks && session.in_flight().is_none_or(|b| b.last < session.blocks()) {
+        let ack = session.in_flight().map_or(0, |blocks| blocks.last);
+        session.on_ack(BlockNo::of(ack), now_ns);
+    }
+    session
+}

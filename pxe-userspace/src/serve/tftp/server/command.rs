@@ -1,0 +1,91 @@
+//! What the server wants done. Whoever performs it does so in this order, and before the next packet.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use pxe_common::map::SessionKey;
+use pxe_common::tftp::packet::{self, ErrorCode};
+use pxe_common::tftp::{BlockNo, Blocks, Session};
+
+use crate::machines::Fetching;
+use crate::machines::diagnosis::Note;
+use crate::machines::timeline::Happened;
+use crate::provision::blob::Blob;
+use crate::serve::tftp::job::Job;
+
+#[derive(Debug)]
+pub(in crate::serve::tftp) enum Command {
+    Send(Outgoing),
+    /// Open this file, and tell [`Server::on_opened`](super::Server::on_opened). It may take its time.
+    Open(Box<Job>),
+    /// See how far the kernel is with a transfer, and tell [`Server::on_looked`](super::Server::on_looked).
+    Look(Look),
+    /// The kernel must answer this transfer's ACKs no more. How far it got goes to
+    /// [`Server::on_taken_back`](super::Server::on_taken_back), with the ACK that the daemon answers next.
+    TakeBack {
+        key: SessionKey,
+        ack: BlockNo,
+    },
+    /// Close the transfer's grant, then tell [`Server::on_closed`](super::Server::on_closed): until then its
+    /// ports rest. It may take its time.
+    Close(SessionKey),
+    /// Tell people. It may take its time, but what is told of one machine stays in order.
+    Tell(Tell),
+}
+
+/// A packet or a window to be sent from data port number `port`. One that can't be sent at once is lost, as on
+/// any network.
+#[derive(Debug)]
+pub(in crate::serve::tftp) struct Outgoing {
+    pub(in crate::serve::tftp) port: usize,
+    pub(in crate::serve::tftp) to: SocketAddrV4,
+    pub(in crate::serve::tftp) what: What,
+}
+
+#[derive(Debug)]
+pub(in crate::serve::tftp) enum What {
+    Packet(Vec<u8>),
+    /// A DATA packet each. Whoever sends them reads their bytes: the server waits for no disk.
+    Blocks {
+        blob: Blob,
+        session: Session,
+        blocks: Blocks,
+    },
+}
+
+/// A question to the kernel. It carries all that is needed to go on with the answer, so that nothing waits for
+/// it here.
+#[derive(Debug)]
+pub(in crate::serve::tftp) struct Look {
+    pub(in crate::serve::tftp) key: SessionKey,
+    pub(super) then: Then,
+}
+
+/// Why the kernel was asked.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// The client keeps us waiting, as far as is known here.
+    Due,
+    /// A program told of the transfer; with the code of an ERROR, when it was one.
+    Told { error: Option<ErrorCode> },
+    /// The client asks for something, and its transfers on the ports before this one were looked at.
+    Asked { client: SocketAddrV4, request: Vec<u8>, next_port: usize },
+    /// The daemon ends.
+    End,
+}
+
+/// What people are told.
+#[derive(Debug)]
+pub(in crate::serve::tftp) enum Tell {
+    Note(Ipv4Addr, Note),
+    /// What the machine fetches just now; nothing when it has ended.
+    Fetching(Ipv4Addr, Option<Fetching>),
+    Record(Happened),
+}
+
+impl Outgoing {
+    pub(super) fn error(port: usize, to: SocketAddrV4, code: ErrorCode, message: &str) -> Option<Command> {
+        let mut buf = [0; 512];
+        let packet = packet::error(&mut buf, code, message)?;
+        Some(Command::Send(Self { port, to, what: What::Packet(packet.to_vec()) }))
+    }
+}

@@ -1,0 +1,91 @@
+//! A transfer with its ends.
+
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+
+use pxe_common::map;
+
+use super::command::{Command, Outgoing, What};
+use crate::machines::timeline::{AnsweredBy, Stage};
+use crate::provision::blob::Blob;
+use crate::serve::tftp::transfer::{Action, Transfer};
+
+/// A transfer under way.
+pub(super) struct Live {
+    pub(super) port: usize,
+    pub(super) client: SocketAddrV4,
+    pub(super) request: Vec<u8>,
+    pub(super) path: String,
+    pub(super) blob: Blob,
+    pub(super) stage: Option<Stage>,
+    pub(super) transfer: Transfer,
+    /// The kernel has a grant of it, which is closed at its end.
+    pub(super) granted: bool,
+    /// The kernel answers its ACKs.
+    pub(super) in_kernel: bool,
+    /// Blocks that the programs had sent when they were looked at last: XDP's, tc's.
+    pub(super) sent_by_kernel: (u32, u32),
+    pub(super) sent_by_daemon: u32,
+    pub(super) started_ns: u64,
+    /// How often what was in flight was sent again.
+    pub(super) repeated: u32,
+    /// Its marks of which people were told.
+    pub(super) marks: u16,
+    /// When it comes up in the deadlines; none while it is not in there.
+    pub(super) armed_ns: Option<u64>,
+}
+
+impl Live {
+    /// Catches up with what the kernel did.
+    pub(super) fn observe(&mut self, session: &map::Session) {
+        self.transfer.observed(session.transfer);
+        self.sent_by_kernel = (session.sent_by_xdp, session.sent_by_tc);
+    }
+
+    /// When something is to be done though nobody speaks. The kernel moves its transfers on without a word, so one
+    /// that was sent again is looked at until its client is seen to answer.
+    pub(super) fn deadline_ns(&self, now_ns: u64) -> u64 {
+        let timeout_ns = self.transfer.next_timeout_ns();
+        match self.transfer.looks_every().filter(|_| self.in_kernel) {
+            Some(pause) => timeout_ns.min(now_ns + pause.as_nanos() as u64),
+            None => timeout_ns,
+        }
+    }
+
+    /// How much of the file the client has, when a mark was passed since the last time.
+    pub(super) fn passed_mark(&mut self) -> Option<u8> {
+        let session = self.transfer.session();
+        let before = std::mem::replace(&mut self.marks, session.marks());
+        let percent = u64::from(session.acked()) * 100 / u64::from(session.blocks());
+        (before != session.marks()).then_some(percent as u8)
+    }
+
+    /// Who sent most of it.
+    pub(super) fn answered_by(&self) -> AnsweredBy {
+        // What the daemon took back it sends to the end.
+        let (xdp, tc) = if self.in_kernel { self.sent_by_kernel } else { (0, 0) };
+        if self.sent_by_daemon > xdp.max(tc) || xdp.max(tc) == 0 {
+            AnsweredBy::Daemon
+        } else if xdp > tc {
+            AnsweredBy::Xdp
+        } else {
+            AnsweredBy::Tc
+        }
+    }
+
+    /// Sends what `action` says.
+    pub(super) fn act(&mut self, action: Action, commands: &mut VecDeque<Command>) {
+        let what = match action {
+            Action::SendOack => self.transfer.oack().map(|oack| What::Packet(oack.to_vec())),
+            Action::Send(blocks) => {
+                let sent = blocks.last - blocks.first + 1;
+                self.sent_by_daemon = self.sent_by_daemon.saturating_add(sent);
+                let (blob, session) = (self.blob.clone(), *self.transfer.session());
+                Some(What::Blocks { blob, session, blocks })
+            }
+            Action::Nothing | Action::Finished | Action::GiveUp => None,
+        };
+        let (port, to) = (self.port, self.client);
+        commands.extend(what.map(|what| Command::Send(Outgoing { port, to, what })));
+    }
+}
