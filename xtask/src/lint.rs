@@ -1,6 +1,9 @@
 //! `cargo xtask lint`: what a reader would otherwise have to check.
 
+mod cycles;
 mod edges;
+mod length;
+mod source;
 
 use std::process::{Command, ExitCode};
 
@@ -9,11 +12,18 @@ use anyhow::{Result, ensure};
 use crate::shell::check;
 
 pub(crate) fn lint() -> Result<ExitCode> {
-    let broken = edges::check()?;
-    for violation in &broken {
+    let sources = source::read(::lab::workspace(), &edges::source_dirs())?;
+    let rules = [
+        ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources)?),
+        ("rooms (xtask/src/lint/cycles.rs)", cycles::check(&sources)),
+        ("length (xtask/src/lint/length.rs)", length::check(&sources)),
+    ];
+    for violation in rules.iter().flat_map(|(_, broken)| broken) {
         eprintln!("{violation}");
     }
-    ensure!(broken.is_empty(), "the rules of dependency (xtask/src/lint/edges.rs) are broken");
+    let broken: Vec<_> =
+        rules.iter().filter(|(_, broken)| !broken.is_empty()).map(|(rule, _)| *rule).collect();
+    ensure!(broken.is_empty(), "the rules of {} are broken", broken.join(" and of "));
 
     check(Command::new("cargo").args(["fmt", "--all", "--check"]))?;
     let host = ["--workspace", "--exclude", "pxe-ebpf"];

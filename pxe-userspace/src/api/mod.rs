@@ -5,6 +5,7 @@
 //! [`Images`]; the documents that go out are in [`documents`].
 
 mod carousel;
+pub mod client;
 mod console;
 #[cfg(test)]
 mod debugging_tests;

@@ -3,4 +3,5 @@
 pub(crate) mod clock;
 pub(crate) mod lock;
 pub mod secret_file;
+pub(crate) mod table;
 pub mod text;

@@ -6,8 +6,8 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::client::{AskError, Client};
 use super::{Reading, print, read, show};
+use crate::api::client::{AskError, Client};
 use crate::base::text::percent;
 use crate::provision::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
 

@@ -1,10 +1,8 @@
 //! The command line: what there is to say, and the commands that ask a running daemon.
 
-pub(crate) mod client;
 mod debug;
 mod kernel;
 mod show;
-pub(crate) mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 mod top;
@@ -16,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::api::client::{Client, Reading};
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::base::text::{self, percent};
 use crate::config::{API_LISTEN, Config, FastPath, Problem};
@@ -25,9 +24,8 @@ use crate::machines::diagnosis::Why;
 use crate::machines::timeline::Event;
 use crate::provision::image::ImageSource;
 use crate::storm::Storm;
-use client::Client;
 
-pub use client::AskError;
+pub use crate::api::client::AskError;
 
 /// PXE-boots bare metal from Docker images.
 #[derive(Debug, Parser)]
@@ -219,16 +217,6 @@ pub enum ImageCommand {
     },
     /// Delete stored data that no image refers to.
     Gc(Reading),
-}
-
-#[derive(Debug, Args)]
-pub struct Reading {
-    /// Where the daemon's API answers.
-    #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = API_LISTEN.to_string())]
-    pub api: String,
-    /// Print JSON: one document, or one a line where there are many.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// What this kernel would give the fast path, found out by handing it the programs and taking them back.

@@ -2,11 +2,11 @@
 
 use jiff::Timestamp;
 
-use super::table::{or_dash, size, table};
 use crate::api::documents::{
     Collected, FileEntry, Image, KernelStatus, Lease, Profile, ProgramState, ProgramStatus, Progress,
     Reloaded, Status, WayIn, Workload,
 };
+use crate::base::table::{or_dash, size, table};
 use crate::base::text::word;
 use crate::machines::diagnosis::{Cause, Evidence, Why};
 use crate::machines::timeline::{Event, Stage};

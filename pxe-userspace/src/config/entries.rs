@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use pxe_common::Mac;
 use toml::Spanned;
 
+use super::DOCKER_NODE;
 use super::assignment::DockerNode;
 use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
 use super::findings::Findings;
@@ -15,7 +16,6 @@ use super::{
     Dhcp, DhcpMode, ENGINE_PORT, Http, Node, OnExit, Profile, Protocol, Run, Source, Unknown, Workload,
     assignment, storage, values,
 };
-use crate::provision::image::DOCKER_NODE;
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();

@@ -31,6 +31,9 @@ pub use findings::Problem;
 pub use storage::StoragePlan;
 pub use validate::API_LISTEN;
 
+/// The image of nodes with `run = "docker"`, which comes with the assets.
+pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
+
 /// Reads and validates the file at `path`; the result is every problem found.
 pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
     parse(&read(path)?, path)

@@ -361,7 +361,7 @@ fn docker_nodes_and_what_runs_on_them() {
     let config = parse(&(GOOD.to_owned() + DOCKER)).unwrap_or_else(|p| panic!("{p:?}"));
     let profile = config.profile("docker").unwrap();
     assert_eq!((profile.run, profile.on_exit), (Run::Docker, OnExit::Restart));
-    assert_eq!(profile.source, Source::Image(crate::provision::image::DOCKER_NODE.into()));
+    assert_eq!(profile.source, Source::Image(crate::config::DOCKER_NODE.into()));
     let names: Vec<_> = config.docker_nodes().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["d1"]);
     let on = On { group: Group::Label("rack-1".into()), count: Some(1) };

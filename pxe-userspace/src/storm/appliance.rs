@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::StormError;
 use super::engine::is_ours;
+use crate::api::client::{AskError, Client};
 use crate::api::documents::{Lease, LeaseState, Profile, Status};
-use crate::cli::client::{AskError, Client};
 use crate::machines::Machine;
 
 /// The daemon takes this long at most to see a new port and attach its programs.

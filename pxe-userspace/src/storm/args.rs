@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::expect::{self, Expectations};
 use super::firmware::Firmware;
-use crate::cli::Reading;
+use crate::api::client::Reading;
 
 #[derive(Debug, Args)]
 pub struct Storm {

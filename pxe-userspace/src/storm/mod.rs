@@ -38,7 +38,7 @@ use outcome::Outcome;
 use picture::Picture;
 use wire::Wire;
 
-use crate::cli::client::AskError;
+use crate::api::client::AskError;
 
 pub use args::{Client, Storm};
 pub use expect::Expectations;
@@ -238,7 +238,7 @@ fn scout(
     checked?;
     for machine in &engine.machines {
         let seconds = machine.stage().and_then(|s| machine.reached(s)).unwrap_or_default() as f64 / 1e9;
-        let files = crate::cli::table::size(machine.tally().bytes);
+        let files = crate::base::table::size(machine.tally().bytes);
         eprintln!("one {} machine by itself: {seconds:.1} s, {files}", name(machine.firmware()));
     }
     Ok(())

@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::cpu::Cpu;
 use super::engine::Engine;
 use super::machine::{Machine, STAGES, State};
+use crate::base::table::{size, table};
 use crate::base::text::word;
-use crate::cli::table::{size, table};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -7,8 +7,8 @@ use pxe_contract::stage::Stage;
 
 use super::engine::Engine;
 use super::machine::{STAGES, State};
+use crate::base::table::size;
 use crate::base::text::word;
-use crate::cli::table::size;
 
 /// Without a terminal, a line this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);

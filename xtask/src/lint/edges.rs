@@ -6,6 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
+use super::source::Source;
+
 /// Each crate, and the crates of ours that it may depend on (tests aside).
 const CRATES: [(&str, &[&str]); 7] = [
     ("pxe-common", &[]),
@@ -23,7 +25,8 @@ const CRATES: [(&str, &[&str]); 7] = [
 const NEVER: [(&str, &str, &str); 1] =
     [("bridgehead-tests", "pxe-contract", "it judges what crosses, and writes down for itself what that is")];
 
-/// Pure: they compute, and others do. A trailing slash means everything below.
+/// Pure, beside those whose own first lines say "Pure": they compute, and others do. A trailing slash means everything
+/// below.
 const PURE: [&str; 11] = [
     "pxe-common/src/",
     "pxe-contract/src/",
@@ -73,23 +76,20 @@ struct Dependency {
     kind: Option<String>,
 }
 
+/// Where the crates' sources lie, from the workspace's root.
+pub(crate) fn source_dirs() -> Vec<PathBuf> {
+    let dir = |name| Path::new(if name == "bridgehead-tests" { "tests" } else { name }).join("src");
+    CRATES.iter().map(|(name, _)| dir(*name)).collect()
+}
+
 /// Every violation, as `WHERE: what`.
-pub(crate) fn check() -> Result<Vec<String>> {
+pub(crate) fn check(sources: &[Source]) -> Result<Vec<String>> {
     let mut broken = Vec::new();
     let metadata = Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?;
     let metadata: Metadata = serde_json::from_slice(&metadata.stdout).context("cargo metadata")?;
     crates(&metadata, &mut broken);
-
-    let root = ::lab::workspace();
-    let mut files = Vec::new();
-    for (name, _) in CRATES {
-        let dir = if name == "bridgehead-tests" { "tests" } else { name };
-        rust_files(&root.join(dir).join("src"), &mut files)?;
-    }
-    for file in files {
-        let text = std::fs::read_to_string(&file)?;
-        let name = file.strip_prefix(root)?.display().to_string();
-        modules(&name, &text, &mut broken);
+    for source in sources {
+        modules(&source.file.display().to_string(), &source.text, &mut broken);
     }
     Ok(broken)
 }
@@ -116,7 +116,8 @@ fn crates(metadata: &Metadata, broken: &mut Vec<String>) {
 
 fn modules(file: &str, text: &str, broken: &mut Vec<String>) {
     let is_test = file.ends_with("tests.rs") || file.contains("/tests/");
-    let pure = PURE.iter().any(|p| file.starts_with(p)) && !is_test && file != POD;
+    let says_so = text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains("Pure"));
+    let pure = (says_so || PURE.iter().any(|p| file.starts_with(p))) && !is_test && file != POD;
     // By convention the tests are a file's last part.
     for (i, line) in text.lines().enumerate().take_while(|(_, line)| line.trim() != "#[cfg(test)]") {
         let code = line.split("//").next().unwrap_or_default();
@@ -131,18 +132,6 @@ fn modules(file: &str, text: &str, broken: &mut Vec<String>) {
             broken.push(format!("{file}:{}: a pure module mentions {outside}", i + 1));
         }
     }
-}
-
-fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            rust_files(&path, into)?;
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            into.push(path);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph};
 
 use super::site::{Site, TIERS, Totals};
+use crate::base::table::size;
 use crate::base::text::word;
-use crate::cli::table::size;
 use crate::machines::diagnosis::Why;
 
 /// Of a boot, in order. A warning is none.

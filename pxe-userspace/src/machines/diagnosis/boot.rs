@@ -10,7 +10,7 @@ use pxe_contract::stage::Stage;
 
 use super::Evidence;
 use crate::base::text::word;
-use crate::machines::timeline::{AnsweredBy, Event};
+use crate::machines::event::{AnsweredBy, Event};
 
 /// Notes that are kept of one boot. GRUB asks for 13 names, a boot has some ten transfers.
 const NOTES_MAX: usize = 96;

@@ -7,7 +7,7 @@ use pxe_common::Mac;
 use pxe_common::dhcp::Firmware;
 
 use super::*;
-use crate::machines::timeline::{AnsweredBy, Event};
+use crate::machines::event::{AnsweredBy, Event};
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 const UEFI: &str = "UEFI x86-64 PXE";

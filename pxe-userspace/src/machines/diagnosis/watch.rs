@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::boot::{BEGAN_ANEW, NOTHING_HEARD, since};
 use super::{Boot, Cause, End, Kind, Note, Pace, diagnose};
 use crate::base::text::{self, word};
-use crate::machines::timeline::Event;
+use crate::machines::event::Event;
 
 /// Machines whose boots are remembered.
 const MACHINES_MAX: usize = 16_384;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);

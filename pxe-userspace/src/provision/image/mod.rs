@@ -63,8 +63,6 @@ pub use self::store::{StoreError, Stored};
 pub use self::tar::TarError;
 pub use self::wanted::{Availability, Wanted};
 
-/// The image of nodes with `run = "docker"`, which comes with the assets.
-pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
 /// Where it is below the assets.
 const DOCKER_NODE_FILE: &str = "docker-node/image.tar";
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use pxe_contract::backoff::Backoff;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{DOCKER_NODE, DOCKER_NODE_FILE, Image, ImageSource, Images};
+use super::{DOCKER_NODE_FILE, Image, ImageSource, Images};
 use crate::base::lock::Unpoisoned as _;
+use crate::config::DOCKER_NODE;
 use crate::config::{Config, Source};
 
 /// Before an image that could not be brought in is tried again.

@@ -8,6 +8,19 @@ use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
+use crate::config::API_LISTEN;
+
+/// How the API is asked, and how its answers are printed.
+#[derive(Debug, clap::Args)]
+pub struct Reading {
+    /// Where the daemon's API answers.
+    #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = API_LISTEN.to_string())]
+    pub api: String,
+    /// Print JSON: one document, or one a line where there are many.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// An answer that can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -99,7 +112,7 @@ impl Client {
 
     /// Calls `each` with every block of a pcapng file, whole: who is interrupted leaves a file that
     /// ends where a block does.
-    pub(super) fn blocks(
+    pub(crate) fn blocks(
         &self,
         answer: Response<Body>,
         mut each: impl FnMut(&[u8]) -> io::Result<()>,
