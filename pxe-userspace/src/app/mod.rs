@@ -7,52 +7,36 @@ mod ports;
 mod reload;
 mod serving;
 mod signals;
+mod start;
 mod wave;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, ApiState, BootState, Connections};
-use crate::config::{Config, DhcpMode};
+use crate::config::Config;
 use crate::dataplane::{self, Pins};
-use crate::host::net::{self, Bridge, BridgeInfo, Ports};
-use crate::host::trace::{self, Tracer};
+use crate::host::net::{Bridge, BridgeInfo, Ports};
+use crate::host::trace::Tracer;
 use crate::machines::Machines;
-use crate::machines::console::{Consoles, crash};
-use crate::machines::holds::Holds;
-use crate::machines::rescue::Rescues;
 use crate::machines::timeline::Timeline;
-use crate::nodes::engine::Engine;
-use crate::nodes::trust::Trust;
 use crate::nodes::workload::Workloads;
-use crate::nodes::workload::fleet::Fleet;
 use crate::provision::image::{Images, Wanted};
-use crate::provision::storage::Storage;
 use crate::provision::trials::Trials;
-use crate::serve::carousel::Carousel;
-use crate::serve::dhcp::{self, Dhcp, Kernel};
-use crate::serve::files::{Catalog, Kept};
-use crate::serve::tftp::socket::Tftp;
-use crate::serve::tftp::{self, FastPath};
-use crate::store::{self, Store};
+use crate::serve::dhcp::Dhcp;
+use crate::serve::files::Catalog;
+use crate::serve::tftp;
 use signals::{Signal, Signals};
 
 /// How long what is under way may take to end once the daemon is told to.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// How often machines are looked for that have fallen silent.
-const SILENCE_NOTICED: Duration = Duration::from_secs(5);
 
 /// Runs the appliance until it is told to end (SIGTERM, SIGINT) or a part of it fails.
 ///
@@ -171,148 +155,6 @@ struct Appliance {
 }
 
 impl Appliance {
-    /// Starts everything behind the bridge; when it returns, packets are answered. What was spawned
-    /// ends with `shutdown`.
-    async fn start(
-        file: &Path,
-        config: Arc<Config>,
-        bridge: &mut Bridge,
-        parts: &mut Parts,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<Arc<Self>> {
-        let (sender, receiver) = watch::channel(config.clone());
-        let store = Store::open(&config.state_dir.join(store::FILE))?;
-        let info = bridge.info().clone();
-        let address = info.address.addr();
-        let machines = Machines::new(&config);
-        let timeline = Timeline::open(store.clone(), machines.clone())?;
-
-        let engine = Engine::new(&config.docker);
-        let images = Images::open(&config.state_dir, &config.boot.assets, engine.clone())
-            .context("opening the images in the state directory")?;
-        let wanted = Wanted::new(images.clone(), shutdown.clone());
-        let storage = Storage::new(&config.state_dir, store.clone());
-        let rescues = Rescues::default();
-        let trials = Trials::open(store.clone())?;
-        let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
-        let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
-        let catalog = Catalog::new(
-            receiver.clone(),
-            images.clone(),
-            wanted.clone(),
-            machines.clone(),
-            timeline.clone(),
-            kept,
-        )?;
-        let catalog = Arc::new(catalog);
-
-        let pins = Pins::of(&config.state_dir);
-        let (fast_path, told) = ports::load(config.network.fast_path, pins, &port_names(bridge), shutdown);
-        let wanted_tier = config.network.fast_path;
-        if let (Some(_), Some(dataplane)) = (config.network.ceiling, &fast_path.dataplane) {
-            dataplane.under_ceiling();
-        }
-        let mut events = bridge.events();
-        ports::attach_present(&mut events, &fast_path, wanted_tier);
-        let following = ports::follow(events, fast_path.clone(), wanted_tier, shutdown.clone());
-        parts.spawn(following.map(Ok));
-
-        let solicitations = net::ra::serve(info.index, info.mac, shutdown.clone());
-        parts.spawn(async { solicitations.await.context("answering router solicitations") });
-
-        let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
-        let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
-        let (connections, holds) = (Connections::of_nodes(), Holds::open(store.clone(), machines.clone())?);
-        // Before anything answers a machine.
-        timeline.call(follower::Boots {
-            connections: connections.clone(),
-            holds: holds.clone(),
-            rescues: rescues.clone(),
-            trials: trials.clone(),
-            trust: trust.clone(),
-            dhcp: dhcp.clone(),
-        });
-        if config.dhcp.mode != DhcpMode::Off {
-            let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let serving =
-                dhcp::bind(&info)?.run(dhcp, opened, machines, timeline, told.dhcp, shutdown.clone());
-            parts.spawn(async { serving.await.context("serving DHCP") });
-        }
-
-        let left = fast_path.dataplane.as_ref().map(|d| d.left_ports()).unwrap_or_default();
-        let tftp = Tftp::bind_again(address, info.mtu as u16, &left).await?;
-        let stats = tftp.stats();
-        let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
-        let serving = tftp.run(catalog.clone(), kernel, told.tftp, timeline.clone(), shutdown.clone());
-        parts.spawn(async { serving.await.context("serving TFTP") });
-
-        let fleet = Fleet::open(&config.state_dir, store.clone(), machines.clone(), timeline.clone())?;
-        let boot = BootState {
-            files: catalog.clone(),
-            machines: machines.clone(),
-            timeline: timeline.clone(),
-            consoles: Consoles::open(&config.state_dir.join("consoles"))?,
-            logs: Consoles::open(&config.state_dir.join("logs"))?,
-            holds: holds.clone(),
-            rescues: rescues.clone(),
-            storage,
-            fleet: fleet.clone(),
-            http_sent: Arc::default(),
-            trust: trust.clone(),
-            carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
-        };
-        match crash::bind(address.into()).await {
-            Ok(socket) => {
-                let consoles = boot.consoles.clone();
-                parts.spawn(crash::take(socket, machines.clone(), consoles, shutdown.clone()).map(Ok));
-            }
-            Err(error) => tracing::warn!(port = crash::PORT, %error, "what dying kernels say is not heard"),
-        }
-        let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
-        let serving =
-            api::serve(listener, api::boot_router(boot.clone()), connections.clone(), shutdown.clone());
-        parts.spawn(serving.map(Ok));
-        let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
-        let (router, tls) = (api::boot_router(boot.clone()), trust.authority().server(address)?);
-        let serving = api::serve_tls(listener, tls, router, connections.clone(), shutdown.clone());
-        parts.spawn(serving.map(Ok));
-        parts.spawn(end_silent_boots(timeline.clone(), shutdown.clone()));
-
-        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
-        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
-        let workloads = Workloads::start(receiver, engine, fleet).await;
-        wanted.want(&config);
-        let appliance = Arc::new(Self {
-            file: file.to_owned(),
-            started: Timestamp::now(),
-            config: sender,
-            bridge: info,
-            ports: bridge.ports().clone(),
-            machines,
-            timeline,
-            images,
-            trials,
-            wanted,
-            catalog,
-            dhcp,
-            tftp: stats,
-            fast_path,
-            serving: Mutex::default(),
-            tracer,
-            workloads,
-            watched: Default::default(),
-            reloading: Default::default(),
-        });
-        parts.spawn(wave::watch(appliance.clone(), shutdown.clone()));
-        parts.spawn(ports::watch(appliance.clone(), shutdown.clone()));
-        let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
-        let listener = listen(config.api.listen, "[api] listen").await?;
-        let serving =
-            api::serve(listener, api::api_router(state), Connections::of_people(), shutdown.clone());
-        parts.spawn(serving.map(Ok));
-        Ok(appliance)
-    }
-
     fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
     }
@@ -320,21 +162,4 @@ impl Appliance {
 
 fn port_names(bridge: &Bridge) -> Vec<String> {
     bridge.ports().now().into_iter().map(|port| port.name).collect()
-}
-
-async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
-}
-
-/// Boots of which nothing is heard any more have failed.
-async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut tick = tokio::time::interval(SILENCE_NOTICED);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => tokio::task::block_in_place(|| timeline.end_silent_boots()),
-            () = shutdown.cancelled() => return Ok(()),
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! The lists of a configuration: profiles, nodes, workloads, and what they refer to.
+//! The lists of a configuration: profiles, nodes, and what they refer to. Workloads have a file of their own.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -7,15 +7,11 @@ use pxe_common::Mac;
 use toml::Spanned;
 
 use super::DOCKER_NODE;
-use super::assignment::DockerNode;
-use super::file::{File, NodeTable, ProfileTable, WorkloadTable};
+use super::file::{File, NodeTable, ProfileTable};
 use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{
-    Dhcp, DhcpMode, ENGINE_PORT, Http, Node, OnExit, Profile, Protocol, Run, Source, Unknown, Workload,
-    assignment, storage, values,
-};
+use super::{Dhcp, DhcpMode, Node, OnExit, Profile, Run, Source, Unknown, assignment, storage, values};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -225,7 +221,7 @@ fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Fi
 }
 
 /// Takes `address` for `owner`, or says who has it.
-fn claim(
+pub(super) fn claim(
     address: &Spanned<Ipv4Addr>,
     owner: String,
     segment: &Segment,
@@ -307,115 +303,13 @@ pub(super) fn nodes(
     nodes
 }
 
-pub(super) fn workloads(
-    raw: &File,
-    segment: &Segment,
-    dhcp: &Dhcp,
-    http: &Http,
-    nodes: &[DockerNode<'_>],
-    claimed: &mut HashMap<Ipv4Addr, String>,
-    findings: &mut Findings<'_>,
-) -> Vec<Workload> {
-    let mut taken = HashMap::from([
-        ((None, http.port, Protocol::Tcp), "the appliance's HTTP".to_owned()),
-        ((None, http.tls_port, Protocol::Tcp), "the appliance's HTTPS".to_owned()),
-        ((None, 67, Protocol::Udp), "DHCP".to_owned()),
-        ((None, 69, Protocol::Udp), "TFTP".to_owned()),
-        ((None, 4011, Protocol::Udp), "PXE".to_owned()),
-        ((None, 6666, Protocol::Udp), "netconsole".to_owned()),
-    ]);
-    let mut on_nodes =
-        HashMap::from([((None, ENGINE_PORT, Protocol::Tcp), "the node's Docker engine".to_owned())]);
-    let mut workloads: Vec<Workload> = Vec::new();
-    for table in &raw.workloads {
-        let WorkloadTable { name, image, command, environment, ports, address, restart, volumes, on } = table;
-        let label = name.get_ref();
-        if !is_container_name(label) {
-            findings.add(
-                name.span(),
-                format!("`{label}` can't be a workload's name"),
-                "Docker takes letters, digits, `_`, `.` and `-`, the first a letter or digit",
-            );
-        } else if workloads.iter().any(|w| w.name == *label) {
-            findings.add(name.span(), format!("two workloads are called `{label}`"), "rename one");
-        }
-        image_reference(image, "nginx:latest", "docker load --input", findings);
-        for variable in
-            environment.keys().filter(|v| v.get_ref().is_empty() || v.get_ref().contains(['=', '\0']))
-        {
-            findings.add(
-                variable.span(),
-                format!("`{}` can't be a variable's name", variable.get_ref()),
-                "write NAME = \"value\"",
-            );
-        }
-        if let Some(address) = address {
-            claim(address, format!("workload `{label}`'s"), segment, claimed, findings);
-            if on.is_some() {
-                findings.add(
-                    address.span(),
-                    "a workload on nodes has no address of its own",
-                    "remove `address`, and give it `ports`: they answer at its node's address",
-                );
-            }
-            if dhcp.range.is_some_and(|(first, last)| (first..=last).contains(address.get_ref())) {
-                findings.add(
-                    address.span(),
-                    format!("{} lies in [dhcp] range, so a node could get it, too", address.get_ref()),
-                    "use an address outside the range",
-                );
-            }
-            if let Some(port) = ports.first() {
-                findings.add(
-                    port.span(),
-                    "a workload with an address of its own publishes no ports",
-                    "remove `ports`: every port answers at its address",
-                );
-            }
-        }
-        let mut published = Vec::new();
-        for port in ports {
-            let Some(parsed) = values::published_port(port.get_ref()) else {
-                let right = "write it as \"8080:80\" or \"53:53/udp\"";
-                findings.add(port.span(), format!("`{}` is no port mapping", port.get_ref()), right);
-                continue;
-            };
-            let (node, holders) = match on {
-                None => (None, &mut taken),
-                Some(on) => (on.get_ref().node.as_ref(), &mut on_nodes),
-            };
-            let place = (node.map(|n| n.get_ref().as_str()), parsed.host, parsed.protocol);
-            // Elsewhere the scheduler keeps those apart that publish the same.
-            let alone = on.is_none() || node.is_some();
-            let holder = holders.get(&place).or_else(|| holders.get(&(None, parsed.host, parsed.protocol)));
-            if let Some(holder) = holder.filter(|_| alone || parsed.host == ENGINE_PORT) {
-                findings.add(
-                    port.span(),
-                    format!("port {} is {holder}'s already", parsed.host),
-                    "use another host port",
-                );
-            } else if alone {
-                holders.insert(place, format!("workload `{label}`"));
-            }
-            published.push(parsed);
-        }
-        workloads.push(Workload {
-            name: label.clone(),
-            image: image.get_ref().clone(),
-            command: command.clone(),
-            environment: environment.iter().map(|(k, v)| (k.get_ref().clone(), v.clone())).collect(),
-            ports: published,
-            address: address.as_ref().map(|a| *a.get_ref()),
-            restart: *restart,
-            volumes: assignment::volumes(volumes, findings),
-            on: on.as_ref().and_then(|on| assignment::on(on, !volumes.is_empty(), nodes, findings)),
-        });
-    }
-    workloads
-}
-
 /// `add` is the command that takes an image from a file, to where its reference is looked up.
-fn image_reference(image: &Spanned<String>, example: &str, add: &str, findings: &mut Findings<'_>) {
+pub(super) fn image_reference(
+    image: &Spanned<String>,
+    example: &str,
+    add: &str,
+    findings: &mut Findings<'_>,
+) {
     let text = image.get_ref();
     let right = if ["/", "./", "../"].iter().any(|start| text.starts_with(start)) {
         format!(
@@ -427,9 +321,4 @@ fn image_reference(image: &Spanned<String>, example: &str, add: &str, findings: 
         return;
     };
     findings.add(image.span(), format!("`{text}` is no image reference"), right);
-}
-
-fn is_container_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }

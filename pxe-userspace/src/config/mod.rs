@@ -14,6 +14,7 @@ mod survey;
 mod tests;
 mod validate;
 mod values;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

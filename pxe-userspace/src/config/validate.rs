@@ -14,6 +14,7 @@ use super::segment::Segment;
 use super::values::is_host_label;
 use super::{
     Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, assignment, carousel, entries, storage, values,
+    workloads,
 };
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
@@ -47,7 +48,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let http = http(raw, findings);
     let carousel = carousel::carousel(raw, &network, findings);
     let engines = assignment::docker_nodes(&nodes, &profiles, &storage, default_profile.as_ref());
-    let workloads = entries::workloads(raw, &segment, &dhcp, &http, &engines, &mut claimed, findings);
+    let workloads = workloads::of(raw, &segment, &dhcp, &http, &engines, &mut claimed, findings);
     let directory = findings.directory();
     let at = |path: &Spanned<PathBuf>| directory.join(path.get_ref());
     Some(Config {

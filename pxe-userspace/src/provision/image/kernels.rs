@@ -13,12 +13,13 @@ use std::sync::{Arc, MutexGuard};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::build::STAGE1_LEVEL;
 use super::initrd::Initrd;
 use super::kernel::{self, KernelError};
 use super::stage1::{self, Stage1Error};
 use super::store::{StoreError, Stored};
 use super::tree::{Content, Inode, Kind, Tree};
-use super::{AddError, Images, STAGE1_LEVEL, blocking, canonical};
+use super::{AddError, Images, blocking, canonical};
 use crate::base::lock::Unpoisoned as _;
 
 /// A kernel as it is kept, and as `bridgehead kernel list --json` prints it.

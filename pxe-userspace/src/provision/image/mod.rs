@@ -6,6 +6,7 @@
 //! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
 //! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
+mod build;
 mod docker;
 mod extract;
 #[cfg(fuzzing)]
@@ -30,22 +31,17 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, Read, Seek as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
-use pxe_contract::paths::file;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use self::initrd::Initrd;
 use self::kernels::ModuleSets;
 use self::oci::Archive;
 use self::store::Store;
-use self::tree::{Content, Inode, Kind, Spool, Tree};
 use crate::base::lock::Unpoisoned as _;
-use crate::base::text::hex;
 use crate::nodes::engine::{Engine, NoEngine};
 use crate::provision::blob::Blob;
 
@@ -65,11 +61,6 @@ pub use self::wanted::{Availability, Wanted};
 
 /// Where it is below the assets.
 const DOCKER_NODE_FILE: &str = "docker-node/image.tar";
-
-/// Stage 1 is made once for each kernel: worth some seconds.
-const STAGE1_LEVEL: i32 = 10;
-/// The root file system is made for each image, often large: what saves transfer time at little cost.
-const ROOTFS_LEVEL: i32 = 3;
 
 /// The images that machines can boot. Cloning it is cheap.
 #[derive(Clone)]
@@ -316,142 +307,6 @@ impl Images {
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, Image>> {
         self.0.images.lock().unpoisoned()
     }
-
-    fn load_assets(&self) -> Result<(Spool, Tree, String), AddError> {
-        let mut spool = Spool::new(&self.0.store.work())?;
-        let assets = stage1::load_assets(&mut spool, &self.0.assets)?;
-        let digest = format!("sha256:{}", hex(&assets.digest()));
-        Ok((spool, assets, digest))
-    }
-
-    /// From archive to record. Everything that can be refused early is.
-    fn build(
-        &self,
-        name: &Path,
-        archive: &Archive,
-        engine_id: Option<(String, String)>,
-        progress: &dyn Fn(Progress),
-    ) -> Result<Image, AddError> {
-        let (mut spool, assets, assets_digest) = self.load_assets()?;
-        let described = archive.describe()?;
-        if described.config.argv().is_empty() {
-            return Err(AddError::NoCommand);
-        }
-        let (reference, id) = engine_id.unwrap_or_else(|| {
-            let stem = || name.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let reference = described.reference.clone().unwrap_or_else(stem);
-            (canonical(&reference), described.id.clone())
-        });
-        if let Some(image) = self.get(&reference)
-            && image.record.id == id
-            && image.record.assets == assets_digest
-        {
-            return Ok(image);
-        }
-        let mut tree = Tree::new();
-        let of = described.layers.len();
-        for (index, layer) in described.layers.iter().enumerate() {
-            let number = index + 1;
-            progress(Progress::Layer { number, of });
-            let mut reader = HashingReader { inner: archive.layer(layer)?, hash: Sha256::new() };
-            extract::apply(&mut tree, &mut spool, index, &mut reader).map_err(|source| AddError::Layer {
-                number,
-                of,
-                source,
-            })?;
-            // Padding after the archive's end counts as well.
-            io::copy(&mut reader, &mut io::sink()).map_err(|source| AddError::Layer {
-                number,
-                of,
-                source: TarError::from(source).into(),
-            })?;
-            let found = format!("sha256:{}", hex(&reader.hash.finalize()));
-            if found != layer.diff_id {
-                return Err(AddError::LayerDigest { number, found, expected: layer.diff_id.clone() });
-            }
-        }
-        progress(Progress::Packing);
-        let (kernel, from) = match kernel::of_image(&tree)? {
-            Some(kernel) => (kernel, &tree),
-            None => match kernel::of_assets(&assets)? {
-                Some(kernel) => (kernel, &assets),
-                None => return Err(KernelError::None { assets: self.0.assets.display().to_string() }.into()),
-            },
-        };
-        tracing::info!(
-            image = reference,
-            kernel = kernel.choice.version,
-            path = kernel.choice.path,
-            reason = kernel.choice.reason,
-            "kernel chosen"
-        );
-        let stage1 = stage1::build(&assets, from, &kernel)?;
-        let digest = format!("sha256:{}", hex(&tree.digest()));
-        let manifest = |has_place: &dyn Fn(&[u8]) -> bool| {
-            let description =
-                manifest::description(&reference, &id, &digest, &described.config, &tree, has_place);
-            serde_json::to_vec_pretty(&description).map_err(io::Error::from)
-        };
-        let store = &self.0.store;
-        let kernel_blob = store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?;
-        let stage1_blob = store.put(|out| {
-            let mut initrd = Initrd::new(out, STAGE1_LEVEL)?;
-            initrd.tree("", &stage1)?;
-            initrd.finish().map(drop)
-        })?;
-        let rootfs_blob = store.put(|out| {
-            let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
-            initrd.tree(file::name(file::IMAGE), &tree)?;
-            // Last: where Linux ran out of memory while it unpacked, this is missing.
-            initrd.file(file::name(file::IMAGE_DESCRIPTION), &manifest(&|_| false)?)?;
-            initrd.finish().map(drop)
-        })?;
-        let rootfs_unpacked = tree.unpacked_size();
-        let stage2_blob = if stage1::mounts_stage2(&stage1, &kernel) {
-            let description = spool.add(&manifest(&|name| squashfs::xattr_name(name).is_some())?[..])?;
-            Some(self.stage2(tree.below(file::name(file::IMAGE).as_bytes()), description)?)
-        } else {
-            None
-        };
-        let record = ImageRecord {
-            reference: reference.clone(),
-            id,
-            digest,
-            created: described.created,
-            added: Timestamp::now(),
-            config: described.config,
-            unpacked: Unpacked {
-                kernel: kernel.memory,
-                stage1: stage1.unpacked_size(),
-                rootfs: rootfs_unpacked,
-            },
-            kernel: kernel.choice,
-            kernel_blob,
-            stage1_blob,
-            rootfs_blob,
-            stage2_blob,
-            assets: assets_digest,
-        };
-        let image = Image::open(store, record)?;
-        let mut images = self.images();
-        let mut changed = images.clone();
-        changed.insert(reference, image.clone());
-        store.set_records(&records(&changed))?;
-        *images = changed;
-        Ok(image)
-    }
-
-    /// Packs the image, which is below `/image` in the tree, as a SquashFS.
-    fn stage2(&self, mut tree: Tree, description: Content) -> Result<Stored, AddError> {
-        let name = file::name(file::IMAGE_DESCRIPTION).as_bytes();
-        tree.insert(Tree::ROOT, name, Inode::new(0o644, Kind::File(description)), 0);
-        let store = &self.0.store;
-        // Its first bytes say where its last ones are.
-        let mut file = tempfile::tempfile_in(store.work())?;
-        squashfs::write(&tree, &mut file, ROOTFS_LEVEL)?;
-        file.rewind()?;
-        Ok(store.put(|out| io::copy(&mut file, out).map(drop))?)
-    }
 }
 
 impl ImageRecord {
@@ -495,18 +350,5 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is shutting down, and whoever waits with it.
         Err(_) => std::future::pending().await,
-    }
-}
-
-struct HashingReader<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.hash.update(&buf[..n]);
-        Ok(n)
     }
 }

@@ -7,8 +7,8 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use super::extract::{self, ExtractError};
-use super::hex;
 use super::tree::{Spool, Tree};
+use crate::base::text::hex;
 
 /// A layer in the making.
 pub(super) struct TestLayer(Builder<Vec<u8>>);

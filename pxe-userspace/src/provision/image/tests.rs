@@ -1,7 +1,10 @@
 use std::process::Command;
 
+use sha2::{Digest as _, Sha256};
+
 use super::testing::{self, TestLayer, assets, bzimage};
 use super::*;
+use crate::base::text::hex;
 
 /// A state directory and an assets directory.
 struct Fixture {

@@ -1,0 +1,251 @@
+//! The order of start: what stands on nothing first, what answers machines and people last.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Appliance, Parts, follower, port_names, ports, wave};
+use crate::api::{self, ApiState, BootState, Connections};
+use crate::config::{Config, DhcpMode};
+use crate::dataplane::Pins;
+use crate::host::net::{self, Bridge, BridgeInfo};
+use crate::host::trace::{self, Tracer};
+use crate::machines::Machines;
+use crate::machines::console::{Consoles, crash};
+use crate::machines::holds::Holds;
+use crate::machines::rescue::Rescues;
+use crate::machines::timeline::Timeline;
+use crate::nodes::engine::Engine;
+use crate::nodes::trust::Trust;
+use crate::nodes::workload::Workloads;
+use crate::nodes::workload::fleet::Fleet;
+use crate::provision::image::{Images, Wanted};
+use crate::provision::storage::Storage;
+use crate::provision::trials::Trials;
+use crate::serve::carousel::Carousel;
+use crate::serve::dhcp::{self, Dhcp, Kernel};
+use crate::serve::files::{Catalog, Kept};
+use crate::serve::tftp::socket::Tftp;
+use crate::serve::tftp::{self, FastPath};
+use crate::store::{self, Store};
+
+/// How often machines are looked for that have fallen silent.
+const SILENCE_NOTICED: Duration = Duration::from_secs(5);
+
+/// What is spawned while the appliance starts ends with it.
+struct Starting<'a> {
+    parts: &'a mut Parts,
+    shutdown: &'a CancellationToken,
+}
+
+impl Appliance {
+    /// Starts everything behind the bridge; when it returns, packets are answered. What was spawned
+    /// ends with `shutdown`.
+    pub(super) async fn start(
+        file: &Path,
+        config: Arc<Config>,
+        bridge: &mut Bridge,
+        parts: &mut Parts,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
+        let mut starting = Starting { parts, shutdown };
+        let (sender, receiver) = watch::channel(config.clone());
+        let store = Store::open(&config.state_dir.join(store::FILE))?;
+        let info = bridge.info().clone();
+        let address = info.address.addr();
+        let machines = Machines::new(&config);
+        let timeline = Timeline::open(store.clone(), machines.clone())?;
+
+        let engine = Engine::new(&config.docker);
+        let images = Images::open(&config.state_dir, &config.boot.assets, engine.clone())
+            .context("opening the images in the state directory")?;
+        let wanted = Wanted::new(images.clone(), shutdown.clone());
+        let rescues = Rescues::default();
+        let trials = Trials::open(store.clone())?;
+        let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
+        let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
+        let catalog = Arc::new(Catalog::new(
+            receiver.clone(),
+            images.clone(),
+            wanted.clone(),
+            machines.clone(),
+            timeline.clone(),
+            kept,
+        )?);
+
+        let (fast_path, told) = starting.fast_path(&config, bridge);
+        starting.solicitations(&info);
+        let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
+        let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
+        let (connections, holds) = (Connections::of_nodes(), Holds::open(store.clone(), machines.clone())?);
+        // Before anything answers a machine.
+        timeline.call(follower::Boots {
+            connections: connections.clone(),
+            holds: holds.clone(),
+            rescues: rescues.clone(),
+            trials: trials.clone(),
+            trust: trust.clone(),
+            dhcp: dhcp.clone(),
+        });
+        if config.dhcp.mode != DhcpMode::Off {
+            let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
+            let serving =
+                dhcp::bind(&info)?.run(dhcp, opened, machines, timeline, told.dhcp, shutdown.clone());
+            starting.parts.spawn(async { serving.await.context("serving DHCP") });
+        }
+        let tftp = starting.tftp(&info, &fast_path, catalog.clone(), told.tftp, timeline.clone()).await?;
+
+        let fleet = Fleet::open(&config.state_dir, store.clone(), machines.clone(), timeline.clone())?;
+        let boot = BootState {
+            files: catalog.clone(),
+            machines: machines.clone(),
+            timeline: timeline.clone(),
+            consoles: Consoles::open(&config.state_dir.join("consoles"))?,
+            logs: Consoles::open(&config.state_dir.join("logs"))?,
+            holds,
+            rescues,
+            storage: Storage::new(&config.state_dir, store),
+            fleet: fleet.clone(),
+            http_sent: Arc::default(),
+            trust,
+            carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
+        };
+        starting.boots(&config, address, &boot, &connections).await?;
+
+        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
+        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
+        let workloads = Workloads::start(receiver, engine, fleet).await;
+        wanted.want(&config);
+        let appliance = Arc::new(Self {
+            file: file.to_owned(),
+            started: Timestamp::now(),
+            config: sender,
+            bridge: info,
+            ports: bridge.ports().clone(),
+            machines,
+            timeline,
+            images,
+            trials,
+            wanted,
+            catalog,
+            dhcp,
+            tftp,
+            fast_path,
+            serving: Mutex::default(),
+            tracer,
+            workloads,
+            watched: Default::default(),
+            reloading: Default::default(),
+        });
+        starting.people(&config, &appliance, boot).await?;
+        Ok(appliance)
+    }
+}
+
+impl Starting<'_> {
+    /// Loads the kernel's programs, and attaches them to the ports that are there and to those that come.
+    fn fast_path(&mut self, config: &Config, bridge: &mut Bridge) -> (ports::Loaded, ports::Told) {
+        let (pins, tier) = (Pins::of(&config.state_dir), config.network.fast_path);
+        let (fast_path, told) = ports::load(tier, pins, &port_names(bridge), self.shutdown);
+        if let (Some(_), Some(dataplane)) = (config.network.ceiling, &fast_path.dataplane) {
+            dataplane.under_ceiling();
+        }
+        let mut events = bridge.events();
+        ports::attach_present(&mut events, &fast_path, tier);
+        let following = ports::follow(events, fast_path.clone(), tier, self.shutdown.clone());
+        self.parts.spawn(following.map(Ok));
+        (fast_path, told)
+    }
+
+    fn solicitations(&mut self, bridge: &BridgeInfo) {
+        let answering = net::ra::serve(bridge.index, bridge.mac, self.shutdown.clone());
+        self.parts.spawn(async { answering.await.context("answering router solicitations") });
+    }
+
+    async fn tftp(
+        &mut self,
+        bridge: &BridgeInfo,
+        fast_path: &ports::Loaded,
+        catalog: Arc<Catalog>,
+        told: mpsc::Receiver<pxe_common::map::Event>,
+        timeline: Timeline,
+    ) -> anyhow::Result<Arc<tftp::Stats>> {
+        let left = fast_path.dataplane.as_ref().map(|d| d.left_ports()).unwrap_or_default();
+        let tftp = Tftp::bind_again(bridge.address.addr(), bridge.mtu as u16, &left).await?;
+        let stats = tftp.stats();
+        let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
+        let serving = tftp.run(catalog, kernel, told, timeline, self.shutdown.clone());
+        self.parts.spawn(async { serving.await.context("serving TFTP") });
+        Ok(stats)
+    }
+
+    /// What machines reach over HTTP and HTTPS, and what they say when they die.
+    async fn boots(
+        &mut self,
+        config: &Config,
+        address: Ipv4Addr,
+        boot: &BootState,
+        connections: &Connections,
+    ) -> anyhow::Result<()> {
+        let (machines, timeline) = (boot.machines.clone(), boot.timeline.clone());
+        match crash::bind(address.into()).await {
+            Ok(socket) => {
+                let taking = crash::take(socket, machines, boot.consoles.clone(), self.shutdown.clone());
+                self.parts.spawn(taking.map(Ok));
+            }
+            Err(error) => tracing::warn!(port = crash::PORT, %error, "what dying kernels say is not heard"),
+        }
+        let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
+        let router = api::boot_router(boot.clone());
+        let serving = api::serve(listener, router, connections.clone(), self.shutdown.clone());
+        self.parts.spawn(serving.map(Ok));
+        let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
+        let (router, tls) = (api::boot_router(boot.clone()), boot.trust.authority().server(address)?);
+        let serving = api::serve_tls(listener, tls, router, connections.clone(), self.shutdown.clone());
+        self.parts.spawn(serving.map(Ok));
+        self.parts.spawn(end_silent_boots(timeline, self.shutdown.clone()));
+        Ok(())
+    }
+
+    /// What people reach, and what looks after the ports and waves of boots meanwhile.
+    async fn people(
+        &mut self,
+        config: &Config,
+        appliance: &Arc<Appliance>,
+        boot: BootState,
+    ) -> anyhow::Result<()> {
+        self.parts.spawn(wave::watch(appliance.clone(), self.shutdown.clone()));
+        self.parts.spawn(ports::watch(appliance.clone(), self.shutdown.clone()));
+        let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
+        let listener = listen(config.api.listen, "[api] listen").await?;
+        let router = api::api_router(state);
+        let serving = api::serve(listener, router, Connections::of_people(), self.shutdown.clone());
+        self.parts.spawn(serving.map(Ok));
+        Ok(())
+    }
+}
+
+async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
+}
+
+/// Boots of which nothing is heard any more have failed.
+async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(SILENCE_NOTICED);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => tokio::task::block_in_place(|| timeline.end_silent_boots()),
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
