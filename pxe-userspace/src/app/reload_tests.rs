@@ -9,6 +9,7 @@ use crate::nodes::engine::Engine;
 use crate::nodes::trust::Trust;
 use crate::nodes::workload::fleet::Fleet;
 use crate::provision::image::Images;
+use crate::provision::planner::Planner;
 use crate::provision::trials::Trials;
 use crate::serve::files::Kept;
 use crate::store::{self, Store};
@@ -90,13 +91,15 @@ impl Running {
         let timeline = Timeline::open(store.clone(), machines.clone()).unwrap();
         let images = Images::open(dir, dir, engine.clone()).unwrap();
         let wanted = Wanted::new(images.clone(), CancellationToken::new());
+        let trials = Trials::open(store.clone()).unwrap();
+        let planner =
+            Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials.clone());
         let kept = Kept {
             rescues: Rescues::default(),
-            trials: Trials::open(store.clone()).unwrap(),
+            trials,
             trust: Trust::open(dir, store.clone(), timeline.clone()).unwrap(),
         };
-        let catalog =
-            Catalog::new(receiver.clone(), images, wanted.clone(), machines.clone(), timeline.clone(), kept);
+        let catalog = Catalog::new(receiver.clone(), planner, images, machines.clone(), kept);
         let (dhcp, _) = dhcp::Dhcp::open(config, store.clone(), &machines, None).unwrap();
         let fleet = Fleet::open(dir, store.clone(), machines.clone(), timeline).unwrap();
         let workloads = Workloads::start(receiver, engine, fleet).await;

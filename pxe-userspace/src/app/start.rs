@@ -28,6 +28,7 @@ use crate::nodes::trust::Trust;
 use crate::nodes::workload::Workloads;
 use crate::nodes::workload::fleet::Fleet;
 use crate::provision::image::{Images, Wanted};
+use crate::provision::planner::Planner;
 use crate::provision::storage::Storage;
 use crate::provision::trials::Trials;
 use crate::serve::carousel::Carousel;
@@ -71,15 +72,11 @@ impl Appliance {
         let rescues = Rescues::default();
         let trials = Trials::open(store.clone())?;
         let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
+        let planner =
+            Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials.clone());
         let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
-        let catalog = Arc::new(Catalog::new(
-            receiver.clone(),
-            images.clone(),
-            wanted.clone(),
-            machines.clone(),
-            timeline.clone(),
-            kept,
-        )?);
+        let catalog =
+            Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), kept)?);
 
         let (fast_path, told) = starting.fast_path(&config, bridge);
         starting.solicitations(&info);

@@ -1,6 +1,6 @@
 //! Who the machines are, and how their boots go.
 //!
-//! [`register`] has one row for each machine, [`timeline`] what happened to it ([`event`]), [`diagnosis`] why its boot fails,
+//! The register has one row for each machine, [`timeline`] what happened to it ([`event`]), [`diagnosis`] why its boot fails,
 //! [`pacing`] when its turn is, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot.
 
 pub mod console;

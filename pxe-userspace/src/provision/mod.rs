@@ -3,5 +3,7 @@
 pub mod blob;
 pub mod boot;
 pub mod image;
+pub mod planner;
 pub mod storage;
+pub(crate) mod tools;
 pub mod trials;

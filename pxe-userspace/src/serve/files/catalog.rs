@@ -13,28 +13,25 @@ use tokio::sync::watch;
 
 use super::{Files, OpenError, Opened, Root};
 use crate::base::lock::Unpoisoned as _;
-use crate::config::{Config, Profile, Rescue, Source};
-use crate::machines::diagnosis::{Note, Planned};
+use crate::config::{Config, Source};
 use crate::machines::rescue::Rescues;
-use crate::machines::timeline::{Happened, Stage, Timeline, Who};
+use crate::machines::timeline::Stage;
 use crate::machines::{Machine, Machines};
 use crate::nodes::trust::{IssueError, Trust};
 use crate::provision::blob::Blob;
-use crate::provision::boot::{
-    Appliance, Generated, ImageFacts, KernelFacts, Plan, Refusal, grub, ipxe, plan,
-};
-use crate::provision::image::{Availability, ImageRecord, Images, KernelSource, Wanted, archive};
-use crate::provision::storage;
+use crate::provision::boot::{Appliance, Generated, grub, ipxe};
+use crate::provision::image::{Images, archive};
+use crate::provision::planner::Planner;
 use crate::provision::trials::Trials;
+use crate::provision::{storage, tools};
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
 pub struct Catalog {
     config: watch::Receiver<Arc<Config>>,
     root: RwLock<Option<Arc<Root>>>,
+    planner: Planner,
     images: Images,
-    wanted: Wanted,
     machines: Machines,
-    timeline: Timeline,
     rescues: Rescues,
     trials: Trials,
     trust: Trust,
@@ -45,15 +42,6 @@ pub struct Kept {
     pub rescues: Rescues,
     pub trials: Trials,
     pub trust: Trust,
-}
-
-/// Who wants to know what a machine boots.
-#[derive(Clone, Copy)]
-enum Asks {
-    /// Its loader, at the beginning: whether the last boot came up is judged then.
-    Loader,
-    /// The machine's own initrd, later in the same boot. It has nothing of the kernel.
-    Node,
 }
 
 /// A configuration's files root, open.
@@ -70,16 +58,15 @@ pub struct RootError {
 impl Catalog {
     pub fn new(
         config: watch::Receiver<Arc<Config>>,
+        planner: Planner,
         images: Images,
-        wanted: Wanted,
         machines: Machines,
-        timeline: Timeline,
         kept: Kept,
     ) -> Result<Self, RootError> {
         let Kept { rescues, trials, trust } = kept;
         let OpenRoot(root) = OpenRoot::of(&config.borrow())?;
         let root = RwLock::new(root);
-        Ok(Self { config, root, images, wanted, machines, timeline, rescues, trials, trust })
+        Ok(Self { config, root, planner, images, machines, rescues, trials, trust })
     }
 
     /// Goes on with another files root, that of the next configuration. What is being sent stays as it was opened.
@@ -109,8 +96,8 @@ impl Catalog {
                 })?;
                 Ok(Opened { blob, stage: Some(Stage::Loader) })
             }
-            Generated::StorageTools => tools_initrd(&config.boot.assets, STORAGE),
-            Generated::RescueTools => tools_initrd(&config.boot.assets, RESCUE),
+            Generated::StorageTools => tools_initrd(&tools::storage_initrd(&config.boot.assets)),
+            Generated::RescueTools => tools_initrd(&tools::rescue_initrd(&config.boot.assets)),
             Generated::Node(_) => {
                 Err(OpenError::Forbidden("it has a secret of one machine's, and is sent by HTTP only".into()))
             }
@@ -146,7 +133,7 @@ impl Catalog {
 
     fn grub(&self, config: &Config, machine: &Machine) -> String {
         let own_path = Generated::GrubConfig(machine.mac).to_string();
-        match self.plan(config, machine) {
+        match self.planner.for_loader(config, machine) {
             Ok((title, plan)) => grub::boot(&title, &Appliance::from(config).authority(), &own_path, &plan),
             Err(refusal) => grub::refuse(&refused_title(machine), &own_path, &refusal),
         }
@@ -155,161 +142,10 @@ impl Catalog {
     fn ipxe(&self, config: &Config, machine: &Machine) -> String {
         let own_path = Generated::IpxeScript(machine.mac).to_string();
         let base_url = Appliance::from(config).url();
-        match self.plan(config, machine) {
+        match self.planner.for_loader(config, machine) {
             Ok((title, plan)) => ipxe::boot(&title, &base_url, &own_path, &plan),
             Err(refusal) => ipxe::refuse(&refused_title(machine), &base_url, &own_path, &refusal),
         }
-    }
-
-    /// What the machine boots, and a title for its console. A refusal is an event of its boot.
-    fn plan(&self, config: &Config, machine: &Machine) -> Result<(String, Plan), Refusal> {
-        let planned = match config.profile_of(machine.mac) {
-            None => Err(Refusal::NoProfile),
-            Some(profile) => self.plan_profile(config, machine, profile, Asks::Loader).map(|plan| {
-                let stages = match &plan.choice {
-                    Some(choice) if choice.two => " in two stages",
-                    _ => "",
-                };
-                (format!("Bridgehead: {} boots profile {}{stages}", machine.label(), profile.name), plan)
-            }),
-        };
-        if let Ok((_, Plan { choice: Some(choice), .. })) = &planned {
-            let (node, stages, why) = (machine.label(), choice.stages(), &choice.why);
-            tracing::info!(node, stages, why, "how the image comes to the machine");
-            self.machines.planned(machine.mac, choice.stages());
-        }
-        let note = match &planned {
-            Ok((_, plan)) => Some(Note::Planned(self.noted(config, machine, plan))),
-            Err(Refusal::Preparing(image)) => Some(Note::Preparing { image: image.clone() }),
-            Err(_) => None,
-        };
-        if let Some(note) = note {
-            self.timeline.note(Who::Mac(machine.mac), note);
-        }
-        if let Err(refusal) = &planned
-            && !matches!(refusal, Refusal::Preparing(_))
-            // The loader asks again every so often: one event for one cause is enough.
-            && machine.stage != Some(Stage::Failed)
-        {
-            self.timeline.record(Happened::failed(Who::Mac(machine.mac), refusal.to_string()));
-        }
-        planned
-    }
-
-    /// A plan as a diagnosis wants it.
-    fn noted(&self, config: &Config, machine: &Machine, plan: &Plan) -> Planned {
-        let console = |word: &String| word.strip_prefix("console=").map(str::to_owned);
-        Planned {
-            reports: plan.choice.is_some(),
-            initrds: plan.initrds.len(),
-            needed: plan.needed,
-            memory: config.node(machine.mac).and_then(|n| n.memory),
-            consoles: plan.cmdline.iter().filter_map(console).collect(),
-        }
-    }
-
-    fn plan_profile(
-        &self,
-        config: &Config,
-        machine: &Machine,
-        profile: &Profile,
-        asks: Asks,
-    ) -> Result<Plan, Refusal> {
-        let reference = match &profile.source {
-            Source::Kernel { kernel, initrd } => return plan::by_hand(profile, kernel, initrd),
-            Source::Image(reference) => reference,
-        };
-        let image = match self.wanted.availability(reference) {
-            Availability::Ready(image) => image,
-            Availability::Preparing => return Err(Refusal::Preparing(reference.clone())),
-            Availability::Failed(cause) => {
-                return Err(Refusal::NoImage { reference: reference.clone(), cause });
-            }
-        };
-        let memory = config.node(machine.mac).and_then(|n| n.memory);
-        let mut initrds = Vec::new();
-        let kernel = self.kernel(profile, &image.record, &mut initrds)?;
-        let kernel = match asks {
-            Asks::Loader => self.or_last_good(machine, kernel),
-            Asks::Node => kernel,
-        };
-        let mut facts = ImageFacts::from(&*image.record).with(kernel);
-        if profile.storage.is_some() {
-            let tools = tools(&config.boot.assets, STORAGE).map_err(|error| Refusal::NoStorageTools {
-                path: config.boot.assets.join(STORAGE).display().to_string(),
-                cause: error.to_string(),
-            })?;
-            tools.add_to(&mut facts);
-            initrds.push(Generated::StorageTools.to_string());
-        }
-        let mut rescue = config.rescue_of(machine.mac, profile);
-        if rescue == Rescue::Ssh {
-            match tools(&config.boot.assets, RESCUE) {
-                Ok(tools) => {
-                    tools.add_to(&mut facts);
-                    initrds.push(Generated::RescueTools.to_string());
-                }
-                // No reason to keep a machine from booting.
-                Err(error) => {
-                    let path = config.boot.assets.join(RESCUE);
-                    tracing::warn!(path = %path.display(), %error, "no rescue by SSH: `cargo xtask setup` makes its tools");
-                    rescue = Rescue::Console;
-                }
-            }
-        }
-        let appliance = Appliance::from(config);
-        let mut plan = plan::image(machine, memory, profile, reference, &facts, rescue, &appliance)?;
-        plan.initrds.extend(initrds);
-        Ok(plan)
-    }
-
-    /// The kernel that an image is to boot with: the profile's, else the image's own, else the default one, else the
-    /// stock one. What stage 1 needs for the profile's modules is added to `initrds`.
-    fn kernel(
-        &self,
-        profile: &Profile,
-        image: &ImageRecord,
-        initrds: &mut Vec<String>,
-    ) -> Result<KernelFacts, Refusal> {
-        let kernels = self.images.kernels();
-        let default = kernels.default.as_ref().filter(|_| image.kernel.source == KernelSource::Assets);
-        let Some(name) = profile.kernel.as_ref().or(default) else { return Ok(image.into()) };
-        let profile_name = || profile.name.clone();
-        let record = self.images.kernel(name);
-        let record =
-            record.ok_or_else(|| Refusal::NoKernel { profile: profile_name(), kernel: name.clone() })?;
-        let mut kernel = KernelFacts::from(&record);
-        if !profile.modules.is_empty() {
-            let set = self.images.module_set(&record, &profile.modules);
-            let set = set.map_err(|source| Refusal::Modules { profile: profile_name(), source })?;
-            kernel.stage1.len += set.blob.size;
-            kernel.stage1.unpacked += set.unpacked;
-            let part = Generated::Image { digest: set.blob.sha256, part: ImagePart::Stage1 };
-            initrds.push(part.to_string());
-        }
-        Ok(kernel)
-    }
-
-    /// `wanted`, or what the machine came up with last, where `wanted` had its chances. That is an event of its boot.
-    fn or_last_good(&self, machine: &Machine, wanted: KernelFacts) -> KernelFacts {
-        // Only machines with a lease boot: what anybody may ask for is not written down.
-        if machine.address.is_none() {
-            return wanted;
-        }
-        let Some(good) = self.trials.asked(machine.mac, &wanted) else { return wanted };
-        let here = |sha256: &str| matches!(self.images.blob(sha256), Ok(Some(_)));
-        if !here(&good.kernel.sha256) || !here(&good.stage1.sha256) {
-            return wanted;
-        }
-        // Loaders ask more than once.
-        if machine.stage != Some(Stage::Config) {
-            let words = format!(
-                "kernel {} did not reach stage 1 twice: booting the last good one, {}",
-                wanted.name, good.name
-            );
-            self.timeline.record(Happened::new(Who::Mac(machine.mac), Stage::Config).detail(words));
-        }
-        good
     }
 }
 
@@ -340,7 +176,7 @@ impl Files for Catalog {
         })?;
         let profile = config.profile_of(mac).ok_or(OpenError::NotFound)?;
         let refused = |error: &dyn std::fmt::Display| OpenError::Refused(error.to_string());
-        let plan = self.plan_profile(config, &machine, profile, Asks::Node).map_err(|e| refused(&e))?;
+        let plan = self.planner.for_node(config, &machine, profile).map_err(|e| refused(&e))?;
         if plan.settings.is_empty() {
             // Files by hand: nobody there would read it.
             return Err(OpenError::NotFound);
@@ -411,33 +247,9 @@ fn refused_title(machine: &Machine) -> String {
     format!("Bridgehead: {} can not boot yet", machine.label())
 }
 
-/// What set-up made, below the assets: `initrd`, and `unpacked`, its size in a machine's memory.
-const STORAGE: &str = "storage";
-const RESCUE: &str = "rescue";
-
-struct Tools {
-    len: u64,
-    unpacked: u64,
-}
-
-impl Tools {
-    fn add_to(&self, facts: &mut ImageFacts) {
-        facts.stage1.len += self.len;
-        facts.stage1.unpacked += self.unpacked;
-    }
-}
-
-fn tools(assets: &Path, name: &str) -> io::Result<Tools> {
-    let directory = assets.join(name);
-    let unpacked = std::fs::read_to_string(directory.join("unpacked"))?;
-    let unpacked = unpacked.trim().parse().map_err(io::Error::other)?;
-    Ok(Tools { len: directory.join("initrd").metadata()?.len(), unpacked })
-}
-
-fn tools_initrd(assets: &Path, name: &str) -> Result<Opened, OpenError> {
-    let path = assets.join(name).join("initrd");
+fn tools_initrd(path: &Path) -> Result<Opened, OpenError> {
     let missing = |error| OpenError::Refused(format!("{}: {error}", path.display()));
-    Ok(Opened { blob: Blob::open(&path).map_err(missing)?, stage: Some(Stage::Initrd) })
+    Ok(Opened { blob: Blob::open(path).map_err(missing)?, stage: Some(Stage::Initrd) })
 }
 
 #[cfg(test)]
