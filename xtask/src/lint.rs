@@ -3,7 +3,9 @@
 mod cycles;
 mod edges;
 mod length;
+mod links;
 mod source;
+mod unused;
 
 use std::process::{Command, ExitCode};
 
@@ -11,12 +13,28 @@ use anyhow::{Result, ensure};
 
 use crate::shell::check;
 
-pub(crate) fn lint() -> Result<ExitCode> {
-    let sources = source::read(::lab::workspace(), &edges::source_dirs())?;
+/// Check formatting, clippy, the documentation and the house's own rules, with warnings as errors
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Also the licences, versions and sources of all crates, with cargo-deny, which is built if it is not there
+    #[arg(long)]
+    all: bool,
+}
+
+/// The version that deny.toml was written for.
+const CARGO_DENY: &str = "0.18.9";
+
+pub(crate) fn lint(arguments: &Arguments) -> Result<ExitCode> {
+    let root = ::lab::workspace();
+    let sources = source::read(root, &edges::source_dirs())?;
+    let metadata =
+        Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?.stdout;
     let rules = [
-        ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources)?),
+        ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources, &metadata)?),
         ("rooms (xtask/src/lint/cycles.rs)", cycles::check(&sources)),
         ("length (xtask/src/lint/length.rs)", length::check(&sources)),
+        ("links (xtask/src/lint/links.rs)", links::check(root)?),
+        ("unused crates (xtask/src/lint/unused.rs)", unused::check(root, &metadata)?),
     ];
     for violation in rules.iter().flat_map(|(_, broken)| broken) {
         eprintln!("{violation}");
@@ -38,5 +56,26 @@ pub(crate) fn lint() -> Result<ExitCode> {
             .args(["--", "-D", "warnings"]),
     )?;
     check(Command::new("cargo").env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--no-deps"]).args(host))?;
+    if arguments.all {
+        check(&mut deny()?)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo deny` on what is compiled in. Its list of advisories is another site's, and asked for by `advisories` only.
+fn deny() -> Result<Command> {
+    let tools = crate::paths::target("tools");
+    let program = tools.join("bin/cargo-deny");
+    if !program.exists() {
+        eprintln!("lint: building cargo-deny {CARGO_DENY} into target/tools");
+        let mut install = Command::new("cargo");
+        check(
+            install
+                .args(["install", "--locked", "cargo-deny", "--version", CARGO_DENY, "--root"])
+                .arg(&tools),
+        )?;
+    }
+    let mut deny = Command::new(program);
+    deny.args(["--all-features", "check", "licenses", "bans", "sources"]);
+    Ok(deny)
 }

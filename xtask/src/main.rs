@@ -45,8 +45,7 @@ enum Command {
     Setup,
     /// Build the kernel programs, pxe-init, the boot assets and `bridgehead`
     Build,
-    /// Check formatting, clippy, the documentation and the rules of dependency, with warnings as errors
-    Lint,
+    Lint(lint::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -67,7 +66,7 @@ fn main() -> ExitCode {
             setup::ensure(&[Build, Assets, Lab, Test, Bench, Peers, Kernels]).map(|()| ExitCode::SUCCESS)
         }
         Command::Build => prepare(&[]).map(|()| ExitCode::SUCCESS),
-        Command::Lint => lint::lint(),
+        Command::Lint(arguments) => lint::lint(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,7 +1,6 @@
 //! The rules of dependency: which crate may use which, and which module may touch the outside.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -83,10 +82,9 @@ pub(crate) fn source_dirs() -> Vec<PathBuf> {
 }
 
 /// Every violation, as `WHERE: what`.
-pub(crate) fn check(sources: &[Source]) -> Result<Vec<String>> {
+pub(crate) fn check(sources: &[Source], metadata: &[u8]) -> Result<Vec<String>> {
     let mut broken = Vec::new();
-    let metadata = Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?;
-    let metadata: Metadata = serde_json::from_slice(&metadata.stdout).context("cargo metadata")?;
+    let metadata: Metadata = serde_json::from_slice(metadata).context("cargo metadata")?;
     crates(&metadata, &mut broken);
     for source in sources {
         modules(&source.file.display().to_string(), &source.text, &mut broken);

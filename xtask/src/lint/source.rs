@@ -16,11 +16,14 @@ pub(crate) struct Source {
     pub(crate) is_test: bool,
 }
 
-/// Every file of these directories of the workspace.
-pub(crate) fn read(root: &Path, dirs: &[PathBuf]) -> Result<Vec<Source>> {
+/// Every file of these directories of the workspace, and these files.
+pub(crate) fn read(root: &Path, places: &[PathBuf]) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
-    for dir in dirs {
-        read_dir(root, &root.join(dir), &mut sources)?;
+    for place in places.iter().map(|place| root.join(place)) {
+        match place.is_dir() {
+            true => read_dir(root, &place, &mut sources)?,
+            false => read_file(root, &place, &mut sources)?,
+        }
     }
     let tests: HashSet<PathBuf> = sources.iter().flat_map(test_modules).collect();
     for source in &mut sources {
@@ -36,10 +39,15 @@ fn read_dir(root: &Path, dir: &Path, into: &mut Vec<Source>) -> Result<()> {
         if path.is_dir() {
             read_dir(root, &path, into)?;
         } else if path.extension().is_some_and(|e| e == "rs") {
-            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            into.push(parse(path.strip_prefix(root)?, text)?);
+            read_file(root, &path, into)?;
         }
     }
+    Ok(())
+}
+
+fn read_file(root: &Path, path: &Path, into: &mut Vec<Source>) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    into.push(parse(path.strip_prefix(root)?, text)?);
     Ok(())
 }
 

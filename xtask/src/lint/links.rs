@@ -1,0 +1,138 @@
+//! Links in the documents lead to files and headings that are there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Directories that are not the project's own words.
+const ELSEWHERE: [&str; 3] = ["target", "node_modules", ".git"];
+
+/// Each document, from the workspace's root, and its text.
+type Documents = BTreeMap<PathBuf, String>;
+
+/// A line for each link that leads nowhere. Links to other sites are not followed.
+pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
+    let mut documents = Documents::new();
+    read(root, root, &mut documents)?;
+    Ok(dead(&documents, |path| root.join(path).exists()))
+}
+
+fn read(root: &Path, dir: &Path, into: &mut Documents) -> Result<()> {
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() && !ELSEWHERE.iter().any(|name| entry.file_name() == *name) {
+            read(root, &path, into)?;
+        } else if kind.is_file() && path.extension().is_some_and(|e| e == "md") {
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            into.insert(path.strip_prefix(root)?.to_owned(), text);
+        }
+    }
+    Ok(())
+}
+
+fn dead(documents: &Documents, exists: impl Fn(&Path) -> bool) -> Vec<String> {
+    let mut broken = Vec::new();
+    for (document, text) in documents {
+        for (number, line) in prose(text) {
+            for link in links(line).filter(|link| !is_elsewhere(link)) {
+                let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+                let place = format!("{}:{number}", document.display());
+                let target = match file {
+                    "" => document.clone(),
+                    _ => plain(&document.parent().unwrap_or(Path::new("")).join(file)),
+                };
+                if !exists(&target) {
+                    broken.push(format!("{place}: {} is not there", target.display()));
+                } else if let Some(text) = documents.get(&target).filter(|_| !heading.is_empty())
+                    && !headings(text).contains(heading)
+                {
+                    broken.push(format!("{place}: {} has no heading #{heading}", target.display()));
+                }
+            }
+        }
+    }
+    broken
+}
+
+/// The lines outside code blocks, counted from one.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut in_code = false;
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        let fence = line.trim_start().starts_with("```");
+        in_code ^= fence;
+        (!fence && !in_code).then_some((index + 1, line))
+    })
+}
+
+/// What `[…](HERE)` names.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    line.match_indices("](").filter_map(|(at, opening)| {
+        let rest = &line[at + opening.len()..];
+        Some(&rest[..rest.find(')')?])
+    })
+}
+
+fn is_elsewhere(link: &str) -> bool {
+    link.contains("://") || link.starts_with("mailto:")
+}
+
+/// Without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::Normal(name) => plain.push(name),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
+}
+
+/// The headings' anchors, as GitHub makes them.
+fn headings(text: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    for (_, line) in prose(text).filter(|(_, line)| line.starts_with('#')) {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let again = (1..).map(|n| format!("{anchor}-{n}"));
+        let free = std::iter::once(anchor.clone()).chain(again).find(|a| !anchors.contains(a));
+        anchors.extend(free);
+    }
+    anchors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_all(documents: &[(&str, &str)]) -> Vec<String> {
+        let documents: Documents =
+            documents.iter().map(|(path, text)| (path.into(), (*text).to_owned())).collect();
+        dead(&documents, |path| documents.contains_key(path))
+    }
+
+    #[test]
+    fn a_dead_link_is_named_with_its_line() {
+        let found = check_all(&[
+            ("docs/a.md", "# A\n\nSee [b](b.md), [c](../c.md#no-such), [d](#a).\n"),
+            ("c.md", ""),
+        ]);
+        assert_eq!(
+            found,
+            ["docs/a.md:3: docs/b.md is not there", "docs/a.md:3: c.md has no heading #no-such"]
+        );
+    }
+
+    #[test]
+    fn other_sites_code_and_repeated_headings_are_none() {
+        let text = "# What's `new`?\n## Two words\n## Two words\n[x](https://example.org/#y) [z](#whats-new)\n\
+                    [second](#two-words-1)\n```\n[code](nowhere.md)\n```\n";
+        assert_eq!(check_all(&[("a.md", text)]), [""; 0]);
+    }
+}

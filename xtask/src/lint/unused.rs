@@ -1,0 +1,110 @@
+//! Every crate that a manifest names is used by the sources that it is named for.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use super::source::{self, Source};
+
+/// Named for what they do by being there: crate, dependency, and what that is.
+const BY_BEING_THERE: [(&str, &str, &str); 0] = [];
+
+#[derive(Deserialize)]
+pub(crate) struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: String,
+    dependencies: Vec<Dependency>,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    rename: Option<String>,
+    kind: Option<String>,
+}
+
+impl Metadata {
+    /// What code calls a crate. One of ours may have another name than its package.
+    fn library<'a>(&'a self, package: &'a str) -> &'a str {
+        let ours = self.packages.iter().find(|ours| ours.name == package);
+        let library = ours.and_then(|ours| ours.targets.iter().find(|t| t.kind.iter().any(|k| k == "lib")));
+        library.map_or(package, |library| &library.name)
+    }
+}
+
+/// A line for each dependency that nothing mentions.
+pub(crate) fn check(root: &Path, metadata: &[u8]) -> Result<Vec<String>> {
+    let metadata: Metadata = serde_json::from_slice(metadata)?;
+    let mut broken = Vec::new();
+    for package in &metadata.packages {
+        let dir = Path::new(&package.manifest_path).parent().unwrap_or(root).strip_prefix(root)?;
+        let parts = ["src", "tests", "benches", "build.rs"].map(|part| dir.join(part));
+        let there: Vec<_> = parts.into_iter().filter(|part| root.join(part).exists()).collect();
+        unused(package, &metadata, &source::read(root, &there)?, &mut broken);
+    }
+    Ok(broken)
+}
+
+fn unused(package: &Package, metadata: &Metadata, sources: &[Source], broken: &mut Vec<String>) {
+    for Dependency { name, rename, kind } in &package.dependencies {
+        let named = BY_BEING_THERE.iter().any(|(of, what, _)| *of == package.name && what == name);
+        let ident = rename.as_deref().unwrap_or(metadata.library(name)).replace('-', "_");
+        let whose = |source: &&Source| {
+            let file = source.file.to_string_lossy();
+            match kind.as_deref() {
+                Some("dev") => true,
+                Some("build") => file.ends_with("build.rs"),
+                _ => file.contains("src/"),
+            }
+        };
+        if !named && !sources.iter().filter(whose).any(|source| mentions(&source.text, &ident)) {
+            let kind = kind.as_deref().map(|kind| format!("{kind}-")).unwrap_or_default();
+            broken.push(format!("{}/Cargo.toml: nothing uses the {kind}dependency {name}", package.name));
+        }
+    }
+}
+
+/// Whether code has this word.
+fn mentions(text: &str, ident: &str) -> bool {
+    let of_a_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).any(|code| {
+        code.match_indices(ident).any(|(at, _)| {
+            !code[..at].ends_with(of_a_word) && !code[at + ident.len()..].starts_with(of_a_word)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependency_that_only_comments_and_longer_words_name_is_unused() {
+        let package = Package {
+            name: "a".into(),
+            manifest_path: String::new(),
+            dependencies: ["serde-json", "tokio"]
+                .map(|name| Dependency { name: name.into(), rename: None, kind: None })
+                .into(),
+            targets: Vec::new(),
+        };
+        let metadata = Metadata { packages: Vec::new() };
+        let text = "// tokio::spawn\nfn tokio_like() { serde_json::to_string(&1) }\n".to_owned();
+        let mut broken = Vec::new();
+        unused(&package, &metadata, &[source::parse(Path::new("a/src/lib.rs"), text).unwrap()], &mut broken);
+        assert_eq!(broken, ["a/Cargo.toml: nothing uses the dependency tokio"]);
+    }
+}
