@@ -6,6 +6,7 @@ mod length;
 mod links;
 mod source;
 mod unused;
+mod wildcards;
 
 use std::process::{Command, ExitCode};
 
@@ -33,6 +34,7 @@ pub(crate) fn lint(arguments: &Arguments) -> Result<ExitCode> {
         ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources, &metadata)?),
         ("rooms (xtask/src/lint/cycles.rs)", cycles::check(&sources)),
         ("length (xtask/src/lint/length.rs)", length::check(&sources)),
+        ("wildcards (xtask/src/lint/wildcards.rs)", wildcards::check(&sources)),
         ("links (xtask/src/lint/links.rs)", links::check(root)?),
         ("unused crates (xtask/src/lint/unused.rs)", unused::check(root, &metadata)?),
     ];

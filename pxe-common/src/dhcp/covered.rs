@@ -69,7 +69,9 @@ pub fn covered(
             Kind::Ack
         }
         MessageType::Inform if request.ciaddr == address => Kind::Informed,
-        _ => return Err(Uncovered::Differs),
+        MessageType::Request | MessageType::Decline | MessageType::Release | MessageType::Inform => {
+            return Err(Uncovered::Differs);
+        }
     };
     Ok(Answer { kind, headers: way_back(request, packet, lease) })
 }

@@ -198,7 +198,14 @@ impl api::Images for Appliance {
                 let kind = match &error {
                     AddKernelError::NoImage(_) => Kind::NotFound,
                     AddKernelError::Store(_) | AddKernelError::Work(_) => Kind::Internal,
-                    _ => Kind::Invalid,
+                    AddKernelError::Name(_)
+                    | AddKernelError::NoKernel { .. }
+                    | AddKernelError::OtherModules { .. }
+                    | AddKernelError::NoIndex { .. }
+                    | AddKernelError::Unpack { .. }
+                    | AddKernelError::Kernel(_)
+                    | AddKernelError::Stage1(_)
+                    | AddKernelError::Build(_) => Kind::Invalid,
                 };
                 Failure::new(kind, error.to_string(), "docs/kernels.md says what a kernel needs")
             })?;
@@ -292,7 +299,14 @@ fn add_failure(error: AddError) -> Failure {
             (Kind::Internal, "check the state directory: `df -h`, `ls -l`")
         }
         AddError::Stage1(_) => (Kind::Internal, "docs/configuration.md, [boot] assets"),
-        _ => (Kind::Invalid, "docs/images.md says what an image needs"),
+        AddError::Export(_)
+        | AddError::Archive(_)
+        | AddError::Layer { .. }
+        | AddError::LayerDigest { .. }
+        | AddError::NoCommand
+        | AddError::Kernel(_)
+        | AddError::Initrd(_)
+        | AddError::Squashfs(_) => (Kind::Invalid, "docs/images.md says what an image needs"),
     };
     Failure::new(kind, error.to_string(), hint)
 }

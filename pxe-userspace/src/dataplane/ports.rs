@@ -118,7 +118,7 @@ impl Ports {
                 reasons.push("xdp: the driver takes the program and shows it no frame".to_owned());
                 FastPath::Tc
             }
-            wanted => wanted,
+            wanted @ (FastPath::Auto | FastPath::Xdp | FastPath::Tc | FastPath::Off) => wanted,
         };
         let xdp = match wanted {
             // On veth and tap `bpf_xdp_adjust_tail` fails for want of tailroom, and what XDP sends back over a

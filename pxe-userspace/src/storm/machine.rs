@@ -148,7 +148,9 @@ impl Machine {
             Task::Off => State::Off,
             Task::Booted => State::Booted,
             Task::Failed(cause) => State::Failed(cause),
-            _ => State::Booting,
+            Task::Dhcp(_) | Task::Resolve(..) | Task::Tftp(_) | Task::Http(_) | Task::Pause(_) => {
+                State::Booting
+            }
         }
     }
 
@@ -290,7 +292,14 @@ impl Machine {
                 let progress = download.receive(ports, payload, link, now, world.out);
                 self.tftp(progress, world);
             }
-            _ => {}
+            Task::Off
+            | Task::Dhcp(_)
+            | Task::Resolve(..)
+            | Task::Tftp(_)
+            | Task::Http(_)
+            | Task::Pause(_)
+            | Task::Booted
+            | Task::Failed(_) => {}
         }
     }
 

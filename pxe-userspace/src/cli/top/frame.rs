@@ -83,6 +83,7 @@ fn bars(site: &Site, width: u16) -> Vec<Line<'static>> {
         let colour = match stage {
             Stage::Failed => Color::Red,
             Stage::Workload => Color::Green,
+            // The rest: under way.
             _ => Color::Cyan,
         };
         let line = format!("{:9} {count:5} {}", word(stage), "█".repeat(full));

@@ -168,6 +168,7 @@ impl Boot {
                 self.open = self.open.saturating_sub(1);
             }
             Note::Secs(_) if self.notes.iter().any(|(_, n)| matches!(n, Note::Secs(_))) => return,
+            // The rest: only kept.
             _ => {}
         }
         // An earlier daemon's transfers stall long after their machines have left.

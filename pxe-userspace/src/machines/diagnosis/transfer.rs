@@ -123,6 +123,7 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
         Note::NotServed { path, .. } => !may_be_missing(path),
         Note::Stalled { .. } | Note::Cut { .. } | Note::Sent { .. } => true,
         Note::Opened { .. } => boot.open > 0,
+        // The rest: no transfers.
         _ => false,
     });
     let (time, note) = ended?;
@@ -167,6 +168,7 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
             )
             .seen(*time, format!("{path} was begun, by {way}"))
         }
+        // The rest: not found above.
         _ => return None,
     };
     Some(cause)

@@ -141,7 +141,9 @@ impl Archive {
                 // Docker before version 25 writes a layer that repeats as a link to the first.
                 EntryKind::Symlink => Member::Link(beside(&name, &link)),
                 EntryKind::HardLink => Member::Link(link),
-                _ => continue,
+                EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Directory | EntryKind::Fifo => {
+                    continue;
+                }
             };
             index.insert(name, member);
         }

@@ -248,7 +248,11 @@ fn copy_file(from: &Tree, mut directory: InodeId, to: &mut Tree, mut at: InodeId
                 directory = found.inode;
                 at = to.insert(at, part.as_bytes(), Inode::directory(0o755), 0);
             }
-            _ => return,
+            Kind::File(_)
+            | Kind::Symlink(_)
+            | Kind::CharDevice { .. }
+            | Kind::BlockDevice { .. }
+            | Kind::Fifo => return,
         }
     }
 }
