@@ -1,7 +1,7 @@
-//! Paths: of what the appliance makes for loaders and nodes, of a node's requests, and of the files that a node finds in
-//! its initrds.
+//! Paths: of what the appliance generates for loaders and nodes, of a node's requests, and of the files in a node's
+//! initrds.
 //!
-//! A machine's MAC is text in a path. What holds it on either side is that side's type `M`.
+//! A machine's MAC is text in a path. Its type on either side is that side's `M`.
 
 use alloc::borrow::ToOwned as _;
 use alloc::format;

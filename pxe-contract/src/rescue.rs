@@ -1,4 +1,4 @@
-//! Boots that stand still, because they failed or are held: how somebody gets in, and what the node says meanwhile.
+//! Boots that stopped, because they failed or are held: how somebody can log in, and what the node reports meanwhile.
 
 use alloc::string::String;
 use core::fmt::Display;

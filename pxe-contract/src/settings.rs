@@ -1,8 +1,8 @@
 //! What the appliance tells a node in words of its kernel's command line: `bridgehead.KEY=VALUE`.
 //!
-//! Who the node is and whom it tells how it fares ([`Identity`]) is on the command line itself, so that a node that
-//! lacks everything else can complain. The rest ([`BootSettings`]) is in the machine's own initrd
-//! ([`crate::ticket`]), whose words count before the command line's. docs/node.md has the keys for people.
+//! Who the node is and where it reports to ([`Identity`]) is on the command line itself, so that a node without
+//! anything else can report its failure. The rest ([`BootSettings`]) is in the machine's own initrd
+//! ([`crate::ticket`]), whose words take precedence over the command line's. docs/node.md documents the keys.
 
 use alloc::borrow::ToOwned as _;
 use alloc::format;
