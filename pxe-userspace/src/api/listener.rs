@@ -1,16 +1,16 @@
 //! Accepting and ending connections.
 //!
-//! GRUB is why this is not `axum::serve`. It uses the TCP ports 21550, 21551, … again after every
-//! boot, with sequence numbers that start at its clock, and leaves connections without a FIN when
-//! it jumps into a kernel. A connection of the last boot that we still hold then answers the next
-//! boot's SYN with a challenge ACK (RFC 5961 section 4), and GRUB times out. So:
+//! GRUB is why this is not `axum::serve`. After every boot it uses the same TCP ports 21550, 21551, …, with sequence
+//! numbers that start at its clock, and it leaves connections open without a FIN when it jumps into a kernel. A
+//! connection of the last boot that we still hold then answers the next boot's SYN with a challenge ACK (RFC 5961
+//! section 4), and GRUB times out. So:
 //!
-//! - [`Connections::forget`] resets all connections of a machine, which the daemon calls at its
-//!   DISCOVER: a machine that asks for an address has forgotten them itself.
-//! - We don't close first where the client would: that would leave TIME_WAIT for a minute, with
-//!   the same effect, and a socket in that state is out of our hands.
-//! - A connection that idles is half-closed, but kept in sight until the client has closed, too:
-//!   left to the kernel in FIN_WAIT2, it could not be forgotten.
+//! - [`Connections::forget`] resets all connections of a machine. The daemon calls it at the machine's DISCOVER: a
+//!   machine that asks for an address has forgotten its connections.
+//! - We don't close first where the client would: that would leave TIME_WAIT for a minute, with the same effect, and
+//!   a socket in that state can't be reset.
+//! - An idle connection is half-closed, but kept until the client has closed it, too: left to the kernel in
+//!   FIN_WAIT2, it could not be reset.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,4 +1,4 @@
-//! What the programs did, as they tell it.
+//! What the programs report that they did.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

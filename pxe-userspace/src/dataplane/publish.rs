@@ -1,4 +1,4 @@
-//! Blobs in the block map: which are there, and when they go.
+//! Blobs in the block map: which are published, and when they are removed.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,14 +16,14 @@ use crate::serve::tftp::{Declined, Note};
 /// Lets arrays of any length stand where the programs' declaration has one entry (linux/bpf.h).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// Publishing reads a whole blob, and a map of maps makes each change wait for the programs that
-/// run. So nothing waits for a lock meanwhile but who wants the same blob.
+/// Publishing reads a whole blob, and each change of a map of maps waits for the programs that are running. So no
+/// lock is held meanwhile, except the one of the blob itself.
 pub(super) struct Blobs {
     shelf: Mutex<Shelf>,
     maps: Mutex<Maps>,
 }
 
-/// What is there, or on its way.
+/// What is published, or being published.
 struct Shelf {
     published: HashMap<BlobKey, Entry>,
     uses: u64,

@@ -1,4 +1,4 @@
-//! What happens to machines: one entry of the timeline, as it is told, stored and shown.
+//! What happens to machines: one entry of the timeline, as it is recorded, stored and shown.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Ways into machines whose boot stands still: a password for each boot, whose hash goes to the machine, and what the
-//! machine says of its SSH server. In memory only: a daemon that starts anew has no passwords of boots before.
+//! Logins to machines whose boot stopped: a password for each boot, whose hash the machine gets, and what the machine
+//! reports of its SSH server. In memory only: after a restart the daemon has no passwords of earlier boots.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};

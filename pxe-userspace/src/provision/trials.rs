@@ -1,9 +1,9 @@
-//! Which kernel each machine came up with last, and how a new one fares: one that does not get a machine
-//! to stage 1 twice is not sent to it a third time, if there is one that did. Kept in the store.
+//! Which kernel each machine came up with last, and how a new one does: one with which a machine failed twice to
+//! reach stage 1 is not sent to it a third time, if there is one that worked. Kept in the store.
 //!
-//! The witnesses are what the machine asks for. Its loader asks for a configuration, then for the kernel;
-//! whoever asks for a configuration again, after it was sent the kernel and without a word from stage 1,
-//! has failed with it. So it makes no difference whether firmware starts anew or GRUB goes back to its loop.
+//! The evidence is the machine's requests. Its loader asks for a configuration, then for the kernel; a machine that
+//! asks for a configuration again, after it was sent the kernel and without a report from stage 1, has failed with
+//! it. So it makes no difference whether the firmware restarts or GRUB goes back to its loop.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};

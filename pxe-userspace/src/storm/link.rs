@@ -1,5 +1,4 @@
-//! What every simulated machine has of a network stack: Ethernet, ARP and UDP, and the patience to
-//! send something again.
+//! The network stack of a simulated machine: Ethernet, ARP and UDP, and retransmission.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! Tokens and sessions: what of each machine's last boot is known. Pure; times are given.
+//! Tokens and sessions of each machine's last boot. Pure; time is passed in.
 //!
 //! A token is good for one thing: a certificate for a key that the node made. That is the boot's session, until
 //! the machine is given another token.

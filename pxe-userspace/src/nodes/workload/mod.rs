@@ -1,11 +1,10 @@
 //! Workloads: containers on the appliance itself, on the bridge that the machines boot from, and on the nodes that have
 //! a Docker engine. Started, watched, restarted by policy and stopped here; the engines run them.
 //!
-//! `schedule` decides who runs what, [`fleet`] knows which nodes answer, `transfer` brings them images; a container is
-//! the same in any engine.
+//! `schedule` decides which nodes run what, [`fleet`] knows which nodes answer, `transfer` copies images to them;
+//! `container` is the same for any engine.
 //!
-//! What goes wrong with a workload (no engine, no image) is that workload's error, shown and tried
-//! again, and nobody else's.
+//! A failure of a workload (no engine, no image) is that workload's error alone: it is shown and retried.
 
 mod address;
 mod container;

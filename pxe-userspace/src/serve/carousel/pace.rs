@@ -1,10 +1,10 @@
 //! How fast a round is sent, from what its receivers measured. Pure: time is an argument.
 //!
-//! Nothing tells a sender of UDP what the slowest link on the way takes, so receivers do: of the packets
-//! that went by since its last report, how many came. While the median receiver loses no more than it did
-//! at its best, the rate grows; when it does, a queue on the way overflows, and what came through is what
-//! fits. The median, because one machine behind a bad cable is no reason to slow down the others: it has
-//! HTTP. Its best, because a link that loses packets whatever the rate is no reason, either.
+//! A sender of UDP does not learn the capacity of the slowest link on the path, so receivers report: of the packets
+//! sent since its last report, how many arrived. While the median receiver loses no more than it did at its best, the
+//! rate grows. When it loses more, a queue on the path overflows, and what arrives is the capacity. The median,
+//! because one machine behind a bad cable must not slow down the others: it has HTTP. Its best, because a link that
+//! loses packets at any rate is not congested.
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
 //! What a round sends next. Pure: time is an argument.
 //!
-//! A round passes over the image once, and sends what receivers lack in between: repairs of a block, new
-//! ones each time, so that every one is of use to everybody who lacks any. Blocks that a late joiner lacks
-//! wholly are sent again after the pass. Then receivers are polled until nobody waits.
+//! A round passes over the image once, and sends repair symbols of blocks in between: new ones each time, so that
+//! each helps every receiver that lacks any symbol of the block. Blocks that a late joiner missed completely are sent
+//! again after the pass. Then receivers are polled until nobody waits.
 //!
-//! A report is as old as the packets that its receiver had seen: what was sent of a block since is not
-//! in it, and what it says about that block does not count. So nothing is sent twice for one loss.
+//! A report is as old as the packets that its receiver had seen. Where more of a block was sent since, what the
+//! report says about that block is ignored, so that one loss is not repaired twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! The kernel's part in DHCP: which machines it may answer, and what it says that it answered.
+//! The kernel's part in DHCP: which machines it may answer, and the answers that it reports.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;

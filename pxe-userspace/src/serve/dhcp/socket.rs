@@ -1,7 +1,7 @@
 //! DHCP's I/O: receives, lets [`Server`] decide, has the store commit, sends.
 //!
-//! Whatever is queued when the task gets to it is one batch and one commit: under load the disk
-//! is waited for once for hundreds of packets, and a lone packet waits for nothing but its own.
+//! All packets that are queued when the task runs are one batch and one commit: under load hundreds of packets wait
+//! for the disk once, and a lone packet waits only for its own commit.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -34,7 +34,7 @@ use crate::store::{ReadError, Store};
 /// Packets that share one commit at most.
 const BATCH: usize = 512;
 
-/// How often those who wait are looked at, though nothing happened.
+/// How often the machines that wait are checked, though nothing happened.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The largest datagram that is looked at: a DHCP message never fills more than one frame, and

@@ -1,7 +1,7 @@
 //! TFTP's sockets and clock, around the `server` that decides.
 //!
 //! They have a thread and a reactor of their own. On a worker of the daemon's runtime a packet would wait for
-//! whatever a request to the API computes there.
+//! whatever a handler of the API computes there.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};

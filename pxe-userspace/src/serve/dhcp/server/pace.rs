@@ -1,4 +1,4 @@
-//! Whom the server lets wait, and when their turn comes ([`crate::machines::pacing`] decides).
+//! Which machines the server lets wait, and when their turn comes ([`crate::machines::pacing`] decides).
 
 use jiff::Timestamp;
 use pxe_common::Mac;
