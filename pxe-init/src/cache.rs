@@ -1,5 +1,6 @@
-//! Images kept on a disk of the node's: on the ext4 file system with the label `bridgehead-cache`,
-//! below `bridgehead/`, by their SHA-256. Nobody is asked for them again; the oldest make room.
+//! Images kept on a disk of the node's: on the ext4 file system with the label `bridgehead-cache`, below
+//! `bridgehead/`, by their SHA-256. They are not fetched again; the least recently used ones are deleted to make
+//! room.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};

@@ -1,7 +1,7 @@
-//! What the console says, for the appliance: the kernel's messages and our own lines, from the first
-//! on. A thread of its own sends them in batches once there is a network; the boot never waits.
+//! The console's output, for the appliance: the kernel's messages and our own lines, from the first on. A separate
+//! thread sends them in batches once there is a network; the boot never waits for it.
 //!
-//! Until then the kernel's ring holds its messages, and `OWN` ours.
+//! Until then the kernel's messages wait in its ring buffer, and ours in `OWN`.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! Reports to the appliance: how far this node is. They are sent in order by a thread of their own,
-//! again and again until the appliance has them, and never hold up the boot.
+//! Reports to the appliance: how far this node is. A separate thread sends them in order, and retries until the
+//! appliance has them; the boot never waits for it.
 
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! What the appliance hands to this boot alone, in the machine's own initrd: `/bridgehead.json`, with settings, the
+//! What the appliance gives to this boot alone, in the machine's own initrd: `/bridgehead.json`, with settings, the
 //! CA's certificate and a token. The token is traded once, over TLS, for a certificate of a key that is made here and
-//! never leaves this process; with that the node speaks from then on.
+//! never leaves this process; the node authenticates with it from then on.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Listening to a round.
+//! Receiving a round.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};

@@ -1,4 +1,4 @@
-//! What was measured, one record a measurement, and what is made of the records: medians, ratios of pairs.
+//! Samples, one record a measurement, and what is computed from them: medians, ratios of pairs.
 
 use std::any::Any;
 use std::fmt::Display;
