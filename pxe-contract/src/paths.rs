@@ -45,7 +45,7 @@ pub mod file {
     pub const TICKET: &str = "/bridgehead.json";
     /// What the disks are to hold ([`crate::storage::Storage`]), where there is a plan.
     pub const STORAGE: &str = "/storage.json";
-    /// How somebody logs in to a boot that stands still ([`crate::rescue::Login`]), where that is wanted.
+    /// How somebody logs in to a boot that has stopped ([`crate::rescue::Login`]), where that is wanted.
     pub const RESCUE: &str = "/rescue.json";
 
     /// Its name in an archive that is unpacked into the root.

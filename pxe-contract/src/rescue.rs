@@ -24,7 +24,7 @@ pub struct Standing<M> {
     /// Whether somebody has logged in, where there is a server: the password is worth nothing any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logged_in: Option<bool>,
-    /// Who stands still.
+    /// The machine that has stopped.
     #[serde(
         with = "crate::text",
         bound(serialize = "M: Display", deserialize = "M: FromStr, M::Err: Display")

@@ -32,7 +32,7 @@ use crate::ship::{PAUSE, Sender, said};
 
 /// A longer line is sent in pieces.
 const LINE_MAX: usize = 1024;
-/// A line that is not finished for so long is sent as far as it is: a prompt, a row of dots.
+/// A line that is not finished for this long is sent as far as it is: a prompt, a row of dots.
 const UNFINISHED: Duration = Duration::from_millis(250);
 /// What a slow console may have before it.
 const CONSOLE_MAX: usize = 256 << 10;

@@ -28,7 +28,7 @@ use crate::ship::uptime;
 
 const FILE: &str = file::TICKET;
 
-/// The appliance is asked for so long: the token is good for some minutes only.
+/// The appliance is asked for this long: the token is good for some minutes only.
 const PATIENCE: Duration = Duration::from_secs(300);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 

@@ -114,7 +114,7 @@ pub struct Profile {
     pub problem: Option<String>,
 }
 
-/// How to get into a machine whose boot stands still.
+/// How to get into a machine whose boot has stopped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct WayIn {

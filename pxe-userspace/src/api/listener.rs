@@ -38,7 +38,7 @@ use tower_service::Service as _;
 
 use crate::base::lock::Unpoisoned as _;
 
-/// Without a request for so long, a connection is half-closed.
+/// Without a request for this long, a connection is half-closed.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The same of nodes. GRUB opens all initrds, and closes them when the last is loaded: a connection that we had
@@ -48,7 +48,7 @@ const NODE_IDLE: Duration = Duration::from_secs(15 * 60);
 /// After that, the client has so long to close its half.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Data that is not acknowledged for so long: the client is gone.
+/// Data that is not acknowledged for this long: the client is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// Connections that a node may have at a time; GRUB has two. One that sends a byte an hour on each
@@ -84,7 +84,7 @@ impl Connections {
         Self(Arc::new(Mutex::new(Open { per_peer, idle, next: 0, by_peer: HashMap::new() })))
     }
 
-    /// Resets every connection from `peer`. It has started anew, and will use its ports again.
+    /// Resets every connection from `peer`. It has restarted, and will use its ports again.
     pub fn forget(&self, peer: IpAddr) {
         for forgotten in self.open().by_peer.get(&peer).into_iter().flat_map(HashMap::values) {
             forgotten.cancel();

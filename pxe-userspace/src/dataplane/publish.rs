@@ -107,7 +107,7 @@ impl Blobs {
         granted
     }
 
-    /// The grant of a session that a killed daemon made, and the blob as the kernel has it; none when
+    /// The grant of a session that a killed daemon made, and the blob as the kernel has it; `None` when
     /// it is gone.
     pub(super) fn regrant(&self, session: &map::Session, note: &Note) -> Option<(Grant, Blob)> {
         let maps = lock(&self.maps);

@@ -163,7 +163,7 @@ impl Machines {
         all
     }
 
-    /// How many there are at each stage of their last boot; none for those that have not booted.
+    /// How many there are at each stage of their last boot; `None` for those that have not booted.
     pub fn count_by_stage(&self) -> BTreeMap<Option<Stage>, u64> {
         let mut counts = BTreeMap::new();
         for machine in self.read().by_mac.values() {

@@ -125,7 +125,7 @@ impl Drop for Running {
     }
 }
 
-/// A trace under way.
+/// A trace in progress.
 struct Trace {
     wanted: Wanted,
     bridge: BridgeInfo,

@@ -49,7 +49,7 @@ struct Inner {
     follower: OnceLock<Box<dyn Follower>>,
 }
 
-/// Events that are read again at the start, so that boots under way are known.
+/// Events that are read again at the start, so that boots in progress are known.
 const REMEMBERED: u64 = 20_000;
 
 impl Timeline {
@@ -181,7 +181,7 @@ impl Timeline {
         Some(self.named(why))
     }
 
-    /// The same of every machine whose boot is under way, failed, or was not well; the longest first. Events come
+    /// The same of every machine whose boot is in progress, failed, or was not well; the longest first. Events come
     /// between: a few machines are looked at at a time.
     pub fn all_why(&self) -> Vec<Why> {
         let now = Timestamp::now();

@@ -158,7 +158,7 @@ impl Trust {
         self.boots().get(mac).filter(|boot| boot.session.is_some())?.keys.clone()
     }
 
-    /// The machine started anew.
+    /// The machine restarted.
     pub fn restarted(&self, mac: Mac) {
         self.boots().restarted(mac);
     }

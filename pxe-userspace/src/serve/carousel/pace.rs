@@ -51,7 +51,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// For packets of so many bytes, at most so many bytes a second.
+    /// For packets of this many bytes, at most this many bytes a second.
     pub(super) fn new(ceiling: f64, packet: usize, now: Instant) -> Self {
         let ceiling = ceiling.max(LEAST);
         let rate = START.min(ceiling);
@@ -72,7 +72,7 @@ impl Pace {
         self.through
     }
 
-    /// How long so many packets take.
+    /// How long this many packets take.
     pub(super) fn time(&self, packets: u32) -> Duration {
         Duration::from_secs_f64(f64::from(packets) * self.packet / self.rate)
     }
@@ -128,7 +128,7 @@ mod tests {
 
     const PACKET: usize = 1500;
 
-    /// Runs a pace for so long before receivers behind a link of `capacity`, each losing `loss` on top.
+    /// Runs a pace for this long before receivers behind a link of `capacity`, each losing `loss` on top.
     fn run(ceiling: f64, capacity: f64, loss: &[f64], seconds: f64) -> Pace {
         let start = Instant::now();
         let mut pace = Pace::new(ceiling, PACKET, start);

@@ -17,7 +17,7 @@ use pxe_contract::symbols::{Geometry, SYMBOL_END};
 
 use super::pace::{Pace, Seen};
 
-/// A receiver that says nothing for so long is gone.
+/// A receiver that says nothing for this long is gone.
 const GONE: Duration = Duration::from_secs(10);
 /// Before anything is sent, so that those who ask every second and want it, too, miss little.
 const GATHER: Duration = Duration::from_millis(500);
@@ -35,7 +35,7 @@ pub(super) enum Step {
     Symbols { block: u32, symbols: Range<u32>, sequence: u32 },
     /// Ask receivers for their reports.
     Poll { sequence: u32 },
-    /// Nothing to do for so long.
+    /// Nothing to do for this long.
     Wait(Duration),
     /// Nobody is left.
     End,
@@ -215,7 +215,7 @@ impl Schedule {
         symbols * 2 > self.geometry.symbols(block)
     }
 
-    /// The sequence number of the first of so many packets.
+    /// The sequence number of the first of this many packets.
     fn count(&mut self, packets: u32) -> u32 {
         let first = self.sequence;
         // Six terabytes: nobody waits so long.

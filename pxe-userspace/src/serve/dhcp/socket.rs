@@ -71,7 +71,7 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PacingStatus {
-    /// Boots at a time that the links carry; none when their speed is not known.
+    /// Boots at a time that the links carry; `None` when their speed is not known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub most: Option<usize>,
     /// Boots that are counted; none are where there is no limit.
@@ -149,7 +149,7 @@ impl Dhcp {
         self.lock().scope().config().clone()
     }
 
-    /// The links to the machines carry so many bytes a second, as far as is known.
+    /// The links to the machines carry this many bytes a second, as far as is known.
     pub fn set_link_speed(&self, bytes_per_second: Option<u64>) {
         let mut server = self.lock();
         if !server.set_link_speed(bytes_per_second).is_empty() {

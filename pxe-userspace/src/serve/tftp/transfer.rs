@@ -258,7 +258,7 @@ mod tests {
             }
             now
         };
-        // How long after `now` what is in flight is sent again, and it is acknowledged a little later.
+        // How long after `now` what is in flight is retransmitted, and it is acknowledged a little later.
         let lost = |t: &mut Transfer, now: u64| {
             let ms = (1..=400).find(|ms| t.on_tick(now + ms * MS) != Action::Nothing);
             ms.expect("it is sent again")
