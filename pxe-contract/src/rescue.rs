@@ -21,7 +21,7 @@ pub struct Standing<M> {
     /// Of the SSH server, where there is one: `SHA256:…`, as ssh shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
-    /// Whether somebody has logged in, where there is a server: the password is worth nothing any more.
+    /// Whether somebody has logged in, where there is a server: then the password is no longer valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logged_in: Option<bool>,
     /// The machine that has stopped.

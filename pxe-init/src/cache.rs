@@ -44,7 +44,7 @@ pub(crate) struct Part {
 }
 
 impl Cache {
-    /// Looks for the file system on all disks. What is wrong with it is said, and nothing is kept then.
+    /// Looks for the file system on all disks. If it is faulty, that is logged, and nothing is cached.
     pub(crate) fn find(modules: Option<&mut Modules>) -> Option<Self> {
         let mut modules = modules;
         if let Some(modules) = &mut modules {

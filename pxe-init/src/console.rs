@@ -24,7 +24,7 @@ use crate::lock::Unpoisoned as _;
 use crate::netconsole;
 use crate::ship::{PAUSE, Sender, said};
 
-/// Our own lines that wait at most: without an appliance nobody takes them.
+/// The most of our own lines that are buffered: without an appliance they can't be sent.
 const OWN_MAX: usize = 1024;
 
 /// Whether the console writes what it is given as it is (`output`).

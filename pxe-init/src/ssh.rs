@@ -80,7 +80,7 @@ impl Ssh {
         Ok(Self { host_key, logged_in, server: Pid::from_raw(server.id().cast_signed()) })
     }
 
-    /// Whether somebody did, so that the password is worth nothing any more.
+    /// Whether somebody did, so that the password is no longer valid.
     pub(crate) fn logged_in(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.logged_in)
     }

@@ -61,7 +61,7 @@ pub(crate) struct Session {
     clock: Clock,
 }
 
-/// Reads the file, and removes it: the token is nobody else's.
+/// Reads the file and removes it, so that nothing else on the node gets the token.
 pub(crate) fn take() -> Result<Ticket, TicketError> {
     let text = fs::read(FILE).map_err(TicketError::Read)?;
     fs::remove_file(FILE).map_err(TicketError::Read)?;
@@ -95,7 +95,7 @@ impl Session {
     }
 }
 
-/// TLS that trusts this CA and nobody else.
+/// TLS that trusts this CA only.
 fn trusting(
     ca: &str,
     clock: Clock,

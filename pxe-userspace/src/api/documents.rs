@@ -37,7 +37,7 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boots: Option<Wave>,
     pub pacing: Pacing,
-    /// What somebody should look at, in words. Empty when all is well.
+    /// Alerts, in words. Empty when all is well.
     pub alerts: Vec<String>,
     /// Running totals since the start, by kebab-case name.
     pub counters: BTreeMap<String, u64>,

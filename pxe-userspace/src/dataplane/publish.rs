@@ -162,13 +162,13 @@ impl Blobs {
         lock(&self.shelf).published.values().map(|e| e.bytes).sum()
     }
 
-    /// Whether more than may be kept is used by nobody.
+    /// Whether the unused blobs exceed what may be kept.
     pub(super) fn has_excess(&self) -> bool {
         let shelf = lock(&self.shelf);
         shelf.unused().map(|(_, entry)| entry.memory).sum::<u64>() > shelf.limits.unused
     }
 
-    /// Retracts what is unused and more than may be kept. Waits for the programs that run.
+    /// Retracts unused blobs beyond what may be kept. Waits for the programs that are running.
     pub(super) fn retract_excess(&self) {
         let gone = lock(&self.shelf).make_room(0);
         self.retract(gone);

@@ -18,7 +18,7 @@ use crate::store::{Change, Document, ReadError, Store};
 /// As often as a machine is sent a kernel that it does not come up with.
 const CHANCES: u8 = 2;
 
-/// What is known of one machine.
+/// The history of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct History {
@@ -90,7 +90,7 @@ struct Inner {
 }
 
 impl Trials {
-    /// Goes on with the trials of the store.
+    /// Continues the stored trials.
     pub fn open(store: Store) -> Result<Self, ReadError> {
         let rows = store.reader().documents(Document::KernelTrial)?;
         let machines = rows.into_iter().filter_map(|(mac, history)| {

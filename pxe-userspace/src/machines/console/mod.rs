@@ -42,7 +42,7 @@ pub struct Line {
     /// The kernel's: 0 (emergency) to 7 (debug).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<u8>,
-    /// It goes on in the next one.
+    /// It continues in the next line.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub partial: bool,
     pub text: String,

@@ -116,7 +116,7 @@ pub fn diagnose(boot: &Boot, pace: &Pace, now: Timestamp) -> Vec<Cause> {
     causes
 }
 
-/// Why nothing goes on, by the last stage that was reached.
+/// Why the boot makes no progress, by the last stage that it reached.
 fn standstill(boot: &Boot) -> Option<Cause> {
     match boot.last_stage()? {
         Stage::Discover | Stage::Offer | Stage::Request => offer::not_taken(boot),

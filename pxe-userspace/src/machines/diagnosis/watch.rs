@@ -133,7 +133,7 @@ impl Watch {
         }
     }
 
-    /// Takes what somebody noticed. Nobody's boot is begun by it.
+    /// Adds an observation to a boot. It begins no new boot.
     pub fn noticed(&mut self, mac: Mac, note: Note, now: Timestamp) {
         if let Some(seen) = self.machines.get_mut(&mac) {
             seen.boot.noticed(now, note);

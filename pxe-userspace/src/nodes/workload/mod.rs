@@ -147,7 +147,7 @@ impl Workloads {
         self.0.board.lock().values().cloned().collect()
     }
 
-    /// Takes over a changed configuration: what is unchanged in it goes on undisturbed.
+    /// Applies a changed configuration: workloads that did not change are not touched.
     pub async fn apply(&self) {
         let inner = Arc::downgrade(&self.0);
         self.0.fleet.declare(&self.config(), move |node, docker| {
@@ -252,7 +252,7 @@ impl Inner {
         }
     }
 
-    /// Removes from an engine that just came up what is not to run there any more.
+    /// Removes containers that are not to run there any more from an engine that just came up.
     async fn tidy_node(&self, node: &str, docker: &bollard::Docker) {
         let running = self.running.lock().await;
         let wanted = |name: &str| running.contains_key(&(name.to_owned(), Some(node.to_owned())));

@@ -37,7 +37,7 @@ pub(super) enum Step {
     Poll { sequence: u32 },
     /// Nothing to do for this long.
     Wait(Duration),
-    /// Nobody is left.
+    /// No receiver is left.
     End,
 }
 
@@ -99,7 +99,7 @@ impl Schedule {
         self.sequence
     }
 
-    /// What a machine says of itself. The first report makes it a receiver.
+    /// A machine's report. The first one makes it a receiver.
     pub(super) fn report(&mut self, from: Ipv4Addr, report: &Reception, now: Instant) {
         if report.done {
             self.receivers.remove(&from);

@@ -37,7 +37,7 @@ impl Kernel {
         Self { map, server_mac }
     }
 
-    /// Has the machine answered by the kernel, or by nobody but the daemon.
+    /// Lets the kernel answer the machine, or only the daemon.
     pub(super) fn set(&self, mac: Mac, standing: Option<Standing>, now: Timestamp) {
         match standing {
             Some(standing) => self.map.grant(mac, &lease(&standing, self.server_mac, now)),

@@ -58,7 +58,7 @@ pub struct Reply {
 #[derive(Clone, Debug)]
 pub enum Command {
     Persist(Change),
-    /// What the request says of its machine.
+    /// What the request says about its machine.
     Described {
         mac: Mac,
         firmware: Option<Firmware>,
@@ -109,7 +109,7 @@ pub struct Server {
     tight: bool,
 }
 
-/// A parsed request with the packet it lies in.
+/// A parsed request with its packet.
 struct Asked<'a> {
     request: Request,
     packet: &'a Packet,

@@ -33,7 +33,7 @@ use live::Live;
 use command::Then;
 pub(super) use command::{Command, Look, Outgoing, Tell, What};
 
-/// Transfers at a time, requests in progress and ports that rest included.
+/// Transfers at a time, including requests in progress and ports that rest.
 const MAX_TRANSFERS: usize = 4096;
 
 /// Transfers that one call of [`Server::on_timeout`] attends to: packets come between.

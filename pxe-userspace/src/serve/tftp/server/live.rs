@@ -42,8 +42,8 @@ impl Live {
         self.sent_by_kernel = (session.sent_by_xdp, session.sent_by_tc);
     }
 
-    /// When something is to be done though nobody speaks. The kernel moves its transfers on without a word, so one
-    /// that was retransmitted is looked at until its client is seen to answer.
+    /// When to act without a packet. The kernel does not report each ACK, so a transfer with a retransmission is
+    /// polled until its client is seen to answer.
     pub(super) fn deadline_ns(&self, now_ns: u64) -> u64 {
         let timeout_ns = self.transfer.next_timeout_ns();
         match self.transfer.looks_every().filter(|_| self.in_kernel) {
