@@ -1,8 +1,8 @@
-//! Copies between places that lie anywhere, as DHCP options do.
+//! Copies between unaligned places, such as DHCP options.
 //!
-//! A compiler for BPF may not assume that the processor reads words from any address, and copies what is not
-//! aligned byte by byte. In a map the kernel's verifier lets words be anywhere where the processor does
-//! (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64); on the stack never. Hence these, which are for maps.
+//! A compiler for BPF may not assume that the processor reads words from any address, so it copies unaligned data
+//! byte by byte. In map values the kernel's verifier allows unaligned words where the processor does
+//! (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64), on the stack never. These functions are for map values.
 
 /// Copies `from` over `to`. In a kernel program both lie in maps.
 #[inline(always)]

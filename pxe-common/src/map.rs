@@ -10,9 +10,9 @@
 //! COUNTERS  hook and reason -> frames, per CPU
 //! ```
 //!
-//! A blob is published by filling an array nobody sees and then entering it in `BLOBS`: one
-//! map operation, so a program sees all of it or nothing. Taking the entry out frees the array
-//! when the last program that looked it up has returned.
+//! A blob is published by filling an array that no program can see yet, and then entering it in `BLOBS`: one map
+//! operation, so a program sees all of it or nothing. When the entry is deleted, the kernel frees the array once the
+//! last program that looked it up has returned.
 
 use crate::Mac;
 use crate::dhcp::{self, Firmware};
@@ -44,7 +44,7 @@ pub mod name {
     pub const EVENTS: &str = "EVENTS";
     /// Frames by hook and reason.
     pub const COUNTERS: &str = "COUNTERS";
-    /// The maps that go on when the daemon ends, with what the programs do by them.
+    /// The maps that are pinned, so that the programs go on when the daemon ends.
     pub const KEPT: [&str; 8] = [XDP_PARTS, TC_PARTS, SESSIONS, BLOBS, SUMS, LEASES, EVENTS, COUNTERS];
 
     /// The map of a hook's parts.
@@ -74,7 +74,7 @@ pub mod name {
     }
 }
 
-/// What a hook's entry hands a frame to: a program of its own, which the kernel may refuse without the others.
+/// A program that a hook's entry tail-calls. The kernel may refuse it and accept the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Part {
@@ -102,23 +102,22 @@ pub const MAX_SUMS: usize = 8_192;
 pub const MAX_LEASES: usize = 16_384;
 /// Bytes of the ring of events, a power of two: 26,000 of them, a second of the fastest storm.
 pub const EVENTS_BYTES: usize = 1 << 20;
-/// A CPU's programs wake the daemon at most so often. What they tell it in between, it finds by looking again
-/// after each event, later than this.
+/// The programs on one CPU wake the daemon at most this often. It finds the events in between by polling again, later
+/// than this after each event.
 pub const WAKES_EVERY_NS: u64 = 1_000_000;
 /// Entries of `COUNTERS`.
 pub const COUNTERS_LEN: usize = 2 * verdict::COUNTERS_PER_HOOK;
 
 /// Bytes from one chunk's beginning to the next one's.
 pub const CHUNK_STRIDE: usize = 1 << 16;
-/// What one helper call copies to a frame at most: all of a block on an Ethernet without jumbo
-/// frames.
+/// The most that one helper call copies to a frame: a whole block, on an Ethernet without jumbo frames.
 pub const PIECE_LEN: usize = 2_048;
 /// Pieces of a block at most.
 pub const MAX_PIECES: usize = 5;
 /// The largest block that the programs send: jumbo frames hold 9,000 bytes, some a little more.
 pub const MAX_BLKSIZE: u16 = (MAX_PIECES * PIECE_LEN) as u16;
 
-/// 64 KiB of a blob and the 2 KiB after them, so that every piece lies in one chunk whole.
+/// 64 KiB of a blob and the 2 KiB after them, so that every piece is contiguous in one chunk.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub struct Chunk(pub [u8; CHUNK_STRIDE + PIECE_LEN]);

@@ -6,7 +6,7 @@ use crate::wire::{EtherType, Malformed, port};
 /// A decision. Each is counted, by hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The frame holds the answer: send it back. So many bytes of a blob are sent, those of a
+    /// The frame holds the answer: send it back. Its number is the bytes of a blob that were sent, those of a
     /// window's earlier blocks included.
     Reply(u32),
     /// The frame holds a DHCPOFFER: send it.
@@ -60,7 +60,7 @@ macro_rules! reasons {
 reasons! {
     /// Why a frame has no answer.
     Drop {
-        /// An ACK that came before, its answer under way.
+        /// A duplicate ACK, whose answer is still in flight.
         TftpDuplicate = "tftp-duplicate",
         /// An ACK of nothing in flight.
         TftpStale = "tftp-stale",

@@ -1,4 +1,4 @@
-//! Back-off: how long whoever tries again waits before it does. Both sides need it, and neither may reach into the other.
+//! Back-off: how long to wait before each retry. Both sides need it, and neither may depend on the other.
 
 use core::time::Duration;
 

@@ -6,8 +6,8 @@
 //! footer: "bhblocks", where the first block begins (u32), how many follow it (u32)
 //! ```
 //!
-//! Numbers are little-endian. The list is part of the file, so it is wherever the image is, and under the same digest.
-//! Half a SHA-256 will do: it only says where to look. docs/decisions/014-delta.md has the reasons.
+//! Numbers are little-endian. The list is part of the file, so it is wherever the image is, and covered by the same
+//! digest. Half a SHA-256 is enough: it only says where to look. docs/decisions/014-delta.md has the reasons.
 
 use alloc::vec::Vec;
 use core::ops::Range;

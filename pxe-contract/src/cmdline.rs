@@ -18,7 +18,7 @@ impl fmt::Display for OpenQuote {
 
 impl core::error::Error for OpenQuote {}
 
-/// The words of a line that a kernel has. It takes what there is: a quote that is not closed goes on to the end.
+/// Splits a kernel's own command line into words. A quote that is not closed extends to the end.
 pub fn words(line: &str) -> Vec<String> {
     split(line, |c| c.is_ascii_whitespace()).0
 }

@@ -43,7 +43,7 @@ pub struct Said {
     /// The kernel's: 0 (emergency) to 7 (debug).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<u8>,
-    /// It goes on in the next one.
+    /// It continues in the next line.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub partial: bool,
     /// Without the end of the line.

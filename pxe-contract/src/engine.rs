@@ -1,4 +1,4 @@
-//! Papers for the Docker engine of a node: `POST /node/engine`. Nothing of it is secret.
+//! Certificates for the Docker engine of a node: `POST /node/engine`. Nothing in it is secret.
 
 use alloc::string::String;
 use core::fmt::Display;

@@ -43,7 +43,7 @@ pub struct HealthCheck {
     pub interval: u64,
     /// A check that takes longer has failed.
     pub timeout: u64,
-    /// Failures do not count for so long, until the first success.
+    /// Failures do not count for this long, until the first success.
     pub start_period: u64,
     /// So many failures in a row.
     pub retries: u32,

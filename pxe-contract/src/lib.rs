@@ -1,9 +1,9 @@
-//! What appliance, node and simulator say to one another, written once: every document, word and path that one of
-//! them writes and another one reads. The loader will be the fourth.
+//! What appliance, node and simulator send one another, defined once: every document, word and path that one of them
+//! writes and another one reads. The loader will be the fourth.
 //!
-//! Shapes only. There is no I/O, no clock and no network here (`no_std` sees to that), and nothing that decides: a side
-//! that writes fills a type in, a side that reads gets the same type. serde gives the documents their JSON; which
-//! library writes it is each side's affair. Two helpers that both sides need live here, too: [`hex`] and [`backoff`].
+//! Data types only. There is no I/O, no clock and no network here (`no_std` ensures that), and nothing that decides:
+//! the writing side fills a type in, the reading side gets the same type. serde defines the documents' JSON; each
+//! side chooses its JSON library. Two helpers that both sides need are here, too: [`hex`] and [`backoff`].
 //!
 //! | written by | what | read by |
 //! | --- | --- | --- |
@@ -19,18 +19,19 @@
 //! # Versions
 //!
 //! Two sides of different versions meet every day. A node goes on running while its appliance is upgraded, so a newer
-//! appliance hears an older node. An image that was added before an upgrade has the older pxe-init in its stage 1, so an
-//! older node reads what a newer appliance writes. After a downgrade it is the other way round. Hence the rules for
-//! changing anything here:
+//! appliance gets requests of an older node. An image that was added before an upgrade has the older pxe-init in its
+//! stage 1, so an older node reads what a newer appliance writes. After a downgrade it is the other way round. Hence
+//! the rules for changing anything here:
 //!
-//! 1. **What a released version wrote can be read for ever**, and means what it meant. A new field is optional: absent
-//!    (`#[serde(default)]`, an `Option`) it means what was so before there was such a field. No field that a released
-//!    reader asks for is left out, renamed or given another meaning; that takes a new field, or a new path.
-//! 2. **Unknown fields and words are passed over**, so that a newer side may say more than an older one understands. Only
-//!    what may be ignored can be said that way.
-//! 3. **Where ignoring would do harm, what is unknown is an error.** That is so of [`storage::Storage`]: it says what is
-//!    written to disks, and half of it is worse than nothing. It is so of values everywhere: an unknown `on-exit`, an
-//!    unknown stage of a report.
+//! 1. **What a released version wrote stays readable for ever**, and keeps its meaning. A new field is optional
+//!    (`#[serde(default)]`, an `Option`): when absent, it means what was so before there was such a field. No field
+//!    that a released reader needs is left out, renamed or given another meaning; that takes a new field, or a new
+//!    path.
+//! 2. **Unknown fields and words are ignored**, so that a newer side may say more than an older one understands. Only
+//!    what may be ignored can be added in that way.
+//! 3. **Where ignoring would do harm, what is unknown is an error.** That holds for [`storage::Storage`], which says
+//!    what is written to disks: half of it would be worse than nothing. It holds for values everywhere: an unknown
+//!    `on-exit`, an unknown stage of a report.
 //! 4. **An error is in words**, and names the field, or the word and what was expected in its place. A node that can't
 //!    read a document says that the two sides are of different versions; an appliance that can't read a request
 //!    answers 400, or 404 where it knows no such path, with a [`failure::ErrorDocument`] whose words the node repeats on

@@ -1,7 +1,7 @@
-//! Paths: of what the appliance makes for loaders and nodes, of a node's requests, and of the files that a node finds in
-//! its initrds.
+//! Paths: of what the appliance generates for loaders and nodes, of a node's requests, and of the files in a node's
+//! initrds.
 //!
-//! A machine's MAC is text in a path. What holds it on either side is that side's type `M`.
+//! A machine's MAC is text in a path. Its type on either side is that side's `M`.
 
 use alloc::borrow::ToOwned as _;
 use alloc::format;
@@ -45,7 +45,7 @@ pub mod file {
     pub const TICKET: &str = "/bridgehead.json";
     /// What the disks are to hold ([`crate::storage::Storage`]), where there is a plan.
     pub const STORAGE: &str = "/storage.json";
-    /// How somebody logs in to a boot that stands still ([`crate::rescue::Login`]), where that is wanted.
+    /// How somebody logs in to a boot that has stopped ([`crate::rescue::Login`]), where that is wanted.
     pub const RESCUE: &str = "/rescue.json";
 
     /// Its name in an archive that is unpacked into the root.

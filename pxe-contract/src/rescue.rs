@@ -1,4 +1,4 @@
-//! Boots that stand still, because they failed or are held: how somebody gets in, and what the node says meanwhile.
+//! Boots that stopped, because they failed or are held: how somebody can log in, and what the node reports meanwhile.
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -21,10 +21,10 @@ pub struct Standing<M> {
     /// Of the SSH server, where there is one: `SHA256:…`, as ssh shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
-    /// Whether somebody has logged in, where there is a server: the password is worth nothing any more.
+    /// Whether somebody has logged in, where there is a server: then the password is no longer valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logged_in: Option<bool>,
-    /// Who stands still.
+    /// The machine that has stopped.
     #[serde(
         with = "crate::text",
         bound(serialize = "M: Display", deserialize = "M: FromStr, M::Err: Display")

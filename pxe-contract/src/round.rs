@@ -1,6 +1,6 @@
-//! Multicast rounds: whether there is one of an image, and how it goes (`POST /carousel/SHA-256`). The answer is 200
-//! with an [`Offer`], or 204 while HTTP is the better way. What a round sends is in [`crate::symbols`];
-//! docs/carousel.md has the whole of it.
+//! Multicast rounds: whether there is one of an image, and what its receivers lack (`POST /carousel/SHA-256`). The
+//! answer is 200 with an [`Offer`], or 204 while HTTP is the better way. The packets of a round are in
+//! [`crate::symbols`]; docs/carousel.md describes it all.
 
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;

@@ -1,8 +1,8 @@
 //! What the appliance tells a node in words of its kernel's command line: `bridgehead.KEY=VALUE`.
 //!
-//! Who the node is and whom it tells how it fares ([`Identity`]) is on the command line itself, so that a node that
-//! lacks everything else can complain. The rest ([`BootSettings`]) is in the machine's own initrd
-//! ([`crate::ticket`]), whose words count before the command line's. docs/node.md has the keys for people.
+//! Who the node is and where it reports to ([`Identity`]) is on the command line itself, so that a node without
+//! anything else can report its failure. The rest ([`BootSettings`]) is in the machine's own initrd
+//! ([`crate::ticket`]), whose words take precedence over the command line's. docs/node.md documents the keys.
 
 use alloc::borrow::ToOwned as _;
 use alloc::format;
@@ -50,7 +50,7 @@ pub struct Identity<M> {
     pub address: Option<(Ipv4Addr, u8)>,
 }
 
-/// A node's part in one boot. What is not said, is as in the default.
+/// A node's settings for one boot. Missing ones have their default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootSettings {
     /// Where packets for other networks go.
@@ -73,7 +73,7 @@ pub struct BootSettings {
     pub restarts: Option<u32>,
     /// How a node whose boot failed can be reached.
     pub on_failure: OnFailure,
-    /// Whether the appliance is told what the workload says.
+    /// Whether the workload's output is sent to the appliance.
     pub logs: bool,
     /// Modules to load before all others.
     pub modules: Vec<String>,
@@ -90,7 +90,7 @@ pub struct Stage2 {
     pub size: u64,
 }
 
-/// What becomes of a boot that failed.
+/// What happens after a boot failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
     /// Shells on the console, and one by SSH.
@@ -116,7 +116,7 @@ pub enum OnExit {
     Stay,
 }
 
-/// All that a node is told.
+/// All of a node's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Where the appliance answers HTTP; none means that no reports are sent.
@@ -133,7 +133,7 @@ pub struct Settings {
     pub boot: BootSettings,
 }
 
-/// Why a node can't make sense of what it is told.
+/// Why a node can't use its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingsError {
     /// There is no such word.

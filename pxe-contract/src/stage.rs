@@ -30,7 +30,7 @@ pub enum Stage {
     Workload,
     /// The boot ended early; the event's `cause` says why.
     Failed,
-    /// No stage: something about the machine that somebody should look at.
+    /// Not a stage: something about the machine that needs attention.
     Warning,
 }
 

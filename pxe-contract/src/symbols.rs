@@ -57,7 +57,7 @@ pub enum Content {
 }
 
 impl Header {
-    /// A packet's header and what follows it; none where it is not one of ours.
+    /// A packet's header and what follows it; `None` where it is not one of ours.
     pub fn parse(packet: &[u8]) -> Option<(Self, &[u8])> {
         let (header, payload) = packet.split_first_chunk::<HEADER>()?;
         let four =
@@ -101,7 +101,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// An image of `len` bytes in symbols of `symbol_size`, so many a block; none where that can't be.
+    /// An image of `len` bytes in symbols of `symbol_size`, so many a block; `None` where that can't be.
     pub fn new(len: u64, symbol_size: u16, block_symbols: u16) -> Option<Self> {
         let block = u64::from(symbol_size) * u64::from(block_symbols);
         let possible = len > 0

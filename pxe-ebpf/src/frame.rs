@@ -1,4 +1,4 @@
-//! The frame under the program: everything that touches packet bytes, for both hooks.
+//! The frame that a program sees: everything that touches packet bytes, for both hooks.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;

@@ -1,7 +1,6 @@
-//! What the hooks can do at all, for `cargo xtask bench limit`: programs that turn an ACK into a
-//! DATA of the same size as the next block's and send it back, and do nothing else. No session is
-//! looked up, no byte of a file copied (the kernel itself fills what a frame grows by with zeros),
-//! no UDP checksum kept, nothing counted.
+//! The limit of the hooks, for `cargo xtask bench limit`: programs that turn an ACK into a DATA of the same size as
+//! the next block's and send it back, and do nothing else. They look up no session, copy no file contents (the kernel
+//! itself fills what a frame grows by with zeros), update no UDP checksum and count nothing.
 //!
 //! An object of its own, and no part of the appliance.
 #![no_std]

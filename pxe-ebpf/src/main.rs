@@ -1,14 +1,14 @@
 //! Bridgehead's kernel programs: one logic at two hooks.
 //!
-//! A frame comes in at the port where it arrived. [`frame`] reads its headers, and [`parts`] says whose it is:
-//! [`dhcp`] answers the machines whose leases the daemon has entered in the [`maps`], [`tftp`] the ACKs of
-//! transfers that it has, and everything else goes on to the network stack unchanged, counted by kind.
+//! A program sees each frame at the port where it arrives. [`frame`] reads its headers, and [`parts`] decides which
+//! part handles it: [`dhcp`] answers the machines whose leases the daemon has entered in the [`maps`], [`tftp`] the
+//! ACKs of transfers that it has entered. Everything else goes on to the network stack unchanged, counted by reason.
 //!
-//! XDP comes first, but can answer only where the driver's buffers have room for a block; tc
-//! answers on every port, and the daemon everything that is rare.
+//! XDP runs first, but can answer only where the driver's buffers have room for a block. tc answers on every port,
+//! and the daemon answers everything that is rare.
 //!
-//! Each hook has three programs, an entry that is attached and two parts that it jumps to: a kernel whose
-//! verifier refuses one of them runs the others, and each has a stack of its own.
+//! Each hook has three programs: an entry, which is attached, and two parts, which it tail-calls. A kernel whose
+//! verifier refuses one of them still runs the others, and each has a stack of its own.
 #![no_std]
 #![no_main]
 // Clippy sees the programs on the host's target, with a stable compiler.

@@ -19,11 +19,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// Of answers that are read whole.
 const ANSWER_MAX: u64 = 64 << 10;
 
-/// What this node is told for this boot, and how it reaches who told it.
+/// This node's settings for this boot, and how it reaches the appliance.
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) settings: Settings,
-    /// By HTTP, until the boot has a session. None means that nobody is told anything.
+    /// By HTTP, until the boot has a session. `None`: nothing is reported.
     pub(crate) appliance: Option<Appliance>,
 }
 

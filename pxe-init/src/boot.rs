@@ -84,7 +84,7 @@ enum BootError {
     Restarts { times: u32, last: Ended },
 }
 
-/// For whoever has to report when nothing else works.
+/// For reports of a boot that fails or panics anywhere.
 static REPORTER: OnceLock<Reporter> = OnceLock::new();
 static TOLD: OnceLock<Told> = OnceLock::new();
 

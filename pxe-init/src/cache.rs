@@ -1,5 +1,6 @@
-//! Images kept on a disk of the node's: on the ext4 file system with the label `bridgehead-cache`,
-//! below `bridgehead/`, by their SHA-256. Nobody is asked for them again; the oldest make room.
+//! Images kept on a disk of the node's: on the ext4 file system with the label `bridgehead-cache`, below
+//! `bridgehead/`, by their SHA-256. They are not fetched again; the least recently used ones are deleted to make
+//! room.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -43,7 +44,7 @@ pub(crate) struct Part {
 }
 
 impl Cache {
-    /// Looks for the file system on all disks. What is wrong with it is said, and nothing is kept then.
+    /// Looks for the file system on all disks. If it is faulty, that is logged, and nothing is cached.
     pub(crate) fn find(modules: Option<&mut Modules>) -> Option<Self> {
         let mut modules = modules;
         if let Some(modules) = &mut modules {

@@ -1,7 +1,7 @@
-//! What the console says, for the appliance: the kernel's messages and our own lines, from the first
-//! on. A thread of its own sends them in batches once there is a network; the boot never waits.
+//! The console's output, for the appliance: the kernel's messages and our own lines, from the first on. A separate
+//! thread sends them in batches once there is a network; the boot never waits for it.
 //!
-//! Until then the kernel's ring holds its messages, and `OWN` ours.
+//! Until then the kernel's messages wait in its ring buffer, and ours in `OWN`.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::lock::Unpoisoned as _;
 use crate::netconsole;
 use crate::ship::{PAUSE, Sender, said};
 
-/// Our own lines that wait at most: without an appliance nobody takes them.
+/// The most of our own lines that are buffered: without an appliance they can't be sent.
 const OWN_MAX: usize = 1024;
 
 /// Whether the console writes what it is given as it is (`output`).

@@ -1,7 +1,7 @@
-//! What a node need not fetch of an image because its disk has an older one: each ends in a list of
-//! its data blocks ([`pxe_contract::blocks`]).
+//! Which blocks of an image a node need not fetch, because an older image on its disk has them: each image ends in a
+//! list of its data blocks ([`pxe_contract::blocks`]).
 //!
-//! No list is trusted. What is put together has the digest that was announced, or is thrown away.
+//! No list is trusted: an assembled image without the announced digest is discarded.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! The Docker engine of a node: before it starts, it gets a key, made here, and a certificate for it. Both are in memory
-//! and gone with this boot.
+//! The Docker engine of a node: before it starts, a key is made for it here, and a certificate requested. Both are in
+//! memory only, for this boot.
 
 use std::fs::File;
 use std::io::{self, Write as _};

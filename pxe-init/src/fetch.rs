@@ -1,5 +1,5 @@
-//! Fetching a file from the appliance: HTTP/1.1 with Range, from where the last connection ended,
-//! for as long as it takes, and hashed as it comes. What an older file has is copied from there.
+//! Fetching a file from the appliance: HTTP/1.1 with Range, resumed where the last connection ended, retried without
+//! limit, and hashed as it arrives. Blocks that an older file has are copied from there.
 
 use std::fmt;
 use std::fs::File;

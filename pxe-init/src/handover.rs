@@ -1,10 +1,8 @@
-//! An image that brings an init of its own, systemd or another, becomes the whole system: its root
-//! takes the place of stage 1's, and its init that of this process, PID 1 (what util-linux calls
-//! `switch_root`).
+//! An image with an init of its own, systemd or another, becomes the whole system: its root replaces that of stage 1,
+//! and its init becomes PID 1 in place of this process (what util-linux calls `switch_root`).
 //!
-//! A process of ours stays behind in stage 1's root: it says that the hand-over worked, which only
-//! someone else can know, and renews the lease of an address that the image's own network
-//! configuration need not know of.
+//! A process of ours stays in stage 1's root: it reports that the hand-over worked, which the replaced process can't,
+//! and renews the lease of an address that the image's own network configuration need not know.
 
 use std::convert::Infallible;
 use std::fs::{self, File};

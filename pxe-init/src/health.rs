@@ -1,5 +1,5 @@
-//! The image's health check (Docker's HEALTHCHECK): a program that says now and then whether the workload is well.
-//! As with Docker it is told and nothing else: no workload is ended for it.
+//! The image's health check (Docker's HEALTHCHECK): a program that is run periodically and says whether the workload
+//! is healthy. As with Docker the state is only reported: no workload is ended for it.
 
 use std::io::Read as _;
 use std::sync::mpsc::{Receiver, sync_channel};

@@ -106,7 +106,7 @@ impl Image {
     pub(crate) fn open_inside(&self, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
         let how =
             OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        // EAGAIN: a rename was under way somewhere (openat2(2)).
+        // EAGAIN: a rename was in progress somewhere (openat2(2)).
         loop {
             match openat2(&self.dir, path, how) {
                 Err(Errno::EAGAIN) => {}

@@ -1,10 +1,9 @@
-//! The first process of a node that Bridgehead booted: from the kernel's hand-over to the running
-//! workload of a Docker image, and what happens when that ends. docs/node.md says what it does and
-//! which command-line keys it takes; [`boot`] is the order of it.
+//! The first process of a node that Bridgehead booted: from the kernel's hand-over to the running workload of a
+//! Docker image, and what happens when that ends. docs/node.md says what it does and which command-line keys it
+//! reads; [`boot`] has the steps in order.
 //!
-//! It lives in the initrd (stage 1), statically linked, next to BusyBox and the kernel's modules.
-//! The image's root file system lies below `/image`, described by `/image.json`; in a boot of two
-//! stages it comes as a SquashFS (`stage2`).
+//! It is in the initrd (stage 1), statically linked, next to BusyBox and the kernel's modules. The image's root file
+//! system is below `/image`, described by `/image.json`; in a boot of two stages it is a SquashFS (`stage2`).
 
 pub mod boot;
 pub mod carousel;

@@ -1,5 +1,5 @@
-//! What a kernel says when it dies, when nothing sends its messages any more: netconsole sends them by itself, from
-//! within the oops, as UDP to the appliance. Everything else goes with the console's lines (`console`).
+//! Messages of a crashing kernel, when no process can send them any more: netconsole sends them to the appliance by
+//! UDP, from within the oops. All other messages are sent as lines of the console (`console`).
 
 use std::ffi::CString;
 use std::fs;

@@ -1,10 +1,9 @@
-//! What the workload says. It has a terminal of its own, a pseudo-terminal whose other end is here: a thread
-//! carries what comes to the console, as the workload wrote it, and keeps its lines for the appliance; what is
-//! typed on the console goes the other way. So programs write by lines, ask for passwords and are
-//! interrupted as on the console itself.
+//! The workload's output. It has a pseudo-terminal whose other end is here: a thread copies the output to the
+//! console, as the workload wrote it, and keeps its lines for the appliance; what is typed on the console goes the
+//! other way. So programs are line-buffered, ask for passwords and are interrupted as on the console itself.
 //!
-//! Neither a console that stands still nor an appliance that is away holds the workload up: what either
-//! does not take in time is dropped, and counted.
+//! Neither a console that blocks nor an appliance that does not answer blocks the workload: output that can't be
+//! delivered in time is dropped, and counted.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -33,7 +32,7 @@ use crate::ship::{PAUSE, Sender, said};
 
 /// A longer line is sent in pieces.
 const LINE_MAX: usize = 1024;
-/// A line that is not finished for so long is sent as far as it is: a prompt, a row of dots.
+/// A line that is not finished for this long is sent as far as it is: a prompt, a row of dots.
 const UNFINISHED: Duration = Duration::from_millis(250);
 /// What a slow console may have before it.
 const CONSOLE_MAX: usize = 256 << 10;

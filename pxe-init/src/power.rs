@@ -1,4 +1,4 @@
-//! The machine's end.
+//! Powering the machine off, and rebooting it.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Reports to the appliance: how far this node is. They are sent in order by a thread of their own,
-//! again and again until the appliance has them, and never hold up the boot.
+//! Reports to the appliance: how far this node is. A separate thread sends them in order, and retries until the
+//! appliance has them; the boot never waits for it.
 
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Reporter {
         self.send(Report { detail: Some(detail), duration, ..self.report(stage) });
     }
 
-    /// The image is there, after so many bytes were fetched in this time.
+    /// The image is there, after this many bytes were fetched in this time.
     pub(crate) fn fetched(&self, detail: impl Into<String>, bytes: u64, took: Duration) {
         let (bytes, duration) = (Some(bytes), Some(took.as_secs_f64()));
         self.send(Report { detail: Some(detail.into()), bytes, duration, ..self.report(Reported::Image) });

@@ -47,10 +47,10 @@ pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, told: &Told, 
     power::end(Power::Reboot, supervisor, reporter)
 }
 
-/// How long a failed boot lasts that nobody can look into.
+/// How long a failed boot waits before it reboots, where nobody can log in.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// A boot that somebody wants to look into, until the appliance says that it is to go on.
+/// A held boot, until the appliance releases it.
 pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, told: &Told) {
     let name = &told.settings.name;
     say!("this boot is held; `bridgehead release {name}` on the appliance lets it go on");

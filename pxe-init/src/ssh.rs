@@ -1,6 +1,5 @@
-//! A way into a node that stands still: dropbear, with a password that is good for one login. Its hash comes with
-//! the boot, in an initrd that only this machine is given; the host key is made here, and the appliance told its
-//! fingerprint.
+//! Login to a node whose boot stopped: dropbear, with a password that is good for one login. Its hash comes in an
+//! initrd that only this machine gets; the host key is made here, and its fingerprint reported to the appliance.
 
 use std::fs;
 use std::io::{self, BufReader, Write as _};
@@ -81,7 +80,7 @@ impl Ssh {
         Ok(Self { host_key, logged_in, server: Pid::from_raw(server.id().cast_signed()) })
     }
 
-    /// Whether somebody did, so that the password is worth nothing any more.
+    /// Whether somebody did, so that the password is no longer valid.
     pub(crate) fn logged_in(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.logged_in)
     }

@@ -1,5 +1,5 @@
-//! The second stage: the image's root file system as one SquashFS, fetched from the appliance or
-//! found on a disk of the node's, and mounted below a layer in memory that takes what is written.
+//! Stage 2: the image's root file system as one SquashFS, fetched from the appliance or found on a disk of the node,
+//! and mounted as the lower layer of an overlay whose upper layer is in memory.
 //!
 //! ```text
 //! /stage2/memory/DIGEST, /stage2/cache/…   the SquashFS, in memory or on a disk

@@ -1,4 +1,4 @@
-//! What the boot's time went into, from this process's first instruction on: for the timeline.
+//! How long each step of the boot took, from this process's first instruction on: for the timeline.
 
 use std::fmt;
 use std::time::{Duration, Instant};

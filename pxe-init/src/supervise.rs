@@ -1,4 +1,4 @@
-//! What only the first process can do: reap every orphan, and hear the signals that ask for an end.
+//! What only the first process can do: reap orphans, and handle the signals that ask for a shutdown.
 
 use std::fmt;
 use std::io;

@@ -18,7 +18,7 @@ use crate::workload::Step;
 
 /// What the child needs on its way.
 pub(crate) struct Entry {
-    /// The namespace of a workload that runs; none for one of its own.
+    /// The namespace of a workload that runs; `None` for one of its own.
     pub(crate) namespace: Option<File>,
     pub(crate) root: CString,
     pub(crate) cwd: CString,

@@ -1,6 +1,6 @@
-//! What the appliance hands to this boot alone, in the machine's own initrd: `/bridgehead.json`, with settings, the
+//! What the appliance gives to this boot alone, in the machine's own initrd: `/bridgehead.json`, with settings, the
 //! CA's certificate and a token. The token is traded once, over TLS, for a certificate of a key that is made here and
-//! never leaves this process; with that the node speaks from then on.
+//! never leaves this process; the node authenticates with it from then on.
 
 use std::fs;
 use std::io;
@@ -28,7 +28,7 @@ use crate::ship::uptime;
 
 const FILE: &str = file::TICKET;
 
-/// The appliance is asked for so long: the token is good for some minutes only.
+/// The appliance is asked for this long: the token is good for some minutes only.
 const PATIENCE: Duration = Duration::from_secs(300);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
@@ -61,7 +61,7 @@ pub(crate) struct Session {
     clock: Clock,
 }
 
-/// Reads the file, and removes it: the token is nobody else's.
+/// Reads the file and removes it, so that nothing else on the node gets the token.
 pub(crate) fn take() -> Result<Ticket, TicketError> {
     let text = fs::read(FILE).map_err(TicketError::Read)?;
     fs::remove_file(FILE).map_err(TicketError::Read)?;
@@ -95,7 +95,7 @@ impl Session {
     }
 }
 
-/// TLS that trusts this CA and nobody else.
+/// TLS that trusts this CA only.
 fn trusting(
     ca: &str,
     clock: Clock,

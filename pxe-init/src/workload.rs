@@ -1,4 +1,4 @@
-//! The image's program: started in the image's root, as its user, on a session of its own.
+//! The image's program: started in the image's root, as its user, in a session of its own.
 
 use std::ffi::CString;
 use std::fs::File;

@@ -10,8 +10,8 @@
 //! busybox, pxe-init                     stage 1's programs
 //! ```
 //!
-//! Every directory is made aside and renamed into place, so that what is there is complete; a
-//! `recipe` file in it says what it was made from, and a changed recipe makes it anew.
+//! Every directory is made under a temporary name and renamed, so that an existing one is complete. A `recipe` file
+//! in it says what it was made from; when the recipe changes, it is made again.
 
 mod docker_node;
 mod kernel;

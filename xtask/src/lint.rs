@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: what a reader would otherwise have to check.
+//! `cargo xtask lint`: rules that a reviewer would otherwise have to check.
 
 mod cycles;
 mod edges;

@@ -1,9 +1,9 @@
 //! What the kernel programs may answer on their own: RFC 2131 section 4.3 for a machine whose
 //! lease the daemon has stored.
 //!
-//! Every request that the lease does not speak for goes on to the daemon: another address or
-//! server (a NAK, a rival), a machine behind somebody else's router. The daemon answers a
-//! covered request with the same bytes to the same place.
+//! Every request that the lease does not cover goes on to the daemon: one for another address or server (a NAK, a
+//! rival), or of a machine behind another router. The daemon would answer a covered request with the same bytes, to
+//! the same destination.
 
 use core::net::Ipv4Addr;
 

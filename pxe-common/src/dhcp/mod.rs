@@ -1,5 +1,5 @@
-//! DHCP (RFC 2131) as far as both paths need it: the requests that machines really send, and
-//! the replies to them.
+//! DHCP (RFC 2131), as far as kernel and daemon share it: the requests that machines really send, and the replies to
+//! them.
 //!
 //! * [`request`]: a packet's bytes to a [`Request`], or the reason to [`Pass`] it on.
 //! * [`firmware`]: who is asking (a NIC's ROM, UEFI, iPXE, an operating system), and what it needs.
@@ -7,9 +7,9 @@
 //! * [`mod@covered`]: which requests a [`Lease`](crate::map::Lease) in the kernel answers, and where
 //!   the reply goes.
 //!
-//! Packets lie in fixed [`Packet`] buffers, twice as long as the longest packet that is handled:
-//! an index masked to [`CAP`] plus any option's length stays inside, which is what lets the
-//! kernel's verifier (and the compiler) accept the code without a check at every byte.
+//! Packets are in fixed [`Packet`] buffers, twice as long as the longest packet that is handled. So an index that is
+//! masked to [`CAP`] stays inside after any option's length is added, and the kernel's verifier (and the compiler)
+//! accept the code without a check at every byte.
 
 pub mod covered;
 pub mod firmware;

@@ -1,10 +1,9 @@
 //! The one builder of replies: what the daemon sends is what the kernel programs send.
 //!
-//! A reply must fit what the client can take: option 57, or the 576 bytes that every client
-//! takes (RFC 2131 section 2). One that does not is [`TooLong`]: the kernel passes the request on,
-//! and the daemon builds again from a grant whose common options it shortened from the end, where
-//! the least needed are. Option overload (52) is not used: `file` and `sname` carry the boot file
-//! for PXE ROMs that read nothing else.
+//! A reply must not be longer than the client accepts: option 57, or the 576 bytes that every client accepts (RFC
+//! 2131 section 2). One that is longer is [`TooLong`]: the kernel passes the request on, and the daemon builds the
+//! reply again from a grant whose common options it shortened from the end, where the least important ones are.
+//! Option overload (52) is not used: `file` and `sname` carry the boot file for PXE ROMs that read nothing else.
 
 use core::fmt::Write as _;
 use core::net::Ipv4Addr;

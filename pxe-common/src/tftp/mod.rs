@@ -1,9 +1,8 @@
 //! TFTP (RFC 1350), with options (RFC 2347), block size (RFC 2348), timeout and transfer size
 //! (RFC 2349) and windows (RFC 7440).
 //!
-//! [`Session`] is the whole of a transfer's logic: an ACK goes in, what to send next comes out.
-//! The kernel programs and the daemon run the same code on the same struct, so either can go on
-//! where the other stopped.
+//! [`Session`] is a transfer's whole logic: an ACK goes in, the blocks to send next come out. The kernel programs and
+//! the daemon run the same code on the same struct, so either can go on where the other stopped.
 
 mod block;
 pub mod packet;

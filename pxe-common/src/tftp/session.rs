@@ -114,8 +114,8 @@ impl Session {
         Step::Send(self.send_from_acked(now_ns))
     }
 
-    /// What was sent and not acknowledged, to be sent again after a timeout; none before the
-    /// first DATA and after the last ACK.
+    /// The blocks that were sent and not acknowledged, to be retransmitted after a timeout; `None` before the first
+    /// DATA and after the last ACK.
     pub fn in_flight(&self) -> Option<Blocks> {
         (self.sent != self.acked).then_some(Blocks { first: self.acked + 1, last: self.sent })
     }

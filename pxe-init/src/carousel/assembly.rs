@@ -1,8 +1,8 @@
-//! Putting an image together from symbols, in the place where it will be.
+//! Assembling an image from symbols, in its final place.
 //!
-//! A symbol that is part of the image is written where it belongs as it comes. Only repairs are kept in
-//! memory, and of a block never more than it lacks. When both together are as many as the block has
-//! symbols, it is solved: what lies in its place is read back, and what is missing is written.
+//! A source symbol is written to its place as it arrives. Only repair symbols are kept in memory, and of a block
+//! never more than it lacks. When a block has as many of both together as it has symbols, it is decoded: its source
+//! symbols are read back, and the missing ones are written.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,10 +1,10 @@
-//! Fetching an image that other machines want at the same time: by multicast while there is a round
-//! for it, by HTTP before, after, and whenever that is better. docs/carousel.md has the whole of it.
+//! Fetching an image that other machines fetch at the same time: by multicast while there is a round for it, by HTTP
+//! before, after, and whenever that is better. docs/carousel.md describes it all.
 //!
-//! The fetch begins by HTTP, and asks the appliance every second whether there is a round
-//! (`rounds`). Then it listens (`round`) and puts the image together (`assembly`). A round that
-//! falls silent, or brings less than HTTP would, is left, and what is missing is fetched. The digest
-//! over the whole decides; should it be wrong, everything is fetched again, by HTTP alone.
+//! The fetch begins by HTTP, and asks the appliance every second whether there is a round (`rounds`). Then it
+//! receives (`round`) and assembles the image (`assembly`). When no packets arrive any more, or fewer than HTTP would
+//! bring, it leaves the round and fetches what is missing. The digest of the whole image decides: if it is wrong,
+//! everything is fetched again, by HTTP alone.
 
 mod assembly;
 mod round;

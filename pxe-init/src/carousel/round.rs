@@ -1,4 +1,4 @@
-//! Listening to a round.
+//! Receiving a round.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -15,10 +15,9 @@ use super::assembly::Assembly;
 use super::rounds::Rounds;
 use crate::fetch::Remote;
 
-/// Without a packet for so long, a round does not reach this machine: a switch looks into IGMP and has
-/// nobody to ask it.
+/// Without a packet for this long, a round does not reach this machine: a switch snoops IGMP and there is no querier.
 const SILENCE: Duration = Duration::from_secs(2);
-/// The same once it did: a sender may be busy, as an appliance may that sends by HTTP.
+/// The same after the first packet: the sender may be busy, as an appliance that sends by HTTP may be.
 const PAUSE: Duration = Duration::from_secs(5);
 /// What a round brings is compared with HTTP over so long.
 const JUDGED_EVERY: Duration = Duration::from_secs(5);

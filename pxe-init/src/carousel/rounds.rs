@@ -1,4 +1,4 @@
-//! What is said to the appliance: is there a round, and this is what I lack.
+//! Requests to the appliance: whether there is a round, and which symbols this node lacks.
 
 use pxe_contract::paths;
 use pxe_contract::round::{Offer, Reception};

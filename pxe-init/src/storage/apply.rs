@@ -1,5 +1,5 @@
-//! Takes the planner's steps: the partitioning, RAID, encryption and file system tools, each told
-//! the identity that it is to write.
+//! Performs the planner's steps with the partitioning, RAID, encryption and file system tools. Each is told the UUID
+//! that it is to write.
 
 use std::collections::BTreeSet;
 use std::io;

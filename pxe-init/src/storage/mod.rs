@@ -1,5 +1,5 @@
-//! The node's disks, as its profile's storage plan wants them: docs/storage.md. [`plan`] decides, `probe`
-//! looks, `apply` does; a step at a time, until every volume is mounted below the image's root.
+//! The node's disks, as its profile's storage plan wants them: docs/storage.md. [`plan`] decides, `probe` examines
+//! the disks, `apply` performs; step by step, until every volume is mounted below the image's root.
 
 mod apply;
 pub(crate) mod keys;

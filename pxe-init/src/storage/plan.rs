@@ -1,11 +1,12 @@
-//! From a declared plan and what the disks hold now to the next steps, or to why there are none. Pure.
+//! From a declared plan and the present contents of the disks to the next steps, or to the reason why there are none.
+//! Pure.
 //!
-//! What lies below a layer that is not open yet can't be seen, so [`plan`] is asked again after its
-//! steps were taken, until it has no more. Everything that a plan makes carries an identity which the
-//! appliance chose for this node; that, and never a name or a place, is how it is known again.
+//! The contents of a layer that is not open yet can't be seen, so [`plan`] is called again after its steps were
+//! performed, until there are no more. Everything that a plan creates carries a UUID that the appliance chose for
+//! this node. By that, and never by a name or a path, it is recognised.
 //!
-//! The rule that all of this serves: what was not made by the plan is never written over, unless
-//! the plan says `wipe = "always"` and names the disk's serial.
+//! The rule behind all of this: what the plan did not create is never overwritten, unless the plan says
+//! `wipe = "always"` and names the disk's serial.
 
 use pxe_contract::storage::{DiskKind, DiskSet, Format, Storage, Volume, Wipe};
 

@@ -1,5 +1,5 @@
-//! What the node's disks hold now: devices from sysfs, signatures from util-linux's blkid, and for what
-//! has none whether it is all zeros.
+//! The present contents of the node's disks: devices from sysfs, signatures from util-linux's blkid, and where there
+//! is none, whether it is all zeros.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! Runs the tools of the storage initrd, and keeps what they say for when they fail.
+//! Runs the tools of the storage initrd, and keeps their output for the case that they fail.
 
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! What nodes' consoles and workloads said: taken from them, and told to who asks.
+//! The output of nodes' consoles and workloads: received from nodes, and served to clients of the API.
 
 use axum::Json;
 use axum::body::Body;

@@ -37,7 +37,7 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boots: Option<Wave>,
     pub pacing: Pacing,
-    /// What somebody should look at, in words. Empty when all is well.
+    /// Alerts, in words. Empty when all is well.
     pub alerts: Vec<String>,
     /// Running totals since the start, by kebab-case name.
     pub counters: BTreeMap<String, u64>,
@@ -114,7 +114,7 @@ pub struct Profile {
     pub problem: Option<String>,
 }
 
-/// How to get into a machine whose boot stands still.
+/// How to get into a machine whose boot has stopped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct WayIn {

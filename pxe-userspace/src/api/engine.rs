@@ -1,5 +1,5 @@
-//! Papers for the Docker engine of a node: a certificate for the key that the node made at this boot, and the authority
-//! whose clients the engine is to obey. Nothing of it is secret.
+//! Certificates for the Docker engine of a node: one for the key that the node made at this boot, and that of the CA
+//! whose clients the engine is to obey. Nothing in it is secret.
 
 use axum::Json;
 use axum::extract::{FromRequest as _, Request, State};

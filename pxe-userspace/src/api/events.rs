@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{ApiState, Failure, Kind};
 use crate::machines::timeline::{Event, Timeline};
 
-/// Rows of one query: memory is bounded however long the timeline.
+/// Rows of one query, so that memory is bounded, however long the timeline is.
 const PAGE: usize = 512;
 
 /// How long the timeline's writer may take to have an event on disk, before the reader goes on

@@ -1,4 +1,4 @@
-//! Stopping machines in stage 1, and letting them go on; and those that stopped because their boot failed.
+//! Holding machines in stage 1 and releasing them; also those that stopped because their boot failed.
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};

@@ -1,16 +1,16 @@
 //! Accepting and ending connections.
 //!
-//! GRUB is why this is not `axum::serve`. It uses the TCP ports 21550, 21551, … again after every
-//! boot, with sequence numbers that start at its clock, and leaves connections without a FIN when
-//! it jumps into a kernel. A connection of the last boot that we still hold then answers the next
-//! boot's SYN with a challenge ACK (RFC 5961 section 4), and GRUB times out. So:
+//! GRUB is why this is not `axum::serve`. After every boot it uses the same TCP ports 21550, 21551, …, with sequence
+//! numbers that start at its clock, and it leaves connections open without a FIN when it jumps into a kernel. A
+//! connection of the last boot that we still hold then answers the next boot's SYN with a challenge ACK (RFC 5961
+//! section 4), and GRUB times out. So:
 //!
-//! - [`Connections::forget`] resets all connections of a machine, which the daemon calls at its
-//!   DISCOVER: a machine that asks for an address has forgotten them itself.
-//! - We don't close first where the client would: that would leave TIME_WAIT for a minute, with
-//!   the same effect, and a socket in that state is out of our hands.
-//! - A connection that idles is half-closed, but kept in sight until the client has closed, too:
-//!   left to the kernel in FIN_WAIT2, it could not be forgotten.
+//! - [`Connections::forget`] resets all connections of a machine. The daemon calls it at the machine's DISCOVER: a
+//!   machine that asks for an address has forgotten its connections.
+//! - We don't close first where the client would: that would leave TIME_WAIT for a minute, with the same effect, and
+//!   a socket in that state can't be reset.
+//! - An idle connection is half-closed, but kept until the client has closed it, too: left to the kernel in
+//!   FIN_WAIT2, it could not be reset.
 
 use std::collections::HashMap;
 use std::io;
@@ -38,7 +38,7 @@ use tower_service::Service as _;
 
 use crate::base::lock::Unpoisoned as _;
 
-/// Without a request for so long, a connection is half-closed.
+/// Without a request for this long, a connection is half-closed.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The same of nodes. GRUB opens all initrds, and closes them when the last is loaded: a connection that we had
@@ -48,7 +48,7 @@ const NODE_IDLE: Duration = Duration::from_secs(15 * 60);
 /// After that, the client has so long to close its half.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Data that is not acknowledged for so long: the client is gone.
+/// Data that is not acknowledged for this long: the client is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// Connections that a node may have at a time; GRUB has two. One that sends a byte an hour on each
@@ -84,7 +84,7 @@ impl Connections {
         Self(Arc::new(Mutex::new(Open { per_peer, idle, next: 0, by_peer: HashMap::new() })))
     }
 
-    /// Resets every connection from `peer`. It has started anew, and will use its ports again.
+    /// Resets every connection from `peer`. It has restarted, and will use its ports again.
     pub fn forget(&self, peer: IpAddr) {
         for forgotten in self.open().by_peer.get(&peer).into_iter().flat_map(HashMap::values) {
             forgotten.cancel();

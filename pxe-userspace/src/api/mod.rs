@@ -1,8 +1,8 @@
 //! The daemon's HTTP side: the JSON API, metrics and a page for people on one listener; files and
 //! reports for nodes on another, on the bridge's own address.
 //!
-//! What the rest of the daemon has to offer comes in through two ports, [`Appliance`] and
-//! [`Images`]; the documents that go out are in [`documents`].
+//! The rest of the daemon is reached through two traits, [`Appliance`] and [`Images`]; the documents of the answers
+//! are in [`documents`].
 
 mod carousel;
 pub mod client;
@@ -61,18 +61,17 @@ pub use failure::{Failure, Kind};
 pub use listener::{Connections, PER_NODE, serve, serve_tls};
 pub use metrics::{KernelMeasures, Measures};
 
-/// What the daemon says of itself. Methods may read from disk: they are called where that blocks
-/// nobody.
+/// The daemon's state and its reload. Methods may read from disk: they are called where that blocks nobody.
 pub trait Appliance: Send + Sync + 'static {
     fn status(&self) -> Status;
-    /// What `/metrics` says of it.
+    /// The numbers behind `/metrics`.
     fn measures(&self) -> Measures;
     fn leases(&self) -> Result<Vec<Lease>, Failure>;
-    /// What is below the files root.
+    /// The files below the files root.
     fn files(&self) -> Result<Vec<FileEntry>, Failure>;
     fn profiles(&self) -> Vec<Profile>;
     fn workloads(&self) -> Vec<Workload>;
-    /// Starts a packet trace, whose pieces are received.
+    /// Starts a packet trace, which arrives in pieces.
     fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError>;
     /// Applies a changed configuration file.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>>;
@@ -81,18 +80,18 @@ pub trait Appliance: Send + Sync + 'static {
 /// The store of imported images.
 pub trait Images: Send + Sync + 'static {
     fn list(&self) -> Result<Vec<Image>, Failure>;
-    /// Brings an image in; steps go to `progress`, whose receiver may be gone.
+    /// Imports an image; its steps are sent to `progress`, whose receiver may have been dropped.
     fn add(
         &self,
         source: ImageSource,
         progress: mpsc::Sender<Progress>,
     ) -> BoxFuture<'_, Result<Image, Failure>>;
     fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>>;
-    /// Deletes what nothing refers to.
+    /// Deletes blobs that nothing refers to.
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>>;
     fn kernels(&self) -> KernelList;
     fn add_kernel(&self, new: NewKernel) -> BoxFuture<'_, Result<KernelRecord, Failure>>;
-    /// The one for images without; none is the stock one.
+    /// Sets the kernel for images without their own; `None` is the stock one.
     fn default_kernel(&self, name: Option<&str>) -> Result<(), Failure>;
     fn remove_kernel(&self, name: &str) -> Result<(), Failure>;
 }
@@ -104,7 +103,7 @@ pub struct BootState {
     pub machines: Machines,
     pub timeline: Timeline,
     pub consoles: Consoles,
-    /// What their workloads said.
+    /// The output of their workloads.
     pub logs: Consoles,
     pub holds: Holds,
     pub rescues: Rescues,

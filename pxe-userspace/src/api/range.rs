@@ -23,7 +23,7 @@ impl Wanted {
         }
         let Some((first, last)) = range.trim().split_once('-') else { return Self::Whole };
         match (position(first), position(last)) {
-            // The last so many bytes.
+            // The last bytes, this many of them.
             (None, Some(suffix)) if first.is_empty() => match suffix.min(len) {
                 0 => Self::Unsatisfiable,
                 suffix => Self::Part(len - suffix..len),

@@ -1,4 +1,4 @@
-//! What a node's init says of its boot.
+//! Reports of a node's init on its boot.
 
 use std::time::Duration;
 

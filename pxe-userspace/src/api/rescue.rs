@@ -1,4 +1,4 @@
-//! The way into a machine whose boot stands still. This answer is the only place that has its password.
+//! How to log in to a machine whose boot stopped. This answer is the only place that has the password.
 
 use axum::Json;
 use axum::extract::{Path, State};

@@ -1,4 +1,4 @@
-//! Sessions of nodes: who speaks on a connection, and the certificate that a boot gets for its token.
+//! Sessions of nodes: whom a connection authenticates, and the certificate that a boot gets for its token.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

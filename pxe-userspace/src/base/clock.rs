@@ -1,4 +1,4 @@
-//! The clock that leases in the kernel end by.
+//! The clock by which leases in the kernel expire.
 
 use nix::time::{ClockId, clock_gettime};
 

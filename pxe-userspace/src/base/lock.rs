@@ -1,9 +1,9 @@
 //! Locks whose poison is ignored.
 //!
-//! A lock is poisoned when a thread panics while it holds it. Here that is a bug in one request or one task, which ends
-//! with it, and the daemon goes on for everybody else: a second panic at the next lock would take all of them down. What
-//! the locks guard stays usable, since it is changed by whole steps: an entry is put in, replaced or removed, and
-//! nothing is left half done in between. Whoever needs more than one step to be seen as one must not panic on the way.
+//! A lock is poisoned when a thread panics while holding it. Here that is a bug in one request or one task, which
+//! ends with it, and the daemon goes on for everybody else: another panic at the next `lock()` would take all of them
+//! down. The data stays usable, because each change is one step: an entry is inserted, replaced or removed. Code that
+//! needs several steps to appear as one must not panic between them.
 
 use std::sync::LockResult;
 

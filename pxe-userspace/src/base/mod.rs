@@ -1,4 +1,4 @@
-//! What any room may use, and what knows of no room.
+//! What every module may use, and what uses none of them.
 
 pub(crate) mod clock;
 pub(crate) mod lock;

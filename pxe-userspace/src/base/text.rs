@@ -71,7 +71,7 @@ pub fn percent(text: &str, also: &str) -> String {
     })
 }
 
-/// Without control characters: what others wrote goes onto terminals and into files of lines.
+/// Without control characters, because the text is printed on terminals and written to files of lines.
 pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and the commands that ask a running daemon.
+//! The command line: its arguments, and the commands that ask a running daemon.
 
 mod debug;
 mod kernel;

@@ -1,4 +1,4 @@
-//! What the programs did, as they tell it.
+//! What the programs report that they did.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -34,7 +34,7 @@ pub struct Sinks {
 /// because it had done so just before.
 const FOLLOW: Duration = Duration::from_nanos(2 * WAKES_EVERY_NS);
 
-/// How often it is said how far the events go.
+/// How often the time up to which events were read is reported.
 pub(super) const HEARD_EVERY: Duration = Duration::from_secs(5);
 
 /// A program reads the clock before it decides and tells what it did afterwards; far less lies

@@ -1,13 +1,13 @@
 //! The kernel's side of the appliance, and the only place with aya's types.
 //!
-//! [`Dataplane::load`] hands the embedded programs to the kernel, [`Dataplane::attach`] puts them
-//! on the bridge's ports, and as [`FastPath`] it takes transfers over from the TFTP server: the
-//! blob goes into the block map, then the session into the session map. As [`LeaseMap`] it takes
-//! machines over from the DHCP server. What the programs did comes out as [`Events`].
+//! [`Dataplane::load`] loads the embedded programs, [`Dataplane::attach`] attaches them to the bridge's ports. As
+//! [`FastPath`] it takes transfers over from the TFTP server: first the blob is published in the block map, then the
+//! session entered in the session map. As [`LeaseMap`] it enters the leases that the DHCP server grants. What the
+//! programs did is received as [`Events`].
 //!
-//! Links, maps and programs go when the `Dataplane` is dropped. With [`Pins`] they stay instead, until
-//! [`remove_left`]: when the daemon is killed the kernel goes on with what it has, and the next daemon
-//! takes over maps, sessions and links.
+//! Links, maps and programs are removed when the `Dataplane` is dropped. With [`Pins`] they stay until
+//! [`remove_left`]: when the daemon is killed, the programs go on with their grants, and the next daemon takes over
+//! maps, sessions and links.
 
 mod chunks;
 mod counters;

@@ -1,4 +1,4 @@
-//! What goes on when the daemon is killed: maps and links, pinned on a bpffs.
+//! What stays when the daemon is killed: maps and links, pinned on a bpffs.
 //!
 //! ```text
 //! /sys/fs/bpf/bridgehead-HASH/    the hash of the state directory's path

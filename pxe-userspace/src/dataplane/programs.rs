@@ -1,5 +1,5 @@
-//! The programs of both hooks. Each is handed to the kernel by itself: what the verifier of some kernel refuses
-//! costs no more than it has to, and is told in the verifier's own words.
+//! The programs of both hooks. Each is loaded by itself: when a kernel's verifier refuses one, only what that one
+//! answers is lost, and the verifier's own words are reported.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Blobs in the block map: which are there, and when they go.
+//! Blobs in the block map: which are published, and when they are removed.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,14 +16,14 @@ use crate::serve::tftp::{Declined, Note};
 /// Lets arrays of any length stand where the programs' declaration has one entry (linux/bpf.h).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// Publishing reads a whole blob, and a map of maps makes each change wait for the programs that
-/// run. So nothing waits for a lock meanwhile but who wants the same blob.
+/// Publishing reads a whole blob, and each change of a map of maps waits for the programs that are running. So no
+/// lock is held meanwhile, except the one of the blob itself.
 pub(super) struct Blobs {
     shelf: Mutex<Shelf>,
     maps: Mutex<Maps>,
 }
 
-/// What is there, or on its way.
+/// What is published, or being published.
 struct Shelf {
     published: HashMap<BlobKey, Entry>,
     uses: u64,
@@ -107,7 +107,7 @@ impl Blobs {
         granted
     }
 
-    /// The grant of a session that a killed daemon made, and the blob as the kernel has it; none when
+    /// The grant of a session that a killed daemon made, and the blob as the kernel has it; `None` when
     /// it is gone.
     pub(super) fn regrant(&self, session: &map::Session, note: &Note) -> Option<(Grant, Blob)> {
         let maps = lock(&self.maps);
@@ -162,13 +162,13 @@ impl Blobs {
         lock(&self.shelf).published.values().map(|e| e.bytes).sum()
     }
 
-    /// Whether more than may be kept is used by nobody.
+    /// Whether the unused blobs exceed what may be kept.
     pub(super) fn has_excess(&self) -> bool {
         let shelf = lock(&self.shelf);
         shelf.unused().map(|(_, entry)| entry.memory).sum::<u64>() > shelf.limits.unused
     }
 
-    /// Retracts what is unused and more than may be kept. Waits for the programs that run.
+    /// Retracts unused blobs beyond what may be kept. Waits for the programs that are running.
     pub(super) fn retract_excess(&self) {
         let gone = lock(&self.shelf).make_room(0);
         self.retract(gone);

@@ -1,4 +1,4 @@
-//! What happens to machines: one entry of the timeline, as it is told, stored and shown.
+//! What happens to machines: one entry of the timeline, as it is recorded, stored and shown.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct Event {
     /// Who asked for an address.
     #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
     pub firmware: Option<Firmware>,
-    /// Why a boot failed, or what there is to warn of, in words.
+    /// Why a boot failed, or the warning, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// Told after the machine had said itself that it is further. It leaves the machine where it is.
@@ -106,7 +106,7 @@ impl Happened {
         Self { cause: Some(cause.into()), ..Self::new(who, Stage::Failed) }
     }
 
-    /// What somebody should look at; it leaves the machine at its stage.
+    /// Something that needs attention; it leaves the machine at its stage.
     pub fn warning(who: Who, cause: impl Into<String>) -> Self {
         Self { cause: Some(cause.into()), ..Self::new(who, Stage::Warning) }
     }

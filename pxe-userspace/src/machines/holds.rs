@@ -49,7 +49,7 @@ impl Holds {
         held
     }
 
-    /// The machine boots anew: a hold for one boot is over when that boot was held. Waits for nothing.
+    /// The machine reboots: a hold for one boot is over when that boot was held. Waits for nothing.
     pub fn restarted(&self, mac: Mac) {
         let change = self.change(mac, |hold| hold.filter(|hold| *hold != Hold::Reached));
         drop(change);

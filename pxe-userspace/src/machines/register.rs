@@ -14,8 +14,8 @@ use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
 use crate::config::Config;
 
-/// Machines that are remembered. More is no rack but somebody making up MAC addresses; those that
-/// are declared or hold an address count, and are never forgotten.
+/// The most machines that are remembered. More are not a rack, but somebody who makes up MAC addresses. Machines that
+/// are declared or hold an address count, but are never forgotten.
 const MACHINES_MAX: usize = 8192;
 
 /// What is known of one machine.
@@ -30,16 +30,16 @@ pub struct Machine {
     pub address: Option<Ipv4Addr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// Where its last boot stands; none when it was declared and never seen.
+    /// The stage of its last boot; `None` when it was declared and never seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
-    /// The file of its boot that it fetches just now, by TFTP.
+    /// The file of its boot that it is fetching by TFTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fetching: Option<Fetching>,
-    /// It waits for an address: so many others are before it, and the links carry no more boots at a time.
+    /// It waits for an address, because the links carry no more boots at a time: the number of machines before it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub waiting: Option<usize>,
     /// In how many stages its last boot loads an image.
@@ -62,7 +62,7 @@ pub struct Machine {
 pub enum Hold {
     /// The next one.
     Once,
-    /// That one has stopped; the one after it won't.
+    /// That boot has stopped; the one after it won't.
     Reached,
     UntilReleased,
 }
@@ -72,12 +72,12 @@ pub enum Hold {
 #[serde(rename_all = "kebab-case")]
 pub struct Fetching {
     pub path: String,
-    /// How much of it the machine has, renewed at each quarter.
+    /// How much of it the machine has, updated at each quarter.
     pub percent: u8,
 }
 
 impl Machine {
-    /// A machine of which nothing but the MAC is known.
+    /// A machine of which only the MAC is known.
     pub fn new(mac: Mac) -> Self {
         Self {
             name: None,
@@ -129,7 +129,7 @@ impl Machines {
         machines
     }
 
-    /// Takes over names and profiles from a configuration, also a changed one.
+    /// Applies names and profiles of a configuration, also of a changed one.
     pub fn declare(&self, config: &Config) {
         let mut register = self.write();
         for node in &config.nodes {
@@ -163,7 +163,7 @@ impl Machines {
         all
     }
 
-    /// How many there are at each stage of their last boot; none for those that have not booted.
+    /// How many there are at each stage of their last boot; `None` for those that have not booted.
     pub fn count_by_stage(&self) -> BTreeMap<Option<Stage>, u64> {
         let mut counts = BTreeMap::new();
         for machine in self.read().by_mac.values() {
@@ -172,7 +172,7 @@ impl Machines {
         counts
     }
 
-    /// Those of which something was seen since then, in no order.
+    /// Those that were seen since then, in no order.
     pub fn seen_since(&self, since: Timestamp) -> Vec<Machine> {
         let register = self.read();
         register.by_mac.values().filter(|m| m.since.is_some_and(|seen| seen >= since)).cloned().collect()
@@ -197,7 +197,7 @@ impl Machines {
         }
     }
 
-    /// What the machine's requests say of it; `profile` is the one it would boot.
+    /// Records what the machine's requests say about it; `profile` is the one it would boot.
     pub fn described(
         &self,
         mac: Mac,
@@ -235,13 +235,13 @@ impl Machines {
         self.write().machine(mac).waiting = Some(before);
     }
 
-    /// How far the file is that the machine fetches; nothing when it fetches none.
+    /// Records the progress of the file that the machine fetches; `None` when it fetches none.
     pub fn fetching(&self, mac: Mac, fetching: Option<Fetching>) {
         self.write().machine(mac).fetching = fetching;
     }
 
-    /// Changes whether the machine is to be held. `then` is given what it was changed to, if it was, before anybody
-    /// else may change it.
+    /// Changes whether the machine is to be held. When it was changed, `then` gets the new value before anybody else
+    /// can change it.
     pub fn change_hold<T>(
         &self,
         mac: Mac,

@@ -1,5 +1,5 @@
-//! Ways into machines whose boot stands still: a password for each boot, whose hash goes to the machine, and what the
-//! machine says of its SSH server. In memory only: a daemon that starts anew has no passwords of boots before.
+//! Logins to machines whose boot stopped: a password for each boot, whose hash the machine gets, and what the machine
+//! reports of its SSH server. In memory only: after a restart the daemon has no passwords of earlier boots.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,7 +33,7 @@ struct Rescue {
     released: bool,
 }
 
-/// A machine that stands still and has an SSH server.
+/// A machine that has stopped and has an SSH server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stands {
     pub host_key: String,
@@ -49,7 +49,7 @@ pub struct WayIn {
 }
 
 impl Rescues {
-    /// `/rescue.json` for a boot of this machine, the same until it boots anew.
+    /// `/rescue.json` for a boot of this machine, the same until it reboots.
     pub fn document(&self, mac: Mac, now: Timestamp) -> String {
         let mut rescues = self.rescues();
         if rescues.get(&mac).is_none_or(|rescue| rescue.restarted) {
@@ -67,7 +67,7 @@ impl Rescues {
         serde_json::to_string(&login).expect("it has only text keys")
     }
 
-    /// The machine says that it stands still; with an SSH server whose key is `host_key`, and whether somebody
+    /// The machine says that it has stopped; with an SSH server whose key is `host_key`, and whether somebody
     /// has logged in. Whether it is to stay so, as far as this knows.
     pub fn stands(&self, mac: Mac, host_key: Option<String>, logged_in: bool, now: Timestamp) -> bool {
         let mut rescues = self.rescues();
@@ -81,7 +81,7 @@ impl Rescues {
         !std::mem::take(&mut rescue.released)
     }
 
-    /// How to get into a machine that stands still.
+    /// How to get into a machine that has stopped.
     pub fn way_in(&self, mac: Mac) -> Option<WayIn> {
         let rescues = self.rescues();
         let rescue = rescues.get(&mac)?;
@@ -94,7 +94,7 @@ impl Rescues {
         self.rescues().entry(mac).or_insert_with(|| Rescue::without_password(now)).released = true;
     }
 
-    /// The machine boots anew.
+    /// The machine reboots.
     pub fn restarted(&self, mac: Mac) {
         if let Some(rescue) = self.rescues().get_mut(&mac) {
             rescue.restarted = true;

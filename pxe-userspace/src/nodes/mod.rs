@@ -1,4 +1,4 @@
-//! What runs on machines afterwards, and whom it believes.
+//! What runs on machines after their boot, and how they and the appliance authenticate each other.
 
 pub mod engine;
 pub mod trust;

@@ -1,9 +1,9 @@
-//! Which kernel each machine came up with last, and how a new one fares: one that does not get a machine
-//! to stage 1 twice is not sent to it a third time, if there is one that did. Kept in the store.
+//! Which kernel each machine came up with last, and how a new one does: one with which a machine failed twice to
+//! reach stage 1 is not sent to it a third time, if there is one that worked. Kept in the store.
 //!
-//! The witnesses are what the machine asks for. Its loader asks for a configuration, then for the kernel;
-//! whoever asks for a configuration again, after it was sent the kernel and without a word from stage 1,
-//! has failed with it. So it makes no difference whether firmware starts anew or GRUB goes back to its loop.
+//! The evidence is the machine's requests. Its loader asks for a configuration, then for the kernel; a machine that
+//! asks for a configuration again, after it was sent the kernel and without a report from stage 1, has failed with
+//! it. So it makes no difference whether the firmware restarts or GRUB goes back to its loop.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +18,7 @@ use crate::store::{Change, Document, ReadError, Store};
 /// As often as a machine is sent a kernel that it does not come up with.
 const CHANCES: u8 = 2;
 
-/// What is known of one machine.
+/// The history of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct History {
@@ -90,7 +90,7 @@ struct Inner {
 }
 
 impl Trials {
-    /// Goes on with the trials of the store.
+    /// Continues the stored trials.
     pub fn open(store: Store) -> Result<Self, ReadError> {
         let rows = store.reader().documents(Document::KernelTrial)?;
         let machines = rows.into_iter().filter_map(|(mac, history)| {

@@ -1,11 +1,12 @@
-//! What outlives the daemon: one database, with one writer and readers beside it.
+//! State that outlives the daemon: one database, with one writer and several readers.
 //!
-//! Nobody here knows what a row means; its owner does. Owners hand over [`Change`]s, which are written in the order in
-//! which they were handed over, whoever they came from. Whatever has queued while the disk was busy is one transaction
-//! (group commit): a disk that takes 1 s for a commit holds each owner up for 2 s at most, and not for one after
-//! another. Who must know that a change survives a power cut waits for its [`Pending`]; nobody else waits at all.
+//! Only a row's owner knows what it means. Owners submit [`Change`]s, which are written in the order of submission,
+//! whoever they come from. Changes that queued while the disk was busy are one transaction (group commit): a disk
+//! that takes 1 s for a commit delays each owner by 2 s at most. An owner that has to know that a change survives a
+//! power cut waits for its [`Pending`]; nobody else waits.
 //!
-//! [`Engine`] is what a database must do. SQLite's is [`sqlite`], and nothing above this module names it.
+//! [`Engine`] is what a database must do. [`sqlite`] is the one that there is, and nothing above this module names
+//! it.
 
 mod engine;
 mod rows;

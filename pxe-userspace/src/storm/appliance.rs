@@ -54,7 +54,7 @@ impl Appliance {
         Ok(machine.profile)
     }
 
-    /// Addresses for our machines; none where the daemon hands out none.
+    /// Addresses for our machines; `None` where the daemon hands out none.
     pub(super) fn free_addresses(&self) -> Result<Option<u32>, StormError> {
         let Some([first, last]) = self.status.pool else { return Ok(None) };
         let leases: Vec<Lease> = self.client.document(self.client.get("/api/leases")?)?;

@@ -1,10 +1,9 @@
 //! A cable into a bridge of this host: a veth pair, one end a port of the bridge, the other in a
 //! network namespace of its own.
 //!
-//! That namespace has no name and lives with the socket in it. When the simulator ends, however it
-//! ends, the kernel removes the namespace, and with it both ends of the cable; [`Cable`] only does so at
-//! once. And nothing else of the host's (NetworkManager, DHCP clients, IPv6) finds the end that the
-//! machines hang on.
+//! That namespace has no name and lives as long as the socket in it. When the simulator ends, however it ends, the
+//! kernel removes the namespace, and with it both ends of the cable; [`Cable`] only does that sooner. And nothing
+//! else on the host (NetworkManager, DHCP clients, IPv6) touches the machines' end.
 
 use std::fs::File;
 use std::future::Future;

@@ -1,9 +1,9 @@
 //! What files must contain.
 //!
-//! A path that names its contents (`boot/SHA256/…`) is held to that digest. The first machine that
-//! loads a file keeps it, and it is hashed then; everybody else's bytes are compared with what that
-//! one got, block by block as they come, which costs a hundredth of hashing them again. Files whose
-//! path names no digest are at least the same for all.
+//! A path that names its contents (`boot/SHA256/…`) is verified against that digest. The first machine that loads a
+//! file keeps it, and it is hashed; the bytes of all others are compared with that copy, block by block as they
+//! arrive, which costs a hundredth of hashing them again. Files whose path has no digest must at least be the same
+//! for all.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -31,7 +31,7 @@ pub(super) struct Habits {
 /// Which offer is taken, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Offers {
-    /// Whatever comes, they are collected for so many milliseconds after each DISCOVER.
+    /// Whatever comes, they are collected for this many milliseconds after each DISCOVER.
     Collected(u32),
     /// One that says all a PXE client needs at once, any other at the next wait's end.
     FirstComplete,

@@ -16,7 +16,7 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 use super::contents::Sink;
 use super::link::{Frames, Link, MS};
 
-/// An answer that does not get on for so long is given up.
+/// An answer without progress for this long is given up.
 const PATIENCE: u64 = 30_000 * MS;
 
 /// What is not read yet; more than the bandwidth-delay product of a boot segment.

@@ -1,5 +1,4 @@
-//! What every simulated machine has of a network stack: Ethernet, ARP and UDP, and the patience to
-//! send something again.
+//! The network stack of a simulated machine: Ethernet, ARP and UDP, and retransmission.
 
 use std::net::Ipv4Addr;
 
@@ -41,7 +40,7 @@ impl Frames {
 pub(super) struct Tally {
     /// Bytes of files.
     pub(super) bytes: u64,
-    /// Packets that were sent again because no answer came.
+    /// Packets that were retransmitted because no answer came.
     pub(super) retries: u64,
     /// Those of them that no simulated loss explains.
     pub(super) unexplained: u64,
@@ -74,7 +73,7 @@ impl Link {
         self.bereft = false;
     }
 
-    /// Something is sent again.
+    /// Something is retransmitted.
     pub(super) fn retried(&mut self) {
         self.tally.retries += 1;
         self.tally.unexplained += u64::from(!self.bereft);
@@ -185,7 +184,7 @@ impl Retry {
         self.sent + 1
     }
 
-    /// The wait is over: true when it is to be sent again, false when that was the last time.
+    /// The wait is over: true for a retransmission, false when there was the last one.
     pub(super) fn again(&mut self, now: u64) -> bool {
         self.sent += 1;
         match self.waits.get(self.sent) {

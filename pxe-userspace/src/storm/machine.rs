@@ -80,7 +80,7 @@ enum Software {
     Grub(Grub),
     /// iPXE's script, or the file of it with this number.
     Script(Files),
-    /// Linux, with so many reports sent.
+    /// Linux, with this many reports sent.
     Linux(SocketAddrV4, usize),
 }
 

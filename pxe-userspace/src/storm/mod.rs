@@ -1,7 +1,7 @@
 //! `bridgehead storm`: a thousand machines are powered on before the user's own appliance.
 //!
-//! Nothing here is the server's code: the machines have their own DHCP, TFTP and HTTP clients, and
-//! behave as their `firmware` does, its options, timers and give-up included.
+//! The machines have DHCP, TFTP and HTTP clients of their own, which share only the packet formats of `pxe-common`
+//! with the server. They behave as their `firmware` does, including its options, its timers and when it gives up.
 //!
 //! Read it in this order: `firmware` (what each kind does), `dhcp`, `tftp` and `http` (one
 //! client each, pure), `machine` (a boot from power-on to its workload, pure), `engine` (all of

@@ -70,11 +70,11 @@ struct Cause {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Retries {
-    /// Packets that machines sent again.
+    /// Packets that machines retransmitted.
     all: u64,
     /// Of them, those that no simulated loss explains.
     server: u64,
-    /// Blocks that the server sent again.
+    /// Blocks that the server retransmitted.
     repeated_blocks: u64,
     /// Boots that a loader began again from its configuration.
     restarts: u64,

@@ -33,9 +33,9 @@ pub(super) struct Probe {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Silence {
-    /// The last ACK is sent again after each wait.
+    /// The last ACK is retransmitted after each wait.
     AcksAgain(Waits),
-    /// Nothing is sent: the server has to. After so many milliseconds the client gives up.
+    /// Nothing is sent: the server has to. After this many milliseconds the client gives up.
     Waits(Waits),
 }
 

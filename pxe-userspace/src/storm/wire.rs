@@ -136,7 +136,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Waits for a frame, for so long.
+    /// Waits for a frame, for this long.
     pub(super) fn wait(&self, at_most: Duration) -> io::Result<()> {
         let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::ZERO);
         match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {

@@ -1,6 +1,6 @@
-//! The image of nodes that run containers: a Docker engine from Debian's packages, fetched and unpacked, never installed,
-//! and the stock kernel's modules for containers' networks. It is written as `docker save` would, so that the
-//! daemon brings it in like any image.
+//! The image of nodes that run containers: a Docker engine from Debian's packages, fetched and unpacked, never
+//! installed, and the stock kernel's modules for containers' networks. It is written as by `docker save`, so that the
+//! daemon imports it like any image.
 
 use std::collections::BTreeSet;
 use std::fs;

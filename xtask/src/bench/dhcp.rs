@@ -1,4 +1,4 @@
-//! `cargo xtask bench dhcp`: one client program, three servers, turn by turn; and Kea's perfdhcp.
+//! `cargo xtask bench dhcp`: one client program, three servers, in turn; and Kea's perfdhcp.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,10 +1,9 @@
 //! XDP alone: test runs with live frames (`BPF_F_TEST_XDP_LIVE_FRAMES`), one core.
 //!
-//! The kernel feeds a program frames in whole pages, as drivers of real network cards do, and sends what it
-//! answers: here out of a veth pair whose far end counts and drops. What is timed is the program, the frame's
-//! way out and the drop, without the driver of a card. Every run is one file in lock-step, from its first ACK
-//! to the one before its last, each made by `limit_ack` (which says why) and handed on by a tail call, for
-//! both sides alike.
+//! The kernel gives a program frames in whole pages, as drivers of real network cards do, and sends its answers: here
+//! out of a veth pair whose far end counts and drops them. The time is that of the program, of sending the frame and
+//! of the drop, without a card's driver. Every run is one file in lock-step, from its first ACK to the one before its
+//! last. Each ACK is made by `limit_ack` (which says why), and handed on by a tail call, for both sides alike.
 
 use std::num::NonZeroU16;
 use std::time::Duration;

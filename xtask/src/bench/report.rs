@@ -1,5 +1,5 @@
-//! What a benchmark has to say: tables, and whether the goals are met. On the terminal, as a picture in
-//! `target/bench`, and in docs/performance.md when that is asked for.
+//! A benchmark's report: tables, and whether the goals are met. On the terminal, as a picture in `target/bench`, and
+//! in docs/performance.md on request.
 
 use std::fmt::{self, Display, Write as _};
 use std::fs;

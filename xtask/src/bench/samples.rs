@@ -1,4 +1,4 @@
-//! What was measured, one record a measurement, and what is made of the records: medians, ratios of pairs.
+//! Samples, one record a measurement, and what is computed from them: medians, ratios of pairs.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -64,7 +64,7 @@ impl<C: Copy + PartialEq + Display + Serialize, O: Serialize> Samples<C, O> {
         Self { name, list: Vec::new(), columns }
     }
 
-    /// Measures every cell with every contender, turn by turn. `measure` returns None where that can't be.
+    /// Measures every cell with every contender, in turn. `measure` returns None where that can't be.
     /// What failed once is not tried again, and our own failure is the benchmark's.
     pub(super) fn measure<S: Contender>(
         &mut self,

@@ -44,7 +44,7 @@ struct Storm {
     seconds: f64,
     booted: f64,
     failed: f64,
-    /// Packets that machines sent again for no loss of theirs.
+    /// Packets that machines retransmitted for no loss of theirs.
     server_retries: f64,
     /// Seconds from power-on to the initrd, of those that got there.
     p50: f64,

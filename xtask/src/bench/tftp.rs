@@ -1,4 +1,4 @@
-//! `cargo xtask bench tftp`: one client program, five servers, turn by turn.
+//! `cargo xtask bench tftp`: one client program, five servers, in turn.
 
 use std::fmt;
 use std::fs;

@@ -1,4 +1,5 @@
-//! The daemon's rooms have no cycles: whoever reads one has read what it stands on.
+//! The daemon's modules have no cycles, so that each can be read after those that it uses. A room is a module of a
+//! wing, or a top-level module that stands alone.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Functions that a reader can hold in mind.
+//! The length of functions.
 
 use proc_macro2::Span;
 use syn::spanned::Spanned as _;

@@ -1,4 +1,4 @@
-//! Links in the documents lead to files and headings that are there.
+//! Links in the documents lead to files and headings that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};

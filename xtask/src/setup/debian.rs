@@ -1,6 +1,6 @@
-//! The tree that the tests' systemd image is made from: the least of this machine's Debian with systemd in
-//! it, by debootstrap. `target/debian.tar` holds it, with what differs from run to run taken out: the same
-//! packages give the same bytes.
+//! The tree that the tests' systemd image is made from: a minimal Debian of this machine's release with systemd, by
+//! debootstrap. `target/debian.tar` has it, without what differs from run to run: the same packages give the same
+//! bytes.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The kernels that the appliance's virtual machines run: those of other Debian releases, unpacked into
-//! `target/kernels/SUITE` and not installed. apt is given sources, lists and a cache of its own down there, so that
-//! the machine's own apt knows nothing of them.
+//! `target/kernels/SUITE` and not installed. apt gets sources, lists and a cache of its own there, so that the
+//! machine's own apt is not affected.
 
 use std::fs;
 use std::path::{Path, PathBuf};

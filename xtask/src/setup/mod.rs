@@ -1,8 +1,8 @@
-//! Set-up: what this machine lacks for a purpose, installed where that can be done, named where not.
+//! Set-up: what this machine lacks for a purpose is installed where possible, and named where not.
 //!
-//! Nothing is remembered between runs. Each piece has a proof, a file or a program whose presence
-//! shows that it is there, so a run with nothing to do costs a few dozen `stat` calls, a piece that
-//! was removed is noticed, and one that came from elsewhere than apt counts.
+//! No state is kept between runs. Each piece has a proof, a file or a program that shows that it is installed. So a
+//! run with nothing to do costs a few dozen `stat` calls, a piece that was removed is noticed, and one that was not
+//! installed by apt counts.
 
 mod apt;
 pub(crate) mod bpf;

@@ -63,7 +63,7 @@ struct Boots {
 struct Scrape {
     measures: Measures,
     boots: Boots,
-    /// Machines by the stage of their last boot; none for those that have not booted.
+    /// Machines by the stage of their last boot; `None` for those that have not booted.
     machines: BTreeMap<Option<Stage>, u64>,
     /// By HTTP.
     http_sent_bytes: u64,

@@ -1,4 +1,4 @@
-//! rtnetlink in the few words that a bridge needs. Its types stay in this file.
+//! The few rtnetlink requests that a bridge needs. rtnetlink's types stay in this file.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

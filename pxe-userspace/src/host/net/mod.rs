@@ -1,9 +1,9 @@
 //! The bridge between the appliance and its nodes: made or adopted at start, watched while the
 //! daemon runs, given back at the end.
 //!
-//! What is changed is written to `network.json` in the state directory *before* it is changed. A
-//! daemon that was killed leaves that file, and the next start takes over what is still wanted and
-//! undoes the rest: boots that are under way don't notice.
+//! Each change is written to `network.json` in the state directory *before* it is made. A daemon that was killed
+//! leaves that file; the next start takes over what is still wanted and undoes the rest, and boots in progress don't
+//! notice.
 
 mod ceiling;
 mod journal;

@@ -1,9 +1,9 @@
 //! The bridge's neighbours, as DHCP knows them.
 //!
-//! Linux keeps 1,024 IPv4 neighbours of all interfaces together (`gc_thresh3`). With more machines than that it
-//! answers nobody's ARP any more ("neighbor table overflow"), and a boot ends after its lease. Entries that
-//! were learned elsewhere (`NTF_EXT_LEARNED`) do not count (Linux 5.0, `neigh_alloc` in net/core/neighbour.c), and
-//! are otherwise like all others: what a machine says by ARP replaces them.
+//! Linux keeps 1,024 IPv4 neighbours of all interfaces together (`gc_thresh3`). Beyond that it no longer answers ARP
+//! ("neighbor table overflow"), and a boot stops after its lease. Externally learned entries (`NTF_EXT_LEARNED`) do
+//! not count (Linux 5.0, `neigh_alloc` in net/core/neighbour.c). Otherwise they are like all others: ARP updates
+//! them.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::BridgeInfo;
 use super::links::Links;
 
-/// The kernel forgets them when the bridge loses its carrier, so what is heard again is entered again.
+/// The kernel removes them when the bridge loses its carrier, so a machine that is heard again is entered again.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// Who has which address.

@@ -1,9 +1,8 @@
 //! Answers router solicitations (RFC 4861 section 6.2.6): "I am no router, and there is no prefix".
 //!
-//! A BIOS machine's iPXE ROM tries IPv6 beside IPv4 and waits for a router before it goes on.
-//! Answered at once, a boot from GRUB reaches its kernel 13 seconds sooner. The frames are made
-//! here, so that it works where the host has IPv6 switched off, and says nothing that makes a
-//! machine use IPv6: the router lifetime is 0 and no prefix is given.
+//! A BIOS machine's iPXE ROM tries IPv6 beside IPv4 and waits for a router before it goes on. With an answer, a boot
+//! by GRUB reaches its kernel 13 seconds sooner. The frames are built here, so that it works where IPv6 is switched
+//! off on the host. The answer makes no machine use IPv6: the router lifetime is 0, and there is no prefix.
 
 use std::io;
 use std::net::Ipv6Addr;

@@ -1,11 +1,10 @@
 //! A packet trace of one machine's boot, made while it happens: every frame to and from its MAC on
 //! every port of the bridge, as pcapng.
 //!
-//! Nothing is captured until somebody asks, so machines that nobody looks at cost no memory. One
-//! packet socket hears all interfaces, so that frames keep their order; the kernel filters by MAC.
-//! What it can see decides what the programs may do meanwhile: packet sockets get a copy before tc
-//! at ingress and of everything that is transmitted, but nothing of what XDP answers in the driver.
-//! So [`Programs`] answer at tc while a trace runs.
+//! Nothing is captured until somebody asks, so other machines cost no memory. One packet socket receives from all
+//! interfaces, so that frames keep their order; the kernel filters by MAC. Packet sockets get a copy of frames before
+//! tc at ingress, and of all that are transmitted, but none of what XDP answers in the driver. So [`Programs`] answer
+//! at tc while a trace runs.
 
 mod pcapng;
 
@@ -126,7 +125,7 @@ impl Drop for Running {
     }
 }
 
-/// A trace under way.
+/// A trace in progress.
 struct Trace {
     wanted: Wanted,
     bridge: BridgeInfo,

@@ -1,5 +1,5 @@
-//! What kernels say when they die: netconsole's datagrams, by UDP, from within the oops. They go into the machine's
-//! console as lines of their own, marked with where they come from; a machine that lives on sends the same messages
+//! Messages of crashing kernels: netconsole's UDP datagrams, sent from within the oops. They are added to the
+//! machine's console as lines of their own, marked with their source; a machine that survives sends the same messages
 //! again, in order.
 
 use std::collections::HashMap;

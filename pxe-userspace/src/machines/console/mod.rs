@@ -1,8 +1,8 @@
-//! What nodes' consoles said, and in the same way what their workloads did: the last boots of each machine, in
-//! files below the state directory that outlive the daemon.
+//! The output of nodes' consoles, and likewise of their workloads: the last boots of each machine, in files below the
+//! state directory that survive the daemon.
 //!
-//! Nodes write it, so it is bounded (a boot, a machine, all of them), and what would do something to
-//! a terminal is made visible before it is kept: whoever reads it, however, reads text.
+//! Nodes write it, so its size is bounded (for a boot, a machine, all of them), and control characters are escaped
+//! before it is kept, so that no reader's terminal interprets them.
 
 pub mod crash;
 mod store;
@@ -42,7 +42,7 @@ pub struct Line {
     /// The kernel's: 0 (emergency) to 7 (debug).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<u8>,
-    /// It goes on in the next one.
+    /// It continues in the next line.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub partial: bool,
     pub text: String,

@@ -37,7 +37,7 @@ pub(super) struct Store {
     current: HashMap<Mac, Current>,
 }
 
-/// A machine's boot under way.
+/// A machine's boot in progress.
 struct Current {
     boot: String,
     path: PathBuf,
@@ -159,7 +159,7 @@ impl Store {
             }
             self.remove(&path)?;
         }
-        // Files of boots under way may be among them: looked up when they are written to again.
+        // Files of boots in progress may be among them: looked up when they are written to again.
         self.current.clear();
         Ok(())
     }

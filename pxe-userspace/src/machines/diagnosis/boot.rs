@@ -1,4 +1,4 @@
-//! One boot of one machine, as it was seen from here.
+//! One boot of one machine, as the appliance observed it.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use crate::machines::event::{AnsweredBy, Event};
 /// Notes that are kept of one boot. GRUB asks for 13 names, a boot has some ten transfers.
 const NOTES_MAX: usize = 96;
 
-/// What was seen of a boot.
+/// What was observed of a boot.
 #[derive(Clone, Debug)]
 pub struct Boot {
     pub began: Timestamp,
@@ -24,7 +24,7 @@ pub struct Boot {
     firmware: Option<Firmware>,
     pub stages: BTreeMap<Stage, Reached>,
     pub notes: Vec<(Timestamp, Note)>,
-    /// Transfers under way.
+    /// Transfers in progress.
     pub open: u32,
     pub end: Option<End>,
 }
@@ -47,51 +47,51 @@ pub struct Reached {
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
     pub time: Timestamp,
-    /// A cause that somebody named who knows it; none when the machine gave up by itself.
+    /// A cause that stage 1 or the appliance named; `None` when the machine gave up by itself.
     pub said: Option<String>,
 }
 
-/// What somebody met who had to do with the machine, and what is no stage.
+/// An observation of a server that is not a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Note {
     /// A DISCOVER's `secs` (RFC 2131 section 2).
     Secs(u16),
-    /// It is not offered an address yet: so many others are before it.
+    /// It is not offered an address yet: this many machines are before it.
     Waits { before: usize },
-    /// Another DHCP server answered it; or it took that one's offer.
+    /// Another DHCP server answered it, or it accepted that server's offer.
     OtherServer { server: Ipv4Addr, taken: bool },
-    /// A DHCP client that is no firmware asked for an address.
+    /// A DHCP client other than firmware asked for an address.
     SystemAsked,
     /// What its loader was told to load.
     Planned(Planned),
-    /// Its image is on its way here.
+    /// Its image is being imported.
     Preparing { image: String },
     /// A transfer began.
     Opened { path: String, bytes: u64, blksize: Option<u16> },
-    /// So much of it has arrived.
+    /// Progress of a transfer.
     Progress { path: String, percent: u8 },
-    /// A transfer ended; so many times were blocks sent again.
+    /// A transfer ended, with this many retransmissions.
     Sent { path: String, repeated: u32 },
-    /// The machine broke a TFTP transfer off.
+    /// The machine aborted a TFTP transfer.
     Aborted { path: String, code: u16, message: String, acked: u32, blocks: u32 },
     /// It stopped acknowledging.
     Stalled { path: String, acked: u32, blocks: u32, blksize: u16, repeated: u32 },
-    /// An HTTP answer was not taken whole.
+    /// The machine closed an HTTP connection before the whole answer was sent.
     Cut { path: String, sent: u64, bytes: u64 },
     /// What it asked for was not served.
     NotServed { path: String, why: String },
-    /// A word of its stage 1 was not taken.
+    /// A request of its stage 1 was refused.
     Refused { what: Refusal, why: String },
 }
 
-/// What is not right with whoever speaks for a machine.
+/// Why a request in the name of a machine was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It speaks from an address that is not its machine's.
+    /// It came from an address that is not its machine's.
     Address,
-    /// It does not show the certificate of its machine's boot.
+    /// It came without the certificate of its machine's boot.
     Session,
-    /// Its token is not good, or no longer.
+    /// Its token is not valid, or no longer.
     Token,
 }
 
@@ -101,7 +101,7 @@ pub struct Planned {
     /// Whether its initrd has our stage 1, which reports.
     pub reports: bool,
     pub initrds: usize,
-    /// What it needs of memory and what it is configured to have, in bytes.
+    /// The memory that it needs and that it is configured to have, in bytes.
     pub needed: Option<u64>,
     pub memory: Option<u64>,
     /// The kernel's consoles.
@@ -133,7 +133,7 @@ impl Boot {
             self.end = Some(End { time: event.time, said });
             return;
         }
-        // It goes on after all. A loader that was refused asks for its configuration again and again.
+        // It goes on after all. A loader that was refused asks for its configuration repeatedly.
         if event.stage != Stage::Config {
             self.end = None;
         }
@@ -153,7 +153,7 @@ impl Boot {
         reached.seconds += event.duration.unwrap_or(0.0);
     }
 
-    /// Something was noticed.
+    /// Adds an observation.
     pub fn noticed(&mut self, time: Timestamp, note: Note) {
         match &note {
             Note::Opened { .. } => self.open += 1,
@@ -161,7 +161,7 @@ impl Boot {
             | Note::Aborted { path, .. }
             | Note::Stalled { path, .. }
             | Note::Cut { path, .. } => {
-                // The end of an earlier boot's transfer is no news of this one.
+                // The end of an earlier boot's transfer says nothing about this one.
                 if !self.notes.iter().any(|(_, n)| matches!(n, Note::Opened { path: p, .. } if p == path)) {
                     return;
                 }
@@ -184,7 +184,7 @@ impl Boot {
         self.notes.push((time, note));
     }
 
-    /// A boot that is over needs no evidence but what says that it is.
+    /// Of a boot that is over, only the evidence that it is over is kept.
     pub(super) fn forget_notes(&mut self) {
         self.notes.retain(|(_, note)| matches!(note, Note::Planned(_) | Note::Secs(_)));
         self.notes.shrink_to_fit();
@@ -206,8 +206,8 @@ impl Boot {
         })
     }
 
-    /// Whether it went as far as can be seen from here. Where nothing of ours runs on the machine, the
-    /// last file is the last that is heard of it.
+    /// Whether it went as far as the appliance can observe. Where pxe-init does not run on the machine, its last file
+    /// is the last observation.
     pub fn is_done(&self) -> bool {
         let by_hand = match self.planned() {
             Some(Planned { reports: true, .. }) => false,
@@ -217,12 +217,12 @@ impl Boot {
         self.has(Stage::Workload) || by_hand && !self.has(Stage::Stage1)
     }
 
-    /// Whether it has ended, or lingers for longer than is usual anywhere.
+    /// Whether it has ended, or has been silent for longer than is usual at any stage.
     pub fn is_stuck(&self, now: Timestamp) -> bool {
         self.end.is_some() || self.is_quiet(now, self.patience() / 5)
     }
 
-    /// Whether it has not been heard of for as long as no machine is that still boots.
+    /// Whether it has been silent for longer than any machine that is still booting.
     pub fn is_silent(&self, now: Timestamp) -> bool {
         self.end.is_none() && !self.is_done() && self.is_quiet(now, self.patience())
     }
@@ -285,7 +285,7 @@ fn is_of_our_own(cause: &str) -> bool {
     cause.starts_with(BEGAN_ANEW) || cause.starts_with(NOTHING_HEARD)
 }
 
-/// From one time to another; nothing when a clock was set back between them.
+/// From one time to another; zero when a clock was set back between them.
 pub(super) fn since(from: Timestamp, to: Timestamp) -> Duration {
     to.duration_since(from).try_into().unwrap_or_default()
 }

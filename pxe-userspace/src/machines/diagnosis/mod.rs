@@ -1,8 +1,8 @@
-//! Why a machine does not boot, or boots slowly: from what was seen of it to causes in words.
+//! Why a machine does not boot, or boots slowly: from observations to causes in words.
 //!
-//! [`Boot`] is what was seen of one boot: the timeline's stages, and [`Note`]s of those who met the
-//! machine. [`diagnose`] reads it. [`Watch`] keeps the boots of all machines, and notices those that gave
-//! up. All of it is pure: nothing here waits, reads a clock or asks anybody.
+//! [`Boot`] is what was observed of one boot: the timeline's stages, and [`Note`]s of the servers. [`diagnose`]
+//! derives causes from it. [`Watch`] keeps the boots of all machines, and notices those that gave up. All of it is
+//! pure: nothing here waits, reads a clock or does I/O.
 
 mod boot;
 mod node;
@@ -24,7 +24,7 @@ pub use boot::{Boot, End, Note, Planned, Reached, Refusal};
 pub use pace::{BUCKETS, Histogram, Pace};
 pub use watch::{Watch, Why};
 
-/// What is known of a boot that fails or lingers.
+/// Why a boot fails or makes no progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Cause {
@@ -36,7 +36,7 @@ pub struct Cause {
     pub remedy: String,
 }
 
-/// Something that was seen, and when.
+/// An observation, and when it was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Evidence {
@@ -116,7 +116,7 @@ pub fn diagnose(boot: &Boot, pace: &Pace, now: Timestamp) -> Vec<Cause> {
     causes
 }
 
-/// Why nothing goes on, by the last stage that was reached.
+/// Why the boot makes no progress, by the last stage that it reached.
 fn standstill(boot: &Boot) -> Option<Cause> {
     match boot.last_stage()? {
         Stage::Discover | Stage::Offer | Stage::Request => offer::not_taken(boot),

@@ -1,4 +1,4 @@
-//! From the kernel on: what a machine that says nothing may suffer from.
+//! From the kernel on: what may be wrong with a machine that reports nothing.
 
 use pxe_contract::stage::Stage;
 

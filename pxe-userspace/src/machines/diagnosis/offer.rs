@@ -79,7 +79,7 @@ pub(super) fn taken_elsewhere(boot: &Boot) -> Option<Cause> {
     taken.then(|| other_server(boot))?
 }
 
-/// The machine listens to somebody else.
+/// The machine uses another DHCP server.
 fn other_server(boot: &Boot) -> Option<Cause> {
     let taken = others(boot).find(|(.., taken)| *taken);
     let (time, server, taken) = taken.or_else(|| others(boot).next())?;

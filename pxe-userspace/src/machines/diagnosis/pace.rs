@@ -1,4 +1,4 @@
-//! How long stages take here: for metrics since the start, and as a measure for what is slow.
+//! How long stages take at this site: for metrics since the start, and to tell which boots are slow.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! Causes that somebody named who knows: the appliance about itself, stage 1 about its machine.
+//! Causes that are known and not inferred: those that the appliance or a machine's stage 1 named itself.
 
 use pxe_contract::stage::Stage;
 

@@ -55,7 +55,7 @@ pub struct Why {
     pub failed: bool,
     /// It went as far as can be seen from here.
     pub done: bool,
-    /// The likeliest first; none when nothing is wrong.
+    /// The most likely first; empty when nothing is wrong.
     pub causes: Vec<Cause>,
     /// The boot before, when it failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -133,7 +133,7 @@ impl Watch {
         }
     }
 
-    /// Takes what somebody noticed. Nobody's boot is begun by it.
+    /// Adds an observation to a boot. It begins no new boot.
     pub fn noticed(&mut self, mac: Mac, note: Note, now: Timestamp) {
         if let Some(seen) = self.machines.get_mut(&mac) {
             seen.boot.noticed(now, note);
@@ -156,7 +156,7 @@ impl Watch {
         })
     }
 
-    /// The same, when the boot is under way, failed, or was not well.
+    /// The same, when the boot is in progress, failed, or was not well.
     pub fn notable(&self, mac: Mac, now: Timestamp) -> Option<Why> {
         self.why(mac, now).filter(|why| !why.done || !why.causes.is_empty())
     }
@@ -174,7 +174,7 @@ impl Watch {
         self.machines.keys().copied().collect()
     }
 
-    /// File transfers under way.
+    /// File transfers in progress.
     pub fn transfers(&self) -> u64 {
         self.machines.values().map(|seen| u64::from(seen.boot.open)).sum()
     }

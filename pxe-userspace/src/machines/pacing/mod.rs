@@ -1,9 +1,9 @@
 //! Admission: which machine is offered an address now, and which one waits for its turn.
 //!
-//! A firmware that hears no OFFER asks again, and again, for half a minute: waiting there costs nothing. One
-//! whose transfer stalls repeats its packets, which makes the stall worse, and gives up. So no more boots are
-//! let in at a time than the links carry without a block having to wait; all others wait at their DISCOVER,
-//! in the order in which they came, never past their firmware's last one.
+//! Firmware that gets no OFFER sends its DISCOVER again, for half a minute: waiting there costs nothing. Firmware
+//! whose transfer stalls retransmits, which makes the stall worse, and gives up. So only as many boots are admitted
+//! at a time as the links carry without delaying blocks; all others wait at their DISCOVER, in order of arrival, but
+//! never past their firmware's last one.
 //!
 //! Pure: time is passed in. `docs/pacing.md` has the reasons and the numbers.
 
@@ -21,36 +21,36 @@ use pxe_contract::stage::Stage;
 
 pub use patience::Patience;
 
-/// A block may wait so long for those of other machines. The shortest retry timers that it must stay below
-/// are iPXE's (250 ms) and the server's own (300 ms).
+/// How long a block may wait for those of other machines. That must be less than the shortest retry timers: iPXE's
+/// (250 ms) and the server's own (300 ms).
 pub const BLOCK_WAIT: Duration = Duration::from_millis(100);
 
 /// What one boot has in flight at most: EDK2's window of 4 blocks of 1468 bytes, with their headers. GRUB has
 /// one block of 1024, iPXE and other ROMs one of less than 1500.
 pub const IN_FLIGHT: u64 = 4 * (1468 + 46);
 
-/// However slow a link is, so many boots go on at a time: one machine that stands still holds up few others.
+/// The least number of boots at a time, however slow a link is, so that one machine that stalls holds up few others.
 const AT_LEAST: usize = 4;
 
-/// A boot of which nothing is seen for so long is not counted any more. Longer than the 16 s that a firmware
-/// which was let in may take until its next DISCOVER, if the OFFER was lost.
+/// A boot that was silent for this long is not counted any more. It is longer than the 16 s that admitted firmware
+/// may take until its next DISCOVER, if the OFFER was lost.
 pub const QUIET: Duration = Duration::from_secs(20);
 
-/// A boot that has an initrd is over after so long without a transfer. There may be another initrd, which a
-/// loader asks for at once.
+/// A boot that has an initrd gives up its place after this long without a transfer. If there is another initrd, the
+/// loader asks for it at once.
 pub const SETTLED: Duration = Duration::from_secs(1);
 
-/// Machines that wait, and boots that are counted. Whoever comes beyond is served at once: more is no rack
-/// but somebody making up MAC addresses, who must not make real machines wait.
+/// The most machines that wait, and boots that are counted. Any beyond are answered at once: that many are not a
+/// rack, but somebody who makes up MAC addresses, which must not make real machines wait.
 const REMEMBERED: usize = 16_384;
 
 /// What becomes of a DISCOVER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Offer,
-    /// Nothing is sent. [`Pacing::admit`] says when its turn has come.
+    /// Nothing is sent. [`Pacing::admit`] returns it when its turn has come.
     Wait {
-        /// So many others are before it.
+        /// How many are before it.
         before: usize,
     },
 }
@@ -58,10 +58,10 @@ pub enum Verdict {
 /// Who boots now, and who waits for it.
 #[derive(Debug, Default)]
 pub struct Pacing {
-    /// Boots at a time; none when nothing is known of the links' speed, and nobody waits.
+    /// Boots at a time; `None` when the links' speed is unknown, and nobody waits.
     most: Option<usize>,
     under_way: HashMap<Mac, Place>,
-    /// By number of arrival.
+    /// By order of arrival.
     queue: BTreeMap<u64, Mac>,
     waiting: HashMap<Mac, Waiting>,
     arrivals: u64,
@@ -80,12 +80,12 @@ struct Place {
 struct Waiting {
     arrival: u64,
     asked: Timestamp,
-    /// When its firmware asks for the last time.
+    /// When its firmware sends its last DISCOVER.
     due: Timestamp,
 }
 
 impl Pacing {
-    /// Links that carry so many bytes a second.
+    /// For links that carry this many bytes a second.
     pub fn new(capacity: Option<u64>) -> Self {
         Self { most: capacity.map(boots_at_a_time), ..Self::default() }
     }
@@ -156,7 +156,7 @@ impl Pacing {
         match stage {
             // Said of a DISCOVER, which `asked` has seen; or no stage at all.
             Stage::Discover | Stage::Offer | Stage::Warning => {}
-            // Whoever gets on has a place, also if it was not seen for a while, or an earlier daemon let it in.
+            // A boot that makes progress has a place, also after a silence, or when an earlier daemon admitted it.
             Stage::Request | Stage::Ack | Stage::Loader | Stage::Config | Stage::Kernel | Stage::Stage1 => {
                 self.enter(mac, now);
             }
@@ -174,8 +174,8 @@ impl Pacing {
         }
     }
 
-    /// Takes their places from boots of which nothing was seen for long, and says whose. A transfer that is
-    /// under way is a sign of its boot, which `fetches` knows.
+    /// Takes the places of boots that have been silent for long, and returns whose. A transfer in progress is a sign
+    /// of life, which `fetches` knows.
     pub fn forget_quiet(&mut self, now: Timestamp, fetches: impl Fn(Mac) -> bool) -> Vec<Mac> {
         let mut gone = Vec::new();
         for (mac, place) in &mut self.under_way {
@@ -192,7 +192,7 @@ impl Pacing {
         gone
     }
 
-    /// Time passed, or a place became free: who is to be offered an address now, without asking again.
+    /// Time passed, or a place became free: returns who is to be offered an address now, without another DISCOVER.
     pub fn admit(&mut self, now: Timestamp) -> Vec<Mac> {
         let mut admitted = Vec::new();
         while self.places() > 0
@@ -227,7 +227,7 @@ impl Pacing {
     }
 }
 
-/// So many that what all of them have in flight is sent within [`BLOCK_WAIT`].
+/// As many as can have all their data in flight sent within [`BLOCK_WAIT`].
 fn boots_at_a_time(bytes_per_second: u64) -> usize {
     let at_once = u128::from(bytes_per_second) * BLOCK_WAIT.as_millis() / 1000 / u128::from(IN_FLIGHT);
     usize::try_from(at_once).unwrap_or(usize::MAX).max(AT_LEAST)

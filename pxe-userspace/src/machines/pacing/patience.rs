@@ -1,4 +1,4 @@
-//! How long firmwares wait for an offer.
+//! How long each firmware waits for an offer.
 
 use std::time::Duration;
 

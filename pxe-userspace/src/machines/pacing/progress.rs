@@ -20,7 +20,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many bytes were sent since the start. Time in which nobody fetched anything, because firmwares wait
+    /// This many bytes were sent since the start. Time in which nobody fetched anything, because firmwares wait
     /// or kernels start, says nothing of the links, and does not count.
     pub fn sample(&mut self, now: Timestamp, sent: u64, somebody_fetches: bool) {
         let passed = self
@@ -101,7 +101,7 @@ impl Boot {
     }
 }
 
-/// A wave of boots: those that are under way, and those that came with them.
+/// A wave of boots: those that are in progress, and those that came with them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Wave {
@@ -122,7 +122,7 @@ pub struct Wave {
 }
 
 impl Wave {
-    /// None when no boot is under way.
+    /// None when no boot is in progress.
     pub fn of(boots: &[Boot], waiting: usize, rate: Option<f64>) -> Option<Self> {
         let failed = boots.iter().filter(|b| b.stage == Stage::Failed).count();
         let done = boots.iter().filter(|b| b.done).count();

@@ -20,13 +20,13 @@ use crate::store::{ReadError, Store};
 pub use super::event::{AnsweredBy, Event, Happened, Who};
 pub use pxe_contract::stage::Stage;
 
-/// Machines that one reader asks about while events wait.
+/// Machines that one reader looks at while events wait.
 const LOOKED_AT_AT_ONCE: usize = 64;
 
 /// What depends on how boots go.
 ///
-/// It is called by whoever records an event, in the timeline's order, before anybody is shown that event: no burst of
-/// events and no slow disk makes it miss one. So nothing in it may wait, and nothing in it may record.
+/// The thread that records an event calls it, in the timeline's order, before the event is shown to anybody: no burst
+/// of events and no slow disk makes it miss one. So nothing in it may wait, and nothing in it may record.
 pub trait Follower: Send + Sync {
     /// The machine asks for an address: whatever it ran, it runs no more. Its address is the one that it had.
     fn began(&self, mac: Mac, address: Option<Ipv4Addr>);
@@ -49,11 +49,11 @@ struct Inner {
     follower: OnceLock<Box<dyn Follower>>,
 }
 
-/// Events that are read again at the start, so that boots under way are known.
+/// Events that are read again at the start, so that boots in progress are known.
 const REMEMBERED: u64 = 20_000;
 
 impl Timeline {
-    /// Goes on with the timeline of the store, and tells `machines` how far each one was.
+    /// Continues the stored timeline, and tells `machines` the stage of each machine.
     pub fn open(store: Store, machines: Machines) -> Result<Self, ReadError> {
         for event in store::last_of_each_machine(&store)? {
             machines.reached(event.mac, event.stage, event.time);
@@ -73,8 +73,8 @@ impl Timeline {
         let _ = self.0.follower.set(Box::new(follower));
     }
 
-    /// Adds an event. An address that no lease binds is nobody's, and the event is dropped with a
-    /// debug line: a workload container fetching a file is not a boot.
+    /// Adds an event. When no lease has its address, it is dropped with a debug line: a workload container that
+    /// fetches a file is not a boot.
     pub fn record(&self, happened: Happened) {
         let Some(machine) = self.machine(happened.who) else {
             tracing::debug!(?happened, "an event of no known machine");
@@ -150,7 +150,7 @@ impl Timeline {
         }
     }
 
-    /// Keeps what somebody noticed of a machine's boot, should it be asked why it failed.
+    /// Keeps an observation of a machine's boot, as evidence for why it failed.
     pub fn note(&self, who: Who, note: Note) {
         let mac = match who {
             Who::Mac(mac) => Some(mac),
@@ -181,7 +181,7 @@ impl Timeline {
         Some(self.named(why))
     }
 
-    /// The same of every machine whose boot is under way, failed, or was not well; the longest first. Events come
+    /// The same of every machine whose boot is in progress, failed, or was not well; the longest first. Events come
     /// between: a few machines are looked at at a time.
     pub fn all_why(&self) -> Vec<Why> {
         let now = Timestamp::now();

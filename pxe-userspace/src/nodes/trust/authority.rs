@@ -1,7 +1,7 @@
 //! A certificate authority of the appliance's own: its key in the state directory, made at the first start.
 //!
-//! An authority vouches for one kind of thing. Whoever accepts clients by nothing but their certificate's issuer,
-//! as a Docker engine with `--tlsverify` does, needs an authority that signs for nobody else.
+//! Each authority signs for one purpose. A server that accepts clients by their certificate's issuer alone, as a
+//! Docker engine with `--tlsverify` does, needs an authority that signs for nobody else.
 
 use std::fs;
 use std::io;

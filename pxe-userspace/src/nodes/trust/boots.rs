@@ -1,4 +1,4 @@
-//! Tokens and sessions: what of each machine's last boot is known. Pure; times are given.
+//! Tokens and sessions of each machine's last boot. Pure; time is passed in.
 //!
 //! A token is good for one thing: a certificate for a key that the node made. That is the boot's session, until
 //! the machine is given another token.
@@ -92,7 +92,7 @@ pub struct Boots {
 }
 
 impl Boots {
-    /// Boots as they were kept. Which of them run is not known: a machine may have started anew meanwhile.
+    /// Boots as they were kept. Which of them run is not known: a machine may have restarted meanwhile.
     pub fn kept(boots: impl IntoIterator<Item = (Mac, Boot)>) -> Self {
         Self { by_mac: boots.into_iter().collect(), running: HashSet::new() }
     }
@@ -162,7 +162,7 @@ impl Boots {
         }
     }
 
-    /// The machine started anew: it may have another token.
+    /// The machine restarted: it may have another token.
     pub fn restarted(&mut self, mac: Mac) {
         self.running.remove(&mac);
     }

@@ -1,8 +1,8 @@
-//! Whom nodes and appliance believe, and why: docs/trust.md.
+//! How nodes and appliance authenticate each other: docs/trust.md.
 //!
-//! A machine that boots loads a small initrd with a ticket in it ([`pxe_contract::ticket`]), which has the CA's
-//! certificate and a token. What the machine then trades the token for is its session ([`boots`]): a certificate of the
-//! appliance's own CA ([`authority`]).
+//! A machine that boots loads a small initrd with a ticket ([`pxe_contract::ticket`]), which has the CA's certificate
+//! and a token. The machine trades the token for its session ([`boots`]): a certificate of the appliance's own CA
+//! ([`authority`]).
 
 pub mod authority;
 pub mod boots;
@@ -158,7 +158,7 @@ impl Trust {
         self.boots().get(mac).filter(|boot| boot.session.is_some())?.keys.clone()
     }
 
-    /// The machine started anew.
+    /// The machine restarted.
     pub fn restarted(&self, mac: Mac) {
         self.boots().restarted(mac);
     }

@@ -1,5 +1,5 @@
-//! Addresses for workloads that ask for none. The engine's own choice would be the lowest free
-//! one, and it knows nothing of leases and reservations on the same wire.
+//! Addresses for workloads that ask for none. The engine would choose the lowest free one, without knowing the leases
+//! and reservations on the same segment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

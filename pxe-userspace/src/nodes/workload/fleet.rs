@@ -1,5 +1,5 @@
 //! The nodes that run a Docker engine: which of them answer, and which workloads are theirs. Assignments are kept in
-//! the database: a daemon that starts anew moves nothing.
+//! the database: a restart of the daemon moves nothing.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

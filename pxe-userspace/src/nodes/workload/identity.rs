@@ -1,7 +1,7 @@
 //! What a container is made from, as a label on it says.
 //!
-//! A daemon that starts adopts a container whose label is what it would write itself, and replaces one with another
-//! label. So two builds must come to the same bytes, or an upgrade restarts every workload.
+//! A daemon that starts adopts a container whose label is the one that it would write itself, and replaces one with
+//! another label. So two builds must produce the same bytes, or an upgrade restarts every workload.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -1,11 +1,10 @@
 //! Workloads: containers on the appliance itself, on the bridge that the machines boot from, and on the nodes that have
 //! a Docker engine. Started, watched, restarted by policy and stopped here; the engines run them.
 //!
-//! `schedule` decides who runs what, [`fleet`] knows which nodes answer, `transfer` brings them images; a container is
-//! the same in any engine.
+//! `schedule` decides which nodes run what, [`fleet`] knows which nodes answer, `transfer` copies images to them;
+//! `container` is the same for any engine.
 //!
-//! What goes wrong with a workload (no engine, no image) is that workload's error, shown and tried
-//! again, and nobody else's.
+//! A failure of a workload (no engine, no image) is that workload's error alone: it is shown and retried.
 
 mod address;
 mod container;
@@ -148,7 +147,7 @@ impl Workloads {
         self.0.board.lock().values().cloned().collect()
     }
 
-    /// Takes over a changed configuration: what is unchanged in it goes on undisturbed.
+    /// Applies a changed configuration: workloads that did not change are not touched.
     pub async fn apply(&self) {
         let inner = Arc::downgrade(&self.0);
         self.0.fleet.declare(&self.config(), move |node, docker| {
@@ -253,7 +252,7 @@ impl Inner {
         }
     }
 
-    /// Removes from an engine that just came up what is not to run there any more.
+    /// Removes containers that are not to run there any more from an engine that just came up.
     async fn tidy_node(&self, node: &str, docker: &bollard::Docker) {
         let running = self.running.lock().await;
         let wanted = |name: &str| running.contains_key(&(name.to_owned(), Some(node.to_owned())));

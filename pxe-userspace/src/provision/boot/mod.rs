@@ -1,5 +1,5 @@
-//! What a machine is told to load: [`plan`] decides, [`grub`] and [`ipxe`] say it in the loader's
-//! own language. Pure: the same machine, profile and image give the same text.
+//! What a machine loads: [`plan`] decides, [`grub`] and [`ipxe`] write it in the loader's language. Pure: the same
+//! machine, profile and image give the same text.
 //!
 //! Paths here are those of [`crate::serve::files::Catalog`], by TFTP and by HTTP alike.
 

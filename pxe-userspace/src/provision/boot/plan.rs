@@ -178,7 +178,7 @@ impl Choice {
     }
 }
 
-/// Why a machine is not booted, in words for its console and the timeline.
+/// Why a machine is refused a boot, in words for its console and the timeline.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error("no profile: give the machine one with [[node]] profile, or set [default] profile")]

@@ -1,8 +1,8 @@
 //! A storage plan as a node is told it: `/storage.json`.
 //!
-//! Each thing that the node makes gets an identity from here, a UUID made of the machine's name (its MAC, when it
-//! has none), the plan's, and what the thing is. So nothing has to be remembered to know it again, disks may change
-//! their places, and a machine whose network card was replaced still finds its data.
+//! Each object that the node creates gets its UUID from here, derived from the machine's name (its MAC, when it has
+//! none), the plan's name, and the object's role. So no state is needed to recognise it, disks may be moved between
+//! bays, and a declared machine whose network card was replaced still finds its data.
 
 use pxe_contract::storage::{DiskSet, Ids, Storage, Volume};
 use sha2::{Digest as _, Sha256};

@@ -1,6 +1,6 @@
 //! Keys of encrypted volumes: 256 random bits for each volume of each machine, made when first asked for. In the
-//! database they are sealed with XChaCha20-Poly1305 under a key of its own file, so that a copy of the database
-//! opens no disk; each is bound to what it is for.
+//! database they are encrypted with XChaCha20-Poly1305 under a key in a file of its own, so that a copy of the
+//! database opens no disk; each is bound to its machine and volume.
 
 use std::fs;
 use std::io;

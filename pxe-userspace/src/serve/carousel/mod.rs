@@ -1,9 +1,9 @@
 //! One image to many machines at once: a multicast round beside HTTP.
 //!
-//! Machines that fetch an image's second stage by HTTP ask now and then whether there is a round
-//! ([`Carousel::ask`]). When enough of them want the same image at a time, one is opened: a thread
-//! (`sender`) that sends what `schedule` says, as fast as `pace` says, until nobody waits. The same
-//! question carries what a receiver lacks. docs/carousel.md has the whole of it.
+//! Machines that fetch an image's stage 2 by HTTP ask every second whether there is a round ([`Carousel::ask`]). When
+//! enough of them want the same image at the same time, one is opened: a thread (`sender`) that sends what `schedule`
+//! says, as fast as `pace` says, until nobody waits. The same request reports what a receiver lacks. docs/carousel.md
+//! describes it all.
 
 mod pace;
 mod schedule;
@@ -21,7 +21,7 @@ use crate::provision::blob::Blob;
 use pxe_contract::round::{Offer, Reception};
 use sender::Round;
 
-/// A machine that asked counts for so long as one that wants the image. They ask every second.
+/// How long a machine that asked counts as one that wants the image. They ask every second.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// A handle; cloning it is cheap.

@@ -1,10 +1,10 @@
 //! How fast a round is sent, from what its receivers measured. Pure: time is an argument.
 //!
-//! Nothing tells a sender of UDP what the slowest link on the way takes, so receivers do: of the packets
-//! that went by since its last report, how many came. While the median receiver loses no more than it did
-//! at its best, the rate grows; when it does, a queue on the way overflows, and what came through is what
-//! fits. The median, because one machine behind a bad cable is no reason to slow down the others: it has
-//! HTTP. Its best, because a link that loses packets whatever the rate is no reason, either.
+//! A sender of UDP does not learn the capacity of the slowest link on the path, so receivers report: of the packets
+//! sent since its last report, how many arrived. While the median receiver loses no more than it did at its best, the
+//! rate grows. When it loses more, a queue on the path overflows, and what arrives is the capacity. The median,
+//! because one machine behind a bad cable must not slow down the others: it has HTTP. Its best, because a link that
+//! loses packets at any rate is not congested.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// For packets of so many bytes, at most so many bytes a second.
+    /// For packets of this many bytes, at most this many bytes a second.
     pub(super) fn new(ceiling: f64, packet: usize, now: Instant) -> Self {
         let ceiling = ceiling.max(LEAST);
         let rate = START.min(ceiling);
@@ -72,7 +72,7 @@ impl Pace {
         self.through
     }
 
-    /// How long so many packets take.
+    /// How long this many packets take.
     pub(super) fn time(&self, packets: u32) -> Duration {
         Duration::from_secs_f64(f64::from(packets) * self.packet / self.rate)
     }
@@ -128,7 +128,7 @@ mod tests {
 
     const PACKET: usize = 1500;
 
-    /// Runs a pace for so long before receivers behind a link of `capacity`, each losing `loss` on top.
+    /// Runs a pace for this long before receivers behind a link of `capacity`, each losing `loss` on top.
     fn run(ceiling: f64, capacity: f64, loss: &[f64], seconds: f64) -> Pace {
         let start = Instant::now();
         let mut pace = Pace::new(ceiling, PACKET, start);

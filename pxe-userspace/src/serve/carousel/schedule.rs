@@ -1,11 +1,11 @@
 //! What a round sends next. Pure: time is an argument.
 //!
-//! A round passes over the image once, and sends what receivers lack in between: repairs of a block, new
-//! ones each time, so that every one is of use to everybody who lacks any. Blocks that a late joiner lacks
-//! wholly are sent again after the pass. Then receivers are polled until nobody waits.
+//! A round passes over the image once, and sends repair symbols of blocks in between: new ones each time, so that
+//! each helps every receiver that lacks any symbol of the block. Blocks that a late joiner missed completely are sent
+//! again after the pass. Then receivers are polled until nobody waits.
 //!
-//! A report is as old as the packets that its receiver had seen: what was sent of a block since is not
-//! in it, and what it says about that block does not count. So nothing is sent twice for one loss.
+//! A report is as old as the packets that its receiver had seen. Where more of a block was sent since, what the
+//! report says about that block is ignored, so that one loss is not repaired twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -17,7 +17,7 @@ use pxe_contract::symbols::{Geometry, SYMBOL_END};
 
 use super::pace::{Pace, Seen};
 
-/// A receiver that says nothing for so long is gone.
+/// A receiver that says nothing for this long is gone.
 const GONE: Duration = Duration::from_secs(10);
 /// Before anything is sent, so that those who ask every second and want it, too, miss little.
 const GATHER: Duration = Duration::from_millis(500);
@@ -35,9 +35,9 @@ pub(super) enum Step {
     Symbols { block: u32, symbols: Range<u32>, sequence: u32 },
     /// Ask receivers for their reports.
     Poll { sequence: u32 },
-    /// Nothing to do for so long.
+    /// Nothing to do for this long.
     Wait(Duration),
-    /// Nobody is left.
+    /// No receiver is left.
     End,
 }
 
@@ -99,7 +99,7 @@ impl Schedule {
         self.sequence
     }
 
-    /// What a machine says of itself. The first report makes it a receiver.
+    /// A machine's report. The first one makes it a receiver.
     pub(super) fn report(&mut self, from: Ipv4Addr, report: &Reception, now: Instant) {
         if report.done {
             self.receivers.remove(&from);
@@ -215,7 +215,7 @@ impl Schedule {
         symbols * 2 > self.geometry.symbols(block)
     }
 
-    /// The sequence number of the first of so many packets.
+    /// The sequence number of the first of this many packets.
     fn count(&mut self, packets: u32) -> u32 {
         let first = self.sequence;
         // Six terabytes: nobody waits so long.

@@ -29,7 +29,7 @@ const ETHERNET: usize = 14;
 /// So late, a sender does not make up for time: the burst would overflow a queue.
 const LATE: Duration = Duration::from_millis(5);
 
-/// A round under way.
+/// A round in progress.
 pub(super) struct Round {
     schedule: Mutex<Schedule>,
     geometry: Geometry,
@@ -38,7 +38,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Starts sending; none where the image or the bridge's MTU is too small for it.
+    /// Starts sending; `None` where the image or the bridge's MTU is too small for it.
     pub(super) fn open(
         settings: &config::Carousel,
         address: Ipv4Addr,

@@ -1,4 +1,4 @@
-//! The kernel's part in DHCP: which machines it may answer, and what it says that it answered.
+//! The kernel's part in DHCP: which machines it may answer, and the answers that it reports.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Kernel {
         Self { map, server_mac }
     }
 
-    /// Has the machine answered by the kernel, or by nobody but the daemon.
+    /// Lets the kernel answer the machine, or only the daemon.
     pub(super) fn set(&self, mac: Mac, standing: Option<Standing>, now: Timestamp) {
         match standing {
             Some(standing) => self.map.grant(mac, &lease(&standing, self.server_mac, now)),

@@ -46,8 +46,8 @@ pub enum LeaseState {
     Offered,
     /// Acknowledged.
     Bound,
-    /// Given back by its machine. Nobody else gets it until `durable_until`: the kernel may have
-    /// promised it again, to a machine that came back before its release was heard of.
+    /// Given back by its machine. No other machine gets it until `durable_until`: the kernel may have promised it
+    /// again, to a machine that came back before its release was heard of.
     Released,
     /// Its machine found somebody else using the address. Nobody gets it until `expires`.
     Declined,
@@ -95,7 +95,7 @@ pub enum Change {
 pub struct Pool {
     /// First and last, both included.
     pub range: Option<(Ipv4Addr, Ipv4Addr)>,
-    /// Addresses inside the range that are somebody's: the appliance, the router, workloads.
+    /// Addresses inside the range that are in use otherwise: by the appliance, the router, workloads.
     pub taken: BTreeSet<Ipv4Addr>,
     pub reservations: HashMap<Mac, Ipv4Addr>,
     pub lease_time: Duration,
@@ -123,7 +123,7 @@ pub struct Leases {
     /// Whatever the range has before this one was given out already: a storm of strangers must
     /// not look through everybody's lease for each of them.
     fresh: u32,
-    /// The one address of each machine. A declined address is nobody's.
+    /// The one address of each machine. A declined address belongs to none.
     of_machine: HashMap<Mac, Ipv4Addr>,
     /// The kernel did nothing before this that is not known here.
     heard_until: Timestamp,

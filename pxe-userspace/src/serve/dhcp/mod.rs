@@ -1,12 +1,11 @@
-//! DHCP: [`leases`] and [`server`] decide (pure, time passed in), [`socket`] and [`store`] do.
+//! DHCP: [`leases`] and [`server`] decide (pure, time passed in), [`socket`] and [`store`] perform.
 //!
-//! A packet's way: `socket` receives → `server` parses it with `pxe-common` (`rare` unfolds
-//! what the fixed-size parser passes), asks `leases`, builds replies with `pxe-common` → `store`
-//! commits what the batch changed → `socket` sends. Nothing is sent before the commit.
+//! A packet's path: `socket` receives → `server` parses it with `pxe-common` (`rare` rewrites what the fixed-size
+//! parser does not handle), asks `leases`, builds replies with `pxe-common` → `store` commits what the batch changed
+//! → `socket` sends. Nothing is sent before the commit.
 //!
-//! A lease that is stored goes to the kernel programs, too ([`kernel`]). From then on they answer
-//! its machine, and what they did comes back as events: they renew the lease as the machine's
-//! own packets would have.
+//! A stored lease is also granted to the kernel programs ([`kernel`]). From then on they answer its machine, and
+//! report that as events, which renew the lease as the machine's own packets would have.
 
 pub mod kernel;
 pub mod leases;

@@ -1,8 +1,8 @@
-//! Legal requests that the fixed-size parser passes on: options that go on in `file` and `sname`
-//! (RFC 2132 section 9.3), options in several parts (RFC 3396), very many of them, long packets.
+//! Legal requests that the fixed-size parser passes on: option overload (RFC 2132 section 9.3), options in several
+//! parts (RFC 3396), very many options, long packets.
 //!
-//! They are unfolded, by dhcproto, into a plain packet with the same meaning, so that everything
-//! behind knows one kind of request.
+//! dhcproto decodes them, and they are rewritten as a plain packet with the same meaning, so that everything else
+//! handles one kind of request.
 
 use std::collections::BTreeMap;
 

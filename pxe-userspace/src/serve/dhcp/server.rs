@@ -58,7 +58,7 @@ pub struct Reply {
 #[derive(Clone, Debug)]
 pub enum Command {
     Persist(Change),
-    /// What the request says of its machine.
+    /// What the request says about its machine.
     Described {
         mac: Mac,
         firmware: Option<Firmware>,
@@ -74,7 +74,7 @@ pub enum Command {
     Standing(Mac),
     /// The same may be so of every machine's.
     AllStanding,
-    /// The machine is not offered an address yet: so many others are before it.
+    /// The machine is not offered an address yet: the number of machines before it.
     Waits(Mac, usize),
     Event(Happened),
     Noted(Mac, Note),
@@ -105,11 +105,11 @@ pub struct Server {
     /// Bytes a second that the configuration allows, and that the links carry, where that is known.
     ceiling: Option<u64>,
     link_speed: Option<u64>,
-    /// Only machines under way may be answered by the kernel: see [`Server::standing`].
+    /// Only machines whose boot is in progress may be answered by the kernel: see [`Server::standing`].
     tight: bool,
 }
 
-/// A parsed request with the packet it lies in.
+/// A parsed request with its packet.
 struct Asked<'a> {
     request: Request,
     packet: &'a Packet,

@@ -1,7 +1,7 @@
 //! DHCP's I/O: receives, lets [`Server`] decide, has the store commit, sends.
 //!
-//! Whatever is queued when the task gets to it is one batch and one commit: under load the disk
-//! is waited for once for hundreds of packets, and a lone packet waits for nothing but its own.
+//! All packets that are queued when the task runs are one batch and one commit: under load hundreds of packets wait
+//! for the disk once, and a lone packet waits only for its own commit.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -34,7 +34,7 @@ use crate::store::{ReadError, Store};
 /// Packets that share one commit at most.
 const BATCH: usize = 512;
 
-/// How often those who wait are looked at, though nothing happened.
+/// How often the machines that wait are checked, though nothing happened.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
@@ -71,7 +71,7 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PacingStatus {
-    /// Boots at a time that the links carry; none when their speed is not known.
+    /// Boots at a time that the links carry; `None` when their speed is not known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub most: Option<usize>,
     /// Boots that are counted; none are where there is no limit.
@@ -149,7 +149,7 @@ impl Dhcp {
         self.lock().scope().config().clone()
     }
 
-    /// The links to the machines carry so many bytes a second, as far as is known.
+    /// The links to the machines carry this many bytes a second, as far as is known.
     pub fn set_link_speed(&self, bytes_per_second: Option<u64>) {
         let mut server = self.lock();
         if !server.set_link_speed(bytes_per_second).is_empty() {

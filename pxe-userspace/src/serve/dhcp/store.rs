@@ -1,7 +1,7 @@
 //! Leases on disk.
 //!
-//! The store knows an end for each lease that is never before what the client was told
-//! (design invariant 1), so that after a power cut no address has two machines.
+//! The stored end of each lease is never before the one that the client was told (design invariant 1), so that after
+//! a power cut no address is given to two machines.
 
 use super::leases::{Change, Lease, LeaseState};
 use crate::store::{self, LeaseRow, ReadError, Store, WriteError};

@@ -1,5 +1,5 @@
-//! What is done beside the packets' thread, because it may wait: what people are told goes into the timeline and the
-//! machines' register, whose locks a reader may hold, and grants are closed, which frees memory of the kernel's.
+//! Work that is done beside the packets' thread, because it may block: the timeline and the machines' register are
+//! updated, whose locks a reader may hold, and grants are closed, which frees kernel memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};

@@ -1,4 +1,4 @@
-//! What the TFTP server needs of the kernel.
+//! What the TFTP server needs from the kernel.
 
 use std::io;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! From a request to a transfer that can start: the part that waits for disks.
+//! From a request to a transfer that can start: the part that may wait for disks.
 
 use std::net::SocketAddrV4;
 

@@ -1,10 +1,9 @@
-//! TFTP: [`transfer`] is a transfer's logic and `server` that of all of them, both pure; `perform` does what the
-//! server wants done, [`socket`] receives, sends and knows the time, and `aside` does what may wait.
+//! TFTP: [`transfer`] is the logic of one transfer and `server` that of all of them, both pure; `perform` performs
+//! the server's Commands, [`socket`] receives, sends and reads the clock, and `aside` does what may block.
 //!
-//! A request comes to port 69. The daemon opens the file, agrees on options, and answers from one
-//! of a few ports that all transfers share. Where the fast path takes the transfer, the kernel
-//! answers its ACKs from then on; the daemon sees the last one, repeats what was lost, and goes
-//! on by itself where the kernel can't.
+//! A request arrives at port 69. The daemon opens the file, negotiates options, and answers from one of a few ports
+//! that all transfers share. Where the fast path takes the transfer, the kernel answers its ACKs from then on. The
+//! daemon learns of its end, retransmits lost blocks, and continues the transfer itself where the kernel can't.
 
 mod aside;
 mod fast_path;

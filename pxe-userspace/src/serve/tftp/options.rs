@@ -1,4 +1,4 @@
-//! What a request's options become (RFC 2347 and those it names). Pure.
+//! Option negotiation (RFC 2347, 2348, 2349, 7440). Pure.
 
 use std::num::NonZeroU16;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Does what the server wants done.
+//! Performs the server's Commands.
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;

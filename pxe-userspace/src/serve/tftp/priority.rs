@@ -1,4 +1,4 @@
-//! Before whom a thread has a CPU.
+//! A thread's scheduling priority.
 
 use std::io;
 

@@ -7,7 +7,7 @@
 //!
 //! There a client fetches a small kernel over and over, lock-step and by the daemon, so that a hundredth of its blocks come
 //! with something to be told of. First nobody reads; then `/api/why` and `/metrics` are read without a pause, of
-//! 10,000 machines whose boots are under way.
+//! 10,000 machines whose boots are in progress.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};

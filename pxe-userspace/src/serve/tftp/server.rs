@@ -1,9 +1,9 @@
-//! Every transfer of the appliance, as a pure function of requests, ACKs, the kernel's word and time: what to
-//! send, what to open, what to ask the kernel, what to tell. Nothing here waits, reads a clock or touches a socket,
-//! a file, a map or a lock.
+//! All transfers of the appliance, as a pure function of requests, ACKs, the kernel's answers and time: what to send,
+//! what to open, what to ask the kernel, what to record. Nothing here waits, reads a clock or touches a socket, a
+//! file, a map or a lock.
 //!
-//! Each input leaves [`Command`]s, which whoever called performs before the next input
-//! ([`perform`](super::perform)), and may move [`next_timeout`](Server::next_timeout).
+//! Each input produces [`Command`]s, which the caller performs before the next input ([`perform`](super::perform)),
+//! and may change [`next_timeout`](Server::next_timeout).
 
 mod command;
 mod deadlines;
@@ -33,7 +33,7 @@ use live::Live;
 use command::Then;
 pub(super) use command::{Command, Look, Outgoing, Tell, What};
 
-/// Transfers at a time, requests under way and ports that rest included.
+/// Transfers at a time, including requests in progress and ports that rest.
 const MAX_TRANSFERS: usize = 4096;
 
 /// Transfers that one call of [`Server::on_timeout`] attends to: packets come between.

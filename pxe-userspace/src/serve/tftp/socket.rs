@@ -1,7 +1,7 @@
 //! TFTP's sockets and clock, around the `server` that decides.
 //!
 //! They have a thread and a reactor of their own. On a worker of the daemon's runtime a packet would wait for
-//! whatever a request to the API computes there.
+//! whatever a handler of the API computes there.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -302,7 +302,7 @@ impl Sockets {
     /// The next datagram: from which data port, or none for the request port; from whom; how long.
     async fn receive(&self, buf: &mut [u8]) -> (Option<usize>, SocketAddrV4, usize) {
         std::future::poll_fn(|cx| {
-            // Transfers under way before new ones.
+            // Transfers in progress before new ones.
             for (number, socket) in self.data.iter().enumerate() {
                 if let Poll::Ready((client, len)) = poll_receive(socket, cx, buf) {
                     return Poll::Ready((Some(number), client, len));

@@ -4,23 +4,23 @@ use std::time::Duration;
 
 use pxe_common::tftp::{BlockNo, Blocks, Session, Step};
 
-/// The age from which an answer may be lost, so that a duplicate ACK is answered again. Far above
-/// a segment's round trip, below the timers of all firmware.
+/// The age from which an answer counts as lost, so that a duplicate ACK is answered again. Far above a segment's
+/// round-trip time, below the timers of all firmware.
 pub const RETRY: Duration = Duration::from_millis(100);
 
-/// When nothing is acknowledged for this long, what is in flight is sent again, then after twice
-/// the time, and so on. GRUB waits for that: it does not repeat its ACKs.
+/// The retransmission timeout: when nothing is acknowledged for this long, the blocks in flight are retransmitted,
+/// then after twice the time, and so on. GRUB relies on that: it does not retransmit its ACKs.
 const FIRST_TIMEOUT: Duration = Duration::from_millis(300);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where blocks are lost, what is in flight is sent again after so many of the client's own rounds. That is what
-/// TCP's four deviations come to for rounds that vary by as much as they last, and a block that was only slow
-/// costs one packet: its second ACK is a duplicate, which nothing answers.
+/// Once blocks were lost, the retransmission timeout is this many of the client's own round-trip times. That is what
+/// TCP's four deviations come to where round-trip times vary by as much as they last. A block that was only late
+/// costs one packet: its second ACK is a duplicate, which is not answered.
 const ROUNDS: u32 = 8;
-/// But never sooner: clients pause to unpack and to verify.
+/// The timeout's lower bound: clients pause to unpack and to verify.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How often it is seen whether a client that keeps us waiting is back, and where blocks are lost.
+/// How often the kernel is polled for the ACK of a client that keeps us waiting; the second, once blocks were lost.
 const LOOKS_EVERY: Duration = Duration::from_millis(100);
 const LOOKS_QUICKLY_EVERY: Duration = Duration::from_millis(10);
 
@@ -31,14 +31,14 @@ pub const IDLE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Transfer {
     session: Session,
-    /// The OACK that begins it; none when the first DATA does.
+    /// The OACK that begins it; `None` when the first DATA does.
     oack: Option<Vec<u8>>,
     timeout: Duration,
     /// The client named the timeout.
     agreed: bool,
-    /// From sending a window to its ACK, smoothed.
+    /// The round-trip time from sending a window to its ACK, smoothed.
     round: Duration,
-    /// Something was sent again, and then acknowledged.
+    /// Something was retransmitted, and then acknowledged.
     lossy: bool,
     progress_ns: u64,
     next_timeout_ns: u64,
@@ -72,7 +72,7 @@ impl Transfer {
         (transfer, action)
     }
 
-    /// A transfer that goes on in the kernel, and that somebody else started.
+    /// A transfer that goes on in the kernel, and that an earlier daemon started.
     pub fn resume(session: Session, oack: Option<Vec<u8>>, started_ns: u64, now_ns: u64) -> Self {
         // Of a block, or of the OACK before the first one.
         let progress_ns = session.sent_ns().max(started_ns);
@@ -122,13 +122,12 @@ impl Transfer {
         }
     }
 
-    /// When something is to be done though nobody speaks: what is in flight is sent again, or its client is gone.
+    /// When to act without a packet: the blocks in flight are retransmitted, or the client is gone.
     pub fn next_timeout_ns(&self) -> u64 {
         self.next_timeout_ns.min(self.progress_ns + nanos(IDLE))
     }
 
-    /// How often to see whether the client is back at the kernel, after what is in flight was sent again; none
-    /// when it was not.
+    /// How often to poll the kernel for an ACK of the client after a retransmission; `None` when there was none.
     pub fn looks_every(&self) -> Option<Duration> {
         let repeating = self.wait != self.timeout;
         repeating.then_some(if self.is_quick() { LOOKS_QUICKLY_EVERY } else { LOOKS_EVERY })
@@ -166,8 +165,8 @@ impl Transfer {
         self.progress_ns
     }
 
-    /// Whether its next timeout may be shorter than those of a transfer that loses nothing. The waits of
-    /// a client that is gone are not.
+    /// Whether its next timeout may be shorter than those of a transfer without loss. That of a client that is gone
+    /// may not.
     pub fn is_quick(&self) -> bool {
         self.follows_rounds() && self.wait <= FIRST_TIMEOUT
     }
@@ -181,8 +180,8 @@ impl Transfer {
         self.session.acked() == 0 && (self.oack.is_none() || self.session.in_flight().is_none())
     }
 
-    /// The client came from `before` to where it is. A round that was sent again counts from when it was
-    /// sent first: its ACK may be either's (Karn's rule errs on the long side, too).
+    /// The client advanced from `before`. The round-trip time of retransmitted blocks counts from the first
+    /// transmission, because the ACK may be of either (Karn's rule errs on the long side, too).
     fn progressed(&mut self, before: &Session, at_ns: u64) {
         self.lossy |= self.wait != self.timeout;
         let blocks = self.session.acked() - before.acked();
@@ -200,7 +199,7 @@ impl Transfer {
     }
 }
 
-/// Whether the client acknowledged something new. A block that was only sent again is none.
+/// Whether the client acknowledged something new. A retransmission alone changes nothing.
 fn advanced(before: &Session, after: &Session) -> bool {
     (before.acked(), before.in_flight().is_some()) != (after.acked(), after.in_flight().is_some())
 }
@@ -259,7 +258,7 @@ mod tests {
             }
             now
         };
-        // How long after `now` what is in flight is sent again, and it is acknowledged a little later.
+        // How long after `now` what is in flight is retransmitted, and it is acknowledged a little later.
         let lost = |t: &mut Transfer, now: u64| {
             let ms = (1..=400).find(|ms| t.on_tick(now + ms * MS) != Action::Nothing);
             ms.expect("it is sent again")

@@ -1,4 +1,4 @@
-//! How a database of any earlier version comes to the layout of today.
+//! Migrations from the layout of any earlier version to the present one.
 //!
 //! `user_version` counts the migrations that were done. Each is one transaction together with its count, so that
 //! a power cut in the middle leaves the database as it was before it.

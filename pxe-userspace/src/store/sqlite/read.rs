@@ -1,4 +1,4 @@
-//! Queries. Readers have connections of their own: in WAL mode a commit does not hold them up.
+//! Queries. Readers have connections of their own: in WAL mode a commit does not block them.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

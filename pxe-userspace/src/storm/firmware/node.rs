@@ -9,7 +9,7 @@ use pxe_contract::{paths, settings};
 /// The stages that pxe-init reports, in order.
 pub(in super::super) const REPORTS: [Reported; 3] = [Reported::Stage1, Reported::Image, Reported::Workload];
 
-/// Where the node reports, from its kernel's command line; none for kernels that are not ours.
+/// Where the node reports, from its kernel's command line; `None` for kernels that are not ours.
 pub(in super::super) fn appliance<'a>(cmdline: impl IntoIterator<Item = &'a str>) -> Option<SocketAddrV4> {
     cmdline.into_iter().find_map(settings::appliance)
 }

@@ -1,4 +1,4 @@
-//! Whom the server lets wait, and when their turn comes ([`crate::machines::pacing`] decides).
+//! Which machines the server lets wait, and when their turn comes ([`crate::machines::pacing`] decides).
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -21,7 +21,7 @@ impl Server {
         self.ceiling.into_iter().chain(self.link_speed).min()
     }
 
-    /// The links carry so many bytes a second, as far as is known.
+    /// The links carry this many bytes a second, as far as is known.
     pub fn set_link_speed(&mut self, bytes_per_second: Option<u64>) -> Vec<Command> {
         self.link_speed = bytes_per_second;
         self.pacing.set_capacity(self.capacity());
@@ -37,7 +37,7 @@ impl Server {
         standing.into_iter().chain(self.admit(now)).collect()
     }
 
-    /// Time passed. `fetches` knows whether a machine has a transfer under way.
+    /// Time passed. `fetches` knows whether a machine has a transfer in progress.
     pub fn tick(&mut self, now: Timestamp, fetches: impl Fn(Mac) -> bool) -> Vec<Command> {
         let gone = self.pacing.forget_quiet(now, fetches);
         let standing = gone.into_iter().filter(|_| self.tight).map(Command::Standing);

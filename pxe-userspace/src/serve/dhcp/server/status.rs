@@ -124,7 +124,7 @@ impl Rivals {
     }
 }
 
-/// The server that sent this OFFER, ACK or NAK, and the machine that it is for; none when the packet is
+/// The server that sent this OFFER, ACK or NAK, and the machine that it is for; `None` when the packet is
 /// nothing of that kind.
 pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<(Ipv4Addr, Option<Mac>)> {
     let message = v4::Message::decode(&mut Decoder::new(datagram)).ok()?;

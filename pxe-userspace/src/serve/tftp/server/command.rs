@@ -1,4 +1,4 @@
-//! What the server wants done. Whoever performs it does so in this order, and before the next packet.
+//! What the server wants done. Commands are performed in order, and before the next packet.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -17,7 +17,7 @@ pub(in crate::serve::tftp) enum Command {
     Send(Outgoing),
     /// Open this file, and tell [`Server::on_opened`](super::Server::on_opened). It may take its time.
     Open(Box<Job>),
-    /// See how far the kernel is with a transfer, and tell [`Server::on_looked`](super::Server::on_looked).
+    /// Read a transfer's progress in the kernel, and tell [`Server::on_looked`](super::Server::on_looked).
     Look(Look),
     /// The kernel must answer this transfer's ACKs no more. How far it got goes to
     /// [`Server::on_taken_back`](super::Server::on_taken_back), with the ACK that the daemon answers next.
@@ -28,12 +28,12 @@ pub(in crate::serve::tftp) enum Command {
     /// Close the transfer's grant, then tell [`Server::on_closed`](super::Server::on_closed): until then its
     /// ports rest. It may take its time.
     Close(SessionKey),
-    /// Tell people. It may take its time, but what is told of one machine stays in order.
+    /// Record something in the timeline. It may take its time, but the order for one machine is kept.
     Tell(Tell),
 }
 
-/// A packet or a window to be sent from data port number `port`. One that can't be sent at once is lost, as on
-/// any network.
+/// A packet or a window to be sent from data port number `port`. One that can't be sent at once is dropped, as on any
+/// network.
 #[derive(Debug)]
 pub(in crate::serve::tftp) struct Outgoing {
     pub(in crate::serve::tftp) port: usize,
@@ -44,7 +44,7 @@ pub(in crate::serve::tftp) struct Outgoing {
 #[derive(Debug)]
 pub(in crate::serve::tftp) enum What {
     Packet(Vec<u8>),
-    /// A DATA packet each. Whoever sends them reads their bytes: the server waits for no disk.
+    /// A DATA packet each. The sender reads their bytes: the server never waits for a disk.
     Blocks {
         blob: Blob,
         session: Session,
@@ -52,8 +52,8 @@ pub(in crate::serve::tftp) enum What {
     },
 }
 
-/// A question to the kernel. It carries all that is needed to go on with the answer, so that nothing waits for
-/// it here.
+/// A question to the kernel. It carries all that is needed to process the answer, so that the server keeps no state
+/// for it.
 #[derive(Debug)]
 pub(in crate::serve::tftp) struct Look {
     pub(in crate::serve::tftp) key: SessionKey,
@@ -63,7 +63,7 @@ pub(in crate::serve::tftp) struct Look {
 /// Why the kernel was asked.
 #[derive(Debug)]
 pub(super) enum Then {
-    /// The client keeps us waiting, as far as is known here.
+    /// The client keeps us waiting, as far as the server knows.
     Due,
     /// A program told of the transfer; with the code of an ERROR, when it was one.
     Told { error: Option<ErrorCode> },

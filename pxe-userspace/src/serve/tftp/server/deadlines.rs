@@ -1,4 +1,4 @@
-//! When each transfer wants to be looked at, though nobody speaks of it.
+//! When each transfer has to be looked at, without a packet or an event.
 
 use std::collections::BTreeSet;
 

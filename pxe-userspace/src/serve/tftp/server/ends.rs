@@ -1,4 +1,4 @@
-//! How transfers end, and what is told of it.
+//! How transfers end, and what is recorded of it.
 
 use std::time::Duration;
 

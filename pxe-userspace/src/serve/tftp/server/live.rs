@@ -10,7 +10,7 @@ use crate::machines::timeline::{AnsweredBy, Stage};
 use crate::provision::blob::Blob;
 use crate::serve::tftp::transfer::{Action, Transfer};
 
-/// A transfer under way.
+/// A transfer in progress.
 pub(super) struct Live {
     pub(super) port: usize,
     pub(super) client: SocketAddrV4,
@@ -27,7 +27,7 @@ pub(super) struct Live {
     pub(super) sent_by_kernel: (u32, u32),
     pub(super) sent_by_daemon: u32,
     pub(super) started_ns: u64,
-    /// How often what was in flight was sent again.
+    /// How often what was in flight was retransmitted.
     pub(super) repeated: u32,
     /// Its marks of which people were told.
     pub(super) marks: u16,
@@ -42,8 +42,8 @@ impl Live {
         self.sent_by_kernel = (session.sent_by_xdp, session.sent_by_tc);
     }
 
-    /// When something is to be done though nobody speaks. The kernel moves its transfers on without a word, so one
-    /// that was sent again is looked at until its client is seen to answer.
+    /// When to act without a packet. The kernel does not report each ACK, so a transfer with a retransmission is
+    /// polled until its client is seen to answer.
     pub(super) fn deadline_ns(&self, now_ns: u64) -> u64 {
         let timeout_ns = self.transfer.next_timeout_ns();
         match self.transfer.looks_every().filter(|_| self.in_kernel) {

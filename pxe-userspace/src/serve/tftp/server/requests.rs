@@ -1,4 +1,4 @@
-//! What comes to port 69.
+//! Requests to port 69.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
