@@ -38,10 +38,11 @@ fn uses(sources: &[Source]) -> Uses {
         let Ok(file) = source.file.strip_prefix(DAEMON) else { continue };
         let parts: Vec<String> =
             file.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
-        let own = room(&parts.iter().map(String::as_str).filter(|part| *part != "mod").collect::<Vec<_>>());
-        let mut paths = Paths::default();
+        let module: Vec<String> = parts.into_iter().filter(|part| part != "mod").collect();
+        let own = room(&module.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut paths = Paths { module, found: Vec::new() };
         source.items.iter().for_each(|item| paths.visit_item(item));
-        for path in paths.0 {
+        for path in paths.found {
             let used = room(&path.iter().map(String::as_str).collect::<Vec<_>>());
             // A wing's own names are the room's of its name.
             if used != own && !used.is_empty() && !own.is_empty() {
@@ -83,9 +84,12 @@ fn reaches(uses: &Uses, from: &str, to: &str) -> bool {
     false
 }
 
-/// Every path that begins with `crate`, without that.
-#[derive(Default)]
-struct Paths(Vec<Vec<String>>);
+/// Every path that begins with `crate` or `super`, from the crate's root.
+struct Paths {
+    /// The file's own. What lies in a file's inner modules is the file's.
+    module: Vec<String>,
+    found: Vec<Vec<String>>,
+}
 
 impl<'ast> Visit<'ast> for Paths {
     fn visit_item(&mut self, item: &'ast Item) {
@@ -95,19 +99,12 @@ impl<'ast> Visit<'ast> for Paths {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let mut segments = path.segments.iter().map(|segment| segment.ident.to_string());
-        if segments.next().is_some_and(|first| first == "crate") {
-            self.0.push(segments.collect());
-        }
+        self.add(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         visit::visit_path(self, path);
     }
 
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        if let UseTree::Path(first) = &item.tree
-            && first.ident == "crate"
-        {
-            self.leaves(&first.tree, &mut Vec::new());
-        }
+        self.leaves(&item.tree, &mut Vec::new());
     }
 }
 
@@ -120,9 +117,20 @@ impl Paths {
                 before.pop();
             }
             UseTree::Group(group) => group.items.iter().for_each(|tree| self.leaves(tree, before)),
-            UseTree::Name(name) => self.0.push([&before[..], &[name.ident.to_string()]].concat()),
-            UseTree::Rename(name) => self.0.push([&before[..], &[name.ident.to_string()]].concat()),
-            UseTree::Glob(_) => self.0.push(before.clone()),
+            UseTree::Name(name) => self.add([&before[..], &[name.ident.to_string()]].concat()),
+            UseTree::Rename(name) => self.add([&before[..], &[name.ident.to_string()]].concat()),
+            UseTree::Glob(_) => self.add(before.clone()),
+        }
+    }
+
+    fn add(&mut self, path: Vec<String>) {
+        let ups = path.iter().take_while(|part| *part == "super").count();
+        match path.first().map(String::as_str) {
+            Some("crate") => self.found.push(path[1..].to_vec()),
+            Some("super") if ups <= self.module.len() => {
+                self.found.push([&self.module[..self.module.len() - ups], &path[ups..]].concat());
+            }
+            _ => {}
         }
     }
 }
@@ -164,6 +172,15 @@ mod tests {
         assert!(
             found[0].starts_with("pxe-userspace/src/machines/timeline/mod.rs: machines/timeline uses store")
         );
+    }
+
+    #[test]
+    fn rooms_of_one_wing_name_each_other_by_super() {
+        let found = check_all(&[
+            ("provision/planner.rs", "use super::boot::Plan;"),
+            ("provision/boot/plan.rs", "fn f() { super::super::planner::plan() }"),
+        ]);
+        assert_eq!(found.len(), 2, "{found:?}");
     }
 
     #[test]
