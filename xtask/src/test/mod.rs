@@ -1,110 +1,104 @@
-//! `cargo xtask test`: every test, the cheap ones first.
+//! `cargo xtask test`: all tests or some of them, as many at a time as this machine has means for.
 
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+mod choice;
+mod output;
+mod program;
+mod run;
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use choice::{Choice, Chosen};
+use program::Program;
 
-use crate::setup::Need;
+use crate::setup::{self, Need};
 use crate::shell::{check, is_root};
-use crate::{paths, prepare};
+use crate::{assets, build};
 
-/// Run every test: host tests, then clients and servers in namespaces, then real firmware
+/// Run every test, or those that are named
+///
+/// Host tests first, then clients and servers in namespaces and machines with real firmware. They run side by side: a
+/// test says in its source how many emulated machines and processors it needs, and waits until this machine has
+/// them. The whole output of a test program that fails is shown; everybody's is in target/test-output. What was
+/// skipped, and why, is listed at the end.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask test                          every test
+  cargo xtask test storage clients          the files tests/tests/storage.rs and clients.rs
+  cargo xtask test pxe-common               the tests inside a package
+  cargo xtask test flipped_bit              tests with this in their name
+  cargo xtask test flipped_bit -- --nocapture")]
 pub(crate) struct Arguments {
+    /// Packages, files of tests, or parts of tests' names; all tests when none is given
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
     /// Also what takes long: the fast path on every kernel, card and mode, in virtual machines (three quarters of an hour)
     #[arg(long)]
     all: bool,
-    /// Passed to each `cargo test` (a test's name, then `-- --nocapture`, …)
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Fail when a test was skipped
+    #[arg(long)]
+    no_skips: bool,
+    /// Passed to each test program (--nocapture, --include-ignored, …)
+    #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
 
-/// What has tests of its own. pxe-ebpf has no host target; what it shares with the host is tested in pxe-common.
-const CRATES: &[&str] =
-    &["--workspace", "--exclude", "pxe-common", "--exclude", "pxe-ebpf", "--exclude", "bridgehead-tests"];
-
 /// The tests of the appliance in virtual machines.
 const KERNELS: &str = "other_kernels";
-
-/// What the daemon's own tests are compiled from.
+/// What the daemon's own tests are compiled from: they run on other kernels, too.
 const DAEMON: &str = "pxe-userspace/src/lib.rs";
 
 pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
-    prepare(if arguments.all { &[Need::Lab, Need::Test, Need::Kernels] } else { &[Need::Lab, Need::Test] })?;
-    let skipped = ::lab::target().join("skipped-tests");
-    let _ = std::fs::remove_file(&skipped);
-
-    let machines =
-        ["firmware", "two_stages", "systemd", "kernels", "storage", "docker_node", "trust", "rescue", "why"];
-    let others = across_crates(&[&machines[..], &[KERNELS]].concat())?;
-    let tests = |names: &[&'static str]| names.iter().flat_map(|name| ["--test", *name]).collect::<Vec<_>>();
-    let lab = &["--package", "bridgehead-tests"];
-    let steps: [Vec<&str>; 6] = [
-        vec!["--package", "pxe-common"],
-        CRATES.to_vec(),
-        [lab, &["--lib"][..], &tests(&["world"])].concat(),
-        lab.iter().copied().chain(others.iter().flat_map(|name| ["--test", name])).collect(),
-        [&lab[..], &tests(&machines)].concat(),
-        [&lab[..], &tests(&[KERNELS])].concat(),
-    ];
-    let daemons_own = if arguments.all { daemons_own_tests()? } else { PathBuf::new() };
-    for step in steps {
-        let mut cargo = Command::new("cargo");
-        let kernels = step.contains(&KERNELS);
-        if kernels || step.contains(&machines[0]) {
-            // One at a time: emulated processors take all that this machine has.
-            cargo.env("RUST_TEST_THREADS", "1");
-        }
-        let mut rest = arguments.rest.clone();
-        if kernels && arguments.all {
-            if !rest.iter().any(|argument| argument == "--") {
-                rest.push("--".into());
+    let begun = Instant::now();
+    let choice = Choice::of(&arguments.names, arguments.all)?;
+    setup::ensure(&[Need::Build, Need::Assets, Need::Lab, Need::Test])?;
+    if arguments.all {
+        setup::ensure(&[Need::Kernels])?;
+    }
+    let programs = build_everything(&choice)?;
+    let daemons_own = programs.iter().find(|p| p.source.ends_with(DAEMON)).map(|p| p.path.clone());
+    let mut chosen = choice.among(programs)?;
+    if arguments.all {
+        let daemons_own = daemons_own.with_context(|| format!("cargo made no program of {DAEMON}"))?;
+        for Chosen { program, arguments, variables, .. } in &mut chosen {
+            if program.name == KERNELS {
+                arguments.push("--include-ignored".to_owned());
+                variables.push(("BRIDGEHEAD_UNIT_TESTS", daemons_own.clone()));
             }
-            rest.push("--include-ignored".into());
-            cargo.env("BRIDGEHEAD_UNIT_TESTS", &daemons_own);
         }
-        check(
-            cargo
-                .arg("test")
-                .args(&step)
-                .args(&rest)
-                .env("BRIDGEHEAD_BIN", paths::target("release/bridgehead"))
-                .env("BRIDGEHEAD_ASSETS", paths::target("assets"))
-                .env("BRIDGEHEAD_SKIPPED", &skipped),
-        )?;
     }
-    match std::fs::read_to_string(&skipped) {
-        Ok(list) => println!("\nskipped:\n{list}"),
-        // All programs are here now. Tests outside the lab that need root skip themselves untold.
-        Err(_) if !is_root() => println!("\nwithout root: tests that need it were skipped"),
-        Err(_) => println!("\nno test was skipped"),
+    println!("built in {} s", begun.elapsed().as_secs());
+    let results = run::all(&chosen, &arguments.rest);
+    if choice.is_all() {
+        check(Command::new("cargo").args(["test", "--doc"]).args(program::PACKAGES))?;
     }
-    Ok(ExitCode::SUCCESS)
+    ensure!(is_root() || !arguments.no_skips, "tests that need root were skipped");
+    Ok(tell(&results?, arguments.no_skips, begun))
 }
 
-/// Where the daemon's own tests are built: they run on other kernels, too.
-fn daemons_own_tests() -> Result<PathBuf> {
-    let mut cargo = Command::new("cargo");
-    // With the very features of the step that runs them here.
-    cargo.arg("test").args(CRATES).args(["--no-run", "--message-format=json"]).stderr(Stdio::inherit());
-    let output = cargo.output().context("starting cargo")?;
-    ensure!(output.status.success(), "the daemon's own tests could not be built ({})", output.status);
-    let messages =
-        output.stdout.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice::<Value>(l).ok());
-    let built = messages.filter(|m| m["target"]["src_path"].as_str().is_some_and(|p| p.ends_with(DAEMON)));
-    let mut programs = built.filter_map(|m| m["executable"].as_str().map(PathBuf::from));
-    programs.next().with_context(|| format!("cargo names no program that it made of {DAEMON}"))
+/// Says what failed and what was skipped.
+fn tell(results: &run::Results, no_skips: bool, begun: Instant) -> ExitCode {
+    let run::Results { passed, failed, skipped } = results;
+    println!("\n{passed} tests passed in {} s, with what was built", begun.elapsed().as_secs());
+    match skipped.is_empty() {
+        true => println!("no test was skipped"),
+        false => println!("skipped:\n  {}", skipped.join("\n  ")),
+    }
+    if !failed.is_empty() {
+        println!("failed:\n  {}", failed.join("\n  "));
+    }
+    if failed.is_empty() && (skipped.is_empty() || !no_skips) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The tests across crates, but for the lab's own and those of virtual machines.
-fn across_crates(machines: &[&str]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(paths::root().join("tests/tests"))? {
-        let path = entry?.path();
-        names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
-    }
-    names.retain(|name| name != "world" && !machines.contains(&name.as_str()));
-    Ok(names)
+/// Everything that runs in a test, and the tests. Cargo works in two directories at once: each build has a part in
+/// which it uses one processor.
+fn build_everything(choice: &Choice) -> Result<Vec<Program>> {
+    build::kernel_programs()?;
+    std::thread::scope(|scope| {
+        let product = scope.spawn(|| assets::make().and_then(|()| build::bridgehead()));
+        let tests = program::build(choice);
+        product.join().expect("it does not panic")?;
+        tests
+    })
 }
