@@ -83,9 +83,15 @@ impl<'a> Needs<'a> {
     }
 }
 
-impl<'a, T: AsRef<[&'a str]>> From<T> for Needs<'a> {
-    fn from(programs: T) -> Self {
-        Self::of(programs.as_ref())
+impl<'a, const N: usize> From<&[&'a str; N]> for Needs<'a> {
+    fn from(programs: &[&'a str; N]) -> Self {
+        Self::of(programs)
+    }
+}
+
+impl<'a> From<&Vec<&'a str>> for Needs<'a> {
+    fn from(programs: &Vec<&'a str>) -> Self {
+        Self::of(programs)
     }
 }
 

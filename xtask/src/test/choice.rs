@@ -104,26 +104,26 @@ fn files(root: &Path) -> Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// Up to three names of which the most letter pairs are those of `name`.
+/// Up to three names that are most like `name`.
 fn close(name: &str, programs: &[(Program, Vec<String>)]) -> String {
     let words = programs.iter().flat_map(|(program, tests)| {
         let tests = tests.iter().map(|test| test.rsplit("::").next().unwrap_or(test));
         std::iter::once(program.name.as_str()).chain(tests)
     });
     let mut close: Vec<(usize, &str)> =
-        words.map(|word| (likeness(name, word), word)).filter(|(likeness, _)| *likeness >= 60).collect();
+        words.map(|word| (likeness(name, word), word)).filter(|(likeness, _)| *likeness >= 50).collect();
     close.sort_by_key(|(likeness, word)| (std::cmp::Reverse(*likeness), *word));
     close.dedup();
     let names: Vec<String> = close.iter().take(3).map(|(_, word)| format!("`{word}`")).collect();
     names.join(" or ")
 }
 
-/// How much of `name` is in `word`, in percent of its letter pairs.
+/// How many of the letter pairs of two words both have, in percent (Dice's coefficient).
 fn likeness(name: &str, word: &str) -> usize {
     let pairs =
         |text: &str| -> BTreeSet<Vec<u8>> { text.as_bytes().windows(2).map(<[u8]>::to_vec).collect() };
     let (of_name, of_word) = (pairs(name), pairs(word));
-    of_name.intersection(&of_word).count() * 100 / of_name.len().max(1)
+    of_name.intersection(&of_word).count() * 200 / (of_name.len() + of_word.len()).max(1)
 }
 
 #[cfg(test)]
