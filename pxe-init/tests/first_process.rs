@@ -40,12 +40,20 @@ fn main() -> ExitCode {
         scenario(&supervisor);
         return ExitCode::SUCCESS;
     }
+    // In the words of libtest, for who runs tests of every kind.
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.iter().any(|word| word == "--list") {
+        SCENARIOS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
     if !getuid().is_root() {
         println!("skipped: namespaces need root");
         return ExitCode::SUCCESS;
     }
+    let parts: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let chosen = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(*part));
     let mut failed = 0;
-    for (name, _) in SCENARIOS {
+    for (name, _) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
         let scenario = Command::new("unshare")
             .args(["--pid", "--fork", "--mount", "--mount-proc", "--net", "--kill-child", "--"])
             .arg(std::env::current_exe().expect("this program's path"))
@@ -53,7 +61,7 @@ fn main() -> ExitCode {
             .output()
             .expect("unshare(1) runs");
         let ok = scenario.status.success();
-        println!("{}: {name}", if ok { "ok" } else { "FAILED" });
+        println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
         if !ok {
             failed += 1;
             println!("{}", String::from_utf8_lossy(&scenario.stderr));
@@ -244,7 +252,12 @@ fn terminal(supervisor: &Supervisor) {
 
     // Ctrl-C on the console is the workload's.
     let (open, pid) = run(&["sleep", "1000"]);
-    std::thread::sleep(Duration::from_millis(300));
+    until("the workload has the terminal", || {
+        // The process group that the terminal's signals go to: proc(5), field 8.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let (name, rest) = stat.rsplit_once(") ").unwrap_or_default();
+        name.ends_with("(sleep") && rest.split(' ').nth(5) == Some(&pid.to_string())
+    });
     far.write_all(b"\x03").expect("somebody types");
     assert_eq!(wait_for(supervisor, pid), Ended::Killed(Signal::SIGINT));
     drop(open);
@@ -270,6 +283,15 @@ fn wait_for(supervisor: &Supervisor, pid: Pid) -> Ended {
             Happening::Ended(..) => {}
             other => panic!("waiting for the workload: {other:?}"),
         }
+    }
+}
+
+/// Asks until it is so. The patience is for a machine that is busy.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not yet: {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -325,11 +347,7 @@ impl Fixture {
     }
 
     fn wait_for_output(&self, words: &str) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.output().contains(words) {
-            assert!(Instant::now() < deadline, "no {words:?} in {:?}", self.output());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        until(words, || self.output().contains(words));
     }
 }
 

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -129,11 +128,11 @@ impl Appliance {
         command.args(["serve", "--config"]).arg(&file).env("BRIDGEHEAD_ASSETS", crate::assets());
         let log = world.path("bridgehead.log");
         let (mut process, lines) = Process::with_lines(&mut command, &log)?;
-        match lines.recv_timeout(Duration::from_secs(60)) {
+        match lines.recv_timeout(PATIENCE) {
             Ok(line) if line.trim() == "ready" => Ok(Self { process, log, _lines: lines }),
             Ok(line) => bail!("the daemon's first line is {line:?}, not `ready`"),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                bail!("the daemon is not ready after 60 s:\n{}", process.last_lines(15))
+                bail!("the daemon is not ready after {} s:\n{}", PATIENCE.as_secs(), process.last_lines(15))
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 let status = process.wait(PATIENCE)?;

@@ -5,12 +5,11 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::net::Host;
-use crate::process::{Process, output};
+use crate::process::{PATIENCE, Process, output};
 use crate::world::World;
 
 /// A DHCP client.
@@ -69,7 +68,7 @@ impl Dhcp {
         };
         let log = world.path(format!("{name}.log"));
         let mut client = Process::start(&mut client, &log)?;
-        let status = client.wait(Duration::from_secs(60))?;
+        let status = client.wait(PATIENCE)?;
         let lines = client.last_lines(15);
         let text = fs::read_to_string(&result).with_context(|| format!("{self:?} got no lease:\n{lines}"))?;
         ensure!(status.success(), "{self:?} ended with {status}:\n{lines}");

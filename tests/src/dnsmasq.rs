@@ -2,11 +2,10 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::process::{Process, wait_for};
+use crate::process::{PATIENCE, Process, wait_for};
 
 /// A running dnsmasq.
 pub struct Dnsmasq(Process);
@@ -20,7 +19,7 @@ impl Dnsmasq {
         command.args(["--conf-file=/dev/null", "--bind-interfaces", "--no-hosts", "--no-resolv"]);
         command.arg(format!("--dhcp-leasefile={}", leases.display())).args(args);
         let mut process = Process::start(&mut command, log)?;
-        wait_for(Duration::from_secs(10), || {
+        wait_for(PATIENCE, || {
             process.ensure_running()?;
             Ok(std::fs::read_to_string(log)?.contains("started, version").then_some(()))
         })

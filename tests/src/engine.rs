@@ -6,7 +6,6 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -38,7 +37,7 @@ impl Engine {
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
         command.arg(format!("--cgroup-parent=/{}", world.cgroup()));
         let mut dockerd = Process::start(&mut command, &world.path("dockerd.log"))?;
-        wait_for(Duration::from_secs(60), || {
+        wait_for(PATIENCE, || {
             dockerd.ensure_running()?;
             Ok(UnixStream::connect("/run/docker.sock").ok())
         })

@@ -75,7 +75,7 @@ pub fn own_mac() -> Result<Mac> {
 
 /// Asks who has `target` (RFC 826), as the host with the address `own`.
 pub fn resolve(own: Ipv4Addr, target: Ipv4Addr) -> Result<Mac> {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_secs(60);
     const RETRY: Duration = Duration::from_millis(200);
     let (cable, mac) = (Cable::open(ARP)?, own_mac()?);
     let asking = [&mac[..], &own.octets(), &[0; 6], &target.octets()].concat();

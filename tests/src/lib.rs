@@ -3,7 +3,8 @@
 //! Read it in this order: [`world`] (namespaces that end with their owner), [`net`] (bridge, taps, hosts),
 //! [`machine`] (firmware in QEMU), [`engine`] (a Docker engine and the demo image), [`appliance`] (the
 //! daemon and its command line), [`boot`] (all of it: machines from power-on to a page that answers).
-//! [`guest`] has the appliance in a machine of its own, with a kernel of another release.
+//! [`guest`] has the appliance in a machine of its own, with a kernel of another release. [`needs`] is how
+//! tests share the machine that they run on.
 //! `docs/lab.md` says how to look into a running one.
 
 pub mod appliance;
@@ -16,6 +17,7 @@ pub mod frames;
 pub mod guest;
 pub mod load;
 pub mod machine;
+pub mod needs;
 pub mod net;
 pub mod peers;
 pub mod process;

@@ -13,7 +13,7 @@ use crate::net::Host;
 
 /// EDK2 collects offers for 3.8 s; a lab's wire is shorter.
 const COLLECTED: Duration = Duration::from_millis(700);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const DISCOVER: u8 = 1;
 const OFFER: u8 = 2;

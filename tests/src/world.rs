@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
@@ -22,6 +22,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::needs::Needs;
 
 /// Set for the first process of a world: the lab's directory.
 const DIR: &str = "BRIDGEHEAD_LAB";
@@ -203,9 +205,9 @@ impl World {
 }
 
 /// Runs a test in a world of its own: the test binary starts itself again as the world's first process,
-/// with only this test selected. Prints why and returns where that can't be done, or where one of the
-/// `programs` it needs is not installed.
-pub fn test<F: FnOnce(&World) -> Result<()>>(programs: &[&str], body: F) {
+/// with only this test selected, as soon as this machine has what the test needs. Prints why and returns where that
+/// can't be done, or where a program is not installed.
+pub fn test<'a, F: FnOnce(&World) -> Result<()>>(needs: impl Into<Needs<'a>>, body: F) {
     // `binary::module::name::{{closure}}`, which names the test for libtest.
     let path = std::any::type_name::<F>();
     let name = path.strip_suffix("::{{closure}}").expect("the body is a closure in the test's function");
@@ -217,11 +219,15 @@ pub fn test<F: FnOnce(&World) -> Result<()>>(programs: &[&str], body: F) {
         Err(e) => panic!("entering the test's world: {e:#}"),
     }
     if !nix::unistd::geteuid().is_root() {
-        return skip(name, "needs root, for namespaces");
+        return eprintln!("skipped: needs root, for namespaces");
     }
-    if let Some(missing) = programs.iter().find(|p| !crate::installed(p)) {
-        return skip(name, &format!("{missing} is not installed (cargo xtask setup)"));
+    let needs = needs.into();
+    if let Some(missing) = needs.missing() {
+        return eprintln!("skipped: {missing} is not installed (cargo xtask setup)");
     }
+    let asked = Instant::now();
+    let _share = needs.take().expect("this machine can be shared");
+    let waited = asked.elapsed();
     let lab = Lab::create().expect("a lab can be made");
     let output = lab.dir().join("output");
     let log = File::create(&output).expect("the lab's directory is ours");
@@ -231,20 +237,13 @@ pub fn test<F: FnOnce(&World) -> Result<()>>(programs: &[&str], body: F) {
     let status = lab.run(&mut again, OnSignal::Leave).expect("the world runs");
     let output = fs::read_to_string(&output).unwrap_or_default();
     print!("{output}");
+    let took = (asked.elapsed() - waited).as_secs_f64();
+    println!(
+        "{name}: {took:.1} s, after {:.1} s of waiting for its share of the machine",
+        waited.as_secs_f64()
+    );
     assert!(status.success(), "{name} failed in its world ({status})");
     assert!(output.contains("1 passed"), "{name} was not found by the test binary itself");
-}
-
-/// Says that a test did not run: on stderr, and in the file that `cargo xtask test` prints at the end.
-fn skip(test: &str, why: &str) {
-    eprintln!("skipped {test}: {why}");
-    if let Some(list) = std::env::var_os("BRIDGEHEAD_SKIPPED") {
-        let line = format!("{test}: {why}\n");
-        let file = File::options().append(true).create(true).open(list);
-        if let Err(e) = file.and_then(|mut f| std::io::Write::write_all(&mut f, line.as_bytes())) {
-            eprintln!("the list of skipped tests: {e}");
-        }
-    }
 }
 
 /// The labs that run now: their directories and first processes, newest first.

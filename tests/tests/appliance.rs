@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{ADDRESS, Appliance, BRIDGE, address_only, program};
 use lab::clients::{Dhcp, Fetch};
 use lab::net::{self, Host};
+use lab::process::{PATIENCE, wait_for};
 use lab::world::{self, World};
 
 #[test]
@@ -63,7 +64,7 @@ fn a_port_that_comes_back_is_enslaved_again() {
         let (_appliance, mut hosts) = Appliance::with_hosts(world, &["a"])?;
         drop(hosts.remove(0));
         let host = Host::new("a", 1)?;
-        lab::process::wait_for(Duration::from_secs(5), || Ok(master(&host)?.filter(|m| m == BRIDGE)))
+        wait_for(PATIENCE, || Ok(master(&host)?.filter(|m| m == BRIDGE)))
             .context("the port that came back")?;
         Dhcp::Udhcpc.lease(world, &host)?;
         Ok(())

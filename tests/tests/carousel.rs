@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{self, ADDRESS, Appliance, find};
 use lab::engine::{DEMO, Engine};
+use lab::needs::Needs;
 use lab::net::{Host, ip, plug};
 use lab::process::output;
 use lab::world::{self, World};
@@ -24,7 +25,7 @@ const SWITCH: &str = "sw0";
 
 #[test]
 fn some_machines_get_an_image_that_crosses_the_link_once() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).processors(1), |world| {
         let scene = Scene::new(world, 6, 12_000_000, "40mbit")?;
         scene.lose("0.01")?;
         let round = scene.run(&scene.hosts)?;
@@ -41,7 +42,7 @@ fn some_machines_get_an_image_that_crosses_the_link_once() {
 /// The round is there, and its packets are not: as behind a switch that looks into IGMP without a querier.
 #[test]
 fn machines_that_no_multicast_reaches_get_the_image_by_http() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).processors(1), |world| {
         let scene = Scene::new(world, 4, 6_000_000, "100mbit")?;
         for host in &scene.hosts[1..] {
             output(host.command("iptables").args(["-A", "INPUT", "-d", "224.0.0.0/4", "-j", "DROP"]))?;
@@ -60,7 +61,7 @@ fn machines_that_no_multicast_reaches_get_the_image_by_http() {
 #[test]
 #[ignore = "takes minutes: 64 receivers of 200 MB on this machine's processors"]
 fn sixty_four_machines_get_200_megabytes() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).processors(2), |world| {
         let number = |name: &str, or: u64| -> Result<u64> {
             std::env::var(name).map_or(Ok(or), |text| text.parse().with_context(|| format!("{name}={text}")))
         };

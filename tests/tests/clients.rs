@@ -4,14 +4,13 @@ use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{ADDRESS, Appliance, find};
 use lab::clients::{Dhcp, Fetch};
 use lab::dnsmasq::Dnsmasq;
 use lab::net::Host;
-use lab::process::{output, wait_for};
+use lab::process::{PATIENCE, output, wait_for};
 use lab::world::{self, World};
 use serde_json::Value;
 
@@ -73,7 +72,7 @@ fn known_machines_get_their_leases_from_the_kernel() {
 
         let release = dhcp_message(7, host.mac(), address)?;
         host.inside(|| Ok(UdpSocket::bind((address, 68))?.send_to(&release, (ADDRESS, 67))?))?;
-        wait_for(Duration::from_secs(5), || Ok((count("dhcp.releases")? == 1).then_some(())))?;
+        wait_for(PATIENCE, || Ok((count("dhcp.releases")? == 1).then_some(())))?;
         ensure!(count("kernel.tc.dhcp-ends")? == 1, "the kernel forgets at once");
         Dhcp::Udhcpc.lease(world, host)?;
         ensure!(count("dhcp.discovers")? == by_daemon.0 + 1, "a machine that had left is the daemon's");
@@ -84,7 +83,7 @@ fn known_machines_get_their_leases_from_the_kernel() {
 /// Renews a lease by unicast, and returns the ACK.
 fn renew(mac: &str, address: Ipv4Addr) -> Result<[u8; 240]> {
     let socket = UdpSocket::bind((address, 68))?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     socket.send_to(&dhcp_message(3, mac, address)?, (ADDRESS, 67))?;
     let mut reply = [0; 1024];
     let (len, from) = socket.recv_from(&mut reply).context("the answer to a renewal")?;
@@ -249,7 +248,7 @@ fn another_dhcp_server_is_reported() {
         let arguments = arguments.map(str::to_owned);
         let _dnsmasq = Dnsmasq::start(rival.command("dnsmasq"), &arguments, &world.path("dnsmasq.log"))?;
         // The client takes whose offer comes first; both are broadcast, as it asks for.
-        wait_for(Duration::from_secs(30), || {
+        wait_for(PATIENCE, || {
             Dhcp::Udhcpc.lease(world, client)?;
             Ok(appliance.json(&["status"])?.to_string().contains("10.77.0.66").then_some(()))
         })
@@ -267,13 +266,11 @@ fn tshark_understands_the_answers() {
         tcpdump.args(["-i", "eth0", "-U", "--immediate-mode", "-w"]).arg(&capture);
         let log = world.path("tcpdump.log");
         let mut tcpdump = lab::process::Process::start(&mut tcpdump, &log)?;
-        wait_for(Duration::from_secs(10), || {
-            Ok(fs::read_to_string(&log)?.contains("listening on").then_some(()))
-        })?;
+        wait_for(PATIENCE, || Ok(fs::read_to_string(&log)?.contains("listening on").then_some(())))?;
         // From the daemon, then from the kernel.
         Dhcp::Udhcpc.lease(world, &hosts[0])?;
         Dhcp::Udhcpc.lease(world, &hosts[0])?;
-        tcpdump.terminate(Duration::from_secs(5))?;
+        tcpdump.terminate(PATIENCE)?;
         let tshark = |filter: &str| {
             let mut tshark = Command::new("tshark");
             tshark.args(["-n", "-o", "udp.check_checksum:TRUE", "-r"]).arg(&capture);
@@ -308,7 +305,7 @@ const WRITE: u16 = 2;
 /// Sends a request and returns the code and words of the ERROR that answers it.
 fn tftp_error(request: u16, path: &str) -> Result<(u16, String)> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     let packet = [&request.to_be_bytes(), path.as_bytes(), b"\0octet\0"].concat();
     socket.send_to(&packet, (ADDRESS, 69))?;
     let mut answer = [0; 600];

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{ADDRESS, Appliance, address_only};
@@ -41,7 +40,8 @@ fn a_trace_has_what_both_sides_sent_and_says_who_answered() {
         Fetch::CurlTftp(1024).fetch(world, &host, ADDRESS, "f")?;
         Fetch::CurlHttp.fetch(world, &host, ADDRESS, "f")?;
         // What was sent last is in the file soon, and the file is whole at any time.
-        std::thread::sleep(Duration::from_millis(300));
+        let last = || Ok(tshark(&file, "http.response.code == 200").ok().filter(|rows| !rows.is_empty()));
+        wait_for(PATIENCE, last).context("the last response in the trace")?;
         trace.kill()?;
         wait_for(PATIENCE, || Ok((tier()?.as_deref() == Some("xdp")).then_some(())))?;
 

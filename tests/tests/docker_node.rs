@@ -13,6 +13,7 @@ use lab::appliance::{self, Appliance};
 use lab::boot::page;
 use lab::engine::Engine;
 use lab::machine::{Disk, Machine, Spec};
+use lab::needs::Needs;
 use lab::net::tap;
 use lab::process::{Process, output, wait_for};
 use lab::timeline::Event;
@@ -55,7 +56,7 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(2048), |world| {
         let lab = Lab::start(world, "", TWO, &["web:latest", "other:latest"])?;
         let first = lab.boot(world, &[])?;
         ensure!(lab.greeting(80)? == "hello" && lab.greeting(8080)? == "another");
@@ -128,7 +129,7 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn a_pet_keeps_its_data_through_a_power_cut_and_another_container() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(2048), |world| {
         let disks = [Disk::blank(world, "D1", 1024)?];
         let lab = Lab::start(world, STORAGE, PET, &["web:latest"])?;
         let first = lab.boot(world, &disks)?;

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use lab::appliance;
 use lab::boot::{Boot, News, Outcome};
 use lab::machine::Spec;
+use lab::needs::Needs;
 use lab::timeline::Event;
 use lab::world;
 use serde_json::Value;
@@ -16,11 +17,11 @@ const PROGRAMS: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
 /// Generous: time on a shared machine is told and not judged.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// For a machine that may as well hang: its loader is done long before.
-const HANGS: Duration = Duration::from_secs(90);
+const HANGS: Duration = Duration::from_secs(200);
 
 #[test]
 fn a_broken_kernel_gives_way_to_the_last_good_one() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let spec = Spec::numbered(1);
         let config =
             appliance::demo(world, std::slice::from_ref(&spec.tap), std::slice::from_ref(&spec), "auto");

@@ -9,6 +9,7 @@ use lab::appliance::{ADDRESS, Appliance};
 use lab::load::cpu::Cpus;
 use lab::load::dhcp::{self, End, Given, Way};
 use lab::load::{Numbers, tftp};
+use lab::needs::Needs;
 use lab::net::Host;
 use lab::world::{self, World};
 
@@ -31,7 +32,7 @@ fn plan<'a>(content: &'a [u8], clients: usize, window: u16, loss: f64) -> Result
 
 #[test]
 fn many_clients_read_the_whole_file_again_and_again() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(2), |world| {
         let cpus = Cpus::divide()?;
         let (_appliance, hosts, content) = loaded(world)?;
         for (clients, window, loss) in [(1, 1, 0.0), (20, 1, 0.0), (20, 8, 0.0), (20, 8, 1.0)] {
@@ -49,7 +50,7 @@ fn many_clients_read_the_whole_file_again_and_again() {
 
 #[test]
 fn one_wrong_byte_ends_a_benchmark() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(2), |world| {
         let cpus = Cpus::divide()?;
         let (_appliance, hosts, mut content) = loaded(world)?;
         content[LEN - 1] ^= 1;
@@ -64,7 +65,7 @@ fn one_wrong_byte_ends_a_benchmark() {
 
 #[test]
 fn machines_get_one_address_each_relayed_and_direct() {
-    world::test(&["ip", "iptables"], |world| {
+    world::test(Needs::of(&["ip", "iptables"]).processors(2), |world| {
         let cpus = Cpus::divide()?;
         let (_appliance, hosts, _) = loaded(world)?;
         let mut given = Given::new();

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::Appliance;
+use lab::needs::Needs;
 use lab::storm;
 use lab::world;
 
@@ -13,7 +14,7 @@ const MOST_MIB: u64 = 200;
 #[test]
 #[ignore = "takes minutes: 11,000 simulated machines"]
 fn ten_thousand_known_machines_and_a_thousand_that_boot() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(2), |world| {
         let config = storm::config(world, &[], None, [3000, 1000, 1024])?;
         let config = config.replace("/20\"", "/18\"").replace("10.77.9.255", "10.77.63.0");
         let appliance = Appliance::start(world, &config)?;

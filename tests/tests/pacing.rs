@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{Appliance, program};
+use lab::needs::Needs;
 use lab::net::{self, Host};
 use lab::process::{PATIENCE, Process, output, wait_for};
 use lab::storm;
@@ -20,7 +21,7 @@ const FILES: [usize; 3] = [100_000, 60_000, 40_000];
 
 #[test]
 fn sixty_machines_share_a_low_ceiling_and_all_boot() {
-    world::test(&["ip", "tc"], |world| {
+    world::test(Needs::of(&["ip", "tc"]).processors(1), |world| {
         // 1.5 MB/s: room for 24 boots at a time, of 60 that take about half a megabyte each.
         let appliance = Appliance::start(world, &storm::config(world, &[], Some("12M"), FILES)?)?;
         let log = world.path("storm.log");
@@ -172,7 +173,7 @@ impl Rack {
             Ok(of("kernel.tc.reply-bytes") + of("kernel.xdp.reply-bytes") + of("tftp.bytes-by-daemon"))
         };
         // One of each kind boots alone first: a megabyte and a half.
-        wait_for(Duration::from_secs(60), || Ok((sent()? > 6_000_000).then_some(())))?;
+        wait_for(PATIENCE, || Ok((sent()? > 6_000_000).then_some(())))?;
         let before = sent()?;
         let others = self.other_traffic()?;
         let boots = sent()? - before;
@@ -187,7 +188,7 @@ impl Rack {
 
 #[test]
 fn other_traffic_keeps_its_share_while_a_rack_boots() {
-    world::test(&["ip", "tc"], |world| {
+    world::test(Needs::of(&["ip", "tc"]).processors(1), |world| {
         let rack = Rack::new()?;
         let queues = || output(Command::new("tc").args(["qdisc", "show", "dev", &rack.port]));
         let before = queues()?;

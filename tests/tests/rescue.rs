@@ -11,6 +11,7 @@ use lab::appliance::{self, Appliance};
 use lab::boot::{Boot, News, Outcome};
 use lab::engine::DEMO;
 use lab::machine::Spec;
+use lab::needs::Needs;
 use lab::net::Host;
 use lab::process::{Process, wait_for};
 use lab::world::{self, World};
@@ -26,7 +27,7 @@ const START: &str = "#!/bin/sh\necho out\nprintf 'err: no end' >&2\nexit 3\n";
 
 #[test]
 fn a_failed_boot_is_entered_by_ssh_and_its_crash_is_kept() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let host = Host::new("a", 9)?;
         let spec = Spec { address: Some("10.77.0.11".parse()?), ..Spec::numbered(1) };
         let ports = [spec.tap.clone(), host.port()];

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::appliance::{ADDRESS, Appliance, address_only, program};
 use lab::clients::Dhcp;
 use lab::net::Host;
-use lab::process::output;
+use lab::process::{PATIENCE, output};
 use lab::world::{self, World};
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ fn transfers_go_on_while_the_daemon_is_dead_and_the_next_takes_them_over() {
 
         let (_following, events) = appliance.follow(world)?;
         let kernel = loop {
-            let event = events.recv_timeout(Duration::from_secs(5)).context("the transfer's end")?;
+            let event = events.recv_timeout(PATIENCE).context("the transfer's end")?;
             if event.stage == "kernel" {
                 break event;
             }
@@ -69,7 +69,8 @@ fn what_a_killed_daemon_left_can_be_taken_off() {
         detach.args(["serve", "--detach-fast-path", "--config"]).arg(world.path("bridgehead.toml"));
         ensure!(detach.status()?.success());
         ensure!(pinned()? == 0, "something is left pinned");
-        // What was sent before is received, and no more.
+        // What was sent before is received, and no more. A program would answer while the ACK is being sent.
+        fetch.socket.set_read_timeout(Some(Duration::from_secs(3)))?;
         ensure!(fetch.until(300).is_err() && fetch.blocks <= 204, "a program still answers");
         Ok(())
     });
@@ -151,7 +152,7 @@ struct Fetch {
 impl Fetch {
     fn begin(host: &Host) -> Result<Self> {
         let socket = host.inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         let request = format!("\0\x01big\0octet\0blksize\0{BLKSIZE}\0windowsize\0{WINDOW}\0");
         socket.send_to(request.as_bytes(), (ADDRESS, 69))?;
         let mut buf = [0; 2048];

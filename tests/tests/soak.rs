@@ -1,12 +1,13 @@
 //! A short soak: `cargo xtask soak` is the long one.
 
 use anyhow::{Result, ensure};
+use lab::needs::Needs;
 use lab::soak::{self, Plan};
 use lab::world;
 
 #[test]
 fn nothing_is_lost_or_given_twice_while_the_daemon_is_killed() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(1), |world| {
         let plan = Plan { exchanges: 200_000, kills: 4, seed: seed()? };
         println!("seed {}", plan.seed);
         let tally = soak::run(world, &plan, |_| {})?;

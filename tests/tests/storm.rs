@@ -1,12 +1,12 @@
 //! The storm simulator before a real appliance.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{Appliance, demo};
 use lab::engine::{DEMO, Engine};
-use lab::process::wait_for;
+use lab::needs::Needs;
+use lab::process::{PATIENCE, wait_for};
 use lab::world::{self, World};
 use lab::{net, storm};
 
@@ -17,7 +17,7 @@ fn appliance(world: &World, sizes: [usize; 3]) -> Result<Appliance> {
 
 #[test]
 fn fifty_machines_of_all_kinds_boot_through_loss() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(1), |world| {
         let appliance = appliance(world, [300_001, 204_800, 77])?;
         let (code, outcome) = storm::run(&["--nodes", "50", "--loss", "2%", "--profile", "web"])?;
         ensure!(code == Some(0), "{code:?}: {outcome:#}");
@@ -31,7 +31,7 @@ fn fifty_machines_of_all_kinds_boot_through_loss() {
 
         // What the appliance itself saw: every machine at its initrd, and all addresses given back. Of a file whose
         // last ACK is lost it knows when it has waited in vain for it.
-        wait_for(Duration::from_secs(60), || {
+        wait_for(PATIENCE, || {
             let nodes = appliance.json(&["nodes"])?;
             let nodes = nodes.as_array().context("nodes")?;
             let ours = nodes.iter().filter(|n| n["mac"].as_str().is_some_and(|m| m.starts_with(storm::MACS)));
@@ -103,13 +103,17 @@ fn a_file_that_changes_under_the_machines_is_noticed() {
         ensure!(code == Some(0), "{words:#}");
         // A truncated kernel boots nowhere, and no digest names it: it must be the same for all at least.
         let root = world.path("files");
-        let changer = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(1500));
-            fs::write(root.join("kernel.new"), vec![7; 30_000])?;
-            fs::rename(root.join("kernel.new"), root.join("kernel"))
-        });
-        let (code, outcome) = storm::run(&["--nodes", "20", "--client", "ipxe", "--spread", "4s"])?;
-        changer.join().expect("the file is changed")?;
+        let twenty =
+            std::thread::spawn(|| storm::run(&["--nodes", "20", "--client", "ipxe", "--spread", "4s"]));
+        // Beside the two from before, some of them are past their kernel, and some are not.
+        wait_for(PATIENCE, || {
+            let nodes = appliance.json(&["nodes"])?;
+            let nodes = nodes.as_array().context("nodes")?;
+            Ok((nodes.iter().filter(|n| n["stage"] == "initrd").count() >= 6).then_some(()))
+        })?;
+        fs::write(root.join("kernel.new"), vec![7; 30_000])?;
+        fs::rename(root.join("kernel.new"), root.join("kernel"))?;
+        let (code, outcome) = twenty.join().expect("it does not panic")?;
         ensure!(code == Some(1), "{outcome:#}");
         let cause = outcome["causes"][0]["cause"].as_str().unwrap_or_default();
         ensure!(cause.contains("is not what its digest or other machines say"), "{outcome:#}");

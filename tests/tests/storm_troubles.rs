@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{Appliance, BRIDGE};
 use lab::dnsmasq::Dnsmasq;
+use lab::needs::Needs;
 use lab::net::{Host, ip};
 use lab::process::{Process, wait_for};
 use lab::storm;
@@ -20,7 +21,7 @@ const RIVAL: &str = "10.77.15.66";
 
 #[test]
 fn a_daemon_that_is_killed_costs_no_machine() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(1), |world| {
         let config = config(world, &[])?;
         let appliance = Appliance::start(world, &config)?;
         let storm = Storm::begin(world)?;
@@ -38,7 +39,7 @@ fn a_daemon_that_is_killed_costs_no_machine() {
 
 #[test]
 fn a_lossy_wire_costs_no_machine() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(1), |world| {
         let _appliance = Appliance::start(world, &config(world, &[])?)?;
         Storm::with(world, &["--loss", "2%"])?.all_boot()
     });
@@ -46,7 +47,7 @@ fn a_lossy_wire_costs_no_machine() {
 
 #[test]
 fn a_port_that_flaps_costs_no_machine() {
-    world::test(&["ip"], |world| {
+    world::test(Needs::of(&["ip"]).processors(1), |world| {
         let appliance = Appliance::start(world, &config(world, &[])?)?;
         let storm = Storm::begin(world)?;
         storm.under_way(&appliance)?;
@@ -65,7 +66,7 @@ fn a_port_that_flaps_costs_no_machine() {
 
 #[test]
 fn another_dhcp_server_costs_no_machine_and_is_named() {
-    world::test(&["ip", "dnsmasq"], |world| {
+    world::test(Needs::of(&["ip", "dnsmasq"]).processors(1), |world| {
         let rival = Host::new("rival", 1)?;
         rival.address(&format!("{RIVAL}/20"))?;
         let appliance = Appliance::start(world, &config(world, &[rival.port()])?)?;

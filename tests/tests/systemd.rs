@@ -11,6 +11,7 @@ use lab::appliance::{self, find};
 use lab::boot::{Boot, News};
 use lab::engine::{self, DEMO, Engine};
 use lab::machine::Spec;
+use lab::needs::Needs;
 use lab::process::{output, wait_for};
 use lab::world::{self, World};
 use serde_json::Value;
@@ -40,7 +41,7 @@ WantedBy=multi-user.target
 
 #[test]
 fn a_debian_image_with_its_own_kernel_runs_systemd() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let spec = Spec::numbered(1);
         let nodes = std::slice::from_ref(&spec);
         let engine = Engine::start(world)?;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::appliance::{self, ADDRESS, Appliance};
 use lab::engine::{DEMO, Engine};
 use lab::machine::{Disk, Machine, Spec};
+use lab::needs::Needs;
 use lab::net::{Host, tap};
 use lab::process::{PATIENCE, output, wait_for};
 use lab::timeline::Event;
@@ -37,7 +38,7 @@ mount   = "/data"
 
 #[test]
 fn a_token_that_was_read_off_the_wire_is_good_for_nothing() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let engine = Engine::start(world)?;
         engine.make_demo_image(world)?;
         let spec = Spec { disks: vec![Disk::blank(world, "D1", 160)?], ..Spec::numbered(1) };

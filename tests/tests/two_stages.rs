@@ -10,6 +10,7 @@ use lab::appliance::{self, find};
 use lab::boot::{Boot, News, Outcome};
 use lab::engine::{DEMO, import};
 use lab::machine::{Disk, Spec};
+use lab::needs::Needs;
 use lab::net::{Host, ip};
 use lab::process::{Process, wait_for};
 use lab::timeline::Event;
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_disk_keeps_the_image_for_the_next_boot() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let disk = world.path("disk");
         fs::File::create(&disk)?.set_len(64 << 20)?;
         let made = Command::new("mkfs.ext4").args(["-q", "-L", "bridgehead-cache"]).arg(&disk).status()?;
@@ -76,7 +77,7 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
 
 #[test]
 fn an_image_that_others_want_too_comes_by_multicast() {
-    world::test(&[&PROGRAMS[..], &["curl"]].concat(), |world| {
+    world::test(Needs::of(&[&PROGRAMS[..], &["curl"]].concat()).machine(512), |world| {
         let spec = Spec::numbered(1);
         let other = Host::new("other", 1)?;
         other.address("10.77.0.50/24")?;
@@ -106,7 +107,7 @@ fn an_image_that_others_want_too_comes_by_multicast() {
 
 #[test]
 fn a_link_that_is_cut_in_the_middle_is_resumed() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let spec = Spec::numbered(1);
         let mut boot = prepare(world, &spec, 96 << 20)?;
         boot.power_on(world, vec![spec.clone()])?;
@@ -118,8 +119,12 @@ fn a_link_that_is_cut_in_the_middle_is_resumed() {
                 wait_for(PATIENCE, || Ok((sent()? > 50 << 20).then_some(())))
                     .context("the transfer of stage 2")?;
                 ip(["link", "set", &spec.tap, "down"])?;
-                // Longer than TCP's own patience would be noticed, and than pxe-init's.
-                std::thread::sleep(Duration::from_secs(8));
+                // Until pxe-init has lost its patience.
+                let console = world.path(format!("{}.console", spec.name));
+                wait_for(PATIENCE, || {
+                    Ok(fs::read_to_string(&console)?.contains("sends no more").then_some(()))
+                })
+                .context("the link is down, and the machine does not say so")?;
                 let at = sent()?;
                 ensure!(at < 96 << 20, "{at} bytes were sent before the cut");
                 println!("cut after {at} bytes");
@@ -141,7 +146,7 @@ fn a_link_that_is_cut_in_the_middle_is_resumed() {
 
 #[test]
 fn a_flipped_bit_is_refused() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let spec = Spec::numbered(1);
         let mut boot = prepare(world, &spec, 1 << 20)?;
         let (sha256, _) = stage2(&boot)?;
@@ -164,7 +169,7 @@ fn a_flipped_bit_is_refused() {
 #[test]
 #[ignore = "takes minutes: 600 MB through an emulated processor"]
 fn six_hundred_megabytes_boot_with_a_gibibyte() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(1024), |world| {
         let (boot, events) = boot_large(world, 1024, "auto")?;
         let image = image_event(&events)?;
         ensure!(image.bytes == Some(stage2(&boot)?.1), "{image:?}");
@@ -176,7 +181,7 @@ fn six_hundred_megabytes_boot_with_a_gibibyte() {
 #[test]
 #[ignore = "takes minutes: 600 MB through an emulated processor"]
 fn six_hundred_megabytes_in_one_stage() {
-    world::test(&PROGRAMS, |world| boot_large(world, 4096, "one")?.0.stop());
+    world::test(Needs::of(&PROGRAMS).machine(4096), |world| boot_large(world, 4096, "one")?.0.stop());
 }
 
 fn boot_large(world: &World, memory_mib: u32, stages: &str) -> Result<(Boot, Vec<Event>)> {

@@ -13,7 +13,7 @@ use lab::dnsmasq::Dnsmasq;
 use lab::load::Numbers;
 use lab::net::{self, Host};
 use lab::peers;
-use lab::process::{output, wait_for};
+use lab::process::{PATIENCE, output, wait_for};
 use lab::rom::{Ends, Rom};
 use lab::world::{self, World};
 use nix::pty::openpty;
@@ -280,7 +280,7 @@ fn boots_that_fail_say_why() {
         let elsewhere = Host::new("else", 99)?;
         net::plug(&elsewhere.port(), lab::appliance::BRIDGE)?;
         let rom = Rom::new(&elsewhere, UEFI);
-        let offers = wait_for(Duration::from_secs(10), || {
+        let offers = wait_for(PATIENCE, || {
             let offers = rom.discover(0)?;
             Ok((offers.iter().any(|o| o.server.octets()[3] == 66)).then_some(offers))
         })?;
@@ -364,7 +364,7 @@ fn screen(appliance: &Appliance) -> Result<()> {
             }
         });
         let mut screen = String::new();
-        wait_for(Duration::from_secs(30), || {
+        wait_for(PATIENCE, || {
             screen.extend(seen.try_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
             // Spaces are left out where the screen has them already.
             Ok((screen.contains("┌machines") && screen.contains("┌causes")).then_some(()))
@@ -372,7 +372,7 @@ fn screen(appliance: &Appliance) -> Result<()> {
         .context("the first screen")?;
         ensure!(tcgetattr(&pty.slave)?.local_flags != before.local_flags, "the terminal is raw meanwhile");
         fs::File::from(pty.master.try_clone()?).write_all(end.as_bytes())?;
-        let status = wait_for(Duration::from_secs(30), || Ok(top.try_wait()?))?;
+        let status = wait_for(PATIENCE, || Ok(top.try_wait()?))?;
         ensure!(status.success(), "{end:?}: {status}");
         let after = tcgetattr(&pty.slave)?;
         ensure!(
@@ -380,7 +380,7 @@ fn screen(appliance: &Appliance) -> Result<()> {
             "{end:?}: left raw"
         );
         drop(pty.slave);
-        wait_for(Duration::from_secs(10), || {
+        wait_for(PATIENCE, || {
             screen.extend(seen.try_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
             Ok((screen.contains("\x1b[?1049h") && screen.contains("\x1b[?1049l")).then_some(()))
         })

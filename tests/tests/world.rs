@@ -9,8 +9,9 @@ use lab::clients::{Dhcp, Fetch};
 use lab::dnsmasq::Dnsmasq;
 use lab::engine::{DEMO, Engine, docker};
 use lab::machine::{Machine, Spec};
+use lab::needs::Needs;
 use lab::net::{self, Host};
-use lab::process::{Process, output, wait_for};
+use lab::process::{PATIENCE, Process, output, wait_for};
 use lab::world::{self, OnSignal};
 
 #[test]
@@ -62,16 +63,15 @@ fn a_killed_owner_leaves_nothing() {
             let labs = fs::read_dir(&marks).into_iter().flatten().flatten();
             labs.map(|l| l.path().join(name)).find(|mark| mark.exists())
         };
-        wait_for(Duration::from_secs(20), || {
+        wait_for(PATIENCE, || {
             owner.ensure_running()?;
             Ok(started("up"))
         })?;
         // It has no command line yet while it becomes another program.
-        wait_for(Duration::from_secs(5), || Ok((sleepers()? == 1).then_some(())))
+        wait_for(PATIENCE, || Ok((sleepers()? == 1).then_some(())))
             .context("the inner world's process does not run")?;
         owner.kill()?;
-        wait_for(Duration::from_secs(5), || Ok((sleepers()? == 0).then_some(())))
-            .context("the process lives on")?;
+        wait_for(PATIENCE, || Ok((sleepers()? == 0).then_some(()))).context("the process lives on")?;
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         ensure!(!mounts.contains("inner-mark"), "a mount was left:\n{mounts}");
         // The directory is what remains, until the next lab.
@@ -101,7 +101,7 @@ fn sweep_in(labs: &std::path::Path) -> Result<()> {
 #[test]
 #[ignore = "the part of a_killed_owner_leaves_nothing that is killed"]
 fn owner_to_be_killed() {
-    world::test(&[], |world| {
+    world::test(Needs::part_of_another(), |world| {
         net::bridge("inner-mark", "10.77.0.1/24")?;
         fs::create_dir("/run/inner-mark")?;
         output(Command::new("mount").args(["-t", "tmpfs", "inner-mark", "/run/inner-mark"]))?;
@@ -137,8 +137,7 @@ fn an_engine_of_its_own_makes_the_demo_image() {
             "--env=BRIDGEHEAD_DIGEST=sha256:77",
             DEMO,
         ])?;
-        let page =
-            wait_for(Duration::from_secs(20), || Ok(lab::boot::page(([127, 0, 0, 1], 80).into()).ok()))?;
+        let page = wait_for(PATIENCE, || Ok(lab::boot::page(([127, 0, 0, 1], 80).into()).ok()))?;
         lab::boot::check_page(&page, "n1", "sha256:77")?;
         ensure!(lab::boot::check_page(&page, "n2", "sha256:77").is_err(), "another node's page is refused");
         engine.stop()
@@ -183,7 +182,7 @@ fn clients_work_with_dnsmasq() {
 /// QEMU with either firmware asks the wire for a boot; dnsmasq says what it heard.
 #[test]
 fn both_firmwares_ask_for_a_boot() {
-    world::test(&["ip", "qemu-system-x86_64", "dnsmasq"], |world| {
+    world::test(Needs::of(&["ip", "qemu-system-x86_64", "dnsmasq"]).machine(512).machine(512), |world| {
         net::bridge("br0", "10.77.0.1/24")?;
         let log = world.path("dnsmasq.log");
         // EDK2 takes no offer without a boot file.
@@ -198,7 +197,7 @@ fn both_firmwares_ask_for_a_boot() {
             machines.push(Machine::power_on(world, spec, None)?);
         }
         for machine in &mut machines {
-            wait_for(Duration::from_secs(60), || {
+            wait_for(PATIENCE, || {
                 machine.ensure_running()?;
                 let heard = fs::read_to_string(&log)?;
                 Ok(heard
@@ -227,12 +226,12 @@ fn an_interrupted_owner_tidies_up() {
         let labs = outer.path("lab");
         owner.env("BRIDGEHEAD_LABS", &labs);
         let mut owner = Process::start(&mut owner, &outer.path("owner.log"))?;
-        wait_for(Duration::from_secs(20), || {
+        wait_for(PATIENCE, || {
             owner.ensure_running()?;
             Ok((sleepers()? == 1).then_some(()))
         })?;
         // SIGTERM here; SIGINT and SIGHUP take the same way.
-        let status = owner.terminate(Duration::from_secs(10))?;
+        let status = owner.terminate(PATIENCE)?;
         ensure!(status.success(), "the owner ended with {status}:\n{}", owner.last_lines(15));
         ensure!(sleepers()? == 0, "the inner world's process lives on");
         ensure!(fs::read_dir(&labs)?.count() == 0, "a directory is left");

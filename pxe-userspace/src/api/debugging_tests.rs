@@ -1,6 +1,7 @@
 //! Traces, consoles and held boots, through the API and the command line.
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 
 use super::tests::{Daemon, curl};
 use crate::cli::tests::run;
@@ -46,17 +47,40 @@ async fn a_console_is_taken_kept_and_shown() {
     );
 
     let path = format!("/api/nodes/{NODE}/console?follow=1");
-    let following = curl(daemon.api, &path, &["--max-time", "3"]);
-    let (followed, _) = tokio::join!(following, async {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        assert_eq!(say(&daemon, NODE, 4, &["late", "live"]).await, 204);
-    });
-    let followed = String::from_utf8(followed.body).unwrap();
-    let texts: Vec<Value> =
-        followed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect();
+    let mut followed = follow(daemon.api, &path).await;
+    let mut texts = Vec::new();
+    while texts.len() < 3 {
+        texts.push(followed.next().await);
+    }
+    // All that there was has come: what comes now is followed.
+    assert_eq!(say(&daemon, NODE, 4, &["late", "live"]).await, 204);
+    texts.push(followed.next().await);
     assert_eq!(texts, ["Linux", "^[[2Jgone", "late", "live"]);
+    drop(followed);
     assert_eq!(curl(daemon.api, "/api/nodes/n9/console", &[]).await.status, 404);
     assert_eq!(curl(daemon.api, &format!("/api/nodes/{NODE}/console?back=x"), &[]).await.status, 400);
+}
+
+/// A console that is followed.
+struct Followed(tokio::io::Lines<tokio::io::BufReader<tokio::net::TcpStream>>);
+
+async fn follow(api: std::net::SocketAddr, path: &str) -> Followed {
+    let mut stream = tokio::net::TcpStream::connect(api).await.unwrap();
+    // Without chunks: its lines are the answer's.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    Followed(tokio::io::BufReader::new(stream).lines())
+}
+
+impl Followed {
+    /// The next line's text.
+    async fn next(&mut self) -> Value {
+        loop {
+            let line = self.0.next_line().await.unwrap().expect("it goes on");
+            if line.starts_with('{') {
+                return serde_json::from_str::<Value>(&line).unwrap()["text"].clone();
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

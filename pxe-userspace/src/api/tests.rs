@@ -518,7 +518,7 @@ fn sockets(client: SocketAddr) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_closes_first_leaves_nothing_with_us() {
     let daemon = Daemon::start().await;
-    let address = daemon.boot;
+    let (address, api) = (daemon.boot, daemon.api);
     let client = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all(b"GET /files/ten HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -528,8 +528,10 @@ async fn who_closes_first_leaves_nothing_with_us() {
             let n = stream.read(&mut piece).unwrap();
             answer.extend(&piece[..n]);
         }
-        // As GRUB, which has other initrds to load before it closes this one.
-        std::thread::sleep(Duration::from_secs(6));
+        let mut people = TcpStream::connect(api).unwrap();
+        // As GRUB, which has other initrds to load before it closes this one: until a connection of people's, as old as
+        // this one and as silent, is closed.
+        people.read_to_end(&mut Vec::new()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
         stream.local_addr().unwrap()

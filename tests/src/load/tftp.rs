@@ -23,7 +23,7 @@ use super::{Latency, Numbers, Waits};
 /// After this long without news the last packet is sent again: iPXE's shortest timer.
 const RETRY: Duration = Duration::from_millis(250);
 /// How long all clients together may take to get their first block each.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Exchanges before the next client's turn.
 const TURN: u32 = 64;
 

@@ -13,6 +13,7 @@ mod wire;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::guest::{Card, Guest, Options, Suite};
+use lab::needs::Needs;
 use lab::process::output;
 use lab::world::{self, World};
 
@@ -28,7 +29,7 @@ const MOST_INSTRUCTIONS: u64 = 1_000_000 / 2;
 /// The harness itself, without an appliance: what a machine is told arrives, and what it says.
 #[test]
 fn a_machine_does_what_it_is_told() {
-    world::test(&[&PROGRAMS[..], &["ping"]].concat(), |world| {
+    world::test(Needs::of(&[&PROGRAMS[..], &["ping"]].concat()).machine(1024), |world| {
         let options = Options { programs: Vec::new(), ..Options::new(Suite::Bookworm, Card::VIRTIO)? };
         let guest = Guest::boot(world, &options)?;
         ensure!(guest.kernel() == Suite::Bookworm.version()?, "{}", guest.kernel());
@@ -52,12 +53,12 @@ fn a_machine_does_what_it_is_told() {
 
 #[test]
 fn debian_12s_kernel_takes_the_programs_and_they_serve() {
-    world::test(&PROGRAMS, |world| serves(world, Suite::Bookworm));
+    world::test(Needs::of(&PROGRAMS).machine(1024), |world| serves(world, Suite::Bookworm));
 }
 
 #[test]
 fn debian_13s_kernel_takes_the_programs_and_they_serve() {
-    world::test(&PROGRAMS, |world| serves(world, Suite::Trixie));
+    world::test(Needs::of(&PROGRAMS).machine(1024), |world| serves(world, Suite::Trixie));
 }
 
 /// The first row of a kernel: its programs, a transfer, a lease.
@@ -81,7 +82,7 @@ fn serves(world: &World, suite: Suite) -> Result<()> {
 #[ignore = "twenty minutes: cargo xtask test --all"]
 fn every_row_of_the_matrix() {
     let programs = [&PROGRAMS[..], &["tcpdump", "tshark", "ethtool", "ping"]].concat();
-    world::test(&programs, |world| {
+    world::test(Needs::of(&programs).machine(1024), |world| {
         let (mut table, file) = (matrix::Table::default(), lab::target().join("fast-path-matrix.md"));
         let mut faults = Vec::new();
         for row in ROWS.iter().filter(|row| chosen(&row.to_string())) {
@@ -109,7 +110,7 @@ fn every_row_of_the_matrix() {
 #[test]
 #[ignore = "minutes: cargo xtask test --all"]
 fn transfers_go_on_while_the_daemon_is_dead_and_the_next_takes_them_over() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(1024), |world| {
         each([Suite::Bookworm, Suite::Trixie], ["tc", "auto"], |suite, mode| {
             takeover::transfers_go_on(world, suite, mode)
         })
@@ -119,7 +120,7 @@ fn transfers_go_on_while_the_daemon_is_dead_and_the_next_takes_them_over() {
 #[test]
 #[ignore = "minutes: cargo xtask test --all"]
 fn maps_of_another_layout_are_replaced() {
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).machine(1024), |world| {
         each([Suite::Bookworm, Suite::Trixie], ["tc", "auto"], |suite, mode| {
             takeover::another_layout_is_replaced(world, suite, mode)
         })
@@ -129,25 +130,33 @@ fn maps_of_another_layout_are_replaced() {
 #[test]
 #[ignore = "minutes: cargo xtask test --all"]
 fn programs_and_daemon_say_the_same_on_debian_12() {
-    world::test(&PROGRAMS, |world| parity::programs_and_daemon_say_the_same(world, Suite::Bookworm));
+    world::test(Needs::of(&PROGRAMS).machine(2048), |world| {
+        parity::programs_and_daemon_say_the_same(world, Suite::Bookworm)
+    });
 }
 
 #[test]
 #[ignore = "minutes: cargo xtask test --all"]
 fn programs_and_daemon_say_the_same_on_debian_13() {
-    world::test(&PROGRAMS, |world| parity::programs_and_daemon_say_the_same(world, Suite::Trixie));
+    world::test(Needs::of(&PROGRAMS).machine(2048), |world| {
+        parity::programs_and_daemon_say_the_same(world, Suite::Trixie)
+    });
 }
 
 #[test]
 #[ignore = "minutes: cargo xtask test --all"]
 fn machines_boot_through_debian_12s_kernel() {
-    world::test(&FIRMWARE, |world| boots::machines_boot_through_it(world, Suite::Bookworm));
+    world::test(Needs::of(&FIRMWARE).machine(2048).machine(512), |world| {
+        boots::machines_boot_through_it(world, Suite::Bookworm)
+    });
 }
 
 #[test]
 #[ignore = "minutes: cargo xtask test --all"]
 fn machines_boot_through_debian_13s_kernel() {
-    world::test(&FIRMWARE, |world| boots::machines_boot_through_it(world, Suite::Trixie));
+    world::test(Needs::of(&FIRMWARE).machine(2048).machine(512), |world| {
+        boots::machines_boot_through_it(world, Suite::Trixie)
+    });
 }
 
 /// Whether the text in `BRIDGEHEAD_ROWS` is part of a name.

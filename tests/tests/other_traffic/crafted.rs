@@ -14,7 +14,7 @@ use lab::frames::{
 };
 use lab::load::Numbers;
 use lab::net::Host;
-use lab::process::{Process, wait_for};
+use lab::process::{PATIENCE, Process, wait_for};
 use lab::world::World;
 
 use crate::streams::{A, B, C};
@@ -332,7 +332,7 @@ impl Capture {
         ]);
         command.arg(&file).arg(format!("{filter} {}", from.mac()));
         let mut tcpdump = Process::start(&mut command, &log)?;
-        wait_for(Duration::from_secs(10), || {
+        wait_for(PATIENCE, || {
             tcpdump.ensure_running()?;
             Ok(fs::read_to_string(&log)?.contains("listening on").then_some(()))
         })?;
@@ -342,14 +342,12 @@ impl Capture {
     /// Waits for these frames. They and no others must have come, each once.
     fn ensure(mut self, expected: &[&(&str, Vec<u8>)]) -> Result<()> {
         // What is missing after this long does not come.
-        let _ =
-            wait_for(
-                Duration::from_secs(3),
-                || Ok((read(&self.file)?.len() >= expected.len()).then_some(())),
-            );
+        let _ = wait_for(Duration::from_secs(30), || {
+            Ok((read(&self.file)?.len() >= expected.len()).then_some(()))
+        });
         // A frame too many may still be under way.
         std::thread::sleep(Duration::from_millis(100));
-        self.tcpdump.terminate(Duration::from_secs(5))?;
+        self.tcpdump.terminate(PATIENCE)?;
         let said = self.tcpdump.last_lines(5);
         ensure!(said.contains("\n    0 packets dropped by kernel"), "the capture itself lost frames: {said}");
         // Frame, then how often it is missing, and what it is.

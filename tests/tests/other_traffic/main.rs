@@ -9,30 +9,28 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crafted::Lookalike;
 use lab::appliance::{ADDRESS, Appliance, BRIDGE, address_only};
 use lab::clients::Dhcp;
 use lab::load::Numbers;
+use lab::needs::Needs;
 use lab::net::{self, Host};
-use lab::process::{output, wait_for};
+use lab::process::{PATIENCE, output, wait_for};
 use lab::soak::{self, Clients, Tally};
 use lab::world::{self, World};
 
 const PROGRAMS: [&str; 6] = ["ip", "ping", "tcpdump", "dnsmasq", "curl", "udhcpc"];
 /// A storm takes all of two cores: beside another one, answers come later than ping waits for them.
-static ONE_STORM: Mutex<()> = Mutex::new(());
+const STORM: usize = 2;
 
 /// Jumbo frames.
 const MTU: u16 = 9000;
 
 #[test]
 fn a_bridge_of_our_own_carries_everything_beside_tc() {
-    let _one = ONE_STORM.lock().unwrap_or_else(PoisonError::into_inner);
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).processors(STORM), |world| {
         let wire = Wire::new(world)?;
         // Nothing is attached: what the wire itself does to frames.
         let appliance = Appliance::start(world, &wire.config(world, "off"))?;
@@ -45,8 +43,7 @@ fn a_bridge_of_our_own_carries_everything_beside_tc() {
 
 #[test]
 fn an_adopted_bridge_carries_everything_beside_tc() {
-    let _one = ONE_STORM.lock().unwrap_or_else(PoisonError::into_inner);
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).processors(STORM), |world| {
         let wire = Wire::new(world)?;
         wire.plug()?;
         wire.carries_everything(world, &Lookalike::default())?;
@@ -59,8 +56,7 @@ fn an_adopted_bridge_carries_everything_beside_tc() {
 
 #[test]
 fn an_adopted_bridge_carries_everything_beside_xdp() {
-    let _one = ONE_STORM.lock().unwrap_or_else(PoisonError::into_inner);
-    world::test(&PROGRAMS, |world| {
+    world::test(Needs::of(&PROGRAMS).processors(STORM), |world| {
         let wire = Wire::new(world)?;
         wire.plug()?;
         let appliance = Appliance::start(world, &wire.config(world, "xdp"))?;
@@ -80,12 +76,11 @@ fn ports_that_join_later_get_what_the_first_ones_have() {
             net::plug(&late.port(), BRIDGE)?;
             for host in [&first, &late] {
                 let tier = || Ok(tier_of(&appliance, host)?.filter(|tier| tier == hook));
-                wait_for(Duration::from_secs(5), tier)
-                    .with_context(|| format!("{hook} on {}", host.port()))?;
+                wait_for(PATIENCE, tier).with_context(|| format!("{hook} on {}", host.port()))?;
                 ensure!(kernel_has(hook, host)?, "the kernel has no link of {hook} on {}", host.port());
             }
             net::ip(["link", "set", &late.port(), "nomaster"])?;
-            wait_for(Duration::from_secs(5), || Ok(tier_of(&appliance, &late)?.is_none().then_some(())))
+            wait_for(PATIENCE, || Ok(tier_of(&appliance, &late)?.is_none().then_some(())))
                 .context("a port that left")?;
             ensure!(!kernel_has(hook, &late)?, "{hook} is left on a port that left");
             appliance.stop()?;
@@ -150,7 +145,7 @@ impl Wire {
     fn carries_everything_in_a_storm(&self, world: &World, appliance: &Appliance, hook: &str) -> Result<()> {
         for host in self.hosts() {
             let tier = || Ok(tier_of(appliance, host)?.filter(|tier| tier == hook));
-            wait_for(Duration::from_secs(5), tier).with_context(|| format!("{hook} on {}", host.port()))?;
+            wait_for(PATIENCE, tier).with_context(|| format!("{hook} on {}", host.port()))?;
         }
         let lookalike = self.lookalike(world, appliance)?;
         let mut clients = Clients::new(self.storm.each_ref(), &world.path("files"), 1)?;
@@ -184,7 +179,7 @@ impl Wire {
         let is_bound = |l: &serde_json::Value| l["mac"] == self.crafter.mac() && l["state"] == "bound";
         ensure!(leases.as_array().is_some_and(|all| all.iter().any(is_bound)), "{said:?}, {leases}");
         let socket = self.c.inside(|| Ok(UdpSocket::bind((streams::C, 0))?))?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"\0\x01mine\0octet\0blksize\x001024\0", (ADDRESS, 69))?;
         let mut buffer = [0; 2048];
         let (len, server) = socket.recv_from(&mut buffer)?;

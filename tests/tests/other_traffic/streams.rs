@@ -20,7 +20,7 @@ pub(crate) const C: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 13);
 
 const TCP_BYTES: usize = 32 << 20;
 const DATAGRAMS: usize = 300;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Exchanges all there is between `a` and `b`.
 pub(crate) fn carried(world: &World, a: &Host, b: &Host) -> Result<()> {
@@ -152,7 +152,7 @@ fn listening(to: SocketAddr) -> Result<UdpSocket> {
         }
     };
     setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))?;
-    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
 

@@ -1,0 +1,183 @@
+//! What a test needs, said where it is written, and taken from this machine before the test begins.
+//!
+//! All tests that run at once, of one test program or of several, share this machine's processors and memory. Both are
+//! cut into pieces, each a file in `target/lab-shares` that whoever has the piece keeps locked. Waiting is a blocked
+//! `flock`, so it costs nothing; whoever came first is served first, so nobody waits for ever; and the kernel unlocks
+//! what a killed process held.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+/// Pieces of a processor. Clients and servers in namespaces wait half of the time at least.
+const PER_PROCESSOR: usize = 2;
+/// A piece of memory.
+const PIECE_MIB: u64 = 512;
+
+/// What a test needs. Without more words it is programs, and half a processor.
+///
+/// ```text
+/// world::test(&["ip", "udhcpc"], |world| …)                   clients and servers in namespaces
+/// world::test(Needs::of(&PROGRAMS).machine(512), |world| …)   and an emulated machine of 512 MiB
+/// world::test(Needs::of(&["ip"]).processors(2), |world| …)    and work for two processors
+/// ```
+#[derive(Clone, Debug)]
+pub struct Needs<'a> {
+    programs: Vec<&'a str>,
+    /// [`PER_PROCESSOR`] of them are a processor.
+    pieces: usize,
+    memory_mib: u64,
+}
+
+impl<'a> Needs<'a> {
+    /// These programs.
+    pub fn of(programs: &[&'a str]) -> Self {
+        Self { programs: programs.to_vec(), pieces: 1, memory_mib: PIECE_MIB }
+    }
+
+    /// Nothing that would have to be waited for: a part of another test, which has taken what both need.
+    pub fn part_of_another() -> Self {
+        Self { programs: Vec::new(), pieces: 0, memory_mib: 0 }
+    }
+
+    /// Work for so many processors.
+    pub fn processors(mut self, count: usize) -> Self {
+        self.pieces = count * PER_PROCESSOR;
+        self
+    }
+
+    /// One more emulated machine, with so much memory. Emulating takes a processor, and who talks to the machine waits
+    /// for it meanwhile.
+    pub fn machine(mut self, memory_mib: u32) -> Self {
+        self.pieces = self.pieces / PER_PROCESSOR * PER_PROCESSOR + PER_PROCESSOR;
+        self.memory_mib += u64::from(memory_mib);
+        self
+    }
+
+    /// The first program that is not installed.
+    pub fn missing(&self) -> Option<&'a str> {
+        self.programs.iter().find(|program| !crate::installed(program)).copied()
+    }
+
+    /// Waits until this machine has it. A machine that has less gives all.
+    pub fn take(&self) -> Result<Share> {
+        self.take_from(&Means::of_this_machine()?)
+    }
+
+    fn take_from(&self, means: &Means) -> Result<Share> {
+        if self.pieces == 0 {
+            return Ok(Share { _pieces: Vec::new() });
+        }
+        let directory = &means.directory;
+        fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+        // Who has this lock is the only one that takes, so that nobody holds a part of what two wait for.
+        let turn = File::create(directory.join("turn"))?;
+        turn.lock().context("waiting for a turn")?;
+        let memory = usize::try_from(self.memory_mib.div_ceil(PIECE_MIB))?;
+        let mut pieces = locked(directory, "processor", self.pieces, means.processor_pieces)?;
+        pieces.extend(locked(directory, "memory", memory, means.memory_pieces)?);
+        Ok(Share { _pieces: pieces })
+    }
+}
+
+impl<'a, const N: usize> From<&[&'a str; N]> for Needs<'a> {
+    fn from(programs: &[&'a str; N]) -> Self {
+        Self::of(programs)
+    }
+}
+
+impl<'a> From<&Vec<&'a str>> for Needs<'a> {
+    fn from(programs: &Vec<&'a str>) -> Self {
+        Self::of(programs)
+    }
+}
+
+/// What a test has of the machine, until this is dropped.
+pub struct Share {
+    _pieces: Vec<File>,
+}
+
+/// What there is to share.
+struct Means {
+    directory: PathBuf,
+    processor_pieces: usize,
+    memory_pieces: usize,
+}
+
+impl Means {
+    fn of_this_machine() -> Result<Self> {
+        let info = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+        let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("MemTotal")?;
+        let total_mib = total.trim().trim_end_matches(" kB").parse::<u64>().context("MemTotal")? >> 10;
+        Ok(Self {
+            directory: crate::target().join("lab-shares"),
+            processor_pieces: available_parallelism()?.get() * PER_PROCESSOR,
+            // The rest is for the system, its caches and whoever builds.
+            memory_pieces: usize::try_from(total_mib * 3 / 4 / PIECE_MIB)?,
+        })
+    }
+}
+
+/// Locks `count` of the files `NAME-0` to `NAME-(of - 1)`, or all of them where there are no more.
+fn locked(directory: &Path, name: &str, count: usize, of: usize) -> Result<Vec<File>> {
+    let wanted = count.min(of.max(1));
+    let mut locked = Vec::new();
+    let files = (0..of.max(1)).map(|n| File::create(directory.join(format!("{name}-{n}"))));
+    let mut free = files.collect::<Result<Vec<_>, _>>()?;
+    loop {
+        let mut others = Vec::new();
+        for file in free {
+            match file.try_lock() {
+                Ok(()) if locked.len() < wanted => locked.push(file),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => others.push(file),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).context("locking a piece of the machine");
+                }
+            }
+        }
+        if locked.len() == wanted {
+            return Ok(locked);
+        }
+        free = others;
+        // For any of them, which no system call waits for. Only one process at a time is here.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn who_comes_later_waits_for_what_is_taken_and_more_than_all_is_all() {
+        let directory = std::env::temp_dir().join(format!("bridgehead-shares-{}", std::process::id()));
+        let means = || Means { directory: directory.clone(), processor_pieces: 4, memory_pieces: 4 };
+        let light = Needs::from(&["ip"]);
+        let machine = light.clone().machine(512);
+        assert_eq!((machine.pieces, machine.memory_mib), (2, 1024));
+        assert_eq!(machine.clone().machine(512).pieces, 4);
+
+        let [first, second] = [machine.take_from(&means()).unwrap(), light.take_from(&means()).unwrap()];
+        let (sender, taken) = mpsc::channel();
+        let waiting = {
+            let (means, sender) = (means(), sender.clone());
+            std::thread::spawn(move || sender.send(machine.take_from(&means).unwrap()))
+        };
+        // It waits: one piece of the four is free.
+        assert!(taken.recv_timeout(Duration::from_millis(200)).is_err());
+        // Others that need nothing don't.
+        drop(Needs::part_of_another().take_from(&means()).unwrap());
+        drop(second);
+        let third = taken.recv().unwrap();
+        waiting.join().unwrap().unwrap();
+        drop((first, third));
+        drop(light.processors(100).take_from(&means()).unwrap());
+        fs::remove_dir_all(directory).unwrap();
+    }
+}

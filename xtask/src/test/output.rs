@@ -1,0 +1,61 @@
+//! What libtest prints: how each test ended, and what it said.
+
+/// How a test ended, if a line says that.
+pub(super) fn end(line: &str) -> Option<(&str, bool)> {
+    let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    match end {
+        "ok" => Some((name, true)),
+        "FAILED" => Some((name, false)),
+        // Ignored, with the reason that its source gives.
+        _ => None,
+    }
+}
+
+/// From here on come the words of each test, among which there may be another test program's.
+pub(super) fn is_end_of_results(line: &str) -> bool {
+    matches!(line, "successes:" | "failures:")
+}
+
+/// The tests that say that they were skipped, wholly or in part, with the reason. Before the first test's words it is
+/// the program that speaks.
+pub(super) fn skipped(output: &str) -> Vec<(&str, &str)> {
+    let (mut test, mut skipped) = ("all of it", Vec::new());
+    for line in output.lines() {
+        let heading = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        test = heading.unwrap_or(test);
+        if line.starts_with("skipped") {
+            skipped.push((test, line));
+        }
+    }
+    skipped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "
+running 3 tests
+test tests::a ... ok
+test b ... FAILED
+test c ... ignored, takes minutes
+
+successes:
+
+---- tests::a stdout ----
+skipped: tshark is not installed
+a word
+
+successes:
+    tests::a
+";
+
+    #[test]
+    fn ends_and_skips_are_found() {
+        let ends: Vec<_> =
+            OUTPUT.lines().take_while(|line| !is_end_of_results(line)).filter_map(end).collect();
+        assert_eq!(ends, [("tests::a", true), ("b", false)]);
+        assert_eq!(skipped(OUTPUT), [("tests::a", "skipped: tshark is not installed")]);
+        assert_eq!(skipped("skipped: no root\n"), [("all of it", "skipped: no root")]);
+    }
+}
