@@ -56,7 +56,8 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
-    world::test(Needs::of(&PROGRAMS).machine(2048), |world| {
+    // dockerd gives up on its containerd after 30 s, which a node on half a processor can take.
+    world::test(Needs::of(&PROGRAMS).machine(2048).processors(2), |world| {
         let lab = Lab::start(world, "", TWO, &["web:latest", "other:latest"])?;
         let first = lab.boot(world, &[])?;
         ensure!(lab.greeting(80)? == "hello" && lab.greeting(8080)? == "another");
@@ -129,7 +130,7 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn a_pet_keeps_its_data_through_a_power_cut_and_another_container() {
-    world::test(Needs::of(&PROGRAMS).machine(2048), |world| {
+    world::test(Needs::of(&PROGRAMS).machine(2048).processors(2), |world| {
         let disks = [Disk::blank(world, "D1", 1024)?];
         let lab = Lab::start(world, STORAGE, PET, &["web:latest"])?;
         let first = lab.boot(world, &disks)?;
