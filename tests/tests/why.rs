@@ -77,13 +77,8 @@ fn saved_image(world: &World) -> Result<PathBuf> {
 fn load(rom: &Rom<'_>, host: &Host) -> Result<()> {
     rom.bind(ADDRESS)?;
     rom.read(ADDRESS, LOADER, Ends::Whole)?;
-    // The appliance may still be making the image.
-    let mut text = String::new();
-    wait_for(SILENCE, || {
-        text = String::from_utf8(rom.read(ADDRESS, &config(host), Ends::Whole)?)?;
-        Ok(text.contains("if linux ").then_some(()))
-    })
-    .with_context(|| text.clone())?;
+    let text = decided(rom, host)?;
+    ensure!(text.contains("if linux "), "{text}");
     let mut over_http = 0;
     for word in text.split('\'') {
         if let Some(path) = word.strip_prefix("/boot/") {
@@ -97,6 +92,17 @@ fn load(rom: &Rom<'_>, host: &Host) -> Result<()> {
     }
     ensure!(over_http == 1, "its own initrd comes by HTTP: {text}");
     Ok(())
+}
+
+/// Its configuration, as soon as the appliance has the image or knows that it gets none. GRUB asks again, too.
+fn decided(rom: &Rom<'_>, host: &Host) -> Result<String> {
+    let mut text = String::new();
+    wait_for(SILENCE, || {
+        text = String::from_utf8(rom.read(ADDRESS, &config(host), Ends::Whole)?)?;
+        Ok((!text.contains("is being brought in")).then_some(()))
+    })
+    .with_context(|| text.clone())?;
+    Ok(text)
 }
 
 /// The configuration that GRUB asks for first.
@@ -212,13 +218,13 @@ fn boots_that_fail_say_why() {
         let noimage = Rom::new(host("noimage"), UEFI);
         noimage.bind(ADDRESS)?;
         noimage.read(ADDRESS, LOADER, Ends::Whole)?;
-        noimage.read(ADDRESS, &config(host("noimage")), Ends::Whole)?;
+        decided(&noimage, host("noimage"))?;
         ensure_cause(&appliance, host("noimage"), "not-bootable", "nowhere:1")?;
 
         let small = Rom::new(host("small"), UEFI);
         small.bind(ADDRESS)?;
         small.read(ADDRESS, LOADER, Ends::Whole)?;
-        small.read(ADDRESS, &config(host("small")), Ends::Whole)?;
+        decided(&small, host("small"))?;
         ensure_cause(&appliance, host("small"), "memory-too-small", "32 MiB")?;
 
         // A kernel that stops, that has no driver for the card, or whose console nobody sees.

@@ -134,7 +134,7 @@ impl Boot {
             return;
         }
         // It goes on after all. A loader that was refused asks for its configuration repeatedly.
-        if event.stage != Stage::Config {
+        if event.stage != Stage::Config && !event.late {
             self.end = None;
         }
         let reached = self.stages.entry(event.stage).or_insert_with(|| Reached {

@@ -238,11 +238,14 @@ impl Timeline {
     }
 }
 
-/// Whether this is the end of a file that the machine runs already, by its own word. Who sends a file learns
-/// of its end by a ring of events, a thread's turn, or by waiting in vain for the last ACK; the machine speaks
-/// by another way, and may be sooner. A file that was begun after its word is another boot's.
+/// Whether this is the end of a file that the machine has done with, by its own word: it runs what was in it, or asked
+/// for its configuration and was refused. Who sends a file learns of its end by a ring of events, a thread's turn, or by
+/// waiting in vain for the last ACK; the machine speaks by another way, and may be sooner. A file that was begun after
+/// its word is another boot's, or the same one's that goes on after all.
 fn is_late(machine: &Machine, happened: &Happened, now: Timestamp) -> bool {
     let Some(began) = happened.began_ago.and_then(|ago| now.checked_sub(ago).ok()) else { return false };
-    let runs = machine.stage.is_some_and(|stage| (Stage::Stage1..=Stage::Workload).contains(&stage));
-    runs && machine.since.is_some_and(|since| began <= since)
+    let spoke = machine
+        .stage
+        .is_some_and(|stage| stage == Stage::Failed || (Stage::Stage1..=Stage::Workload).contains(&stage));
+    spoke && machine.since.is_some_and(|since| began <= since)
 }

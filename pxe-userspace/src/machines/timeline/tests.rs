@@ -42,3 +42,23 @@ fn a_file_told_after_the_machines_own_word_moves_nothing() {
     timeline.record(initrd(30));
     assert_eq!(stage(&machines), Some(Stage::Initrd), "it is at its files");
 }
+
+/// The loader's last ACK is told by the kernel, while a thread that reads its configuration refuses it.
+#[test]
+fn a_refused_boot_stays_failed_when_its_loader_is_told_late() {
+    let dir = tempfile::tempdir().unwrap();
+    let machines = Machines::default();
+    let timeline = Timeline::open(Store::open(&dir.path().join("db")).unwrap(), machines.clone()).unwrap();
+    let file = |stage, began_ago| {
+        let began_ago = Some(Duration::from_secs(began_ago));
+        Happened { began_ago, ..Happened::new(Who::Mac(MAC), stage) }
+    };
+    let stands = || (machines.get(MAC).and_then(|m| m.stage), timeline.why(MAC).map(|why| why.failed));
+    timeline.record(Happened::new(Who::Mac(MAC), Stage::Discover));
+    timeline.record(Happened::failed(Who::Mac(MAC), "image a could not be brought in: no such image"));
+    timeline.record(file(Stage::Loader, 30));
+    timeline.record(file(Stage::Config, 30));
+    assert_eq!(stands(), (Some(Stage::Failed), Some(true)));
+    timeline.record(file(Stage::Kernel, 0));
+    assert_eq!(stands(), (Some(Stage::Kernel), Some(false)));
+}
