@@ -56,7 +56,7 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
-    // dockerd gives up on its containerd after 30 s, which a node on half a processor can take.
+    // dockerd gives up on a containerd that takes longer than 30 s, as one may beside another emulated machine.
     world::test(Needs::of(&PROGRAMS).machine(2048).processors(2), |world| {
         let lab = Lab::start(world, "", TWO, &["web:latest", "other:latest"])?;
         let first = lab.boot(world, &[])?;

@@ -4,6 +4,7 @@ mod cycles;
 mod edges;
 mod length;
 mod links;
+mod metadata;
 mod source;
 mod unused;
 mod wildcards;
@@ -13,6 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, ensure};
 
 use crate::shell::check;
+use metadata::Metadata;
 
 /// Check formatting, clippy, the documentation and the house's own rules, with warnings as errors
 #[derive(clap::Args)]
@@ -28,10 +30,9 @@ const CARGO_DENY: &str = "0.18.9";
 pub(crate) fn lint(arguments: &Arguments) -> Result<ExitCode> {
     let root = ::lab::workspace();
     let sources = source::read(root, &edges::source_dirs())?;
-    let metadata =
-        Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?.stdout;
+    let metadata = Metadata::read()?;
     let rules = [
-        ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources, &metadata)?),
+        ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources, &metadata)),
         ("rooms (xtask/src/lint/cycles.rs)", cycles::check(&sources)),
         ("length (xtask/src/lint/length.rs)", length::check(&sources)),
         ("wildcards (xtask/src/lint/wildcards.rs)", wildcards::check(&sources)),

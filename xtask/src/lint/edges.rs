@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use serde::Deserialize;
-
-use super::source::Source;
+use super::metadata::{Dependency, Metadata};
+use super::source::{Source, words};
 
 /// Each crate, and the crates of ours that it may depend on (tests aside).
 const CRATES: [(&str, &[&str]); 7] = [
@@ -58,23 +56,6 @@ const POD: &str = "pxe-common/src/pod.rs";
 /// The only place with aya's types.
 const DATAPLANE: &str = "pxe-userspace/src/dataplane/";
 
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    name: String,
-    kind: Option<String>,
-}
-
 /// Where the crates' sources lie, from the workspace's root.
 pub(crate) fn source_dirs() -> Vec<PathBuf> {
     let dir = |name| Path::new(if name == "bridgehead-tests" { "tests" } else { name }).join("src");
@@ -82,14 +63,13 @@ pub(crate) fn source_dirs() -> Vec<PathBuf> {
 }
 
 /// Every violation, as `WHERE: what`.
-pub(crate) fn check(sources: &[Source], metadata: &[u8]) -> Result<Vec<String>> {
+pub(crate) fn check(sources: &[Source], metadata: &Metadata) -> Vec<String> {
     let mut broken = Vec::new();
-    let metadata: Metadata = serde_json::from_slice(metadata).context("cargo metadata")?;
-    crates(&metadata, &mut broken);
+    crates(metadata, &mut broken);
     for source in sources {
         modules(&source.file.display().to_string(), &source.text, &mut broken);
     }
-    Ok(broken)
+    broken
 }
 
 fn crates(metadata: &Metadata, broken: &mut Vec<String>) {
@@ -99,7 +79,7 @@ fn crates(metadata: &Metadata, broken: &mut Vec<String>) {
             broken.push(format!("{}: a crate that xtask/src/lint/edges.rs has no rule for", package.name));
             continue;
         };
-        for Dependency { name, kind } in &package.dependencies {
+        for Dependency { name, kind, .. } in &package.dependencies {
             if kind.is_none() && ours(name) && !allowed.contains(&name.as_str()) {
                 broken.push(format!("{}/Cargo.toml: may not depend on {name}", package.name));
             }
@@ -118,11 +98,7 @@ fn modules(file: &str, text: &str, broken: &mut Vec<String>) {
     let pure = (says_so || PURE.iter().any(|p| file.starts_with(p))) && !is_test && file != POD;
     // By convention the tests are a file's last part.
     for (i, line) in text.lines().enumerate().take_while(|(_, line)| line.trim() != "#[cfg(test)]") {
-        let code = line.split("//").next().unwrap_or_default();
-        let mentions = |what: &str| {
-            code.match_indices(what)
-                .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
-        };
+        let mentions = |what: &str| words(line, what).next().is_some();
         if file.starts_with("pxe-userspace/src/") && !file.starts_with(DATAPLANE) && mentions("aya::") {
             broken.push(format!("{file}:{}: aya's types stay in {DATAPLANE}", i + 1));
         }

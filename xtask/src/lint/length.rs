@@ -29,14 +29,12 @@ struct Functions<'a> {
 impl Functions<'_> {
     fn judge(&mut self, name: &syn::Ident, whole: Span, begins: Span) {
         let lines = whole.end().line + 1 - begins.start().line;
-        let before = self.source.text.lines().take(begins.start().line - 1);
-        let excused = before
-            .collect::<Vec<_>>()
-            .iter()
-            .rev()
-            .take_while(|line| is_above(line))
-            .any(|line| line.contains(EXCUSE));
-        if lines > LONGEST && !excused {
+        if lines <= LONGEST {
+            return;
+        }
+        let before: Vec<_> = self.source.text.lines().take(begins.start().line - 1).collect();
+        let mut above = before.iter().rev().take_while(|line| is_above(line));
+        if !above.any(|line| line.contains(EXCUSE)) {
             let (file, line) = (self.source.file.display(), begins.start().line);
             self.broken.push(format!(
                 "{file}:{line}: {name} has {lines} lines: {LONGEST} at most, or a line `{EXCUSE}why` before it"

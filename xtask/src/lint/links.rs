@@ -5,31 +5,20 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Directories that are not the project's own words.
-const ELSEWHERE: [&str; 3] = ["target", "node_modules", ".git"];
+use super::source;
 
 /// Each document, from the workspace's root, and its text.
 type Documents = BTreeMap<PathBuf, String>;
 
 /// A line for each link that leads nowhere. Links to other sites are not followed.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
-    let mut documents = Documents::new();
-    read(root, root, &mut documents)?;
-    Ok(dead(&documents, |path| root.join(path).exists()))
-}
-
-fn read(root: &Path, dir: &Path, into: &mut Documents) -> Result<()> {
-    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() && !ELSEWHERE.iter().any(|name| entry.file_name() == *name) {
-            read(root, &path, into)?;
-        } else if kind.is_file() && path.extension().is_some_and(|e| e == "md") {
-            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            into.insert(path.strip_prefix(root)?.to_owned(), text);
-        }
+    let (mut paths, mut documents) = (Vec::new(), Documents::new());
+    source::files(root, "md", &mut paths)?;
+    for path in paths {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        documents.insert(path.strip_prefix(root)?.to_owned(), text);
     }
-    Ok(())
+    Ok(dead(&documents, |path| root.join(path).exists()))
 }
 
 fn dead(documents: &Documents, exists: impl Fn(&Path) -> bool) -> Vec<String> {

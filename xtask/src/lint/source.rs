@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use syn::{Attribute, Expr, Item, ItemMod, Lit, Meta};
 
+/// Directories that are not the project's own words.
+const ELSEWHERE: [&str; 3] = ["target", "node_modules", ".git"];
+
 /// A file of one of the crates' `src`.
 pub(crate) struct Source {
     /// From the workspace's root.
@@ -18,12 +21,17 @@ pub(crate) struct Source {
 
 /// Every file of these directories of the workspace, and these files.
 pub(crate) fn read(root: &Path, places: &[PathBuf]) -> Result<Vec<Source>> {
-    let mut sources = Vec::new();
+    let mut paths = Vec::new();
     for place in places.iter().map(|place| root.join(place)) {
         match place.is_dir() {
-            true => read_dir(root, &place, &mut sources)?,
-            false => read_file(root, &place, &mut sources)?,
+            true => files(&place, "rs", &mut paths)?,
+            false => paths.push(place),
         }
+    }
+    let mut sources = Vec::new();
+    for path in &paths {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        sources.push(parse(path.strip_prefix(root)?, text)?);
     }
     let tests: HashSet<PathBuf> = sources.iter().flat_map(test_modules).collect();
     for source in &mut sources {
@@ -33,21 +41,17 @@ pub(crate) fn read(root: &Path, places: &[PathBuf]) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-fn read_dir(root: &Path, dir: &Path, into: &mut Vec<Source>) -> Result<()> {
+/// The files with this extension below a directory, but for what is not the project's own.
+pub(crate) fn files(dir: &Path, extension: &str, into: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            read_dir(root, &path, into)?;
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            read_file(root, &path, into)?;
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() && !ELSEWHERE.iter().any(|name| entry.file_name() == *name) {
+            files(&path, extension, into)?;
+        } else if kind.is_file() && path.extension().is_some_and(|e| e == extension) {
+            into.push(path);
         }
     }
-    Ok(())
-}
-
-fn read_file(root: &Path, path: &Path, into: &mut Vec<Source>) -> Result<()> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    into.push(parse(path.strip_prefix(root)?, text)?);
     Ok(())
 }
 
@@ -94,4 +98,16 @@ fn path_attribute(attributes: &[Attribute]) -> Option<String> {
         },
         _ => None,
     })
+}
+
+/// What follows each place of a line's code, comments aside, where a word begins with `word`.
+pub(crate) fn words<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = &'a str> {
+    let code = line.split("//").next().unwrap_or_default();
+    code.match_indices(word)
+        .filter(|(at, _)| !code[..*at].ends_with(is_of_a_word))
+        .map(move |(at, _)| &code[at + word.len()..])
+}
+
+pub(crate) fn is_of_a_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
 }

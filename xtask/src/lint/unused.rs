@@ -3,57 +3,21 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde::Deserialize;
 
-use super::source::{self, Source};
+use super::metadata::{Dependency, Metadata, Package};
+use super::source::{self, Source, is_of_a_word, words};
 
 /// Named for what they do by being there: crate, dependency, and what that is.
 const BY_BEING_THERE: [(&str, &str, &str); 0] = [];
 
-#[derive(Deserialize)]
-pub(crate) struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    manifest_path: String,
-    dependencies: Vec<Dependency>,
-    targets: Vec<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    kind: Vec<String>,
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    name: String,
-    rename: Option<String>,
-    kind: Option<String>,
-}
-
-impl Metadata {
-    /// What code calls a crate. One of ours may have another name than its package.
-    fn library<'a>(&'a self, package: &'a str) -> &'a str {
-        let ours = self.packages.iter().find(|ours| ours.name == package);
-        let library = ours.and_then(|ours| ours.targets.iter().find(|t| t.kind.iter().any(|k| k == "lib")));
-        library.map_or(package, |library| &library.name)
-    }
-}
-
 /// A line for each dependency that nothing mentions.
-pub(crate) fn check(root: &Path, metadata: &[u8]) -> Result<Vec<String>> {
-    let metadata: Metadata = serde_json::from_slice(metadata)?;
+pub(crate) fn check(root: &Path, metadata: &Metadata) -> Result<Vec<String>> {
     let mut broken = Vec::new();
     for package in &metadata.packages {
         let dir = Path::new(&package.manifest_path).parent().unwrap_or(root).strip_prefix(root)?;
         let parts = ["src", "tests", "benches", "build.rs"].map(|part| dir.join(part));
         let there: Vec<_> = parts.into_iter().filter(|part| root.join(part).exists()).collect();
-        unused(package, &metadata, &source::read(root, &there)?, &mut broken);
+        unused(package, metadata, &source::read(root, &there)?, &mut broken);
     }
     Ok(broken)
 }
@@ -79,12 +43,7 @@ fn unused(package: &Package, metadata: &Metadata, sources: &[Source], broken: &m
 
 /// Whether code has this word.
 fn mentions(text: &str, ident: &str) -> bool {
-    let of_a_word = |c: char| c.is_alphanumeric() || c == '_';
-    text.lines().map(|line| line.split("//").next().unwrap_or_default()).any(|code| {
-        code.match_indices(ident).any(|(at, _)| {
-            !code[..at].ends_with(of_a_word) && !code[at + ident.len()..].starts_with(of_a_word)
-        })
-    })
+    text.lines().any(|line| words(line, ident).any(|rest| !rest.starts_with(is_of_a_word)))
 }
 
 #[cfg(test)]

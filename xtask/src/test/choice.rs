@@ -110,20 +110,14 @@ fn close(name: &str, programs: &[(Program, Vec<String>)]) -> String {
         let tests = tests.iter().map(|test| test.rsplit("::").next().unwrap_or(test));
         std::iter::once(program.name.as_str()).chain(tests)
     });
-    let mut close: Vec<(usize, &str)> =
-        words.map(|word| (likeness(name, word), word)).filter(|(likeness, _)| *likeness >= 50).collect();
-    close.sort_by_key(|(likeness, word)| (std::cmp::Reverse(*likeness), *word));
+    // Words of several parts, of which one is given: pairs of letters tell more than an edit distance.
+    let likeness = |word| strsim::sorensen_dice(name, word);
+    let mut close: Vec<(f64, &str)> =
+        words.map(|word| (likeness(word), word)).filter(|(likeness, _)| *likeness >= 0.5).collect();
+    close.sort_by(|(a, one), (b, other)| b.total_cmp(a).then(one.cmp(other)));
     close.dedup();
     let names: Vec<String> = close.iter().take(3).map(|(_, word)| format!("`{word}`")).collect();
     names.join(" or ")
-}
-
-/// How many of the letter pairs of two words both have, in percent (Dice's coefficient).
-fn likeness(name: &str, word: &str) -> usize {
-    let pairs =
-        |text: &str| -> BTreeSet<Vec<u8>> { text.as_bytes().windows(2).map(<[u8]>::to_vec).collect() };
-    let (of_name, of_word) = (pairs(name), pairs(word));
-    of_name.intersection(&of_word).count() * 200 / (of_name.len() + of_word.len()).max(1)
 }
 
 #[cfg(test)]
