@@ -50,7 +50,7 @@ pub struct Event {
     /// Why a boot failed, or the warning, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// Told after the machine had said itself that it is further. It leaves the machine where it is.
+    /// Told after what came later, which the daemon had heard of sooner. It leaves the machine where it is.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub late: bool,
 }

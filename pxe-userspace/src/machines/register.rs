@@ -36,6 +36,9 @@ pub struct Machine {
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
+    /// Since when it had begun with that, where it is known: what began before has ended before.
+    #[serde(skip)]
+    pub began: Option<Timestamp>,
     /// The file of its boot that it is fetching by TFTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fetching: Option<Fetching>,
@@ -86,6 +89,7 @@ impl Machine {
             profile: None,
             stage: None,
             since: None,
+            began: None,
             fetching: None,
             waiting: None,
             stages: None,
@@ -217,8 +221,8 @@ impl Machines {
         self.write().machine(mac).stages = Some(stages);
     }
 
-    /// The machine reached a stage.
-    pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp) {
+    /// The machine reached a stage, with what `began` then.
+    pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp, began: Option<Timestamp>) {
         if stage == Stage::Warning {
             return;
         }
@@ -226,8 +230,15 @@ impl Machines {
         let machine = register.machine(mac);
         machine.stage = Some(stage);
         machine.since = Some(time);
+        machine.began = began;
         machine.fetching = None;
         machine.waiting = None;
+    }
+
+    /// Whether what the machine is at began after something else.
+    pub fn is_past(&self, mac: Mac, other: Option<Timestamp>) -> bool {
+        let began = self.read().by_mac.get(&mac).and_then(|machine| machine.began);
+        began.zip(other).is_some_and(|(began, other)| other < began)
     }
 
     /// The machine waits for an address, until it reaches its next stage.
@@ -319,7 +330,7 @@ mod tests {
         };
         let seen = |n: u32| Timestamp::from_second(n.into()).unwrap();
         for n in 0..3 * MACHINES_MAX as u32 {
-            machines.reached(made_up(n), Stage::Discover, seen(n));
+            machines.reached(made_up(n), Stage::Discover, seen(n), None);
         }
         assert!(machines.all().len() <= MACHINES_MAX);
         assert!(machines.get(A).is_some() && machines.get(B).is_some());

@@ -7,6 +7,7 @@ mod tests;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -56,7 +57,7 @@ impl Timeline {
     /// Continues the stored timeline, and tells `machines` the stage of each machine.
     pub fn open(store: Store, machines: Machines) -> Result<Self, ReadError> {
         for event in store::last_of_each_machine(&store)? {
-            machines.reached(event.mac, event.stage, event.time);
+            machines.reached(event.mac, event.stage, event.time, began(event.stage, event.time, None));
         }
         let last_id = store.reader().last_event_id()?;
         let mut watch = Watch::default();
@@ -95,7 +96,8 @@ impl Timeline {
     fn enter(&self, last_id: &mut u64, time: Timestamp, machine: Machine, happened: Happened) {
         let inner = &*self.0;
         *last_id += 1;
-        let late = inner.machines.get(machine.mac).is_some_and(|m| is_late(&m, &happened, time));
+        let began = began(happened.stage, time, happened.began_ago);
+        let late = happened.began_ago.is_some() && inner.machines.is_past(machine.mac, began);
         let event = Event {
             id: *last_id,
             time,
@@ -112,7 +114,7 @@ impl Timeline {
             late,
         };
         if !late {
-            inner.machines.reached(event.mac, event.stage, event.time);
+            inner.machines.reached(event.mac, event.stage, event.time, began);
         }
         self.watch().reached(&event);
         self.tell(&event);
@@ -238,14 +240,16 @@ impl Timeline {
     }
 }
 
-/// Whether this is the end of a file that the machine has done with, by its own word: it runs what was in it, or asked
-/// for its configuration and was refused. Who sends a file learns of its end by a ring of events, a thread's turn, or by
-/// waiting in vain for the last ACK; the machine speaks by another way, and may be sooner. A file that was begun after
-/// its word is another boot's, or the same one's that goes on after all.
-fn is_late(machine: &Machine, happened: &Happened, now: Timestamp) -> bool {
-    let Some(began) = happened.began_ago.and_then(|ago| now.checked_sub(ago).ok()) else { return false };
-    let spoke = machine
-        .stage
-        .is_some_and(|stage| stage == Stage::Failed || (Stage::Stage1..=Stage::Workload).contains(&stage));
-    spoke && machine.since.is_some_and(|since| began <= since)
+/// When what brings a machine to a stage began: a file with its first byte, the machine's own word when it is heard.
+///
+/// A machine fetches one file after the other, so it is past whatever began before. Who sends a file learns of its end
+/// by the kernel's ring of events, a thread's turn, or by waiting in vain for the last ACK; the next file may be sent
+/// by somebody else, and the machine's word (it runs what was in the file; it was refused its configuration) comes by
+/// another way: all of them may be told sooner. What DHCP says has no such order: the kernel tells it late, too.
+fn began(stage: Stage, told: Timestamp, ago: Option<Duration>) -> Option<Timestamp> {
+    match (ago, stage) {
+        (Some(ago), _) => told.checked_sub(ago).ok(),
+        (None, Stage::Stage1 | Stage::Image | Stage::Workload | Stage::Failed) => Some(told),
+        (None, _) => None,
+    }
 }

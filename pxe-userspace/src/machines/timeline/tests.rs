@@ -4,10 +4,10 @@ use super::*;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
-/// An initrd that was begun so many seconds ago.
-fn initrd(began_ago: u64) -> Happened {
+/// The end of a file that was begun so many seconds ago.
+fn file(stage: Stage, began_ago: u64) -> Happened {
     let began_ago = Some(Duration::from_secs(began_ago));
-    Happened { began_ago, bytes: Some(7), ..Happened::new(Who::Mac(MAC), Stage::Initrd) }
+    Happened { began_ago, bytes: Some(7), ..Happened::new(Who::Mac(MAC), stage) }
 }
 
 #[test]
@@ -20,7 +20,7 @@ fn a_file_told_after_the_machines_own_word_moves_nothing() {
     for happened in [Stage::Discover, Stage::Stage1, Stage::Workload] {
         timeline.record(Happened::new(Who::Mac(MAC), happened));
     }
-    timeline.record(initrd(30));
+    timeline.record(file(Stage::Initrd, 30));
     assert_eq!(stage(&machines), Some(Stage::Workload));
     assert_eq!(timeline.why(MAC).map(|why| (why.stage, why.done)), Some((Some(Stage::Workload), true)));
     timeline.flush();
@@ -37,9 +37,9 @@ fn a_file_told_after_the_machines_own_word_moves_nothing() {
     assert_eq!(stage(&machines), Some(Stage::Workload));
 
     // A boot whose DISCOVER nobody saw.
-    timeline.record(initrd(0));
+    timeline.record(file(Stage::Initrd, 0));
     assert_eq!(stage(&machines), Some(Stage::Initrd));
-    timeline.record(initrd(30));
+    timeline.record(file(Stage::Initrd, 30));
     assert_eq!(stage(&machines), Some(Stage::Initrd), "it is at its files");
 }
 
@@ -49,10 +49,6 @@ fn a_refused_boot_stays_failed_when_its_loader_is_told_late() {
     let dir = tempfile::tempdir().unwrap();
     let machines = Machines::default();
     let timeline = Timeline::open(Store::open(&dir.path().join("db")).unwrap(), machines.clone()).unwrap();
-    let file = |stage, began_ago| {
-        let began_ago = Some(Duration::from_secs(began_ago));
-        Happened { began_ago, ..Happened::new(Who::Mac(MAC), stage) }
-    };
     let stands = || (machines.get(MAC).and_then(|m| m.stage), timeline.why(MAC).map(|why| why.failed));
     timeline.record(Happened::new(Who::Mac(MAC), Stage::Discover));
     timeline.record(Happened::failed(Who::Mac(MAC), "image a could not be brought in: no such image"));
@@ -61,4 +57,23 @@ fn a_refused_boot_stays_failed_when_its_loader_is_told_late() {
     assert_eq!(stands(), (Some(Stage::Failed), Some(true)));
     timeline.record(file(Stage::Kernel, 0));
     assert_eq!(stands(), (Some(Stage::Kernel), Some(false)));
+}
+
+/// GRUB's kernel comes from the kernel, which tells its end by a ring; its small initrd comes from the daemon.
+#[test]
+fn a_file_told_after_the_next_one_moves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let machines = Machines::default();
+    let timeline = Timeline::open(Store::open(&dir.path().join("db")).unwrap(), machines.clone()).unwrap();
+    let at = || machines.get(MAC).and_then(|m| m.stage);
+    timeline.record(Happened::new(Who::Mac(MAC), Stage::Ack));
+    timeline.record(file(Stage::Initrd, 3));
+    timeline.record(file(Stage::Kernel, 5));
+    assert_eq!(at(), Some(Stage::Initrd));
+    // It is loaded once more, after another DISCOVER or without one.
+    timeline.record(file(Stage::Kernel, 1));
+    assert_eq!(at(), Some(Stage::Kernel));
+    timeline.record(Happened::new(Who::Mac(MAC), Stage::Discover));
+    timeline.record(file(Stage::Kernel, 1));
+    assert_eq!(at(), Some(Stage::Kernel));
 }
