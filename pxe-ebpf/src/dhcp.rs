@@ -6,8 +6,8 @@ use core::ptr;
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_ktime_get_boot_ns, bpf_loop};
 use aya_log_ebpf::debug;
 use pxe_common::dhcp::{self, BUFFER, CAP, Kind, Packet, Uncovered, field, request::MAX_STEPS};
-use pxe_common::map::{Event, EventKind};
-use pxe_common::verdict::{Drop, Pass, Verdict};
+use pxe_common::map::{Event, EventKind, Lease};
+use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 use crate::bounds;
@@ -16,61 +16,115 @@ use crate::maps::{self, Plan};
 
 /// Answers a request from a machine whose lease is in the kernel.
 ///
-/// As for TFTP, everything that can fail is done before the frame is touched. A function of its
-/// own, so that a transfer's stack does not hold what only DHCP needs.
-#[inline(never)]
+/// As for TFTP, everything that can fail is done before the frame is touched.
+#[inline(always)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
-    let message = maps::request().ok_or(Pass::DhcpMessage)?;
-    let len = load(frame, packet, message).ok_or(Pass::DhcpMessage)?;
+    let len = begin(frame, packet)?;
     let walk = maps::walk().ok_or(Pass::DhcpMessage)?;
-    *walk = dhcp::begin(message, len).map_err(|_| Pass::DhcpMessage)?;
-    let mac = walk.mac();
-    let lease = maps::lease(&mac).ok_or(Pass::DhcpUnknown)?;
-
+    let lease = maps::lease(&walk.mac()).ok_or(Pass::DhcpUnknown)?;
     // SAFETY: `next_option` has the signature that the helper calls.
     unsafe { bpf_loop(MAX_STEPS, next_option as *mut c_void, ptr::null_mut(), 0) };
-    // Looked up anew: the callback had the only references until here.
-    let message = maps::request().ok_or(Pass::DhcpMessage)?;
-    let walk = maps::walk().ok_or(Pass::DhcpMessage)?;
-    let request = dhcp::finish(walk).map_err(|_| Pass::DhcpMessage)?;
+    understand()?;
+    decide(packet, lease)?;
+    build(lease)?;
+    // Where the checksum is written as it is, nobody asks.
+    if F::HOOK == Hook::Tc {
+        compare(frame, packet, len)?;
+    }
+    if !send(frame)? {
+        return Ok(Verdict::Drop(Drop::Unwritable));
+    }
+    debug!(frame, "dhcp: {:i} is its machine's", u32::from_be_bytes(lease.grant.address));
+    tell::<F>(lease)
+}
+
+// Each of these is a function of its own, so that the stack holds only what one of them needs. They hand on what they
+// made in the plan.
+
+/// Copies the request out of the frame, and begins to walk over it. Returns its length.
+#[inline(never)]
+fn begin<F: Frame>(frame: &F, packet: &Datagram) -> Result<usize, Pass> {
+    let (Some(message), Some(walk)) = (maps::request(), maps::walk()) else { return Err(Pass::DhcpMessage) };
+    let len = load(frame, packet, message).ok_or(Pass::DhcpMessage)?;
+    *walk = dhcp::begin(message, len).map_err(|_| Pass::DhcpMessage)?;
+    Ok(len)
+}
+
+/// Reads the request that was walked over.
+#[inline(never)]
+fn understand() -> Result<(), Pass> {
+    let (Some(walk), Some(plan)) = (maps::walk(), maps::plan()) else { return Err(Pass::DhcpMessage) };
+    plan.request = dhcp::finish(walk).map_err(|_| Pass::DhcpMessage)?;
+    Ok(())
+}
+
+/// Decides whether it may be answered, and how.
+#[inline(never)]
+fn decide(packet: &Datagram, lease: &Lease) -> Result<(), Pass> {
+    let plan = maps::plan().ok_or(Pass::DhcpMessage)?;
     // SAFETY: a plain helper call.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    let answer = dhcp::covered(&request, packet, lease, now).map_err(|why| {
+    plan.now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    plan.answer = dhcp::covered(&plan.request, packet, lease, plan.now_ns).map_err(|why| {
         if why == Uncovered::Ends {
-            maps::end_lease(&mac);
+            maps::end_lease(&plan.request.mac);
         }
         Pass::from(why)
     })?;
+    Ok(())
+}
 
-    let Plan { request, answer } = maps::plan(Plan { request, answer }).ok_or(Pass::DhcpMessage)?;
-    let out = maps::reply().ok_or(Pass::DhcpMessage)?;
-    let reply_len =
-        dhcp::build(out, answer.kind, request, message, &lease.grant).map_err(|_| Pass::DhcpTooLong)?;
-    let reply_len = bounded(reply_len).ok_or(Pass::DhcpTooLong)? as usize;
-    let reply = Datagram { payload_len: reply_len as u16, ..answer.headers };
-    let sum = sum_of(out, reply_len);
+/// Makes the reply's message.
+#[inline(never)]
+fn build(lease: &Lease) -> Result<(), Pass> {
+    let plan = maps::plan().ok_or(Pass::DhcpMessage)?;
+    let (Some(message), Some(out)) = (maps::request(), maps::reply()) else { return Err(Pass::DhcpMessage) };
+    let len = dhcp::build(out, plan.answer.kind, &plan.request, message, &lease.grant);
+    let len = len.ok().and_then(bounded).ok_or(Pass::DhcpTooLong)?;
+    plan.answer.headers.payload_len = len as u16;
+    plan.sum = sum_of(out, len as usize);
+    Ok(())
+}
+
+/// Notes how the reply differs from the request.
+#[inline(never)]
+fn compare<F: Frame>(frame: &F, packet: &Datagram, len: usize) -> Result<(), Pass> {
+    let (Some(plan), Some(message)) = (maps::plan(), maps::request()) else { return Err(Pass::DhcpMessage) };
     let old_checksum = frame.load(UDP_CHECKSUM).ok_or(Pass::DhcpMessage)?;
-    let change = Change::new(old_checksum, (packet, sum_of(message, len)), (&reply, sum));
-    if !frame.resize((HEADERS_LEN + reply_len) as u32) {
+    let old = (packet, sum_of(message, len));
+    plan.change = Change::new(old_checksum, old, (&plan.answer.headers, plan.sum));
+    Ok(())
+}
+
+/// Puts the reply into the frame, in place of the request. Returns false where that fails in the middle.
+#[inline(never)]
+fn send<F: Frame>(frame: &F) -> Result<bool, Pass> {
+    let (Some(plan), Some(out)) = (maps::plan(), maps::reply()) else { return Err(Pass::DhcpMessage) };
+    let Plan { answer, sum, change, head, .. } = plan;
+    let reply = &answer.headers;
+    let len = usize::from(reply.payload_len);
+    if !frame.resize((HEADERS_LEN + len) as u32) {
         return Err(Pass::NoRoom);
     }
-    if !store(frame, out, reply_len) || !frame.store_head(reply.headers(sum), &change) {
-        return Ok(Verdict::Drop(Drop::Unwritable));
-    }
+    reply.write(head).fill(head, reply.payload_len, *sum);
+    Ok(store(frame, out, len) && frame.store_head(head, change))
+}
 
-    debug!(frame, "dhcp: {:i} is {:mac}'s", u32::from_be_bytes(lease.grant.address), mac.0);
-    let (kind, verdict) = match answer.kind {
+/// Tells the daemon of the answer.
+#[inline(never)]
+fn tell<F: Frame>(lease: &Lease) -> Result<Verdict, Pass> {
+    let plan = maps::plan().ok_or(Pass::DhcpMessage)?;
+    let (kind, verdict) = match plan.answer.kind {
         Kind::Offer => (EventKind::Offer, Verdict::Offer),
         Kind::Ack => (EventKind::Ack, Verdict::Ack),
         // Configuration, no lease: nothing that the daemon has to know.
         Kind::Informed | Kind::Nak | Kind::ProxyOffer | Kind::ProxyAck => return Ok(Verdict::Ack),
     };
     let event = Event {
-        time_ns: now,
+        time_ns: plan.now_ns,
         kind: kind as u16,
         hook: F::HOOK as u16,
         address: lease.grant.address,
-        body: Event::of_client(mac, request.firmware),
+        body: Event::of_client(plan.request.mac, plan.request.firmware),
     };
     maps::tell(F::HOOK, &event);
     Ok(verdict)

@@ -41,6 +41,9 @@ pub(crate) trait Frame: EbpfContext {
     /// `N` bytes from offset `at`.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 
+    /// What `read` makes of the first `N` bytes.
+    fn read<const N: usize, T>(&self, read: impl FnOnce(&[u8; N]) -> T) -> Option<T>;
+
     /// Copies `len` bytes from offset `at` on.
     ///
     /// # Safety
@@ -60,11 +63,12 @@ pub(crate) trait Frame: EbpfContext {
     fn send_copy(&self) -> bool;
 
     /// Overwrites the headers, and the first bytes of payload that come with them, and leaves the
-    /// UDP checksum right.
-    fn store_head<const N: usize>(&self, head: [u8; N], change: &Change) -> bool;
+    /// UDP checksum right; `head` is of no use afterwards.
+    fn store_head<const N: usize>(&self, head: &mut [u8; N], change: &Change) -> bool;
 }
 
 /// How a reply's UDP datagram differs from the request's.
+#[derive(Clone, Copy)]
 pub(crate) struct Change {
     /// The request's checksum field.
     old_checksum: [u8; 2],
@@ -88,6 +92,19 @@ impl Change {
             pseudo: new.pseudo_header().word(less(old.pseudo_header())),
             datagram: new.sum(new_payload).word(less(old.sum(old_payload))),
         }
+    }
+
+    /// The same between two datagrams of which only the payload differs, here of so many bytes and with this sum, and
+    /// whose addresses and ports at most change places, which no sum sees.
+    #[inline(always)]
+    pub(crate) fn of_payload(
+        old_checksum: [u8; 2],
+        (old_len, old): (u16, Checksum),
+        (new_len, new): (u16, Checksum),
+    ) -> Self {
+        // Both headers have the length.
+        let longer = Checksum::ZERO.word(new_len).word(!old_len);
+        Self { old_checksum, pseudo: longer, datagram: longer.word(new.folded()).word(!old.folded()) }
     }
 }
 
@@ -138,6 +155,13 @@ impl Frame for Xdp {
         self.bytes(at).map(|bytes| unsafe { *bytes })
     }
 
+    /// Where they lie: as a value they would take their room on the stack.
+    #[inline(always)]
+    fn read<const N: usize, T>(&self, read: impl FnOnce(&[u8; N]) -> T) -> Option<T> {
+        // SAFETY: as for `load`; nobody writes to the frame meanwhile.
+        self.bytes(0).map(|bytes| read(unsafe { &*bytes }))
+    }
+
     #[inline(always)]
     unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool {
         // SAFETY: the caller's.
@@ -164,10 +188,15 @@ impl Frame for Xdp {
 
     /// The frame has no checksum state: the field gets the whole sum, as `head` has it.
     #[inline(always)]
-    fn store_head<const N: usize>(&self, head: [u8; N], _: &Change) -> bool {
-        let Some(bytes) = self.bytes(0) else { return false };
-        // SAFETY: as for `load`; nobody else has the frame.
-        unsafe { *bytes = head };
+    fn store_head<const N: usize>(&self, head: &mut [u8; N], _: &Change) -> bool {
+        let Some(bytes) = self.bytes::<N>(0) else { return false };
+        // Byte by byte, in this order: as one value all of them would lie on the stack in between.
+        let mut i = 0;
+        while i < N {
+            // SAFETY: as for `load`; nobody else has the frame.
+            unsafe { (*bytes)[i] = head[i] };
+            i += 1;
+        }
         true
     }
 }
@@ -232,6 +261,11 @@ impl Frame for Tc {
     }
 
     #[inline(always)]
+    fn read<const N: usize, T>(&self, read: impl FnOnce(&[u8; N]) -> T) -> Option<T> {
+        self.load(0).map(|bytes| read(&bytes))
+    }
+
+    #[inline(always)]
     unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool {
         // SAFETY: the caller's.
         unsafe { bpf_skb_load_bytes(self.0.skb.skb.cast(), at, bytes.cast(), len) == 0 }
@@ -263,7 +297,7 @@ impl Frame for Tc {
     /// the old value stays and the helper applies the difference, in the way that its state asks
     /// for: the pseudo-header's in either, the datagram's only to a complete sum.
     #[inline(always)]
-    fn store_head<const N: usize>(&self, mut head: [u8; N], change: &Change) -> bool {
+    fn store_head<const N: usize>(&self, head: &mut [u8; N], change: &Change) -> bool {
         let at = UDP_CHECKSUM as usize;
         [head[at], head[at + 1]] = change.old_checksum;
         // A field of zero means that the client sends no checksums: it gets none either.

@@ -10,9 +10,10 @@ use pxe_common::map::{
     MAX_SUMS, PARTS, Part, SUMS_PER_PAGE, Session, SessionKey, WAKES_EVERY_NS,
 };
 use pxe_common::verdict::{BYTES_COUNTER, COUNTERS_PER_HOOK, Hook, LOST_COUNTER, Verdict};
-use pxe_common::wire::Checksum;
+use pxe_common::wire::{Checksum, Datagram, Headers};
 
-use crate::frame::Frame;
+use crate::frame::{Change, Frame};
+use crate::tftp::Sending;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Inner arrays may differ in length: the daemon makes each as long as its blob.
@@ -48,6 +49,10 @@ static LEASES: HashMap<Mac, Lease, MAX_LEASES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
 
+/// What the frame's headers say.
+#[btf_map]
+static PACKET: PerCpuArray<Datagram, 1> = PerCpuArray::new();
+
 /// A DHCP request, and the reply to it: working space, too large for the stack.
 #[btf_map]
 static MESSAGES: PerCpuArray<Packet, 2> = PerCpuArray::new();
@@ -59,6 +64,10 @@ static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 /// A request and what it is answered with, between reading and writing: see [`Plan`].
 #[btf_map]
 static PLAN: PerCpuArray<Plan, 1> = PerCpuArray::new();
+
+/// A transfer's answer.
+#[btf_map]
+static SENDING: PerCpuArray<Sending, 1> = PerCpuArray::new();
 
 /// When a program woke the daemon last, by CLOCK_BOOTTIME.
 #[btf_map]
@@ -121,10 +130,17 @@ pub(crate) fn end_lease(mac: &Mac) {
     let _ = LEASES.remove(mac);
 }
 
+/// Space for what the headers say.
+#[inline(always)]
+pub(crate) fn packet<'a>() -> Option<&'a mut Datagram> {
+    // SAFETY: the slot is this CPU's, and one program at a time runs on it.
+    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
+}
+
 /// Space for a request.
 #[inline(always)]
 pub(crate) fn request<'a>() -> Option<&'a mut Packet> {
-    // SAFETY: the slot is this CPU's, and one program at a time runs on it.
+    // SAFETY: as above.
     MESSAGES.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 
@@ -151,16 +167,27 @@ pub(crate) fn walk<'a>() -> Option<&'a mut Walk> {
 pub(crate) struct Plan {
     pub(crate) request: Request,
     pub(crate) answer: Answer,
+    /// By CLOCK_BOOTTIME.
+    pub(crate) now_ns: u64,
+    /// The reply's bytes.
+    pub(crate) sum: Checksum,
+    pub(crate) change: Change,
+    /// The reply's, not written yet.
+    pub(crate) head: Headers,
 }
 
-/// Writes the plan down, and reads it again.
+/// Space for a plan.
 #[inline(always)]
-pub(crate) fn plan<'a>(plan: Plan) -> Option<&'a Plan> {
+pub(crate) fn plan<'a>() -> Option<&'a mut Plan> {
     // SAFETY: as for the walk.
-    unsafe {
-        *PLAN.get_ptr_mut(0)? = plan;
-        PLAN.get_ptr(0).map(|plan| &*plan)
-    }
+    PLAN.get_ptr_mut(0).map(|plan| unsafe { &mut *plan })
+}
+
+/// Space for a transfer's answer.
+#[inline(always)]
+pub(crate) fn sending<'a>() -> Option<&'a mut Sending> {
+    // SAFETY: as for the walk.
+    SENDING.get_ptr_mut(0).map(|sending| unsafe { &mut *sending })
 }
 
 /// Tells the daemon, or counts what it is not told.

@@ -2,7 +2,7 @@
 
 use pxe_common::map::Part;
 use pxe_common::verdict::{Pass, Verdict};
-use pxe_common::wire::{Datagram, HEADERS_LEN, port};
+use pxe_common::wire::{Datagram, Headers, port};
 
 use crate::frame::Frame;
 use crate::{dhcp, maps, tftp};
@@ -29,14 +29,14 @@ pub(crate) fn enter<F: Frame>(frame: F) -> F::Action {
 /// Answers requests for addresses.
 #[inline(always)]
 pub(crate) fn dhcp<F: Frame>(frame: F) -> F::Action {
-    let answer = datagram(&frame).and_then(|packet| dhcp::answer(&frame, &packet));
+    let answer = datagram(&frame).and_then(|packet| dhcp::answer(&frame, packet));
     conclude(&frame, answer.unwrap_or_else(Verdict::Pass))
 }
 
 /// Answers the ACKs of transfers.
 #[inline(always)]
 pub(crate) fn tftp<F: Frame>(frame: F) -> F::Action {
-    let answer = datagram(&frame).and_then(|packet| tftp::answer(&frame, &packet));
+    let answer = datagram(&frame).and_then(|packet| tftp::answer(&frame, packet));
     conclude(&frame, answer.unwrap_or_else(Verdict::Pass))
 }
 
@@ -51,8 +51,10 @@ fn conclude<F: Frame>(frame: &F, verdict: Verdict) -> F::Action {
 /// A function of its own, so that the headers lie on the stack no longer than needed: functions
 /// that call each other share 512 bytes.
 #[inline(never)]
-fn datagram<F: Frame>(frame: &F) -> Result<Datagram, Pass> {
-    headers(frame)
+fn datagram<'a, F: Frame>(frame: &F) -> Result<&'a Datagram, Pass> {
+    let packet = maps::packet().ok_or(Pass::NoProgram)?;
+    *packet = headers(frame)?;
+    Ok(packet)
 }
 
 #[inline(always)]
@@ -60,10 +62,13 @@ fn headers<F: Frame>(frame: &F) -> Result<Datagram, Pass> {
     if frame.has_hidden_tag() {
         return Err(Pass::Vlan);
     }
-    let Some(headers) = frame.load::<HEADERS_LEN>(0) else {
+    let len = frame.len();
+    let parsed = frame.read(|headers: &Headers| {
+        let ethertype = u16::from_be_bytes([headers[12], headers[13]]);
+        Datagram::parse(headers, len).map_err(|why| Pass::of_malformed(why, ethertype))
+    });
+    parsed.unwrap_or_else(|| {
         let ethertype = frame.load(ETHERTYPE).ok_or(Pass::Runt)?;
-        return Err(Pass::of_ethertype(u16::from_be_bytes(ethertype)));
-    };
-    let ethertype = u16::from_be_bytes([headers[12], headers[13]]);
-    Datagram::parse(&headers, frame.len()).map_err(|why| Pass::of_malformed(why, ethertype))
+        Err(Pass::of_ethertype(u16::from_be_bytes(ethertype)))
+    })
 }

@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use pxe_common::map::{Event, EventKind, MAX_PIECES, PIECE_LEN, SessionKey};
 use pxe_common::tftp::{self, BlockNo, HEADER_LEN, Step, packet};
 use pxe_common::verdict::{Drop, Hook, Pass, Verdict};
-use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, Headers};
+use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN, HeaderSums};
 
 use crate::frame::{Change, Frame, HEAD_LEN, UDP_CHECKSUM};
 use crate::{bounds, maps};
@@ -35,11 +35,12 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     let number = packet::ack(payload).filter(|_| packet.payload_len as usize == HEADER_LEN);
     let number = number.ok_or(Pass::TftpNotAck)?;
 
-    let mut transfer = session.transfer;
-    let blocks = match transfer.on_ack(number, now) {
+    let sending = maps::sending().ok_or(Pass::TftpNoBlob)?;
+    sending.transfer = session.transfer;
+    let blocks = match sending.transfer.on_ack(number, now) {
         Step::Send(blocks) => blocks,
         Step::Finished => {
-            session.transfer = transfer;
+            session.transfer = sending.transfer;
             return ended(tell::<F>(packet, EventKind::Finished, 0), Drop::TftpFinished);
         }
         Step::Duplicate => return Ok(Verdict::Drop(Drop::TftpDuplicate)),
@@ -49,27 +50,19 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     if F::HOOK == Hook::Xdp && blocks.first != blocks.last {
         return Err(Pass::TftpWindow);
     }
-    let mut sending = Sending {
-        frame,
-        packet,
-        blob: session.blob,
-        sums: session.sums,
-        transfer,
-        index: blocks.first,
-        held: Held {
-            payload_len: packet.payload_len,
-            sum: Checksum::ZERO.quad(payload),
-            checksum: old_checksum,
-        },
-        bytes: 0,
-        state: State::Untouched,
-    };
-    // At XDP nothing can follow the block: no callback needs it in a function of its own.
-    if F::HOOK == Hook::Xdp {
-        sending.put();
-    } else {
-        next_block(0, &mut sending);
+    sending.blob = session.blob;
+    sending.sums = session.sums;
+    sending.index = blocks.first;
+    sending.bytes = 0;
+    sending.state = State::Untouched;
+    sending.held =
+        Held { payload_len: packet.payload_len, sum: Checksum::ZERO.quad(payload), checksum: old_checksum };
+    if let Some(headers) = sending.head.first_chunk_mut() {
+        sending.header_sums = packet.reply(0).write(headers);
     }
+    next_block(0, frame);
+    // Looked up anew: the other function had the only references until here.
+    let sending = maps::sending().ok_or(Pass::TftpNoBlob)?;
     match sending.state {
         State::Whole => {}
         State::Untouched => return Err(Pass::TftpNoBlob),
@@ -88,10 +81,10 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     }
     debug!(frame, "tftp: blocks {} to {} for {:i}", blocks.first, blocks.last, packet.source);
     if F::HOOK == Hook::Tc && sent > 1 {
-        let step: extern "C" fn(u32, &mut Sending<'_, F>) -> i64 = next_block;
-        let state: *mut Sending<'_, F> = &mut sending;
-        // SAFETY: the callback gets the state that it expects, which outlives the call.
-        unsafe { bpf_loop(sent - 1, step as *mut c_void, state.cast(), 0) };
+        let step: extern "C" fn(u32, &F) -> i64 = next_block;
+        let frame: *const F = frame;
+        // SAFETY: the callback gets the frame that it expects, which outlives the call.
+        unsafe { bpf_loop(sent - 1, step as *mut c_void, frame.cast_mut().cast(), 0) };
         if sending.state != State::Whole {
             // Some of the window is on its way. The client acknowledges that, and gets the rest.
             return Ok(Verdict::Drop(Drop::Unwritable));
@@ -121,11 +114,12 @@ fn ended(told: bool, told_by_event: Drop) -> Result<Verdict, Pass> {
     if told { Ok(Verdict::Drop(told_by_event)) } else { Err(Pass::TftpUntold) }
 }
 
-/// One answer, block after block through the same frame.
-struct Sending<'a, F> {
-    frame: &'a F,
-    /// The request.
-    packet: &'a Datagram,
+/// One answer, block after block through the same frame: working space, too large for the stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Sending {
+    /// The next block's, but for what [`HeaderSums::fill`] and the block itself put in.
+    head: [u8; HEAD_LEN],
+    header_sums: HeaderSums,
     blob: u32,
     sums: u32,
     transfer: tftp::Session,
@@ -138,6 +132,7 @@ struct Sending<'a, F> {
 }
 
 /// What is in the frame: the length of the UDP payload, its sum, and UDP's checksum field.
+#[derive(Clone, Copy)]
 struct Held {
     payload_len: u16,
     sum: Checksum,
@@ -160,53 +155,54 @@ enum State {
 
 /// Sends the block that the frame holds, if it does, and puts the next one into it.
 ///
-/// A function of its own, because the verifier's 512 bytes of stack do not hold it twice.
+/// A function of its own, which `bpf_loop` calls, too.
 #[inline(never)]
-extern "C" fn next_block<F: Frame>(_: u32, sending: &mut Sending<'_, F>) -> i64 {
+extern "C" fn next_block<F: Frame>(_: u32, frame: &F) -> i64 {
+    let Some(sending) = maps::sending() else { return 1 };
     if sending.state == State::Whole {
         sending.state = State::Broken;
-        if !sending.frame.send_copy() {
+        if !frame.send_copy() {
             return 1;
         }
-        let Some(checksum) = sending.frame.load(UDP_CHECKSUM) else { return 1 };
+        let Some(checksum) = frame.load(UDP_CHECKSUM) else { return 1 };
         sending.held.checksum = checksum;
     }
-    sending.put();
+    sending.put(frame);
     i64::from(sending.state != State::Whole)
 }
 
-impl<F: Frame> Sending<'_, F> {
+impl Sending {
     /// Puts block `index` into the frame.
     #[inline(always)]
-    fn put(&mut self) {
+    fn put<F: Frame>(&mut self, frame: &F) {
         let len = self.transfer.len_of(self.index);
         let offset = self.transfer.offset_of(self.index);
         let Some(bytes) = maps::bytes_at(self.blob, offset) else { return };
         let Some(data_sum) = maps::sum_of(self.sums, self.index) else { return };
         let frame_len = HEAD_LEN + len as usize;
-        if !self.frame.resize(frame_len as u32) {
+        if !frame.resize(frame_len as u32) {
             if self.state == State::Untouched {
                 self.state = State::NoRoom;
             }
             return;
         }
-        if !store_piece(self.frame, 0, bytes, len) || !self.store_rest(offset, len) {
-            self.state = State::Broken;
+        self.state = State::Broken;
+        if !store_piece(frame, 0, bytes, len) || !self.store_rest(frame, offset, len) {
             return;
         }
-        // Only now, because it would lie on the stack while the bytes are stored.
-        let [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
+        let data @ [a, b, c, d] = packet::data_header(BlockNo::of(self.index));
         let sum = data_sum.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]));
-        let reply = self.packet.reply(HEADER_LEN as u16 + len);
-        // Addresses and ports only change places, which no sum sees.
-        let held = Datagram { payload_len: self.held.payload_len, ..reply };
-        let change = Change::new(self.held.checksum, (&held, self.held.sum), (&reply, sum));
-        self.state = if self.frame.store_head(head(reply.headers(sum), [a, b, c, d]), &change) {
-            State::Whole
-        } else {
-            State::Broken
-        };
-        self.held.payload_len = reply.payload_len;
+        let payload_len = HEADER_LEN as u16 + len;
+        if let Some((headers, payload)) = self.head.split_first_chunk_mut::<HEADERS_LEN>() {
+            self.header_sums.fill(headers, payload_len, sum);
+            payload.copy_from_slice(&data);
+        }
+        let old = (self.held.payload_len, self.held.sum);
+        let change = Change::of_payload(self.held.checksum, old, (payload_len, sum));
+        if frame.store_head(&mut self.head, &change) {
+            self.state = State::Whole;
+        }
+        self.held.payload_len = payload_len;
         self.held.sum = sum;
         self.index += 1;
         self.bytes += u32::from(len);
@@ -214,7 +210,7 @@ impl<F: Frame> Sending<'_, F> {
 
     /// What of a block is left after its first piece: something in a jumbo frame.
     #[inline(always)]
-    fn store_rest(&self, offset: u64, len: u16) -> bool {
+    fn store_rest<F: Frame>(&self, frame: &F, offset: u64, len: u16) -> bool {
         let mut piece = 1;
         while piece < MAX_PIECES {
             let at = (piece * PIECE_LEN) as u16;
@@ -222,21 +218,13 @@ impl<F: Frame> Sending<'_, F> {
                 break;
             }
             let Some(bytes) = maps::bytes_at(self.blob, offset + u64::from(at)) else { return false };
-            if !store_piece(self.frame, at, bytes, len - at) {
+            if !store_piece(frame, at, bytes, len - at) {
                 return false;
             }
             piece += 1;
         }
         true
     }
-}
-
-#[inline(always)]
-fn head(headers: Headers, data: [u8; HEADER_LEN]) -> [u8; HEAD_LEN] {
-    let mut head = [0; HEAD_LEN];
-    head[..HEADERS_LEN].copy_from_slice(&headers);
-    head[HEADERS_LEN..].copy_from_slice(&data);
-    head
 }
 
 /// Copies at most a piece of the `left` bytes into the frame, from the block's byte `at` on. The

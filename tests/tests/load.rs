@@ -67,20 +67,35 @@ fn one_wrong_byte_ends_a_benchmark() {
 fn machines_get_one_address_each_relayed_and_direct() {
     world::test(Needs::of(&["ip", "iptables"]).processors(2), |world| {
         let cpus = Cpus::divide()?;
-        let (_appliance, hosts, _) = loaded(world)?;
+        let (appliance, hosts, _) = loaded(world)?;
         let mut given = Given::new();
         let ways = [(&hosts[0], Way::Direct), (&hosts[1], Way::Relayed("10.77.0.50".parse()?))];
-        let mut first = 0;
+        let (mut first, mut before) = (0, 0);
         for (host, way) in ways {
             let server = ADDRESS.parse()?;
             let plan = dhcp::Plan { server, way, first, machines: 30, outstanding: 7, end: End::Round };
-            let outcome = host.inside(|| dhcp::run(&plan, &mut given, &cpus))?;
-            ensure!(outcome.exchanges + outcome.drops == 30, "{way:?}: {outcome:?}");
-            ensure!(outcome.exchanges > 0, "{way:?}: nobody got an address");
+            // The second time they are known, and the kernel answers.
+            for known in [false, true] {
+                let outcome = host.inside(|| dhcp::run(&plan, &mut given, &cpus))?;
+                ensure!(outcome.exchanges + outcome.drops == 30, "{way:?}: {outcome:?}");
+                ensure!(outcome.exchanges > 0, "{way:?}: nobody got an address");
+                let acks = acks_by_kernel(&appliance)?;
+                let more = acks - std::mem::replace(&mut before, acks);
+                ensure!(!known || more > 0, "{way:?}: {more} of known machines by the kernel");
+            }
             first += 30;
         }
         let machines: HashSet<u32> = given.values().copied().collect();
         ensure!(machines.len() == given.len(), "{} addresses for {} machines", given.len(), machines.len());
         Ok(())
     });
+}
+
+/// Sent by the programs, of either hook.
+fn acks_by_kernel(appliance: &Appliance) -> Result<u64> {
+    let status = appliance.json(&["status"])?;
+    Ok(["xdp", "tc"]
+        .iter()
+        .filter_map(|hook| status["counters"][format!("kernel.{hook}.dhcp-acks")].as_u64())
+        .sum())
 }

@@ -101,34 +101,33 @@ impl Datagram {
     /// produce the same bytes.
     #[inline(always)]
     pub fn headers(&self, payload: Checksum) -> Headers {
-        let udp_len = UDP_LEN as u16 + self.payload_len;
-        let total = IPV4_LEN as u16 + udp_len;
+        let mut headers = [0; HEADERS_LEN];
+        self.write(&mut headers).fill(&mut headers, self.payload_len, payload);
+        headers
+    }
+
+    /// Writes the headers but for what depends on the payload, for who sends several.
+    #[inline(always)]
+    pub fn write(&self, h: &mut Headers) -> HeaderSums {
         let (src, dst) = (self.source.octets(), self.destination.octets());
-        let ip = Checksum::ZERO
-            .word(0x4500)
-            .word(total)
-            .word(0x4000)
-            .word(0x4000 | IpProtocol::UDP as u16)
-            .quad(src)
-            .quad(dst)
-            .finish();
-        let udp = self.pseudo_header().word(self.sum(payload).folded()).finish_udp();
-        let mut h = [0u8; HEADERS_LEN];
-        put(&mut h, 0, self.destination_mac.0);
-        put(&mut h, 6, self.source_mac.0);
-        put(&mut h, 12, EtherType::IPV4.to_be_bytes());
-        put(&mut h, 14, [0x45, 0]);
-        put(&mut h, 16, total.to_be_bytes());
-        put(&mut h, 20, [0x40, 0]);
-        put(&mut h, 22, [64, IpProtocol::UDP]);
-        put(&mut h, 24, ip.to_be_bytes());
-        put(&mut h, 26, src);
-        put(&mut h, 30, dst);
-        put(&mut h, 34, self.source_port.to_be_bytes());
-        put(&mut h, 36, self.destination_port.to_be_bytes());
-        put(&mut h, 38, udp_len.to_be_bytes());
-        put(&mut h, 40, udp.to_be_bytes());
-        h
+        let addresses = Checksum::ZERO.quad(src).quad(dst);
+        let protocol = IpProtocol::UDP as u16;
+        put(h, 0, self.destination_mac.0);
+        put(h, 6, self.source_mac.0);
+        put(h, 12, EtherType::IPV4.to_be_bytes());
+        put(h, 14, [0x45, 0]);
+        // The identification.
+        put(h, 18, [0, 0]);
+        put(h, 20, [0x40, 0]);
+        put(h, 22, [64, IpProtocol::UDP]);
+        put(h, 26, src);
+        put(h, 30, dst);
+        put(h, 34, self.source_port.to_be_bytes());
+        put(h, 36, self.destination_port.to_be_bytes());
+        HeaderSums {
+            ip: addresses.word(0x4500).word(0x4000).word(0x4000 | protocol),
+            udp: addresses.word(protocol).word(self.source_port).word(self.destination_port),
+        }
     }
 
     /// The sum of the UDP datagram itself, without its pseudo-header and checksum.
@@ -146,6 +145,30 @@ impl Datagram {
             .quad(self.destination.octets())
             .word(IpProtocol::UDP as u16)
             .word(UDP_LEN as u16 + self.payload_len)
+    }
+}
+
+/// What headers sum up to, but for lengths and payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct HeaderSums {
+    /// IPv4's.
+    ip: Checksum,
+    /// UDP's, with its pseudo-header.
+    udp: Checksum,
+}
+
+impl HeaderSums {
+    /// Fills in what depends on the payload: two lengths, two checksums.
+    #[inline(always)]
+    pub fn fill(self, headers: &mut Headers, payload_len: u16, payload: Checksum) {
+        let udp_len = UDP_LEN as u16 + payload_len;
+        let total = IPV4_LEN as u16 + udp_len;
+        let udp = self.udp.word(udp_len).word(udp_len).word(payload.folded()).finish_udp();
+        put(headers, 16, total.to_be_bytes());
+        put(headers, 24, self.ip.word(total).finish().to_be_bytes());
+        put(headers, 38, udp_len.to_be_bytes());
+        put(headers, 40, udp.to_be_bytes());
     }
 }
 

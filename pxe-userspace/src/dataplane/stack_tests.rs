@@ -14,7 +14,7 @@ use super::load::OBJECT;
 
 /// What functions that call each other may use together (`MAX_BPF_STACK`), each frame rounded up as kernels
 /// before 6.8 do in `check_max_stack_depth`; and how many of them.
-const STACK: u64 = 512;
+const STACK: u64 = 512 / 2;
 const ROUNDED_TO: u64 = 32;
 const FRAMES: usize = 8;
 

@@ -192,6 +192,10 @@ impl<'a> Load<'a> {
         for frame in [&mut slot.discover, &mut slot.request] {
             frames::replace(frame, at::XID, slot.xid.to_be_bytes());
             frames::replace(frame, at::MACHINE, slot.machine.to_be_bytes());
+            // From its own station, as machines do: what another one sends for them is not the kernel's to answer.
+            if self.plan.way == Way::Direct {
+                frame[6..12].copy_from_slice(&mac(slot.machine));
+            }
         }
         self.ready.push(index);
     }
