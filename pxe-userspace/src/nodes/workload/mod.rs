@@ -7,6 +7,7 @@
 //! A failure of a workload (no engine, no image) is that workload's error alone: it is shown and retried.
 
 mod address;
+mod board;
 mod container;
 pub mod fleet;
 mod identity;
@@ -14,25 +15,23 @@ mod schedule;
 mod transfer;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use pxe_contract::backoff::Backoff;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::board::{Board, Key, short_of, status_of};
 use self::container::{Found, NetworkSpec, Place, Spec};
 use self::fleet::Fleet;
-use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
-use crate::config::{Config, Restart, Workload};
+use crate::config::{Config, Restart};
 use crate::nodes::engine::Engine;
 
+pub use self::board::{Health, WorkloadState, WorkloadStatus};
 pub use self::container::WorkloadError;
 
 /// A container that ran this long was well; its next failure is a first one.
@@ -59,64 +58,10 @@ struct Inner {
     ground: tokio::sync::Mutex<()>,
 }
 
-/// A workload, and the node that runs it; none is the appliance.
-type Key = (String, Option<String>);
-
 struct Running {
     spec: Spec,
     cancel: CancellationToken,
     task: JoinHandle<()>,
-}
-
-/// One workload, as `bridgehead workloads --json` prints it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct WorkloadStatus {
-    pub name: String,
-    /// None is the appliance, or, in state `waiting`, that no node runs it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub node: Option<String>,
-    pub image: String,
-    pub state: WorkloadState,
-    /// What its image's health check found, where it has one.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub health: Option<Health>,
-    /// On the bridge.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub address: Option<Ipv4Addr>,
-    /// On the appliance's address or the node's: `HOST:CONTAINER/PROTOCOL`.
-    pub ports: Vec<String>,
-    pub restarts: u64,
-    /// Of its last end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i64>,
-    /// When it came into this state.
-    #[serde(serialize_with = "text::micros")]
-    pub since: Timestamp,
-    /// Why it does not run, in words.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WorkloadState {
-    Starting,
-    Running,
-    /// It ended or failed, and is started again after a pause.
-    Waiting,
-    /// It ended, and its restart policy leaves it at that.
-    Exited,
-    Stopping,
-}
-
-/// What a health check found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Health {
-    Starting,
-    Healthy,
-    Unhealthy,
 }
 
 impl Workloads {
@@ -464,65 +409,6 @@ fn restarts_after(policy: Restart, code: i64) -> bool {
         Restart::Always => true,
         Restart::OnFailure => code != 0,
         Restart::Never => false,
-    }
-}
-
-fn status_of(spec: &Spec) -> WorkloadStatus {
-    WorkloadStatus {
-        name: spec.workload.name.clone(),
-        node: spec.node().cloned(),
-        image: spec.workload.image.clone(),
-        state: WorkloadState::Starting,
-        health: None,
-        address: spec.address(),
-        ports: spec.ports(),
-        restarts: 0,
-        exit_code: None,
-        since: Timestamp::now(),
-        error: None,
-    }
-}
-
-/// A workload that too few nodes run.
-fn short_of(workload: &Workload, why: String) -> WorkloadStatus {
-    WorkloadStatus {
-        name: workload.name.clone(),
-        node: None,
-        image: workload.image.clone(),
-        state: WorkloadState::Waiting,
-        health: None,
-        address: None,
-        ports: Vec::new(),
-        restarts: 0,
-        exit_code: None,
-        since: Timestamp::now(),
-        error: Some(why),
-    }
-}
-
-impl WorkloadStatus {
-    fn set(&mut self, state: WorkloadState) {
-        if self.state != state {
-            (self.state, self.since) = (state, Timestamp::now());
-        }
-        self.error = None;
-        self.health = None;
-    }
-}
-
-/// Where the workloads' tasks write how they are.
-#[derive(Clone, Default)]
-struct Board(Arc<Mutex<BTreeMap<Key, WorkloadStatus>>>);
-
-impl Board {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, WorkloadStatus>> {
-        self.0.lock().unpoisoned()
-    }
-
-    fn update(&self, key: &Key, change: impl FnOnce(&mut WorkloadStatus)) {
-        if let Some(status) = self.lock().get_mut(key) {
-            change(status);
-        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! DHCP: [`leases`] and [`server`] decide (pure, time passed in), [`socket`] and [`store`] perform.
+//! DHCP: [`leases`] and [`server`] decide (pure, time passed in), [`socket`] and [`store`] perform, on the sockets of
+//! `wire`.
 //!
-//! A packet's path: `socket` receives → `server` parses it with `pxe-common` (`rare` rewrites what the fixed-size
+//! A packet's path: `wire` receives → `server` parses it with `pxe-common` (`rare` rewrites what the fixed-size
 //! parser does not handle), asks `leases`, builds replies with `pxe-common` → `store` commits what the batch changed
-//! → `socket` sends. Nothing is sent before the commit.
+//! → `wire` sends. Nothing is sent before the commit.
 //!
 //! A stored lease is also granted to the kernel programs ([`kernel`]). From then on they answer its machine, and
 //! report that as events, which renew the lease as the machine's own packets would have.
@@ -14,6 +15,7 @@ pub mod scope;
 pub mod server;
 pub mod socket;
 pub mod store;
+mod wire;
 
 pub use kernel::{Answered, Kernel, LeaseMap, Told};
 pub use leases::{Change, Lease, LeaseState, Leases};

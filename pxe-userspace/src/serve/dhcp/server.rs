@@ -1,6 +1,7 @@
 //! The DHCP server (RFC 2131 section 4.3) as a pure function of packets and time: what to store,
 //! what to send, what happened. Nothing here waits, reads a clock or touches a socket.
 
+mod asked;
 mod pace;
 mod status;
 
@@ -10,15 +11,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
-use pxe_common::dhcp::{
-    self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Pass, Request, TooLong, field,
-};
+use pxe_common::dhcp::{self, BUFFER, Firmware, Grant, Kind, MessageType, Request, TooLong};
 use pxe_common::wire::port;
-use uuid::Uuid;
 
+use self::asked::{Asked, aliases, event, noted, parse, recipient};
+use super::Scope;
 use super::kernel::Answered;
 use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
-use super::{Scope, rare};
 use crate::config::{Config, DhcpMode};
 use crate::machines::diagnosis::Note;
 use crate::machines::pacing::{Pacing, Patience, Verdict};
@@ -107,14 +106,6 @@ pub struct Server {
     link_speed: Option<u64>,
     /// Only machines whose boot is in progress may be answered by the kernel: see [`Server::standing`].
     tight: bool,
-}
-
-/// A parsed request with its packet.
-struct Asked<'a> {
-    request: Request,
-    packet: &'a Packet,
-    meta: Meta,
-    aliases: Aliases,
 }
 
 impl Server {
@@ -495,72 +486,6 @@ impl Server {
     fn is_for_another(&self, request: &Request) -> bool {
         !request.server_id.is_unspecified() && request.server_id != self.scope.address()
     }
-}
-
-/// The packet in a buffer of its own, and what it asks for.
-fn parse(datagram: &[u8]) -> Result<(Packet, Request), Pass> {
-    let mut packet = [0; BUFFER];
-    let copied = datagram.len().min(BUFFER);
-    packet[..copied].copy_from_slice(&datagram[..copied]);
-    match Request::parse(&packet, datagram.len()) {
-        Ok(request) => Ok((packet, request)),
-        Err(pass) if pass.is_rare_but_legal() => {
-            let (packet, len) = rare::unfold(datagram)?;
-            Ok((packet, Request::parse(&packet, len)?))
-        }
-        Err(pass) => Err(pass),
-    }
-}
-
-/// RFC 2131 section 4.1, in its order.
-fn recipient(kind: Kind, request: &Request, meta: Meta, yiaddr: Ipv4Addr) -> To {
-    let broadcast = To::Link { mac: Mac::BROADCAST, address: Ipv4Addr::BROADCAST };
-    if kind == Kind::ProxyAck {
-        return To::Ip(meta.source);
-    }
-    if !request.giaddr.is_unspecified() {
-        return To::Ip(SocketAddrV4::new(request.giaddr, port::DHCP_SERVER));
-    }
-    if kind == Kind::Nak {
-        return broadcast;
-    }
-    if !request.ciaddr.is_unspecified() {
-        return To::Ip(SocketAddrV4::new(request.ciaddr, port::DHCP_CLIENT));
-    }
-    // A proxy's offer has no address that it could be sent to.
-    if request.broadcast() || yiaddr.is_unspecified() {
-        return broadcast;
-    }
-    To::Link { mac: request.mac, address: yiaddr }
-}
-
-/// A stage of a network boot. An operating system that asks for or renews its lease is no boot:
-/// it must not put a machine that runs its workload back to the start.
-fn event(asked: &Asked<'_>, stage: Stage) -> Option<Command> {
-    let Request { mac, firmware, .. } = asked.request;
-    firmware.boots().then(|| Command::Event(Happened::new(Who::Mac(mac), stage).firmware(firmware)))
-}
-
-/// What a DISCOVER says beside what it asks for.
-fn noted(asked: &Asked<'_>) -> Note {
-    let [a, b] = [asked.packet[field::SECS], asked.packet[field::SECS + 1]];
-    if asked.request.firmware.boots() { Note::Secs(u16::from_be_bytes([a, b])) } else { Note::SystemAsked }
-}
-
-fn aliases(request: &Request, packet: &Packet) -> Aliases {
-    let client_id = request.client_id.of(packet);
-    Aliases {
-        client_id: (!client_id.is_empty()).then(|| crate::base::text::hex(client_id)),
-        uuid: uuid(request.machine_id.of(packet)),
-    }
-}
-
-/// Option 97's type 0: a GUID whose first three fields are little-endian (RFC 4578 section 2.3;
-/// SMBIOS 2.6 has it so). All zero is a machine that has none.
-fn uuid(option: &[u8]) -> Option<String> {
-    let [0, guid @ ..] = option else { return None };
-    let uuid = Uuid::from_slice_le(guid).ok()?;
-    (!uuid.is_nil()).then(|| uuid.to_string())
 }
 
 #[cfg(test)]

@@ -3,43 +3,32 @@
 //! All packets that are queued when the task runs are one batch and one commit: under load hundreds of packets wait
 //! for the disk once, and a lone packet waits only for its own commit.
 
-use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::AsRawFd as _;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use pxe_common::Mac;
-use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
 use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Socket, Type};
-use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::server::{Command, Meta, Reply, To};
+use super::server::Command;
+use super::wire::{Heard, Sockets};
 use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
 use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
-use crate::host::net::packet::{self, PacketSocket};
-use crate::host::net::room::make_room;
 use crate::host::net::{BridgeInfo, Neighbours};
 use crate::machines::Machines;
 use crate::machines::timeline::{Timeline, Who};
 use crate::store::{ReadError, Store};
 
 /// Packets that share one commit at most.
-const BATCH: usize = 512;
+pub(super) const BATCH: usize = 512;
 
 /// How often the machines that wait are checked, though nothing happened.
 const TICK: Duration = Duration::from_secs(1);
-
-/// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
-/// longer ones are counted as too long whatever follows.
-const MAX_DATAGRAM: usize = 2048;
 
 /// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
 #[derive(Clone)]
@@ -237,7 +226,9 @@ impl Bound {
         loop {
             let received = tokio::select! {
                 () = shutdown.cancelled() => break,
-                received = task.sockets.receive() => received,
+                received = task.sockets.receive() => {
+                    received.map(|packets| packets.into_iter().map(Received::Packet).collect())
+                }
                 Some(first) = told.recv() => Ok(heard(first, &mut told)),
                 Some(first) = reached.recv() => Ok(got_on(first, &mut reached)),
                 _ = tick.tick() => Ok(vec![Received::Tick]),
@@ -283,8 +274,8 @@ impl Task {
         let mut commands = Vec::new();
         for received in batch {
             commands.extend(match received {
-                Received::Request(meta, bytes) => server.handle(meta, &bytes, now),
-                Received::Overheard(source, bytes) => server.overhear(&bytes, source, now),
+                Received::Packet(Heard::Request(meta, bytes)) => server.handle(meta, &bytes, now),
+                Received::Packet(Heard::Overheard(source, bytes)) => server.overhear(&bytes, source, now),
                 Received::Reached(mac, stage) => server.reached(mac, stage, now),
                 Received::Tick => server.tick(now, |mac| self.is_fetching(mac)),
                 Received::Told(Told::Event(event)) => {
@@ -358,9 +349,7 @@ impl Task {
 }
 
 enum Received {
-    Request(Meta, Vec<u8>),
-    /// A packet to clients' port 68 from somebody else.
-    Overheard(Ipv4Addr, Vec<u8>),
+    Packet(Heard),
     /// The kernel dealt with something.
     Told(Told),
     /// A machine got on in its boot.
@@ -379,145 +368,4 @@ fn got_on(first: (Mac, Stage), reached: &mut mpsc::UnboundedReceiver<(Mac, Stage
     let more = std::iter::from_fn(|| reached.try_recv().ok());
     let all = std::iter::once(first).chain(more).take(BATCH);
     all.map(|(mac, stage)| Received::Reached(mac, stage)).collect()
-}
-
-/// The bridge's sockets: two ports, and one on the link for clients without an address.
-struct Sockets {
-    bridge: BridgeInfo,
-    server: UdpSocket,
-    pxe: UdpSocket,
-    link: PacketSocket,
-}
-
-impl Sockets {
-    fn open(bridge: &BridgeInfo) -> Result<Self, ServeError> {
-        let open = |port| {
-            udp(&bridge.name, port).map_err(|source| ServeError::Bind {
-                port,
-                bridge: bridge.name.clone(),
-                source,
-            })
-        };
-        Ok(Self {
-            server: open(port::DHCP_SERVER)?,
-            pxe: open(port::PXE)?,
-            link: PacketSocket::open(bridge.index, EtherType::IPV4, &packet::udp_to(port::DHCP_CLIENT))
-                .map_err(|source| ServeError::Packet { bridge: bridge.name.clone(), source })?,
-            bridge: bridge.clone(),
-        })
-    }
-
-    /// Waits for a packet and takes everything that is queued with it.
-    async fn receive(&self) -> io::Result<Vec<Received>> {
-        tokio::select! {
-            ready = self.server.readable() => ready?,
-            ready = self.pxe.readable() => ready?,
-            ready = self.link.readable() => ready?,
-        }
-        let mut batch = Vec::new();
-        let mut buffer = [0; MAX_DATAGRAM];
-        for (socket, port) in [(&self.server, port::DHCP_SERVER), (&self.pxe, port::PXE)] {
-            while batch.len() < BATCH {
-                let (len, source) = match socket.try_recv_from(&mut buffer) {
-                    Ok(received) => received,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error for something that was sent: not this socket's end.
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
-                    Err(error) => return Err(error),
-                };
-                if let SocketAddr::V4(source) = source {
-                    batch.push(Received::Request(Meta { source, port }, buffer[..len].to_vec()));
-                }
-            }
-        }
-        while batch.len() < BATCH {
-            match self.link.try_receive(&mut buffer) {
-                Ok(len) => batch.extend(overheard(&buffer[..len])),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(batch)
-    }
-
-    fn send(&self, reply: &Reply) -> io::Result<()> {
-        match reply.to {
-            To::Ip(to) => self.send_ip(reply, to),
-            To::Link { mac, address } => self.link.send(&frame(&self.bridge, mac, address, &reply.bytes)),
-        }
-    }
-
-    /// Sends with the appliance's address as the source: an adopted bridge may have others.
-    fn send_ip(&self, reply: &Reply, to: SocketAddrV4) -> io::Result<()> {
-        let socket = if reply.from_port == port::PXE { &self.pxe } else { &self.server };
-        let info = nix::libc::in_pktinfo {
-            ipi_ifindex: 0,
-            ipi_spec_dst: nix::libc::in_addr {
-                s_addr: u32::from_ne_bytes(self.bridge.address.addr().octets()),
-            },
-            ipi_addr: nix::libc::in_addr { s_addr: 0 },
-        };
-        sendmsg(
-            socket.as_raw_fd(),
-            &[IoSlice::new(&reply.bytes)],
-            &[ControlMessage::Ipv4PacketInfo(&info)],
-            MsgFlags::MSG_DONTWAIT,
-            Some(&SockaddrIn::from(to)),
-        )?;
-        Ok(())
-    }
-}
-
-/// A frame to a client without an address, the same bytes as the kernel path's.
-fn frame(bridge: &BridgeInfo, mac: Mac, address: Ipv4Addr, message: &[u8]) -> Vec<u8> {
-    let datagram = Datagram {
-        source_mac: bridge.mac,
-        destination_mac: mac,
-        source: bridge.address.addr(),
-        destination: address,
-        source_port: port::DHCP_SERVER,
-        destination_port: port::DHCP_CLIENT,
-        payload_len: message.len() as u16,
-    };
-    let mut frame = datagram.headers(Checksum::ZERO.bytes(message)).to_vec();
-    frame.extend_from_slice(message);
-    frame
-}
-
-fn overheard(frame: &[u8]) -> Option<Received> {
-    let datagram = Datagram::parse(frame.first_chunk()?, frame.len()).ok()?;
-    let message = frame.get(HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len))?;
-    Some(Received::Overheard(datagram.source, message.to_vec()))
-}
-
-/// Without SO_REUSEADDR on purpose: a second server on this host must be an error, not a thief.
-fn udp(bridge: &str, port: u16) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.set_broadcast(true)?;
-    make_room(&socket);
-    socket.bind_device(Some(bridge.as_bytes()))?;
-    socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
-    UdpSocket::from_std(socket.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_frame_holds_the_whole_message_and_no_padding() {
-        let bridge = BridgeInfo {
-            name: "pxe0".into(),
-            index: 1,
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            address: "10.77.0.1/24".parse().unwrap(),
-            mtu: 1500,
-        };
-        let mut frame = frame(&bridge, Mac::BROADCAST, Ipv4Addr::BROADCAST, b"message");
-        frame.resize(60, 0);
-        let Some(Received::Overheard(source, message)) = overheard(&frame) else { panic!("{frame:?}") };
-        assert_eq!((source, &message[..]), (bridge.address.addr(), &b"message"[..]));
-        assert!(overheard(&frame[..48]).is_none(), "cut short");
-    }
 }
