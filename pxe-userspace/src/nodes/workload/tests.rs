@@ -2,6 +2,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bollard::Docker;
+use jiff::Timestamp;
 
 use super::*;
 use crate::config::{self, Protocol, PublishedPort, Workload};

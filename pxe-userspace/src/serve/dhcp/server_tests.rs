@@ -5,6 +5,7 @@ use dhcproto::v4::{self, DhcpOption, Message, MessageType as Type, OptionCode};
 use dhcproto::{Decodable as _, Decoder, Encodable as _};
 use pxe_common::dhcp::field;
 
+use super::asked::uuid;
 use super::*;
 use crate::config;
 use crate::machines::timeline::AnsweredBy;

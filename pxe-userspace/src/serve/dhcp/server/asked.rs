@@ -81,7 +81,7 @@ pub(super) fn aliases(request: &Request, packet: &Packet) -> Aliases {
 
 /// Option 97's type 0: a GUID whose first three fields are little-endian (RFC 4578 section 2.3;
 /// SMBIOS 2.6 has it so). All zero is a machine that has none.
-fn uuid(option: &[u8]) -> Option<String> {
+pub(super) fn uuid(option: &[u8]) -> Option<String> {
     let [0, guid @ ..] = option else { return None };
     let uuid = Uuid::from_slice_le(guid).ok()?;
     (!uuid.is_nil()).then(|| uuid.to_string())
