@@ -7,7 +7,7 @@ use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use pxe_contract::image::HealthCheck;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::health::HealthJson;
@@ -423,14 +423,31 @@ struct ConfigJson {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RunJson {
+    #[serde(default, deserialize_with = "one_or_several")]
     entrypoint: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "one_or_several")]
     cmd: Option<Vec<String>>,
     env: Option<Vec<String>>,
     working_dir: Option<String>,
     user: Option<String>,
     stop_signal: Option<String>,
     healthcheck: Option<HealthJson>,
+    #[serde(default, deserialize_with = "one_or_several")]
     shell: Option<Vec<String>>,
+}
+
+/// Other builders write a single word by itself. As Docker reads it (moby's `StrSlice`): one word, never split.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Words {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(Option::<Words>::deserialize(deserializer)?.map(|words| match words {
+        Words::One(word) => vec![word],
+        Words::Several(words) => words,
+    }))
 }
 
 #[derive(Deserialize)]

@@ -106,6 +106,18 @@ fn a_layer_that_repeats_may_be_a_link_to_the_first() {
 }
 
 #[test]
+fn a_word_by_itself_is_a_list_of_one() {
+    let run = |json: &str| serde_json::from_str::<RunJson>(json).unwrap();
+    let read = run(r#"{"Entrypoint":"/bin/sh -c","Cmd":["id"],"Shell":"/bin/sh"}"#);
+    assert_eq!(read.entrypoint, Some(vec!["/bin/sh -c".to_owned()]), "Docker does not split it");
+    assert_eq!(read.cmd, Some(vec!["id".to_owned()]));
+    assert_eq!(read.shell, Some(vec!["/bin/sh".to_owned()]));
+    let read = run(r#"{"Entrypoint":null}"#);
+    assert_eq!((read.entrypoint, read.cmd), (None, None));
+    assert!(serde_json::from_str::<RunJson>(r#"{"Cmd":[1]}"#).is_err());
+}
+
+#[test]
 fn what_cannot_be_booted_is_refused_in_words() {
     let manifest = |config: &str, layers: &str| {
         format!(r#"[{{"Config":"{config}","RepoTags":null,"Layers":[{layers}]}}]"#).into_bytes()

@@ -217,11 +217,12 @@ impl Files for Catalog {
     }
 }
 
-/// The path without what means nothing: leading and doubled slashes, `.`. One with `..` is refused
-/// even where it would stay inside: no loader sends one in good faith.
+/// The path without what means nothing: leading and doubled slashes, `.`. Some ROMs and Windows' boot manager separate
+/// by backslashes, as nobody's file names here do. One with `..` is refused even where it would stay inside: no loader
+/// sends one in good faith.
 fn normal(path: &str) -> Result<String, OpenError> {
     let mut parts = Vec::new();
-    for part in path.split('/') {
+    for part in path.split(['/', '\\']) {
         match part {
             "" | "." => {}
             ".." => return Err(OpenError::Outside),
@@ -259,7 +260,9 @@ mod tests {
     #[test]
     fn paths_are_made_normal_or_refused() {
         assert_eq!(normal("/grub//./grub.cfg").unwrap(), "grub/grub.cfg");
+        assert_eq!(normal("\\boot\\x64/.\\bootmgr.exe").unwrap(), "boot/x64/bootmgr.exe");
         assert!(matches!(normal("a/../b"), Err(OpenError::Outside)));
+        assert!(matches!(normal("a\\..\\..\\b"), Err(OpenError::Outside)));
         assert!(matches!(normal("../etc/passwd"), Err(OpenError::Outside)));
         assert!(matches!(normal("/"), Err(OpenError::Directory)));
         assert!(matches!(normal("a\0b"), Err(OpenError::NotFound)));

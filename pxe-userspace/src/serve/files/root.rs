@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -29,12 +29,15 @@ impl Root {
     }
 
     /// Opens a regular file. `path` is relative, without `..`.
+    ///
+    /// Deployment tools write symbolic links that are absolute. One is followed where it leads to a file beneath the
+    /// directory, be it by the host's names or, as `tftpd -s` has them, by those in a root of its own.
     pub fn file(&self, path: &str) -> Result<Blob, OpenError> {
-        let how = OpenHow::new()
-            // A FIFO somebody left in the tree must not hold the opener.
-            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let fd = openat2(&self.directory, path, how).map_err(|errno| match errno {
+        let fd = match self.resolve(Path::new(path), ResolveFlag::RESOLVE_BENEATH) {
+            Err(Errno::EXDEV) => self.resolve_absolute(path),
+            opened => opened,
+        };
+        let fd = fd.map_err(|errno| match errno {
             Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG | Errno::EINVAL => OpenError::NotFound,
             Errno::EXDEV => OpenError::Outside,
             Errno::ELOOP => OpenError::Refused("too many symbolic links".into()),
@@ -46,6 +49,34 @@ impl Root {
             io::ErrorKind::InvalidInput => OpenError::Refused("not a regular file".into()),
             _ => OpenError::Io(error),
         })
+    }
+
+    /// The same where a link led out of the directory, or seemed to.
+    fn resolve_absolute(&self, path: &str) -> nix::Result<OwnedFd> {
+        // Where the directory is by now.
+        let link = format!("/proc/self/fd/{}", self.directory.as_raw_fd());
+        let inside = std::fs::read_link(link).ok().and_then(|root| {
+            let target = root.join(path).canonicalize().ok()?;
+            Some(target.strip_prefix(&root).ok()?.to_owned())
+        });
+        match inside {
+            // The tree may have changed since: the kernel has the last word.
+            Some(inside) => self.resolve(&inside, ResolveFlag::RESOLVE_BENEATH),
+            None => {
+                self.resolve(Path::new(path), ResolveFlag::RESOLVE_IN_ROOT).map_err(|errno| match errno {
+                    Errno::ENOENT => Errno::EXDEV,
+                    errno => errno,
+                })
+            }
+        }
+    }
+
+    fn resolve(&self, path: &Path, within: ResolveFlag) -> nix::Result<OwnedFd> {
+        let how = OpenHow::new()
+            // A FIFO somebody left in the tree must not hold the opener.
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+            .resolve(within | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&self.directory, path, how)
     }
 }
 
@@ -73,11 +104,38 @@ mod tests {
         assert_eq!(root.file("inside").unwrap().len(), 3);
         assert!(matches!(root.file("outside"), Err(OpenError::Outside)));
         assert!(matches!(root.file("absolute"), Err(OpenError::Outside)));
+        // `path` has no `..`, and this is why: a root of its own would have it lead to the root.
         assert!(matches!(root.file("../secret"), Err(OpenError::Outside)));
         assert!(matches!(root.file("sub"), Err(OpenError::Directory)));
         assert!(matches!(root.file("nothing"), Err(OpenError::NotFound)));
         assert!(matches!(root.file("sub/kernel/x"), Err(OpenError::NotFound)));
         assert!(matches!(root.file("loop"), Err(OpenError::Refused(_))));
         assert!(matches!(root.file("fifo"), Err(OpenError::Refused(_))));
+    }
+
+    #[test]
+    fn absolute_links_are_followed_where_they_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root_path, beside) = (dir.path().join("root"), dir.path().join("root2"));
+        std::fs::create_dir_all(root_path.join("v2")).unwrap();
+        std::fs::create_dir_all(&beside).unwrap();
+        std::fs::write(root_path.join("v2/kernel"), "yes").unwrap();
+        std::fs::write(beside.join("kernel"), "no").unwrap();
+        symlink(root_path.join("v2/kernel"), root_path.join("host")).unwrap();
+        symlink(root_path.join("v2"), root_path.join("current")).unwrap();
+        symlink("/v2/kernel", root_path.join("own")).unwrap();
+        symlink(beside.join("kernel"), root_path.join("beside")).unwrap();
+        symlink(root_path.join("v2/../../root2/kernel"), root_path.join("winding")).unwrap();
+        let root = Root::open(&root_path).unwrap();
+        for inside in ["host", "current/kernel", "own"] {
+            assert_eq!(root.file(inside).unwrap().len(), 3, "{inside}");
+        }
+        for outside in ["beside", "winding", "current/../../root2/kernel"] {
+            assert!(matches!(root.file(outside), Err(OpenError::Outside)), "{outside}");
+        }
+        // Wherever the directory is moved to, links by the host's names lead where they say.
+        std::fs::rename(&root_path, dir.path().join("moved")).unwrap();
+        assert!(matches!(root.file("host"), Err(OpenError::Outside)));
+        assert_eq!(root.file("own").unwrap().len(), 3);
     }
 }
