@@ -473,11 +473,11 @@ async fn a_machine_that_starts_anew_finds_no_old_connection() {
     .await
     .unwrap();
     let client = left.local_addr().unwrap();
-    assert!(sockets(client).contains("ESTAB"));
+    assert!(sockets(daemon.boot, client).contains("ESTAB"));
     daemon.connections.forget(client.ip());
     let error = tokio::task::spawn_blocking(move || left.read(&mut [0; 16]).unwrap_err()).await.unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(sockets(client), "");
+    assert_eq!(sockets(daemon.boot, client), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -510,8 +510,11 @@ async fn pause() {
 }
 
 /// What the kernel still has of a client's connection, TIME_WAIT included.
-fn sockets(client: SocketAddr) -> String {
-    let output = Command::new("ss").args(["-Htan", "dport", "=", &format!(":{}", client.port())]).output();
+fn sockets(server: SocketAddr, client: SocketAddr) -> String {
+    // By both ports: a client's may be used toward another server at the same time.
+    let (server, client) = (format!(":{}", server.port()), format!(":{}", client.port()));
+    let output =
+        Command::new("ss").args(["-Htan", "sport", "=", &server, "and", "dport", "=", &client]).output();
     String::from_utf8(output.expect("ss runs").stdout).expect("ss prints text")
 }
 
@@ -539,7 +542,7 @@ async fn who_closes_first_leaves_nothing_with_us() {
     .await
     .unwrap();
     let gone = async {
-        while !sockets(client).is_empty() {
+        while !sockets(address, client).is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await
         }
     };

@@ -114,8 +114,12 @@ impl Transfer {
         }
     }
 
-    /// The kernel moved the session on, to here.
+    /// The kernel moved the session on, to here. An ACK that it passed was taken here, and may have been taken after
+    /// the kernel was asked: what is older changes nothing.
     pub fn observed(&mut self, session: Session) {
+        if place(&session) < place(&self.session) {
+            return;
+        }
         let before = std::mem::replace(&mut self.session, session);
         if advanced(&before, &session) {
             self.progressed(&before, session.sent_ns());
@@ -201,7 +205,13 @@ impl Transfer {
 
 /// Whether the client acknowledged something new. A retransmission alone changes nothing.
 fn advanced(before: &Session, after: &Session) -> bool {
-    (before.acked(), before.in_flight().is_some()) != (after.acked(), after.in_flight().is_some())
+    place(before) < place(after)
+}
+
+/// How far a session is: by acknowledged blocks, and by whether the first DATA, which answers the OACK's, was sent. After
+/// the last block nothing is in flight, and no session goes on from there.
+fn place(session: &Session) -> (u32, bool) {
+    (session.acked(), session.in_flight().is_some() || session.finished())
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -245,6 +255,22 @@ mod tests {
         assert_eq!(t.on_tick(601 * MS), Action::Nothing);
         assert_eq!(t.on_ack(BlockNo(1), 700 * MS), one(2));
         assert_eq!(t.on_tick(1_000 * MS), one(2));
+    }
+
+    #[test]
+    fn what_the_kernel_had_before_changes_nothing() {
+        let (mut t, _) = Transfer::start(session(2000), Some(vec![0, 6]), None, 0);
+        let mut kernel = vec![*t.session()];
+        for block in 0..=3 {
+            let _ = t.on_ack(BlockNo(block), u64::from(block + 1) * MS);
+            for old in &kernel {
+                let before = *t.session();
+                t.observed(*old);
+                assert_eq!(*t.session(), before, "at block {block}");
+            }
+            kernel.push(*t.session());
+        }
+        assert_eq!((t.session().acked(), t.progress_ns()), (3, 4 * MS));
     }
 
     #[test]
