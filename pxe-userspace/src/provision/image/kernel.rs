@@ -1,6 +1,7 @@
 //! Which kernel a machine runs with an image: the image's own, else the stock one.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::io::{self, Read as _};
 
 use pxe_contract::modules;
@@ -54,39 +55,106 @@ pub(super) struct Kernel {
     pub(super) modules: Option<InodeId>,
 }
 
-/// The kernel of an image's tree: `/boot/vmlinuz-VERSION` of the highest version, else
-/// `/boot/vmlinuz`. None when it has neither.
+/// The kernel of an image's tree, wherever its distribution keeps it: one that has its modules before one that has none,
+/// and the highest version of those. None when there is no kernel.
 pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
-    let names = tree.find("boot").and_then(|boot| tree.names(boot));
-    let mut versions: Vec<String> = names
-        .into_iter()
-        .flatten()
-        .filter_map(|(name, _)| std::str::from_utf8(name).ok()?.strip_prefix("vmlinuz-").map(str::to_owned))
-        // Debian's and Fedora's ways to set a kernel aside.
-        .filter(|version| !version.ends_with(".old") && !version.starts_with("0-rescue"))
-        .filter(|version| tree.file(&format!("boot/vmlinuz-{version}")).is_some())
-        .collect();
-    versions.sort_by(|a, b| natural_order(a, b));
-    let (path, reason) = match &versions[..] {
-        [] => ("boot/vmlinuz".to_owned(), "the image's only kernel".to_owned()),
-        [only] => (format!("boot/vmlinuz-{only}"), "the image's only kernel".to_owned()),
-        [.., last] => (
-            format!("boot/vmlinuz-{last}"),
-            format!("the highest version of {} kernels in the image", versions.len()),
-        ),
+    let mut kernels = Vec::new();
+    let mut seen = HashSet::new();
+    let mut not_a_kernel = None;
+    for path in places(tree) {
+        let (Some(inode), Some(file)) = (tree.find(&path), tree.file(&path)) else { continue };
+        if !seen.insert(inode) {
+            continue;
+        }
+        match at(tree, &path, file.clone()) {
+            Ok(kernel) => kernels.push(kernel),
+            Err(error @ KernelError::NotAKernel { .. }) => {
+                not_a_kernel.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let versions: HashSet<&String> = kernels.iter().map(|kernel| &kernel.choice.version).collect();
+    let some_without = kernels.iter().any(|kernel| !kernel.choice.modules);
+    let reason = match versions.len() {
+        0 | 1 => "the image's only kernel".to_owned(),
+        count if some_without && kernels.iter().any(|kernel| kernel.choice.modules) => {
+            format!("the highest version that has its modules, of {count} kernels in the image")
+        }
+        count => format!("the highest version of {count} kernels in the image"),
     };
-    let Some(file) = tree.file(&path).cloned() else { return Ok(None) };
-    let header = Header::read(&file, &path)?;
-    let version = versions.pop().unwrap_or(header.version);
-    let modules = tree.find(&format!("lib/modules/{version}")).filter(|id| tree.names(*id).is_some());
+    kernels.sort_by(|a, b| {
+        let rank = |kernel: &Kernel| (kernel.choice.modules, is_version(&kernel.choice.version));
+        rank(a).cmp(&rank(b)).then_with(|| natural_order(&a.choice.version, &b.choice.version))
+    });
+    match (kernels.pop(), not_a_kernel) {
+        (Some(mut kernel), _) => {
+            kernel.choice.reason = reason;
+            Ok(Some(kernel))
+        }
+        (None, Some(error)) => Err(error),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Where distributions keep kernels, the place that is named to people last: Fedora, bootc and SUSE beside the modules,
+/// everybody in /boot: Debian, Fedora and SUSE by version, Alpine and Arch by flavour (`vmlinuz-lts`), Gentoo as
+/// `kernel-VERSION`, by hand `vmlinuz` or `bzImage`.
+fn places(tree: &Tree) -> Vec<String> {
+    let names = |directory: &str| -> Vec<String> {
+        let names = tree.find(directory).and_then(|id| tree.names(id));
+        names.into_iter().flatten().filter_map(|(name, _)| String::from_utf8(name.clone()).ok()).collect()
+    };
+    let mut places: Vec<String> = MODULES
+        .iter()
+        .flat_map(|modules| names(modules).into_iter().map(move |v| format!("{modules}/{v}/vmlinuz")))
+        .collect();
+    // Set aside, as Debian and Fedora do, or no kernel but about one.
+    let aside = |name: &str| {
+        name.contains("rescue") || [".old", ".bak", ".sig", ".hmac"].iter().any(|end| name.ends_with(end))
+    };
+    let in_boot = names("boot").into_iter().filter(|name| !aside(name));
+    let named = |stem: &str, name: &str| name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'));
+    let (by_version, plain): (Vec<_>, Vec<_>) = in_boot
+        .filter(|name| {
+            matches!(&name[..], "vmlinuz" | "bzImage")
+                || ["vmlinuz", "bzImage", "kernel"].iter().any(|stem| named(stem, name))
+        })
+        .partition(|name| name.contains('-'));
+    places.extend(plain.into_iter().chain(by_version).map(|name| format!("boot/{name}")));
+    places
+}
+
+/// Where modules are, below the root.
+const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
+
+/// The kernel at `path`. Its version is what it says itself, as `uname -r` will; where there are no modules of that,
+/// what its place says.
+fn at(tree: &Tree, path: &str, file: Content) -> Result<Kernel, KernelError> {
+    let header = Header::read(&file, path)?;
+    let modules_of = |version: &str| {
+        let found = MODULES.iter().filter_map(|modules| tree.find(&format!("{modules}/{version}")));
+        found.into_iter().find(|id| tree.names(*id).is_some())
+    };
+    let named = path.split_once('-').map(|(_, version)| version).or_else(|| path.split('/').nth_back(1));
+    let named = named.filter(|version| is_version(version));
+    let (version, modules) = match (modules_of(&header.version), named) {
+        (None, Some(named)) => (named.to_owned(), modules_of(named)),
+        (modules, _) => (header.version, modules),
+    };
     let choice = KernelChoice {
         version,
         source: KernelSource::Image,
         path: format!("/{path}"),
-        reason,
+        reason: String::new(),
         modules: modules.is_some(),
     };
-    Ok(Some(Kernel { choice, file, memory: header.memory, modules }))
+    Ok(Kernel { choice, file, memory: header.memory, modules })
+}
+
+/// Linux' versions begin with a number.
+fn is_version(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// The stock kernel of the assets directory (`kernel/vmlinuz`, `kernel/version`,

@@ -35,6 +35,44 @@ fn a_kernel_without_a_version_in_its_name_says_it_itself() {
 }
 
 #[test]
+fn kernels_are_found_where_distributions_keep_them() {
+    const V: &str = "6.12.3-1-x";
+    for (place, shown) in [
+        ("boot/vmlinuz-6.12.3-1-x", "/boot/vmlinuz-6.12.3-1-x"),
+        ("boot/vmlinuz-lts", "/boot/vmlinuz-lts"),
+        ("boot/vmlinuz-linux-zen", "/boot/vmlinuz-linux-zen"),
+        ("boot/kernel-6.12.3-1-x", "/boot/kernel-6.12.3-1-x"),
+        ("boot/bzImage", "/boot/bzImage"),
+        ("usr/lib/modules/6.12.3-1-x/vmlinuz", "/usr/lib/modules/6.12.3-1-x/vmlinuz"),
+        ("lib/modules/6.12.3-1-x/vmlinuz", "/lib/modules/6.12.3-1-x/vmlinuz"),
+    ] {
+        for modules in ["lib/modules", "usr/lib/modules"] {
+            let layer = TestLayer::new()
+                .file(&format!("{modules}/{V}/modules.dep"), b"")
+                .file(place, &bzimage(V))
+                // What is no kernel beside one is passed by.
+                .file("boot/vmlinuz-9.9.old", &bzimage("9.9"))
+                .file("boot/vmlinuz-signed.sig", b"text")
+                .file("boot/kernel-notes", b"text");
+            let choice = of_image(&apply([layer]).unwrap()).unwrap().unwrap().choice;
+            assert_eq!((&choice.version[..], &choice.path[..], choice.modules), (V, shown, true));
+            assert_eq!(choice.reason, "the image's only kernel");
+        }
+    }
+}
+
+#[test]
+fn one_with_modules_comes_before_a_higher_one_without() {
+    let layer = TestLayer::new()
+        .file("lib/modules/6.1.0/modules.dep", b"")
+        .file("boot/vmlinuz-virt", &bzimage("6.1.0"))
+        .file("boot/vmlinuz-edge", &bzimage("6.12.0"));
+    let choice = of_image(&apply([layer]).unwrap()).unwrap().unwrap().choice;
+    assert_eq!((&choice.path[..], choice.modules), ("/boot/vmlinuz-virt", true));
+    assert_eq!(choice.reason, "the highest version that has its modules, of 2 kernels in the image");
+}
+
+#[test]
 fn no_kernel_is_none_and_something_else_is_an_error() {
     assert!(of_image(&Tree::new()).unwrap().is_none());
     assert!(of_image(&image(&["config-6.1.0"])).unwrap().is_none());

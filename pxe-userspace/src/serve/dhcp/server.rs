@@ -405,8 +405,11 @@ impl Server {
         match message {
             MessageType::Discover => {
                 commands.extend(event(asked, Stage::Discover));
-                commands.extend(event(asked, Stage::Offer));
-                commands.extend(self.send(Kind::ProxyOffer, asked, Ipv4Addr::UNSPECIFIED));
+                // A proxy offers a boot and nothing else: where there is none it is silent (PXE 2.1 section 2.2.3).
+                if firmware.slot() != Firmware::NO_BOOT {
+                    commands.extend(event(asked, Stage::Offer));
+                    commands.extend(self.send(Kind::ProxyOffer, asked, Ipv4Addr::UNSPECIFIED));
+                }
             }
             // What the client asks the other server for is how we learn whose address it is.
             MessageType::Request if !requested.is_unspecified() => {
@@ -420,7 +423,9 @@ impl Server {
 
     /// A PXE client asks port 4011 which file to boot: EDK2 does when option 43 did not stop it.
     fn boot_server(&mut self, asked: &Asked<'_>) -> Vec<Command> {
-        let wants_file = asked.request.firmware.boots() && self.scope.profile(asked.request.mac).is_some();
+        let firmware = asked.request.firmware;
+        let wants_file =
+            firmware.slot() != Firmware::NO_BOOT && self.scope.profile(asked.request.mac).is_some();
         let asks = matches!(asked.request.message, MessageType::Request | MessageType::Inform);
         if !wants_file || !asks || asked.meta.source.ip().is_unspecified() {
             return Vec::new();
