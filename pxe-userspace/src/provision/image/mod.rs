@@ -8,6 +8,7 @@
 
 mod build;
 mod docker;
+mod documents;
 mod extract;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -7,10 +7,10 @@ use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use pxe_contract::image::HealthCheck;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::health::HealthJson;
+use super::documents::{ConfigJson, DockerManifest, OciDescriptor, OciIndex, OciManifest};
 use super::tar::{EntryKind, TarError, TarReader};
 use crate::base::text::hex;
 
@@ -197,6 +197,8 @@ impl Archive {
     fn docker_manifest(&self) -> Result<(Option<String>, String, Vec<String>), ArchiveError> {
         let name = "manifest.json";
         let mut images: Vec<DockerManifest> = self.json(name, &self.read(name)?)?;
+        // Under several names it may be listed several times.
+        images.dedup_by(|later, first| (&later.config, &later.layers) == (&first.config, &first.layers));
         let count = images.len();
         match images.pop() {
             Some(image) if count == 1 => {
@@ -207,34 +209,54 @@ impl Archive {
         }
     }
 
+    /// The layout's one image, under however many names it is listed, and by itself or in an index of platforms.
     fn oci_manifest(&self) -> Result<(Option<String>, String, Vec<String>), ArchiveError> {
-        let mut index: OciIndex = self.json("index.json", &self.read("index.json")?)?;
+        let index: OciIndex = self.json("index.json", &self.read("index.json")?)?;
+        let mut images: Vec<(Option<String>, OciDescriptor)> = Vec::new();
+        for listed in index.manifests.into_iter().filter(|m| m.rank().is_some()) {
+            // The outermost name is the one that people gave.
+            let reference = listed.reference();
+            let Some((inner, image)) = self.for_us(listed)? else { continue };
+            let reference = reference.or(inner);
+            match images.iter_mut().find(|(_, known)| known.digest == image.digest) {
+                Some((name, _)) => *name = name.take().or(reference),
+                None => images.push((reference, image)),
+            }
+        }
+        let count = images.len();
+        let (reference, image) = match images.pop() {
+            None => return Err(ArchiveError::NoPlatform { path: self.path.clone() }),
+            Some(_) if count > 1 => return Err(ArchiveError::Several { path: self.path.clone(), count }),
+            Some(one) => one,
+        };
+        let name = self.blob_name(&image.digest)?;
+        let manifest: OciManifest = self.json(&name, &self.verified(&name, &image.digest)?)?;
+        let config = self.blob_name(&manifest.config.digest)?;
+        self.verified(&config, &manifest.config.digest)?;
+        let layers: Result<_, _> = manifest.layers.iter().map(|l| self.blob_name(&l.digest)).collect();
+        Ok((reference, config, layers?))
+    }
+
+    /// The image that runs on the machines, of an index and the indexes in it the one that asks least of a processor;
+    /// and the name that it has there.
+    fn for_us(
+        &self,
+        mut descriptor: OciDescriptor,
+    ) -> Result<Option<(Option<String>, OciDescriptor)>, ArchiveError> {
         let mut reference = None;
         for _ in 0..MAX_INDEXES {
-            let mut fitting: Vec<OciDescriptor> =
-                index.manifests.into_iter().filter(OciDescriptor::is_for_us).collect();
-            let count = fitting.len();
-            let Some(one) = fitting.pop() else {
-                return Err(ArchiveError::NoPlatform { path: self.path.clone() });
-            };
-            if count > 1 {
-                return Err(ArchiveError::Several { path: self.path.clone(), count });
+            if !descriptor.is_index() {
+                return Ok(Some((reference, descriptor)));
             }
-            // The outermost name is the one that people gave.
-            reference = reference.or_else(|| one.reference());
-            let name = self.blob_name(&one.digest)?;
-            let bytes = self.verified(&name, &one.digest)?;
-            if one.media_type.contains("index") || one.media_type.contains("manifest.list") {
-                index = self.json(&name, &bytes)?;
-                continue;
-            }
-            let manifest: OciManifest = self.json(&name, &bytes)?;
-            let config = self.blob_name(&manifest.config.digest)?;
-            self.verified(&config, &manifest.config.digest)?;
-            let layers: Result<_, _> = manifest.layers.iter().map(|l| self.blob_name(&l.digest)).collect();
-            return Ok((reference, config, layers?));
+            let name = self.blob_name(&descriptor.digest)?;
+            let index: OciIndex = self.json(&name, &self.verified(&name, &descriptor.digest)?)?;
+            // The first of those that ask as little.
+            let fitting = index.manifests.into_iter().filter(|m| m.rank().is_some());
+            let Some(least) = fitting.min_by_key(OciDescriptor::rank) else { return Ok(None) };
+            reference = reference.or_else(|| least.reference());
+            descriptor = least;
         }
-        Err(ArchiveError::NoPlatform { path: self.path.clone() })
+        Ok(None)
     }
 
     /// Where a layout keeps the blob of a digest. A digest of anything but hex digits would be a
@@ -370,103 +392,6 @@ fn beside(name: &str, link: &str) -> String {
         }
     }
     parts.join("/")
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DockerManifest {
-    config: String,
-    repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct OciIndex {
-    manifests: Vec<OciDescriptor>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OciDescriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    platform: Option<OciPlatform>,
-    #[serde(default)]
-    annotations: HashMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct OciPlatform {
-    os: String,
-    architecture: String,
-}
-
-#[derive(Deserialize)]
-struct OciManifest {
-    config: OciDescriptor,
-    layers: Vec<OciDescriptor>,
-}
-
-/// application/vnd.oci.image.config.v1+json, and Docker's own before it.
-#[derive(Deserialize)]
-struct ConfigJson {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    created: Option<String>,
-    config: Option<RunJson>,
-    rootfs: RootfsJson,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RunJson {
-    #[serde(default, deserialize_with = "one_or_several")]
-    entrypoint: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "one_or_several")]
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
-    stop_signal: Option<String>,
-    healthcheck: Option<HealthJson>,
-    #[serde(default, deserialize_with = "one_or_several")]
-    shell: Option<Vec<String>>,
-}
-
-/// Other builders write a single word by itself. As Docker reads it (moby's `StrSlice`): one word, never split.
-fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Words {
-        One(String),
-        Several(Vec<String>),
-    }
-    Ok(Option::<Words>::deserialize(deserializer)?.map(|words| match words {
-        Words::One(word) => vec![word],
-        Words::Several(words) => words,
-    }))
-}
-
-#[derive(Deserialize)]
-struct RootfsJson {
-    #[serde(default)]
-    diff_ids: Vec<String>,
-}
-
-impl OciDescriptor {
-    /// Without a platform it may be ours; BuildKit's attestations say `unknown/unknown`.
-    fn is_for_us(&self) -> bool {
-        self.platform.as_ref().is_none_or(|p| p.os == "linux" && p.architecture == "amd64")
-    }
-
-    /// containerd's annotation has the whole name, OCI's often the tag alone.
-    fn reference(&self) -> Option<String> {
-        let named = |key| self.annotations.get(key);
-        named("io.containerd.image.name").or_else(|| named("org.opencontainers.image.ref.name")).cloned()
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use std::io::Write as _;
 
+use super::super::documents::RunJson;
 use super::super::testing::TestLayer;
 use super::*;
 
@@ -103,6 +104,43 @@ fn a_layer_that_repeats_may_be_a_link_to_the_first() {
         .file("manifest.json", manifest.as_bytes());
     let archive = opened(tar).unwrap();
     assert_eq!(layers_of(&archive), [&layer[..], &layer]);
+}
+
+#[test]
+fn one_image_may_be_listed_several_times() {
+    let layer = TestLayer::new().file("a", b"1").bytes();
+    let members = layout(&[(&layer, &layer)]);
+    // In `layout`'s order.
+    let [manifest, inner] = [2, 3].map(|i| digest(&members[i].1));
+    let other = digest(b"another manifest");
+    let plain = |digest: &str, name: &str| serde_json::json!({"digest": digest, "annotations": {"org.opencontainers.image.ref.name": name}});
+    let index = |digest: &str, name: &str| {
+        let mut listed = plain(digest, name);
+        listed["mediaType"] = "application/vnd.oci.image.index.v1+json".into();
+        listed
+    };
+    let platform = |digest: &str, variant: &str| serde_json::json!({"digest": digest, "platform": {"os": "linux", "architecture": "amd64", "variant": variant}});
+    let read = |listed: &[serde_json::Value], more: &[(String, Vec<u8>)]| {
+        let index = serde_json::json!({"manifests": listed}).to_string().into_bytes();
+        let members = [&[("index.json".to_owned(), index)], &members[1..], more].concat();
+        let tar = members.iter().fold(TestLayer::new(), |tar, (name, bytes)| tar.file(name, bytes));
+        opened(tar).and_then(|archive| archive.describe()).map(|d| (d.reference.unwrap_or_default(), d.id))
+    };
+    let config = digest(&members[1].1);
+    let found = |name: &str| (name.to_owned(), config.clone());
+    // buildx with two `-t`; an index beside the image that it names, in both orders.
+    assert_eq!(read(&[plain(&manifest, "a:1"), plain(&manifest, "b:1")], &[]).unwrap(), found("a:1"));
+    assert_eq!(read(&[index(&inner, "e:1"), plain(&manifest, "f:1")], &[]).unwrap(), found("e:1"));
+    assert_eq!(read(&[plain(&manifest, "f:1"), index(&inner, "e:1")], &[]).unwrap(), found("f:1"));
+    // Several for the machines' platform: what every processor runs.
+    let variants =
+        serde_json::json!({"manifests": [platform(&other, "v3"), platform(&manifest, "")]}).to_string();
+    let name = format!("blobs/sha256/{}", &digest(variants.as_bytes())[7..]);
+    let listed = [index(&digest(variants.as_bytes()), "v:1")];
+    assert_eq!(read(&listed, &[(name, variants.into_bytes())]).unwrap(), found("v:1"));
+    // Two images are two.
+    let two = read(&[plain(&manifest, "a:1"), plain(&other, "b:1")], &[]);
+    assert!(matches!(two, Err(ArchiveError::Several { count: 2, .. })), "{two:?}");
 }
 
 #[test]
