@@ -76,20 +76,20 @@ pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
     }
     let versions: HashSet<&String> = kernels.iter().map(|kernel| &kernel.choice.version).collect();
     let some_without = kernels.iter().any(|kernel| !kernel.choice.modules);
-    let reason = match versions.len() {
-        0 | 1 => "the image's only kernel".to_owned(),
-        count if some_without && kernels.iter().any(|kernel| kernel.choice.modules) => {
-            format!("the highest version that has its modules, of {count} kernels in the image")
-        }
-        count => format!("the highest version of {count} kernels in the image"),
-    };
+    let count = versions.len();
     kernels.sort_by(|a, b| {
         let rank = |kernel: &Kernel| (kernel.choice.modules, is_version(&kernel.choice.version));
         rank(a).cmp(&rank(b)).then_with(|| natural_order(&a.choice.version, &b.choice.version))
     });
     match (kernels.pop(), not_a_kernel) {
         (Some(mut kernel), _) => {
-            kernel.choice.reason = reason;
+            kernel.choice.reason = if count == 1 {
+                "the image's only kernel".to_owned()
+            } else if kernel.choice.modules && some_without {
+                format!("the highest version that has its modules, of {count} kernels in the image")
+            } else {
+                format!("the highest version of {count} kernels in the image")
+            };
             Ok(Some(kernel))
         }
         (None, Some(error)) => Err(error),
@@ -113,14 +113,12 @@ fn places(tree: &Tree) -> Vec<String> {
     let aside = |name: &str| {
         name.contains("rescue") || [".old", ".bak", ".sig", ".hmac"].iter().any(|end| name.ends_with(end))
     };
-    let in_boot = names("boot").into_iter().filter(|name| !aside(name));
-    let named = |stem: &str, name: &str| name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'));
-    let (by_version, plain): (Vec<_>, Vec<_>) = in_boot
-        .filter(|name| {
-            matches!(&name[..], "vmlinuz" | "bzImage")
-                || ["vmlinuz", "bzImage", "kernel"].iter().any(|stem| named(stem, name))
-        })
-        .partition(|name| name.contains('-'));
+    let is_a_kernels = |name: &str| match name.split_once('-') {
+        None => matches!(name, "vmlinuz" | "bzImage"),
+        Some((stem, _)) => matches!(stem, "vmlinuz" | "bzImage" | "kernel"),
+    };
+    let in_boot = names("boot").into_iter().filter(|name| !aside(name) && is_a_kernels(name));
+    let (by_version, plain): (Vec<_>, Vec<_>) = in_boot.partition(|name| name.contains('-'));
     places.extend(plain.into_iter().chain(by_version).map(|name| format!("boot/{name}")));
     places
 }
@@ -133,11 +131,13 @@ const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 fn at(tree: &Tree, path: &str, file: Content) -> Result<Kernel, KernelError> {
     let header = Header::read(&file, path)?;
     let modules_of = |version: &str| {
-        let found = MODULES.iter().filter_map(|modules| tree.find(&format!("{modules}/{version}")));
-        found.into_iter().find(|id| tree.names(*id).is_some())
+        let mut found = MODULES.iter().filter_map(|modules| tree.find(&format!("{modules}/{version}")));
+        found.find(|id| tree.names(*id).is_some())
     };
-    let named = path.split_once('-').map(|(_, version)| version).or_else(|| path.split('/').nth_back(1));
-    let named = named.filter(|version| is_version(version));
+    // Behind the file's own name, or as its directory.
+    let (directory, name) = path.rsplit_once('/').unwrap_or_default();
+    let behind = name.split_once('-').map(|(_, version)| version);
+    let named = behind.or_else(|| directory.rsplit('/').next()).filter(|version| is_version(version));
     let (version, modules) = match (modules_of(&header.version), named) {
         (None, Some(named)) => (named.to_owned(), modules_of(named)),
         (modules, _) => (header.version, modules),

@@ -62,6 +62,15 @@ fn kernels_are_found_where_distributions_keep_them() {
 }
 
 #[test]
+fn beside_modules_of_another_version_it_is_called_by_its_place() {
+    let layer = TestLayer::new()
+        .file("usr/lib/modules/6.12.3-1-x/modules.dep", b"")
+        .file("usr/lib/modules/6.12.3-1-x/vmlinuz", &bzimage("6.12.3+"));
+    let choice = of_image(&apply([layer]).unwrap()).unwrap().unwrap().choice;
+    assert_eq!((&choice.version[..], choice.modules), ("6.12.3-1-x", true));
+}
+
+#[test]
 fn one_with_modules_comes_before_a_higher_one_without() {
     let layer = TestLayer::new()
         .file("lib/modules/6.1.0/modules.dep", b"")
