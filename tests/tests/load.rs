@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::appliance::{ADDRESS, Appliance};
+use lab::guest::appliance::Status;
 use lab::load::cpu::Cpus;
 use lab::load::dhcp::{self, End, Given, Way};
 use lab::load::{Numbers, tftp};
@@ -93,9 +94,6 @@ fn machines_get_one_address_each_relayed_and_direct() {
 
 /// Sent by the programs, of either hook.
 fn acks_by_kernel(appliance: &Appliance) -> Result<u64> {
-    let status = appliance.json(&["status"])?;
-    Ok(["xdp", "tc"]
-        .iter()
-        .filter_map(|hook| status["counters"][format!("kernel.{hook}.dhcp-acks")].as_u64())
-        .sum())
+    let status = Status(appliance.json(&["status"])?);
+    Ok(["xdp", "tc"].iter().map(|hook| status.count(&format!("kernel.{hook}.dhcp-acks"))).sum())
 }

@@ -68,38 +68,36 @@ pub enum Health {
 
 pub(super) fn status_of(spec: &Spec) -> WorkloadStatus {
     WorkloadStatus {
-        name: spec.workload.name.clone(),
         node: spec.node().cloned(),
-        image: spec.workload.image.clone(),
-        state: WorkloadState::Starting,
-        health: None,
         address: spec.address(),
         ports: spec.ports(),
-        restarts: 0,
-        exit_code: None,
-        since: Timestamp::now(),
-        error: None,
+        ..WorkloadStatus::new(&spec.workload, WorkloadState::Starting)
     }
 }
 
 /// A workload that too few nodes run.
 pub(super) fn short_of(workload: &Workload, why: String) -> WorkloadStatus {
-    WorkloadStatus {
-        name: workload.name.clone(),
-        node: None,
-        image: workload.image.clone(),
-        state: WorkloadState::Waiting,
-        health: None,
-        address: None,
-        ports: Vec::new(),
-        restarts: 0,
-        exit_code: None,
-        since: Timestamp::now(),
-        error: Some(why),
-    }
+    WorkloadStatus { error: Some(why), ..WorkloadStatus::new(workload, WorkloadState::Waiting) }
 }
 
 impl WorkloadStatus {
+    /// Nowhere yet.
+    fn new(workload: &Workload, state: WorkloadState) -> Self {
+        Self {
+            name: workload.name.clone(),
+            node: None,
+            image: workload.image.clone(),
+            state,
+            health: None,
+            address: None,
+            ports: Vec::new(),
+            restarts: 0,
+            exit_code: None,
+            since: Timestamp::now(),
+            error: None,
+        }
+    }
+
     pub(super) fn set(&mut self, state: WorkloadState) {
         if self.state != state {
             (self.state, self.since) = (state, Timestamp::now());

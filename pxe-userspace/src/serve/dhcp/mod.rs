@@ -21,5 +21,6 @@ pub use kernel::{Answered, Kernel, LeaseMap, Told};
 pub use leases::{Change, Lease, LeaseState, Leases};
 pub use scope::Scope;
 pub use server::{Command, Counters, Rival, Server, Standing};
-pub use socket::{Bound, Dhcp, PacingStatus, ServeError, Status, bind};
+pub use socket::{Bound, Dhcp, PacingStatus, Status, bind};
 pub use store::{CommitError, LeaseStore};
+pub use wire::ServeError;

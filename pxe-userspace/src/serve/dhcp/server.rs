@@ -406,7 +406,7 @@ impl Server {
             MessageType::Discover => {
                 commands.extend(event(asked, Stage::Discover));
                 // A proxy offers a boot and nothing else: where there is none it is silent (PXE 2.1 section 2.2.3).
-                if firmware.slot() != Firmware::NO_BOOT {
+                if self.would_boot(mac, firmware) {
                     commands.extend(event(asked, Stage::Offer));
                     commands.extend(self.send(Kind::ProxyOffer, asked, Ipv4Addr::UNSPECIFIED));
                 }
@@ -423,9 +423,7 @@ impl Server {
 
     /// A PXE client asks port 4011 which file to boot: EDK2 does when option 43 did not stop it.
     fn boot_server(&mut self, asked: &Asked<'_>) -> Vec<Command> {
-        let firmware = asked.request.firmware;
-        let wants_file =
-            firmware.slot() != Firmware::NO_BOOT && self.scope.profile(asked.request.mac).is_some();
+        let wants_file = self.would_boot(asked.request.mac, asked.request.firmware);
         let asks = matches!(asked.request.message, MessageType::Request | MessageType::Inform);
         if !wants_file || !asks || asked.meta.source.ip().is_unspecified() {
             return Vec::new();

@@ -3,7 +3,6 @@
 //! All packets that are queued when the task runs are one batch and one commit: under load hundreds of packets wait
 //! for the disk once, and a lone packet waits only for its own commit.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::server::Command;
-use super::wire::{Heard, Sockets};
+use super::wire::{BATCH, Heard, ServeError, Sockets};
 use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
 use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
@@ -23,9 +22,6 @@ use crate::host::net::{BridgeInfo, Neighbours};
 use crate::machines::Machines;
 use crate::machines::timeline::{Timeline, Who};
 use crate::store::{ReadError, Store};
-
-/// Packets that share one commit at most.
-pub(super) const BATCH: usize = 512;
 
 /// How often the machines that wait are checked, though nothing happened.
 const TICK: Duration = Duration::from_secs(1);
@@ -69,27 +65,6 @@ pub struct PacingStatus {
     /// Bytes a second that the limit follows from.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub capacity: Option<u64>,
-}
-
-/// DHCP could not be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    #[error("UDP port {port} on {bridge}: {source}{}", hint(source))]
-    Bind { port: u16, bridge: String, source: io::Error },
-    #[error("a packet socket on {bridge}: {source}; it needs CAP_NET_RAW")]
-    Packet { bridge: String, source: io::Error },
-    #[error("receiving on {bridge}: {source}")]
-    Receive { bridge: String, source: io::Error },
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; another DHCP server runs on this host: stop it or bind it to other interfaces"
-        }
-        io::ErrorKind::PermissionDenied => "; it needs CAP_NET_BIND_SERVICE and CAP_NET_RAW",
-        _ => "",
-    }
 }
 
 impl Dhcp {

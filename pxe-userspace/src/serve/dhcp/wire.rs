@@ -11,10 +11,12 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 
 use super::server::{Meta, Reply, To};
-use super::socket::{BATCH, ServeError};
 use crate::host::net::BridgeInfo;
 use crate::host::net::packet::{self, PacketSocket};
 use crate::host::net::room::make_room;
+
+/// Packets that share one commit at most.
+pub(super) const BATCH: usize = 512;
 
 /// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
 /// longer ones are counted as too long whatever follows.
@@ -25,6 +27,27 @@ pub(super) enum Heard {
     Request(Meta, Vec<u8>),
     /// A packet to clients' port 68 from somebody else.
     Overheard(Ipv4Addr, Vec<u8>),
+}
+
+/// DHCP could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("UDP port {port} on {bridge}: {source}{}", hint(source))]
+    Bind { port: u16, bridge: String, source: io::Error },
+    #[error("a packet socket on {bridge}: {source}; it needs CAP_NET_RAW")]
+    Packet { bridge: String, source: io::Error },
+    #[error("receiving on {bridge}: {source}")]
+    Receive { bridge: String, source: io::Error },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another DHCP server runs on this host: stop it or bind it to other interfaces"
+        }
+        io::ErrorKind::PermissionDenied => "; it needs CAP_NET_BIND_SERVICE and CAP_NET_RAW",
+        _ => "",
+    }
 }
 
 /// The bridge's sockets: two ports, and one on the link for clients without an address.
