@@ -57,6 +57,8 @@ fn grant(options_len: usize) -> Grant {
         address: [10, 77, 0, 100],
         server: server.octets(),
         lease_time: 3600,
+        renewal_time: 1800,
+        rebinding_time: 3150,
         reserved: 0,
         options_len: options_len as u16,
         options,

@@ -23,6 +23,9 @@ mod key {
     pub(super) const ADDRESS: &str = "address";
     pub(super) const ROUTER: &str = "router";
     pub(super) const DNS: &str = "dns";
+    pub(super) const SEARCH: &str = "search";
+    pub(super) const NTP: &str = "ntp";
+    pub(super) const MTU: &str = "mtu";
     pub(super) const LEASE: &str = "lease";
     pub(super) const NAME: &str = "name";
     pub(super) const DIGEST: &str = "digest";
@@ -34,6 +37,9 @@ mod key {
     pub(super) const MODULES: &str = "modules";
     pub(super) const STAGE2: &str = "stage2";
 }
+
+/// What several keys take.
+const ADDRESSES: &str = "IPv4 addresses separated by commas";
 
 const HOLD: &str = "bridgehead.hold";
 /// Only people write it.
@@ -57,6 +63,12 @@ pub struct BootSettings {
     pub router: Option<Ipv4Addr>,
     /// Servers for names.
     pub dns: Vec<Ipv4Addr>,
+    /// Domains that a name without dots may be in; the first is the node's own.
+    pub search: Vec<String>,
+    /// Servers for the time.
+    pub ntp: Vec<Ipv4Addr>,
+    /// The longest packet of the link, in bytes; none means the driver's.
+    pub mtu: Option<u16>,
     /// How long the address is the node's; renewal begins at half of it.
     pub lease: Duration,
     /// Whether the boot is to stop in stage 1 until the appliance lets it go on.
@@ -181,6 +193,9 @@ impl Default for BootSettings {
         Self {
             router: None,
             dns: Vec::new(),
+            search: Vec::new(),
+            ntp: Vec::new(),
+            mtu: None,
             lease: Duration::from_secs(120),
             hold: false,
             name: None,
@@ -201,10 +216,16 @@ impl BootSettings {
     pub fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         words.extend(self.router.map(|router| word(key::ROUTER, router)));
-        if !self.dns.is_empty() {
-            let dns: Vec<String> = self.dns.iter().map(ToString::to_string).collect();
-            words.push(word(key::DNS, dns.join(",")));
+        for (key, servers) in [(key::DNS, &self.dns), (key::NTP, &self.ntp)] {
+            if !servers.is_empty() {
+                let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+                words.push(word(key, servers.join(",")));
+            }
         }
+        if !self.search.is_empty() {
+            words.push(word(key::SEARCH, self.search.join(",")));
+        }
+        words.extend(self.mtu.map(|mtu| word(key::MTU, mtu)));
         words.push(word(key::LEASE, self.lease.as_secs()));
         if self.hold {
             words.push(HOLD.to_owned());
@@ -239,9 +260,10 @@ impl BootSettings {
         let addresses = |v: &str| v.split(',').map(address).collect();
         Ok(Self {
             router: words.optional(key::ROUTER, "an IPv4 address", address)?,
-            dns: words
-                .optional(key::DNS, "IPv4 addresses separated by commas", addresses)?
-                .unwrap_or_default(),
+            dns: words.optional(key::DNS, ADDRESSES, addresses)?.unwrap_or_default(),
+            search: words.list(key::SEARCH),
+            ntp: words.optional(key::NTP, ADDRESSES, addresses)?.unwrap_or_default(),
+            mtu: words.optional(key::MTU, "bytes", |v| v.parse().ok())?,
             lease: words
                 .optional(key::LEASE, "seconds", |v| v.parse().ok())?
                 .map_or(without.lease, Duration::from_secs),
@@ -257,7 +279,7 @@ impl BootSettings {
                 .optional(key::ON_FAILURE, "ssh, console or off", OnFailure::parse)?
                 .unwrap_or_default(),
             logs: words.optional(key::LOGS, "on or off", on_off)?.unwrap_or(without.logs),
-            modules: words.modules(),
+            modules: words.list(key::MODULES),
             stage2: words.optional(key::STAGE2, "sha256:DIGITS,BYTES", Stage2::parse)?,
         })
     }
@@ -381,8 +403,9 @@ impl Words {
         self.get(key).map(|value| read(key, &value, expected, parse)).transpose()
     }
 
-    fn modules(&self) -> Vec<String> {
-        let list = self.last(key::MODULES).unwrap_or_default();
+    /// The parts of a value that has commas.
+    fn list(&self, key: &str) -> Vec<String> {
+        let list = self.last(key).unwrap_or_default();
         list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }
 }

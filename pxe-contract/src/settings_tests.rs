@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 
 const LINE: &str = "BOOT_IMAGE=x console=ttyS0 bridgehead.url=http://10.77.0.1 bridgehead.mac=52:54:00:77:00:0A \
-    bridgehead.address=10.77.0.100/24 bridgehead.router= bridgehead.dns=10.77.0.1,1.1.1.1 \"bridgehead.name=n 1\" \
+    bridgehead.address=10.77.0.100/24 bridgehead.router= bridgehead.dns=10.77.0.1,1.1.1.1 bridgehead.search=lab.example,example bridgehead.ntp=10.77.0.1 bridgehead.mtu=1400 \"bridgehead.name=n 1\" \
     bridgehead.on-exit=stay bridgehead.restarts=3 bridgehead.on-failure=ssh bridgehead.logs=off bridgehead.run=docker bridgehead.digest=sha256:abc bridgehead.lease=3600 \
     bridgehead.stage2=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef,4096";
 
@@ -22,6 +22,9 @@ fn reads_every_key() {
             boot: BootSettings {
                 router: None,
                 dns: Vec::from([Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(1, 1, 1, 1)]),
+                search: Vec::from(["lab.example".into(), "example".into()]),
+                ntp: Vec::from([Ipv4Addr::new(10, 77, 0, 1)]),
+                mtu: Some(1400),
                 name: Some("n 1".into()),
                 hold: false,
                 on_exit: OnExit::Stay,
@@ -97,7 +100,7 @@ fn stage_2_is_a_digest_and_a_size() {
 
 #[test]
 fn modules_are_a_list_and_the_last_one_counts() {
-    let modules_wanted = |line| Words(cmdline::words(line)).modules();
+    let modules_wanted = |line| Words(cmdline::words(line)).list(key::MODULES);
     let line = "bridgehead.modules=dummy quiet bridgehead.modules=bonding,,8021q";
     assert_eq!(modules_wanted(line), ["bonding", "8021q"]);
     assert!(modules_wanted("quiet bridgehead.modules=").is_empty());
@@ -114,7 +117,9 @@ prop_compose! {
     fn boot_settings()(
         router in maybe(any::<Ipv4Addr>()),
         dns in proptest::collection::vec(any::<Ipv4Addr>(), 0..3),
-        (lease, restarts, size) in (any::<u32>(), maybe(any::<u32>()), maybe(1u64..)),
+        ntp in proptest::collection::vec(any::<Ipv4Addr>(), 0..3),
+        search in proptest::collection::vec("[a-z]{1,5}\\.example", 0..3),
+        (lease, restarts, size, mtu) in (any::<u32>(), maybe(any::<u32>()), maybe(1u64..), maybe(any::<u16>())),
         [hold, engine, logs] in any::<[bool; 3]>(),
         name in maybe("[a-z][a-z0-9-]{0,8}"),
         digest in maybe("sha256:[0-9a-f]{64}"),
@@ -126,7 +131,8 @@ prop_compose! {
         let lease = Duration::from_secs(lease.into());
         let stage2 = size.map(|size| Stage2 { sha256, size });
         BootSettings {
-            router, dns, lease, hold, name, digest, on_exit, engine, restarts, on_failure, logs, modules, stage2,
+            router, dns, search, ntp, mtu, lease, hold, name, digest, on_exit, engine, restarts, on_failure, logs,
+            modules, stage2,
         }
     }
 }

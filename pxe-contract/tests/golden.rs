@@ -102,6 +102,9 @@ fn settings() {
     let full = BootSettings {
         router: Some(Ipv4Addr::new(10, 77, 0, 1)),
         dns: vec![Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)],
+        search: vec![],
+        ntp: vec![],
+        mtu: None,
         lease: Duration::from_secs(3600),
         hold: true,
         name: Some("n1".into()),

@@ -16,6 +16,7 @@ use pxe_contract::image::Description;
 use pxe_contract::settings::Settings;
 
 use crate::say;
+use crate::told;
 use crate::xattr;
 
 /// An image's root file system and what is to run in it.
@@ -153,15 +154,9 @@ impl Image {
             prepared.map_err(|source| ImageError::Prepare { what, source })?;
         }
 
-        let Settings { address, name, boot, .. } = settings;
-        let servers: String = boot.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-        let hosts =
-            format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {name}\n");
-        for (what, contents) in
-            [("etc/resolv.conf", &servers), ("etc/hosts", &hosts), ("etc/hostname", &format!("{name}\n"))]
-        {
+        for (what, contents) in told::files(settings) {
             if !contents.is_empty() {
-                self.replace_file(what, contents).map_err(|source| ImageError::Prepare { what, source })?;
+                self.replace_file(what, &contents).map_err(|source| ImageError::Prepare { what, source })?;
             }
         }
         Ok(())

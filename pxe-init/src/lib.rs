@@ -40,6 +40,7 @@ mod storage;
 pub mod supervise;
 mod system;
 mod ticket;
+mod told;
 pub mod workload;
 mod xattr;
 

@@ -81,6 +81,12 @@ pub(crate) fn bring_up(link: &Link, settings: &Settings) -> Result<(), LinkError
     let index = index(&link.name).map_err(refused("reading the index".into()))?;
     // Without a loopback much software fails in odd ways; nothing here depends on it.
     let _ = self::index("lo").and_then(|lo| routing.link_up(lo));
+    // A driver that can't is no reason not to boot: packets that are too long get lost, and shorter ones don't.
+    if let Some(mtu) = boot.mtu
+        && let Err(error) = routing.mtu(index, mtu)
+    {
+        say!("{} can't have an MTU of {mtu} bytes: {error}", link.name);
+    }
     routing.link_up(index).map_err(refused("bringing the link up".into()))?;
     routing
         .address(index, *address, *prefix)

@@ -1,4 +1,4 @@
-//! The three requests to the kernel's routing socket that a node makes (rtnetlink(7)): a link up,
+//! The requests to the kernel's routing socket that a node makes (rtnetlink(7)): a link up, its MTU,
 //! an address, a default route. The node's own configuration is all of it, so the messages are
 //! written out here; nothing but acknowledgements is read.
 
@@ -15,6 +15,7 @@ const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST_ACK: u16 = 0x1 | 0x4;
 const NLM_F_REPLACE_CREATE: u16 = 0x100 | 0x400;
 const NLMSG_ERROR: u16 = 2;
+const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -38,6 +39,16 @@ impl Routing {
         for field in [index, IFF_UP, IFF_UP] {
             body.extend(field.to_ne_bytes());
         }
+        self.ask(RTM_NEWLINK, 0, &body)
+    }
+
+    pub(crate) fn mtu(&self, index: u32, mtu: u16) -> io::Result<()> {
+        // struct ifinfomsg: as above, nothing of the flags changes
+        let mut body = vec![0; 4];
+        for field in [index, 0, 0] {
+            body.extend(field.to_ne_bytes());
+        }
+        attribute(&mut body, IFLA_MTU, u32::from(mtu).to_ne_bytes());
         self.ask(RTM_NEWLINK, 0, &body)
     }
 

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::appliance::{ADDRESS, Appliance, find};
+use lab::appliance::{ADDRESS, Appliance, address_only, find};
 use lab::clients::{Dhcp, Fetch};
 use lab::dnsmasq::Dnsmasq;
+use lab::frames;
 use lab::net::Host;
 use lab::process::{PATIENCE, output, wait_for};
 use lab::world::{self, World};
@@ -76,6 +77,64 @@ fn known_machines_get_their_leases_from_the_kernel() {
         ensure!(count("kernel.tc.dhcp-ends")? == 1, "the kernel forgets at once");
         Dhcp::Udhcpc.lease(world, host)?;
         ensure!(count("dhcp.discovers")? == by_daemon.0 + 1, "a machine that had left is the daemon's");
+        Ok(())
+    });
+}
+
+/// One frame of another station's is enough to speak in a machine's name. It must not be enough to be believed.
+#[test]
+fn nobody_speaks_for_another_machine() {
+    world::test(&Dhcp::PROGRAMS, |world| {
+        let [machine, forger] = [Host::new("n", 1)?, Host::new("f", 2)?];
+        let ports = [machine.port(), forger.port()];
+        for fast_path in ["auto", "off"] {
+            let appliance = Appliance::start(world, &address_only(world, &ports, fast_path))?;
+            let address = Dhcp::Udhcpc.lease(world, &machine)?;
+            let forged = || -> Result<u64> {
+                let status = appliance.json(&["status"])?;
+                status["counters"]["dhcp.forged"].as_u64().context("`bridgehead status` has no dhcp.forged")
+            };
+            forger.inside(|| {
+                let cable = frames::Cable::open(frames::IPV4)?;
+                // RELEASE and DECLINE end a lease, a DISCOVER begins a boot.
+                for (kind, option) in [(7, &[][..]), (4, &[50, 4][..]), (1, &[])] {
+                    let mut message = dhcp_message(kind, machine.mac(), address)?;
+                    ensure!(message.pop() == Some(255), "a message ends");
+                    message.extend(option);
+                    message.extend(if option.is_empty() { [0; 4] } else { address.octets() });
+                    message.push(255);
+                    let ends = (SocketAddrV4::new(address, 68), SocketAddrV4::new(Ipv4Addr::BROADCAST, 67));
+                    let frame =
+                        frames::udp_frame((frames::own_mac()?, frames::BROADCAST), ends.0, ends.1, &message);
+                    ensure!(cable.send(&frame)?, "the cable is busy");
+                }
+                Ok(())
+            })?;
+            wait_for(PATIENCE, || Ok((forged()? == 3).then_some(()))).with_context(|| {
+                format!("{fast_path}: {} of 3 were seen to be forged", forged().unwrap_or(0))
+            })?;
+            let status = appliance.json(&["status"])?;
+            for count in ["dhcp.releases", "dhcp.declines"] {
+                ensure!(
+                    status["counters"][count] == 0,
+                    "{fast_path}: {count} of another's was believed: {status}"
+                );
+            }
+            let alert = status["alerts"][0].as_str().unwrap_or_default();
+            ensure!(alert.contains(machine.mac()), "nobody is told: {status}");
+            ensure_listed(&appliance, &machine, address)?;
+            output(machine.command("ip").args([
+                "address",
+                "replace",
+                &format!("{address}/24"),
+                "dev",
+                "eth0",
+            ]))?;
+            let ack = machine.inside(|| renew(machine.mac(), address))?;
+            ensure!(ack[16..20] == address.octets(), "the lease goes on");
+            output(machine.command("ip").args(["address", "flush", "dev", "eth0"]))?;
+            appliance.stop()?;
+        }
         Ok(())
     });
 }

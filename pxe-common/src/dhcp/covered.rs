@@ -24,11 +24,11 @@ pub struct Answer {
 /// Why the lease does not cover a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uncovered {
-    /// RELEASE or DECLINE: the lease ends here.
+    /// RELEASE or DECLINE by the machine itself, to us: the lease ends here.
     Ends,
     /// A lease time from now is beyond what the store knows (design invariant 1).
     TooOld,
-    /// To another server, or by a way that the daemon should look at.
+    /// To another server, or by a way that the daemon should look at; or in words that it should.
     Elsewhere,
     /// It names another address or server than the lease does.
     Differs,
@@ -42,17 +42,19 @@ pub fn covered(
     lease: &Lease,
     now_ns: u64,
 ) -> Result<Answer, Uncovered> {
-    if matches!(request.message, MessageType::Release | MessageType::Decline) {
-        return Err(Uncovered::Ends);
+    // First of all: what another station says in the machine's name, or what another server is told, ends nothing.
+    if !request.is_plain() || !is_to_us(packet, lease) || !is_direct(request, packet, lease) {
+        return Err(Uncovered::Elsewhere);
     }
     let grant = &lease.grant;
+    let (address, server) = (Ipv4Addr::from(grant.address), Ipv4Addr::from(grant.server));
+    if matches!(request.message, MessageType::Release | MessageType::Decline) {
+        let ours = is_or_none(request.server_id, server);
+        return Err(if ours { Uncovered::Ends } else { Uncovered::Elsewhere });
+    }
     if now_ns.saturating_add(grant.lease_time as u64 * 1_000_000_000) > lease.durable_until_ns {
         return Err(Uncovered::TooOld);
     }
-    if !is_to_us(packet, lease) || !is_direct(request, packet, lease) {
-        return Err(Uncovered::Elsewhere);
-    }
-    let (address, server) = (Ipv4Addr::from(grant.address), Ipv4Addr::from(grant.server));
     if !is_or_none(request.ciaddr, address) {
         return Err(Uncovered::Differs);
     }

@@ -3,6 +3,9 @@
 use core::fmt;
 use core::str::FromStr;
 
+/// x86-64 UEFI in IANA's registry of processor architecture types.
+pub(super) const X64: u16 = 7;
+
 /// What option 60 begins with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
@@ -41,19 +44,27 @@ impl Firmware {
     /// How many slots there are.
     pub const SLOTS: usize = 6;
 
-    /// Reads the options' sum. `ipxe`: option 77 says iPXE, or option 175 is there.
+    /// Reads the options' sum. `arch`: what the client calls its platform, in option 93, else in the words of option 60,
+    /// else by its UNDI (94); `by_93`: it was option 93. `ipxe`: option 77 says iPXE, or option 175 is there.
     #[inline(always)]
-    pub fn of(class: Class, arch: Option<u16>, ipxe: bool) -> Self {
+    pub fn of(class: Class, arch: Option<u16>, by_93: bool, ipxe: bool) -> Self {
+        // Only network boots send option 93 (RFC 4578 section 2.1), whatever else they call themselves.
+        let class = match (class, arch) {
+            (Class::None, Some(16 | 17)) if by_93 => Class::Http,
+            (Class::None, Some(_)) if by_93 => Class::Pxe,
+            _ => class,
+        };
         match (class, arch) {
             (Class::None, _) => Self::None,
-            // Option 93 came with PXE 2.1; the ROMs without it are all BIOS.
+            // Option 93 came with PXE 2.1; the ROMs that say nothing are all BIOS.
             (Class::Pxe, None | Some(0)) if ipxe => Self::IpxeBios,
             (Class::Pxe, None | Some(0)) => Self::Bios,
             // IANA: 7 is x86-64, which EDK2 and iPXE send. RFC 4578 as printed had x86-64 as 9,
             // and firmware built after its text sends that.
-            (Class::Pxe, Some(7 | 9)) if ipxe => Self::IpxeUefiX64,
-            (Class::Pxe, Some(7 | 9)) => Self::UefiX64,
-            (Class::Http, Some(16)) => Self::HttpX64,
+            (Class::Pxe, Some(X64 | 9)) if ipxe => Self::IpxeUefiX64,
+            (Class::Pxe, Some(X64 | 9)) => Self::UefiX64,
+            // 16 and 17 are the same two by HTTP. Who says HTTP in option 60 gets that, whatever its number.
+            (Class::Http, Some(16 | 17 | X64 | 9)) => Self::HttpX64,
             (Class::Pxe, Some(arch)) => Self::Other(arch),
             (Class::Http, arch) => Self::Other(arch.unwrap_or(u16::MAX)),
         }

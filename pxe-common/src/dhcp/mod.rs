@@ -19,7 +19,7 @@ pub mod request;
 pub use covered::{Answer, Uncovered, covered};
 pub use firmware::{Class, Firmware};
 pub use reply::{Boot, Grant, Kind, TooLong, build};
-pub use request::{MessageType, Pass, Request, Span, Walk, begin, finish, step};
+pub use request::{MessageType, Pass, Relay, Request, Span, Walk, begin, finish, step};
 
 /// Bytes of a [`Packet`] buffer.
 pub const BUFFER: usize = 2048;
@@ -71,7 +71,10 @@ pub mod option {
     pub const SUBNET_MASK: u8 = 1;
     pub const ROUTER: u8 = 3;
     pub const DNS: u8 = 6;
+    pub const HOST_NAME: u8 = 12;
     pub const DOMAIN: u8 = 15;
+    pub const ROOT_PATH: u8 = 17;
+    pub const MTU: u8 = 26;
     pub const BROADCAST: u8 = 28;
     pub const NTP: u8 = 42;
     pub const VENDOR_SPECIFIC: u8 = 43;
@@ -93,11 +96,27 @@ pub mod option {
     pub const RELAY_AGENT: u8 = 82;
     /// RFC 4578.
     pub const ARCHITECTURE: u8 = 93;
+    /// RFC 4578: the version of the ROM's UNDI.
+    pub const UNDI: u8 = 94;
     /// RFC 4578.
     pub const MACHINE_ID: u8 = 97;
+    /// RFC 3011.
+    pub const SUBNET_SELECTION: u8 = 118;
+    /// RFC 3397.
+    pub const DOMAIN_SEARCH: u8 = 119;
     /// iPXE's encapsulated options (ipxe.org/howto/dhcpd).
     pub const IPXE: u8 = 175;
     pub const END: u8 = 255;
+}
+
+/// Sub-options of [`option::RELAY_AGENT`] that change an answer.
+pub mod relay {
+    /// RFC 3527.
+    pub const LINK_SELECTION: u8 = 5;
+    /// RFC 5107.
+    pub const SERVER_ID_OVERRIDE: u8 = 11;
+    /// RFC 8357.
+    pub const SOURCE_PORT: u8 = 19;
 }
 
 /// The magic cookie before the options (RFC 2131 section 3).

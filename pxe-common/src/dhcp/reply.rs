@@ -88,10 +88,19 @@ impl Boot {
             let mut text = Text { bytes: [0; 16], len: 0 };
             write!(text, "{server}").ok()?;
             boot.sname = text.bytes;
-            boot.option(option::TFTP_SERVER, &text.bytes[..text.len])?;
+            boot.name(option::TFTP_SERVER, &text.bytes[..text.len])?;
         }
-        boot.option(option::BOOT_FILE, name.as_bytes())?;
+        boot.name(option::BOOT_FILE, name.as_bytes())?;
         Some(boot)
+    }
+
+    /// An option with a zero behind it: many a ROM reads its value as a string of C and would run on into the next
+    /// option. The zero is a PAD, so that those who go by the length see the name alone.
+    fn name(&mut self, code: u8, value: &[u8]) -> Option<()> {
+        self.option(code, value)?;
+        self.options.get(usize::from(self.options_len))?;
+        self.options_len += 1;
+        Some(())
     }
 
     fn option(&mut self, code: u8, value: &[u8]) -> Option<()> {
@@ -136,6 +145,10 @@ pub struct Grant {
     pub server: [u8; 4],
     /// Seconds.
     pub lease_time: u32,
+    /// T1 (RFC 2131 section 4.4.5), seconds.
+    pub renewal_time: u32,
+    /// T2, seconds.
+    pub rebinding_time: u32,
     /// Zero.
     pub reserved: u16,
     /// Bytes of [`options`](Grant::options) that are used.
@@ -179,10 +192,10 @@ pub fn build(
     w.put([option::MESSAGE_TYPE, 1, message]);
     w.quad(option::SERVER_ID, grant.server);
     if lease {
-        // T1 and T2 at RFC 2131's defaults (section 4.4.5), said so that nobody guesses.
+        // Also at RFC 2131's defaults they are said, so that nobody guesses.
         w.quad(option::LEASE_TIME, grant.lease_time.to_be_bytes());
-        w.quad(option::RENEWAL_TIME, (grant.lease_time / 2).to_be_bytes());
-        w.quad(option::REBINDING_TIME, (grant.lease_time / 8 * 7).to_be_bytes());
+        w.quad(option::RENEWAL_TIME, grant.renewal_time.to_be_bytes());
+        w.quad(option::REBINDING_TIME, grant.rebinding_time.to_be_bytes());
     }
     w.boot(boot);
     if configuration {
@@ -191,6 +204,8 @@ pub fn build(
     // RFC 6842: the client finds its own identifier in every reply.
     w.echo(packet, request.client_id);
     w.echo(packet, request.machine_id);
+    // RFC 3011 section 2: the client sees that it was understood. The kernel programs know no such request.
+    w.echo(packet, request.subnet_selection);
     let seen_by_client = w.at + 1;
     // Last of all options (RFC 3046 section 2.1).
     w.echo(packet, request.relay_agent);

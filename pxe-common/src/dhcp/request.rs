@@ -5,11 +5,13 @@
 
 use core::net::Ipv4Addr;
 
-use super::{CAP, COOKIE, Class, FLAG_BROADCAST, Firmware, Packet, field, option};
+use super::firmware::X64;
+use super::{CAP, COOKIE, Class, FLAG_BROADCAST, Firmware, Packet, field, option, relay};
 use crate::Mac;
 
-/// Steps that a walk is given. Real firmware sends up to 20 options; every pad byte costs a step.
-pub const MAX_STEPS: u32 = 64;
+/// Steps that a walk is given. Real firmware sends up to 20 options, a relay a handful of sub-options; every pad byte
+/// costs a step.
+pub const MAX_STEPS: u32 = 72;
 
 /// What a client says it wants (option 53).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,31 @@ pub struct Request {
     pub machine_id: Span,
     /// Option 82.
     pub relay_agent: Span,
+    /// What the relay says in it. Nothing where no relay forwarded the request: a client has no say in this.
+    pub relay: Relay,
+    /// Option 118 (RFC 3011): an address of the subnet that the client is to get one of, or unspecified.
+    pub subnet: Ipv4Addr,
+    /// Option 118, to be echoed.
+    pub subnet_selection: Span,
+    /// Something was ignored: an option shorter than its definition, or cut off by the packet's end.
+    pub odd: bool,
+}
+
+/// What a relay says of the way that a request came, in sub-options of option 82 (RFC 3046).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// Sub-option 5 (RFC 3527): an address of the client's subnet, or unspecified.
+    pub link: Ipv4Addr,
+    /// Sub-option 11 (RFC 5107): the server's identifier, as the client shall see it, or unspecified.
+    pub server: Ipv4Addr,
+    /// Sub-option 19 (RFC 8357): the reply goes to the port that the request came from.
+    pub source_port: bool,
+}
+
+impl Relay {
+    /// Nothing is said.
+    pub const SILENT: Self =
+        Self { link: Ipv4Addr::UNSPECIFIED, server: Ipv4Addr::UNSPECIFIED, source_port: false };
 }
 
 impl Request {
@@ -83,6 +110,20 @@ impl Request {
             }
         }
         finish(&walk)
+    }
+
+    /// Where the client is, as relay or client say: link selection before subnet selection (RFC 3527 section 3) before
+    /// the relay's own address (RFC 2131 section 4.3.1). Unspecified: on the segment that the request came from.
+    pub fn place(&self) -> Ipv4Addr {
+        let said = [self.relay.link, self.subnet, self.giaddr];
+        said.into_iter().find(|place| !place.is_unspecified()).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Whether the reply follows from the fixed fields and a lease: nothing in it is odd, and neither relay nor client
+    /// asks for another subnet, server identifier or port than the usual ones.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        !self.odd && self.relay == Relay::SILENT && self.subnet.is_unspecified()
     }
 
     /// Whether the client can't receive unicast before it has its address.
@@ -106,11 +147,7 @@ pub enum Pass {
     Hardware,
     /// No magic cookie: plain BOOTP.
     NoCookie,
-    /// An option claims more bytes than the packet has.
-    Truncated,
-    /// An option has a length that its definition rules out.
-    BadLength,
-    /// No option 53: BOOTP with vendor extensions.
+    /// No option 53, or an empty one: BOOTP with vendor extensions.
     NoMessageType,
     /// Option 53 is none of the messages that a client sends to a server.
     MessageType,
@@ -124,14 +161,12 @@ pub enum Pass {
 
 impl Pass {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 10] = [
         Self::TooShort,
         Self::TooLong,
         Self::NotARequest,
         Self::Hardware,
         Self::NoCookie,
-        Self::Truncated,
-        Self::BadLength,
         Self::NoMessageType,
         Self::MessageType,
         Self::Overloaded,
@@ -152,8 +187,6 @@ impl Pass {
             Self::NotARequest => "not-a-request",
             Self::Hardware => "hardware",
             Self::NoCookie => "no-cookie",
-            Self::Truncated => "truncated",
-            Self::BadLength => "bad-length",
             Self::NoMessageType => "no-message-type",
             Self::MessageType => "message-type",
             Self::Overloaded => "overloaded",
@@ -173,13 +206,22 @@ impl Pass {
 pub struct Walk {
     at: u32,
     len: u32,
+    /// Up to here lie sub-options of option 82.
+    relay_end: u32,
     seen: u32,
     done: bool,
     ipxe: bool,
+    odd: bool,
+    relay_port: bool,
     message: u8,
     class: Class,
     pass: Option<Pass>,
+    /// Option 93's.
     arch: Option<u16>,
+    /// Option 60's.
+    class_arch: Option<u16>,
+    /// Option 94's.
+    undi_arch: Option<u16>,
     max_size: u16,
     flags: u16,
     xid: [u8; 4],
@@ -187,10 +229,14 @@ pub struct Walk {
     giaddr: [u8; 4],
     requested: [u8; 4],
     server_id: [u8; 4],
+    subnet: [u8; 4],
+    relay_link: [u8; 4],
+    relay_server: [u8; 4],
     mac: Mac,
     client_id: Span,
     machine_id: Span,
     relay_agent: Span,
+    subnet_selection: Span,
 }
 
 impl Walk {
@@ -223,13 +269,18 @@ pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
     Ok(Walk {
         at: field::OPTIONS as u32,
         len: len as u32,
+        relay_end: 0,
         seen: 0,
         done: false,
         ipxe: false,
+        odd: false,
+        relay_port: false,
         message: 0,
         class: Class::None,
         pass: None,
         arch: None,
+        class_arch: None,
+        undi_arch: None,
         max_size: 0,
         flags: u16::from_be_bytes(*bytes(packet, field::FLAGS)),
         xid: *bytes(packet, field::XID),
@@ -237,47 +288,61 @@ pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
         giaddr: *bytes(packet, field::GIADDR),
         requested: [0; 4],
         server_id: [0; 4],
+        subnet: [0; 4],
+        relay_link: [0; 4],
+        relay_server: [0; 4],
         mac,
         client_id: Span::default(),
         machine_id: Span::default(),
         relay_agent: Span::default(),
+        subnet_selection: Span::default(),
     })
 }
 
-/// Reads one option. Returns whether the walk is over.
+/// Reads one option, or one sub-option of option 82. Returns whether the walk is over.
 #[inline(always)]
 pub fn step(packet: &Packet, walk: &mut Walk) -> bool {
     // A missing END is forgiven: some relays cut it off.
     if walk.at >= walk.len {
-        walk.done = true;
-        return true;
+        return end(walk);
     }
     // `len` is at most CAP; the mask says so to the verifier, which can't know.
     let at = walk.at as usize & (CAP - 1);
     let code = packet[at];
-    if code == option::END {
-        walk.done = true;
-        return true;
+    let inside = walk.at < walk.relay_end;
+    if !inside && code == option::END {
+        return end(walk);
     }
-    if code == option::PAD {
+    if !inside && code == option::PAD {
         walk.at += 1;
         return false;
     }
     let len = packet[at + 1] as usize;
     let value = at + 2;
-    if value + len > walk.len as usize {
-        return stop(walk, Pass::Truncated);
+    let limit = if inside { walk.relay_end } else { walk.len };
+    // What is cut off is not there; what came before it is sound.
+    if value + len > limit as usize {
+        walk.odd = true;
+        walk.at = limit;
+        return false;
+    }
+    walk.at = (value + len) as u32;
+    if inside {
+        read_relay(packet, walk, code, value, len);
+        return false;
     }
     let bit = bit(code);
     if walk.seen & bit != 0 {
         return stop(walk, Pass::Split);
     }
     walk.seen |= bit;
-    if !read(packet, walk, code, value, len) {
-        return true;
-    }
-    walk.at = (value + len) as u32;
-    false
+    !read(packet, walk, code, value, len)
+}
+
+#[inline(always)]
+fn end(walk: &mut Walk) -> bool {
+    walk.done = true;
+    true
 }
 
 /// What the walk found, once [`step`] said that it is over.
@@ -298,7 +363,15 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
         8 => MessageType::Inform,
         _ => return Err(Pass::MessageType),
     };
-    let firmware = Firmware::of(walk.class, walk.arch, walk.ipxe);
+    let arch = walk.arch.or(walk.class_arch).or(walk.undi_arch);
+    let firmware = Firmware::of(walk.class, arch, walk.arch.is_some(), walk.ipxe);
+    // Without a relay nobody speaks for one.
+    let relayed = walk.giaddr != [0; 4];
+    let relay = Relay {
+        link: walk.relay_link.into(),
+        server: walk.relay_server.into(),
+        source_port: walk.relay_port,
+    };
     Ok(Request {
         message,
         xid: walk.xid,
@@ -314,43 +387,99 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
         client_id: walk.client_id,
         machine_id: walk.machine_id,
         relay_agent: walk.relay_agent,
+        relay: if relayed { relay } else { Relay::SILENT },
+        subnet: walk.subnet.into(),
+        subnet_selection: walk.subnet_selection,
+        odd: walk.odd,
     })
 }
 
 /// Takes over an option's value; false when the walk ends with it.
+///
+/// Of one that is longer than its definition the beginning is read, one that is shorter is ignored, as other servers
+/// have it: a request is answered as far as it is sound.
 #[inline(always)]
 fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bool {
     let span = Span { at: at as u16 - 2, len: len as u16 + 2 };
+    walk.odd |= len < least(code);
     match (code, len) {
         // Zero is no message; it must not read as "option 53 is missing".
-        (option::MESSAGE_TYPE, 1) if packet[at] == 0 => return !stop(walk, Pass::MessageType),
-        (option::MESSAGE_TYPE, 1) => walk.message = packet[at],
-        (option::REQUESTED_ADDRESS, 4) => walk.requested = *bytes(packet, at),
-        (option::SERVER_ID, 4) => walk.server_id = *bytes(packet, at),
-        (option::MAX_SIZE, 2) => walk.max_size = u16::from_be_bytes(*bytes(packet, at)),
+        (option::MESSAGE_TYPE, 1..) if packet[at] == 0 => return !stop(walk, Pass::MessageType),
+        (option::MESSAGE_TYPE, 1..) => walk.message = packet[at],
+        (option::REQUESTED_ADDRESS, 4..) => walk.requested = *bytes(packet, at),
+        (option::SERVER_ID, 4..) => walk.server_id = *bytes(packet, at),
+        (option::MAX_SIZE, 2..) => walk.max_size = u16::from_be_bytes(*bytes(packet, at)),
         // A list, the first entry is what runs now (RFC 4578 section 2.1).
         (option::ARCHITECTURE, 2..) => walk.arch = Some(u16::from_be_bytes(*bytes(packet, at))),
-        (
-            option::MESSAGE_TYPE
-            | option::REQUESTED_ADDRESS
-            | option::SERVER_ID
-            | option::MAX_SIZE
-            | option::ARCHITECTURE,
-            _,
-        ) => return !stop(walk, Pass::BadLength),
-        (option::OVERLOAD, _) => return !stop(walk, Pass::Overloaded),
-        (option::VENDOR_CLASS, 9..) if *bytes(packet, at) == *b"PXEClient" => walk.class = Class::Pxe,
-        (option::VENDOR_CLASS, 10..) if *bytes(packet, at) == *b"HTTPClient" => walk.class = Class::Http,
+        // UNDI 3 came with UEFI; BIOS has 2 (RFC 4578 section 2.2, UEFI 2.10 section 24.4).
+        (option::UNDI, 3..) if packet[at] == 1 && packet[at + 1] >= 3 => walk.undi_arch = Some(X64),
+        (option::OVERLOAD, 1..) => return !stop(walk, Pass::Overloaded),
+        (option::VENDOR_CLASS, 9..) if *bytes(packet, at) == *b"PXEClient" => {
+            walk.class = Class::Pxe;
+            walk.class_arch = named_arch(packet, at + 9, len - 9);
+        }
+        (option::VENDOR_CLASS, 10..) if *bytes(packet, at) == *b"HTTPClient" => {
+            walk.class = Class::Http;
+            walk.class_arch = named_arch(packet, at + 10, len - 10);
+        }
         // iPXE sends the bare word, without the length that RFC 3004 asks for; both are read.
         (option::USER_CLASS, 4..) if *bytes(packet, at) == *b"iPXE" => walk.ipxe = true,
         (option::USER_CLASS, 5..) if *bytes(packet, at) == *b"\x04iPXE" => walk.ipxe = true,
         (option::IPXE, _) => walk.ipxe = true,
         (option::CLIENT_ID, 1..) => walk.client_id = span,
         (option::MACHINE_ID, 1..) => walk.machine_id = span,
-        (option::RELAY_AGENT, 1..) => walk.relay_agent = span,
+        (option::SUBNET_SELECTION, 4..) => {
+            walk.subnet = *bytes(packet, at);
+            walk.subnet_selection = span;
+        }
+        (option::RELAY_AGENT, 1..) => {
+            walk.relay_agent = span;
+            // Its sub-options are the next steps.
+            walk.relay_end = walk.at;
+            walk.at = at as u32;
+        }
         _ => {}
     }
     true
+}
+
+/// Takes over a sub-option of option 82. Most say which port of which switch, which nobody here asks for.
+#[inline(always)]
+fn read_relay(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) {
+    match (code, len) {
+        (relay::LINK_SELECTION, 4..) => walk.relay_link = *bytes(packet, at),
+        (relay::SERVER_ID_OVERRIDE, 4..) => walk.relay_server = *bytes(packet, at),
+        (relay::SOURCE_PORT, _) => walk.relay_port = true,
+        _ => {}
+    }
+}
+
+/// The platform's number behind `PXEClient` or `HTTPClient`: `:Arch:xxxxx`, five decimal digits (PXE 2.1 section 2.2,
+/// UEFI 2.10 section 24.7).
+#[inline(always)]
+fn named_arch(packet: &Packet, at: usize, len: usize) -> Option<u16> {
+    if len < 11 || *bytes(packet, at) != *b":Arch:" {
+        return None;
+    }
+    let mut number = 0u32;
+    for digit in bytes::<5>(packet, at + 6) {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        number = number * 10 + u32::from(digit & 0xf);
+    }
+    Some(number as u16)
+}
+
+/// Bytes that an option has at least, of those that are read.
+#[inline(always)]
+const fn least(code: u8) -> usize {
+    match code {
+        option::MESSAGE_TYPE | option::OVERLOAD => 1,
+        option::MAX_SIZE | option::ARCHITECTURE => 2,
+        option::REQUESTED_ADDRESS | option::SERVER_ID | option::SUBNET_SELECTION => 4,
+        _ => 0,
+    }
 }
 
 #[inline(always)]
@@ -374,6 +503,8 @@ const fn bit(code: u8) -> u32 {
         option::ARCHITECTURE => 1 << 8,
         option::MACHINE_ID => 1 << 9,
         option::IPXE => 1 << 10,
+        option::SUBNET_SELECTION => 1 << 11,
+        option::UNDI => 1 << 12,
         _ => 0,
     }
 }

@@ -50,6 +50,8 @@ fn grant(options: &[u8], boot: &str) -> Grant {
         address: [10, 77, 0, 100],
         server: server.octets(),
         lease_time: 3600,
+        renewal_time: 1800,
+        rebinding_time: 3150,
         options_len: options.len() as u16,
         reserved: 0,
         options: area,
@@ -87,21 +89,103 @@ fn every_reason_to_pass() {
         (&[255][..], Pass::NoMessageType),
         (&[53, 1, 0, 255], Pass::MessageType),
         (&[53, 1, 2, 255], Pass::MessageType),
-        (&[53, 2, 1, 1, 255], Pass::BadLength),
-        (&[53, 1, 1, 50, 3, 1, 2, 3, 255], Pass::BadLength),
-        (&[53, 1, 1, 93, 1, 0, 255], Pass::BadLength),
-        (&[53], Pass::Truncated),
-        (&[53, 1], Pass::Truncated),
-        (&[53, 1, 1, 60, 200, b'P'], Pass::Truncated),
+        (&[53, 0, 255], Pass::NoMessageType),
+        (&[53], Pass::NoMessageType),
+        (&[53, 1], Pass::NoMessageType),
         (&[53, 1, 1, 52, 1, 1, 255], Pass::Overloaded),
         (&[53, 1, 1, 61, 2, 1, 2, 61, 2, 3, 4, 255], Pass::Split),
         (&[53, 1, 1, 53, 1, 3, 255], Pass::Split),
-        (&[0; 70], Pass::TooManyOptions),
+        (&[0; 80], Pass::TooManyOptions),
     ] {
         assert_eq!(parse(&raw(options)), Err(pass), "{options:?}");
     }
     assert!(parse(&raw(&[53, 1, 1])).is_ok(), "a missing END is forgiven");
     assert!(parse(&raw(&[53, 1, 1, 12, 1, b'a', 12, 1, b'b'])).is_ok(), "names are not read");
+}
+
+#[test]
+fn an_option_that_is_not_as_defined_is_no_reason_for_silence() {
+    let read = |options: &[u8]| parse(&raw(&[&[53, 1, 1], options].concat())).unwrap();
+    let sound = read(&[255]);
+    for options in [
+        &[50, 0, 255][..],
+        &[50, 3, 10, 77, 0, 255],
+        &[54, 1, 10, 255],
+        &[57, 1, 5, 255],
+        &[57, 0, 255],
+        &[93, 1, 7, 255],
+        &[93, 0, 255],
+        &[118, 2, 10, 77, 255],
+        &[52, 0, 255],
+        // Cut off: in the value, after the length, after the code.
+        &[12, 20, b'a', b'b'],
+        &[60, 9, b'P', b'X', b'E'],
+        &[61, 7],
+        &[12],
+    ] {
+        let odd = Request { odd: true, ..sound };
+        assert_eq!(read(options), odd, "{options:?}: ignored, and said so");
+        assert!(!odd.is_plain(), "the daemon counts it");
+    }
+    for options in
+        [&[61, 0, 255][..], &[12, 0, 255], &[55, 0, 255], &[124, 4, 0, 0, 1, 2, 255], &[82, 0, 255]]
+    {
+        assert_eq!(read(options), sound, "{options:?}: empty, and no length is ruled out");
+    }
+    let long = read(&[50, 5, 10, 77, 0, 9, 1, 57, 4, 5, 0xc0, 0, 0, 255]);
+    assert_eq!((long.requested, long.max_size, long.odd), (Ipv4Addr::new(10, 77, 0, 9), 1472, false));
+    assert_eq!(parse(&raw(&[53, 2, 1, 1, 255])).unwrap().message, MessageType::Discover);
+    let after = read(&[57, 1, 5, 50, 4, 10, 77, 0, 9, 255]);
+    assert_eq!(after.requested, Ipv4Addr::new(10, 77, 0, 9), "what follows is read");
+}
+
+#[test]
+fn what_a_relay_says() {
+    let read = |giaddr: [u8; 4], options: &[u8]| {
+        let mut bytes = raw(&[&[53, 1, 1], options, &[61, 2, 1, 9, 255]].concat());
+        bytes[field::GIADDR..][..4].copy_from_slice(&giaddr);
+        parse(&bytes).unwrap()
+    };
+    let of = |n| Ipv4Addr::new(10, n, 0, 0);
+    let all = [82, 17, 1, 1, b'x', 5, 4, 10, 1, 0, 0, 11, 4, 10, 2, 0, 0, 19, 0];
+    let request = read([10, 9, 0, 0], &all);
+    assert_eq!(request.relay, Relay { link: of(1), server: of(2), source_port: true });
+    assert_eq!(request.relay_agent, Span { at: 243, len: 19 }, "and is echoed whole");
+    assert_eq!(request.client_id.len, 4, "the walk goes on behind it");
+    assert!(!request.is_plain());
+    assert_eq!(read([0; 4], &all).relay, Relay::SILENT, "a client can't speak for a relay");
+    // Padding and the end have no meaning inside; what runs over is ignored.
+    for (inside, odd) in
+        [(&[82, 3, 0, 1, 5][..], false), (&[82, 4, 255, 2, 1, 2], false), (&[82, 3, 5, 4, 10], true)]
+    {
+        let request = read([10, 9, 0, 0], inside);
+        assert_eq!((request.relay, request.odd), (Relay::SILENT, odd), "{inside:?}");
+        assert_eq!(request.client_id.len, 4, "{inside:?}");
+    }
+    // RFC 3527 section 3: the link selection, before RFC 3011's subnet, before the relay.
+    let subnet = [118, 4, 10, 3, 0, 0];
+    assert_eq!(read([10, 9, 0, 0], &[&all[..], &subnet].concat()).place(), of(1));
+    assert_eq!(read([10, 9, 0, 0], &subnet).place(), of(3));
+    assert_eq!(read([0; 4], &subnet).place(), of(3), "a client without a relay may choose, too");
+    assert_eq!(read([10, 9, 0, 0], &[]).place(), of(9));
+    assert_eq!(read([0; 4], &[]).place(), Ipv4Addr::UNSPECIFIED);
+    let bytes = raw(&[53, 1, 1, 118, 4, 10, 77, 0, 0, 255]);
+    let reply = decode(&reply(Kind::Offer, &bytes, &grant(&[], "x")).unwrap());
+    assert!(reply.opts().contains(OptionCode::SubnetSelection), "RFC 3011: it is returned");
+}
+
+#[test]
+fn names_end_with_a_zero_for_who_reads_them_as_a_string() {
+    for arch in [0, 7] {
+        let request =
+            raw(&[&[53, 1, 1, 60, 9], &b"PXEClient"[..], &[93, 2, 0, arch, 97, 3, 1, 2, 3, 255]].concat());
+        let bytes =
+            reply(Kind::Offer, &request, &grant(&[1, 4, 255, 255, 255, 0], "grub/i386-pc.0")).unwrap();
+        for (code, name) in [(66, &b"10.77.0.1"[..]), (67, b"grub/i386-pc.0")] {
+            let at = bytes.windows(2).position(|w| w == [code, name.len() as u8]).expect("the option") + 2;
+            assert_eq!(&bytes[at..=at + name.len()], [name, &[0]].concat(), "option {code}");
+        }
+    }
 }
 
 #[test]
@@ -123,7 +207,27 @@ fn firmware_by_its_options() {
     let pxe: &[u8] = b"\x3c\x20PXEClient:Arch:00007:UNDI:003000";
     assert_eq!(of(&[]), Firmware::None);
     assert_eq!(of(b"\x3c\x05udhcp"), Firmware::None);
-    assert_eq!(of(pxe), Firmware::Bios, "no option 93: older than PXE 2.1");
+    // In the order of trust: 93, the words of 60, 94; and nothing at all is older than PXE 2.1.
+    assert_eq!(of(b"\x3c\x09PXEClient"), Firmware::Bios);
+    assert_eq!(of(pxe), Firmware::UefiX64, "60 alone");
+    assert_eq!(of(b"\x3c\x14PXEClient:Arch:00000"), Firmware::Bios);
+    assert_eq!(of(b"\x3c\x14PXEClient:Arch:00011"), Firmware::Other(11));
+    for unsaid in [
+        &b"\x3c\x13PXEClient:Arch:0000"[..],
+        b"\x3c\x14PXEClient:Arch:0000x",
+        b"\x3c\x14PXEClient.Arch.00007",
+    ] {
+        assert_eq!(of(unsaid), Firmware::Bios, "{unsaid:?}");
+    }
+    assert_eq!(of(b"\x3c\x09PXEClient\x5e\x03\x01\x03\x10"), Firmware::UefiX64, "by its UNDI, 3.16");
+    assert_eq!(of(b"\x3c\x09PXEClient\x5e\x03\x01\x02\x01"), Firmware::Bios, "by its UNDI, 2.1");
+    assert_eq!(of(&[pxe, &[93, 1, 7]].concat()), Firmware::UefiX64, "93 is too short: 60");
+    assert_eq!(of(&[pxe, &[93, 2, 0, 0, 94, 3, 1, 3, 0]].concat()), Firmware::Bios, "93 before 60 and 94");
+    assert_eq!(of(&[93, 2, 0, 7]), Firmware::UefiX64, "only network boots send 93");
+    assert_eq!(of(&[94, 3, 1, 3, 0]), Firmware::None);
+    assert_eq!(of(b"\x3c\x1fHTTPClient:Arch:00016:UNDI:003001"), Firmware::HttpX64);
+    assert_eq!(of(b"\x3c\x15HTTPClient:Arch:00007\x5d\x02\x00\x07"), Firmware::HttpX64);
+    assert_eq!(of(b"\x3c\x15HTTPClient:Arch:00019"), Firmware::Other(19));
     assert_eq!(of(&[pxe, &[93, 2, 0, 0]].concat()), Firmware::Bios);
     assert_eq!(of(&[pxe, &[93, 2, 0, 7]].concat()), Firmware::UefiX64);
     assert_eq!(of(&[pxe, &[93, 2, 0, 9]].concat()), Firmware::UefiX64);
@@ -132,9 +236,11 @@ fn firmware_by_its_options() {
     assert_eq!(of(&[pxe, b"\x4d\x04iPXE", &[93, 2, 0, 0]].concat()), Firmware::IpxeBios);
     assert_eq!(of(&[pxe, b"\x4d\x05\x04iPXE", &[93, 2, 0, 7]].concat()), Firmware::IpxeUefiX64);
     assert_eq!(of(&[pxe, &[175, 3, 1, 1, 1, 93, 2, 0, 0]].concat()), Firmware::IpxeBios);
+    assert_eq!(of(b"\x3c\x14PXEClient:Arch:00007\x4d\x04iPXE"), Firmware::IpxeUefiX64);
     assert_eq!(of(b"\x3c\x0aHTTPClient\x5d\x02\x00\x10"), Firmware::HttpX64);
     assert_eq!(of(b"\x3c\x0aHTTPClient"), Firmware::Other(u16::MAX));
-    assert_eq!(of(b"\x3c\x0aHTTPClienx\x5d\x02\x00\x10"), Firmware::None);
+    assert_eq!(of(b"\x3c\x0aHTTPClienx\x5d\x02\x00\x10"), Firmware::HttpX64, "by its number");
+    assert_eq!(of(b"\x3c\x0aHTTPClienx"), Firmware::None);
 }
 
 #[test]

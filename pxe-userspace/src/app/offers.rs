@@ -22,7 +22,8 @@ use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
     KernelRecord, NewKernel, RemoveError,
 };
-use crate::serve::dhcp::{self, Rival};
+use crate::serve::dhcp;
+use crate::serve::dhcp::Room;
 
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
@@ -49,7 +50,7 @@ impl api::Appliance for Appliance {
             fast_path: self.fast_path.dataplane.as_ref().map(|dataplane| dataplane.kernel()),
             boots: self.wave(dhcp.pacing.waiting),
             pacing: dhcp.pacing,
-            alerts: self.alerts(&dhcp.rivals),
+            alerts: self.alerts(&dhcp),
             counters,
         }
     }
@@ -59,7 +60,7 @@ impl api::Appliance for Appliance {
         Measures {
             version: env!("CARGO_PKG_VERSION"),
             started: self.started,
-            alerts: self.alerts(&dhcp.rivals).len(),
+            alerts: self.alerts(&dhcp).len(),
             ports: self.port_tiers(),
             dhcp,
             tftp: self.tftp.read().collect(),
@@ -248,8 +249,8 @@ impl Appliance {
     }
 
     /// What somebody should look at, and what to do about it.
-    fn alerts(&self, rivals: &[Rival]) -> Vec<String> {
-        let rivals = rivals.iter().map(|rival| {
+    fn alerts(&self, dhcp: &dhcp::Status) -> Vec<String> {
+        let rivals = dhcp.rivals.iter().map(|rival| {
             format!(
                 "another DHCP server, {}, answers on this segment, and machines may boot from it: \
                  stop it, or set [dhcp] mode = \"proxy\"",
@@ -270,7 +271,20 @@ impl Appliance {
         let unshaped = self.ports.now().into_iter().filter_map(|port| {
             Some(format!("[network] ceiling does not hold on {}: {}", port.name, port.unshaped?))
         });
-        rivals.chain(off).chain(self.fast_path_alerts()).chain(unshaped).chain(profiles).collect()
+        let forged = dhcp.forged.map(|mac| {
+            format!(
+                "another station sends DHCP messages in the name of {mac}, and they are ignored: find who does on the port \
+                 that it comes by"
+            )
+        });
+        rivals
+            .chain(room(dhcp.room))
+            .chain(forged)
+            .chain(off)
+            .chain(self.fast_path_alerts())
+            .chain(unshaped)
+            .chain(profiles)
+            .collect()
     }
 
     fn image(&self, record: &ImageRecord) -> Image {
@@ -337,4 +351,12 @@ fn list(directory: &Path, prefix: &str, into: &mut Vec<FileEntry>) -> std::io::R
         }
     }
     Ok(())
+}
+
+/// The range is nearly used up.
+fn room(Room { size, free }: Room) -> Option<String> {
+    // One machine that is away gives nobody a reason to worry.
+    (size > 0 && free <= size / 20).then(|| {
+        format!("{free} of the {size} addresses of [dhcp] range are free: widen it, or shorten lease-time")
+    })
 }

@@ -124,15 +124,33 @@ fn decide_network(keys: &mut Keys, old: &Network, new: Network) -> Network {
 
 /// The mode decides which sockets there are, and whether there is a range. All the rest is what replies say.
 fn decide_dhcp(keys: &mut Keys, old: &Dhcp, new: Dhcp) -> Dhcp {
-    let Dhcp { mode, range, lease_time, router, dns, domain, ntp, options, unknown } = new;
+    let Dhcp {
+        mode,
+        range,
+        lease_time,
+        renewal_time,
+        rebinding_time,
+        router,
+        dns,
+        domain,
+        search,
+        mtu,
+        ntp,
+        options,
+        unknown,
+    } = new;
     let with_the_mode = if old.mode == mode { Keys::now } else { Keys::at_the_next_start };
     Dhcp {
         mode: keys.at_the_next_start("[dhcp] mode", &old.mode, mode),
         range: with_the_mode(keys, "[dhcp] range", &old.range, range),
         lease_time: keys.now("[dhcp] lease-time", &old.lease_time, lease_time),
+        renewal_time: keys.now("[dhcp] renewal-time", &old.renewal_time, renewal_time),
+        rebinding_time: keys.now("[dhcp] rebinding-time", &old.rebinding_time, rebinding_time),
         router: keys.now("[dhcp] router", &old.router, router),
         dns: keys.now("[dhcp] dns", &old.dns, dns),
         domain: keys.now("[dhcp] domain", &old.domain, domain),
+        search: keys.now("[dhcp] search", &old.search, search),
+        mtu: keys.now("[dhcp] mtu", &old.mtu, mtu),
         ntp: keys.now("[dhcp] ntp", &old.ntp, ntp),
         options: keys.now("[dhcp] options", &old.options, options),
         unknown: keys.now("[dhcp] unknown", &old.unknown, unknown),

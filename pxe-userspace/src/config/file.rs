@@ -58,10 +58,14 @@ pub(super) struct DhcpTable {
     pub(super) mode: DhcpMode,
     pub(super) range: Option<Spanned<[Ipv4Addr; 2]>>,
     pub(super) lease_time: Option<Spanned<String>>,
+    pub(super) renewal_time: Option<Spanned<String>>,
+    pub(super) rebinding_time: Option<Spanned<String>>,
     pub(super) router: Option<Spanned<Ipv4Addr>>,
     #[serde(default)]
     pub(super) dns: OneOrMany<Ipv4Addr>,
     pub(super) domain: Option<Spanned<String>>,
+    pub(super) search: Option<Spanned<OneOrMany<String>>>,
+    pub(super) mtu: Option<Spanned<u16>>,
     #[serde(default)]
     pub(super) ntp: OneOrMany<Ipv4Addr>,
     #[serde(default)]

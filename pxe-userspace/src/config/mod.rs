@@ -124,9 +124,17 @@ pub struct Dhcp {
     /// authoritative.
     pub range: Option<(Ipv4Addr, Ipv4Addr)>,
     pub lease_time: Duration,
+    /// T1, when a client asks its server to renew, where it is not half of the lease time.
+    pub renewal_time: Option<Duration>,
+    /// T2, when it asks any server, where it is not 7/8 of the lease time.
+    pub rebinding_time: Option<Duration>,
     pub router: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
     pub domain: Option<String>,
+    /// Domains beside [`domain`](Dhcp::domain) that a name without dots may be in.
+    pub search: Vec<String>,
+    /// The longest packet that the machines' links shall carry, in bytes.
+    pub mtu: Option<u16>,
     pub ntp: Vec<Ipv4Addr>,
     /// Further options by number, already encoded.
     pub options: BTreeMap<u8, Vec<u8>>,
@@ -350,6 +358,14 @@ pub enum Restart {
     Never,
 }
 
+impl Dhcp {
+    /// T1 and T2 (RFC 2131 section 4.4.5).
+    pub fn renewals(&self) -> [Duration; 2] {
+        let defaults = [self.lease_time / 2, self.lease_time / 8 * 7];
+        [self.renewal_time.unwrap_or(defaults[0]), self.rebinding_time.unwrap_or(defaults[1])]
+    }
+}
+
 impl Config {
     /// The node declared for `mac`.
     pub fn node(&self, mac: Mac) -> Option<&Node> {
@@ -387,7 +403,11 @@ impl Config {
     /// The profile that a machine boots: its own, else the default one; none for unknown
     /// machines where `dhcp.unknown` is not `boot`.
     pub fn profile_of(&self, mac: Mac) -> Option<&Profile> {
-        let node = self.node(mac);
+        self.profile_for(self.node(mac))
+    }
+
+    /// The same of a machine that was looked up.
+    pub fn profile_for(&self, node: Option<&Node>) -> Option<&Profile> {
         if node.is_none() && self.dhcp.unknown != Unknown::Boot {
             return None;
         }

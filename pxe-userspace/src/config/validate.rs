@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use pxe_common::dhcp::option;
 use toml::Spanned;
 
 use super::file::{DhcpTable, File};
@@ -203,51 +204,91 @@ fn dhcp(raw: &File, segment: &Segment, findings: &mut Findings<'_>) -> Dhcp {
             ),
         );
     }
-    let lease_time =
-        table.lease_time.as_ref().map_or(LEASE_DEFAULT, |text| match values::duration(text.get_ref()) {
-            Some(time) if (LEASE_MIN..=LEASE_MAX).contains(&time) => time,
-            Some(_) => {
-                findings.add(
-                    text.span(),
-                    format!("a lease of {} is out of bounds", text.get_ref()),
-                    "use 30s to 365d",
-                );
-                LEASE_DEFAULT
-            }
-            None => {
-                findings.add(
-                    text.span(),
-                    format!("`{}` is no duration", text.get_ref()),
-                    "write it as \"90s\", \"1h\" or \"1h30m\"",
-                );
-                LEASE_DEFAULT
-            }
-        });
+    let lease_time = lease_time(table, findings);
+    let mut set = |text: &Option<Spanned<String>>| text.as_ref().and_then(|text| time(text, findings));
+    let (renewal_time, rebinding_time) = (set(&table.renewal_time), set(&table.rebinding_time));
     if let Some(router) = &table.router
         && let Some((what, right)) = segment.fault(*router.get_ref())
     {
         findings.add(router.span(), format!("the router {what}"), right);
     }
-    if let Some(domain) = &table.domain
-        && !domain.get_ref().split('.').all(is_host_label)
-    {
-        findings.add(
-            domain.span(),
-            format!("`{}` is no domain name", domain.get_ref()),
-            "write it as \"lab.example\"",
-        );
+    let search = table.search.as_ref().map(|search| search.get_ref().to_vec()).unwrap_or_default();
+    let domain = table.domain.as_ref().map(|domain| (domain.span(), domain.get_ref()));
+    let searched = table.search.as_ref().into_iter().flat_map(|list| search.iter().map(|d| (list.span(), d)));
+    for (span, domain) in domain.into_iter().chain(searched) {
+        if !domain.split('.').all(is_host_label) {
+            findings.add(span, format!("`{domain}` is no domain name"), "write it as \"lab.example\"");
+        }
     }
-    Dhcp {
+    if let Some(mtu) = table.mtu.as_ref().filter(|mtu| !MTU.contains(mtu.get_ref())) {
+        let what = format!("an MTU of {} bytes is out of bounds", mtu.get_ref());
+        findings.add(mtu.span(), what, "use 576 to 9216");
+    }
+    let options = dhcp_options(table, findings);
+    let dhcp = Dhcp {
         mode: table.mode,
         range: range.filter(|_| table.mode == DhcpMode::Authoritative),
         lease_time,
+        renewal_time,
+        rebinding_time,
         router: table.router.as_ref().map(|r| *r.get_ref()),
         dns: table.dns.to_vec(),
         domain: table.domain.as_ref().map(|d| d.get_ref().clone()),
+        search,
+        mtu: table.mtu.as_ref().map(|mtu| *mtu.get_ref()).or_else(|| mtu_of(&options)),
         ntp: table.ntp.to_vec(),
-        options: dhcp_options(table, findings),
+        options,
         unknown: table.unknown,
+    };
+    check_renewals(table, &dhcp, findings);
+    dhcp
+}
+
+fn lease_time(table: &DhcpTable, findings: &mut Findings<'_>) -> Duration {
+    let Some(text) = &table.lease_time else { return LEASE_DEFAULT };
+    match time(text, findings) {
+        Some(time) if !(LEASE_MIN..=LEASE_MAX).contains(&time) => {
+            findings.add(
+                text.span(),
+                format!("a lease of {} is out of bounds", text.get_ref()),
+                "use 30s to 365d",
+            );
+            LEASE_DEFAULT
+        }
+        time => time.unwrap_or(LEASE_DEFAULT),
     }
+}
+
+/// Looks at T1, T2 and the lease time together.
+fn check_renewals(table: &DhcpTable, dhcp: &Dhcp, findings: &mut Findings<'_>) {
+    let Some(text) = table.renewal_time.as_ref().or(table.rebinding_time.as_ref()) else { return };
+    let [renewal, rebinding] = dhcp.renewals();
+    if renewal.is_zero() || renewal >= rebinding || rebinding >= dhcp.lease_time {
+        let what = "renewal-time, rebinding-time and lease-time are not in this order";
+        findings.add(
+            text.span(),
+            what,
+            "without them renewal is at one half and rebinding at 7/8 of lease-time",
+        );
+    }
+}
+
+fn time(text: &Spanned<String>, findings: &mut Findings<'_>) -> Option<Duration> {
+    let time = values::duration(text.get_ref());
+    if time.is_none() {
+        let what = format!("`{}` is no duration", text.get_ref());
+        findings.add(text.span(), what, "write it as \"90s\", \"1h\" or \"1h30m\"");
+    }
+    time
+}
+
+/// What IPv4 carries at least (RFC 791), to what jumbo frames do.
+const MTU: std::ops::RangeInclusive<u16> = 576..=9216;
+
+/// An MTU that is given as option 26.
+fn mtu_of(options: &BTreeMap<u8, Vec<u8>>) -> Option<u16> {
+    let value = options.get(&option::MTU)?.as_slice().try_into().ok()?;
+    Some(u16::from_be_bytes(value)).filter(|mtu| MTU.contains(mtu))
 }
 
 fn dhcp_options(table: &DhcpTable, findings: &mut Findings<'_>) -> BTreeMap<u8, Vec<u8>> {
@@ -260,6 +301,12 @@ fn dhcp_options(table: &DhcpTable, findings: &mut Findings<'_>) -> BTreeMap<u8, 
         };
         if let Some(reason) = values::reserved_option(number) {
             findings.add(key.span(), format!("option {number} can't be set here"), reason);
+        }
+        let by_name = (number == option::MTU && table.mtu.is_some())
+            || (number == option::DOMAIN_SEARCH && table.search.is_some());
+        if by_name {
+            let what = format!("option {number} is set twice");
+            findings.add(key.span(), what, "[dhcp] mtu is option 26, search is option 119: remove one");
         }
         match values::option_bytes(value.get_ref()) {
             Ok(bytes) => {

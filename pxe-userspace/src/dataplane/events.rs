@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use pxe_common::map::{Event, EventKind, WAKES_EVERY_NS};
+use rustix::thread::{MembarrierCommand, membarrier};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,7 @@ pub struct Events {
     ring: RingBuf<MapData>,
     counters: Arc<CounterMap>,
     lost: u64,
+    asked: Arc<Notify>,
 }
 
 /// Who takes events. One who does not keep up holds up the others, until the ring is full and counts.
@@ -34,16 +37,22 @@ pub struct Sinks {
 /// because it had done so just before.
 const FOLLOW: Duration = Duration::from_nanos(2 * WAKES_EVERY_NS);
 
-/// How often the time up to which events were read is reported.
-pub(super) const HEARD_EVERY: Duration = Duration::from_secs(5);
+/// How often the time up to which events were read is reported. An address that was given back is free after this and
+/// what follows.
+pub(super) const HEARD_EVERY: Duration = Duration::from_secs(1);
 
-/// A program reads the clock before it decides and tells what it did afterwards; far less lies
-/// between, but a virtual machine's CPU may stand still.
-const DECIDING: Duration = Duration::from_secs(5);
+/// A program reads the clock before it decides and tells what it did afterwards. Where the kernel does not say that
+/// none is in between, this much has to pass: a virtual machine's CPU may stand still.
+const DECIDING: Duration = Duration::from_secs(2);
 
 impl Events {
     pub(super) fn new(ring: RingBuf<MapData>, counters: Arc<CounterMap>) -> Self {
-        Self { ring, lost: counters.events_lost(), counters }
+        Self { ring, lost: counters.events_lost(), counters, asked: Arc::default() }
+    }
+
+    /// Notified, it makes sure soon that all that the programs did so far is heard.
+    pub(super) fn asked(&self) -> Arc<Notify> {
+        self.asked.clone()
     }
 
     /// The next event, if there is one.
@@ -59,6 +68,10 @@ impl Events {
             .map_err(|refused| refused.into_parts().1)?;
         let mut heard = tokio::time::interval_at(Instant::now() + HEARD_EVERY, HEARD_EVERY);
         heard.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let asked = ring.get_ref().asked();
+        // Who waits for the programs that run, and whether somebody asked meanwhile.
+        let mut waiting: Option<JoinHandle<u64>> = None;
+        let mut again = false;
         // Whether events may have come behind one that was taken, of which nobody told.
         let mut follow = false;
         loop {
@@ -70,11 +83,16 @@ impl Events {
                     ready.clear_ready();
                 }
                 () = tokio::time::sleep(FOLLOW), if follow => follow = ring.get_mut().pass_on(&sinks).await,
-                _ = heard.tick() => {
-                    let until_ns = boot_time_ns().saturating_sub(DECIDING.as_nanos() as u64);
+                _ = heard.tick(), if waiting.is_none() => waiting = Some(spawn_blocking(wait_for_programs)),
+                () = asked.notified() => match &waiting {
+                    Some(_) => again = true,
+                    None => waiting = Some(spawn_blocking(wait_for_programs)),
+                },
+                until_ns = ended(&mut waiting) => {
                     let events = ring.get_mut();
                     follow |= events.pass_on(&sinks).await;
                     let _ = sinks.dhcp.send(Told::Heard { until_ns, lost: events.lost_some() }).await;
+                    waiting = std::mem::take(&mut again).then(|| spawn_blocking(wait_for_programs));
                 }
             }
         }
@@ -105,6 +123,25 @@ impl Events {
         let before = std::mem::replace(&mut self.lost, self.counters.events_lost());
         self.lost != before
     }
+}
+
+/// Waits until no program runs any more that began before, and returns a time: what was decided until then is in the
+/// ring.
+fn wait_for_programs() -> u64 {
+    let begun_ns = boot_time_ns();
+    // An RCU grace period (membarrier(2)); programs run in read-side critical sections. Not to be had with CPUs that
+    // run without ticks.
+    match membarrier(MembarrierCommand::Global) {
+        Ok(()) => begun_ns,
+        Err(_) => begun_ns.saturating_sub(DECIDING.as_nanos() as u64),
+    }
+}
+
+/// The end of what is waited for; never where nothing is.
+async fn ended(waiting: &mut Option<JoinHandle<u64>>) -> u64 {
+    let Some(handle) = waiting else { return std::future::pending().await };
+    // Only the runtime's end cancels it, and then nobody asks.
+    handle.await.unwrap_or_default()
 }
 
 impl AsRawFd for Events {

@@ -12,23 +12,50 @@ pub(super) struct Grants {
     map: LeaseMap,
     /// Who is in the map, and until when that is of use. The programs take entries out, too.
     until: HashMap<Mac, u64>,
+    /// A full map is not looked through again before.
+    look_again_ns: u64,
+    /// Grants that found no room since.
+    without: u64,
 }
+
+/// How often a full map is looked through.
+const LOOK_EVERY_NS: u64 = 60_000_000_000;
 
 impl Grants {
     pub(super) fn new(map: LeaseMap) -> Self {
-        Self { map, until: HashMap::new() }
+        Self { map, until: HashMap::new(), look_again_ns: 0, without: 0 }
     }
 
     pub(super) fn grant(&mut self, mac: Mac, lease: &Lease, now_ns: u64) {
-        if self.until.len() >= MAX_LEASES && !self.until.contains_key(&mac) {
-            self.forget_ended(now_ns);
+        if self.until.len() >= MAX_LEASES && !self.until.contains_key(&mac) && !self.makes_room(now_ns) {
+            self.without += 1;
+            return;
         }
         self.until.insert(mac, lease.durable_until_ns);
         if let Err(error) = self.map.insert(mac, lease, 0) {
             // What was there before may be another address.
-            tracing::warn!(%mac, %error, "the kernel does not answer this machine: its map takes no more leases");
+            tracing::debug!(%mac, %error, "the kernel does not answer this machine: its map takes no lease");
             self.revoke(mac);
+            self.without += 1;
         }
+    }
+
+    /// Takes out what is of no use any more, and returns whether there is room then. A look at all entries is for
+    /// once in a while, not for each machine that finds the map full.
+    fn makes_room(&mut self, now_ns: u64) -> bool {
+        if now_ns >= self.look_again_ns {
+            self.look_again_ns = now_ns + LOOK_EVERY_NS;
+            self.forget_ended(now_ns);
+            let without = std::mem::take(&mut self.without);
+            if without > 0 {
+                tracing::warn!(
+                    without,
+                    most = MAX_LEASES,
+                    "the kernel's map of leases is full: the daemon answers the others"
+                );
+            }
+        }
+        self.until.len() < MAX_LEASES
     }
 
     pub(super) fn revoke(&mut self, mac: Mac) {

@@ -36,6 +36,7 @@ use std::time::Duration;
 use pxe_common::Mac;
 use pxe_common::map::{Lease, Session, SessionKey};
 use pxe_common::tftp;
+use tokio::sync::Notify;
 
 use crate::base::clock::boot_time_ns;
 use crate::base::lock::Unpoisoned as _;
@@ -64,6 +65,8 @@ pub struct Dataplane {
     /// Why the last transfer that should have been the programs' is not.
     not_taken: Mutex<Option<String>>,
     counters: Arc<counters::CounterMap>,
+    /// Has all that the programs did heard.
+    settle: Arc<Notify>,
 }
 
 impl Dataplane {
@@ -102,6 +105,7 @@ impl Dataplane {
             grants: Mutex::new(grants::Grants::new(loaded.leases)),
             not_taken: Mutex::default(),
             counters: loaded.counters,
+            settle: loaded.events.asked(),
         };
         Ok((dataplane, loaded.events, Logs::new(loaded.logger)))
     }
@@ -241,6 +245,10 @@ impl LeaseMap for Dataplane {
 
     fn grant_only(&self, leases: &[(Mac, Lease)]) {
         lock(&self.grants).grant_only(leases, boot_time_ns());
+    }
+
+    fn settle(&self) {
+        self.settle.notify_one();
     }
 }
 

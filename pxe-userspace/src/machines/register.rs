@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
-use crate::config::Config;
+use crate::config::{Config, Node};
 
-/// The most machines that are remembered. More are not a rack, but somebody who makes up MAC addresses. Machines that
-/// are declared or hold an address count, but are never forgotten.
+/// The most machines that are remembered and neither declared nor hold an address, about. More are not a rack, but
+/// somebody who makes up MAC addresses.
 const MACHINES_MAX: usize = 8192;
 
 /// What is known of one machine.
@@ -123,6 +123,8 @@ pub struct Machines(Arc<RwLock<Register>>);
 struct Register {
     by_mac: HashMap<Mac, Machine>,
     by_address: HashMap<Ipv4Addr, Mac>,
+    /// So many machines, and it is looked whom to forget: not with each that comes, where all the others stay.
+    look_at: usize,
 }
 
 impl Machines {
@@ -139,9 +141,11 @@ impl Machines {
         for node in &config.nodes {
             register.machine(node.mac);
         }
+        let nodes: HashMap<Mac, &Node> = config.nodes.iter().map(|node| (node.mac, node)).collect();
         for machine in register.by_mac.values_mut() {
-            machine.name = config.node(machine.mac).map(|n| n.name.clone());
-            machine.profile = config.profile_of(machine.mac).map(|p| p.name.clone());
+            let node = nodes.get(&machine.mac).copied();
+            machine.name = node.map(|n| n.name.clone());
+            machine.profile = config.profile_for(node).map(|p| p.name.clone());
         }
     }
 
@@ -280,8 +284,9 @@ impl Machines {
 
 impl Register {
     fn machine(&mut self, mac: Mac) -> &mut Machine {
-        if self.by_mac.len() >= MACHINES_MAX && !self.by_mac.contains_key(&mac) {
+        if self.by_mac.len() >= self.look_at.max(MACHINES_MAX) && !self.by_mac.contains_key(&mac) {
             self.forget_some();
+            self.look_at = self.by_mac.len() + MACHINES_MAX / 2;
         }
         self.by_mac.entry(mac).or_insert_with(|| Machine::new(mac))
     }

@@ -57,15 +57,26 @@ impl Server {
         }
     }
 
+    /// With room for 32,512 machines.
     pub(super) fn start(self, world: &World, fast_path: &str) -> Result<Site> {
+        let net = Net { second: 77 + self as u8, prefix: 16, range: [(0, 1), (0, 127)] };
+        self.start_on(world, fast_path, &net)
+    }
+
+    /// With room for 458,752 machines.
+    pub(super) fn start_wide(self, world: &World, fast_path: &str) -> Result<Site> {
+        let net = Net { second: 16 * (1 + self as u8), prefix: 12, range: [(1, 0), (7, 255)] };
+        self.start_on(world, fast_path, &net)
+    }
+
+    fn start_on(self, world: &World, fast_path: &str, net: &Net) -> Result<Site> {
         let number = self as u8;
-        let net = Net(number);
         let direct = Host::new(&format!("direct{number}"), number)?;
         let relay = Host::new(&format!("relay{number}"), 100 + number)?;
         let bridge = format!("dhcp{number}");
         let process: Box<dyn Any> = if self == Self::Bridgehead {
             let ports = [direct.port(), relay.port()];
-            Box::new(Appliance::start(world, &bridgehead(world, &net, &bridge, &ports, fast_path))?)
+            Box::new(Appliance::start(world, &bridgehead(world, net, &bridge, &ports, fast_path))?)
         } else {
             // The appliance holds port 67 of every address outside.
             let room = format!("room{number}");
@@ -73,7 +84,7 @@ impl Server {
             let dir = world.path(format!("{self:?}"));
             fs::create_dir_all(&dir)?;
             let command =
-                if self == Self::Kea { kea(&net, &bridge, &dir)? } else { dnsmasq(&net, &bridge, &dir) };
+                if self == Self::Kea { kea(net, &bridge, &dir)? } else { dnsmasq(net, &bridge, &dir) };
             let mut command = inside(&room, &command);
             Box::new(Process::start(&mut command, &dir.join("log"))?)
         };
@@ -101,12 +112,18 @@ impl Site {
     }
 }
 
-/// 10.77.0.0/16 and on. The servers have 32,512 addresses to give.
-struct Net(u8);
+/// A network in 10.0.0.0/8.
+struct Net {
+    second: u8,
+    prefix: u8,
+    /// What its server gives: the first and the last part of it, each all of its addresses, by what is added to
+    /// `second`, and the third byte.
+    range: [(u8, u8); 2],
+}
 
 impl Net {
     fn at(&self, third: u8, fourth: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 77 + self.0, third, fourth)
+        Ipv4Addr::new(10, self.second, third, fourth)
     }
 
     fn server(&self) -> Ipv4Addr {
@@ -118,11 +135,12 @@ impl Net {
     }
 
     fn range(&self) -> [Ipv4Addr; 2] {
-        [self.at(1, 0), self.at(127, 255)]
+        let [first, last] = self.range.map(|(more, third)| (self.second + more, third));
+        [Ipv4Addr::new(10, first.0, first.1, 0), Ipv4Addr::new(10, last.0, last.1, 255)]
     }
 
     fn with_prefix(&self, address: Ipv4Addr) -> String {
-        format!("{address}/16")
+        format!("{address}/{}", self.prefix)
     }
 }
 
@@ -197,7 +215,7 @@ fn dnsmasq(net: &Net, bridge: &str, dir: &Path) -> Command {
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--user=root", "--log-facility=-", "--quiet-dhcp", "--no-ping"]);
     command.args(["--conf-file=/dev/null", "--port=0", "--bind-interfaces", "--no-hosts", "--no-resolv"]);
-    command.args(["--dhcp-authoritative", "--dhcp-lease-max=40000"]);
+    command.args(["--dhcp-authoritative", "--dhcp-lease-max=400000"]);
     command.args([format!("--interface={bridge}"), format!("--dhcp-range={first},{last},1h")]);
     command.arg(format!("--dhcp-leasefile={}", dir.join("leases").display()));
     command

@@ -3,6 +3,7 @@
 mod boot;
 mod dhcp;
 mod dhcp_servers;
+mod growth;
 mod limit;
 mod live;
 mod native;
@@ -59,6 +60,8 @@ enum Name {
     Tftp,
     /// Addresses, beside Kea and dnsmasq
     Dhcp,
+    /// What one more machine costs with 1,000, 10,000 and 100,000 leases, beside Kea
+    Growth,
     /// A block's time, beside programs that only grow a frame and send it back
     Limit,
     /// XDP in a driver, tc and the daemon beside one another, in a virtual machine with another kernel
@@ -78,7 +81,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
     let Some(world) = World::enter()? else {
         match arguments.name {
             Name::Boot => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
-            Name::Tftp | Name::Dhcp => prepare(&[Need::Lab, Need::Bench, Need::Peers])?,
+            Name::Tftp | Name::Dhcp | Name::Growth => prepare(&[Need::Lab, Need::Bench, Need::Peers])?,
             Name::Limit => prepare(&[Need::Lab])?,
             Name::Native => prepare(&[Need::Lab, Need::Test])?,
             Name::Storm => prepare(&[Need::Lab, Need::Test, Need::Bench])?,
@@ -105,6 +108,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
             tftp::tftp(&world, &cells, &effort)?
         }
         Name::Dhcp => dhcp::dhcp(&world, &effort, arguments.quick)?,
+        Name::Growth => growth::growth(&world, &effort)?,
         Name::Limit => limit::limit(&world, &effort)?,
         Name::Native => native::native(&world, &effort)?,
         Name::Storm => storm::storm(&world, &effort, arguments.quick)?,

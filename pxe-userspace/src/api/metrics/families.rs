@@ -109,6 +109,8 @@ impl Scrape {
             acks,
             naks,
             malformed,
+            odd,
+            forged,
             ignored,
             foreign_relay,
             senseless,
@@ -126,6 +128,8 @@ impl Scrape {
             ("dhcp_offers", "DHCPOFFERs that the daemon sent.", offers),
             ("dhcp_acks", "DHCPACKs that the daemon sent.", acks),
             ("dhcp_naks", "DHCPNAKs that the daemon sent.", naks),
+            ("dhcp_odd", "Messages of which an option was ignored.", odd),
+            ("dhcp_forged", "Messages in a machine's name from another station.", forged),
             ("dhcp_ignored", "Messages of machines that [dhcp] unknown leaves alone.", ignored),
             ("dhcp_foreign_relay", "Messages from relays of other subnets.", foreign_relay),
             ("dhcp_senseless", "Messages about no lease of ours.", senseless),
@@ -144,6 +148,8 @@ impl Scrape {
             malformed,
         )?;
         families.gauge("dhcp_bound", "Addresses that are leased.", None, [([], self.measures.dhcp.bound)])?;
+        let free = self.measures.dhcp.room.free;
+        families.gauge("dhcp_free", "Addresses of the range that are nobody's.", None, [([], free)])?;
         let rivals = self.measures.dhcp.rivals.len();
         families.gauge("dhcp_rivals", "Other DHCP servers that were noticed.", None, [([], rivals)])
     }

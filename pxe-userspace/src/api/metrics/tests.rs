@@ -15,6 +15,7 @@ pub(in super::super) fn measures() -> Measures {
     let hook = |first: u64| (0..).map_while(counter_name).zip(first..).collect();
     let pacing = dhcp::PacingStatus { most: Some(9), under_way: 2, waiting: 1, capacity: Some(125_000_000) };
     let counters = dhcp::Counters { offers: 7, malformed: [("runt", 3)].into(), ..Default::default() };
+    let room = dhcp::Room { size: 100, free: 95 };
     Measures {
         version: "1.2.3",
         started: Timestamp::from_microsecond(1_500_000).unwrap(),
@@ -23,7 +24,7 @@ pub(in super::super) fn measures() -> Measures {
             PortStatus { name: "eth1".into(), tier: Tier::Tc, reason: Some("no \"XDP\"".into()) },
             PortStatus { name: "a\"b\\c".into(), tier: Tier::XdpAndTc, reason: None },
         ],
-        dhcp: dhcp::Status { counters, rivals: Vec::new(), bound: 5, pacing },
+        dhcp: dhcp::Status { counters, rivals: Vec::new(), bound: 5, room, forged: None, pacing },
         tftp: tftp::Stats::default().read().map(|(name, _)| (name, 4)).collect(),
         kernel: Some(KernelMeasures {
             counters: dataplane::Counters { xdp: hook(100), tc: hook(500) },

@@ -5,6 +5,9 @@
 //! at a time as the links carry without delaying blocks; all others wait at their DISCOVER, in order of arrival, but
 //! never past their firmware's last one.
 //!
+//! Machines that are declared wait for each other, and for nobody else: who makes up MAC addresses, or plugs in a
+//! thousand machines, holds up none of them.
+//!
 //! Pure: time is passed in. `docs/pacing.md` has the reasons and the numbers.
 
 pub mod patience;
@@ -12,7 +15,7 @@ pub mod progress;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -61,11 +64,19 @@ pub struct Pacing {
     /// Boots at a time; `None` when the links' speed is unknown, and nobody waits.
     most: Option<usize>,
     under_way: HashMap<Mac, Place>,
-    /// By order of arrival.
-    queue: BTreeMap<u64, Mac>,
+    /// Machines that the configuration names, and how many of them are under way.
+    declared: HashSet<Mac>,
+    declared_under_way: usize,
+    /// The declared before the others, each in order of arrival.
+    queue: BTreeMap<Turn, Mac>,
     waiting: HashMap<Mac, Waiting>,
+    /// The same machines, by their firmware's last DISCOVER.
+    due: BTreeSet<(Timestamp, Turn)>,
     arrivals: u64,
 }
+
+/// Whether it is a stranger, then its arrival.
+type Turn = (bool, u64);
 
 /// A boot that is counted.
 #[derive(Debug)]
@@ -78,7 +89,7 @@ struct Place {
 
 #[derive(Debug)]
 struct Waiting {
-    arrival: u64,
+    turn: Turn,
     asked: Timestamp,
     /// When its firmware sends its last DISCOVER.
     due: Timestamp,
@@ -93,6 +104,12 @@ impl Pacing {
     /// The links have become faster or slower.
     pub fn set_capacity(&mut self, capacity: Option<u64>) {
         self.most = capacity.map(boots_at_a_time);
+    }
+
+    /// Names the machines that need not wait for strangers.
+    pub fn set_declared(&mut self, declared: HashSet<Mac>) {
+        self.declared_under_way = self.under_way.keys().filter(|mac| declared.contains(mac)).count();
+        self.declared = declared;
     }
 
     /// How many boots go on at a time, if that is limited.
@@ -121,29 +138,39 @@ impl Pacing {
             self.enter(mac, now);
             return Verdict::Offer;
         }
-        let places = self.places();
-        let before = match self.waiting.get_mut(&mac) {
-            Some(waiting) => {
-                let gap = now.duration_since(waiting.asked).unsigned_abs();
-                waiting.due = waiting.due.min(after(now, patience.left_after(gap)));
-                waiting.asked = now;
-                let before = self.queue.range(..waiting.arrival).count();
-                (waiting.due > now).then_some((before, false))
-            }
-            None if self.queue.len() >= REMEMBERED => None,
-            None => Some((self.queue.len(), true)),
-        };
-        let Some((before, new)) = before.filter(|(before, _)| *before >= places) else {
+        let stranger = !self.declared.contains(&mac);
+        let known = self.waiting.get_mut(&mac).map(|waiting| {
+            let gap = now.duration_since(waiting.asked).unsigned_abs();
+            self.due.remove(&(waiting.due, waiting.turn));
+            waiting.due = waiting.due.min(after(now, patience.left_after(gap)));
+            waiting.asked = now;
+            self.due.insert((waiting.due, waiting.turn));
+            (waiting.turn, waiting.due)
+        });
+        let may_wait = known.map_or(self.queue.len() < REMEMBERED, |(_, due)| due > now);
+        let turn = known.map_or((stranger, self.arrivals), |(turn, _)| turn);
+        let before = self.before(turn);
+        if !may_wait || before < self.places(stranger) {
             self.enter(mac, now);
             return Verdict::Offer;
-        };
-        if new {
-            let (arrival, due) = (self.arrivals, after(now, patience.last()));
+        }
+        if known.is_none() {
+            let due = after(now, patience.last());
             self.arrivals += 1;
-            self.queue.insert(arrival, mac);
-            self.waiting.insert(mac, Waiting { arrival, asked: now, due });
+            self.queue.insert(turn, mac);
+            self.due.insert((due, turn));
+            self.waiting.insert(mac, Waiting { turn, asked: now, due });
         }
         Verdict::Wait { before }
+    }
+
+    /// How many machines wait whose turn comes before this one, as far as that matters to anybody.
+    fn before(&self, turn: Turn) -> usize {
+        // Who comes last needs no count.
+        match self.queue.last_key_value().is_none_or(|(last, _)| *last < turn) {
+            true => self.queue.len(),
+            false => self.queue.range(..turn).count(),
+        }
     }
 
     /// The kernel offered an address to a machine that boots.
@@ -168,9 +195,7 @@ impl Pacing {
                     place.quiet = SETTLED;
                 }
             }
-            Stage::Image | Stage::Workload | Stage::Failed => {
-                self.under_way.remove(&mac);
-            }
+            Stage::Image | Stage::Workload | Stage::Failed => self.leave(mac),
         }
     }
 
@@ -187,7 +212,7 @@ impl Pacing {
             }
         }
         for mac in &gone {
-            self.under_way.remove(mac);
+            self.leave(*mac);
         }
         gone
     }
@@ -195,16 +220,16 @@ impl Pacing {
     /// Time passed, or a place became free: returns who is to be offered an address now, without another DISCOVER.
     pub fn admit(&mut self, now: Timestamp) -> Vec<Mac> {
         let mut admitted = Vec::new();
-        while self.places() > 0
-            && let Some((_, mac)) = self.queue.pop_first()
+        while let Some((&(stranger, _), &mac)) = self.queue.first_key_value()
+            && self.places(stranger) > 0
         {
             self.enter(mac, now);
             admitted.push(mac);
         }
-        let due = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now);
-        let mut due: Vec<(u64, Mac)> = due.map(|(mac, waiting)| (waiting.arrival, *mac)).collect();
-        due.sort_unstable();
-        for (_, mac) in due {
+        while let Some(&(due, turn)) = self.due.first()
+            && due <= now
+        {
+            let mac = self.queue[&turn];
             self.enter(mac, now);
             admitted.push(mac);
         }
@@ -212,17 +237,28 @@ impl Pacing {
     }
 
     /// How many more may boot now.
-    fn places(&self) -> usize {
-        self.most.map_or(usize::MAX, |most| most.saturating_sub(self.under_way.len()))
+    fn places(&self, stranger: bool) -> usize {
+        let taken = if stranger { self.under_way.len() } else { self.declared_under_way };
+        self.most.map_or(usize::MAX, |most| most.saturating_sub(taken))
     }
 
     fn enter(&mut self, mac: Mac, now: Timestamp) {
-        if let Some(waiting) = self.waiting.remove(&mac) {
-            self.queue.remove(&waiting.arrival);
+        if let Some(Waiting { turn, due, .. }) = self.waiting.remove(&mac) {
+            self.queue.remove(&turn);
+            self.due.remove(&(due, turn));
         }
         // Without a limit nobody needs to be remembered.
-        if self.most.is_some() && (self.under_way.len() < REMEMBERED || self.is_under_way(mac)) {
-            self.under_way.insert(mac, Place { sign: now, quiet: QUIET });
+        let declared = self.declared.contains(&mac);
+        let room = declared || self.under_way.len() < REMEMBERED || self.is_under_way(mac);
+        if self.most.is_some() && room {
+            let new = self.under_way.insert(mac, Place { sign: now, quiet: QUIET }).is_none();
+            self.declared_under_way += usize::from(new && declared);
+        }
+    }
+
+    fn leave(&mut self, mac: Mac) {
+        if self.under_way.remove(&mac).is_some() && self.declared.contains(&mac) {
+            self.declared_under_way -= 1;
         }
     }
 }

@@ -197,3 +197,27 @@ fn made_up_machines_fill_no_memory_and_delay_nobody() {
     assert!(pacing.waiting().len() <= REMEMBERED && pacing.under_way() <= REMEMBERED);
     assert_eq!(pacing.asked(mac(usize::MAX >> 8), patience, at(1)), Verdict::Offer);
 }
+
+#[test]
+fn declared_machines_wait_for_each_other_and_for_nobody_else() {
+    let (mut pacing, patience) = (Pacing::new(room_for(4)), Patience::of(Firmware::UefiX64));
+    let declared: Vec<Mac> = (0..6).map(mac).collect();
+    pacing.set_declared(declared.iter().copied().collect());
+    for n in 100..5100 {
+        pacing.asked(mac(n), patience, at(0));
+    }
+    assert_eq!((pacing.under_way(), pacing.waiting().len()), (4, 4996));
+    let asked: Vec<Verdict> = declared.iter().map(|mac| pacing.asked(*mac, patience, at(10))).collect();
+    let [wait0, wait1] = [0, 1].map(|before| Verdict::Wait { before });
+    assert_eq!(asked, [Verdict::Offer, Verdict::Offer, Verdict::Offer, Verdict::Offer, wait0, wait1]);
+    assert_eq!(pacing.waiting().next(), Some(mac(4)), "before every stranger");
+    pacing.reached(mac(0), Stage::Workload, at(20));
+    assert_eq!(pacing.admit(at(20)), [mac(4)]);
+    pacing.reached(mac(100), Stage::Failed, at(30));
+    assert_eq!(pacing.admit(at(30)), [], "a stranger's place is none of theirs, and no other stranger's yet");
+    // What they are called may change while they boot.
+    pacing.set_declared([mac(1)].into());
+    pacing.reached(mac(1), Stage::Workload, at(40));
+    pacing.set_declared(declared.into_iter().collect());
+    assert_eq!(pacing.admit(at(40)), [mac(5)]);
+}

@@ -23,6 +23,10 @@ pub struct Appliance {
     pub tls_port: u16,
     pub router: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
+    /// The machines' own domain, and the others that are searched.
+    pub search: Vec<String>,
+    pub ntp: Vec<Ipv4Addr>,
+    pub mtu: Option<u16>,
     pub lease_time: Duration,
 }
 
@@ -34,6 +38,9 @@ impl From<&Config> for Appliance {
             tls_port: config.http.tls_port,
             router: config.dhcp.router,
             dns: config.dhcp.dns.clone(),
+            search: config.dhcp.domain.iter().chain(&config.dhcp.search).cloned().collect(),
+            ntp: config.dhcp.ntp.clone(),
+            mtu: config.dhcp.mtu,
             lease_time: config.dhcp.lease_time,
         }
     }
@@ -373,6 +380,9 @@ fn of_machine(machine: &Machine, appliance: &Appliance) -> BootSettings {
     BootSettings {
         router: appliance.router,
         dns: appliance.dns.clone(),
+        search: appliance.search.clone(),
+        ntp: appliance.ntp.clone(),
+        mtu: appliance.mtu,
         lease: appliance.lease_time,
         hold: machine.stops_in_stage1(),
         name: machine.name.clone(),

@@ -44,6 +44,9 @@ fn appliance() -> Appliance {
         tls_port: 7443,
         router: Some([10, 77, 0, 1].into()),
         dns: vec![[9, 9, 9, 9].into(), [1, 1, 1, 1].into()],
+        search: vec!["lab.example".into()],
+        ntp: vec![[10, 77, 0, 1].into()],
+        mtu: Some(1400),
         lease_time: std::time::Duration::from_secs(3600),
     }
 }
@@ -91,6 +94,9 @@ fn the_command_line_says_who_the_node_is() {
         [
             "bridgehead.router=10.77.0.1",
             "bridgehead.dns=9.9.9.9,1.1.1.1",
+            "bridgehead.ntp=10.77.0.1",
+            "bridgehead.search=lab.example",
+            "bridgehead.mtu=1400",
             "bridgehead.lease=3600",
             "bridgehead.name=n1",
             &format!("bridgehead.digest=sha256:{DIGEST}"),

@@ -22,6 +22,8 @@ pub trait LeaseMap: Send + Sync {
     fn revoke(&self, mac: Mac);
     /// From now on these machines are answered, and no others.
     fn grant_only(&self, leases: &[(Mac, Lease)]);
+    /// Soon a [`Told::Heard`] comes that has a time from now on.
+    fn settle(&self);
 }
 
 /// The programs, and where they answer from.
@@ -43,6 +45,11 @@ impl Kernel {
             Some(standing) => self.map.grant(mac, &lease(&standing, self.server_mac, now)),
             None => self.map.revoke(mac),
         }
+    }
+
+    /// Soon it is known whether the kernel promised again what ended just now.
+    pub(super) fn settle(&self) {
+        self.map.settle();
     }
 
     /// Has these machines answered by the kernel, and no others.

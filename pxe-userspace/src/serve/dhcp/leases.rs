@@ -15,13 +15,20 @@
 //! are remembered as aliases and never make a second lease. RFC 2131 would let option 61 decide,
 //! and a machine would change its address in the middle of its boot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod pool;
+mod rows;
+
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
+
+use self::pool::Addresses;
+pub use self::pool::Pool;
+use self::rows::Rows;
 
 /// An offer holds its address this long in memory, and the kernel may turn it into an ACK for as
 /// long; in the store it is held for the whole lease.
@@ -31,10 +38,14 @@ const OFFER_HOLD: Duration = Duration::from_secs(120);
 const QUARANTINE: Duration = Duration::from_secs(3600);
 
 /// The store is told a later end than the client: half a lease, so that the kernel can promise a
-/// whole one until the client's renewal (RFC 2131 section 4.4.5, T1) brings the daemon's, and this
+/// whole one until the client's renewal (RFC 2131 section 4.4.5, T1) brings the daemon's, and at most this
 /// much more, so that the packets of one boot (two DISCOVERs, a REQUEST, the OS's REQUEST) cost
-/// one write.
+/// one write. Of a short lease it is a quarter: the kernel's last word comes before the lease's end, which is then
+/// known for sure.
 const DURABLE_AHEAD: Duration = Duration::from_secs(120);
+
+/// Leases that ended which are looked at for one request.
+const LOOKED_AT: usize = 256;
 
 /// Client identifiers remembered of one machine. Firmware and an OS or two have one each.
 const MAX_CLIENT_IDS: usize = 8;
@@ -46,8 +57,8 @@ pub enum LeaseState {
     Offered,
     /// Acknowledged.
     Bound,
-    /// Given back by its machine. No other machine gets it until `durable_until`: the kernel may have promised it
-    /// again, to a machine that came back before its release was heard of.
+    /// Given back by its machine. No other machine gets it until all is heard that the kernel did by then: it may have
+    /// promised the address again, to a machine that came back before its release was heard of.
     Released,
     /// Its machine found somebody else using the address. Nobody gets it until `expires`.
     Declined,
@@ -90,17 +101,6 @@ pub enum Change {
     Remove(Ipv4Addr),
 }
 
-/// The addresses that may be given out.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pool {
-    /// First and last, both included.
-    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
-    /// Addresses inside the range that are in use otherwise: by the appliance, the router, workloads.
-    pub taken: BTreeSet<Ipv4Addr>,
-    pub reservations: HashMap<Mac, Ipv4Addr>,
-    pub lease_time: Duration,
-}
-
 /// No address for a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -116,15 +116,16 @@ pub enum Refused {
 /// Every lease, in memory.
 #[derive(Clone, Debug, Default)]
 pub struct Leases {
-    pool: Pool,
-    /// The addresses that the pool reserves for somebody.
-    reserved: BTreeSet<Ipv4Addr>,
-    by_address: BTreeMap<Ipv4Addr, Lease>,
-    /// Whatever the range has before this one was given out already: a storm of strangers must
-    /// not look through everybody's lease for each of them.
+    addresses: Addresses,
+    /// The shortest lease time that was promised by this process, as far as a kernel may still go by it.
+    shortest: Duration,
+    rows: Rows,
+    /// Whatever the range has before this one was given out already, as in [`Rows`].
     fresh: u32,
     /// The one address of each machine. A declined address belongs to none.
     of_machine: HashMap<Mac, Ipv4Addr>,
+    /// What machines still use that were offered another address.
+    leaving: HashMap<Mac, Ipv4Addr>,
     /// The kernel did nothing before this that is not known here.
     heard_until: Timestamp,
 }
@@ -137,32 +138,50 @@ pub struct Speakable {
     pub until: Timestamp,
 }
 
+/// How full the range is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Room {
+    pub size: usize,
+    pub free: usize,
+}
+
 impl Leases {
     /// Takes over what the store had.
     pub fn new(pool: Pool, stored: impl IntoIterator<Item = Lease>) -> Self {
         // Until told otherwise there is no kernel that answers on its own.
-        let mut leases = Self { heard_until: Timestamp::MAX, ..Self::default() };
-        leases.set_pool(pool);
+        let mut leases = Self { heard_until: Timestamp::MAX, shortest: Duration::MAX, ..Self::default() };
         for lease in stored {
-            let newer = |old: &Ipv4Addr| leases.by_address[old].expires < lease.expires;
+            let newer = |old: &Ipv4Addr| leases.rows.get(*old).is_none_or(|old| old.expires < lease.expires);
             if lease.state != LeaseState::Declined && leases.of_machine.get(&lease.mac).is_none_or(newer) {
                 leases.of_machine.insert(lease.mac, lease.address);
             }
-            leases.by_address.insert(lease.address, lease);
+            leases.rows.insert(lease, false);
         }
+        leases.set_pool(pool);
         leases
     }
 
     /// Changes what may be given out. Leases that are no longer allowed end at their next renewal.
     pub fn set_pool(&mut self, pool: Pool) {
-        self.reserved = pool.reservations.values().copied().collect();
+        self.shortest = self.shortest.min(pool.lease_time);
         self.fresh = 0;
-        self.pool = pool;
+        // Last come those that people see first: what is kept back comes from the range's other end, and where all was
+        // given out, of what ended first.
+        let (first, last) = pool.range.map_or((1, 0), |(first, last)| (first.into(), last.into()));
+        let unused = (first..=last).rev().map(Ipv4Addr::from).filter(|address| !self.rows.contains(*address));
+        let mut given: Vec<(Timestamp, Ipv4Addr)> =
+            self.rows.iter().map(|l| (l.expires, l.address)).collect();
+        given.sort_unstable();
+        let free = unused.chain(given.into_iter().map(|(_, address)| address));
+        let addresses = Addresses::new(pool, |mac| self.of_machine.get(&mac).copied(), free);
+        self.rows.arrange(|address| addresses.is_pooled(address));
+        self.addresses = addresses;
     }
 
     /// All rows, by address, with those that ended.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.by_address.values()
+        self.rows.iter()
     }
 
     /// How many machines have, or had, an address.
@@ -178,7 +197,7 @@ impl Leases {
 
     /// The machine's row, whatever its state.
     pub fn of(&self, mac: Mac) -> Option<&Lease> {
-        self.by_address.get(self.of_machine.get(&mac)?)
+        self.rows.get(*self.of_machine.get(&mac)?)
     }
 
     /// What the kernel may say to the machine, if everything that it can ask for comes down to one
@@ -187,33 +206,32 @@ impl Leases {
         let lease = self.of(mac)?;
         let until = match lease.state {
             LeaseState::Offered if lease.expires > now => {
-                lease.durable_until.min(after(lease.expires, self.pool.lease_time))
+                lease.durable_until.min(after(lease.expires, self.lease_time()))
             }
             LeaseState::Bound => lease.durable_until,
             LeaseState::Offered | LeaseState::Released | LeaseState::Declined => return None,
         };
-        let is_its_own = self.pool.reservations.get(&mac).is_none_or(|r| *r == lease.address);
+        let is_its_own = self.reservation(mac).is_none_or(|reserved| reserved == lease.address);
         let stands = until > now && is_its_own && self.allows(mac, lease.address);
         stands.then_some(Speakable { address: lease.address, until })
     }
 
     /// Everything that the kernel did before `until` has been told, but for what was lost on the
-    /// way. Offers that nobody took by then are free; after a loss nobody knows, and each is held
-    /// as if it had been taken.
+    /// way. Offers that nobody took by then are free, and so is what was given back or has ended; after a loss nobody
+    /// knows, and each is held as if it had been taken, or renewed.
     pub fn heard(&mut self, until: Timestamp, lost: bool) {
         if lost {
-            let heard_until = self.heard_until;
-            let unsure = self
-                .by_address
-                .values_mut()
-                .filter(|l| l.state == LeaseState::Offered && l.expires >= heard_until);
-            unsure.for_each(|l| l.expires = l.expires.max(l.durable_until));
+            let unsure = self.rows.iter().filter(|l| self.last_word(l) >= self.heard_until);
+            let unsure: Vec<Ipv4Addr> = unsure.map(|l| l.address).collect();
+            for address in unsure {
+                self.rows.edit(address, |l| l.expires = l.expires.max(l.durable_until));
+            }
         }
         self.heard_until = until;
     }
 
     /// An address to offer: the machine's reservation, what it has or had, what it asks for, one
-    /// that nobody had, the one that ended first (RFC 2131 section 4.3.1).
+    /// that nobody had, the one that ended first (RFC 2131 section 4.3.1), what is kept back for it.
     pub fn offer(
         &mut self,
         mac: Mac,
@@ -221,21 +239,22 @@ impl Leases {
         aliases: &Aliases,
         now: Timestamp,
     ) -> Result<(Ipv4Addr, Vec<Change>), Refused> {
-        let reserved = self.pool.reservations.get(&mac).copied();
+        let reserved = self.reservation(mac);
         let previous = self.of_machine.get(&mac).copied();
         let address = [reserved, previous, Some(wanted)]
             .into_iter()
             .flatten()
             .find(|a| self.is_available(mac, *a, now))
-            .or_else(|| self.never_used())
-            .or_else(|| self.longest_ended(now))
+            .or_else(|| self.never_used(mac))
+            .or_else(|| self.longest_ended(mac, now))
+            .or_else(|| self.addresses.kept(mac).filter(|kept| self.is_available(mac, *kept, now)))
             .ok_or(Refused::Exhausted)?;
         let bound = self
             .of(mac)
             .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && self.is_active(l, now));
         let changes = match bound {
             // The machine rebooted: its lease stands, and is long enough for what the offer says.
-            true => self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now),
+            true => self.put(mac, address, LeaseState::Bound, self.lease_time(), aliases, now),
             false => self.put(mac, address, LeaseState::Offered, OFFER_HOLD, aliases, now),
         };
         Ok((address, changes))
@@ -249,7 +268,7 @@ impl Leases {
         aliases: &Aliases,
         now: Timestamp,
     ) -> Result<Vec<Change>, Refused> {
-        let reserved = self.pool.reservations.get(&mac).copied();
+        let reserved = self.reservation(mac);
         // Another address than the reserved one ends here, unless the reserved one rests.
         if reserved.is_some_and(|r| r != address && self.is_available(mac, r, now)) {
             return Err(Refused::NotYours);
@@ -261,16 +280,16 @@ impl Leases {
         if moves || !self.is_available(mac, address, now) {
             return Err(Refused::NotYours);
         }
-        Ok(self.put(mac, address, LeaseState::Bound, self.pool.lease_time, aliases, now))
+        Ok(self.put(mac, address, LeaseState::Bound, self.lease_time(), aliases, now))
     }
 
     /// The machine chose another server's offer: ours is held only until it is sure that the kernel
     /// has not turned it into an ACK.
     pub fn withdraw(&mut self, mac: Mac, now: Timestamp) {
-        let lease = self.of_machine.get(&mac).and_then(|address| self.by_address.get_mut(address));
         let may_be_bound = after(now, OFFER_HOLD);
-        if let Some(lease) = lease.filter(|l| l.state == LeaseState::Offered && l.expires <= may_be_bound) {
-            lease.expires = lease.expires.min(now);
+        let offered = |l: &&Lease| l.state == LeaseState::Offered && l.expires <= may_be_bound;
+        if let Some(address) = self.of(mac).filter(offered).map(|l| l.address) {
+            self.rows.edit(address, |lease| lease.expires = lease.expires.min(now));
         }
     }
 
@@ -279,10 +298,7 @@ impl Leases {
         match self.of(mac) {
             Some(Lease { state: LeaseState::Released, .. }) => Vec::new(),
             Some(lease) if lease.address == address && self.is_active(lease, now) => {
-                self.change(address, |lease| {
-                    lease.state = LeaseState::Released;
-                    lease.expires = now;
-                })
+                self.give_back(address, now)
             }
             _ => Vec::new(),
         }
@@ -304,16 +320,16 @@ impl Leases {
     /// The store failed: what it was to know, it must be told again.
     pub fn not_durable(&mut self, changes: &[Change]) {
         for change in changes {
-            if let Change::Put(lease) = change
-                && let Some(lease) = self.by_address.get_mut(&lease.address)
-            {
-                let unheard = lease.state == LeaseState::Offered && lease.expires >= self.heard_until;
+            let Change::Put(lease) = change else { continue };
+            let heard_until = self.heard_until;
+            self.rows.edit(lease.address, |lease| {
+                let unheard = lease.state == LeaseState::Offered && lease.expires >= heard_until;
                 if unheard || matches!(lease.state, LeaseState::Bound | LeaseState::Released) {
                     // The kernel may have promised as much as the store had, which is not more.
                     lease.expires = lease.expires.max(lease.durable_until);
                 }
                 lease.durable_until = Timestamp::MIN;
-            }
+            });
         }
     }
 
@@ -326,51 +342,73 @@ impl Leases {
     /// Whether the lease's machine may have been told that the address is its own, by us or by the
     /// kernel without our having heard: then it stays so to the durable end.
     fn is_promised(&self, lease: &Lease, now: Timestamp) -> bool {
+        let told = match lease.state {
+            LeaseState::Bound | LeaseState::Released => lease.expires > now,
+            LeaseState::Offered => false,
+            LeaseState::Declined => return false,
+        };
+        told || (lease.durable_until > now && self.last_word(lease) >= self.heard_until)
+    }
+
+    /// The latest time at which the kernel can have promised the address to its machine.
+    fn last_word(&self, lease: &Lease) -> Timestamp {
         match lease.state {
-            LeaseState::Bound | LeaseState::Released => lease.expires.max(lease.durable_until) > now,
-            LeaseState::Offered => lease.expires >= self.heard_until && lease.durable_until > now,
-            LeaseState::Declined => false,
+            // A whole lease time has to end before the durable end.
+            LeaseState::Bound => lease.durable_until.checked_sub(self.shortest).unwrap_or(Timestamp::MIN),
+            // Then its entry is taken out.
+            LeaseState::Offered | LeaseState::Released => lease.expires,
+            LeaseState::Declined => Timestamp::MIN,
         }
     }
 
     /// Whether `mac` could be given `address` now.
     fn is_available(&self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> bool {
         self.allows(mac, address)
-            && self.by_address.get(&address).is_none_or(|lease| match lease.state {
+            && self.rows.get(address).is_none_or(|lease| match lease.state {
                 LeaseState::Declined => lease.expires <= now,
                 _ => lease.mac == mac || !self.is_active(lease, now),
             })
     }
 
-    /// Whether `mac` may hold `address` at all.
+    /// Whether `mac` may hold `address` at all. What is kept back for another is its own as long as it has it.
     fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
-        if self.pool.reservations.get(&mac) == Some(&address) {
-            return true;
-        }
-        self.pool.range.is_some_and(|(first, last)| (first..=last).contains(&address))
-            && self.is_dynamic(address)
+        let has = || self.of_machine.get(&mac) == Some(&address) && self.addresses.is_pooled(address);
+        self.addresses.allows(mac, address) || has()
     }
 
-    fn is_dynamic(&self, address: Ipv4Addr) -> bool {
-        !self.pool.taken.contains(&address) && !self.reserved.contains(&address)
+    fn reservation(&self, mac: Mac) -> Option<Ipv4Addr> {
+        self.addresses.pool.reservations.get(&mac).copied()
     }
 
-    fn never_used(&mut self) -> Option<Ipv4Addr> {
-        let (first, last) = self.pool.range?;
+    fn lease_time(&self) -> Duration {
+        self.addresses.pool.lease_time
+    }
+
+    fn never_used(&mut self, mac: Mac) -> Option<Ipv4Addr> {
+        let (first, last) = self.addresses.pool.range?;
         self.fresh = (self.fresh.max(first.into())..=last.into())
-            .find(|a| self.is_dynamic((*a).into()) && !self.by_address.contains_key(&(*a).into()))
+            .find(|a| self.addresses.allows(mac, (*a).into()) && !self.rows.contains((*a).into()))
             .unwrap_or(u32::MAX);
         (self.fresh != u32::MAX).then(|| self.fresh.into())
     }
 
-    fn longest_ended(&self, now: Timestamp) -> Option<Ipv4Addr> {
-        let (first, last) = self.pool.range?;
-        self.by_address
-            .range(first..=last)
-            .map(|(_, lease)| lease)
-            .filter(|l| !self.is_active(l, now) && self.is_dynamic(l.address))
-            .min_by_key(|l| l.expires)
-            .map(|l| l.address)
+    fn longest_ended(&self, mac: Mac, now: Timestamp) -> Option<Ipv4Addr> {
+        // Few of those that ended may be the kernel's to renew without our having heard yet; where it is many, a later
+        // request finds them.
+        let mut ended = self.rows.by_end().take_while(|lease| lease.expires <= now).take(LOOKED_AT);
+        let free = |l: &&Lease| !self.is_active(l, now) && self.addresses.allows(mac, l.address);
+        ended.find(free).map(|lease| lease.address)
+    }
+
+    /// How many addresses of the range can be anybody's, and how many of them are nobody's now.
+    pub fn room(&self, now: Timestamp) -> Room {
+        let Pool { range, taken, .. } = &self.addresses.pool;
+        let Some((first, last)) = *range else { return Room::default() };
+        let reserved = self.addresses.pool.reservations.values().chain(taken);
+        let apart: BTreeSet<_> = reserved.filter(|a| (first..=last).contains(*a)).collect();
+        let size = (u32::from(last) - u32::from(first)) as usize + 1 - apart.len();
+        let used = self.rows.by_end().filter(|lease| self.is_active(lease, now)).count();
+        Room { size, free: size.saturating_sub(used) }
     }
 
     /// Enters a lease of `address` for `hold`, and says what the store must learn first.
@@ -386,18 +424,30 @@ impl Leases {
         let mut changes = Vec::new();
         let before = self.of(mac).cloned();
         let moved = self.of_machine.insert(mac, address).filter(|old| *old != address);
-        // What the machine was told it may use stays out of the pool until then, although it is
-        // asking for another now: nobody proved that it stopped.
-        if let Some(old) = moved
-            && !self.by_address.get(&old).is_some_and(|l| self.is_promised(l, now))
-        {
-            self.by_address.remove(&old);
-            self.fresh = self.fresh.min(old.into());
-            changes.push(Change::Remove(old));
+        // What the machine was told it may use stays out of the pool although it is offered another now: nobody proved
+        // that it stopped.
+        if let Some(old) = moved {
+            if self.rows.get(old).is_some_and(|l| self.is_promised(l, now)) {
+                self.leaving.entry(mac).or_insert(old);
+            } else {
+                self.rows.remove(old);
+                self.fresh = self.fresh.min(old.into());
+                changes.push(Change::Remove(old));
+            }
         }
-        let stored = self.by_address.get(&address).filter(|l| l.mac == mac).cloned();
+        if state == LeaseState::Bound
+            && let Some(left) = self.leaving.remove(&mac)
+            && left != address
+            && self.rows.get(left).is_some_and(|l| l.mac == mac)
+        {
+            changes.extend(self.give_back(left, now));
+        }
+        if let Some(kept) = self.addresses.has(mac, address) {
+            self.fresh = self.fresh.min(kept.into());
+        }
+        let stored = self.rows.get(address).filter(|l| l.mac == mac).cloned();
         if stored.is_none()
-            && let Some(other) = self.by_address.get(&address)
+            && let Some(other) = self.rows.get(address)
             && self.of_machine.get(&other.mac) == Some(&address)
         {
             self.of_machine.remove(&other.mac);
@@ -409,11 +459,11 @@ impl Leases {
             client_ids.insert(id.clone());
         }
         uuid = aliases.uuid.clone().or(uuid);
-        // Offered again, it is held no shorter than it was: after a loss, or a release, that is
-        // longer than a hold.
+        // Offered again, it is held no shorter than it was: after a loss, or a release of which nobody knows yet what
+        // the kernel made of it, that is longer than a hold.
         let held = match &stored {
             Some(l) if (l.state, state) == (LeaseState::Offered, LeaseState::Offered) => l.expires,
-            Some(l) if (l.state, state) == (LeaseState::Released, LeaseState::Offered) => {
+            Some(l) if l.state == LeaseState::Released && self.is_promised(l, now) => {
                 l.expires.max(l.durable_until)
             }
             _ => Timestamp::MIN,
@@ -429,7 +479,7 @@ impl Leases {
         };
         // An offer promises a whole lease time: the store must know that before it leaves, and of
         // what the kernel will promise until the next renewal.
-        let promised = after(now, self.pool.lease_time + self.pool.lease_time / 2);
+        let promised = after(now, self.lease_time() + self.lease_time() / 2);
         let known = stored.is_some_and(|l| {
             l.state == lease.state
                 && l.durable_until >= promised
@@ -437,17 +487,23 @@ impl Leases {
                 && l.uuid == lease.uuid
         });
         if !known {
-            lease.durable_until = after(promised, DURABLE_AHEAD);
+            lease.durable_until = after(promised, DURABLE_AHEAD.min(self.lease_time() / 4));
             changes.push(Change::Put(lease.clone()));
         }
-        self.by_address.insert(address, lease);
+        self.rows.insert(lease, self.addresses.is_pooled(address));
         changes
     }
 
+    /// The machine no longer uses the address. Until all is heard that the kernel did by now, nobody else does.
+    fn give_back(&mut self, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
+        self.change(address, |lease| {
+            lease.state = LeaseState::Released;
+            lease.expires = now;
+        })
+    }
+
     fn change(&mut self, address: Ipv4Addr, edit: impl FnOnce(&mut Lease)) -> Vec<Change> {
-        let Some(lease) = self.by_address.get_mut(&address) else { return Vec::new() };
-        edit(lease);
-        vec![Change::Put(lease.clone())]
+        self.rows.edit(address, edit).map(|lease| Change::Put(lease.clone())).into_iter().collect()
     }
 }
 

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -23,6 +25,7 @@ fn pool(last: u8) -> Pool {
         range: Some((ip(100), ip(last))),
         taken: [ip(101)].into(),
         reservations: [(machine(9), ip(200)), (machine(8), ip(102))].into(),
+        declared: Vec::new(),
         lease_time: HOUR,
     }
 }
@@ -102,9 +105,10 @@ fn the_packets_of_one_boot_cost_two_writes() {
 }
 
 #[test]
-fn a_new_reservation_moves_the_machine_and_its_old_address_is_free_when_it_ends() {
+fn a_new_reservation_moves_the_machine_and_its_old_address_is_free() {
     let mut l = leases(110);
     let now = start();
+    l.heard(now, false);
     let old = offer(&mut l, 7, now).unwrap();
     bind(&mut l, 7, old, now).unwrap();
     let mut pool = pool(110);
@@ -114,13 +118,15 @@ fn a_new_reservation_moves_the_machine_and_its_old_address_is_free_when_it_ends(
     let (address, changes) = l.offer(machine(7), ANY, &Aliases::default(), now).unwrap();
     assert_eq!(address, ip(150));
     assert_eq!(changes.len(), 1);
+    let wish = |l: &mut Leases, n, now| l.offer(machine(n), old, &Aliases::default(), now).map(|(a, _)| a);
+    assert_ne!(wish(&mut l, 5, now), Ok(old), "it did not take the other one yet");
     bind(&mut l, 7, ip(150), now).unwrap();
     assert_eq!(l.bound(now).map(|l| l.address).collect::<Vec<_>>(), [ip(150)]);
-    let wish = |l: &mut Leases, n, now| l.offer(machine(n), old, &Aliases::default(), now).map(|(a, _)| a);
-    assert_ne!(wish(&mut l, 5, now), Ok(old));
-    assert_ne!(wish(&mut l, 6, now + HOUR), Ok(old), "the kernel may have promised it for longer");
-    assert_eq!(wish(&mut l, 7, now + 2 * HOUR), Ok(ip(150)));
-    assert_eq!(wish(&mut l, 4, now + 2 * HOUR), Ok(old));
+    assert_ne!(wish(&mut l, 6, now), Ok(old), "the kernel may have promised it just before");
+    let later = now + Duration::from_secs(3);
+    l.heard(later, false);
+    assert_eq!(wish(&mut l, 7, later), Ok(ip(150)));
+    assert_eq!(wish(&mut l, 4, later), Ok(old));
 }
 
 #[test]
@@ -153,21 +159,87 @@ fn an_offer_not_taken_is_free_again_and_a_chosen_rival_frees_it_at_once() {
 }
 
 #[test]
-fn a_released_address_is_its_machines_while_the_kernel_may_have_promised_it_again() {
+fn a_released_address_is_free_as_soon_as_the_kernel_is_known_not_to_have_promised_it_again() {
+    let seconds = |s| start() + Duration::from_secs(s);
+    let mut alone = leases(100);
+    bind(&mut alone, 1, ip(100), start()).unwrap();
+    assert_eq!(alone.release(machine(1), ip(100), start()).len(), 1);
+    assert_eq!(alone.release(machine(1), ip(100), start()), [], "said twice, stored once");
+    assert_eq!(offer(&mut alone, 2, start()), Ok(ip(100)), "without a kernel that answers: at once");
+
     let mut l = leases(100);
-    let now = start();
-    bind(&mut l, 1, ip(100), now).unwrap();
+    l.heard(start(), false);
+    bind(&mut l, 1, ip(100), start()).unwrap();
     let until = l.of(machine(1)).unwrap().durable_until;
-    assert_eq!(l.release(machine(1), ip(100), now).len(), 1);
-    assert_eq!(l.release(machine(1), ip(100), now), [], "said twice, stored once");
-    assert_eq!(l.speakable(machine(1), now), None);
-    assert_eq!(offer(&mut l, 2, now + HOUR), Err(Refused::Exhausted));
+    l.release(machine(1), ip(100), start());
+    assert_eq!(l.speakable(machine(1), start()), None);
+    assert_eq!(offer(&mut l, 2, seconds(1)), Err(Refused::Exhausted));
     let stored: Vec<_> = l.iter().map(|l| Lease { expires: l.durable_until, ..l.clone() }).collect();
-    assert_eq!(offer(&mut l, 1, now), Ok(ip(100)), "it came back");
-    assert_eq!(offer(&mut l, 2, now + HOUR), Err(Refused::Exhausted), "an offer makes that no shorter");
+    let mut back = l.clone();
+    assert_eq!(offer(&mut back, 1, seconds(1)), Ok(ip(100)), "it came back");
+    back.heard(seconds(300), false);
+    assert_eq!(offer(&mut back, 2, seconds(300)), Err(Refused::Exhausted), "an offer makes nothing shorter");
+    let mut lost = l.clone();
+    lost.heard(seconds(3), true);
+    assert_eq!(offer(&mut lost, 2, seconds(3)), Err(Refused::Exhausted), "its ACK's event may be lost");
+    assert_eq!(offer(&mut lost, 2, until), Ok(ip(100)));
     let mut restarted = Leases::new(pool(100), stored);
-    assert_eq!(offer(&mut restarted, 2, now + HOUR), Err(Refused::Exhausted));
+    restarted.heard(Timestamp::MIN, false);
+    assert_eq!(offer(&mut restarted, 2, seconds(3)), Err(Refused::Exhausted), "nobody knows any more");
     assert_eq!(offer(&mut restarted, 2, until), Ok(ip(100)));
+    l.heard(seconds(3), false);
+    assert_eq!(offer(&mut l, 2, seconds(3)), Ok(ip(100)));
+}
+
+#[test]
+fn a_lease_ends_when_its_machine_was_told_and_not_when_the_store_was() {
+    for lease_time in [30, 60, 3600] {
+        let lease_time = Duration::from_secs(lease_time);
+        let mut l = Leases::new(Pool { lease_time, ..pool(100) }, []);
+        l.heard(start(), false);
+        bind(&mut l, 1, ip(100), start()).unwrap();
+        let end = start() + lease_time;
+        assert!(l.of(machine(1)).unwrap().durable_until > end);
+        l.heard(end - Duration::from_secs(1), false);
+        assert_eq!(offer(&mut l, 2, end - Duration::from_secs(1)), Err(Refused::Exhausted));
+        l.heard(end, false);
+        assert_eq!(offer(&mut l, 2, end), Ok(ip(100)), "{lease_time:?}");
+    }
+}
+
+#[test]
+fn an_address_is_kept_back_for_each_declared_machine() {
+    let declared = vec![machine(1), machine(2)];
+    let mut l = Leases::new(Pool { declared: declared.clone(), ..pool(105) }, []);
+    let now = start();
+    let strangers = |l: &mut Leases, now| (20..30).filter(|n| offer(l, *n, now).is_ok()).count();
+    assert_eq!(strangers(&mut l, now), 2, "of .100, .103, .104 and .105");
+    assert_eq!(l.room(now), Room { size: 4, free: 2 });
+    assert_eq!(
+        l.offer(machine(20), ip(105), &Aliases::default(), now).unwrap().0,
+        ip(100),
+        "not by its number"
+    );
+    assert_eq!(offer(&mut l, 2, now), Ok(ip(104)));
+    assert_eq!(offer(&mut l, 1, now), Ok(ip(105)));
+    assert_eq!(offer(&mut l, 31, now), Err(Refused::Exhausted));
+
+    // One that takes another address of the range leaves what was kept to all.
+    let mut l = Leases::new(Pool { declared: declared.clone(), ..pool(105) }, []);
+    assert_eq!(offer(&mut l, 1, now), Ok(ip(100)), "the first that is free, as everybody");
+    assert_eq!(strangers(&mut l, now), 2);
+    assert_eq!(offer(&mut l, 2, now), Ok(ip(104)));
+
+    // Declared when the range is full: the next that ends is kept, and nobody loses what it has.
+    let mut l = leases(105);
+    let given: Vec<_> = (20..24).map(|n| offer(&mut l, n, now).unwrap()).collect();
+    (20..24).zip(&given).for_each(|(n, a)| bind(&mut l, n, *a, now + Duration::from_secs(n.into())).unwrap());
+    l.set_pool(Pool { declared, ..pool(105) });
+    assert_eq!(offer(&mut l, 1, now), Err(Refused::Exhausted));
+    (20..24).zip(&given).for_each(|(n, a)| bind(&mut l, n, *a, now + Duration::from_secs(60)).unwrap());
+    let ended = now + 2 * HOUR;
+    assert_eq!((30..40).filter(|n| offer(&mut l, *n, ended).is_ok()).count(), 2);
+    assert!(offer(&mut l, 1, ended).is_ok() && offer(&mut l, 2, ended).is_ok());
 }
 
 #[test]
@@ -177,7 +249,7 @@ fn a_machine_that_gave_its_address_back_may_take_another() {
     bind(&mut l, 1, ip(100), now).unwrap();
     l.release(machine(1), ip(100), now);
     bind(&mut l, 1, ip(105), now).unwrap();
-    assert_ne!(offer(&mut l, 2, now), Ok(ip(100)));
+    assert_eq!(offer(&mut l, 2, now), Ok(ip(100)));
 }
 
 #[test]
@@ -217,7 +289,7 @@ enum Step {
     Offer(u8, u8),
     Bind(u8, u8),
     /// Perhaps the kernel promised the address again before the daemon heard of the release.
-    Release(u8, u8, bool),
+    Release(u8, u8, Option<Hears>),
     Decline(u8, u8),
     Withdraw(u8),
     Wait(u64),
@@ -225,23 +297,35 @@ enum Step {
     Failed,
     /// All that the kernel told is heard.
     Heard,
-    /// The machine asks for the address that it has, and the kernel answers if it may. Whether the
-    /// daemon hears of it is another matter.
-    Kernel(u8, bool),
+    /// The machine asks for the address that it has, and the kernel answers if it may.
+    Kernel(u8, Hears),
+}
+
+/// Whether the daemon hears of what the kernel did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Hears {
+    AtOnce,
+    /// With all that it hears of next.
+    Later,
+    Never,
+}
+
+fn hears() -> impl Strategy<Value = Hears> {
+    prop::sample::select(vec![Hears::AtOnce, Hears::AtOnce, Hears::Later, Hears::Later, Hears::Never])
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Offer(n, a)),
         4 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Bind(n, a)),
-        1 => (0..10u8, 98..108u8, any::<bool>()).prop_map(|(n, a, again)| Step::Release(n, a, again)),
+        1 => (0..10u8, 98..108u8, prop::option::of(hears())).prop_map(|(n, a, again)| Step::Release(n, a, again)),
         1 => (0..10u8, 98..108u8).prop_map(|(n, a)| Step::Decline(n, a)),
         1 => (0..10u8).prop_map(Step::Withdraw),
         2 => (0..4000u64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
         1 => Just(Step::Failed),
         2 => Just(Step::Heard),
-        4 => (0..10u8, any::<bool>()).prop_map(|(n, heard)| Step::Kernel(n, heard)),
+        4 => (0..10u8, hears()).prop_map(|(n, hears)| Step::Kernel(n, hears)),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -255,6 +339,8 @@ struct World {
     resting: BTreeMap<Ipv4Addr, Timestamp>,
     /// What the kernel was told: address, durable end.
     kernel: HashMap<Mac, (Ipv4Addr, Timestamp)>,
+    /// What the kernel told, on its way.
+    told_by_kernel: Vec<(Mac, Ipv4Addr)>,
     /// Something that the kernel told did not get through.
     lost: bool,
 }
@@ -266,6 +352,23 @@ impl World {
                 Change::Put(lease) => drop(self.disk.insert(lease.address, lease)),
                 Change::Remove(address) => drop(self.disk.remove(&address)),
             }
+        }
+    }
+
+    /// The kernel may say this to the machine.
+    fn grant(&mut self, mac: Mac, speakable: Option<Speakable>) {
+        match speakable {
+            Some(may) => self.kernel.insert(mac, (may.address, may.until)),
+            None => self.kernel.remove(&mac),
+        };
+    }
+
+    /// The kernel tells of an ACK.
+    fn tell(&mut self, mac: Mac, address: Ipv4Addr, hears: Hears) {
+        match hears {
+            Hears::AtOnce => {}
+            Hears::Later => self.told_by_kernel.push((mac, address)),
+            Hears::Never => self.lost = true,
         }
     }
 
@@ -296,7 +399,7 @@ proptest! {
         let none = Aliases::default();
         for step in steps {
             let of = match &step {
-                Step::Offer(n, _) | Step::Bind(n, _) | Step::Kernel(n, true) | Step::Withdraw(n) => {
+                Step::Offer(n, _) | Step::Bind(n, _) | Step::Kernel(n, Hears::AtOnce) | Step::Withdraw(n) => {
                     Some(machine(*n))
                 }
                 _ => None,
@@ -326,31 +429,40 @@ proptest! {
                         world.told.insert(machine(n), (ip(wanted), now + HOUR));
                     }
                 }
-                Step::Kernel(n, heard) => {
+                Step::Kernel(n, hears) => {
                     let Some((address, until)) = world.kernel.get(&machine(n)).copied() else { continue };
                     if until < now + HOUR {
                         continue;
                     }
                     world.promised(machine(n), address, now)?;
                     world.told.insert(machine(n), (address, now + HOUR));
-                    if heard {
+                    if hears == Hears::AtOnce {
                         let changes = leases.bind(machine(n), address, &none, now);
                         prop_assert!(changes.is_ok(), "{changes:?}: the kernel said what the daemon would not");
                         commit(&mut leases, &mut world, changes.unwrap());
                     }
-                    world.lost |= !heard;
+                    world.tell(machine(n), address, hears);
                 }
-                Step::Heard => leases.heard(now, std::mem::take(&mut world.lost)),
+                Step::Heard => {
+                    for (mac, address) in std::mem::take(&mut world.told_by_kernel) {
+                        let Ok(changes) = leases.bind(mac, address, &none, now) else { continue };
+                        commit(&mut leases, &mut world, changes);
+                        world.grant(mac, leases.speakable(mac, now));
+                    }
+                    leases.heard(now, std::mem::take(&mut world.lost));
+                }
                 Step::Release(n, address, again) => {
                     if world.told.get(&machine(n)).is_some_and(|(a, _)| *a == ip(address)) {
                         let changes = leases.release(machine(n), ip(address), now);
                         world.told.remove(&machine(n));
                         if let Some((address, until)) = world.kernel.remove(&machine(n))
-                            && again
+                            && let Some(hears) = again
                             && until >= now + HOUR
                         {
                             world.promised(machine(n), address, now)?;
                             world.told.insert(machine(n), (address, now + HOUR));
+                            // Nothing is heard between the kernel's answer and the release that came before it.
+                            world.tell(machine(n), address, if hears == Hears::AtOnce { Hears::Later } else { hears });
                         }
                         world.store(changes);
                     }
@@ -370,15 +482,16 @@ proptest! {
                     let stored = world.disk.values().map(|l| Lease { expires: l.durable_until, ..l.clone() });
                     leases = Leases::new(pool(106), stored);
                     leases.heard(Timestamp::MIN, false);
+                    // The next daemon's first commands, and the ring that it finds.
+                    for n in 0..10 {
+                        world.grant(machine(n), leases.speakable(machine(n), now));
+                    }
                 }
                 Step::Failed => disk_fails = true,
             }
             // As `Command::Standing` has it, after the commit.
             if let Some(mac) = of {
-                match leases.speakable(mac, now) {
-                    Some(may) => world.kernel.insert(mac, (may.address, may.until)),
-                    None => world.kernel.remove(&mac),
-                };
+                world.grant(mac, leases.speakable(mac, now));
             }
         }
     }

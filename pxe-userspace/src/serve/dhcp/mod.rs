@@ -8,6 +8,7 @@
 //! A stored lease is also granted to the kernel programs ([`kernel`]). From then on they answer its machine, and
 //! report that as events, which renew the lease as the machine's own packets would have.
 
+mod filter;
 pub mod kernel;
 pub mod leases;
 mod rare;
@@ -18,7 +19,7 @@ pub mod store;
 mod wire;
 
 pub use kernel::{Answered, Kernel, LeaseMap, Told};
-pub use leases::{Change, Lease, LeaseState, Leases};
+pub use leases::{Change, Lease, LeaseState, Leases, Room};
 pub use scope::Scope;
 pub use server::{Command, Counters, Rival, Server, Standing};
 pub use socket::{Bound, Dhcp, PacingStatus, Status, bind};

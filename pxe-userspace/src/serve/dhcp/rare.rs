@@ -11,14 +11,16 @@ use pxe_common::dhcp::{BUFFER, COOKIE, Packet, Pass, field, option};
 
 /// The options that a request is made of, and how much of each says all: of names only the
 /// beginning is read, what is echoed stays whole.
-const KEPT: [(u8, usize); 11] = [
+const KEPT: [(u8, usize); 13] = [
     (option::MESSAGE_TYPE, 1),
     (option::REQUESTED_ADDRESS, 4),
     (option::SERVER_ID, 4),
     (option::MAX_SIZE, 2),
-    (option::VENDOR_CLASS, 16),
+    (option::VENDOR_CLASS, 32),
     (option::USER_CLASS, 16),
     (option::ARCHITECTURE, 2),
+    (option::UNDI, 3),
+    (option::SUBNET_SELECTION, 4),
     (option::IPXE, 0),
     (option::MACHINE_ID, 17),
     (option::CLIENT_ID, 255),

@@ -1,14 +1,16 @@
 //! What the configuration means for replies: who gets a boot file, and the grant for each machine.
 
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pxe_common::Mac;
 use pxe_common::dhcp::{Boot, Firmware, Grant, option, reply::OPTIONS_CAP};
 use pxe_contract::paths::{GRUB_BIOS, GRUB_EFI_X64};
 
 use super::leases::Pool;
-use crate::config::{Config, DhcpMode, IpxeLoader, Unknown};
+use crate::config::{Config, DhcpMode, IpxeLoader, Node, Unknown};
 use crate::provision::boot::Appliance;
 use crate::provision::boot::Generated;
 
@@ -37,6 +39,8 @@ const OWNED: [u8; 16] = [
 #[derive(Clone, Debug)]
 pub struct Scope {
     config: Arc<Config>,
+    /// Where the configuration has each declared machine.
+    nodes: HashMap<Mac, usize>,
     common: [u8; OPTIONS_CAP],
     /// Where each common option ends, so that a reply can be shortened option by option.
     ends: Vec<u16>,
@@ -47,9 +51,14 @@ pub struct Scope {
 impl Scope {
     pub fn new(config: Arc<Config>) -> Self {
         let common = common_options(&config);
-        let mut scope = Self { config, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
+        let nodes = config.nodes.iter().enumerate().map(|(i, node)| (node.mac, i)).collect();
+        let mut scope =
+            Self { config, nodes, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
         for (code, value) in common {
             scope.append(code, &value);
+        }
+        if !scope.config.nodes.is_empty() && scope.common.len() - scope.len() < HOST_NAME_LEN {
+            scope.left_out.push(option::HOST_NAME);
         }
         scope
     }
@@ -70,7 +79,17 @@ impl Scope {
 
     /// Whether the machine is served at all.
     pub fn serves(&self, mac: Mac) -> bool {
-        self.config.dhcp.unknown != Unknown::Ignore || self.config.node(mac).is_some()
+        self.config.dhcp.unknown != Unknown::Ignore || self.node(mac).is_some()
+    }
+
+    /// The machines that the configuration names.
+    pub fn declared(&self) -> HashSet<Mac> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// What the configuration says of the machine.
+    fn node(&self, mac: Mac) -> Option<&Node> {
+        self.nodes.get(&mac).map(|i| &self.config.nodes[*i])
     }
 
     /// Whether an address of the boot segment.
@@ -80,7 +99,7 @@ impl Scope {
 
     /// The profile that the machine boots.
     pub fn profile(&self, mac: Mac) -> Option<&str> {
-        self.config.profile_of(mac).map(|p| p.name.as_str())
+        self.config.profile_for(self.node(mac)).map(|p| p.name.as_str())
     }
 
     /// The addresses that may be given out.
@@ -95,6 +114,7 @@ impl Scope {
             range: dhcp.range,
             taken,
             reservations: nodes.iter().filter_map(|n| Some((n.mac, n.address?))).collect(),
+            declared: nodes.iter().filter(|n| n.address.is_none()).map(|n| n.mac).collect(),
             lease_time: dhcp.lease_time,
         }
     }
@@ -102,18 +122,37 @@ impl Scope {
     /// What a reply to `mac` says beyond what it echoes. A machine without a profile is given no
     /// boot file.
     pub fn grant(&self, mac: Mac, address: Ipv4Addr) -> Grant {
+        let (options, options_len) = self.options(mac);
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let dhcp = &self.config.dhcp;
+        let [renewal_time, rebinding_time] = dhcp.renewals();
         Grant {
             address: address.octets(),
             server: self.address().octets(),
-            lease_time: u32::try_from(self.config.dhcp.lease_time.as_secs()).unwrap_or(u32::MAX),
+            lease_time: seconds(dhcp.lease_time),
+            renewal_time: seconds(renewal_time),
+            rebinding_time: seconds(rebinding_time),
             reserved: 0,
-            options_len: self.ends.last().copied().unwrap_or(0),
-            options: self.common,
+            options_len,
+            options,
             boot: match self.profile(mac) {
                 Some(_) => self.boots(mac),
                 None => [Boot::NONE; Firmware::SLOTS],
             },
         }
+    }
+
+    /// The options that all machines share, and behind them its name; with their length.
+    fn options(&self, mac: Mac) -> ([u8; OPTIONS_CAP], u16) {
+        let (mut options, at) = (self.common, self.len());
+        let end =
+            self.node(mac).and_then(|node| encode(&mut options, at, option::HOST_NAME, node.name.as_bytes()));
+        (options, end.unwrap_or(at) as u16)
+    }
+
+    /// Bytes of the options that all machines share.
+    fn len(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0).into()
     }
 
     /// Takes the last, least needed, common option off the grant; false when none is left.
@@ -154,18 +193,43 @@ impl Scope {
     }
 
     fn append(&mut self, code: u8, value: &[u8]) {
-        let at = usize::from(self.ends.last().copied().unwrap_or(0));
-        let end = at + 2 + value.len();
-        match (u8::try_from(value.len()), self.common.get_mut(at..end)) {
-            (Ok(len), Some(room)) if !OWNED.contains(&code) => {
-                room[0] = code;
-                room[1] = len;
-                room[2..].copy_from_slice(value);
-                self.ends.push(end as u16);
-            }
-            _ => self.left_out.push(code),
+        let at = self.len();
+        let end = (!OWNED.contains(&code)).then(|| encode(&mut self.common, at, code, value)).flatten();
+        match end {
+            Some(end) => self.ends.push(end as u16),
+            None => self.left_out.push(code),
         }
     }
+}
+
+/// Bytes of the longest host name as an option.
+const HOST_NAME_LEN: usize = 2 + 63 + 1;
+
+/// Writes an option, and returns where the next one begins; none where there is no room. Behind a text is a zero, a
+/// PAD: many clients read its value as a string of C.
+fn encode(options: &mut [u8; OPTIONS_CAP], at: usize, code: u8, value: &[u8]) -> Option<usize> {
+    let is_text = matches!(code, option::HOST_NAME | option::DOMAIN | option::ROOT_PATH);
+    let end = at + 2 + value.len() + usize::from(is_text);
+    let room = options.get_mut(at..end)?;
+    room.fill(0);
+    room[0] = code;
+    room[1] = u8::try_from(value.len()).ok()?;
+    room[2..][..value.len()].copy_from_slice(value);
+    Some(end)
+}
+
+/// A list of domains as option 119 has it (RFC 3397 section 2), without compression.
+fn domain_list<'a>(domains: impl IntoIterator<Item = &'a String>) -> Vec<u8> {
+    let mut list = Vec::new();
+    for domain in domains {
+        for label in domain.split('.') {
+            // A label has at most 63 bytes: the configuration was checked.
+            list.push(label.len() as u8);
+            list.extend(label.as_bytes());
+        }
+        list.push(0);
+    }
+    list
 }
 
 /// The options that all machines share, the most needed first. An option given by number
@@ -173,13 +237,20 @@ impl Scope {
 fn common_options(config: &Config) -> Vec<(u8, Vec<u8>)> {
     let dhcp = &config.dhcp;
     let octets = |addresses: &[Ipv4Addr]| addresses.iter().flat_map(Ipv4Addr::octets).collect::<Vec<u8>>();
+    // The domain alone needs no list.
+    let search = match &dhcp.search[..] {
+        [] => Vec::new(),
+        more => domain_list(dhcp.domain.iter().chain(more)),
+    };
     let made = [
         (option::SUBNET_MASK, config.network.address.netmask().octets().to_vec()),
         (option::ROUTER, octets(dhcp.router.as_slice())),
         (option::DNS, octets(&dhcp.dns)),
         (option::BROADCAST, config.network.address.broadcast().octets().to_vec()),
         (option::DOMAIN, dhcp.domain.as_deref().unwrap_or_default().as_bytes().to_vec()),
+        (option::MTU, dhcp.mtu.map(|mtu| mtu.to_be_bytes().to_vec()).unwrap_or_default()),
         (option::NTP, octets(&dhcp.ntp)),
+        (option::DOMAIN_SEARCH, search),
     ];
     let made = made.into_iter().filter(|(code, value)| !value.is_empty() && !dhcp.options.contains_key(code));
     made.chain(dhcp.options.iter().map(|(code, value)| (*code, value.clone()))).collect()

@@ -77,6 +77,13 @@ pub enum Command {
     Waits(Mac, usize),
     Event(Happened),
     Noted(Mac, Note),
+    /// No answer, and nobody else hears of it.
+    Unanswered {
+        source: SocketAddrV4,
+        why: &'static str,
+    },
+    /// Another station spoke in the machine's name.
+    Forged(Mac),
     Send(Reply),
     /// Another DHCP server is on the wire.
     Rival(Rival),
@@ -98,6 +105,7 @@ pub struct Server {
     leases: Leases,
     counters: Counters,
     rivals: status::Rivals,
+    forged: Option<(Mac, Timestamp)>,
     pacing: Pacing,
     /// The last DISCOVER of each machine that waits for its turn.
     held: HashMap<Mac, (Meta, Vec<u8>)>,
@@ -117,14 +125,16 @@ impl Server {
         let mut server = Self {
             scope,
             leases,
-            counters: Counters::default(),
+            counters: Counters::new(),
             rivals: status::Rivals::default(),
+            forged: None,
             pacing: Pacing::new(ceiling),
             held: HashMap::new(),
             ceiling,
             link_speed: None,
             tight: false,
         };
+        server.pacing.set_declared(server.scope.declared());
         server.tighten();
         server
     }
@@ -133,6 +143,7 @@ impl Server {
     pub fn reconfigure(&mut self, config: Arc<Config>) {
         self.scope = Scope::new(config);
         self.leases.set_pool(self.scope.pool());
+        self.pacing.set_declared(self.scope.declared());
     }
 
     pub fn scope(&self) -> &Scope {
@@ -227,10 +238,11 @@ impl Server {
             Ok(parsed) => parsed,
             Err(pass) => {
                 self.counters.malformed(pass);
-                return Vec::new();
+                return vec![Command::Unanswered { source: meta.source, why: pass.name() }];
             }
         };
         self.counters.received(request.message);
+        self.counters.odd += u64::from(request.odd);
         if !self.scope.serves(request.mac) {
             self.counters.ignored += 1;
             return Vec::new();
@@ -242,9 +254,9 @@ impl Server {
             DhcpMode::Proxy => self.proxy(&asked),
             DhcpMode::Authoritative if meta.port == port::PXE => self.boot_server(&asked),
             // One subnet is configured; an address of it is of no use behind another relay.
-            DhcpMode::Authoritative if self.is_foreign(request.giaddr) => {
+            DhcpMode::Authoritative if self.is_foreign(request.place()) => {
                 self.counters.foreign_relay += 1;
-                Vec::new()
+                vec![Command::Unanswered { source: meta.source, why: "foreign-relay" }]
             }
             DhcpMode::Authoritative => {
                 let commands = match request.message {
@@ -257,6 +269,18 @@ impl Server {
                 commands.into_iter().chain(self.tighten()).collect()
             }
         }
+    }
+
+    /// Another station spoke in a machine's name. Nothing of it is believed.
+    pub fn forged(&mut self, mac: Mac, now: Timestamp) -> Vec<Command> {
+        self.counters.forged += 1;
+        self.forged = Some((mac, now));
+        vec![Command::Forged(mac)]
+    }
+
+    /// The machine in whose name another station spoke last, and when.
+    pub fn last_forged(&self) -> Option<(Mac, Timestamp)> {
+        self.forged
     }
 
     /// A server's packet to a client was overheard. Ours do not come here.
@@ -314,8 +338,7 @@ impl Server {
     /// The four meanings of DHCPREQUEST (RFC 2131 section 4.3.2), told apart by table 4.
     fn request(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
         let Request { mac, requested, server_id, ciaddr, .. } = asked.request;
-        let selecting = !server_id.is_unspecified();
-        if selecting && server_id != self.scope.address() {
+        if self.is_for_another(&asked.request) {
             self.leases.withdraw(mac, now);
             let rival = self.rival(server_id, Some(mac), Evidence::Chosen, now);
             return std::iter::once(Command::Standing(mac)).chain(rival).collect();
@@ -435,6 +458,10 @@ impl Server {
     fn send(&mut self, kind: Kind, asked: &Asked<'_>, address: Ipv4Addr) -> Option<Command> {
         let Asked { request, packet, meta, .. } = asked;
         let mut grant = self.scope.grant(request.mac, address);
+        // RFC 5107: the relay wants to see whatever the client sends to its server.
+        if !request.relay.server.is_unspecified() {
+            grant.server = request.relay.server.octets();
+        }
         let mut out = [0; BUFFER];
         let len = loop {
             match dhcp::build(&mut out, kind, request, packet, &grant) {
@@ -482,12 +509,14 @@ impl Server {
         noted.into_iter().chain(self.rivals.seen(server, evidence, now).map(Command::Rival)).collect()
     }
 
-    fn is_foreign(&self, giaddr: Ipv4Addr) -> bool {
-        !giaddr.is_unspecified() && !self.scope.is_local(giaddr)
+    /// Whether a machine is in another subnet than ours.
+    fn is_foreign(&self, place: Ipv4Addr) -> bool {
+        !place.is_unspecified() && !self.scope.is_local(place)
     }
 
     fn is_for_another(&self, request: &Request) -> bool {
-        !request.server_id.is_unspecified() && request.server_id != self.scope.address()
+        let ours = [Ipv4Addr::UNSPECIFIED, self.scope.address(), request.relay.server];
+        !ours.contains(&request.server_id)
     }
 }
 

@@ -13,6 +13,8 @@ use crate::serve::dhcp::LeaseState;
 
 #[path = "server_tests/corpus.rs"]
 mod corpus;
+#[path = "server_tests/odd.rs"]
+mod odd;
 #[path = "server_tests/pace.rs"]
 mod pace;
 #[path = "server_tests/parity.rs"]
@@ -44,9 +46,13 @@ fn config() -> Config {
             mode: DhcpMode::Authoritative,
             range: Some((ip(100), ip(109))),
             lease_time: Duration::from_secs(3600),
+            renewal_time: None,
+            rebinding_time: None,
             router: Some(SERVER),
             dns: vec![ip(1), ip(2)],
             domain: Some("lab.example".into()),
+            search: Vec::new(),
+            mtu: None,
             ntp: Vec::new(),
             options: BTreeMap::new(),
             unknown: config::Unknown::Boot,
@@ -148,6 +154,8 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Released(_) => outcome.released = true,
             Command::Standing(mac) => assert_eq!(mac, MAC),
             Command::AllStanding | Command::Waits(..) => panic!("there is no ceiling: {command:?}"),
+            Command::Forged(mac) => panic!("{mac}: no frame is looked at here"),
+            Command::Unanswered { why, .. } => outcome.unanswered = Some(why),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
             Command::Noted(_, note) => outcome.noted.push(note),
             Command::Described { firmware, uuid, profile, .. } => {
@@ -167,6 +175,7 @@ struct Outcome {
     released: bool,
     rivals: Vec<Ipv4Addr>,
     noted: Vec<Note>,
+    unanswered: Option<&'static str>,
     described: Option<(Option<Firmware>, Option<String>, Option<String>)>,
 }
 
@@ -473,10 +482,10 @@ fn a_reply_is_shortened_to_what_the_client_takes() {
 fn what_is_malformed_is_counted_and_dropped() {
     let mut server = server();
     let good = Client::new(Type::Discover).message.to_vec().unwrap();
-    let mut lying = good.clone();
-    lying.truncate(field::OPTIONS);
-    lying.extend([53, 1, 1, 12, 200, b'x']);
-    for bytes in [&good[..100], &lying, &[0; 3000], &[]] {
+    let mut untyped = good.clone();
+    untyped.truncate(field::OPTIONS);
+    untyped.extend([12, 200, b'x']);
+    for bytes in [&good[..100], &untyped, &[0; 3000], &[]] {
         raw(&mut server, bytes, NONE, 67, now()).silent();
     }
     let counted: u64 = server.counters().malformed.values().sum();

@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::Command;
 use super::wire::{BATCH, Heard, ServeError, Sockets};
-use super::{Answered, Change, Counters, Kernel, Lease, LeaseStore, Rival, Server, Told, kernel};
+use super::{
+    Answered, Change, Counters, Kernel, Lease, LeaseState, LeaseStore, Rival, Room, Server, Told, kernel,
+};
 use crate::base::lock::Unpoisoned as _;
 use crate::config::Config;
 use crate::host::net::{BridgeInfo, Neighbours};
@@ -25,6 +27,9 @@ use crate::store::{ReadError, Store};
 
 /// How often the machines that wait are checked, though nothing happened.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What was seen so long ago is no longer told of.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
 #[derive(Clone)]
@@ -49,6 +54,11 @@ pub struct Status {
     pub rivals: Vec<Rival>,
     /// Addresses that are leased now.
     pub bound: usize,
+    /// How full the range is.
+    pub room: Room,
+    /// The machine in whose name another station spoke of late.
+    #[serde(skip)]
+    pub forged: Option<Mac>,
     pub pacing: PacingStatus,
 }
 
@@ -127,11 +137,16 @@ impl Dhcp {
     }
 
     pub fn status(&self) -> Status {
-        let server = self.lock();
+        let (server, now) = (self.lock(), Timestamp::now());
         Status {
             counters: server.counters().clone(),
             rivals: server.rivals().cloned().collect(),
-            bound: server.leases().bound(Timestamp::now()).count(),
+            bound: server.leases().bound(now).count(),
+            room: server.leases().room(now),
+            forged: server
+                .last_forged()
+                .filter(|(_, at)| now.duration_since(*at).unsigned_abs() < LATELY)
+                .map(|(mac, _)| mac),
             pacing: PacingStatus {
                 most: server.pacing().most(),
                 under_way: server.pacing().under_way(),
@@ -237,9 +252,14 @@ impl Task {
                 _ => None,
             })
             .collect();
+        let ends = changes.iter().any(|c| matches!(c, Change::Put(l) if l.state == LeaseState::Released));
         let durable = self.commit(changes).await;
         for command in commands {
             self.perform(command, durable);
+        }
+        // Once the kernel can promise it no more.
+        if ends && let Some(kernel) = &self.dhcp.kernel {
+            kernel.settle();
         }
     }
 
@@ -250,6 +270,7 @@ impl Task {
         for received in batch {
             commands.extend(match received {
                 Received::Packet(Heard::Request(meta, bytes)) => server.handle(meta, &bytes, now),
+                Received::Packet(Heard::Forged(mac)) => server.forged(mac, now),
                 Received::Packet(Heard::Overheard(source, bytes)) => server.overhear(&bytes, source, now),
                 Received::Reached(mac, stage) => server.reached(mac, stage, now),
                 Received::Tick => server.tick(now, |mac| self.is_fetching(mac)),
@@ -314,6 +335,12 @@ impl Task {
             Command::Released(mac) => self.machines.released(mac),
             Command::Event(happened) => self.timeline.record(happened),
             Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),
+            Command::Forged(mac) => {
+                tracing::debug!(%mac, "another station sent a DHCP message in this machine's name")
+            }
+            Command::Unanswered { source, why } => {
+                tracing::debug!(%source, why, "no answer to a DHCP message")
+            }
             Command::Send(reply) => {
                 if let Err(error) = self.sockets.send(&reply) {
                     tracing::warn!(%error, to = ?reply.to, "a DHCP reply could not be sent");

@@ -10,6 +10,7 @@ use pxe_common::wire::{Checksum, Datagram, EtherType, HEADERS_LEN, port};
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 
+use super::filter::{self, FORGED_LEN};
 use super::server::{Meta, Reply, To};
 use crate::host::net::BridgeInfo;
 use crate::host::net::packet::{self, PacketSocket};
@@ -25,6 +26,8 @@ const MAX_DATAGRAM: usize = 2048;
 /// A packet that came in.
 pub(super) enum Heard {
     Request(Meta, Vec<u8>),
+    /// A message in a machine's name from another station than it, as [`filter`] found.
+    Forged(Mac),
     /// A packet to clients' port 68 from somebody else.
     Overheard(Ipv4Addr, Vec<u8>),
 }
@@ -61,11 +64,7 @@ pub(super) struct Sockets {
 impl Sockets {
     pub(super) fn open(bridge: &BridgeInfo) -> Result<Self, ServeError> {
         let open = |port| {
-            udp(&bridge.name, port).map_err(|source| ServeError::Bind {
-                port,
-                bridge: bridge.name.clone(),
-                source,
-            })
+            udp(bridge, port).map_err(|source| ServeError::Bind { port, bridge: bridge.name.clone(), source })
         };
         Ok(Self {
             server: open(port::DHCP_SERVER)?,
@@ -94,8 +93,14 @@ impl Sockets {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                     Err(error) => return Err(error),
                 };
-                if let SocketAddr::V4(source) = source {
-                    batch.push(Heard::Request(Meta { source, port }, buffer[..len].to_vec()));
+                match (&buffer[..len], source) {
+                    ([.., a, b, c, d, e, f], _) if len == FORGED_LEN => {
+                        batch.push(Heard::Forged(Mac([*a, *b, *c, *d, *e, *f])));
+                    }
+                    (message, SocketAddr::V4(source)) => {
+                        batch.push(Heard::Request(Meta { source, port }, message.to_vec()));
+                    }
+                    (_, SocketAddr::V6(_)) => {}
                 }
             }
         }
@@ -160,12 +165,13 @@ fn overheard(frame: &[u8]) -> Option<Heard> {
 }
 
 /// Without SO_REUSEADDR on purpose: a second server on this host must be an error, not a thief.
-fn udp(bridge: &str, port: u16) -> io::Result<UdpSocket> {
+fn udp(bridge: &BridgeInfo, port: u16) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_broadcast(true)?;
     make_room(&socket);
-    socket.bind_device(Some(bridge.as_bytes()))?;
+    socket.bind_device(Some(bridge.name.as_bytes()))?;
+    socket.attach_filter(&filter::own_words(bridge.address))?;
     socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())?;
     UdpSocket::from_std(socket.into())
 }

@@ -43,7 +43,8 @@ pub(super) fn recipient(kind: Kind, request: &Request, meta: Meta, yiaddr: Ipv4A
         return To::Ip(meta.source);
     }
     if !request.giaddr.is_unspecified() {
-        return To::Ip(SocketAddrV4::new(request.giaddr, port::DHCP_SERVER));
+        let port = if request.relay.source_port { meta.source.port() } else { port::DHCP_SERVER };
+        return To::Ip(SocketAddrV4::new(request.giaddr, port));
     }
     if kind == Kind::Nak {
         return broadcast;

@@ -31,9 +31,13 @@ pub struct Counters {
     pub naks: u64,
     /// Dropped because they are not what DHCP allows, by reason.
     pub malformed: BTreeMap<&'static str, u64>,
+    /// Requests of which an option was ignored: shorter than its definition, or cut off.
+    pub odd: u64,
+    /// In a machine's name, from another station than it.
+    pub forged: u64,
     /// From machines that `dhcp.unknown = "ignore"` leaves alone.
     pub ignored: u64,
-    /// From relays of subnets that are not configured.
+    /// From machines of subnets that are not configured, as their relays or they themselves say.
     pub foreign_relay: u64,
     /// Well-formed, but about nothing: a RELEASE of somebody else's address, a REQUEST for none.
     pub senseless: u64,
@@ -48,6 +52,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Every reason is there from the start: what was never seen is 0.
+    pub(super) fn new() -> Self {
+        Self { malformed: Pass::ALL.into_iter().map(|pass| (pass.name(), 0)).collect(), ..Self::default() }
+    }
+
     pub(super) fn malformed(&mut self, pass: Pass) {
         *self.malformed.entry(pass.name()).or_default() += 1;
     }
