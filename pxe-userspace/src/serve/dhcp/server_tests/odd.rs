@@ -106,7 +106,7 @@ fn a_machine_is_told_its_name_and_what_is_configured() {
     config.nodes.push(node(MAC, None));
     config.dhcp.search = vec!["rack.example".into()];
     config.dhcp.mtu = Some(1400);
-    let minutes = |n| Some(Duration::from_secs(60 * n));
+    let minutes = |n: u64| Some(Duration::from_secs(60 * n));
     (config.dhcp.renewal_time, config.dhcp.rebinding_time) = (minutes(1), minutes(2));
     let mut server = Server::new(config.clone().into(), []);
     let offer = Client::new(Type::Discover).to(&mut server);
