@@ -37,6 +37,9 @@ pub struct Catalog {
     segment: Option<Segment>,
 }
 
+/// A plan and its title, or why there is none.
+type Planned = Result<(String, Plan), Refusal>;
+
 /// What is kept of each machine's boots, beside where they stand.
 pub struct Kept {
     pub rescues: Rescues,
@@ -132,7 +135,7 @@ impl Catalog {
         config: &Config,
         mac: Mac,
         client: Ipv4Addr,
-        written: fn(&Config, &Machine, Result<(String, Plan), Refusal>) -> String,
+        written: fn(&Config, &Machine, Planned) -> String,
     ) -> Opened {
         let (text, stage) = if self.is_own(mac, client) {
             let machine = self.machines.get_or_insert(mac);
@@ -154,7 +157,7 @@ impl Catalog {
     }
 }
 
-fn grub_config(config: &Config, machine: &Machine, planned: Result<(String, Plan), Refusal>) -> String {
+fn grub_config(config: &Config, machine: &Machine, planned: Planned) -> String {
     let own_path = Generated::GrubConfig(machine.mac).to_string();
     match planned {
         Ok((title, plan)) => grub::boot(&title, &Appliance::from(config).authority(), &own_path, &plan),
@@ -162,7 +165,7 @@ fn grub_config(config: &Config, machine: &Machine, planned: Result<(String, Plan
     }
 }
 
-fn ipxe_script(config: &Config, machine: &Machine, planned: Result<(String, Plan), Refusal>) -> String {
+fn ipxe_script(config: &Config, machine: &Machine, planned: Planned) -> String {
     let own_path = Generated::IpxeScript(machine.mac).to_string();
     let base_url = Appliance::from(config).url();
     match planned {

@@ -62,7 +62,11 @@ impl Live {
             Action::Send(blocks) if self.standing != Standing::Machine => {
                 Action::Send(Blocks { last: blocks.first, ..blocks })
             }
-            action => action,
+            action @ (Action::Nothing
+            | Action::SendOack
+            | Action::Send(_)
+            | Action::Finished
+            | Action::GiveUp) => action,
         }
     }
 
