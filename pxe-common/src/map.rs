@@ -179,6 +179,41 @@ pub struct Session {
     pub sent_by_xdp: u32,
     /// Blocks that the tc program sent, repeats included.
     pub sent_by_tc: u32,
+    /// Between whom. Frames of others, or to others, are not this transfer's.
+    pub stations: Stations,
+    /// No padding that a map could not take.
+    pub unused: [u8; 4],
+}
+
+/// The two stations of a transfer, as its request's frame named them.
+///
+/// An address and a port are easily guessed, and easily written into a packet. A station's hardware address is what a
+/// switch sends the answer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Stations {
+    /// The client, or the router that it is behind.
+    pub client: Mac,
+    /// The appliance.
+    pub server: Mac,
+}
+
+impl Stations {
+    /// Nothing is known of them: whoever has the addresses and ports right is taken for them.
+    pub const ANY: Self = Self { client: Mac([0; 6]), server: Mac([0; 6]) };
+
+    /// Those of a client's packet.
+    #[inline(always)]
+    pub fn of(packet: &Datagram) -> Self {
+        Self { client: packet.source_mac, server: packet.destination_mac }
+    }
+
+    /// Whether a client's packet is between these.
+    #[inline(always)]
+    pub fn are_of(&self, packet: &Datagram) -> bool {
+        self.client == Self::ANY.client
+            || (self.client == packet.source_mac && self.server == packet.destination_mac)
+    }
 }
 
 impl Session {
@@ -318,7 +353,7 @@ impl Event {
 const _: () = {
     assert!(size_of::<SessionKey>() == 12);
     assert!(size_of::<tftp::Session>() == 32);
-    assert!(size_of::<Session>() == 32 + 2 * 4 + 2 * 8 + 2 * 4);
+    assert!(size_of::<Session>() == 32 + 2 * 4 + 2 * 8 + 2 * 4 + 2 * 6 + 4);
     assert!(size_of::<dhcp::Grant>() == 4 + 4 + 3 * 4 + 2 + 2 + 256 + 6 * (4 + 16 + 64 + 2 + 100));
     assert!(size_of::<Lease>() == 8 + 4 + 6 + 2 + size_of::<dhcp::Grant>());
     assert!(size_of::<Event>() == 8 + 2 + 2 + 4 + 16);

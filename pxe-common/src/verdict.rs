@@ -89,6 +89,8 @@ reasons! {
         OtherEthertype = "other-ethertype",
         /// IPv4 with options, or no IPv4 in spite of the EtherType.
         IpHeader = "ip-header",
+        /// The checksum of the IPv4 header is wrong.
+        IpChecksum = "ip-checksum",
         /// A fragment.
         Fragment = "fragment",
         /// IPv4, not UDP.
@@ -120,6 +122,9 @@ reasons! {
         /// The end of a transfer that the ring of events had no room for: the packet itself tells
         /// the daemon.
         TftpUntold = "tftp-untold",
+        /// A packet of a transfer in the kernel, in a frame of another station than asked for it, or to another than
+        /// the appliance.
+        TftpStation = "tftp-station",
         /// The grant has ended.
         TftpExpired = "tftp-expired",
         /// More than one block is due: XDP can't send a second frame.
@@ -195,6 +200,7 @@ impl Pass {
         match why {
             Malformed::NotIpv4 => Self::of_ethertype(ethertype),
             Malformed::IpHeader => Self::IpHeader,
+            Malformed::Checksum => Self::IpChecksum,
             Malformed::Fragment => Self::Fragment,
             Malformed::NotUdp => Self::OtherIpv4,
             Malformed::Length => Self::Length,

@@ -1,8 +1,9 @@
 //! From a frame to the program that answers it, and from its verdict to what becomes of the frame.
 
+use aya_ebpf::helpers::bpf_csum_diff;
 use pxe_common::map::Part;
 use pxe_common::verdict::{Pass, Verdict};
-use pxe_common::wire::{Datagram, Headers, port};
+use pxe_common::wire::{Datagram, ETHERNET_LEN, Headers, IPV4_LEN, port};
 
 use crate::frame::Frame;
 use crate::{dhcp, maps, tftp};
@@ -29,14 +30,16 @@ pub(crate) fn enter<F: Frame>(frame: F) -> F::Action {
 /// Answers requests for addresses.
 #[inline(always)]
 pub(crate) fn dhcp<F: Frame>(frame: F) -> F::Action {
-    let answer = datagram(&frame).and_then(|packet| dhcp::answer(&frame, packet));
+    let answer =
+        sound(&frame).and_then(|()| datagram(&frame)).and_then(|packet| dhcp::answer(&frame, packet));
     conclude(&frame, answer.unwrap_or_else(Verdict::Pass))
 }
 
 /// Answers the ACKs of transfers.
 #[inline(always)]
 pub(crate) fn tftp<F: Frame>(frame: F) -> F::Action {
-    let answer = datagram(&frame).and_then(|packet| tftp::answer(&frame, packet));
+    let answer =
+        sound(&frame).and_then(|()| datagram(&frame)).and_then(|packet| tftp::answer(&frame, packet));
     conclude(&frame, answer.unwrap_or_else(Verdict::Pass))
 }
 
@@ -55,6 +58,24 @@ fn datagram<'a, F: Frame>(frame: &F) -> Result<&'a Datagram, Pass> {
     let packet = maps::packet().ok_or(Pass::NoProgram)?;
     *packet = headers(frame)?;
     Ok(packet)
+}
+
+/// Passes a frame whose IPv4 header's checksum is wrong. Beside [`datagram`], for its stack's sake.
+#[inline(never)]
+fn sound<F: Frame>(frame: &F) -> Result<(), Pass> {
+    let mut header = [0u8; IPV4_LEN];
+    // By helpers, which take less stack than the loop. Where the header is is no matter to them.
+    // SAFETY: the array is as long as we say, and the second helper only reads it.
+    let sum = unsafe {
+        if !frame.load_at(ETHERNET_LEN as u32, header.as_mut_ptr(), IPV4_LEN as u32) {
+            return Err(Pass::Runt);
+        }
+        let header = header.as_mut_ptr().cast();
+        bpf_csum_diff(core::ptr::null_mut(), 0, header, IPV4_LEN as u32, 0) as u32
+    };
+    // Two carries at most.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    if (sum & 0xffff) + (sum >> 16) == 0xffff { Ok(()) } else { Err(Pass::IpChecksum) }
 }
 
 #[inline(always)]

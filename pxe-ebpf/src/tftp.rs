@@ -20,6 +20,9 @@ use crate::{bounds, maps};
 #[inline(never)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
+    if !session.stations.are_of(packet) {
+        return Err(Pass::TftpStation);
+    }
     let [old_checksum @ .., a, b, c, d]: [u8; 6] = frame.load(UDP_CHECKSUM).ok_or(Pass::TftpNotAck)?;
     let payload = [a, b, c, d];
     // SAFETY: a plain helper call.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -235,7 +235,7 @@ impl Lab {
             assert_eq!(status.tier, Tier::Tc, "{status:?}");
             Arc::new(dataplane)
         });
-        let tftp = Tftp::bind(SERVER, 1500).await.unwrap();
+        let tftp = Tftp::bind_at(SocketAddrV4::new(SERVER, 69), 1500).unwrap();
         let stats = tftp.stats();
         let files = Arc::new(Directory(self.dir.path().to_owned()));
         let fast_path = dataplane.clone().map(|d| d as _);

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::Command;
 use std::sync::Arc;
@@ -228,7 +228,10 @@ fn serve(mode: FastPath, play: impl FnOnce(&mut Client)) -> Vec<Event> {
         assert_eq!(status.reason, None, "{status:?}");
         Arc::new(dataplane) as _
     });
-    let tftp = runtime.block_on(Tftp::bind(SERVER, MTU)).unwrap();
+    let tftp = {
+        let _inside = runtime.enter();
+        Tftp::bind_at(SocketAddrV4::new(SERVER, 69), MTU).unwrap()
+    };
     let running = tftp.run(Arc::new(Catalogue), dataplane, told, timeline, shutdown.clone());
     std::thread::scope(|scope| {
         scope.spawn(|| runtime.block_on(running).unwrap());

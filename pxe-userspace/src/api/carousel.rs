@@ -1,16 +1,16 @@
 //! Whether there is a multicast round of an image, and what its receivers lack.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use pxe_contract::paths::ImagePart;
 use pxe_contract::round::Reception;
 
+use super::session::Speaker;
 use super::{BootState, Failure, Kind, files};
 use crate::provision::boot::Generated;
 
@@ -21,7 +21,7 @@ pub(super) const BODY_MAX: usize = 16 * 1024;
 pub(super) async fn ask(
     State(state): State<BootState>,
     Path(sha256): Path<String>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    speaker: Speaker,
     report: Result<Json<Reception>, JsonRejection>,
 ) -> Result<Response, Failure> {
     let Json(report) = report.map_err(|e| {
@@ -36,7 +36,13 @@ pub(super) async fn ask(
         let error = format!("{sha256} is no SHA-256");
         return Err(Failure::new(Kind::NotFound, error, "it is 64 hexadecimal digits"));
     };
-    let client = files::ipv4(peer.ip());
+    let client = speaker.address;
+    // Multicast goes to every port: only who boots here has it sent.
+    let machine = state.machines.by_address(client).ok_or_else(|| {
+        let error = format!("{client} is no machine's address");
+        Failure::new(Kind::Forbidden, error, "rounds are for machines with a lease")
+    })?;
+    speaker.is(&state, machine.mac)?;
     let image = files::open(&state, path, client).await?.blob;
     let asked = tokio::task::spawn_blocking(move || {
         state.carousel.ask(&digest, &image, client, &report, Instant::now())

@@ -1,7 +1,7 @@
-//! Files over HTTP: GET and HEAD with Range, ETag and If-None-Match.
+//! Files over HTTP: GET and HEAD with Range, ETag, Last-Modified and conditions.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,22 +9,27 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use futures_util::stream;
 
+use pxe_contract::paths::ImagePart;
+
 use super::range::Wanted;
-use super::{BootState, Failure, Kind};
+use super::session::Speaker;
+use super::{BootState, Failure, Kind, conditions};
+use crate::base::text::visible;
 use crate::machines::diagnosis::Note;
 use crate::machines::timeline::{Happened, Stage, Timeline, Who};
 use crate::provision::blob::Blob;
+use crate::provision::boot::Generated;
 use crate::serve::files::{OpenError, Opened};
 
 /// Bytes read at once: large enough that a thread's hand-over costs little, small enough that a
-/// hundred slow clients take no memory to speak of.
-const PIECE: u64 = 256 * 1024;
+/// thousand slow clients take no memory to speak of.
+const PIECE: u64 = 64 * 1024;
 
 pub(super) fn routes() -> Router<BootState> {
     root_route().route("/boot/{*path}", below("boot/")).route("/grub/{*path}", below("grub/"))
@@ -39,13 +44,18 @@ fn below(prefix: &'static str) -> MethodRouter<BootState> {
     get(
         move |State(state): State<BootState>,
               Path(path): Path<String>,
-              ConnectInfo(peer): ConnectInfo<SocketAddr>,
+              speaker: Speaker,
               method: Method,
               headers: HeaderMap| async move {
-            let client = ipv4(peer.ip());
+            let client = speaker.address;
             let path = format!("{prefix}{path}");
+            if let Some(Generated::Image { part: ImagePart::Stage2, .. }) = Generated::parse(&path)
+                && let Some(machine) = state.machines.by_address(client)
+            {
+                speaker.is(&state, machine.mac)?;
+            }
             let opened = open(&state, path.clone(), client).await?;
-            Ok::<_, Failure>(respond(opened, &path, client, &method, &headers, &state))
+            Ok::<_, Failure>(respond(opened, &visible(&path), client, &method, &headers, &state))
         },
     )
 }
@@ -60,7 +70,7 @@ pub(super) fn ipv4(peer: IpAddr) -> Ipv4Addr {
 
 pub(super) async fn open(state: &BootState, path: String, client: Ipv4Addr) -> Result<Opened, Failure> {
     let files = state.files.clone();
-    let name = format!("/{path}");
+    let name = visible(&format!("/{path}"));
     let opened =
         tokio::task::spawn_blocking(move || files.open(&path, client)).await.map_err(Failure::internal)?;
     opened.map_err(|error| {
@@ -95,17 +105,22 @@ fn respond(
     let Opened { blob, stage } = opened;
     let etag = blob.etag();
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let modified = blob.modified();
+    if !conditions::hold(&text, &etag, modified) {
+        return (StatusCode::PRECONDITION_FAILED, [(header::ETAG, etag)]).into_response();
+    }
+    let last_modified = modified.and_then(conditions::written).map(|date| [(header::LAST_MODIFIED, date)]);
     let common = [
         (header::ETAG, etag.clone()),
         (header::ACCEPT_RANGES, "bytes".to_owned()),
         (header::CONTENT_TYPE, content_type(path).to_owned()),
     ];
-    if text(header::IF_NONE_MATCH).is_some_and(|tags| matches_any(tags, &etag)) {
-        return (StatusCode::NOT_MODIFIED, common).into_response();
+    if conditions::is_unchanged(&text, &etag, modified) {
+        return with(last_modified, (StatusCode::NOT_MODIFIED, common).into_response());
     }
     // RFC 9110 section 14.2: Range means something to GET only; section 13.1.5: and only while
     // the representation is the one that the client has a part of.
-    let current = text(header::IF_RANGE).is_none_or(|tag| tag == etag);
+    let current = text(header::IF_RANGE).is_none_or(|tag| conditions::is_current(tag, &etag, modified));
     let wanted = match text(header::RANGE) {
         Some(range) if method == Method::GET && current => Wanted::parse(range, blob.len()),
         _ => Wanted::Whole,
@@ -132,9 +147,13 @@ fn respond(
         let taker = Taker { timeline, stage, client, path: path.to_owned(), started: Instant::now() };
         Sending { blob, part, taker, sent: state.http_sent.clone() }.into_body()
     };
-    let mut response = (status, common, length, body).into_response();
-    if let Some([(name, value)]) = range {
-        // Digits, a dash and a slash.
+    with(last_modified, with(range, (status, common, length, body).into_response()))
+}
+
+/// Adds a header, where there is one.
+fn with(header: Option<[(header::HeaderName, String); 1]>, mut response: Response) -> Response {
+    if let Some([(name, value)]) = header {
+        // A date; or digits, a dash and a slash.
         response.headers_mut().extend(value.parse().ok().map(|value| (name, value)));
     }
     response
@@ -146,11 +165,6 @@ fn content_type(path: &str) -> &'static str {
         Some((_, end)) if end.eq_ignore_ascii_case("efi") => "application/efi",
         _ => "application/octet-stream",
     }
-}
-
-/// If-None-Match compares weakly (RFC 9110 section 13.1.2).
-fn matches_any(tags: &str, etag: &str) -> bool {
-    tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
 /// A blob on its way out, a piece at a time.

@@ -12,15 +12,16 @@
 //! - An idle connection is half-closed, but kept until the client has closed it, too: left to the kernel in
 //!   FIN_WAIT2, it could not be reset.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{Request, Version, header};
+use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -36,14 +37,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use crate::base::lock::Unpoisoned as _;
-
-/// Without a request for this long, a connection is half-closed.
-const IDLE: Duration = Duration::from_secs(5);
-
-/// The same of nodes. GRUB opens all initrds, and closes them when the last is loaded: a connection that we had
-/// half-closed by then would be in TIME_WAIT for the next minute, and so for the next boot.
-const NODE_IDLE: Duration = Duration::from_secs(15 * 60);
+use super::places::{Connections, Entry, IDLE};
+use super::shared::Shared;
+use super::{Failure, Kind};
 
 /// After that, the client has so long to close its half.
 const LINGER: Duration = Duration::from_secs(30);
@@ -51,86 +47,11 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Data that is not acknowledged for this long: the client is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
-/// Connections that a node may have at a time; GRUB has two. One that sends a byte an hour on each
-/// must not have all of the daemon's descriptors.
-pub const PER_NODE: usize = 64;
+/// Bytes of a request's headers, and about so many of an answer, that wait for a client.
+const BUFFER_MAX: usize = 64 << 10;
 
 /// What requests in progress get at the end.
 const LAST_ORDERS: Duration = Duration::from_secs(2);
-
-/// The open connections of a listener. Cloning it is cheap.
-#[derive(Clone)]
-pub struct Connections(Arc<Mutex<Open>>);
-
-pub(super) struct Open {
-    per_peer: usize,
-    idle: Duration,
-    next: u64,
-    pub(super) by_peer: HashMap<IpAddr, HashMap<u64, CancellationToken>>,
-}
-
-impl Connections {
-    /// None yet, and as many as anybody likes.
-    pub fn of_people() -> Self {
-        Self::new(usize::MAX, IDLE)
-    }
-
-    /// None yet, and at most [`PER_NODE`] from one address.
-    pub fn of_nodes() -> Self {
-        Self::new(PER_NODE, NODE_IDLE)
-    }
-
-    fn new(per_peer: usize, idle: Duration) -> Self {
-        Self(Arc::new(Mutex::new(Open { per_peer, idle, next: 0, by_peer: HashMap::new() })))
-    }
-
-    /// Resets every connection from `peer`. It has restarted, and will use its ports again.
-    pub fn forget(&self, peer: IpAddr) {
-        for forgotten in self.open().by_peer.get(&peer).into_iter().flat_map(HashMap::values) {
-            forgotten.cancel();
-        }
-    }
-
-    /// None when `peer` has as many as it may.
-    fn enter(&self, peer: IpAddr) -> Option<Entry> {
-        let mut open = self.open();
-        open.next += 1;
-        let (id, per_peer, idle) = (open.next, open.per_peer, open.idle);
-        let of_peer = open.by_peer.entry(peer).or_default();
-        if of_peer.len() >= per_peer {
-            return None;
-        }
-        let forgotten = CancellationToken::new();
-        of_peer.insert(id, forgotten.clone());
-        Some(Entry { connections: self.clone(), peer, id, idle, forgotten })
-    }
-
-    pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.0.lock().unpoisoned()
-    }
-}
-
-/// A connection's place among the open ones.
-struct Entry {
-    connections: Connections,
-    peer: IpAddr,
-    id: u64,
-    /// How long it may be without a request.
-    idle: Duration,
-    forgotten: CancellationToken,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut open = self.connections.open();
-        if let Some(of_peer) = open.by_peer.get_mut(&self.peer) {
-            of_peer.remove(&self.id);
-            if of_peer.is_empty() {
-                open.by_peer.remove(&self.peer);
-            }
-        }
-    }
-}
 
 /// The certificate, in DER, that a client showed and proved to have the key of. With each request over TLS.
 #[derive(Clone, Debug)]
@@ -171,7 +92,11 @@ async fn serve_either(
                 Some(entry) => {
                     tasks.spawn(connection(stream, tls.clone(), peer, router.clone(), entry, stop.clone()));
                 }
-                None => tracing::debug!(%peer, "a client with too many connections"),
+                None => {
+                    tracing::debug!(%peer, "a client that has too many connections, or is none of the segment's");
+                    // A FIN would leave it in TIME_WAIT.
+                    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                }
             },
             // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
             Err(error) => {
@@ -195,28 +120,30 @@ async fn connection(
     let ended = async {
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-        // A second descriptor: hyper keeps the first to itself, and the socket closes with the last.
-        let stream = stream.into_std()?;
-        let socket = TcpStream::from_std(stream.try_clone()?)?;
-        let stream = TcpStream::from_std(stream)?;
+        // hyper keeps one handle to itself, and the socket closes with the last.
+        let socket = Shared::new(stream);
         let closed = tokio::select! {
             closed = async {
-                match tls {
-                    None => requests(stream, None, peer, entry.idle, router, stop).await,
+                let worth_an_end = match tls {
+                    None => requests(socket.clone(), None, peer, &entry, router, stop).await,
                     Some(tls) => {
-                        let stream = tokio::time::timeout(IDLE, tls.accept(stream)).await??;
+                        let stream = tokio::time::timeout(IDLE, tls.accept(socket.clone())).await??;
                         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                         let shown = Shown(shown.cloned().map(CertificateDer::into_owned));
-                        requests(stream, Some(shown), peer, entry.idle, router, stop).await;
+                        requests(stream, Some(shown), peer, &entry, router, stop).await
                     }
+                };
+                entry.ends();
+                match worth_an_end {
+                    true => half_close(&socket).await,
+                    false => Ok(false),
                 }
-                half_close(&socket).await
             } => closed?,
             () = entry.forgotten.cancelled() => false,
         };
         if !closed {
             // Closing then resets.
-            SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+            SockRef::from(socket.stream()).set_linger(Some(Duration::ZERO))?;
         }
         Ok::<_, io::Error>(())
     };
@@ -225,41 +152,72 @@ async fn connection(
     }
 }
 
-/// Answers requests until the client has no more, or is silent for too long.
+/// Answers requests until the client has no more, or is silent for too long. False when it has not asked for anything in
+/// the time that it has for that.
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     shown: Option<Shown>,
     peer: SocketAddr,
-    idle: Duration,
+    entry: &Entry,
     router: Router,
     stop: CancellationToken,
-) {
-    let service = service_fn(move |mut request: Request<Incoming>| {
+) -> bool {
+    let has_asked = AtomicBool::new(false);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        entry.asked();
         request.extensions_mut().insert(ConnectInfo(peer));
         if let Some(shown) = &shown {
             request.extensions_mut().insert(shown.clone());
         }
-        router.clone().call(request)
+        let mut router = router.clone();
+        async move {
+            match names_one_host(&request) {
+                true => router.call(request).await,
+                false => {
+                    let error = "a request by HTTP/1.1 has one Host header (RFC 9112 section 3.2)";
+                    Ok(Failure::new(Kind::Invalid, error, "name the appliance in it").into_response())
+                }
+            }
+        }
     });
     let http = http1::Builder::new()
         // GRUB 2.06 looks for `Content-Length: ` in exactly this case. Without a length it waits half
         // a minute for more after each file.
         .title_case_headers(true)
+        // Who has said all that it will say, waits for its answer all the same.
+        .half_close(true)
+        // What a client that does not read costs.
+        .max_buf_size(BUFFER_MAX)
         .timer(TokioTimer::new())
         // Runs between requests, too.
-        .header_read_timeout(idle)
+        .header_read_timeout(entry.idle())
         .serve_connection(TokioIo::new(stream), service);
     let mut http = std::pin::pin!(http);
+    let mut first = std::pin::pin!(tokio::time::sleep(entry.first()));
     let done = tokio::select! {
         done = http.as_mut() => done,
         () = stop.cancelled() => {
             http.as_mut().graceful_shutdown();
             http.await
         }
+        () = async {
+            first.as_mut().await;
+            if has_asked.load(Ordering::Relaxed) {
+                std::future::pending().await
+            }
+        } => return false,
     };
     if let Err(error) = done {
         tracing::debug!(%peer, %error, "requests");
     }
+    true
+}
+
+/// As many Host headers as the protocol wants.
+fn names_one_host(request: &Request<Incoming>) -> bool {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11)
 }
 
 /// Closes our half, and waits until the connection is at its end; false when it does not come.
@@ -267,14 +225,24 @@ async fn requests(
 /// The descriptor is held until then, so that the machine can be forgotten: GRUB closes with a
 /// window of zero, which keeps our FIN from being sent, and a kernel-owned socket in LAST_ACK or
 /// FIN_WAIT2 is as much in the next boot's way as an open one.
-async fn half_close(socket: &TcpStream) -> io::Result<bool> {
+async fn half_close(socket: &Shared) -> io::Result<bool> {
+    let socket = socket.stream();
     match SockRef::from(socket).shutdown(Shutdown::Write) {
         // It was reset.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(true),
         done => done?,
     }
-    let mut pauses = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
+    let mut pauses = Backoff::new(Duration::from_millis(1), Duration::from_millis(500));
     let ended = async {
+        // Most clients answer our FIN with theirs at once.
+        let mut rest = [0; 1024];
+        while socket.readable().await.is_ok() {
+            match socket.try_read(&mut rest) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
         // getpeername(2) fails from the moment that the socket has no connection; epoll tells of
         // the client's FIN, but not of its last ACK.
         while socket.peer_addr().is_ok() {

@@ -4,8 +4,10 @@
 //! The rest of the daemon is reached through two traits, [`Appliance`] and [`Images`]; the documents of the answers
 //! are in [`documents`].
 
+mod arriving;
 mod carousel;
 pub mod client;
+mod conditions;
 mod console;
 #[cfg(test)]
 mod debugging_tests;
@@ -22,11 +24,14 @@ mod kernels;
 mod listener;
 mod metrics;
 mod page;
+mod places;
 mod range;
+mod rates;
 mod read;
 mod report;
 mod rescue;
 mod session;
+mod shared;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -38,6 +43,7 @@ use std::sync::atomic::AtomicU64;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware;
 use axum::routing::{delete, get, post, put};
 use futures_util::future::BoxFuture;
 use pxe_contract::paths::{self, node};
@@ -58,8 +64,10 @@ use crate::serve::files::Files;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
 pub use failure::{Failure, Kind};
-pub use listener::{Connections, PER_NODE, serve, serve_tls};
+pub use listener::{serve, serve_tls};
 pub use metrics::{KernelMeasures, Measures};
+pub use places::{Connections, PER_NODE};
+pub use rates::Rates;
 
 /// The daemon's state and its reload. Methods may read from disk: they are called where that blocks nobody.
 pub trait Appliance: Send + Sync + 'static {
@@ -113,6 +121,7 @@ pub struct BootState {
     pub http_sent: Arc<AtomicU64>,
     pub trust: Trust,
     pub carousel: Carousel,
+    pub rates: Rates,
 }
 
 /// What the API needs.
@@ -143,6 +152,7 @@ pub fn boot_router(state: BootState) -> Router {
         )
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
+        .layer(middleware::from_fn(arriving::whole))
         .with_state(state)
 }
 

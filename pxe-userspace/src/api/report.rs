@@ -1,6 +1,6 @@
 //! Reports of a node's init on its boot.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{FromRequest as _, Request, State};
@@ -34,9 +34,18 @@ pub(super) async fn report(
         .map_err(|rejection| invalid(rejection.body_text()))?;
     speaker.is(&state, report.mac)?;
     let stage = report.stage.stage(report.exit_code);
+    // When it says so is another time each.
+    let says = (text::word(stage), report.exit_code, &report.detail, &report.cause);
+    let Some(left_out) = state.rates.take(report.mac, says, Instant::now()) else {
+        tracing::debug!(mac = %report.mac, "a report too many: it is counted");
+        return Ok(StatusCode::NO_CONTENT);
+    };
+    let left_out =
+        (left_out > 0).then(|| format!("{left_out} reports before it came too fast, or said the same"));
     let exit = report.exit_code.map(|code| format!("ended with exit code {code}"));
     let uptime = report.uptime.filter(|u| u.is_finite()).map(|u| format!("{u:.1} s after its kernel"));
-    let detail: Vec<String> = [report.detail.map(words), exit, uptime].into_iter().flatten().collect();
+    let detail: Vec<String> =
+        [report.detail.map(words), exit, uptime, left_out].into_iter().flatten().collect();
     let cause = report.cause.map(words);
     state.timeline.record(Happened {
         detail: Some(detail.join(", ")).filter(|d| !d.is_empty()),

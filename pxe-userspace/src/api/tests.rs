@@ -70,6 +70,7 @@ impl Daemon {
             fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust: trust.clone(),
+            rates: Rates::default(),
         };
         let api_state =
             ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };

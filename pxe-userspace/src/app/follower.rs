@@ -3,12 +3,14 @@
 use std::net::Ipv4Addr;
 
 use pxe_common::Mac;
+use pxe_contract::paths::ImagePart;
 
 use crate::api::Connections;
 use crate::machines::holds::Holds;
 use crate::machines::rescue::Rescues;
 use crate::machines::timeline::{Follower, Stage};
 use crate::nodes::trust::Trust;
+use crate::provision::boot::Generated;
 use crate::provision::trials::Trials;
 use crate::serve::dhcp::Dhcp;
 
@@ -34,7 +36,15 @@ impl Follower for Boots {
         self.holds.restarted(mac);
     }
 
-    fn reached(&self, mac: Mac, stage: Stage) {
+    fn reached(&self, mac: Mac, stage: Stage, detail: Option<&str>) {
+        if stage == Stage::Kernel
+            // All of it was sent.
+            && let Some(path) = detail
+            && let Some(Generated::Image { digest, part: ImagePart::Kernel }) =
+                Generated::parse(path.trim_start_matches('/'))
+        {
+            self.trials.fetches(mac, &digest);
+        }
         if stage == Stage::Stage1 {
             self.trials.came_up(mac);
         }

@@ -280,6 +280,7 @@ impl Appliance {
         rivals
             .chain(room(dhcp.room))
             .chain(forged)
+            .chain(full_disk(&self.config().state_dir))
             .chain(off)
             .chain(self.fast_path_alerts())
             .chain(unshaped)
@@ -298,6 +299,22 @@ impl Appliance {
         let boots = |p: &&crate::config::Profile| matches!(&p.source, Source::Image(named) if image::canonical(named) == wanted);
         self.config().profiles.iter().filter(boots).map(|p| p.name.clone()).collect()
     }
+}
+
+/// Room on the state directory's disk below which somebody should look at it.
+const ROOM_LEFT: u64 = 32 << 20;
+
+/// That the disk is nearly full, if it is. Machines without a lease wait while nothing can be written.
+fn full_disk(state_dir: &Path) -> Option<String> {
+    let disk = nix::sys::statvfs::statvfs(state_dir).ok()?;
+    let left = disk.blocks_available() * disk.fragment_size();
+    (left < ROOM_LEFT).then(|| {
+        format!(
+            "{} has {} MiB left: no new machine gets an address, and no image is imported, while it is full",
+            state_dir.display(),
+            left >> 20
+        )
+    })
 }
 
 fn no_such_kernel(name: &str) -> Failure {

@@ -93,11 +93,11 @@ impl Running {
         let wanted = Wanted::new(images.clone(), CancellationToken::new());
         let trials = Trials::open(store.clone()).unwrap();
         let planner =
-            Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials.clone());
+            Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials);
         let kept = Kept {
             rescues: Rescues::default(),
-            trials,
             trust: Trust::open(dir, store.clone(), timeline.clone()).unwrap(),
+            segment: None,
         };
         let catalog = Catalog::new(receiver.clone(), planner, images, machines.clone(), kept);
         let (dhcp, _) = dhcp::Dhcp::open(config, store.clone(), &machines, None).unwrap();

@@ -96,6 +96,7 @@ fn cause(reason: &str) -> Option<&'static str> {
         "tftp-window" => "XDP can't send a window's second block; fast-path = \"auto\" has tc for that",
         "tftp-no-blob" => "the programs do not find the file's blocks in their maps",
         "tftp-expired" => "its clients paused for too long",
+        "tftp-station" => "its clients' packets came from another station than their requests",
         "tftp-not-ack" => "its clients answer by something else than plain ACKs",
         _ => return None,
     })

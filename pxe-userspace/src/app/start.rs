@@ -1,6 +1,6 @@
 //! The order of start: what stands on nothing first, what answers machines and people last.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ use crate::machines::Machines;
 use crate::machines::console::{Consoles, crash};
 use crate::machines::holds::Holds;
 use crate::machines::rescue::Rescues;
+use crate::machines::segment::Segment;
 use crate::machines::timeline::Timeline;
 use crate::nodes::engine::Engine;
 use crate::nodes::trust::Trust;
@@ -37,6 +39,9 @@ use crate::serve::files::{Catalog, Kept};
 use crate::serve::tftp::socket::Tftp;
 use crate::serve::tftp::{self, FastPath};
 use crate::store::{self, Store};
+
+/// Connections that wait to be accepted, at most.
+const BACKLOG: i32 = 1024;
 
 /// How often machines are looked for that have fallen silent.
 const SILENCE_NOTICED: Duration = Duration::from_secs(5);
@@ -63,6 +68,7 @@ impl Appliance {
         let info = bridge.info().clone();
         let address = info.address.addr();
         let machines = Machines::new(&config);
+        let segment = Segment::new(&info, machines.clone());
         let timeline = Timeline::open(store.clone(), machines.clone())?;
 
         let engine = Engine::new(&config.docker);
@@ -74,7 +80,7 @@ impl Appliance {
         let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
         let planner =
             Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials.clone());
-        let kept = Kept { rescues: rescues.clone(), trials: trials.clone(), trust: trust.clone() };
+        let kept = Kept { rescues: rescues.clone(), trust: trust.clone(), segment: Some(segment.clone()) };
         let catalog =
             Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), kept)?);
 
@@ -82,7 +88,8 @@ impl Appliance {
         starting.solicitations(&info);
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
         let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
-        let (connections, holds) = (Connections::of_nodes(), Holds::open(store.clone(), machines.clone())?);
+        let (connections, holds) =
+            (Connections::on(segment.clone()), Holds::open(store.clone(), machines.clone())?);
         // Before anything answers a machine.
         timeline.call(follower::Boots {
             connections: connections.clone(),
@@ -98,7 +105,8 @@ impl Appliance {
                 dhcp::bind(&info)?.run(dhcp, opened, machines, timeline, told.dhcp, shutdown.clone());
             starting.parts.spawn(async { serving.await.context("serving DHCP") });
         }
-        let tftp = starting.tftp(&info, &fast_path, catalog.clone(), told.tftp, timeline.clone()).await?;
+        let tftp =
+            starting.tftp(&info, &segment, &fast_path, catalog.clone(), told.tftp, timeline.clone())?;
 
         let fleet = Fleet::open(&config.state_dir, store.clone(), machines.clone(), timeline.clone())?;
         let boot = BootState {
@@ -114,8 +122,9 @@ impl Appliance {
             http_sent: Arc::default(),
             trust,
             carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
+            rates: api::Rates::default(),
         };
-        starting.boots(&config, address, &boot, &connections).await?;
+        starting.boots(&config, &info, &segment, &boot, &connections)?;
 
         let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
@@ -167,16 +176,17 @@ impl Starting<'_> {
         self.parts.spawn(async { answering.await.context("answering router solicitations") });
     }
 
-    async fn tftp(
+    fn tftp(
         &mut self,
         bridge: &BridgeInfo,
+        segment: &Segment,
         fast_path: &ports::Loaded,
         catalog: Arc<Catalog>,
         told: mpsc::Receiver<pxe_common::map::Event>,
         timeline: Timeline,
     ) -> anyhow::Result<Arc<tftp::Stats>> {
         let left = fast_path.dataplane.as_ref().map(|d| d.left_ports()).unwrap_or_default();
-        let tftp = Tftp::bind_again(bridge.address.addr(), bridge.mtu as u16, &left).await?;
+        let tftp = Tftp::bind(bridge, segment.clone(), &left)?;
         let stats = tftp.stats();
         let kernel = fast_path.dataplane.clone().map(|d| d as Arc<dyn FastPath>);
         let serving = tftp.run(catalog, kernel, told, timeline, self.shutdown.clone());
@@ -185,26 +195,28 @@ impl Starting<'_> {
     }
 
     /// What machines reach over HTTP and HTTPS, and what they say when they die.
-    async fn boots(
+    fn boots(
         &mut self,
         config: &Config,
-        address: Ipv4Addr,
+        bridge: &BridgeInfo,
+        segment: &Segment,
         boot: &BootState,
         connections: &Connections,
     ) -> anyhow::Result<()> {
-        let (machines, timeline) = (boot.machines.clone(), boot.timeline.clone());
-        match crash::bind(address.into()).await {
-            Ok(socket) => {
-                let taking = crash::take(socket, machines, boot.consoles.clone(), self.shutdown.clone());
+        let (address, timeline) = (bridge.address.addr(), boot.timeline.clone());
+        match crash::bind(bridge) {
+            Ok(heard) => {
+                let taking =
+                    crash::take(heard, segment.clone(), boot.consoles.clone(), self.shutdown.clone());
                 self.parts.spawn(taking.map(Ok));
             }
             Err(error) => tracing::warn!(port = crash::PORT, %error, "what dying kernels say is not heard"),
         }
-        let listener = listen(SocketAddr::from((address, config.http.port)), "[http] port").await?;
+        let listener = listen_on(bridge, config.http.port, "[http] port")?;
         let router = api::boot_router(boot.clone());
         let serving = api::serve(listener, router, connections.clone(), self.shutdown.clone());
         self.parts.spawn(serving.map(Ok));
-        let listener = listen(SocketAddr::from((address, config.http.tls_port)), "[http] tls-port").await?;
+        let listener = listen_on(bridge, config.http.tls_port, "[http] tls-port")?;
         let (router, tls) = (api::boot_router(boot.clone()), boot.trust.authority().server(address)?);
         let serving = api::serve_tls(listener, tls, router, connections.clone(), self.shutdown.clone());
         self.parts.spawn(serving.map(Ok));
@@ -233,6 +245,23 @@ impl Starting<'_> {
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
+        .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
+}
+
+/// On the bridge only: a host on another network of the appliance's that sends to the bridge's address is refused.
+fn listen_on(bridge: &BridgeInfo, port: u16, key: &str) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::from((bridge.address.addr(), port));
+    let listening = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        // Connections of an earlier daemon may be in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket.bind_device(Some(bridge.name.as_bytes()))?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    listening()
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
 }
 

@@ -1,6 +1,7 @@
 //! What every module may use, and what uses none of them.
 
 pub(crate) mod clock;
+pub(crate) mod descriptors;
 pub(crate) mod lock;
 pub mod secret_file;
 pub(crate) mod table;

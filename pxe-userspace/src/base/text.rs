@@ -71,9 +71,44 @@ pub fn percent(text: &str, also: &str) -> String {
     })
 }
 
-/// Without control characters, because the text is printed on terminals and written to files of lines.
+/// Without control characters, because the text is printed on terminals and written to files of lines. Those that only
+/// turn the order of others around are spelled out: they would show a text that nobody wrote.
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    escaped(text, |into, c| match c {
+        c if turns_around(c) => into.extend(c.escape_unicode()),
+        _ => into.push(' '),
+    })
+}
+
+/// The same of what a stranger wrote where nothing should get lost: control characters are spelled out, too.
+pub fn visible(text: &str) -> String {
+    escaped(text, |into, c| match c {
+        '\0'..='\x1f' => into.extend(['^', char::from(c as u8 + b'@')]),
+        '\x7f' => into.push_str("^?"),
+        c => into.extend(c.escape_unicode()),
+    })
+}
+
+/// The same of several lines, as a command prints them: whatever came in by another way is spelled out at the last.
+pub fn visible_lines(text: &str) -> String {
+    text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
+}
+
+fn escaped(text: &str, escape: impl Fn(&mut String, char)) -> String {
+    let mut into = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if c.is_control() || turns_around(c) => escape(&mut into, c),
+            c => into.push(c),
+        }
+    }
+    into
+}
+
+/// Whether the character changes the direction of others, or ends a line without being a control character (Unicode
+/// standard annex 9, section 2; annex 14, BK).
+pub fn turns_around(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// An error and what is behind it, in one line. Most of ours name their source in their own words.
@@ -99,7 +134,16 @@ mod tests {
         assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
         assert_eq!(percent("deb ian/é~", "/"), "deb%20ian/%C3%A9~");
         assert_eq!(percent("a/b", ""), "a%2Fb");
-        assert_eq!(one_line("a\nb\u{1b}[0m"), "a b [0m");
+        assert_eq!(one_line("a\nb\u{1b}[0m\u{202e}"), "a b [0m\\u{202e}");
+        assert_eq!(
+            visible("\u{1b}]0;x\u{7}\r\n\u{9b}1m\u{2067}é\u{7f}"),
+            "^[]0;x^G^M^J\\u{9b}1m\\u{2067}é^?"
+        );
+    }
+
+    #[test]
+    fn lines_stay_lines() {
+        assert_eq!(visible_lines("a\u{1b}[2J\n\u{202e}b\n"), "a^[[2J\n\\u{202e}b\n");
     }
 
     #[test]

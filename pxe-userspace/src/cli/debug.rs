@@ -47,7 +47,7 @@ pub struct Spoken {
 /// Each line with the kernel's time, as `dmesg` has it.
 pub(super) fn console(console: Spoken, out: &mut dyn Write) -> Result<(), AskError> {
     spoken(console, "console", out, |line, out| {
-        let dying = if line.from == Source::Netconsole { "crash: " } else { "" };
+        let dying = if line.from == Source::Netconsole { "crash: (unverified) " } else { "" };
         writeln!(out, "[{:12.6}] {dying}{}", line.uptime, line.text)
     })
 }

@@ -282,7 +282,9 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             let client = Client::new(&reading.api);
             client.lines::<Event>(client.get(&path)?, |event, line| match reading.json {
                 true => out.write_all(line),
-                false => writeln!(out, "{}", show::event(&event)).and_then(|()| out.flush()),
+                false => {
+                    writeln!(out, "{}", text::visible_lines(&show::event(&event))).and_then(|()| out.flush())
+                }
             })
         }
         Ask::Why { node: None, reading } => {
@@ -387,7 +389,7 @@ fn read<T: DeserializeOwned + Serialize>(
         return print(reading, &document, out, |_| String::new());
     }
     let document: T = client.document(answer)?;
-    out.write_all(show(document).as_bytes()).map_err(AskError::Output)
+    out.write_all(text::visible_lines(&show(document)).as_bytes()).map_err(AskError::Output)
 }
 
 fn print<T: Serialize>(
@@ -398,7 +400,7 @@ fn print<T: Serialize>(
 ) -> Result<(), AskError> {
     let text = match reading.json {
         true => format!("{:#}\n", serde_json::to_value(document).expect("documents have only text keys")),
-        false => show(document),
+        false => text::visible_lines(&show(document)),
     };
     out.write_all(text.as_bytes()).map_err(AskError::Output)
 }

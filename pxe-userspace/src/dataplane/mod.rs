@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pxe_common::Mac;
-use pxe_common::map::{Lease, Session, SessionKey};
+use pxe_common::map::{Lease, Session, SessionKey, Stations};
 use pxe_common::tftp;
 use tokio::sync::Notify;
 
@@ -173,6 +173,7 @@ impl FastPath for Dataplane {
     fn open(
         &self,
         key: SessionKey,
+        stations: Stations,
         blob: &Blob,
         transfer: tftp::Session,
         now_ns: u64,
@@ -181,7 +182,7 @@ impl FastPath for Dataplane {
         let opened = self
             .blobs
             .grant(blob, &transfer)
-            .and_then(|grant| lock(&self.sessions).open(key, grant, transfer, now_ns, idle));
+            .and_then(|grant| lock(&self.sessions).open(key, stations, grant, transfer, now_ns, idle));
         match &opened {
             Ok(()) => *lock(&self.not_taken) = None,
             Err(why @ (Declined::Kernel(_) | Declined::Full { .. })) => {

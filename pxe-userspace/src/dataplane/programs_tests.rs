@@ -12,8 +12,8 @@ use super::load::OBJECT;
 use super::ports::Tier;
 use super::programs::{KernelStatus, ProgramState, ProgramStatus};
 use super::tests::{
-    ACK, TC_ACT_REDIRECT, TC_ACT_UNSPEC, XDP_PASS, XDP_TX, ack_frame, check_data_frame, contents, now_ns,
-    run, session,
+    ACK, STATIONS, TC_ACT_REDIRECT, TC_ACT_UNSPEC, XDP_PASS, XDP_TX, ack_frame, check_data_frame, contents,
+    now_ns, run, session,
 };
 use super::{Dataplane, lock};
 use crate::config::FastPath;
@@ -55,7 +55,9 @@ fn serves_blocks(dataplane: &Dataplane, hook: Hook) -> bool {
     let bytes = contents(5000);
     let blob = Blob::from_bytes(bytes.clone());
     let key = pxe_common::map::SessionKey::of(&ACK);
-    dataplane.open(key, &blob, session(bytes.len(), 512), now_ns(), Duration::from_secs(30)).unwrap();
+    dataplane
+        .open(key, STATIONS, &blob, session(bytes.len(), 512), now_ns(), Duration::from_secs(30))
+        .unwrap();
     let (verdict, frame) = run(dataplane, hook, &ack_frame(0));
     dataplane.close(&key);
     let (answered, passed) = match hook {

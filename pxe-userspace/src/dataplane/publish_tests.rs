@@ -11,7 +11,7 @@ use pxe_common::verdict::Hook;
 
 use super::publish::Limits;
 use super::tests::{
-    ACK, TC_ACT_REDIRECT, ack_frame, check_data_frame, contents, loaded, now_ns, run, session,
+    ACK, STATIONS, TC_ACT_REDIRECT, ack_frame, check_data_frame, contents, loaded, now_ns, run, session,
 };
 use super::{Dataplane, lock};
 use crate::provision::blob::{Blob, BlobKey, ReadAt};
@@ -30,7 +30,7 @@ fn open(
     blob: &Blob,
     transfer: Session,
 ) -> Result<(u32, u32), Declined> {
-    dataplane.open(key, blob, transfer, now_ns(), IDLE)?;
+    dataplane.open(key, STATIONS, blob, transfer, now_ns(), IDLE)?;
     let seen = dataplane.look(&key).unwrap();
     Ok((seen.blob, seen.sums))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use pxe_common::map::{Session, SessionKey};
+use pxe_common::map::{Session, SessionKey, Stations};
 use pxe_common::tftp;
 
 use super::load::{NOTE_LEN, NoteMap, SessionMap};
@@ -62,6 +62,7 @@ impl Sessions {
     pub(super) fn open(
         &mut self,
         key: SessionKey,
+        stations: Stations,
         grant: Grant,
         transfer: tftp::Session,
         now_ns: u64,
@@ -75,6 +76,8 @@ impl Sessions {
             opened_ns: now_ns,
             sent_by_xdp: 0,
             sent_by_tc: 0,
+            stations,
+            unused: [0; 4],
         };
         self.map.insert(key, session, 0)?;
         self.open.insert(key, grant);

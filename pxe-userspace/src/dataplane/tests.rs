@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
 };
 use pxe_common::Mac;
-use pxe_common::map::{self, CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, SessionKey, name};
+use pxe_common::map::{self, CHUNK_STRIDE, EVENTS_BYTES, Event, EventKind, SessionKey, Stations, name};
 use pxe_common::tftp::Session;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram};
@@ -33,6 +33,9 @@ pub(super) const ACK: Datagram = Datagram {
     destination_port: 40000,
     payload_len: 4,
 };
+
+/// Those of [`ACK`].
+pub(super) const STATIONS: Stations = Stations { client: ACK.source_mac, server: ACK.destination_mac };
 
 pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
@@ -172,7 +175,7 @@ fn open(dataplane: &Dataplane, bytes: &[u8], blksize: u16) -> SessionKey {
     let key = SessionKey::of(&ACK);
     let transfer = session(bytes.len(), blksize);
     dataplane
-        .open(key, &Blob::from_bytes(bytes.to_vec()), transfer, now_ns(), Duration::from_secs(30))
+        .open(key, STATIONS, &Blob::from_bytes(bytes.to_vec()), transfer, now_ns(), Duration::from_secs(30))
         .unwrap();
     key
 }
@@ -230,6 +233,13 @@ fn what_no_grant_covers_passes_unchanged() {
         frame[at] = byte;
         frame
     };
+    // Another header, that is sound.
+    let sound = |mut frame: Vec<u8>| {
+        frame[24..26].fill(0);
+        let sum = !ones_complement(&[&frame[14..34]]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
     let cases = [
         ("arp", with(13, 0x06)),
         ("vlan", {
@@ -257,7 +267,11 @@ fn what_no_grant_covers_passes_unchanged() {
             f
         }),
         ("other-udp", with(37, 1)),
-        ("other-udp", with(29, 101)),
+        ("other-udp", sound(with(29, 101))),
+        ("ip-checksum", with(29, 101)),
+        ("ip-checksum", with(24, plain[24] ^ 0x10)),
+        ("tftp-station", with(11, 9)),
+        ("tftp-station", with(5, 9)),
         ("tftp-not-ack", with(43, 6)),
     ];
     for (reason, frame) in cases {
@@ -390,7 +404,7 @@ fn windows_are_not_for_xdp() {
     let transfer = Session::new(5000, blksize, window, 100).unwrap();
     let blob = Blob::from_bytes(contents(5000));
     let key = SessionKey::of(&ACK);
-    dataplane.open(key, &blob, transfer, now_ns(), Duration::from_secs(30)).unwrap();
+    dataplane.open(key, STATIONS, &blob, transfer, now_ns(), Duration::from_secs(30)).unwrap();
     assert_eq!(run(&dataplane, Hook::Xdp, &ack_frame(0)), (XDP_PASS, ack_frame(0)));
     assert_eq!(dataplane.counters().xdp["tftp-window"], 1);
     // The window's last block is the whole file's: XDP sends that.
@@ -399,7 +413,7 @@ fn windows_are_not_for_xdp() {
         transfer.on_ack(pxe_common::tftp::BlockNo(0), 0);
         transfer.on_ack(pxe_common::tftp::BlockNo(4), 0);
         transfer.on_ack(pxe_common::tftp::BlockNo(8), 0);
-        dataplane.open(key, &blob, transfer, now_ns(), Duration::from_secs(30)).unwrap();
+        dataplane.open(key, STATIONS, &blob, transfer, now_ns(), Duration::from_secs(30)).unwrap();
         run(&dataplane, Hook::Xdp, &ack_frame(9))
     };
     assert_eq!(verdict, XDP_TX);
@@ -422,7 +436,7 @@ fn duplicates_and_strangers_are_dropped_and_grants_end() {
 
     let blob = Blob::from_bytes(contents(5000));
     let ended = now_ns() - 1_000_000_000;
-    dataplane.open(key, &blob, session(5000, 512), ended, Duration::from_millis(500)).unwrap();
+    dataplane.open(key, STATIONS, &blob, session(5000, 512), ended, Duration::from_millis(500)).unwrap();
     assert_eq!(run(&dataplane, Hook::Tc, &ack_frame(0)).0, TC_ACT_UNSPEC);
     assert_eq!(dataplane.counters().tc["tftp-expired"], 1);
 }

@@ -1,7 +1,8 @@
 //! Who the machines are, and how their boots go.
 //!
 //! The register has one row for each machine, [`timeline`] what happened to it ([`event`]), [`diagnosis`] why its boot fails,
-//! [`pacing`] when its turn is, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot.
+//! [`pacing`] when its turn is, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot. [`segment`] says
+//! who is who among those that ask.
 
 pub mod console;
 pub mod diagnosis;
@@ -10,6 +11,7 @@ pub mod holds;
 pub mod pacing;
 mod register;
 pub mod rescue;
+pub mod segment;
 pub mod timeline;
 
 pub use register::{Fetching, Hold, Machine, Machines};

@@ -158,6 +158,11 @@ impl Machines {
         self.read().by_mac.get(&mac).cloned()
     }
 
+    /// Whose the address is.
+    pub fn holder_of(&self, address: Ipv4Addr) -> Option<Mac> {
+        self.read().by_address.get(&address).copied()
+    }
+
     /// The machine that holds `address`.
     pub fn by_address(&self, address: Ipv4Addr) -> Option<Machine> {
         let register = self.read();

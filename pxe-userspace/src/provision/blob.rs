@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -98,6 +99,16 @@ impl Blob {
             BlobKey::Digest(digest) => format!("\"{}\"", hex(&digest[..16])),
             BlobKey::File { device, inode, modified_ns, len } => {
                 format!("\"{device:x}-{inode:x}-{modified_ns:x}-{len:x}\"")
+            }
+        }
+    }
+
+    /// When the file was written, in whole seconds, as HTTP has it; not of what is named by its contents.
+    pub fn modified(&self) -> Option<Timestamp> {
+        match self.0.key {
+            BlobKey::Digest(_) => None,
+            BlobKey::File { modified_ns, .. } => {
+                Timestamp::from_second(i64::try_from(modified_ns.div_euclid(1_000_000_000)).ok()?).ok()
             }
         }
     }

@@ -27,6 +27,8 @@ pub struct Planner {
 enum Asks {
     /// Its loader, at the beginning: whether the last boot came up is judged then.
     Loader,
+    /// Somebody else than the machine: nothing follows from it.
+    Onlooker,
     /// The machine's own initrd, later in the same boot. It has nothing of the kernel.
     Node,
 }
@@ -44,16 +46,7 @@ impl Planner {
 
     /// What the machine's loader is told to boot, and a title for its console. A refusal is an event of its boot.
     pub(crate) fn for_loader(&self, config: &Config, machine: &Machine) -> Result<(String, Plan), Refusal> {
-        let planned = match config.profile_of(machine.mac) {
-            None => Err(Refusal::NoProfile),
-            Some(profile) => self.plan(config, machine, profile, Asks::Loader).map(|plan| {
-                let stages = match &plan.choice {
-                    Some(choice) if choice.two => " in two stages",
-                    _ => "",
-                };
-                (format!("Bridgehead: {} boots profile {}{stages}", machine.label(), profile.name), plan)
-            }),
-        };
+        let planned = self.titled(config, machine, Asks::Loader);
         if let Ok((_, Plan { choice: Some(choice), .. })) = &planned {
             let (node, stages, why) = (machine.label(), choice.stages(), &choice.why);
             tracing::info!(node, stages, why, "how the image comes to the machine");
@@ -75,6 +68,22 @@ impl Planner {
             self.timeline.record(Happened::failed(Who::Mac(machine.mac), refusal.to_string()));
         }
         planned
+    }
+
+    /// What it would be told, for whoever is not the machine. It is no part of its boot.
+    pub(crate) fn for_onlooker(&self, config: &Config, machine: &Machine) -> Result<(String, Plan), Refusal> {
+        self.titled(config, machine, Asks::Onlooker)
+    }
+
+    fn titled(&self, config: &Config, machine: &Machine, asks: Asks) -> Result<(String, Plan), Refusal> {
+        let profile = config.profile_of(machine.mac).ok_or(Refusal::NoProfile)?;
+        self.plan(config, machine, profile, asks).map(|plan| {
+            let stages = match &plan.choice {
+                Some(choice) if choice.two => " in two stages",
+                _ => "",
+            };
+            (format!("Bridgehead: {} boots profile {}{stages}", machine.label(), profile.name), plan)
+        })
     }
 
     /// The same plan, for the machine's own initrd: of `profile`, which is its.
@@ -122,7 +131,7 @@ impl Planner {
         let kernel = self.kernel(profile, &image.record, &mut initrds)?;
         let kernel = match asks {
             Asks::Loader => self.or_last_good(machine, kernel),
-            Asks::Node => kernel,
+            Asks::Node | Asks::Onlooker => kernel,
         };
         let mut facts = ImageFacts::from(&*image.record).with(kernel);
         if profile.storage.is_some() {

@@ -17,7 +17,9 @@ use aya::maps::{Array, HashMap, HashOfMaps, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use pxe_common::Mac;
-use pxe_common::map::{CHUNK_STRIDE, Chunk, Part, SUMS_PER_PAGE, Session, SessionKey, SumPage, name};
+use pxe_common::map::{
+    CHUNK_STRIDE, Chunk, Part, SUMS_PER_PAGE, Session, SessionKey, Stations, SumPage, name,
+};
 use pxe_common::tftp;
 use pxe_common::verdict::Hook;
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
@@ -78,6 +80,8 @@ impl Live {
             opened_ns: 0,
             sent_by_xdp: 0,
             sent_by_tc: 0,
+            stations: Stations::ANY,
+            unused: [0; 4],
         };
         let entry = load(&mut bridgehead, name::entry(Hook::Xdp))?;
         let part = load(&mut bridgehead, name::part(Hook::Xdp, Part::Tftp))?;

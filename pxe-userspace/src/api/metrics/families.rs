@@ -23,7 +23,7 @@ use crate::serve::dhcp::{Counters, PacingStatus};
 const MOST_PORTS: usize = 256;
 
 /// What the TFTP server counts, by its own names: see [`tftp::Stats`](crate::serve::tftp::Stats). Its bytes are in `sent_bytes`.
-pub(super) const TFTP: [(&str, &str); 10] = [
+pub(super) const TFTP: [(&str, &str); 13] = [
     ("requests", "Requests for files."),
     ("refused", "Requests that were answered by an ERROR."),
     ("malformed", "Packets that are no TFTP."),
@@ -34,6 +34,9 @@ pub(super) const TFTP: [(&str, &str); 10] = [
     ("aborted", "Transfers that their clients ended."),
     ("expired", "Transfers whose clients fell silent."),
     ("repeated", "Blocks that were retransmitted."),
+    ("writes-refused", "Requests to write."),
+    ("foreign", "Packets from beyond the segment, or from another station than the address's."),
+    ("gave-way", "Transfers that nobody had answered, and that ended for others."),
 ];
 pub(super) const TFTP_BYTES: &str = "bytes-by-daemon";
 

@@ -8,7 +8,7 @@
 mod ceiling;
 mod journal;
 mod links;
-mod neighbours;
+pub mod neighbours;
 pub mod offload;
 pub mod packet;
 pub mod ra;

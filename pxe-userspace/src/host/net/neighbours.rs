@@ -6,18 +6,27 @@
 //! them.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pxe_common::Mac;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::BridgeInfo;
 use super::links::Links;
+use super::{BridgeInfo, packet};
 
 /// The kernel removes them when the bridge loses its carrier, so a machine that is heard again is entered again.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// Whose the kernel takes the address to be, on this bridge; `None` while it does not know.
+pub fn known(bridge: &str, address: Ipv4Addr) -> Option<Mac> {
+    // Whatever socket it is: SIOCGARP asks its network namespace.
+    static ASKING: OnceLock<Option<UdpSocket>> = OnceLock::new();
+    let socket = ASKING.get_or_init(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()).as_ref()?;
+    packet::neighbour(socket, bridge, address).ok().flatten()
+}
 
 /// Who has which address.
 pub struct Neighbours {

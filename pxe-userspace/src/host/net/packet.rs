@@ -2,7 +2,8 @@
 //! for protocols that the host itself may have switched off.
 
 use std::io::{self, IoSliceMut, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsockopt, sockopt};
 use pxe_common::Mac;
@@ -19,11 +20,21 @@ pub struct PacketSocket(AsyncFd<Socket>);
 impl PacketSocket {
     /// Opens a socket on the interface with this index, 0 for all, for frames of one EtherType.
     pub fn open(interface: u32, ethertype: u16, filter: &[SockFilter]) -> io::Result<Self> {
+        Self::register(Self::bound(interface, ethertype, filter)?)
+    }
+
+    /// The same without a reactor: frames queue up until it is [registered](Self::register).
+    pub fn bound(interface: u32, ethertype: u16, filter: &[SockFilter]) -> io::Result<Socket> {
         // Protocol 0 receives nothing: no frame slips in before filter and interface are set.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         socket.set_nonblocking(true)?;
         socket.attach_filter(filter)?;
         socket.bind(&link_address(interface, ethertype))?;
+        Ok(socket)
+    }
+
+    /// Gives a [bound](Self::bound) socket to the reactor of the caller's runtime.
+    pub fn register(socket: Socket) -> io::Result<Self> {
         // SAFETY: the socket owns its descriptor, which stays the same and open until the AsyncFd
         // that now owns the socket is dropped.
         let socket = unsafe { AsyncFd::register(socket) }?;
@@ -153,6 +164,66 @@ pub fn udp_to(port: u16) -> [SockFilter; 11] {
         PASS,
         DROP,
     ]
+}
+
+/// Lets through unfragmented IPv4 UDP to `address`, at one of these ports. A jump skips 255 instructions at most.
+pub fn udp_to_any(address: Ipv4Addr, ports: &[u16]) -> Vec<SockFilter> {
+    let mut filter = vec![
+        load_half(12),
+        if_equal(0x0800, 1),
+        DROP,
+        load_byte(23),
+        if_equal(17, 1),
+        DROP,
+        load_word(30),
+        if_equal(address.to_bits(), 1),
+        DROP,
+        load_half(20),
+        // Any bit of the fragment offset.
+        SockFilter::new(0x45, 0, 1, 0x1fff),
+        DROP,
+        SockFilter::new(0xb1, 0, 0, 14),
+        SockFilter::new(0x48, 0, 0, 16),
+    ];
+    let count = ports.len() as u8;
+    filter.extend(ports.iter().zip(0..).map(|(port, n)| if_equal(u32::from(*port), count - n)));
+    filter.extend([DROP, PASS]);
+    filter
+}
+
+/// Lets nothing through.
+pub fn nothing() -> [SockFilter; 1] {
+    [DROP]
+}
+
+/// Whose the kernel takes `address` to be on the interface (arp(7)); `None` while it does not know. `socket` may be any.
+pub fn neighbour(socket: &impl AsRawFd, interface: &str, address: Ipv4Addr) -> io::Result<Option<Mac>> {
+    // SAFETY: plain numbers, for which zero is valid.
+    let mut asked: libc::arpreq = unsafe { std::mem::zeroed() };
+    asked.arp_pa.sa_family = libc::AF_INET as libc::sa_family_t;
+    // A sockaddr_in: the port, then the address.
+    for (to, byte) in asked.arp_pa.sa_data[2..6].iter_mut().zip(address.octets()) {
+        *to = byte as libc::c_char;
+    }
+    // Its last byte stays zero.
+    let name = asked.arp_dev.len() - 1;
+    for (to, byte) in asked.arp_dev[..name].iter_mut().zip(interface.bytes()) {
+        *to = byte as libc::c_char;
+    }
+    // SAFETY: SIOCGARP reads and writes one arpreq, which outlives the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGARP as _, &raw mut asked) };
+    if done < 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(error) };
+    }
+    if asked.arp_flags & libc::ATF_COM == 0 {
+        return Ok(None);
+    }
+    let mut mac = [0; 6];
+    for (to, byte) in mac.iter_mut().zip(asked.arp_ha.sa_data) {
+        *to = byte as u8;
+    }
+    Ok(Some(Mac(mac)))
 }
 
 /// Lets through one type of ICMPv6 message (without extension headers before it).

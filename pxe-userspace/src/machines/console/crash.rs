@@ -3,16 +3,20 @@
 //! again, in order.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
-use tokio::net::UdpSocket;
+use pxe_common::wire::{Datagram, EtherType, HEADERS_LEN};
+use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::{Consoles, Said, Source};
-use crate::machines::Machines;
+use crate::host::net::BridgeInfo;
+use crate::host::net::packet::{self, PacketSocket};
+use crate::machines::segment::{Origin, Segment, Standing};
 
 /// netconsole's own default.
 pub const PORT: u16 = 6666;
@@ -23,40 +27,62 @@ const DATAGRAM_MAX: usize = 2048;
 const LINES_MAX: u32 = 2000;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Takes datagrams until `shutdown`. A sender is known by its address, as a node that reports is.
-pub async fn take(socket: UdpSocket, machines: Machines, consoles: Consoles, shutdown: CancellationToken) {
-    let mut datagram = vec![0; DATAGRAM_MAX];
+/// What is heard on the bridge.
+pub struct Heard {
+    link: PacketSocket,
+    /// Keeps the port; what comes is taken from the link, because only frames say which station they are from.
+    _port: UdpSocket,
+}
+
+/// Takes datagrams until `shutdown`, of machines that hold a lease, from their own stations. That is all that is known
+/// of who wrote them: a kernel that dies has no keys. So the lines stay marked as what they are.
+pub async fn take(heard: Heard, segment: Segment, consoles: Consoles, shutdown: CancellationToken) {
+    let mut frame = vec![0; HEADERS_LEN + DATAGRAM_MAX];
     let mut counts: HashMap<Mac, u32> = HashMap::new();
     let mut window = Instant::now();
     loop {
-        let received = tokio::select! {
-            received = socket.recv_from(&mut datagram) => received,
+        tokio::select! {
+            ready = heard.link.readable() => if ready.is_err() { return },
             () = shutdown.cancelled() => return,
         };
-        // An ICMP error of an earlier datagram; we send none.
-        let Ok((len, SocketAddr::V4(from))) = received else { continue };
-        let Some(machine) = machines.by_address(*from.ip()) else { continue };
+        let Ok(len) = heard.link.try_receive(&mut frame) else { continue };
+        let Some((mac, datagram)) = of_machine(&frame[..len], &segment) else { continue };
         if window.elapsed() > WINDOW {
             counts.clear();
             window = Instant::now();
         }
-        let count = counts.entry(machine.mac).or_default();
+        let count = counts.entry(mac).or_default();
         *count += 1;
         if *count > LINES_MAX {
             continue;
         }
-        let Some(said) = message(&String::from_utf8_lossy(&datagram[..len])) else { continue };
+        let Some(said) = message(&String::from_utf8_lossy(datagram)) else { continue };
         let (consoles, now) = (consoles.clone(), Timestamp::now());
-        let kept = tokio::task::spawn_blocking(move || consoles.add(machine.mac, said, now)).await;
+        let kept = tokio::task::spawn_blocking(move || consoles.add(mac, said, now)).await;
         if let Ok(Err(error)) = kept {
-            tracing::warn!(mac = %machine.mac, %error, "a crash's message is lost");
+            tracing::warn!(%mac, %error, "a crash's message is lost");
         }
     }
 }
 
-/// Listens on the bridge's address.
-pub async fn bind(address: IpAddr) -> std::io::Result<UdpSocket> {
-    UdpSocket::bind((address, PORT)).await
+/// A machine's datagram, and which machine's it is.
+fn of_machine<'a>(frame: &'a [u8], segment: &Segment) -> Option<(Mac, &'a [u8])> {
+    let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
+    let known = segment.source(datagram.source, datagram.source_mac);
+    (known == Origin::Known(Standing::Machine)).then_some(())?;
+    let payload = frame.get(HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len))?;
+    Some((datagram.source_mac, payload))
+}
+
+/// Listens on the bridge.
+pub fn bind(bridge: &BridgeInfo) -> io::Result<Heard> {
+    let address = bridge.address.addr();
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.bind_device(Some(bridge.name.as_bytes()))?;
+    socket.attach_filter(&packet::nothing())?;
+    socket.bind(&SocketAddr::from((address, PORT)).into())?;
+    let link = PacketSocket::open(bridge.index, EtherType::IPV4, &packet::udp_to_any(address, &[PORT]))?;
+    Ok(Heard { link, _port: socket.into() })
 }
 
 /// `0,412,8120012,-;Kernel panic - not syncing: …`, as netconsole's extended form has it; `,ncfrag=0/1200` before

@@ -132,22 +132,8 @@ fn before(now: Timestamp, seconds: f64) -> Timestamp {
 /// Text that can do nothing to a terminal: control characters as `^[` and `\u{9b}`, and likewise what
 /// changes the direction of writing (Unicode's Bidi_Control), which can make a line read as another.
 fn visible(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars().take(LINE_MAX) {
-        match c {
-            '\t' => out.push(' '),
-            '\0'..='\x1f' => out.extend(['^', char::from(c as u8 + b'@')]),
-            '\x7f' => out.push_str("^?"),
-            '\u{80}'..='\u{9f}'
-            | '\u{61c}'
-            | '\u{200e}'
-            | '\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}' => out.extend(c.escape_unicode()),
-            c => out.push(c),
-        }
-    }
-    out
+    let line: String = text.chars().take(LINE_MAX).map(|c| if c == '\t' { ' ' } else { c }).collect();
+    text::visible(&line)
 }
 
 #[cfg(test)]

@@ -32,8 +32,8 @@ pub trait Follower: Send + Sync {
     /// The machine asks for an address: whatever it ran, it runs no more. Its address is the one that it had.
     fn began(&self, mac: Mac, address: Option<Ipv4Addr>);
 
-    /// The machine reached a stage by itself, DISCOVER included.
-    fn reached(&self, mac: Mac, stage: Stage);
+    /// The machine reached a stage by itself, DISCOVER included; `detail` is the event's, of a file its path.
+    fn reached(&self, mac: Mac, stage: Stage, detail: Option<&str>);
 }
 
 /// The timeline's handle. Cloning it is cheap; recording never waits for the disk.
@@ -138,7 +138,7 @@ impl Timeline {
             follower.began(event.mac, event.address);
         }
         if event.moves() {
-            follower.reached(event.mac, event.stage);
+            follower.reached(event.mac, event.stage, event.detail.as_deref());
         }
     }
 

@@ -89,12 +89,26 @@ pub struct Boots {
     by_mac: HashMap<Mac, Boot>,
     /// Machines that did not ask for an address since their session began.
     running: HashSet<Mac>,
+    /// Machines of which that is not known, because the daemon was not there. One that boots sends a DISCOVER.
+    doubtful: HashSet<Mac>,
+}
+
+/// What a token is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Issued {
+    /// It begins a boot.
+    Boot,
+    /// The machine may still run what it booted, and somebody else may ask: its session gets no keys.
+    Second,
 }
 
 impl Boots {
     /// Boots as they were kept. Which of them run is not known: a machine may have restarted meanwhile.
     pub fn kept(boots: impl IntoIterator<Item = (Mac, Boot)>) -> Self {
-        Self { by_mac: boots.into_iter().collect(), running: HashSet::new() }
+        let by_mac: HashMap<Mac, Boot> = boots.into_iter().collect();
+        let had_session = |(mac, boot): (&Mac, &Boot)| boot.session.as_ref().map(|_| *mac);
+        let doubtful = by_mac.iter().filter_map(had_session).collect();
+        Self { by_mac, running: HashSet::new(), doubtful }
     }
 
     pub fn get(&self, mac: Mac) -> Option<&Boot> {
@@ -109,14 +123,16 @@ impl Boots {
         token: &str,
         keys: Option<Scope>,
         now: Timestamp,
-    ) -> Result<(), Running> {
+    ) -> Result<Issued, Running> {
         if self.running.contains(&mac) {
             return Err(Running);
         }
+        let issued = if self.doubtful.contains(&mac) { Issued::Second } else { Issued::Boot };
+        let keys = keys.filter(|_| issued == Issued::Boot);
         let previous = self.by_mac.remove(&mac).and_then(|boot| boot.token.or(boot.previous));
         let token = Some(digest(token.as_bytes()));
         self.by_mac.insert(mac, Boot { address, issued: now, token, previous, keys, session: None });
-        Ok(())
+        Ok(issued)
     }
 
     /// Judges a token that came with a request for a certificate, from `mac` at `address`. One that is somebody
@@ -165,6 +181,7 @@ impl Boots {
     /// The machine restarted: it may have another token.
     pub fn restarted(&mut self, mac: Mac) {
         self.running.remove(&mac);
+        self.doubtful.remove(&mac);
     }
 }
 
@@ -192,6 +209,24 @@ mod tests {
         let misused = good.unwrap_err();
         assert_eq!(misused.owner, Some(MAC), "{misused:?}");
         misused.why
+    }
+
+    #[test]
+    fn a_second_session_of_a_boot_gets_no_keys() {
+        let keys = || Some(Scope { owner: "n1".into(), plan: "p".into(), volumes: vec!["db".into()] });
+        let mut boots = Boots::default();
+        assert_eq!(boots.issue(MAC, ADDRESS, "first", keys(), NOW), Ok(Issued::Boot));
+        boots.begin(MAC, b"key", "certificate".into());
+        // The daemon starts again, and the machine runs on, as far as is known.
+        let kept = |boots: &Boots| Boots::kept([(MAC, boots.get(MAC).unwrap().clone())]);
+        let mut again = kept(&boots);
+        assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW), Ok(Issued::Second));
+        assert_eq!(again.get(MAC).unwrap().keys, None);
+        assert_eq!(again.issue(MAC, ADDRESS, "third", keys(), NOW), Ok(Issued::Second), "nor a third");
+        let mut again = kept(&boots);
+        again.restarted(MAC);
+        assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW), Ok(Issued::Boot));
+        assert_eq!(again.get(MAC).unwrap().keys, keys());
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::machines::timeline::{Happened, Timeline, Who};
 use crate::store::{Change, Document, Pending, ReadError, Store, WriteError};
 
 pub use authority::{Authority, AuthorityError, Identity, Usage};
-use boots::{Boots, Good, Misused, Refused};
+use boots::{Boots, Good, Issued, Misused, Refused};
 pub use boots::{Running, Scope};
 
 /// A session ends with the next boot; its certificate only has to last as long as machines run.
@@ -90,12 +90,17 @@ impl Trust {
         let mut token = [0; 32];
         OsRng.fill_bytes(&mut token);
         let token = hex(&token);
-        let kept = {
+        let (issued, kept) = {
             let mut boots = self.boots();
-            boots.issue(mac, address, &token, keys, Timestamp::now())?;
-            self.keep(mac, &boots)
+            let issued = boots.issue(mac, address, &token, keys, Timestamp::now())?;
+            (issued, self.keep(mac, &boots))
         };
         kept.wait()?;
+        if issued == Issued::Second {
+            let words = "it was given a second token without having asked for an address since its session began: if it \
+                         still runs, somebody boots in its name. No keys are released to this boot; power it off and on";
+            self.0.timeline.record(Happened::warning(Who::Mac(mac), words));
+        }
         Ok(token)
     }
 

@@ -49,7 +49,22 @@ impl Store {
             std::fs::create_dir_all(&directory)
                 .map_err(|source| StoreError::File { path: directory, source })?;
         }
+        store.clear_work();
         Ok(store)
+    }
+
+    /// What an import of a killed daemon left. Nothing is under way yet.
+    fn clear_work(&self) {
+        let left = std::fs::read_dir(self.work()).into_iter().flatten().flatten();
+        for path in left.map(|entry| entry.path()) {
+            let removed = match path.is_dir() && !path.is_symlink() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "what a killed import left is still there");
+            }
+        }
     }
 
     /// For files that have no name, or not yet: on the same file system as the blobs.

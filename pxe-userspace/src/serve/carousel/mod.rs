@@ -90,7 +90,7 @@ impl Carousel {
         for round in &rounds {
             round.share(settings.ceiling, rounds.len());
         }
-        Ok(round.map(|round| round.report(from, report, now)))
+        Ok(round.and_then(|round| round.report(from, report, now)))
     }
 }
 

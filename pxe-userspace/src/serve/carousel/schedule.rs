@@ -25,6 +25,11 @@ const GATHER: Duration = Duration::from_millis(500);
 const LINGER: Duration = Duration::from_secs(2);
 /// Between polls, while there is nothing to send.
 const POLL_EVERY: Duration = Duration::from_millis(50);
+/// A round sends so many times what the image has, and ends: whoever lacks more has a link for HTTP.
+const PASSES_MAX: u64 = 3;
+/// So many times what the image has a receiver is sent again. It may join late, and lose much; one that lacks still
+/// more does not listen.
+const REPAIRS_MAX: u64 = 2;
 /// More than a segment has machines.
 const RECEIVERS_MAX: usize = 4096;
 
@@ -53,6 +58,9 @@ pub(super) struct Schedule {
     job: Option<(u32, Range<u32>)>,
     /// Of the next packet.
     sequence: u32,
+    /// Symbols of the image, and those that were sent.
+    whole: u64,
+    symbols: u64,
     receivers: HashMap<Ipv4Addr, Receiver>,
     /// The last time that somebody waited.
     waited_for: Instant,
@@ -71,6 +79,8 @@ struct Receiver {
     /// As of its last report: the number after the highest that it had seen, and packets that came.
     sequence: u32,
     came: u64,
+    /// Symbols that it asked for again.
+    repairs: u64,
 }
 
 impl Schedule {
@@ -83,6 +93,8 @@ impl Schedule {
             wanted: BTreeMap::new(),
             job: None,
             sequence: 0,
+            whole: (0..geometry.blocks()).map(|block| u64::from(geometry.symbols(block))).sum(),
+            symbols: 0,
             receivers: HashMap::new(),
             waited_for: now,
             polled: None,
@@ -117,12 +129,12 @@ impl Schedule {
                 };
                 // What went by before a machine joined is not lost.
                 let joined = receiver.came > 0;
-                *receiver = Receiver { heard: now, sequence, came: report.came };
+                *receiver = Receiver { heard: now, sequence, came: report.came, repairs: receiver.repairs };
                 joined.then_some(seen)
             }
             None if known >= RECEIVERS_MAX => return,
             None => {
-                let receiver = Receiver { heard: now, sequence, came: report.came };
+                let receiver = Receiver { heard: now, sequence, came: report.came, repairs: 0 };
                 self.receivers.insert(from, receiver);
                 None
             }
@@ -130,9 +142,17 @@ impl Schedule {
         if let Some(seen) = seen {
             self.pace.report(seen, now);
         }
-        for lack in &report.lacks {
-            self.want(lack, sequence);
+        let mut left = REPAIRS_MAX * self.whole;
+        left = left.saturating_sub(self.receivers.get(&from).map_or(0, |receiver| receiver.repairs));
+        let asked: u64 = report.lacks.iter().map(|lack| self.want(lack, sequence, &mut left)).sum();
+        if let Some(receiver) = self.receivers.get_mut(&from) {
+            receiver.repairs += asked;
         }
+    }
+
+    /// Whether the receiver was sent again as much as it may be.
+    pub(super) fn has_spent(&self, from: Ipv4Addr) -> bool {
+        self.receivers.get(&from).is_some_and(|receiver| receiver.repairs >= REPAIRS_MAX * self.whole)
     }
 
     pub(super) fn next(&mut self, now: Instant) -> Step {
@@ -142,6 +162,9 @@ impl Schedule {
             return if idle >= LINGER { Step::End } else { Step::Wait(POLL_EVERY) };
         }
         self.waited_for = now;
+        if self.symbols >= PASSES_MAX * self.whole {
+            return Step::End;
+        }
         if self.job.is_none() && now >= self.begins {
             self.job = self.choose();
         }
@@ -151,6 +174,7 @@ impl Schedule {
             let part = symbols.start..end;
             let finished = end == symbols.end;
             symbols.start = end;
+            self.symbols += u64::from(part.end - part.start);
             let sequence = self.count(part.end - part.start);
             if finished {
                 self.job = None;
@@ -201,14 +225,23 @@ impl Schedule {
         start..start + count
     }
 
-    fn want(&mut self, lack: &Lack, seen: u32) {
+    /// Returns how many symbols were asked for, out of those that are `left`.
+    fn want(&mut self, lack: &Lack, seen: u32, left: &mut u64) -> u64 {
+        let mut asked = 0;
         for block in lack.first..self.sent.len().min(lack.last.saturating_add(1) as usize) as u32 {
             if self.sent[block as usize].until.is_some_and(|until| until <= seen) {
                 let symbols = lack.symbols.clamp(1, self.geometry.symbols(block));
+                if u64::from(symbols) > *left {
+                    *left = 0;
+                    return asked + u64::from(symbols);
+                }
+                *left -= u64::from(symbols);
+                asked += u64::from(symbols);
                 let wanted = self.wanted.entry(block).or_default();
                 *wanted = symbols.max(*wanted);
             }
         }
+        asked
     }
 
     fn is_most_of(&self, block: u32, symbols: u32) -> bool {

@@ -17,6 +17,11 @@ fn schedule(blocks: u64, now: Instant) -> Schedule {
     schedule
 }
 
+/// It has sent as much as a round sends.
+fn is_over(schedule: &Schedule) -> bool {
+    schedule.symbols >= PASSES_MAX * schedule.whole
+}
+
 /// A receiver that keeps what a real one does, and needs as many symbols of a block as the block has.
 struct Model {
     at: Ipv4Addr,
@@ -86,6 +91,8 @@ fn run(
         match &next {
             Step::Wait(time) => now += *time,
             Step::End if done.iter().all(|done| *done) => return Ok(sent),
+            // The others go on by HTTP.
+            Step::End if is_over(schedule) => return Ok(sent),
             Step::Symbols { symbols, .. } => {
                 sent += symbols.len();
                 now += schedule.pace.time(symbols.len() as u32);
@@ -181,7 +188,7 @@ fn reports_of_nonsense_change_little() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is lost, and whenever they join, everybody gets the image.
+    /// Whatever is lost, and whenever they join, everybody gets the image, or the round has sent it three times.
     #[test]
     fn everybody_gets_the_image(
         blocks in 1u64..12,
@@ -203,7 +210,7 @@ proptest! {
         };
         let first = *joins.iter().min().unwrap();
         let sent = run(&mut schedule, &mut models, |n| joins[n] - first, every, &mut lost, now)?;
-        prop_assert!(models.iter().all(|m| m.report(&schedule.geometry).done));
+        prop_assert!(is_over(&schedule) || models.iter().all(|m| m.report(&schedule.geometry).done));
         let image = blocks as usize * 10;
         prop_assert!(sent >= image - 1);
         if loss == 0 {
@@ -232,5 +239,42 @@ proptest! {
             }
         }
         prop_assert_eq!(schedule.packets(), expected);
+    }
+}
+
+#[test]
+fn one_that_lacks_everything_for_ever_is_sent_it_twice_more_and_the_round_ends_after_three_passes() {
+    for liars in [1u8, 8] {
+        let mut now = Instant::now();
+        let mut schedule = schedule(10, now);
+        let whole = schedule.whole;
+        let lacks_all = |schedule: &Schedule| Reception {
+            sequence: schedule.packets(),
+            came: 1,
+            lacks: vec![Lack { first: 0, last: u32::MAX, symbols: u32::MAX }],
+            done: false,
+        };
+        let from = |n: u8| Ipv4Addr::new(10, 77, 0, n);
+        let mut ended = false;
+        for _ in 0..200_000 {
+            for n in 1..=liars {
+                let report = lacks_all(&schedule);
+                schedule.report(from(n), &report, now);
+            }
+            now += Duration::from_millis(5);
+            match schedule.next(now) {
+                Step::End => {
+                    ended = true;
+                    break;
+                }
+                Step::Wait(time) => now += time,
+                Step::Symbols { .. } | Step::Poll { .. } => {}
+            }
+            if schedule.has_spent(from(1)) && schedule.symbols < 3 * whole && liars == 1 {
+                break;
+            }
+        }
+        assert!(ended || schedule.has_spent(from(1)), "{} of {whole}", schedule.symbols);
+        assert!(schedule.symbols <= 3 * whole + u64::from(schedule.pace.burst()), "{}", schedule.symbols);
     }
 }

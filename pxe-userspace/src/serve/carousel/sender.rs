@@ -70,19 +70,22 @@ impl Round {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Takes a report, and says what a receiver needs to know.
-    pub(super) fn report(&self, from: Ipv4Addr, report: &Reception, now: Instant) -> Offer {
+    /// Takes a report, and says what a receiver needs to know; none when HTTP is better for it.
+    pub(super) fn report(&self, from: Ipv4Addr, report: &Reception, now: Instant) -> Option<Offer> {
         let mut schedule = self.schedule();
         schedule.report(from, report, now);
+        if schedule.has_spent(from) {
+            return None;
+        }
         let receivers = schedule.receivers().max(1) as u64;
-        Offer {
+        Some(Offer {
             group: self.group,
             symbol_size: self.geometry.symbol_size(),
             block_symbols: BLOCK_SYMBOLS,
             // A hundred reports a second in all.
             report_every: (receivers * 10).clamp(250, 5000),
             http_rate: schedule.pace.through() as u64 / receivers,
-        }
+        })
     }
 
     /// One of so many rounds that share the ceiling.

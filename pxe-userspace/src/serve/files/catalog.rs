@@ -15,14 +15,14 @@ use super::{Files, OpenError, Opened, Root};
 use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, Source};
 use crate::machines::rescue::Rescues;
+use crate::machines::segment::Segment;
 use crate::machines::timeline::Stage;
 use crate::machines::{Machine, Machines};
 use crate::nodes::trust::{IssueError, Trust};
 use crate::provision::blob::Blob;
-use crate::provision::boot::{Appliance, Generated, grub, ipxe};
+use crate::provision::boot::{Appliance, Generated, Plan, Refusal, grub, ipxe};
 use crate::provision::image::{Images, archive};
 use crate::provision::planner::Planner;
-use crate::provision::trials::Trials;
 use crate::provision::{storage, tools};
 
 /// The daemon's [`Files`]: what is generated first, then the files root.
@@ -33,15 +33,19 @@ pub struct Catalog {
     images: Images,
     machines: Machines,
     rescues: Rescues,
-    trials: Trials,
     trust: Trust,
+    segment: Option<Segment>,
 }
+
+/// A plan and its title, or why there is none.
+type Planned = Result<(String, Plan), Refusal>;
 
 /// What is kept of each machine's boots, beside where they stand.
 pub struct Kept {
     pub rescues: Rescues,
-    pub trials: Trials,
     pub trust: Trust,
+    /// Whose an address is.
+    pub segment: Option<Segment>,
 }
 
 /// A configuration's files root, open.
@@ -63,10 +67,10 @@ impl Catalog {
         machines: Machines,
         kept: Kept,
     ) -> Result<Self, RootError> {
-        let Kept { rescues, trials, trust } = kept;
+        let Kept { rescues, trust, segment } = kept;
         let OpenRoot(root) = OpenRoot::of(&config.borrow())?;
         let root = RwLock::new(root);
-        Ok(Self { config, root, planner, images, machines, rescues, trials, trust })
+        Ok(Self { config, root, planner, images, machines, rescues, trust, segment })
     }
 
     /// Goes on with another files root, that of the next configuration. What is being sent stays as it was opened.
@@ -103,10 +107,9 @@ impl Catalog {
             }
             Generated::Image { digest, part } => {
                 let blob = self.images.blob(digest)?.ok_or(OpenError::NotFound)?;
-                if *part == ImagePart::Kernel
-                    && let Some(machine) = self.machines.by_address(client)
-                {
-                    self.trials.fetches(machine.mac, digest);
+                if *part == ImagePart::Stage2 && self.machines.by_address(client).is_none() {
+                    let why = "an image's second stage is for machines with a lease";
+                    return Err(OpenError::Forbidden(why.to_owned()));
                 }
                 let stage = match part {
                     ImagePart::Kernel => Some(Stage::Kernel),
@@ -116,36 +119,58 @@ impl Catalog {
                 };
                 Ok(Opened { blob, stage })
             }
-            Generated::GrubConfig(mac) => {
-                let machine = self.machines.get_or_insert(*mac);
-                Ok(config_file(self.grub(config, &machine)))
-            }
+            Generated::GrubConfig(mac) => Ok(self.config_file(config, *mac, client, grub_config)),
             Generated::GrubConfigByAddress => {
                 let machine = self.machines.by_address(client).ok_or(OpenError::NotFound)?;
-                Ok(config_file(self.grub(config, &machine)))
+                Ok(self.config_file(config, machine.mac, client, grub_config))
             }
-            Generated::IpxeScript(mac) => {
-                let machine = self.machines.get_or_insert(*mac);
-                Ok(config_file(self.ipxe(config, &machine)))
-            }
+            Generated::IpxeScript(mac) => Ok(self.config_file(config, *mac, client, ipxe_script)),
         }
     }
 
-    fn grub(&self, config: &Config, machine: &Machine) -> String {
-        let own_path = Generated::GrubConfig(machine.mac).to_string();
-        match self.planner.for_loader(config, machine) {
-            Ok((title, plan)) => grub::boot(&title, &Appliance::from(config).authority(), &own_path, &plan),
-            Err(refusal) => grub::refuse(&refused_title(machine), &own_path, &refusal),
-        }
+    /// What the machine is to load, in its loader's language. Only where the machine itself asks, something follows
+    /// from it: an event, a row of the register, a kernel's chance.
+    fn config_file(
+        &self,
+        config: &Config,
+        mac: Mac,
+        client: Ipv4Addr,
+        written: fn(&Config, &Machine, Planned) -> String,
+    ) -> Opened {
+        let (text, stage) = if self.is_own(mac, client) {
+            let machine = self.machines.get_or_insert(mac);
+            (written(config, &machine, self.planner.for_loader(config, &machine)), Some(Stage::Config))
+        } else {
+            let machine = self.machines.get(mac).unwrap_or_else(|| Machine::new(mac));
+            (written(config, &machine, self.planner.for_onlooker(config, &machine)), None)
+        };
+        Opened { blob: Blob::from_bytes(text), stage }
     }
 
-    fn ipxe(&self, config: &Config, machine: &Machine) -> String {
-        let own_path = Generated::IpxeScript(machine.mac).to_string();
-        let base_url = Appliance::from(config).url();
-        match self.planner.for_loader(config, machine) {
-            Ok((title, plan)) => ipxe::boot(&title, &base_url, &own_path, &plan),
-            Err(refusal) => ipxe::refuse(&refused_title(machine), &base_url, &own_path, &refusal),
+    /// Whether the machine itself asks: from the address of its lease, or, where another server gave it one, from its
+    /// own station.
+    fn is_own(&self, mac: Mac, client: Ipv4Addr) -> bool {
+        match self.machines.get(mac).and_then(|machine| machine.address) {
+            Some(address) => address == client,
+            None => self.segment.as_ref().is_some_and(|segment| segment.station_of(client) == Some(mac)),
         }
+    }
+}
+
+fn grub_config(config: &Config, machine: &Machine, planned: Planned) -> String {
+    let own_path = Generated::GrubConfig(machine.mac).to_string();
+    match planned {
+        Ok((title, plan)) => grub::boot(&title, &Appliance::from(config).authority(), &own_path, &plan),
+        Err(refusal) => grub::refuse(&refused_title(machine), &own_path, &refusal),
+    }
+}
+
+fn ipxe_script(config: &Config, machine: &Machine, planned: Planned) -> String {
+    let own_path = Generated::IpxeScript(machine.mac).to_string();
+    let base_url = Appliance::from(config).url();
+    match planned {
+        Ok((title, plan)) => ipxe::boot(&title, &base_url, &own_path, &plan),
+        Err(refusal) => ipxe::refuse(&refused_title(machine), &base_url, &own_path, &refusal),
     }
 }
 
@@ -238,10 +263,6 @@ fn normal(path: &str) -> Result<String, OpenError> {
 
 fn same_path(configured: &str, asked: &str) -> bool {
     normal(configured).is_ok_and(|c| c == asked)
-}
-
-fn config_file(text: String) -> Opened {
-    Opened { blob: Blob::from_bytes(text), stage: Some(Stage::Config) }
 }
 
 fn refused_title(machine: &Machine) -> String {

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use pxe_common::map::{self, SessionKey};
+use pxe_common::map::{self, SessionKey, Stations};
 use pxe_common::tftp::Session;
 use serde::{Deserialize, Serialize};
 
@@ -12,11 +12,12 @@ use crate::provision::blob::{Blob, BlobKey};
 
 /// Takes transfers over. Implemented by the dataplane.
 pub trait FastPath: Send + Sync {
-    /// From now on the transfer's ACKs may be answered without the daemon, until nothing has been
-    /// sent for `idle`. May read the whole blob, so may block.
+    /// From now on the transfer's ACKs may be answered without the daemon, where they come from its `stations`, until
+    /// nothing has been sent for `idle`. May read the whole blob, so may block.
     fn open(
         &self,
         key: SessionKey,
+        stations: Stations,
         blob: &Blob,
         transfer: Session,
         now_ns: u64,

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddrV4;
 
-use pxe_common::map::SessionKey;
+use pxe_common::map::{SessionKey, Stations};
 use pxe_common::tftp::packet::{self, ErrorCode, Mode};
 use pxe_common::tftp::{Packet, Session};
 
 use super::options::{self, NotANumber, Terms};
 use super::transfer::{Action, IDLE, RETRY, Transfer};
 use super::{Declined, FastPath, Note, netascii};
+use crate::machines::segment::Standing;
 use crate::machines::timeline::Stage;
 use crate::provision::blob::Blob;
 use crate::serve::files::{Files, OpenError, Opened};
@@ -21,6 +22,10 @@ const MAX_NETASCII: u64 = 4 << 20;
 pub(super) struct Job {
     pub(super) key: SessionKey,
     pub(super) client: SocketAddrV4,
+    /// Between which it is.
+    pub(super) stations: Stations,
+    /// What is known of the client.
+    pub(super) standing: Standing,
     /// Number of the data port that answers.
     pub(super) port: usize,
     pub(super) path: String,
@@ -88,7 +93,8 @@ impl Job {
         let Opened { blob, stage } = files.open(&self.path, *self.client.ip())?;
         let blob = match request.mode {
             Mode::Octet => blob,
-            Mode::Netascii => converted(&blob)?,
+            Mode::Netascii if blob.len() > MAX_NETASCII => return Err(Refused::Netascii),
+            Mode::Netascii => netascii::converted(&blob).map_err(OpenError::Io)?,
         };
         let Terms { blksize, window, timeout, accepted } =
             options::agree(request.options, blob.len(), self.mtu)?;
@@ -112,7 +118,7 @@ impl Job {
     /// Hands it to the fast path, with what the next daemon needs to know of it. Returns whether it was taken.
     fn grant(&self, fast_path: &dyn FastPath, accepted: &Accepted, now_ns: u64) -> bool {
         let Accepted { blob, stage, transfer, .. } = accepted;
-        match fast_path.open(self.key, blob, *transfer.session(), now_ns, IDLE) {
+        match fast_path.open(self.key, self.stations, blob, *transfer.session(), now_ns, IDLE) {
             Ok(()) => {
                 fast_path.note(
                     &self.key,
@@ -142,13 +148,4 @@ impl Job {
             }
         }
     }
-}
-
-fn converted(blob: &Blob) -> Result<Blob, Refused> {
-    if blob.len() > MAX_NETASCII {
-        return Err(Refused::Netascii);
-    }
-    let mut bytes = vec![0; blob.len() as usize];
-    blob.read_at(0, &mut bytes).map_err(OpenError::Io)?;
-    Ok(Blob::from_bytes(netascii::encode(&bytes)))
 }

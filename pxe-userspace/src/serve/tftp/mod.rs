@@ -6,6 +6,7 @@
 //! daemon learns of its end, retransmits lost blocks, and continues the transfer itself where the kernel can't.
 
 mod aside;
+mod asker;
 mod fast_path;
 mod job;
 mod netascii;

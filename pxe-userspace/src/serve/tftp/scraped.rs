@@ -49,7 +49,7 @@ fn a_transfer_waits_for_no_reader_and_all_of_it_is_told() {
         Timeline::open(crate::store::Store::open(&dir.path().join("db")).unwrap(), machines.clone()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let tftp = Tftp::bind_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), 1500);
-    let tftp = runtime.block_on(tftp).unwrap();
+    let tftp = tftp.unwrap();
     let server = tftp.local_addr().unwrap();
     let files = Arc::new(Kernel(Blob::from_bytes(vec![7; BLOCKS * BLKSIZE - 1])));
     let (_events, told) = mpsc::channel(1);
@@ -82,7 +82,7 @@ fn a_transfer_waits_for_no_reader_and_all_of_it_is_told() {
 fn a_block_while_the_api_is_read() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (daemon, tftp) = runtime.block_on(async {
-        let tftp = Tftp::bind_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), 1500).await.unwrap();
+        let tftp = Tftp::bind_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), 1500).unwrap();
         (Daemon::start().await, tftp)
     });
     register(&daemon);

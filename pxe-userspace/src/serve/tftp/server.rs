@@ -17,24 +17,31 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
-use pxe_common::map::{Event, EventKind, Session, SessionKey};
+use pxe_common::map::{Event, EventKind, Session, SessionKey, Stations};
 use pxe_common::tftp::packet::ErrorCode;
 use pxe_common::tftp::{BlockNo, Packet};
 
 use super::Left;
+use super::asker::{Asker, Sender};
 use super::job::{Accepted, Job, Refused};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
+use crate::base::text::visible;
 use crate::machines::Fetching;
 use crate::machines::diagnosis::Note;
+use crate::machines::segment::Standing;
 use deadlines::Deadlines;
 use live::Live;
 
 use command::Then;
 pub(super) use command::{Command, Look, Outgoing, Tell, What};
 
-/// Transfers at a time, including requests in progress and ports that rest.
-const MAX_TRANSFERS: usize = 4096;
+/// Transfers at a time, including requests in progress and ports that rest, where the daemon may have the descriptors.
+pub(super) const MAX_TRANSFERS: usize = 4096;
+
+/// Of one address. A rack behind one router, or a host with two hundred clients, is served; one that only asks keeps
+/// nobody else out.
+const MAX_OF_ADDRESS: usize = 256;
 
 /// Transfers that one call of [`Server::on_timeout`] attends to: packets come between.
 const DUE_AT_ONCE: usize = 64;
@@ -44,6 +51,11 @@ pub(super) struct Server {
     ports: Vec<u16>,
     mtu: u16,
     stats: Arc<Stats>,
+    limits: Limits,
+    /// Transfers of clients that are no machines.
+    others: usize,
+    /// Until then nothing can give way.
+    full_until_ns: u64,
     transfers: HashMap<SessionKey, Entry>,
     /// Those that have transfers. Addresses are easily made up, so no others are remembered.
     clients: HashMap<[u8; 4], Client>,
@@ -51,6 +63,26 @@ pub(super) struct Server {
     commands: VecDeque<Command>,
     /// Which data port was given out last.
     last_port: usize,
+}
+
+/// How many transfers there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// In all.
+    pub(super) all: usize,
+}
+
+impl Limits {
+    /// A quarter is kept for machines.
+    fn of_others(self) -> usize {
+        self.all - self.all / 4
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { all: MAX_TRANSFERS }
+    }
 }
 
 enum Entry {
@@ -67,6 +99,10 @@ enum Entry {
 
 struct Client {
     transfers: usize,
+    standing: Standing,
+    /// Its transfers in the order of their requests, for who has to give way. Those that ended, or were answered, are
+    /// taken out when they come up.
+    waiting: VecDeque<SessionKey>,
     /// When it last asked for something.
     asked_ns: u64,
 }
@@ -78,6 +114,9 @@ impl Server {
             ports,
             mtu,
             stats,
+            limits: Limits::default(),
+            others: 0,
+            full_until_ns: 0,
             transfers: HashMap::new(),
             clients: HashMap::new(),
             deadlines: Deadlines::default(),
@@ -86,13 +125,18 @@ impl Server {
         }
     }
 
+    /// As many transfers as the process has descriptors for.
+    pub(super) fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Goes on with what a killed daemon left in the kernel.
     pub(super) fn resume(&mut self, left: Vec<Left>, now_ns: u64) {
         for Left { key, session, note, blob } in left {
             let port = self.ports.iter().position(|port| *port == key.server_port);
             let (Some(port), false) = (port.filter(|_| key.server == self.address.octets()), session.ended())
             else {
-                self.insert(key, Entry::Closing, now_ns);
+                self.insert(key, Entry::Closing, now_ns, Standing::Machine);
                 self.commands.push_back(Command::Close(key));
                 continue;
             };
@@ -101,6 +145,8 @@ impl Server {
             let live = Live {
                 port,
                 client,
+                stations: session.stations,
+                standing: Standing::Machine,
                 // A repeated request means that the client saw no answer: it begins again.
                 request: Vec::new(),
                 path: note.path,
@@ -117,7 +163,7 @@ impl Server {
                 armed_ns: None,
             };
             // It did not ask this daemon.
-            self.insert(key, Entry::Live(Box::new(live)), 0);
+            self.insert(key, Entry::Live(Box::new(live)), 0, Standing::Machine);
             self.arm(&key, now_ns);
         }
     }
@@ -139,7 +185,7 @@ impl Server {
             // It took so long that nobody waits any more.
             if opened.is_ok_and(|accepted| accepted.in_kernel) {
                 if entry.is_none() {
-                    self.insert(job.key, Entry::Closing, now_ns);
+                    self.insert(job.key, Entry::Closing, now_ns, job.standing);
                 }
                 self.commands.push_back(Command::Close(job.key));
             }
@@ -163,6 +209,8 @@ impl Server {
         let mut live = Box::new(Live {
             port: job.port,
             client: job.client,
+            stations: job.stations,
+            standing: job.standing,
             request: job.request.clone(),
             path: job.path.clone(),
             blob,
@@ -188,7 +236,8 @@ impl Server {
     }
 
     /// A packet came to data port number `port`.
-    pub(super) fn on_packet(&mut self, port: usize, client: SocketAddrV4, bytes: &[u8], now_ns: u64) {
+    pub(super) fn on_packet(&mut self, port: usize, from: impl Into<Sender>, bytes: &[u8], now_ns: u64) {
+        let Sender { address: client, stations } = from.into();
         let key = self.key(client, port);
         let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else {
             // Late packets of transfers that ended. An ERROR would hit whatever the client's port
@@ -196,6 +245,10 @@ impl Server {
             self.stats.add(Stat::Unknown, 1);
             return;
         };
+        if live.stations != stations && live.stations != Stations::ANY {
+            self.stats.add(Stat::Foreign, 1);
+            return;
+        }
         match Packet::parse(bytes) {
             // The programs passed an ACK of a transfer of theirs: they can't answer it (no room in
             // the driver's buffer and no tc, a grant that ended). The daemon goes on by itself.
@@ -260,7 +313,7 @@ impl Server {
             Then::Due if ended => self.aborted(&key, ErrorCode::OTHER, b"", now_ns),
             Then::Due => self.timed_out(&key, now_ns),
             Then::Told { error } => self.told(&key, ended, error, now_ns),
-            Then::Asked { client, request, next_port } => self.ask(client, &request, next_port, now_ns),
+            Then::Asked { asker, request, next_port } => self.ask(asker, &request, next_port, now_ns),
             Then::End => self.end_now(&key, now_ns),
         }
         // What was seen may have put its timeout forward.
@@ -338,7 +391,7 @@ impl Server {
     /// A transfer's time has come, and all is known of it that there is to know.
     fn timed_out(&mut self, key: &SessionKey, now_ns: u64) {
         let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
-        let action = live.transfer.on_tick(now_ns);
+        let action = live.on_tick(now_ns);
         if matches!(action, Action::Send(_) | Action::SendOack) {
             self.stats.add(Stat::Repeated, 1);
             live.repeated = live.repeated.saturating_add(1);
@@ -403,10 +456,13 @@ impl Server {
         self.deadlines.set(key, live.armed_ns.replace(at_ns), at_ns);
     }
 
-    fn insert(&mut self, key: SessionKey, entry: Entry, asked_ns: u64) {
-        let new = || Client { transfers: 0, asked_ns };
-        self.clients.entry(key.client).or_insert_with(new).transfers += 1;
+    fn insert(&mut self, key: SessionKey, entry: Entry, asked_ns: u64, standing: Standing) {
+        let new = || Client { transfers: 0, standing, waiting: VecDeque::new(), asked_ns };
+        let client = self.clients.entry(key.client).or_insert_with(new);
+        client.transfers += 1;
+        self.others += usize::from(client.standing != Standing::Machine);
         if let Entry::Opening { since_ns, .. } = &entry {
+            client.waiting.push_back(key);
             self.deadlines.set(&key, None, opening_ends(*since_ns));
         }
         self.transfers.insert(key, entry);
@@ -417,6 +473,7 @@ impl Server {
         let entry = self.transfers.remove(key)?;
         if let Some(client) = self.clients.get_mut(&key.client) {
             client.transfers -= 1;
+            self.others -= usize::from(client.standing != Standing::Machine);
             if client.transfers == 0 {
                 self.clients.remove(&key.client);
             }
@@ -465,6 +522,7 @@ fn opening_ends(since_ns: u64) -> u64 {
     since_ns + IDLE.as_nanos() as u64
 }
 
+/// What a client wrote, as people may see it: a path becomes evidence, a line of the log, words on a terminal.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    visible(&String::from_utf8_lossy(bytes))
 }

@@ -5,14 +5,18 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use pxe_common::map::{Event, Session, SessionKey};
-use pxe_common::wire::port;
+use pxe_common::Mac;
+use pxe_common::map::{Event, Session, SessionKey, Stations};
+use pxe_common::wire::{Datagram, EtherType, HEADERS_LEN, port};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::runtime::{self, Handle};
@@ -21,12 +25,17 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::aside::Aside;
+use super::asker::{Asker, Sender};
 use super::job::{Accepted, Job, Refused};
 use super::perform::{Performer, World};
-use super::server::{Server, Tell};
-use super::stats::Stats;
+use super::server::{Limits, MAX_TRANSFERS, Server, Tell};
+use super::stats::{Stat, Stats};
 use super::{FastPath, priority};
+use crate::base::descriptors;
+use crate::host::net::BridgeInfo;
+use crate::host::net::packet::{self, PacketSocket};
 use crate::host::net::room::make_room;
+use crate::machines::segment::{Origin, Segment, Standing};
 use crate::machines::timeline::Timeline;
 use crate::serve::files::Files;
 
@@ -37,9 +46,23 @@ const DATA_PORTS: usize = 8;
 /// Files that are opened at a time.
 const OPENERS: usize = 8;
 
+/// Requests of hosts that are being found out about.
+const UNKNOWN_AT_ONCE: usize = 64;
+
+/// When it is looked whether a host has answered ARP.
+const FOUND_OUT_AFTER: [Duration; 4] = [
+    Duration::from_millis(2),
+    Duration::from_millis(8),
+    Duration::from_millis(40),
+    Duration::from_millis(150),
+];
+
+/// Nobody needs an answer from there (RFC 863).
+const DISCARD: u16 = 9;
+
 /// The TFTP service, bound and not yet running.
 pub struct Tftp {
-    sockets: Sockets,
+    sockets: StdSockets,
     address: Ipv4Addr,
     mtu: u16,
     stats: Arc<Stats>,
@@ -47,39 +70,53 @@ pub struct Tftp {
 
 /// A port could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("TFTP can't bind {address}: {source}; is another TFTP server running?")]
-pub struct BindError {
-    address: SocketAddrV4,
-    source: io::Error,
+pub enum BindError {
+    #[error("TFTP can't bind {address}: {source}; is another TFTP server running?")]
+    Port { address: SocketAddrV4, source: io::Error },
+    #[error("TFTP has no packet socket on {bridge}: {source}; it needs CAP_NET_RAW")]
+    Packet { bridge: String, source: io::Error },
 }
 
 impl Tftp {
-    /// Binds port 69 and the data ports of `address`. No block is larger than `mtu` allows.
-    pub async fn bind(address: Ipv4Addr, mtu: u16) -> Result<Self, BindError> {
-        Self::bind_at(SocketAddrV4::new(address, port::TFTP), mtu).await
-    }
-
-    /// The same with the data ports of a killed daemon, whose transfers go on.
-    pub async fn bind_again(address: Ipv4Addr, mtu: u16, data_ports: &[u16]) -> Result<Self, BindError> {
-        let mut tftp = Self::bind(address, mtu).await?;
-        for (socket, port) in tftp.sockets.data.iter_mut().zip(data_ports) {
-            match bind(SocketAddrV4::new(address, *port)).await {
-                Ok(old) => *socket = old,
-                Err(error) => tracing::warn!(%error, "transfers of an earlier daemon are lost"),
-            }
-        }
-        Ok(tftp)
-    }
-
-    /// The same at another port, for tests.
-    pub async fn bind_at(requests: SocketAddrV4, mtu: u16) -> Result<Self, BindError> {
-        let address = *requests.ip();
-        let requests = bind(requests).await?;
+    /// Binds port 69 and the data ports on the bridge, with those of a killed daemon, whose transfers go on. Only
+    /// hosts of the segment are answered.
+    pub fn bind(bridge: &BridgeInfo, segment: Segment, data_ports: &[u16]) -> Result<Self, BindError> {
+        let address = bridge.address.addr();
+        let open = |port| bind(SocketAddrV4::new(address, port), Some(&bridge.name));
+        let requests = open(port::TFTP)?;
         let mut data = Vec::with_capacity(DATA_PORTS);
-        for _ in 0..DATA_PORTS {
-            data.push(bind(SocketAddrV4::new(address, 0)).await?);
+        for number in 0..DATA_PORTS {
+            let old = data_ports.get(number).map(|port| open(*port));
+            data.push(match old {
+                Some(Ok(old)) => old,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "transfers of an earlier daemon are lost");
+                    open(0)?
+                }
+                None => open(0)?,
+            });
         }
-        Ok(Self { sockets: Sockets { requests, data }, address, mtu, stats: Arc::default() })
+        let packet = |source| BindError::Packet { bridge: bridge.name.clone(), source };
+        let link = |ports: &[u16]| {
+            let filter = packet::udp_to_any(address, ports);
+            let socket = PacketSocket::bound(bridge.index, EtherType::IPV4, &filter).map_err(packet)?;
+            make_room(&socket);
+            Ok(socket)
+        };
+        let transfers = link(&ports(&data).map_err(packet)?)?;
+        let frames = Frames { requests: link(&[port::TFTP])?, transfers, mac: bridge.mac, segment };
+        let sockets = StdSockets { requests, data, frames: Some(frames) };
+        Ok(Self { sockets, address, mtu: bridge.mtu as u16, stats: Arc::default() })
+    }
+
+    /// At any address and port, for tests: frames are not seen there, and everybody is a machine.
+    pub fn bind_at(requests: SocketAddrV4, mtu: u16) -> Result<Self, BindError> {
+        let address = *requests.ip();
+        let requests = bind(requests, None)?;
+        let data = (0..DATA_PORTS).map(|_| bind(SocketAddrV4::new(address, 0), None));
+        let data = data.collect::<Result<Vec<_>, _>>()?;
+        let sockets = StdSockets { requests, data, frames: None };
+        Ok(Self { sockets, address, mtu, stats: Arc::default() })
     }
 
     /// What is counted, also while it runs.
@@ -102,7 +139,6 @@ impl Tftp {
         shutdown: CancellationToken,
     ) -> io::Result<()> {
         let Self { sockets, address, mtu, stats } = self;
-        let sockets = sockets.into_std()?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (closed, closes) = mpsc::unbounded_channel();
         let (opened, results) = mpsc::unbounded_channel();
@@ -114,7 +150,8 @@ impl Tftp {
             opened,
             runtime: Handle::current(),
         };
-        let inputs = Inputs { events, results, closes };
+        let (found, founds) = mpsc::unbounded_channel();
+        let inputs = Inputs { events, results, closes, founds };
         let (done, ended) = oneshot::channel();
         std::thread::Builder::new().name("tftp".into()).spawn(move || {
             if let Err(error) = priority::raise() {
@@ -122,7 +159,8 @@ impl Tftp {
             }
             let served = runtime.block_on(async {
                 let sockets = Sockets::from_std(sockets)?;
-                let mut wired = Wired { sockets, fast_path, openers, aside };
+                let finding = Finding { permits: Arc::new(Semaphore::new(UNKNOWN_AT_ONCE)), found };
+                let mut wired = Wired { sockets, fast_path, openers, aside, finding };
                 let served = serve(&mut wired, address, mtu, stats, inputs, shutdown).await;
                 wired.aside.finish();
                 served
@@ -140,6 +178,8 @@ struct Inputs {
     results: mpsc::UnboundedReceiver<(Job, Result<Accepted, Refused>)>,
     /// Grants that are closed.
     closes: mpsc::UnboundedReceiver<SessionKey>,
+    /// Requests of hosts that were found out about.
+    founds: mpsc::UnboundedReceiver<(Asker, Vec<u8>)>,
 }
 
 async fn serve(
@@ -150,9 +190,10 @@ async fn serve(
     inputs: Inputs,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let Inputs { mut events, mut results, mut closes } = inputs;
-    let mut server = Server::new(address, wired.sockets.ports()?, mtu, stats.clone());
-    let mut performer = Performer::new(stats);
+    let Inputs { mut events, mut results, mut closes, mut founds } = inputs;
+    let mut server = Server::new(address, ports(&wired.sockets.data)?, mtu, stats.clone());
+    server.limit(Limits { all: descriptors::shares().transfers.min(MAX_TRANSFERS) });
+    let mut performer = Performer::new(stats.clone());
     if let Some(fast_path) = &wired.fast_path {
         server.resume(fast_path.left(), monotonic_ns());
     }
@@ -173,13 +214,19 @@ async fn serve(
         }
         tokio::select! {
             () = &mut told_to_end => break,
-            (socket, client, len) = wired.sockets.receive(&mut buf) => {
-                let bytes = &buf[..len];
-                match socket {
-                    None => server.on_request(client, bytes, monotonic_ns()),
-                    Some(port) => server.on_packet(port, client, bytes, monotonic_ns()),
+            received = wired.sockets.receive(&mut buf) => {
+                let Received { port, from, bytes } = received?;
+                let bytes = &buf[bytes];
+                match (port, wired.source_of_request(port, &from)) {
+                    (Some(port), _) => server.on_packet(port, from, bytes, monotonic_ns()),
+                    (None, Origin::Known(standing)) => {
+                        server.on_request(Asker { sender: from, standing }, bytes, monotonic_ns());
+                    }
+                    (None, Origin::Unknown) => wired.find_out(from, bytes.to_vec()),
+                    (None, Origin::Contradicted | Origin::Beyond) => stats.add(Stat::Foreign, 1),
                 }
             }
+            Some((asker, bytes)) = founds.recv() => server.on_request(asker, &bytes, monotonic_ns()),
             Some((job, result)) = results.recv() => server.on_opened(&job, result, monotonic_ns()),
             Some(event) = events.recv() => server.on_event(&event),
             closed = closes.recv() => match closed {
@@ -207,6 +254,50 @@ struct Wired {
     fast_path: Option<Arc<dyn FastPath>>,
     openers: Openers,
     aside: Aside,
+    finding: Finding,
+}
+
+/// Requests of hosts of which the kernel does not know yet whose their address is. They have not asked it for ours,
+/// which is rare.
+struct Finding {
+    permits: Arc<Semaphore>,
+    found: mpsc::UnboundedSender<(Asker, Vec<u8>)>,
+}
+
+impl Wired {
+    /// Whether who asks at port 69 is answered. Packets of transfers are judged by who asked for those.
+    fn source_of_request(&self, port: Option<usize>, from: &Sender) -> Origin {
+        match &self.sockets.frames {
+            Some(frames) if port.is_none() => frames.segment.source(*from.address.ip(), from.stations.client),
+            Some(_) | None => Origin::Known(Standing::Machine),
+        }
+    }
+
+    /// Has the kernel ask for the station, and looks a little later. The datagram for it says nothing, and is shorter
+    /// than the request.
+    fn find_out(&self, from: Sender, request: Vec<u8>) {
+        let Some(frames) = &self.sockets.frames else { return };
+        let Ok(permit) = self.finding.permits.clone().try_acquire_owned() else { return };
+        let address = *from.address.ip();
+        // It is sent when the station has answered; if it is not, nobody will be found.
+        let _ = self.sockets.data[0].try_send_to(&[], SocketAddrV4::new(address, DISCARD).into());
+        let (segment, found) = (frames.segment.clone(), self.finding.found.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            for pause in FOUND_OUT_AFTER {
+                tokio::time::sleep(pause).await;
+                match segment.source(address, from.stations.client) {
+                    Origin::Known(standing) => {
+                        // Nobody receives once the server has ended.
+                        let _ = found.send((Asker { sender: from, standing }, request));
+                        return;
+                    }
+                    Origin::Unknown => {}
+                    Origin::Contradicted | Origin::Beyond => return,
+                }
+            }
+        });
+    }
 }
 
 impl World for Wired {
@@ -272,43 +363,123 @@ impl Openers {
 struct Sockets {
     requests: UdpSocket,
     data: Vec<UdpSocket>,
+    frames: Option<Frames<PacketSocket>>,
 }
 
 /// The same without a reactor.
 struct StdSockets {
     requests: std::net::UdpSocket,
     data: Vec<std::net::UdpSocket>,
+    frames: Option<Frames<Socket>>,
+}
+
+/// What comes is taken from the link, because only frames say which station they are from. The UDP sockets have the
+/// ports, and send.
+struct Frames<S> {
+    requests: S,
+    transfers: S,
+    /// The bridge's own.
+    mac: Mac,
+    segment: Segment,
+}
+
+/// A packet that came.
+struct Received {
+    /// Number of the data port; none for the request port.
+    port: Option<usize>,
+    from: Sender,
+    /// Where it is in the buffer.
+    bytes: Range<usize>,
+}
+
+/// The data ports' numbers on the wire.
+fn ports(data: &[impl AsFd]) -> io::Result<Vec<u16>> {
+    let port = |socket: &_| {
+        SockRef::from(socket)
+            .local_addr()?
+            .as_socket()
+            .map(|address| address.port())
+            .ok_or_else(|| io::Error::other("a socket without an address"))
+    };
+    data.iter().map(port).collect()
 }
 
 impl Sockets {
-    /// The data ports' numbers on the wire.
-    fn ports(&self) -> io::Result<Vec<u16>> {
-        self.data.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
-    }
-
-    /// Takes them from the reactor that they were bound with.
-    fn into_std(self) -> io::Result<StdSockets> {
-        let Self { requests, data } = self;
-        let data = data.into_iter().map(UdpSocket::into_std).collect::<io::Result<_>>()?;
-        Ok(StdSockets { requests: requests.into_std()?, data })
-    }
-
     /// Gives them to the reactor of the caller's runtime.
-    fn from_std(StdSockets { requests, data }: StdSockets) -> io::Result<Self> {
+    fn from_std(StdSockets { requests, data, frames }: StdSockets) -> io::Result<Self> {
         let data = data.into_iter().map(UdpSocket::from_std).collect::<io::Result<_>>()?;
-        Ok(Self { requests: UdpSocket::from_std(requests)?, data })
+        let frames = match frames {
+            Some(Frames { requests, transfers, mac, segment }) => Some(Frames {
+                requests: PacketSocket::register(requests)?,
+                transfers: PacketSocket::register(transfers)?,
+                mac,
+                segment,
+            }),
+            None => None,
+        };
+        Ok(Self { requests: UdpSocket::from_std(requests)?, data, frames })
     }
 
-    /// The next datagram: from which data port, or none for the request port; from whom; how long.
-    async fn receive(&self, buf: &mut [u8]) -> (Option<usize>, SocketAddrV4, usize) {
-        std::future::poll_fn(|cx| {
+    async fn receive(&self, buf: &mut [u8]) -> io::Result<Received> {
+        match &self.frames {
+            Some(frames) => self.receive_frame(frames, buf).await,
+            None => Ok(self.receive_datagram(buf).await),
+        }
+    }
+
+    async fn receive_frame(&self, frames: &Frames<PacketSocket>, buf: &mut [u8]) -> io::Result<Received> {
+        loop {
             // Transfers in progress before new ones.
+            let frame = match frames.transfers.try_receive(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => frames.requests.try_receive(buf),
+                frame => frame,
+            };
+            match frame {
+                Ok(len) => {
+                    if let Some(received) = self.taken_apart(frames, &buf[..len]) {
+                        return Ok(received);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
+                    ready = frames.transfers.readable() => ready?,
+                    ready = frames.requests.readable() => ready?,
+                },
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What a frame has for us. A bridge whose frames are traced sees those of others, too.
+    fn taken_apart(&self, frames: &Frames<PacketSocket>, frame: &[u8]) -> Option<Received> {
+        let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
+        if datagram.destination_mac != frames.mac {
+            return None;
+        }
+        let port = match datagram.destination_port {
+            port::TFTP => None,
+            port => {
+                let is_it = |s: &UdpSocket| s.local_addr().is_ok_and(|own| own.port() == port);
+                Some(self.data.iter().position(is_it)?)
+            }
+        };
+        let address = SocketAddrV4::new(datagram.source, datagram.source_port);
+        let from = Sender { address, stations: Stations::of(&datagram) };
+        Some(Received { port, from, bytes: HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len) })
+    }
+
+    async fn receive_datagram(&self, buf: &mut [u8]) -> Received {
+        let received = |port, (client, len): (SocketAddrV4, usize)| Received {
+            port,
+            from: client.into(),
+            bytes: 0..len,
+        };
+        std::future::poll_fn(|cx| {
             for (number, socket) in self.data.iter().enumerate() {
-                if let Poll::Ready((client, len)) = poll_receive(socket, cx, buf) {
-                    return Poll::Ready((Some(number), client, len));
+                if let Poll::Ready(datagram) = poll_receive(socket, cx, buf) {
+                    return Poll::Ready(received(Some(number), datagram));
                 }
             }
-            poll_receive(&self.requests, cx, buf).map(|(client, len)| (None, client, len))
+            poll_receive(&self.requests, cx, buf).map(|datagram| received(None, datagram))
         })
         .await
     }
@@ -326,10 +497,22 @@ fn poll_receive(socket: &UdpSocket, cx: &mut Context<'_>, buf: &mut [u8]) -> Pol
     }
 }
 
-async fn bind(address: SocketAddrV4) -> Result<UdpSocket, BindError> {
-    let socket = UdpSocket::bind(address).await.map_err(|source| BindError { address, source })?;
-    make_room(&socket);
-    Ok(socket)
+/// On a bridge the socket only keeps the port, and sends: nothing arrives by it.
+fn bind(address: SocketAddrV4, bridge: Option<&str>) -> Result<std::net::UdpSocket, BindError> {
+    let bound = || {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        socket.set_nonblocking(true)?;
+        match bridge {
+            Some(bridge) => {
+                socket.bind_device(Some(bridge.as_bytes()))?;
+                socket.attach_filter(&packet::nothing())?;
+            }
+            None => make_room(&socket),
+        }
+        socket.bind(&SocketAddr::from(address).into())?;
+        Ok(socket.into())
+    };
+    bound().map_err(|source| BindError::Port { address, source })
 }
 
 /// The clock of `bpf_ktime_get_ns`, which sessions keep their times by.

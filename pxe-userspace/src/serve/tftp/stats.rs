@@ -21,6 +21,12 @@ pub(super) enum Stat {
     Aborted,
     Expired,
     Repeated,
+    /// Requests to write.
+    Writes,
+    /// From beyond the segment, or from another station than the address's or the transfer's.
+    Foreign,
+    /// Transfers that ended for others, because nobody had answered them.
+    GaveWay,
     Bytes,
 }
 
@@ -35,6 +41,9 @@ const NAMES: [&str; Stat::Bytes as usize + 1] = [
     "aborted",
     "expired",
     "repeated",
+    "writes-refused",
+    "foreign",
+    "gave-way",
     "bytes-by-daemon",
 ];
 

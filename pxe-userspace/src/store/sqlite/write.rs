@@ -7,6 +7,12 @@ use crate::store::{Change, Document, LeaseRow};
 /// Events older than the newest this many are forgotten.
 const EVENTS_KEPT: u64 = 1_000_000;
 
+/// Of one machine, and of those that say how far it is: one that reports without end drives nobody else's out.
+const EVENTS_OF_MACHINE: u64 = 2_000;
+
+/// A machine's are counted at every so many events. That finds whoever adds many, and costs the others nothing.
+const COUNTED_EVERY: u64 = 32;
+
 /// All of them, or none.
 pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusqlite::Error> {
     let transaction = db.transaction()?;
@@ -35,6 +41,12 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             let insert = "INSERT OR REPLACE INTO event (id, mac, body, moves) VALUES (?, ?, ?, ?)";
             let values = params![event.id, event.mac.to_string(), event.body, event.moves];
             db.prepare_cached(insert)?.execute(values)?;
+            if event.id % COUNTED_EVERY == 0 {
+                // By the index of those that move.
+                let forget = "DELETE FROM event WHERE moves AND mac = ?1 AND id <= (
+                    SELECT id FROM event WHERE moves AND mac = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)";
+                db.prepare_cached(forget)?.execute(params![event.mac.to_string(), EVENTS_OF_MACHINE])?;
+            }
         }
         Change::PutDocument(document, mac, text) => {
             let insert = match document {

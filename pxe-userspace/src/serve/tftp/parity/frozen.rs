@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use pxe_common::map::{self, SessionKey};
+use pxe_common::map::{self, SessionKey, Stations};
 use pxe_common::tftp::{BlockNo, Session};
 
 use crate::dataplane::Dataplane;
@@ -83,6 +83,7 @@ impl FastPath for Frozen {
     fn open(
         &self,
         key: SessionKey,
+        stations: Stations,
         blob: &Blob,
         transfer: Session,
         now_ns: u64,
@@ -90,7 +91,7 @@ impl FastPath for Frozen {
     ) -> Result<(), Declined> {
         let mut state = self.state.lock().unwrap();
         let transfer = advanced(transfer, state.skip, now_ns);
-        self.dataplane.open(key, blob, transfer, now_ns, idle)?;
+        self.dataplane.open(key, stations, blob, transfer, now_ns, idle)?;
         let times = Times {
             sent_ns: transfer.sent_ns(),
             opened_ns: now_ns,

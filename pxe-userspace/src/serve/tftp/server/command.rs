@@ -10,6 +10,7 @@ use crate::machines::Fetching;
 use crate::machines::diagnosis::Note;
 use crate::machines::timeline::Happened;
 use crate::provision::blob::Blob;
+use crate::serve::tftp::asker::Asker;
 use crate::serve::tftp::job::Job;
 
 #[derive(Debug)]
@@ -68,7 +69,7 @@ pub(super) enum Then {
     /// A program told of the transfer; with the code of an ERROR, when it was one.
     Told { error: Option<ErrorCode> },
     /// The client asks for something, and its transfers on the ports before this one were looked at.
-    Asked { client: SocketAddrV4, request: Vec<u8>, next_port: usize },
+    Asked { asker: Asker, request: Vec<u8>, next_port: usize },
     /// The daemon ends.
     End,
 }

@@ -6,7 +6,6 @@ use pxe_common::map::SessionKey;
 use pxe_common::tftp::packet::ErrorCode;
 
 use super::{Command, Entry, Live, Note, Server, Stat, Tell, text};
-use crate::base::text::one_line;
 use crate::machines::timeline::{Happened, Who};
 
 /// What a client says of its error is cut there.
@@ -52,7 +51,7 @@ impl Server {
         );
         let session = live.transfer.session();
         let (acked, blocks) = (session.acked(), session.blocks());
-        let message = one_line(&text(message)).chars().take(WORDS_MAX).collect();
+        let message = text(message).chars().take(WORDS_MAX).collect();
         let note = Note::Aborted { path: live.path, code: code.0, message, acked, blocks };
         self.note(live.client, note);
     }
@@ -122,7 +121,7 @@ impl Server {
     fn close(&mut self, key: &SessionKey) -> Option<Box<Live>> {
         let live = self.take(key)?;
         if live.granted {
-            self.insert(*key, Entry::Closing, 0);
+            self.insert(*key, Entry::Closing, 0, live.standing);
             self.commands.push_back(Command::Close(*key));
         }
         Some(live)

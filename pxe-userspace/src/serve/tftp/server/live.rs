@@ -3,17 +3,26 @@
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 
-use pxe_common::map;
+use pxe_common::map::{self, Stations};
+use pxe_common::tftp::Blocks;
 
 use super::command::{Command, Outgoing, What};
+use crate::machines::segment::Standing;
 use crate::machines::timeline::{AnsweredBy, Stage};
 use crate::provision::blob::Blob;
 use crate::serve::tftp::transfer::{Action, Transfer};
+
+/// Repeats for a client that has acknowledged nothing at all: the fifth comes after nine seconds, and before it gives
+/// up it asks again by itself.
+const UNANSWERED_REPEATS: u32 = 5;
 
 /// A transfer in progress.
 pub(super) struct Live {
     pub(super) port: usize,
     pub(super) client: SocketAddrV4,
+    /// Whose packets are its.
+    pub(super) stations: Stations,
+    pub(super) standing: Standing,
     pub(super) request: Vec<u8>,
     pub(super) path: String,
     pub(super) blob: Blob,
@@ -40,6 +49,25 @@ impl Live {
     pub(super) fn observe(&mut self, session: &map::Session) {
         self.transfer.observed(session.transfer);
         self.sent_by_kernel = (session.sent_by_xdp, session.sent_by_tc);
+    }
+
+    /// Time passed. Nobody may be there: a client that never answered is not asked for ever, and one that is no machine
+    /// gets a block again and not a window.
+    pub(super) fn on_tick(&mut self, now_ns: u64) -> Action {
+        let unanswered = self.transfer.unanswered();
+        match self.transfer.on_tick(now_ns) {
+            Action::Send(_) | Action::SendOack if unanswered && self.repeated >= UNANSWERED_REPEATS => {
+                Action::Nothing
+            }
+            Action::Send(blocks) if self.standing != Standing::Machine => {
+                Action::Send(Blocks { last: blocks.first, ..blocks })
+            }
+            action @ (Action::Nothing
+            | Action::SendOack
+            | Action::Send(_)
+            | Action::Finished
+            | Action::GiveUp) => action,
+        }
     }
 
     /// When to act without a packet. The kernel does not report each ACK, so a transfer with a retransmission is

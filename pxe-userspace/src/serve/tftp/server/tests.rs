@@ -5,6 +5,7 @@ mod random;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use pxe_common::Mac;
 use pxe_common::map;
 use pxe_common::tftp::Blocks;
 
@@ -103,6 +104,8 @@ fn open(server: &mut Server, job: &Job, in_kernel: bool, now_ns: u64) -> map::Se
         opened_ns: now_ns,
         sent_by_xdp: 0,
         sent_by_tc: 0,
+        stations: Stations::ANY,
+        unused: [0; 4],
     }
 }
 
@@ -321,6 +324,164 @@ fn a_request_looks_at_its_clients_transfers_first_and_takes_a_dead_ones_place() 
     assert_eq!(closed.len(), 6, "the other dead ones end, too");
     assert!(*key != lives && !closed.contains(&lives) && !closed.contains(key));
     assert_eq!(server.transfers.len(), 8);
+}
+
+/// A host of the segment that is no machine.
+fn neighbour(address: SocketAddrV4) -> Asker {
+    let stations = Stations { client: Mac([2, 0, 0, 0, 0, 7]), server: Mac([2, 0, 0, 0, 0, 1]) };
+    Asker { sender: Sender { address, stations }, standing: Standing::Neighbour }
+}
+
+/// Has a request opened, if it is taken.
+fn asked(server: &mut Server, asker: Asker, now_ns: u64) -> bool {
+    server.on_request(asker, &read("blksize 1024 windowsize 16 "), now_ns);
+    let jobs = jobs(server, now_ns);
+    for job in &jobs {
+        open(server, job, false, now_ns);
+    }
+    while server.next_command().is_some() {}
+    !jobs.is_empty()
+}
+
+/// What is sent from now on, if nobody answers.
+fn repeats(server: &mut Server) -> Vec<Vec<Option<Blocks>>> {
+    let mut repeats = Vec::new();
+    while let Some(at) = server.next_timeout() {
+        server.on_timeout(at);
+        repeats.extend(Some(sent(&commands(server))).filter(|sent| !sent.is_empty()));
+    }
+    repeats
+}
+
+#[test]
+fn who_never_answers_is_asked_five_times_more() {
+    for asker in [CLIENT.into(), neighbour(CLIENT)] {
+        let mut server = server();
+        assert!(asked(&mut server, asker, 0));
+        assert_eq!(repeats(&mut server), vec![[None]; 5]);
+        assert!(server.is_idle());
+        server.on_request(asker, &read(""), 0);
+        let [job] = &jobs(&mut server, 0)[..] else { panic!("one file is opened") };
+        open(&mut server, job, false, 0);
+        assert_eq!(sent(&commands(&mut server)), blocks(1, 1));
+        assert_eq!(repeats(&mut server).len(), 5);
+    }
+}
+
+#[test]
+fn a_host_that_is_no_machine_gets_one_block_again_and_no_window() {
+    for (asker, last) in [(CLIENT.into(), 16), (neighbour(CLIENT), 1)] {
+        let mut server = server();
+        server.on_request(asker, &read("blksize 1024 windowsize 16 "), 0);
+        let [job] = &jobs(&mut server, 0)[..] else { panic!("one file is opened") };
+        open(&mut server, job, false, 0);
+        let port = job.port;
+        while server.next_command().is_some() {}
+        server.on_packet(port, asker.sender, &ack(0), MS);
+        assert_eq!(sent(&commands(&mut server)), blocks(1, 16));
+        let repeats = repeats(&mut server);
+        assert!(repeats.len() > 5 && repeats.iter().all(|sent| *sent == blocks(1, last)), "{repeats:?}");
+    }
+}
+
+#[test]
+fn another_station_is_not_the_client() {
+    let mut server = server();
+    let asker = neighbour(CLIENT);
+    server.on_request(asker, &read("blksize 1024 "), 0);
+    let [job] = &jobs(&mut server, 0)[..] else { panic!("one file is opened") };
+    open(&mut server, job, false, 0);
+    while server.next_command().is_some() {}
+    let Stations { client, server: own } = asker.sender.stations;
+    for stations in [
+        Stations { client: Mac([2, 0, 0, 0, 0, 8]), server: own },
+        Stations { client, server: Mac([2, 0, 0, 0, 0, 9]) },
+    ] {
+        let other = Sender { stations, ..asker.sender };
+        for packet in [&ack(0)[..], b"\0\x05\0\0x\0", b"\0\x01x\0octet\0"] {
+            server.on_packet(job.port, other, packet, MS);
+            assert!(commands(&mut server).is_empty());
+        }
+    }
+    server.on_packet(job.port, asker.sender, &ack(0), MS);
+    assert_eq!(sent(&commands(&mut server)), blocks(1, 1));
+}
+
+#[test]
+fn one_host_keeps_nobody_else_out() {
+    let mut server = server();
+    let greedy = |port: u32| SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 66), 1024 + port as u16);
+    // It asks and asks, and acknowledges nothing.
+    for n in 0..5_000 {
+        asked(&mut server, neighbour(greedy(n)), u64::from(n) * MS);
+    }
+    assert!(server.transfers.len() <= MAX_OF_ADDRESS, "{}", server.transfers.len());
+    assert!(asked(&mut server, neighbour(CLIENT), 5_000 * MS), "another host is served");
+
+    // Likewise from many addresses.
+    let many = |n: u32| SocketAddrV4::new(Ipv4Addr::from(0x0a4d_0300 + n), 2070);
+    for n in 0..5_000 {
+        asked(&mut server, neighbour(many(n)), 5_000 * MS + u64::from(n) * MS);
+    }
+    assert_eq!(server.transfers.len(), server.limits.of_others(), "a quarter is kept");
+    assert_eq!(server.others, server.transfers.len());
+    for n in 0..8 {
+        let machine = SocketAddrV4::new(Ipv4Addr::new(10, 77, 9, n), 2070);
+        assert!(asked(&mut server, machine.into(), 11_000 * MS), "machines have places of their own");
+    }
+    assert!(asked(&mut server, neighbour(many(9_000)), 11_000 * MS), "and the oldest gives way");
+    while let Some(at) = server.next_timeout() {
+        server.on_timeout(at);
+        while server.next_command().is_some() {}
+    }
+    assert!(server.is_idle() && server.clients.is_empty() && server.others == 0);
+}
+
+#[test]
+fn what_was_answered_gives_way_to_nobody() {
+    let mut server = server();
+    server.limit(Limits { all: 8 });
+    let client = |n: u8| SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, n), 2070);
+    for n in 0..6 {
+        server.on_request(neighbour(client(n)), &read("blksize 1024 "), 0);
+        let [job] = &jobs(&mut server, 0)[..] else { panic!("one file is opened") };
+        open(&mut server, job, false, 0);
+        let port = job.port;
+        while server.next_command().is_some() {}
+        server.on_packet(port, neighbour(client(n)).sender, &ack(0), MS);
+        while server.next_command().is_some() {}
+    }
+    server.on_request(neighbour(client(9)), &read(""), 900 * MS);
+    assert_eq!(sent(&commands(&mut server)), [None], "too many transfers, try again");
+    assert!(asked(&mut server, client(10).into(), 900 * MS), "a machine");
+}
+
+#[test]
+fn what_is_no_request_is_told_so() {
+    let mut server = server();
+    for (bytes, told) in [
+        (&b"\0\x01f\0mail\0"[..], true),
+        (b"\0\x01f\0octet", true),
+        (b"\0\x07x", true),
+        (b"\0\x02f\0octet\0", true),
+        (b"\0", false),
+        (b"\0\x04\0\0", false),
+    ] {
+        server.on_request(CLIENT, bytes, 0);
+        let errors = commands(&mut server);
+        let errors = errors.iter().filter(|command| {
+            matches!(command, Command::Send(Outgoing { what: What::Packet(bytes), .. }) if bytes[..2] == [0, 5])
+        });
+        assert_eq!(errors.count(), usize::from(told), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_path_can_do_nothing_to_a_terminal() {
+    let mut server = server();
+    server.on_request(CLIENT, b"\0\x01\x1b]0;x\x07\nFAKE\xe2\x80\xae\xff\0octet\0", 0);
+    let [Job { path, .. }] = &jobs(&mut server, 0)[..] else { panic!("one file is opened") };
+    assert_eq!(path, "^[]0;x^G^JFAKE\\u{202e}\u{fffd}");
 }
 
 #[test]

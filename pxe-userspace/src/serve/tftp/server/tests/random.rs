@@ -269,7 +269,17 @@ impl Play {
 
 fn kernel(transfer: pxe_common::tftp::Session, now_ns: u64) -> map::Session {
     let idle_ns = IDLE.as_nanos() as u64;
-    map::Session { transfer, blob: 1, sums: 1, idle_ns, opened_ns: now_ns, sent_by_xdp: 0, sent_by_tc: 0 }
+    map::Session {
+        transfer,
+        blob: 1,
+        sums: 1,
+        idle_ns,
+        opened_ns: now_ns,
+        sent_by_xdp: 0,
+        sent_by_tc: 0,
+        stations: Stations::ANY,
+        unused: [0; 4],
+    }
 }
 
 fn pick<T>(from: &mut Vec<T>, which: usize) -> Option<T> {

@@ -1,0 +1,37 @@
+//! How the process's file descriptors are shared out, so that no one use of them takes all.
+
+use nix::sys::resource::{Resource, getrlimit};
+
+/// What machines may make the daemon hold open. The rest is for the API, the database, leases and images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Files that are sent by TFTP.
+    pub(crate) transfers: usize,
+    /// Connections to the boot listeners.
+    pub(crate) connections: usize,
+}
+
+/// Those of the process's limit as it is now.
+pub(crate) fn shares() -> Shares {
+    // Without a limit to be read, that of most systems.
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    of(usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+fn of(limit: usize) -> Shares {
+    let share = limit / 8 * 3;
+    Shares { transfers: share, connections: share }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_is_left() {
+        for limit in [64, 600, 1024, 8192, 65_536, usize::MAX] {
+            let Shares { transfers, connections } = of(limit);
+            assert!(transfers > 0 && transfers + connections <= limit / 4 * 3, "{limit}");
+        }
+    }
+}
