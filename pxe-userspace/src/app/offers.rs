@@ -1,6 +1,7 @@
 //! What the daemon tells and does through its API.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -15,9 +16,9 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
-use crate::config::{FastPath, Source};
+use crate::config::{FastPath, Source, cmdline};
 use crate::host::trace::{self, TraceError};
-use crate::provision::boot::{ImageFacts, KernelFacts, plan};
+use crate::provision::boot::{CmdlineError, ImageFacts, KernelFacts, plan};
 use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
     KernelRecord, NewKernel, RemoveError,
@@ -119,6 +120,11 @@ impl api::Appliance for Appliance {
                 }
                 Source::Kernel { kernel, .. } => (None, Some(kernel.clone()), None),
             };
+            let problem = problem.or_else(|| {
+                let appliance = SocketAddrV4::new(config.network.address.addr(), config.http.port);
+                let len = cmdline::overlong(profile, appliance)?;
+                Some(CmdlineError::TooLong(len).to_string())
+            });
             let (name, cmdline) = (profile.name.clone(), profile.cmdline.clone());
             Profile { name, image, kernel, cmdline, ready: problem.is_none(), problem }
         };
