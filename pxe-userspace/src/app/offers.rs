@@ -281,7 +281,12 @@ impl Appliance {
 
     fn image(&self, record: &ImageRecord) -> Image {
         let stages = plan::by_size(&ImageFacts::from(record)).stages();
-        Image { profiles: self.profiles_of(&record.reference), record: record.clone(), stages }
+        Image {
+            names: self.images.names(record),
+            profiles: self.profiles_of(&record.reference),
+            record: record.clone(),
+            stages,
+        }
     }
 
     /// The profiles that boot the image of this name.
