@@ -323,7 +323,7 @@ impl Node<'_> {
             match self.supervisor.next(due) {
                 Happening::Ended(pid, ended) if pid == workload => {
                     health.iter_mut().for_each(Health::stop);
-                    return Ok(ended);
+                    return ended.asks().map_or(Ok(ended), Err);
                 }
                 Happening::Ended(pid, ended) => {
                     self.renewal.ended(pid);

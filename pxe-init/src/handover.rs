@@ -44,20 +44,43 @@ pub(crate) enum HandoverError {
     Refused { init: String, step: &'static str, source: io::Error },
 }
 
-/// Whether the image's program is an init: it wants to be PID 1 and to run the machine. By the names
-/// that Linux itself looks for (`kernel_init` in init/main.c), and systemd's own.
+/// Whether the image's program is an init: it wants to be PID 1 and to run the machine. By the names that Linux itself
+/// looks for (`kernel_init` in init/main.c), systemd's and OpenRC's own, and BusyBox's applet; also where a shell does
+/// nothing but start it (`CMD exec /sbin/init`).
 pub(crate) fn is_init(description: &Description) -> bool {
-    const INITS: [&str; 8] = [
-        "/sbin/init",
-        "/usr/sbin/init",
-        "/etc/init",
-        "/bin/init",
-        "/bin/systemd",
-        "/usr/bin/systemd",
-        "/lib/systemd/systemd",
-        "/usr/lib/systemd/systemd",
-    ];
-    description.argv.first().is_some_and(|program| INITS.contains(&program.as_str()))
+    let argv: Vec<&str> = description.argv.iter().map(String::as_str).collect();
+    let last = |program: &str| program.rsplit('/').next().unwrap_or_default().to_owned();
+    match argv[..] {
+        [program, "init", ..] if last(program) == "busybox" => true,
+        [shell, "-c", line, ..] if SHELLS.contains(&last(shell).as_str()) => is_init_line(line),
+        [program, ..] => INITS.contains(&program),
+        [] => false,
+    }
+}
+
+const INITS: [&str; 12] = [
+    "/sbin/init",
+    "/usr/sbin/init",
+    "/etc/init",
+    "/bin/init",
+    "/bin/systemd",
+    "/usr/bin/systemd",
+    "/lib/systemd/systemd",
+    "/usr/lib/systemd/systemd",
+    "/sbin/openrc-init",
+    "/usr/sbin/openrc-init",
+    "/sbin/runit-init",
+    "/usr/sbin/runit-init",
+];
+
+const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "zsh"];
+
+/// One simple command, which a shell becomes: told to by `exec`, or because nothing comes after it.
+fn is_init_line(line: &str) -> bool {
+    let mut words = line.split_whitespace().peekable();
+    words.next_if_eq(&"exec");
+    words.next().is_some_and(|program| INITS.contains(&program))
+        && !line.trim().contains(['\n', ';', '&', '|'])
 }
 
 /// Makes the image's root the machine's and its init PID 1. Comes back only when that failed, with
@@ -69,7 +92,8 @@ pub(crate) fn hand_over(
     behind: &Behind,
 ) -> Result<Infallible, HandoverError> {
     let Description { reference, argv, env, .. } = &image.description;
-    let init = program::find(image, &argv[0], "", "/")?;
+    let path = env.iter().rev().find_map(|word| word.strip_prefix("PATH=")).unwrap_or(workload::PATH);
+    let init = program::find(image, &argv[0], path, "/")?;
     let failed = |step| {
         let init = init.clone();
         move |source: io::Error| HandoverError::Refused { init, step, source }
@@ -199,6 +223,20 @@ mod tests {
         };
         assert!(runs(&["/sbin/init"]) && runs(&["/lib/systemd/systemd", "--unit=multi-user.target"]));
         assert!(!runs(&["/start"]) && !runs(&["init"]) && !runs(&["/bin/sh", "/sbin/init"]) && !runs(&[]));
+        assert!(
+            runs(&["/sbin/openrc-init"]) && runs(&["busybox", "init"]) && runs(&["/bin/busybox", "init"])
+        );
+        for line in
+            ["exec /sbin/init", " exec  /lib/systemd/systemd --unit=x.target 3>/dev/null", "/sbin/init\n"]
+        {
+            assert!(runs(&["/bin/sh", "-c", line]) && runs(&["bash", "-c", line]), "{line}");
+        }
+        for line in ["/sbin/init; echo", "echo /sbin/init", "exec /init", "exec", "/sbin/init & wait", ""] {
+            assert!(!runs(&["/bin/sh", "-c", line]), "{line}");
+        }
+        assert!(
+            !runs(&["/init"]) && !runs(&["/usr/bin/tini", "--", "/sbin/init"]) && !runs(&["busybox", "sh"])
+        );
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! The image: its description, its files as a program inside would see them, and its root made
 //! ready for the workload.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use pxe_contract::image::Description;
 use pxe_contract::settings::Settings;
@@ -18,6 +19,9 @@ use pxe_contract::settings::Settings;
 use crate::say;
 use crate::told;
 use crate::xattr;
+
+/// As Linux follows (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
 
 /// An image's root file system and what is to run in it.
 #[derive(Debug)]
@@ -116,10 +120,13 @@ impl Image {
         }
     }
 
+    /// A text file. What is no UTF-8 in it is replaced: one odd name must not hide the others.
     pub(crate) fn read_to_string(&self, path: &str) -> io::Result<String> {
-        let mut text = String::new();
-        File::from(self.open_inside(path, OFlag::O_RDONLY, Mode::empty())?).read_to_string(&mut text)?;
-        Ok(text)
+        let mut bytes = Vec::new();
+        // A pipe in its place would be waited for.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        File::from(self.open_inside(path, flags, Mode::empty())?).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Makes the root ready: its extended attributes, the kernel's file systems in it, and the files that Docker, too, puts
@@ -137,50 +144,92 @@ impl Image {
         let root = bind(&self.root, &self.root).and_then(|()| File::open(&self.root));
         // What was open is covered by that mount: a volume that is mounted by it would be covered, too.
         self.dir = root.map_err(|source| ImageError::Prepare { what: "root", source })?.into();
-        for (what, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)]
-        {
-            let prepared =
-                self.create_dir_all(what, Mode::from_bits_truncate(mode)).and_then(|()| match what {
-                    "run" => Ok(mount(
-                        Some("tmpfs"),
-                        &self.root.join(what),
-                        Some("tmpfs"),
-                        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-                        Some("mode=0755"),
-                    )?),
-                    "tmp" => Ok(()),
-                    _ => bind(&Path::new("/").join(what), &self.root.join(what)),
-                });
-            prepared.map_err(|source| ImageError::Prepare { what, source })?;
+        for (what, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755)] {
+            let mounted =
+                self.mount_point(what, mode).and_then(|at| bind(&Path::new("/").join(what), &at.path()));
+            mounted.map_err(|source| ImageError::Prepare { what, source })?;
+        }
+        // What follows no container engine does to an image: where it can't be done, the image goes without.
+        let fresh = self.mount_point("run", 0o755).and_then(|at| at.fresh());
+        let kept = fresh.and_then(|()| self.create_dir_all("tmp", Mode::from_bits_truncate(0o1777)));
+        if let Err(error) = kept {
+            say!("the image's /run and /tmp stay as they are: {error}");
         }
 
         for (what, contents) in told::files(settings) {
-            if !contents.is_empty() {
-                self.replace_file(what, &contents).map_err(|source| ImageError::Prepare { what, source })?;
+            if !contents.is_empty()
+                && let Err(error) = self.replace_file(what, &contents)
+            {
+                say!("the image's /{what} stays as it is: {error}");
             }
         }
         Ok(())
     }
 
-    /// Makes the directory and those above it, where they are not there.
+    /// Makes the directory with this mode, and those above it, where they are not there: also what links lead to, which
+    /// stay in the image whatever they say. Docker's runtime does the same (securejoin.MkdirAllHandle).
     pub(crate) fn create_dir_all(&self, path: &str, mode: Mode) -> io::Result<()> {
-        let mut parent = self.open_inside(".", OFlag::O_DIRECTORY, Mode::empty())?;
-        let mut sofar = String::new();
-        for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
-            sofar = format!("{sofar}/{part}");
-            let open = || self.open_inside(&sofar, OFlag::O_DIRECTORY, Mode::empty());
-            parent = match open() {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    mkdirat(&parent, part, mode)?;
-                    // The mode without what this process's umask takes away.
-                    let dir = open()?;
-                    nix::sys::stat::fchmod(&dir, mode)?;
-                    dir
+        let parts = |path: &str| path.split('/').map(str::to_owned).collect::<VecDeque<String>>();
+        let mut ahead = parts(path);
+        // Directories, and no links.
+        let mut here: Vec<String> = Vec::new();
+        let mut links = 0;
+        while let Some(part) = ahead.pop_front() {
+            match part.as_str() {
+                "" | "." => continue,
+                ".." => drop(here.pop()),
+                _ => {
+                    let parent = format!("./{}", here.join("/"));
+                    here.push(part);
+                    let found =
+                        self.open_inside(&here.join("/"), OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty());
+                    let found = match found {
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                            let parent = self.open_inside(&parent, OFlag::O_DIRECTORY, Mode::empty())?;
+                            let last = ahead.iter().all(|part| part.is_empty() || part == ".");
+                            let mode = if last { mode } else { Mode::from_bits_truncate(0o755) };
+                            mkdirat(&parent, here[here.len() - 1].as_str(), mode)?;
+                            let made =
+                                self.open_inside(&here.join("/"), OFlag::O_DIRECTORY, Mode::empty())?;
+                            // The mode without what this process's umask takes away.
+                            nix::sys::stat::fchmod(&made, mode)?;
+                            continue;
+                        }
+                        found => found?,
+                    };
+                    match file_type(&found)? {
+                        SFlag::S_IFDIR => {}
+                        SFlag::S_IFLNK if links < MAX_LINKS => {
+                            links += 1;
+                            let target = readlinkat(&found, "")?.into_string();
+                            let target = target.map_err(|_| io::Error::from(Errno::EILSEQ))?;
+                            here.pop();
+                            if target.starts_with('/') {
+                                here.clear();
+                            }
+                            let mut further = parts(&target);
+                            further.append(&mut ahead);
+                            ahead = further;
+                        }
+                        SFlag::S_IFLNK => return Err(Errno::ELOOP.into()),
+                        _ => return Err(Errno::ENOTDIR.into()),
+                    }
                 }
-                other => other?,
-            };
+            }
         }
         Ok(())
+    }
+
+    /// A directory in the image's root to mount something at, made where there is none.
+    fn mount_point(&self, name: &str, mode: u32) -> io::Result<MountPoint> {
+        self.create_dir_all(name, Mode::from_bits_truncate(mode))?;
+        let own = self.open_inside(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let dir = self.open_inside(name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+        let (at, root) = (fstat(&dir)?, fstat(&self.dir)?);
+        if (at.st_dev, at.st_ino) == (root.st_dev, root.st_ino) {
+            return Err(io::Error::other("it is a link to the root directory"));
+        }
+        Ok(MountPoint { dir, is_link: file_type(&own)? == SFlag::S_IFLNK })
     }
 
     /// Puts a file where one, or a link to somewhere (systemd-resolved's stub), may be.
@@ -196,6 +245,31 @@ impl Image {
         let file = self.open_inside(path, flags, Mode::from_bits_truncate(0o644))?;
         File::from(file).write_all(contents.as_bytes())
     }
+}
+
+struct MountPoint {
+    dir: OwnedFd,
+    is_link: bool,
+}
+
+impl MountPoint {
+    /// By its descriptor: a path would follow an image's absolute links out of it.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into()
+    }
+
+    /// Mounts an empty file system. Not over what an image keeps elsewhere, and only links to.
+    fn fresh(&self) -> io::Result<()> {
+        if self.is_link && std::fs::read_dir(self.path())?.next().is_some() {
+            return Ok(());
+        }
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        Ok(mount(Some("tmpfs"), &self.path(), Some("tmpfs"), flags, Some("mode=0755"))?)
+    }
+}
+
+fn file_type(file: &OwnedFd) -> io::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(file)?.st_mode & SFlag::S_IFMT.bits()))
 }
 
 fn bind(from: &Path, to: &Path) -> io::Result<()> {
@@ -248,6 +322,33 @@ mod tests {
         assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
         assert_eq!(image.read_to_string("/etc/resolv.conf").unwrap(), "nameserver 10.0.0.1\n");
         assert!(image.read_to_string("../outside").is_err());
+
+        // Links to what is not there yet: absolute, relative, out of the image, one behind the other.
+        symlink("/var/far/tmp", root.join("dangling")).unwrap();
+        symlink("../../../up/./there", root.join("out")).unwrap();
+        symlink("out", root.join("chain")).unwrap();
+        symlink("../usr/etc", root.join("var-etc")).unwrap();
+        for (path, made) in [
+            ("dangling", "var/far/tmp"),
+            ("chain/x", "up/there/x"),
+            ("/dangling/../y", "var/far/y"),
+            ("var-etc//a/.", "usr/etc/a"),
+        ] {
+            image.create_dir_all(path, Mode::from_bits_truncate(0o700)).unwrap();
+            assert!(root.join(made).is_dir(), "{made}");
+        }
+        assert_eq!(fs::metadata(root.join("var/far")).unwrap().permissions().mode() & 0o7777, 0o755);
+        assert_eq!(fs::metadata(root.join("var/far/tmp")).unwrap().permissions().mode() & 0o7777, 0o700);
+        assert!(!dir.path().join("up").exists());
+        symlink("b", root.join("a")).unwrap();
+        symlink("a", root.join("b")).unwrap();
+        symlink("/etc/resolv.conf", root.join("to-file")).unwrap();
+        for (path, errno) in
+            [("a/x", Errno::ELOOP), ("etc/resolv.conf", Errno::ENOTDIR), ("to-file/x", Errno::ENOTDIR)]
+        {
+            let error = image.create_dir_all(path, Mode::from_bits_truncate(0o755)).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(errno as i32), "{path}: {error}");
+        }
 
         image.create_dir_all("tmp/a", Mode::from_bits_truncate(0o1777)).unwrap();
         let mode = fs::metadata(root.join("tmp/a")).unwrap().permissions().mode();

@@ -33,6 +33,7 @@ mod report;
 mod request;
 mod rescue;
 mod ship;
+mod signals;
 mod ssh;
 mod stage2;
 mod steps;

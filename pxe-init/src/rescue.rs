@@ -117,7 +117,7 @@ fn shells_until(
             if done.load(Ordering::Acquire) {
                 if let Some(pid) = running {
                     // An interactive shell ignores SIGTERM.
-                    supervisor.stop(pid, Signal::SIGHUP, Duration::from_secs(2));
+                    supervisor.stop(pid, Signal::SIGHUP as i32, Duration::from_secs(2));
                 }
                 return;
             }

@@ -9,8 +9,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+
+use crate::signals;
+use crate::system;
 
 /// Children and signals, as one stream of happenings.
 pub struct Supervisor {
@@ -32,7 +35,8 @@ pub enum Happening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Exited(i32),
-    Killed(Signal),
+    /// By this signal; those of real time have no [`Signal`].
+    Killed(i32),
 }
 
 /// How the machine ends.
@@ -94,11 +98,13 @@ impl Supervisor {
         }
     }
 
-    /// Ends a process: asked with `signal`, killed when that is not heeded in time.
-    pub fn stop(&self, pid: Pid, signal: Signal, patience: Duration) {
+    /// Ends a process: asked with `signal`, killed when that is not heeded in time. A first process of a PID namespace
+    /// that has no handler for the signal, and would have died of it anywhere else, is killed at once.
+    pub fn stop(&self, pid: Pid, signal: i32, patience: Duration) {
         let mut deadline = Instant::now() + patience;
         let mut killed = false;
-        let _ = kill(pid, signal);
+        let _ =
+            system::send(pid, if signals::is_spared(pid, signal) { Signal::SIGKILL as i32 } else { signal });
         loop {
             match self.next(Some(deadline)) {
                 Happening::Ended(ended, _) if ended == pid => return,
@@ -133,21 +139,30 @@ impl Supervisor {
 
 fn reap() -> Option<(Pid, Ended)> {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => return Some((pid, Ended::Exited(code))),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => return Some((pid, Ended::Killed(signal))),
+        match system::reap() {
+            Ok(Some((pid, ended))) => return Some((pid, ended)),
             Err(Errno::EINTR) => {}
-            Ok(_) | Err(_) => return None,
+            Ok(None) | Err(_) => return None,
         }
     }
 }
 
 impl Ended {
+    /// What a workload meant that called reboot(2): in a PID namespace that ends its first process by one of these signals
+    /// (pid_namespaces(7)), which nothing else can.
+    pub(crate) fn asks(self) -> Option<Power> {
+        match self {
+            Self::Killed(signal) if signal == Signal::SIGHUP as i32 => Some(Power::Reboot),
+            Self::Killed(signal) if signal == Signal::SIGINT as i32 => Some(Power::Off),
+            Self::Killed(_) | Self::Exited(_) => None,
+        }
+    }
+
     /// As a shell gives it: a signal counts from 128.
     pub fn code(self) -> i32 {
         match self {
             Self::Exited(code) => code,
-            Self::Killed(signal) => 128 + signal as i32,
+            Self::Killed(signal) => 128 + signal,
         }
     }
 }
@@ -156,7 +171,7 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exit code {code}"),
-            Self::Killed(signal) => write!(f, "killed by {signal}"),
+            Self::Killed(signal) => write!(f, "killed by {}", signals::name(*signal)),
         }
     }
 }

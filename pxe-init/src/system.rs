@@ -12,8 +12,9 @@ use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::SigSet;
-use nix::unistd::{Gid, Uid, chdir, chroot, setgid, setgroups, setsid, setuid, write};
+use nix::unistd::{Gid, Pid, Uid, chdir, chroot, setgid, setgroups, setsid, setuid, write};
 
+use crate::supervise::Ended;
 use crate::workload::Step;
 
 /// What the child needs on its way.
@@ -58,6 +59,10 @@ impl Entry {
             chdir(self.root.as_c_str())?;
             mount(Some(c"."), c"/", None::<&CStr>, MsFlags::MS_MOVE, None::<&CStr>)?;
             chroot(c".")?;
+            // The one that is there has the processes of the whole machine.
+            step(Step::Processes);
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&CStr>)?;
         }
         step(Step::Directory);
         chdir(self.cwd.as_c_str())?;
@@ -91,6 +96,27 @@ pub(crate) fn set_xattr(path: &CStr, name: &CStr, value: &[u8]) -> io::Result<()
     // SAFETY: both strings end with a zero byte, and the length is the value's; the kernel only reads.
     let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     Ok(Errno::result(set).map(drop)?)
+}
+
+/// kill(2), for signals of any number.
+pub(crate) fn send(pid: Pid, signal: i32) -> Result<(), Errno> {
+    // SAFETY: two numbers.
+    Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
+}
+
+/// waitpid(2) for any child that ended, without waiting. nix reaps one that a signal of real time ended, and has no word
+/// for it.
+pub(crate) fn reap() -> Result<Option<(Pid, Ended)>, Errno> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one integer, which is there.
+    let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) })?;
+    let ended = if libc::WIFSIGNALED(status) {
+        Ended::Killed(libc::WTERMSIG(status))
+    } else {
+        Ended::Exited(libc::WEXITSTATUS(status))
+    };
+    // Without WUNTRACED and WCONTINUED there are no other reasons.
+    Ok((pid > 0).then_some((Pid::from_raw(pid), ended)))
 }
 
 /// The number of a loop device that is free (loop(4)).

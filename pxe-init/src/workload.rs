@@ -1,13 +1,17 @@
-//! The image's program: started in the image's root, as its user, in a session of its own.
+//! The image's program: started in the image's root, as its user, in a session and a PID namespace of its own. As with
+//! Docker it is process 1 there, which s6-overlay and others insist on.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, PipeReader, Read as _};
 use std::os::unix::process::CommandExt as _;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid, pipe2};
@@ -15,10 +19,11 @@ use nix::unistd::{Gid, Pid, Uid, pipe2};
 use crate::account::{Account, AccountError};
 use crate::image::Image;
 use crate::program::{self, ProgramError};
+use crate::signals;
 use crate::system::{Entry, unblock_signals};
 
 /// Docker's default.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -28,6 +33,8 @@ pub enum StartError {
     Program(#[from] ProgramError),
     #[error("the image's {0:?} has a zero byte in it")]
     ZeroByte(String),
+    #[error("the image's working directory {path} can't be made: {}", why_not(source))]
+    Directory { path: String, source: io::Error },
     #[error("starting {program} in the image: {step}: {source}")]
     Refused { program: String, step: Step, source: io::Error },
 }
@@ -39,6 +46,7 @@ pub enum Step {
     Fork,
     Namespace,
     Root,
+    Processes,
     Directory,
     Groups,
     Group,
@@ -52,6 +60,7 @@ impl std::fmt::Display for Step {
             Self::Fork => "creating a process",
             Self::Namespace => "leaving the initrd's mount namespace",
             Self::Root => "entering the image's root",
+            Self::Processes => "mounting its /proc",
             Self::Directory => "entering the working directory",
             Self::Groups => "setting supplementary groups",
             Self::Group => "setting the group",
@@ -83,10 +92,11 @@ pub(crate) fn check(
     workload: Pid,
 ) -> Result<(Pid, PipeReader), StartError> {
     let refused = |source| StartError::Refused { program: argv.join(" "), step: Step::Namespace, source };
-    let namespace = File::open(format!("/proc/{workload}/ns/mnt")).map_err(refused)?;
+    let open = |name| File::open(format!("/proc/{workload}/ns/{name}")).map_err(refused);
+    let (mounts, processes) = (open("mnt")?, open("pid")?);
     let (read, write) = std::io::pipe().map_err(refused)?;
     let errors = write.try_clone().map_err(refused)?;
-    let pid = spawn(image, argv, extra, Some(namespace), |command| {
+    let pid = spawn(image, argv, extra, Some((mounts, processes)), |command| {
         command.stdin(Stdio::null()).stdout(write).stderr(errors);
     })?;
     Ok((pid, read))
@@ -96,28 +106,30 @@ fn spawn(
     image: &Image,
     argv: &[String],
     extra: &[(&str, &str)],
-    namespace: Option<File>,
+    beside: Option<(File, File)>,
     connect: impl FnOnce(&mut Command),
 ) -> Result<Pid, StartError> {
     let description = &image.description;
     let account = Account::in_image(&description.user, image)?;
     let env = environment(&description.env, &account.home, extra);
     let path = env.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, value)| value);
-    let cwd = if description.cwd.is_empty() { "/" } else { &description.cwd };
-    let program = program::find(image, &argv[0], path, cwd)?;
-    // Docker makes a WORKDIR that the image does not have. What is wrong with it, if anything,
-    // the child will say.
-    let _ = image.create_dir_all(cwd, Mode::from_bits_truncate(0o755));
+    let cwd = format!("/{}", description.cwd.trim_start_matches('/'));
+    let program = program::find(image, &argv[0], path, &cwd)?;
+    // Docker makes a WORKDIR that the image does not have, also behind a link that leads nowhere.
+    image
+        .create_dir_all(&cwd, Mode::from_bits_truncate(0o755))
+        .map_err(|source| StartError::Directory { path: cwd.clone(), source })?;
 
     let refused = |step| {
         let program = program.clone();
         move |source: io::Error| StartError::Refused { program, step, source }
     };
     let (steps, progress) = pipe2(OFlag::O_CLOEXEC).map_err(|e| refused(Step::Fork)(e.into()))?;
+    let (namespace, processes) = beside.unzip();
     let entry = Entry {
         namespace,
         root: c_string(&image.root().to_string_lossy())?,
-        cwd: c_string(cwd)?,
+        cwd: c_string(&cwd)?,
         uid: Uid::from_raw(account.uid),
         gid: Gid::from_raw(account.gid),
         groups: account.groups.iter().map(|g| Gid::from_raw(*g)).collect(),
@@ -128,7 +140,7 @@ fn spawn(
     connect(&mut command);
     unblock_signals(&mut command);
     entry.before_exec(&mut command);
-    let spawned = command.spawn();
+    let spawned = spawn_among(&mut command, processes);
     // It holds our copy of the pipe's end that is written to: with it, reading would not end.
     drop(command);
     match spawned {
@@ -137,13 +149,37 @@ fn spawn(
     }
 }
 
-/// The signal that asks the program to end.
-pub fn stop_signal(image: &Image) -> Signal {
-    let named = |text: &str| match text.parse::<i32>() {
-        Ok(number) => Signal::try_from(number).ok(),
-        Err(_) => text.parse().or_else(|_| format!("SIG{text}").parse()).ok(),
-    };
-    image.description.stop_signal.as_deref().and_then(named).unwrap_or(Signal::SIGTERM)
+/// Spawns into this PID namespace, or as the first process of a new one. A thread's children go where it says
+/// (setns(2), unshare(2)); this one is there for a single child.
+fn spawn_among(command: &mut Command, processes: Option<File>) -> io::Result<Child> {
+    std::thread::scope(|scope| {
+        let spawn = || {
+            match processes {
+                Some(namespace) => setns(namespace, CloneFlags::CLONE_NEWPID)?,
+                None => unshare(CloneFlags::CLONE_NEWPID)?,
+            }
+            command.spawn()
+        };
+        std::thread::Builder::new()
+            .spawn_scoped(scope, spawn)?
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// Why a directory can't be there, in words.
+fn why_not(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOTDIR) => "it is a file, or something on its way is".to_owned(),
+        Some(Errno::ELOOP) => "symbolic links lead in a circle".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The signal that asks the program to end: one that Docker would not take means SIGTERM there, too.
+pub fn stop_signal(image: &Image) -> i32 {
+    let named = image.description.stop_signal.as_deref().and_then(signals::parse);
+    named.unwrap_or(Signal::SIGTERM as i32)
 }
 
 /// The environment, in order and without repetition.
@@ -166,10 +202,11 @@ pub(crate) fn environment(image: &[String], home: &str, extra: &[(&str, &str)]) 
 fn last_step(mut steps: File) -> Step {
     let mut bytes = Vec::new();
     let _ = steps.read_to_end(&mut bytes);
-    const ALL: [Step; 8] = [
+    const ALL: [Step; 9] = [
         Step::Fork,
         Step::Namespace,
         Step::Root,
+        Step::Processes,
         Step::Directory,
         Step::Groups,
         Step::Group,

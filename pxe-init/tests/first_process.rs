@@ -15,14 +15,15 @@ use nix::unistd::{Pid, getpid, getuid};
 use pxe_init::health::{Change, Health};
 use pxe_init::output::Terminal;
 use pxe_init::supervise::{Ended, Happening, Power, Supervisor};
-use pxe_init::workload::{self, StartError, Step};
+use pxe_init::workload::{self, StartError};
 use pxe_init::{Image, say};
 
 type Scenario = fn(&Supervisor);
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("the workload has the image's root, user, environment and a clean signal state", identity),
     ("what can't start says where it stopped", refusals),
+    ("the workload is process 1 and ends with all that it started", first),
     ("orphans are reaped", orphans),
     ("exit codes and signals are told apart", endings),
     ("a workload is asked to stop, and killed when it does not", stopping),
@@ -100,17 +101,43 @@ fn refusals(_: &Supervisor) {
         workload::start(&fixture.image(argv, more), &[], &fixture.terminal()).expect_err("it can't start")
     };
     let error = refused(&["sh"], r#","cwd":"/bin/sh""#);
-    assert!(matches!(error, StartError::Refused { step: Step::Directory, .. }), "{error}");
+    assert!(matches!(error, StartError::Directory { .. }), "{error}");
+    let words = "working directory /bin/sh can't be made: it is a file, or something on its way is";
+    assert!(error.to_string().contains(words), "{error}");
     let error = refused(&["nothing"], "").to_string();
     assert!(error.contains("\"nothing\" is not in the image"), "{error}");
     let error = refused(&["sh"], r#","user":"nobody""#).to_string();
     assert!(error.contains("not in its /etc/passwd"), "{error}");
 }
 
-fn orphans(supervisor: &Supervisor) {
+fn first(supervisor: &Supervisor) {
     let fixture = Fixture::new();
-    let image = fixture.image(&["sh", "-c", "(sleep 0.3; exit 7) & exit 0"], "");
+    // What it left behind goes with it.
+    let script = "echo $$; sleep 1000 & ls /proc | grep '^[0-9]' | tr '\n' ' '; echo";
+    let image = fixture.image(&["sh", "-c", script], "");
     let pid = workload::start(&image, &[], &fixture.terminal()).expect("it starts");
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(0));
+    let output = fixture.output();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[0], "1", "{output}");
+    let processes: Vec<u32> = lines[1].split_whitespace().flat_map(str::parse).collect();
+    assert!(
+        processes.contains(&1) && processes.iter().all(|pid| *pid < 10),
+        "its own are all there is: {output}"
+    );
+    assert!(kill(Pid::from_raw(-1), None).is_err(), "no other process is left");
+
+    // It has ended by reboot(2) as the first process of such a namespace ends.
+    for (how, signal) in [("reboot -f", Signal::SIGHUP), ("poweroff -f", Signal::SIGINT)] {
+        let image = fixture.image(&["sh", "-c", &format!("busybox {how}; sleep 1000")], "");
+        let pid = workload::start(&image, &[], &fixture.terminal()).expect("it starts");
+        assert_eq!(wait_for(supervisor, pid), Ended::Killed(signal as i32), "{how}: {}", fixture.output());
+    }
+}
+
+fn orphans(supervisor: &Supervisor) {
+    // Of what is started outside of a workload's namespace: a helper of ours that starts others.
+    let pid = shell("(sleep 0.3; exit 7) & exit 0");
     assert_eq!(wait_for(supervisor, pid), Ended::Exited(0));
     let Happening::Ended(orphan, ended) = supervisor.next(in_seconds(5)) else {
         panic!("the orphan was not reaped")
@@ -121,14 +148,15 @@ fn orphans(supervisor: &Supervisor) {
 
 fn endings(supervisor: &Supervisor) {
     let fixture = Fixture::new();
-    for (script, expected, code, words) in [
-        ("exit 3", Ended::Exited(3), 3, "exit code 3"),
-        ("kill -9 $$", Ended::Killed(Signal::SIGKILL), 137, "killed by SIGKILL"),
-    ] {
-        let image = fixture.image(&["sh", "-c", script], "");
-        let pid = workload::start(&image, &[], &fixture.terminal()).expect("it starts");
-        let ended = wait_for(supervisor, pid);
-        assert_eq!((ended, ended.code(), ended.to_string()), (expected, code, words.to_owned()));
+    let image = fixture.image(&["sh", "-c", "exit 3"], "");
+    let pid = workload::start(&image, &[], &fixture.terminal()).expect("it starts");
+    let ended = wait_for(supervisor, pid);
+    assert_eq!((ended, ended.code(), ended.to_string()), (Ended::Exited(3), 3, "exit code 3".to_owned()));
+    // The last is one of real time.
+    for (signal, words) in [(9, "killed by SIGKILL"), (37, "killed by SIGRTMIN+3")] {
+        let ended = wait_for(supervisor, shell(&format!("kill -{signal} $$; sleep 1000")));
+        let expected = (Ended::Killed(signal), 128 + signal, words.to_owned());
+        assert_eq!((ended, ended.code(), ended.to_string()), expected);
     }
 }
 
@@ -142,6 +170,14 @@ fn stopping(supervisor: &Supervisor) {
     fixture.wait_for_output("up");
     supervisor.stop(pid, workload::stop_signal(&heeds), Duration::from_secs(5));
     assert!(fixture.output().contains("bye"), "{}", fixture.output());
+
+    // The first process of a namespace is spared what it has no handler for. It is not waited for in vain.
+    let unaware = fixture.image(&["sleep", "1000"], r#","stop-signal":"SIGRTMIN+3""#);
+    let pid = workload::start(&unaware, &[], &fixture.terminal()).expect("it starts");
+    let asked = Instant::now();
+    supervisor.stop(pid, workload::stop_signal(&unaware), Duration::from_secs(1000));
+    assert!(asked.elapsed() < Duration::from_secs(500));
+    assert!(kill(pid, None).is_err(), "it is gone");
 
     let deaf = fixture.image(&["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"], "");
     let pid = workload::start(&deaf, &[], &fixture.terminal()).expect("it starts");
@@ -208,7 +244,7 @@ fn health(supervisor: &Supervisor) {
     assert!(fifo.expect("mkfifo(1) runs").success());
     let Change::Unhealthy(why) = change() else { panic!("a check that hangs is no success") };
     assert!(why.contains("the check took longer than 400ms"), "{why}");
-    supervisor.stop(workload, Signal::SIGKILL, Duration::from_secs(1));
+    supervisor.stop(workload, Signal::SIGKILL as i32, Duration::from_secs(1));
 }
 
 fn terminal(supervisor: &Supervisor) {
@@ -251,15 +287,10 @@ fn terminal(supervisor: &Supervisor) {
     assert_eq!((all.len(), all.last().map(String::as_str)), (count, Some("200000")));
 
     // Ctrl-C on the console is the workload's.
-    let (open, pid) = run(&["sleep", "1000"]);
-    until("the workload has the terminal", || {
-        // The process group that the terminal's signals go to: proc(5), field 8.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let (name, rest) = stat.rsplit_once(") ").unwrap_or_default();
-        name.ends_with("(sleep") && rest.split(' ').nth(5) == Some(&pid.to_string())
-    });
+    let (open, pid) = run(&["sh", "-c", "trap 'exit 9' INT; echo up; while :; do sleep 0.05; done"]);
+    assert_eq!(line(), "up");
     far.write_all(b"\x03").expect("somebody types");
-    assert_eq!(wait_for(supervisor, pid), Ended::Killed(Signal::SIGINT));
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(9));
     drop(open);
 }
 
@@ -270,6 +301,12 @@ fn stop_all(supervisor: &Supervisor) {
     fixture.wait_for_output("up");
     supervisor.stop_all(Duration::from_millis(300));
     assert!(kill(Pid::from_raw(-1), None).is_err(), "no other process is left");
+}
+
+#[expect(clippy::zombie_processes, reason = "the supervisor waits for it")]
+fn shell(script: &str) -> Pid {
+    let shell = Command::new("sh").args(["-c", script]).spawn().expect("a shell");
+    Pid::from_raw(shell.id().cast_signed())
 }
 
 fn in_seconds(seconds: u64) -> Option<Instant> {

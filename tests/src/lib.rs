@@ -15,6 +15,7 @@ pub mod dnsmasq;
 pub mod engine;
 pub mod frames;
 pub mod guest;
+pub mod images;
 pub mod load;
 pub mod machine;
 pub mod needs;

@@ -92,6 +92,9 @@ pub struct FileEntry {
 pub struct Image {
     #[serde(flatten)]
     pub record: ImageRecord,
+    /// All names that the image has here, this one among them.
+    #[serde(default)]
+    pub names: Vec<String>,
     /// Profiles that boot it.
     pub profiles: Vec<String>,
     /// In how many stages it boots, where neither profile nor memory say more.

@@ -1,6 +1,7 @@
 //! What the daemon tells and does through its API.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -15,9 +16,9 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
-use crate::config::{FastPath, Source};
+use crate::config::{FastPath, Source, cmdline};
 use crate::host::trace::{self, TraceError};
-use crate::provision::boot::{ImageFacts, KernelFacts, plan};
+use crate::provision::boot::{CmdlineError, ImageFacts, KernelFacts, plan};
 use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
     KernelRecord, NewKernel, RemoveError,
@@ -120,6 +121,11 @@ impl api::Appliance for Appliance {
                 }
                 Source::Kernel { kernel, .. } => (None, Some(kernel.clone()), None),
             };
+            let problem = problem.or_else(|| {
+                let appliance = SocketAddrV4::new(config.network.address.addr(), config.http.port);
+                let len = cmdline::overlong(profile, appliance)?;
+                Some(CmdlineError::TooLong(len).to_string())
+            });
             let (name, cmdline) = (profile.name.clone(), profile.cmdline.clone());
             Profile { name, image, kernel, cmdline, ready: problem.is_none(), problem }
         };
@@ -290,7 +296,12 @@ impl Appliance {
 
     fn image(&self, record: &ImageRecord) -> Image {
         let stages = plan::by_size(&ImageFacts::from(record)).stages();
-        Image { profiles: self.profiles_of(&record.reference), record: record.clone(), stages }
+        Image {
+            names: self.images.names(record),
+            profiles: self.profiles_of(&record.reference),
+            record: record.clone(),
+            stages,
+        }
     }
 
     /// The profiles that boot the image of this name.

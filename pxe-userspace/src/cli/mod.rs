@@ -339,7 +339,7 @@ fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
                     ImageLine::Progress(_) => {}
                     ImageLine::Done(image) => {
                         if !reading.json {
-                            write!(out, "{}", show::images(vec![*image]))?;
+                            write!(out, "{}", show::image_added(*image))?;
                         }
                         outcome = Some(Ok(()));
                     }

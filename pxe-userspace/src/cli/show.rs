@@ -140,7 +140,7 @@ pub(super) fn files(files: Vec<FileEntry>) -> String {
 pub(super) fn images(images: Vec<Image>) -> String {
     let rows: Vec<_> = images
         .into_iter()
-        .map(|Image { record: i, profiles, stages }| {
+        .map(|Image { record: i, profiles, stages, .. }| {
             let root = i.stage2_blob.as_ref().filter(|_| stages == 2).unwrap_or(&i.rootfs_blob);
             let bytes = i.kernel_blob.size + i.stage1_blob.size + root.size;
             [
@@ -156,6 +156,15 @@ pub(super) fn images(images: Vec<Image>) -> String {
         .collect();
     let none = "no images: `bridgehead image add` brings one in";
     table(["IMAGE", "DIGEST", "SIZE", "STAGES", "KERNEL", "ADDED", "PROFILES"], &rows, none)
+}
+
+/// An image that was brought in, and the other names that it has.
+pub(super) fn image_added(image: Image) -> String {
+    let others: Vec<_> =
+        image.names.iter().filter(|name| **name != image.record.reference).cloned().collect();
+    let others =
+        if others.is_empty() { String::new() } else { format!("also named {}\n", others.join(", ")) };
+    images(vec![image]) + &others
 }
 
 pub(super) fn kernels(list: KernelList) -> String {

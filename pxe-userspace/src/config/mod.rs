@@ -4,6 +4,7 @@
 
 mod assignment;
 mod carousel;
+pub mod cmdline;
 mod entries;
 mod file;
 mod findings;
@@ -56,6 +57,9 @@ pub fn check(path: &Path) -> Result<Config, Vec<Problem>> {
     let Some(raw) = findings.shape() else { return findings.result(None) };
     let config = validate::validate(&raw, &mut findings);
     survey::survey(&raw, &mut findings);
+    if let Some(config) = &config {
+        cmdline::survey(&raw, config, &mut findings);
+    }
     findings.result(config)
 }
 

@@ -435,3 +435,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn check_finds_command_lines_that_no_machine_gets_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let checked = |len: usize| {
+        let long = format!("console=ttyS0 {}", "x".repeat(len));
+        std::fs::write(&file, GOOD.replacen("console=ttyS0", &long, 1)).unwrap();
+        let problems = check(&file).err().unwrap_or_default();
+        problems.into_iter().map(|p| p.to_string()).find(|p| p.contains("command line"))
+    };
+    assert_eq!(checked(1700), None);
+    let problem = checked(2100).expect("it is found");
+    assert!(problem.contains("loaders pass 2045 on; shorten it by "), "{problem}");
+    // The other profiles of such a file boot.
+    parse(&std::fs::read_to_string(&file).unwrap()).expect("it is no fault of the file");
+}

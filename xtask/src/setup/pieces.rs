@@ -88,6 +88,8 @@ const PIECES: &[Piece] = {
         piece(Test,   "zstd",                Program("zstd"),               "unpacks our initrds, independently"),
         piece(Test,   "squashfs-tools",      Program("unsquashfs"),         "unpacks our SquashFS, independently"),
         piece(Test,   "libcap2-bin",         Program("getcap"),             "sees files' capabilities, independently"),
+        piece(Test,   "attr",                Program("getfattr"),           "sees files' attributes, independently"),
+        piece(Test,   "bzip2",               Program("bzip2"),              "packs layers as others do"),
         piece(Test,   "debootstrap",         Program("debootstrap"),        "makes the tests' systemd image"),
         piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),

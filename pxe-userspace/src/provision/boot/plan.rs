@@ -11,6 +11,7 @@ use pxe_contract::settings::{self, BootSettings, Identity, OnExit, OnFailure, St
 use serde::{Deserialize, Serialize};
 
 use super::Generated;
+use crate::config::cmdline::MAX;
 use crate::config::{self, Config, Profile, Rescue, Run, Stages};
 use crate::machines::Machine;
 use crate::provision::image::{ImageRecord, KernelRecord, ModuleError, Stored};
@@ -226,12 +227,12 @@ pub enum CmdlineError {
     OpenQuote,
     #[error("cmdline can't pass {word:?} on: {why}")]
     Word { word: String, why: &'static str },
-    #[error("cmdline is {0} bytes long with what Bridgehead adds to it, and x86 kernels read 2047")]
+    #[error(
+        "cmdline is {0} bytes long with what Bridgehead and the loader add to it, and loaders pass {MAX} on: shorten it \
+         by {over} bytes", over = .0 - MAX
+    )]
     TooLong(usize),
 }
-
-/// COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h), without the zero at its end.
-const CMDLINE_MAX: usize = 2047;
 
 /// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
 /// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
@@ -267,7 +268,8 @@ pub fn image(
     // After stage 1, whose files of the same names it would be.
     initrds.push(Generated::Node(machine.mac).to_string());
     cmdline.extend(own);
-    check_length(&cmdline).map_err(refused)?;
+    let kernel = path(ImagePart::Kernel, &facts.kernel);
+    check_length(&kernel, initrds.len(), &cmdline).map_err(refused)?;
     let stage2 = stage2.map(|part| Stage2 { sha256: part.sha256.clone(), size: part.len });
     let settings = BootSettings {
         digest: Some(facts.digest.clone()),
@@ -282,7 +284,6 @@ pub fn image(
     }
     .words();
     let needed = Some(memory_needed(facts, choice.two, machine.is_uefi()));
-    let kernel = path(ImagePart::Kernel, &facts.kernel);
     Ok(Plan { kernel, initrds, cmdline, settings, choice: Some(choice), needed })
 }
 
@@ -333,9 +334,10 @@ pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Pl
     let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
     let path = |path: &str| path.trim_start_matches('/').to_owned();
     let cmdline = words(&profile.cmdline).map_err(refused)?;
-    check_length(&cmdline).map_err(refused)?;
+    let kernel = path(kernel);
+    check_length(&kernel, initrds.len(), &cmdline).map_err(refused)?;
     let initrds = initrds.iter().map(|i| path(i)).collect();
-    Ok(Plan { kernel: path(kernel), initrds, cmdline, settings: Vec::new(), choice: None, needed: None })
+    Ok(Plan { kernel, initrds, cmdline, settings: Vec::new(), choice: None, needed: None })
 }
 
 /// Bytes of memory below which the node would not come up.
@@ -435,10 +437,9 @@ fn unspeakable(word: &str) -> Option<&'static str> {
     }
 }
 
-fn check_length(words: &[String]) -> Result<(), CmdlineError> {
-    // With a space between words.
-    let len = words.iter().map(|word| cmdline::quoted(word).len() + 1).sum();
-    if len > CMDLINE_MAX { Err(CmdlineError::TooLong(len)) } else { Ok(()) }
+fn check_length(kernel: &str, initrds: usize, words: &[String]) -> Result<(), CmdlineError> {
+    let len = config::cmdline::length(kernel, initrds, words.iter().map(String::as_str));
+    if len > MAX { Err(CmdlineError::TooLong(len)) } else { Ok(()) }
 }
 
 fn mib(bytes: u64) -> u64 {

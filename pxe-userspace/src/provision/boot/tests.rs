@@ -213,8 +213,29 @@ fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
         let refusal = own(bad).unwrap_err();
         assert!(matches!(refusal, Refusal::Cmdline { .. }), "{bad}: {refusal}");
     }
-    let refusal = own(&"x".repeat(2000)).unwrap_err().to_string();
-    assert!(refusal.contains("x86 kernels read 2047"), "{refusal}");
+}
+
+#[test]
+fn a_command_line_that_a_loader_would_cut_is_refused() {
+    // As GRUB counts (grub_create_loader_cmdline): what it passes on, the kernel's path among the words.
+    let grub = |plan: &Plan| {
+        let words = std::iter::once(format!("/{}", plan.kernel)).chain(plan.cmdline.clone());
+        "BOOT_IMAGE=".len() + words.map(|word| word.len() + 1).sum::<usize>() - 1
+    };
+    let longest = (1700..2000).rev().find_map(|len| plan_with(None, &"x".repeat(len), 1 << 20).ok());
+    let longest = longest.expect("some line is short enough");
+    // Its buffer takes 2,047 and a zero; on UEFI one byte less, and the space behind the last word counts.
+    assert_eq!(grub(&longest), 2045);
+    let one_more = "x".repeat(longest.cmdline[3].len() + 1);
+    let refusal = plan_with(None, &one_more, 1 << 20).unwrap_err().to_string();
+    assert!(refusal.contains("is 2046 bytes long") && refusal.contains("shorten it by 1 bytes"), "{refusal}");
+
+    // By hand: nothing of ours, and a short path. iPXE's words for initrds are the longer addition.
+    let by_hand = |len: usize, initrds: usize| {
+        plan::by_hand(&profile(&"x".repeat(len)), "/vmlinuz", &vec!["i".to_owned(); initrds])
+    };
+    assert!(by_hand(2045 - 20, 0).is_ok() && by_hand(2045 - 19, 0).is_err());
+    assert!(by_hand(2045 - 46, 3).is_ok() && by_hand(2045 - 45, 3).is_err());
 }
 
 #[test]

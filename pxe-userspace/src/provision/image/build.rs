@@ -2,11 +2,13 @@
 
 use std::io::{self, Read, Seek as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use pxe_contract::paths::file;
 use sha2::{Digest as _, Sha256};
 
+use super::documents::stem;
 use super::initrd::Initrd;
 use super::kernel::{self, Kernel};
 use super::oci::{Archive, Described};
@@ -37,17 +39,15 @@ impl Images {
         if described.config.argv().is_empty() {
             return Err(AddError::NoCommand);
         }
-        let (reference, id) = engine_id.unwrap_or_else(|| {
-            let stem = || name.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let reference = described.reference.clone().unwrap_or_else(stem);
-            (canonical(&reference), described.id.clone())
-        });
-        if let Some(image) = self.get(&reference)
-            && image.record.id == id
-            && image.record.assets == assets_digest
-        {
-            return Ok(image);
+        let (names, id) = match engine_id {
+            Some((reference, id)) => (vec![reference], id),
+            None if described.references.is_empty() => (vec![canonical(&stem(name))], described.id.clone()),
+            None => (described.references.iter().map(|name| canonical(name)).collect(), described.id.clone()),
+        };
+        if let Some(image) = self.known(&id, &assets_digest) {
+            return self.enter(&image, &names);
         }
+        let reference = names[0].clone();
         let tree = unpack(archive, &described, &mut spool, progress)?;
         progress(Progress::Packing);
         let (kernel, from) = self.choose_kernel(&tree, &assets)?;
@@ -86,7 +86,7 @@ impl Images {
         } else {
             None
         };
-        self.enter(ImageRecord {
+        let record = ImageRecord {
             reference,
             id,
             digest,
@@ -104,7 +104,8 @@ impl Images {
             rootfs_blob,
             stage2_blob,
             assets: assets_digest,
-        })
+        };
+        self.enter(&Image::open(store, record)?, &names)
     }
 
     pub(super) fn load_assets(&self) -> Result<(Spool, Tree, String), AddError> {
@@ -137,17 +138,22 @@ impl Images {
         Ok(store.put(|out| io::copy(&mut file, out).map(drop))?)
     }
 
-    /// From now on machines can boot it, also after a restart.
-    fn enter(&self, record: ImageRecord) -> Result<Image, AddError> {
-        let store = &self.0.store;
-        let reference = record.reference.clone();
-        let image = Image::open(store, record)?;
+    /// From now on machines can boot it by these names, also after a restart. Returns it by the first of them.
+    pub(super) fn enter(&self, image: &Image, names: &[String]) -> Result<Image, AddError> {
         let mut images = self.images();
         let mut changed = images.clone();
-        changed.insert(reference, image.clone());
-        store.set_records(&records(&changed))?;
-        *images = changed;
-        Ok(image)
+        for name in names {
+            let there = changed.get(name).is_some_and(|there| there.record.is_the_same(&image.record));
+            if !there {
+                let record = ImageRecord { reference: name.clone(), ..ImageRecord::clone(&image.record) };
+                changed.insert(name.clone(), Image { record: Arc::new(record), ..image.clone() });
+            }
+        }
+        if changed.values().map(|image| &image.record).ne(images.values().map(|image| &image.record)) {
+            self.0.store.set_records(&records(&changed))?;
+            *images = changed;
+        }
+        Ok(names.first().and_then(|name| images.get(name)).unwrap_or(image).clone())
     }
 }
 

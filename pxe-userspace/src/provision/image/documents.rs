@@ -1,6 +1,7 @@
 //! The JSON documents of an image as it travels: `docker save`'s manifest, and OCI's index, manifest and configuration.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use serde::{Deserialize, Deserializer};
 
@@ -109,9 +110,32 @@ impl OciDescriptor {
         self.media_type.contains("index") || self.media_type.contains("manifest.list")
     }
 
-    /// containerd's annotation has the whole name, OCI's often the tag alone.
-    pub(super) fn reference(&self) -> Option<String> {
-        let named = |key| self.annotations.get(key);
-        named("io.containerd.image.name").or_else(|| named("org.opencontainers.image.ref.name")).cloned()
+    /// The name that a layout gives it. containerd's annotation has the whole name; OCI's is often the tag alone, as
+    /// `skopeo copy … oci-archive:web.tar:latest` writes it: then the name is the archive's.
+    pub(super) fn reference(&self, archive: &Path) -> Option<String> {
+        let named = |key| self.annotations.get(key).filter(|name| !name.is_empty());
+        if let Some(name) = named("io.containerd.image.name") {
+            return Some(name.clone());
+        }
+        let name = named("org.opencontainers.image.ref.name")?;
+        let tag = if is_tag(name) { format!("{}:{name}", stem(archive)) } else { name.clone() };
+        Some(tag)
     }
+}
+
+/// Whether a word by itself is rather a tag than a name: `latest`, `1.2`, `v3`.
+fn is_tag(word: &str) -> bool {
+    let version = word.strip_prefix('v').unwrap_or(word);
+    word == "latest" || (version.starts_with(|c: char| c.is_ascii_digit()) && !word.contains(['/', ':', '@']))
+}
+
+/// What an image is called whose archive gives it no name: `web` of `web.tar.gz`, of `web.tar` and of the directory `web`.
+pub(super) fn stem(archive: &Path) -> String {
+    let name = archive.file_name().unwrap_or_default().to_string_lossy();
+    let name =
+        [".gz", ".tgz", ".zst", ".bz2", ".xz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    name.strip_suffix(".tar")
+        .or_else(|| name.rsplit_once('.').map(|(stem, _)| stem))
+        .unwrap_or(name)
+        .to_owned()
 }

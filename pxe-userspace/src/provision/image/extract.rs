@@ -4,7 +4,7 @@
 
 use std::io::{self, Read};
 
-use super::tar::{EntryKind, TarEntry, TarError, TarReader};
+use super::tar::{EntryKind, SparseMap, TarEntry, TarError, TarReader};
 use super::tree::{Inode, InodeId, Kind, Spool, Tree, Unresolved};
 
 /// `.wh.NAME` hides NAME of the layers below.
@@ -24,6 +24,10 @@ pub enum ExtractError {
     Unreachable { path: String },
     #[error("{path}: a hard link to {target}, which {problem}")]
     HardLink { path: String, target: String, problem: &'static str },
+    #[error(
+        "{path} has {size} bytes with its holes; a file in an initrd has less than 4 GiB. Keep such data out of the image"
+    )]
+    TooBig { path: String, size: u64 },
     #[error("{path}: a name with a NUL byte")]
     Nul { path: String },
     #[error("{path}: the contents can't be kept: {source}")]
@@ -71,11 +75,17 @@ fn inode<R: Read>(
 ) -> Result<Inode, ExtractError> {
     let (major, minor) = entry.device;
     let kind = match entry.kind {
-        EntryKind::File => Kind::File(
-            spool
-                .add(archive.data())
-                .map_err(|source| ExtractError::Spool { path: shown(&entry.path), source })?,
-        ),
+        EntryKind::File => {
+            let contents = match &entry.sparse {
+                // Before it is looked through: a few bytes can claim any size.
+                Some(SparseMap { size, .. }) if *size > u32::MAX.into() => {
+                    return Err(ExtractError::TooBig { path: shown(&entry.path), size: *size });
+                }
+                Some(map) => spool.add(map.expand(archive.data())),
+                None => spool.add(archive.data()),
+            };
+            Kind::File(contents.map_err(|source| ExtractError::Spool { path: shown(&entry.path), source })?)
+        }
         EntryKind::Directory => Kind::Directory(Default::default()),
         EntryKind::Symlink if entry.link.contains(&0) => {
             return Err(ExtractError::Nul { path: shown(&entry.path) });
@@ -105,7 +115,8 @@ fn set_root(tree: &mut Tree, entry: &TarEntry) {
 }
 
 /// The directory that an entry goes into. Links of lower layers on the way are followed, as
-/// Docker does (`lib -> usr/lib` below, `lib/x` above); directories that are missing are made.
+/// Docker does (`lib -> usr/lib` below, `lib/x` above); directories that are missing are made, also in place of what is
+/// none in a lower layer: a file below, a directory with files above.
 fn directory_for(
     tree: &mut Tree,
     path: &[u8],
@@ -116,7 +127,9 @@ fn directory_for(
         match tree.resolve(directory.iter().copied()) {
             Ok(id) if tree.names(id).is_some() => return Ok(id),
             Ok(_) | Err(Unresolved::NotADirectory) => {
-                return Err(ExtractError::NotADirectory { path: shown(path) });
+                let (parent, name) = obstacle(tree, directory, layer)
+                    .ok_or_else(|| ExtractError::NotADirectory { path: shown(path) })?;
+                tree.insert(parent, name, Inode::directory(0o755), layer);
             }
             Err(Unresolved::Missing { directory, name }) => {
                 tree.insert(directory, &name, Inode::directory(0o755), layer);
@@ -126,6 +139,16 @@ fn directory_for(
             }
         }
     }
+}
+
+/// The name on the way that leads to no directory, where a lower layer put it there.
+fn obstacle<'a>(tree: &Tree, directory: &[&'a [u8]], layer: usize) -> Option<(InodeId, &'a [u8])> {
+    let leads =
+        |parts: &[&[u8]]| tree.resolve(parts.iter().copied()).ok().filter(|id| tree.names(*id).is_some());
+    let at = (0..directory.len()).find(|at| leads(&directory[..=*at]).is_none())?;
+    let parent = leads(&directory[..at])?;
+    let found = tree.names(parent)?.get(directory[at])?;
+    (found.layer != layer).then_some((parent, directory[at]))
 }
 
 /// The inode that a hard link names: never one that a symbolic link at its end leads to.
@@ -175,9 +198,11 @@ fn parts(path: &[u8]) -> Result<Vec<&[u8]>, ExtractError> {
     for part in path.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => {
-                parts.pop().ok_or_else(|| ExtractError::Outside { path: shown(path) })?;
+            // Above the root is the root, for a path from there.
+            b".." if parts.pop().is_none() && !path.starts_with(b"/") => {
+                return Err(ExtractError::Outside { path: shown(path) });
             }
+            b".." => {}
             part => parts.push(part),
         }
     }

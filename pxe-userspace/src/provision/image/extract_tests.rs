@@ -1,3 +1,6 @@
+use std::path::Path;
+use std::process::Command;
+
 use tar::EntryType;
 
 use super::super::testing::{TestLayer, apply, paths};
@@ -163,6 +166,113 @@ fn an_entry_replaces_what_was_there() {
     assert_eq!(tree.file("a").unwrap().read().unwrap(), b"2");
     let file = apply([TestLayer::new().directory("d").file("d/x", b""), TestLayer::new().file("d", b"")]);
     assert_eq!(paths(&file.unwrap()), ["d"]);
+}
+
+#[test]
+fn a_directory_of_an_upper_layer_takes_a_files_place() {
+    let lower =
+        || TestLayer::new().file("opt", b"x").symlink("l", "opt").file("d/f", b"").symlink("to-d", "d");
+    let tree =
+        apply([lower(), TestLayer::new().file("opt/y", b"y").file("l/z", b"z").file("to-d/f/deep/x", b"")]);
+    let tree = tree.unwrap();
+    assert_eq!(paths(&tree), ["d", "d/f", "d/f/deep", "d/f/deep/x", "l", "opt", "opt/y", "opt/z", "to-d"]);
+    // And back again, twice: nothing of before comes back.
+    let tree = apply([
+        TestLayer::new().directory("a").file("a/x", b""),
+        TestLayer::new().file("a", b"file"),
+        TestLayer::new().directory("a").file("a/y", b""),
+    ]);
+    assert_eq!(paths(&tree.unwrap()), ["a", "a/y"]);
+}
+
+/// What `tar` of this host makes of a directory, as a layer.
+fn by_gnu_tar(directory: &Path, more: &[&str]) -> Tree {
+    let output =
+        Command::new("tar").arg("-C").arg(directory).args(more).args(["-cf", "-", "."]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut tree = Tree::new();
+    super::apply(&mut tree, &mut Spool::new(&std::env::temp_dir()).unwrap(), 0, &output.stdout[..]).unwrap();
+    tree
+}
+
+#[test]
+fn sparse_files_of_every_format_have_their_contents() {
+    let dir = tempfile::tempdir().unwrap();
+    // More pieces than a header, a block of the list and a block of the contents hold.
+    let contents: Vec<u8> =
+        (0..40 << 20).map(|n: usize| if n % (512 << 10) < 512 { n as u8 | 1 } else { 0 }).collect();
+    std::fs::write(dir.path().join("many"), &contents).unwrap();
+    std::fs::File::create(dir.path().join("hole")).unwrap().set_len(1 << 20).unwrap();
+    std::fs::write(dir.path().join("after"), "after").unwrap();
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let tree = by_gnu_tar(dir.path(), &[&["--sparse", "--hole-detection=raw"], format].concat());
+        let read = |name| tree.file(name).unwrap_or_else(|| panic!("{name}: {format:?}")).read().unwrap();
+        assert!(read("many") == contents, "{format:?}");
+        assert_eq!(read("hole"), vec![0; 1 << 20], "{format:?}");
+        assert_eq!(read("after"), b"after", "{format:?}");
+        assert_eq!(paths(&tree), ["after", "hole", "many"], "{format:?}");
+    }
+}
+
+#[test]
+fn a_list_of_holes_that_makes_no_sense_is_refused() {
+    let sparse = |map: &str, size: &str, contents: &[u8]| {
+        let records = [("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())];
+        apply([TestLayer::new().pax(&records).file("x", contents)])
+    };
+    let good = sparse("2,1,5,2", "9", b"abc").unwrap();
+    assert_eq!(good.file("x").unwrap().read().unwrap(), b"\0\0a\0\0bc\0\0");
+    for (map, size) in [
+        ("5,2,2,1", "9"),
+        ("0,4", "9"),
+        ("8,3", "9"),
+        ("0", "9"),
+        ("x,1", "9"),
+        ("0,1", "-1"),
+        ("1,18446744073709551615", "9"),
+    ] {
+        let error = sparse(map, size, b"abc").unwrap_err().to_string();
+        assert!(error.contains("a list of holes that does not fit"), "{map}: {error}");
+    }
+    // A few bytes that claim a terabyte are not written out.
+    let error = sparse("0,3", "1099511627776", b"abc").unwrap_err().to_string();
+    assert!(error.contains("1099511627776 bytes with its holes"), "{error}");
+}
+
+#[test]
+fn odd_entries_are_what_docker_takes_them_for() {
+    let number = |field: &mut [u8], value: i64| {
+        let len = field.len();
+        field.fill(if value < 0 { 0xff } else { 0 });
+        field[len - 8..].copy_from_slice(&value.to_be_bytes());
+        field[0] |= 0x80;
+    };
+    let tree = apply([TestLayer::new()
+        .entry("pax_global_header", EntryType::XGlobalHeader, |_| (), b"13 path=evil\n")
+        .entry("label", EntryType::new(b'V'), |_| (), b"")
+        .entry("contiguous", EntryType::new(b'7'), |h| h.set_mode(0o600), b"contents")
+        .entry("dump", EntryType::new(b'D'), |_| (), b"Yfile\0\0")
+        .entry("big", EntryType::Regular, |h| number(&mut h.as_old_mut().uid, 3_000_000_000), b"")
+        .entry("nobody", EntryType::Regular, |h| number(&mut h.as_old_mut().uid, -2), b"")
+        .entry("as-made", EntryType::Regular, |h| number(&mut h.as_old_mut().gid, -1), b"")
+        .entry("early", EntryType::Regular, |h| number(&mut h.as_old_mut().mtime, -5), b"")
+        .pax(&[("uid", b"-2"), ("gid", b"4294967294"), ("mtime", b"-5.5"), ("linkpath", b"")])
+        .file("pax", b"")
+        .file("/../up", b"")])
+    .unwrap();
+    let names = ["as-made", "big", "contiguous", "dump", "early", "nobody", "pax", "up"];
+    assert_eq!(paths(&tree), names);
+    assert_eq!(tree.file("contiguous").unwrap().read().unwrap(), b"contents");
+    assert!(matches!(at(&tree, "dump").kind, Kind::Directory(_)));
+    assert_eq!((at(&tree, "big").uid, at(&tree, "nobody").uid), (3_000_000_000, u32::MAX - 1));
+    assert_eq!((at(&tree, "as-made").gid, at(&tree, "early").mtime), (0, 0));
+    let Inode { uid, gid, mtime, .. } = at(&tree, "pax");
+    assert_eq!((*uid, *gid, *mtime), (u32::MAX - 1, u32::MAX - 1, 0));
 }
 
 #[test]

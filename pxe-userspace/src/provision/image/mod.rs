@@ -7,6 +7,7 @@
 //! and a SquashFS (stage 2), which pxe-init fetches and mounts.
 
 mod build;
+mod compression;
 mod docker;
 mod documents;
 mod extract;
@@ -18,6 +19,7 @@ mod kernel;
 mod kernels;
 mod manifest;
 mod oci;
+mod sparse;
 mod squashfs;
 mod stage1;
 mod store;
@@ -90,7 +92,8 @@ pub struct Image {
     pub stage2: Option<Blob>,
 }
 
-/// What is known of an image, as stored and as `bridgehead images --json` prints it.
+/// What is known of an image under one of its names, as stored and as `bridgehead images --json` prints it. Each name
+/// has a record; the blobs are the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageRecord {
@@ -240,11 +243,8 @@ impl Images {
                 let id = docker::resolve(&docker, reference).await?;
                 let images = self.clone();
                 let assets = blocking(move || images.load_assets().map(|(_, _, digest)| digest)).await?;
-                if let Some(image) = self.get(reference)
-                    && image.record.id == id
-                    && image.record.assets == assets
-                {
-                    return Ok(image);
+                if let Some(image) = self.known(&id, &assets) {
+                    return self.enter(&image, &[canonical(reference)]);
                 }
                 let report = |bytes| progress(Progress::Exported { bytes });
                 let file = docker::export(&docker, &id, &self.0.store.work(), report).await?;
@@ -267,6 +267,19 @@ impl Images {
         self.images().get(&canonical(reference)).cloned()
     }
 
+    /// All names of the image that this record is of.
+    pub fn names(&self, record: &ImageRecord) -> Vec<String> {
+        let images = self.images();
+        let same = images.values().filter(|image| image.record.is_the_same(record));
+        same.map(|image| image.record.reference.clone()).collect()
+    }
+
+    /// An image that was made from the same source and the same assets, under whatever name.
+    fn known(&self, id: &str, assets: &str) -> Option<Image> {
+        let images = self.images();
+        images.values().find(|image| image.record.id == id && image.record.assets == assets).cloned()
+    }
+
     /// Part of an image by its SHA-256, also of one that was replaced or removed since: a machine
     /// that read its configuration before then still finds it, until [`Images::gc`].
     pub fn blob(&self, sha256: &str) -> io::Result<Option<Blob>> {
@@ -278,7 +291,7 @@ impl Images {
         self.images().values().map(|image| ImageRecord::clone(&image.record)).collect()
     }
 
-    /// Forgets an image. Its blobs stay until [`Images::gc`].
+    /// Forgets an image's name. With its last one its blobs are nobody's, and stay until [`Images::gc`].
     pub fn rm(&self, reference: &str) -> Result<(), RemoveError> {
         let mut images = self.images();
         let reference = canonical(reference);
@@ -311,6 +324,11 @@ impl Images {
 }
 
 impl ImageRecord {
+    /// Whether both are of one image, perhaps under two names.
+    fn is_the_same(&self, other: &Self) -> bool {
+        (&self.id, &self.rootfs_blob, &self.assets) == (&other.id, &other.rootfs_blob, &other.assets)
+    }
+
     /// All that is kept of it.
     pub fn blobs(&self) -> impl Iterator<Item = &Stored> {
         [&self.kernel_blob, &self.stage1_blob, &self.rootfs_blob].into_iter().chain(&self.stage2_blob)

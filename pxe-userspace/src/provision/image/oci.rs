@@ -3,15 +3,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use pxe_contract::image::HealthCheck;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::compression::Compression;
 use super::documents::{ConfigJson, DockerManifest, OciDescriptor, OciIndex, OciManifest};
-use super::tar::{EntryKind, TarError, TarReader};
+use super::tar::{EntryKind, SparseMap, TarError, TarReader};
 use crate::base::text::hex;
 
 /// Manifests and configurations are kilobytes; more is no image of ours.
@@ -83,8 +84,8 @@ pub(super) struct Archive {
 pub(super) struct Described {
     /// SHA-256 of the configuration, as Docker counts image IDs.
     pub(super) id: String,
-    /// The name that the archive gives it.
-    pub(super) reference: Option<String>,
+    /// The names that the archive gives it.
+    pub(super) references: Vec<String>,
     pub(super) created: Option<String>,
     pub(super) config: ImageConfig,
     /// From the bottom.
@@ -97,13 +98,16 @@ pub(super) struct Layer {
     pub(super) diff_id: String,
 }
 
+/// An image's names, the path of its configuration, and those of its layers.
+type Named = (Vec<String>, String, Vec<String>);
+
 enum Container {
     Directory(PathBuf),
     Tar { file: File, index: HashMap<String, Member> },
 }
 
 enum Member {
-    Data { offset: u64, size: u64 },
+    Data { offset: u64, size: u64, sparse: Option<SparseMap> },
     Link(String),
 }
 
@@ -137,7 +141,9 @@ impl Archive {
             let name = String::from_utf8_lossy(&entry.path).trim_start_matches("./").to_owned();
             let link = String::from_utf8_lossy(&entry.link).into_owned();
             let member = match entry.kind {
-                EntryKind::File => Member::Data { offset: entry.offset, size: entry.size },
+                EntryKind::File => {
+                    Member::Data { offset: entry.offset, size: entry.size, sparse: entry.sparse }
+                }
                 // Docker before version 25 writes a layer that repeats as a link to the first.
                 EntryKind::Symlink => Member::Link(beside(&name, &link)),
                 EntryKind::HardLink => Member::Link(link),
@@ -152,7 +158,7 @@ impl Archive {
 
     /// Finds the one image for linux/amd64 and reads what there is to know without its layers.
     pub(super) fn describe(&self) -> Result<Described, ArchiveError> {
-        let (reference, config_name, layers) = if self.has("manifest.json") {
+        let (references, config_name, layers) = if self.has("manifest.json") {
             self.docker_manifest()?
         } else if self.has("index.json") {
             self.oci_manifest()?
@@ -172,7 +178,7 @@ impl Archive {
         let run = config.config.unwrap_or_default();
         Ok(Described {
             id: format!("sha256:{}", hex(&Sha256::digest(&bytes))),
-            reference,
+            references,
             created: config.created,
             config: ImageConfig {
                 entrypoint: run.entrypoint.unwrap_or_default(),
@@ -194,37 +200,47 @@ impl Archive {
         Compression::of(&mut reader).and_then(|c| c.reader(reader)).map_err(failed)
     }
 
-    fn docker_manifest(&self) -> Result<(Option<String>, String, Vec<String>), ArchiveError> {
+    fn docker_manifest(&self) -> Result<Named, ArchiveError> {
         let name = "manifest.json";
-        let mut images: Vec<DockerManifest> = self.json(name, &self.read(name)?)?;
+        let images: Vec<DockerManifest> = self.json(name, &self.read(name)?)?;
+        let mut found: Vec<DockerManifest> = Vec::new();
         // Under several names it may be listed several times.
-        images.dedup_by(|later, first| (&later.config, &later.layers) == (&first.config, &first.layers));
-        let count = images.len();
-        match images.pop() {
+        for image in images {
+            let same = |known: &&mut DockerManifest| {
+                (&known.config, &known.layers) == (&image.config, &image.layers)
+            };
+            match found.iter_mut().find(same) {
+                Some(known) => {
+                    known.repo_tags.get_or_insert_default().extend(image.repo_tags.unwrap_or_default());
+                }
+                None => found.push(image),
+            }
+        }
+        let count = found.len();
+        match found.pop() {
             Some(image) if count == 1 => {
-                let reference = image.repo_tags.and_then(|tags| tags.into_iter().next());
-                Ok((reference, image.config, image.layers))
+                Ok((image.repo_tags.unwrap_or_default(), image.config, image.layers))
             }
             _ => Err(ArchiveError::Several { path: self.path.clone(), count }),
         }
     }
 
     /// The layout's one image, under however many names it is listed, and by itself or in an index of platforms.
-    fn oci_manifest(&self) -> Result<(Option<String>, String, Vec<String>), ArchiveError> {
+    fn oci_manifest(&self) -> Result<Named, ArchiveError> {
         let index: OciIndex = self.json("index.json", &self.read("index.json")?)?;
-        let mut images: Vec<(Option<String>, OciDescriptor)> = Vec::new();
+        let mut images: Vec<(Vec<String>, OciDescriptor)> = Vec::new();
         for listed in index.manifests.into_iter().filter(|m| m.rank().is_some()) {
             // The outermost name is the one that people gave.
-            let reference = listed.reference();
+            let reference = listed.reference(&self.path);
             let Some((inner, image)) = self.for_us(listed)? else { continue };
             let reference = reference.or(inner);
             match images.iter_mut().find(|(_, known)| known.digest == image.digest) {
-                Some((name, _)) => *name = name.take().or(reference),
-                None => images.push((reference, image)),
+                Some((names, _)) => names.extend(reference),
+                None => images.push((reference.into_iter().collect(), image)),
             }
         }
         let count = images.len();
-        let (reference, image) = match images.pop() {
+        let (references, image) = match images.pop() {
             None => return Err(ArchiveError::NoPlatform { path: self.path.clone() }),
             Some(_) if count > 1 => return Err(ArchiveError::Several { path: self.path.clone(), count }),
             Some(one) => one,
@@ -234,7 +250,7 @@ impl Archive {
         let config = self.blob_name(&manifest.config.digest)?;
         self.verified(&config, &manifest.config.digest)?;
         let layers: Result<_, _> = manifest.layers.iter().map(|l| self.blob_name(&l.digest)).collect();
-        Ok((reference, config, layers?))
+        Ok((references, config, layers?))
     }
 
     /// The image that runs on the machines, of an index and the indexes in it the one that asks least of a processor;
@@ -253,7 +269,7 @@ impl Archive {
             // The first of those that ask as little.
             let fitting = index.manifests.into_iter().filter(|m| m.rank().is_some());
             let Some(least) = fitting.min_by_key(OciDescriptor::rank) else { return Ok(None) };
-            reference = reference.or_else(|| least.reference());
+            reference = reference.or_else(|| least.reference(&self.path));
             descriptor = least;
         }
         Ok(None)
@@ -322,8 +338,12 @@ impl Archive {
                     other => other,
                 };
                 match member {
-                    Some(Member::Data { offset, size }) => {
-                        Ok(Box::new(Section { file, at: *offset, end: offset + size }))
+                    Some(Member::Data { offset, size, sparse }) => {
+                        let section = Section { file, at: *offset, end: offset + size };
+                        Ok(match sparse {
+                            Some(map) => Box::new(map.expand(section)),
+                            None => Box::new(section),
+                        })
                     }
                     _ => Err(missing()),
                 }
@@ -333,33 +353,6 @@ impl Archive {
 
     fn read_error(&self, name: &str, source: io::Error) -> ArchiveError {
         ArchiveError::Read { path: self.path.clone(), name: name.to_owned(), source }
-    }
-}
-
-/// Told by the first bytes: media types are wrong too often, and `docker save` states none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-impl Compression {
-    fn of(reader: &mut BufReader<impl Read>) -> io::Result<Self> {
-        Ok(match reader.fill_buf()? {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            _ => Self::None,
-        })
-    }
-
-    fn reader<'a, R: Read + 'a>(self, reader: BufReader<R>) -> io::Result<Box<dyn Read + 'a>> {
-        Ok(match self {
-            Self::None => Box::new(reader),
-            // pigz and others write several gzip members in a row.
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
-            Self::Zstd => Box::new(zstd::Decoder::with_buffer(reader)?),
-        })
     }
 }
 

@@ -86,7 +86,7 @@ fn a_layout_is_read_as_directory_as_tar_and_as_compressed_tar() {
     for path in [tree, tar, tgz] {
         let archive = Archive::open(&path, dir.path()).unwrap();
         let described = archive.describe().unwrap();
-        assert_eq!(described.reference.as_deref(), Some("docker.io/library/app:1"));
+        assert_eq!(described.references, ["docker.io/library/app:1"]);
         assert_eq!(described.config.argv(), ["/bin/app", "-v"]);
         assert_eq!((&*described.config.working_dir, &*described.config.user), ("/srv", "1000"));
         assert_eq!(layers_of(&archive), [&one[..], &two, &three]);
@@ -124,14 +124,18 @@ fn one_image_may_be_listed_several_times() {
         let index = serde_json::json!({"manifests": listed}).to_string().into_bytes();
         let members = [&[("index.json".to_owned(), index)], &members[1..], more].concat();
         let tar = members.iter().fold(TestLayer::new(), |tar, (name, bytes)| tar.file(name, bytes));
-        opened(tar).and_then(|archive| archive.describe()).map(|d| (d.reference.unwrap_or_default(), d.id))
+        opened(tar).and_then(|archive| archive.describe()).map(|d| (d.references.join(" "), d.id))
     };
     let config = digest(&members[1].1);
     let found = |name: &str| (name.to_owned(), config.clone());
     // buildx with two `-t`; an index beside the image that it names, in both orders.
-    assert_eq!(read(&[plain(&manifest, "a:1"), plain(&manifest, "b:1")], &[]).unwrap(), found("a:1"));
-    assert_eq!(read(&[index(&inner, "e:1"), plain(&manifest, "f:1")], &[]).unwrap(), found("e:1"));
-    assert_eq!(read(&[plain(&manifest, "f:1"), index(&inner, "e:1")], &[]).unwrap(), found("f:1"));
+    assert_eq!(read(&[plain(&manifest, "a:1"), plain(&manifest, "b:1")], &[]).unwrap(), found("a:1 b:1"));
+    assert_eq!(read(&[index(&inner, "e:1"), plain(&manifest, "f:1")], &[]).unwrap(), found("e:1 f:1"));
+    assert_eq!(read(&[plain(&manifest, "f:1"), index(&inner, "e:1")], &[]).unwrap(), found("f:1 e:1"));
+    // skopeo gives a tag alone: the name is the archive's.
+    assert_eq!(read(&[plain(&manifest, "latest")], &[]).unwrap(), found("test:latest"));
+    assert_eq!(read(&[plain(&manifest, "v1.2")], &[]).unwrap(), found("test:v1.2"));
+    assert_eq!(read(&[plain(&manifest, "web")], &[]).unwrap(), found("web"));
     // Several for the machines' platform: what every processor runs.
     let variants =
         serde_json::json!({"manifests": [platform(&other, "v3"), platform(&manifest, "")]}).to_string();
@@ -141,6 +145,43 @@ fn one_image_may_be_listed_several_times() {
     // Two images are two.
     let two = read(&[plain(&manifest, "a:1"), plain(&other, "b:1")], &[]);
     assert!(matches!(two, Err(ArchiveError::Several { count: 2, .. })), "{two:?}");
+}
+
+#[test]
+fn a_saved_image_has_all_its_names() {
+    let layer = TestLayer::new().bytes();
+    let manifest = r#"[{"Config":"c","RepoTags":["f:1","g:2"],"Layers":["l"]},{"Config":"c","RepoTags":["h:3"],"Layers":["l"]}]"#;
+    let tar = TestLayer::new()
+        .file("manifest.json", manifest.as_bytes())
+        .file("c", &config(&[&layer]))
+        .file("l", &layer);
+    assert_eq!(opened(tar).unwrap().describe().unwrap().references, ["f:1", "g:2", "h:3"]);
+    for (path, name) in
+        [("/x/web.tar.gz", "web"), ("web-1.2.tar", "web-1.2"), ("web.oci", "web"), ("web", "web")]
+    {
+        assert_eq!(super::super::documents::stem(Path::new(path)), name);
+    }
+}
+
+#[test]
+fn an_archive_may_be_stored_with_holes() {
+    let layer = TestLayer::new().file("a", &[0; 100_000]).bytes();
+    let manifest = r#"[{"Config":"c","RepoTags":["f:1"],"Layers":["l"]}]"#;
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in [("manifest.json", manifest.as_bytes()), ("c", &config(&[&layer])), ("l", &layer)] {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let tar = dir.path().join("i.tar");
+    for format in ["--format=gnu", "--sparse-version=1.0", "--sparse-version=0.1", "--sparse-version=0.0"] {
+        // Holes are found by reading: the file system need not have any.
+        let mut command = std::process::Command::new("tar");
+        command.args(["-S", "--hole-detection=raw", format, "-C"]).arg(dir.path()).arg("-cf").arg(&tar);
+        if format.contains("sparse") {
+            command.arg("--format=pax");
+        }
+        assert!(command.args(["manifest.json", "c", "l"]).status().unwrap().success());
+        assert_eq!(layers_of(&Archive::open(&tar, dir.path()).unwrap()), [&layer[..]], "{format}");
+    }
 }
 
 #[test]

@@ -9,6 +9,9 @@ use std::io::{self, Read};
 
 use tar::Header;
 
+pub(super) use super::sparse::SparseMap;
+use super::sparse::{self, Pax};
+
 const BLOCK: u64 = 512;
 
 /// PAX records and long names above this are nothing that a file system could hold.
@@ -40,6 +43,8 @@ pub(super) struct TarEntry {
     /// Where in the archive the contents are.
     pub(super) offset: u64,
     pub(super) size: u64,
+    /// What is between the contents, where they have holes.
+    pub(super) sparse: Option<SparseMap>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +68,8 @@ pub enum TarError {
     Number { field: &'static str, at: u64 },
     #[error("a malformed PAX record at byte {at}")]
     Pax { at: u64 },
+    #[error("the entry at byte {at} has a list of holes that does not fit its contents")]
+    Sparse { at: u64 },
     #[error("an entry of type {kind:?} at byte {at}, which is not supported")]
     Kind { kind: char, at: u64 },
     #[error(transparent)]
@@ -75,10 +82,11 @@ struct Extension {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
+    uid: Option<i64>,
+    gid: Option<i64>,
     mtime: Option<u32>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    sparse: Pax,
 }
 
 impl<R: Read> TarReader<R> {
@@ -100,6 +108,8 @@ impl<R: Read> TarReader<R> {
                 b'K' => extension.link = Some(until_nul(self.extension_data(header_size)?)),
                 // A comment for the whole archive (git archive); Docker skips it, too.
                 b'g' => drop(self.extension_data(header_size)?),
+                // The archive's label (`tar --label`).
+                b'V' => drop(self.extension_data(header_size)?),
                 _ => return self.entry(&header, at, kind, header_size, extension).map(Some),
             }
         }
@@ -118,29 +128,45 @@ impl<R: Read> TarReader<R> {
         header_size: u64,
         extension: Extension,
     ) -> Result<TarEntry, TarError> {
-        let path = extension.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let kind = match kind {
+        let path =
+            extension.sparse.name().or(extension.path).unwrap_or_else(|| header.path_bytes().into_owned());
+        let typeflag = kind;
+        let kind = match typeflag {
             // Before POSIX, a directory was a file with a slash at its name's end.
             0 | b'0' if path.ends_with(b"/") => EntryKind::Directory,
-            0 | b'0' | b'7' => EntryKind::File,
+            0 | b'0' | b'7' | b'S' => EntryKind::File,
             b'1' => EntryKind::HardLink,
             b'2' => EntryKind::Symlink,
             b'3' => EntryKind::CharDevice,
             b'4' => EntryKind::BlockDevice,
-            b'5' => EntryKind::Directory,
+            // The second with the names that were in it, of GNU tar's incremental backups.
+            b'5' | b'D' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
             other => return Err(TarError::Kind { kind: other.into(), at }),
         };
+        let mut map = None;
+        if typeflag == b'S' {
+            map = Some(self.gnu_sparse(header, at)?);
+        }
         // Links, devices and directories may state a size and still have no contents.
-        let size = if kind == EntryKind::File { extension.size.unwrap_or(header_size) } else { 0 };
-        self.expect_data(size)?;
+        let has_data = matches!(typeflag, 0 | b'0' | b'7' | b'S' | b'D');
+        self.expect_data(if has_data { extension.size.unwrap_or(header_size) } else { 0 })?;
+        if kind == EntryKind::File
+            && let Some(pax) = extension.sparse.map(|| sparse::text(&mut Data(self))).map_err(|e| e.at(at))?
+        {
+            map = Some(pax);
+        }
+        let size = self.data_end - self.at;
+        let sparse = map.map(|map| map.fitting(size).ok_or(TarError::Sparse { at })).transpose()?;
         let old = header.as_old();
-        let id = |field, pax: Option<u64>, raw: &[u8], parsed: io::Result<u64>| {
-            let id = match pax {
-                Some(id) => id,
-                None => number(field, at, or_blank(raw, parsed))?,
+        let id = |field, pax: Option<i64>, raw: &[u8; 8], parsed: io::Result<u64>| {
+            let id = match (pax, raw) {
+                (Some(id), _) => id,
+                // Negative, in base 256.
+                (None, [0xff, ..]) => i64::from_be_bytes(*raw),
+                (None, _) => number(field, at, or_blank(raw, parsed))?.cast_signed(),
             };
-            u32::try_from(id).map_err(|_| TarError::Number { field, at })
+            owner(id).ok_or(TarError::Number { field, at })
         };
         let device =
             |part: io::Result<Option<u32>>| number("device", at, part).map(Option::unwrap_or_default);
@@ -164,8 +190,30 @@ impl<R: Read> TarReader<R> {
             },
             xattrs: extension.xattrs,
             offset: self.at,
-            size,
+            size: if kind == EntryKind::File { size } else { 0 },
+            sparse,
         })
+    }
+
+    /// The list of an entry of GNU's own format: four pieces in the header, the others in blocks behind it.
+    fn gnu_sparse(&mut self, header: &Header, at: u64) -> Result<SparseMap, TarError> {
+        let wrong = || TarError::Sparse { at };
+        let gnu = header.as_gnu().ok_or_else(wrong)?;
+        let size = number("size", at, gnu.real_size())?;
+        let mut segments = Vec::new();
+        let mut more = gnu.is_extended();
+        sparse::gnu(&mut segments, &gnu.sparse).ok_or_else(wrong)?;
+        while more {
+            let mut block = tar::GnuExtSparseHeader::new();
+            self.inner.read_exact(block.as_mut_bytes()).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => TarError::Truncated { at: self.at },
+                _ => e.into(),
+            })?;
+            self.at += BLOCK;
+            sparse::gnu(&mut segments, block.sparse()).ok_or_else(wrong)?;
+            more = block.is_extended();
+        }
+        Ok(SparseMap { size, segments })
     }
 
     /// The next header block; none at the end: a block of zeros, or nothing more.
@@ -234,21 +282,30 @@ impl Extension {
             let record = record.strip_suffix(b"\n").ok_or_else(malformed)?;
             let equals = record.iter().position(|b| *b == b'=').ok_or_else(malformed)?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
-            let whole = || text(value).and_then(|t| t.parse().ok()).ok_or_else(malformed);
+            let some = Some(value).filter(|value| !value.is_empty());
+            let id = || match some {
+                Some(value) => text(value).and_then(|t| t.parse().ok()).ok_or_else(malformed).map(Some),
+                None => Ok(None),
+            };
             match key {
-                b"path" => self.path = Some(value.to_owned()),
-                b"linkpath" => self.link = Some(value.to_owned()),
-                b"size" => self.size = Some(whole()?),
-                b"uid" => self.uid = Some(whole()?),
-                b"gid" => self.gid = Some(whole()?),
+                // Without a value, what the header says is back in force.
+                b"path" => self.path = some.map(Into::into),
+                b"linkpath" => self.link = some.map(Into::into),
+                b"size" => {
+                    let size = |value| text(value).and_then(|t| t.parse().ok()).ok_or_else(malformed);
+                    self.size = some.map(size).transpose()?;
+                }
+                b"uid" => self.uid = id()?,
+                b"gid" => self.gid = id()?,
                 b"mtime" => {
                     let seconds = value.split(|b| *b == b'.').next().and_then(text);
                     self.mtime = Some(seconds.and_then(|t| t.parse().ok()).unwrap_or_default());
                 }
-                key if key.starts_with(b"GNU.sparse.") => return Err(TarError::Kind { kind: 'S', at }),
                 key => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         self.xattrs.insert(name.to_owned(), value.to_owned());
+                    } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
+                        self.sparse.record(name, value).ok_or(TarError::Sparse { at })?;
                     }
                 }
             }
@@ -264,9 +321,13 @@ impl<R: Read> Read for Data<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.0.data_end - self.0.at).unwrap_or(usize::MAX);
         let want = buf.len().min(left);
+        if want == 0 {
+            // Not asked of a decoder: zstd's calls it an error to be given no room, again and again.
+            return Ok(0);
+        }
         let n = self.0.inner.read(&mut buf[..want])?;
         self.0.at += n as u64;
-        if n == 0 && want > 0 {
+        if n == 0 {
             let truncated = TarError::Truncated { at: self.0.at };
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, truncated.to_string()));
         }
@@ -281,6 +342,15 @@ fn number<T>(field: &'static str, at: u64, value: io::Result<T>) -> Result<T, Ta
 /// A field that was left blank is zero, as for every other reader.
 fn or_blank<T: Default>(raw: &[u8], parsed: io::Result<T>) -> io::Result<T> {
     if raw.iter().all(|b| matches!(b, 0 | b' ')) { Ok(T::default()) } else { parsed }
+}
+
+/// As `lchown` takes it: negative numbers wrap, and -1 leaves a file as it was made, which is root's.
+fn owner(id: i64) -> Option<u32> {
+    let id = match id {
+        0.. => u32::try_from(id).ok()?,
+        _ => i32::try_from(id).ok()?.cast_unsigned(),
+    };
+    Some(if id == u32::MAX { 0 } else { id })
 }
 
 fn text(bytes: &[u8]) -> Option<&str> {

@@ -117,13 +117,14 @@ pub(super) fn assets(directory: &Path) {
     }
 }
 
-/// What `docker save` would write for one layer and this configuration.
+/// What `docker save` would write for one layer and this configuration. Tags have a blank between them.
 pub(super) fn saved(tag: &str, layer: &[u8], run: serde_json::Value) -> Vec<u8> {
     let config = serde_json::json!({
         "os": "linux", "architecture": "amd64", "config": run,
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
     });
-    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
+    let tags: Vec<&str> = tag.split(' ').collect();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": tags, "Layers": ["layer.tar"]}]);
     TestLayer::new()
         .file("layer.tar", layer)
         .file("config.json", config.to_string().as_bytes())

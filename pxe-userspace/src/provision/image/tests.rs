@@ -212,6 +212,32 @@ async fn removed_images_are_swept_and_what_is_used_stays() {
 }
 
 #[tokio::test]
+async fn an_image_has_several_names_and_is_gone_with_the_last() {
+    let fixture = Fixture::new();
+    let images = fixture.images();
+    let saved = fixture.saved("a.tar", "a:1 b:2", &rootfs().bytes(), &["/bin/app"]);
+    let image = images.add(&saved, |_| ()).await.unwrap();
+    let names =
+        |images: &Images| images.list().into_iter().map(|record| record.reference).collect::<Vec<_>>();
+    assert_eq!((image.record.reference.as_str(), names(&images)), ("a:1", vec!["a:1".into(), "b:2".into()]));
+    // Another archive of the same image, under another name: it is not made again.
+    let again = fixture.saved("c.tar", "c:3", &rootfs().bytes(), &["/bin/app"]);
+    let third = images.add(&again, |progress| panic!("{progress}")).await.unwrap();
+    assert_eq!(third.record.reference, "c:3");
+    assert_eq!(third.record.rootfs_blob, image.record.rootfs_blob);
+    assert_eq!(images.names(&third.record), ["a:1", "b:2", "c:3"]);
+
+    images.rm("a:1").unwrap();
+    images.rm("c:3").unwrap();
+    assert_eq!(images.gc(BTreeSet::new()).await.unwrap().files, 0);
+    let reopened = fixture.images();
+    assert_eq!(names(&reopened), ["b:2"]);
+    assert!(!names_in(&reopened.get("b:2").unwrap().rootfs).is_empty());
+    reopened.rm("b:2").unwrap();
+    assert_eq!(reopened.gc(BTreeSet::new()).await.unwrap().files, 4);
+}
+
+#[tokio::test]
 async fn what_cannot_be_booted_is_refused_in_words_and_leaves_nothing() {
     let fixture = Fixture::new();
     let images = fixture.images();

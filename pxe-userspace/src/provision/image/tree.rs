@@ -309,6 +309,7 @@ impl Spool {
         let offset = self.end;
         let mut hash = Sha256::new();
         let mut buf = vec![0; 128 * 1024];
+        let mut hole = false;
         loop {
             let n = match reader.read(&mut buf) {
                 Ok(0) => break,
@@ -317,8 +318,15 @@ impl Spool {
                 Err(e) => return Err(e),
             };
             hash.update(&buf[..n]);
-            self.file.write_all_at(&buf[..n], self.end)?;
+            // A sparse file takes no room here, either.
+            hole = buf[..n].iter().all(|b| *b == 0);
+            if !hole {
+                self.file.write_all_at(&buf[..n], self.end)?;
+            }
             self.end += n as u64;
+        }
+        if hole {
+            self.file.set_len(self.end)?;
         }
         let sha256 = hash.finalize().into();
         Ok(Content { spool: self.file.clone(), offset, len: self.end - offset, sha256 })
