@@ -16,7 +16,7 @@ use axum::routing::{MethodRouter, get};
 use futures_util::stream;
 
 use super::range::Wanted;
-use super::{BootState, Failure, Kind};
+use super::{ApiState, BootState, Failure, Kind};
 use crate::machines::diagnosis::Note;
 use crate::machines::timeline::{Happened, Stage, Timeline, Who};
 use crate::provision::blob::Blob;
@@ -30,9 +30,22 @@ pub(super) fn routes() -> Router<BootState> {
     root_route().route("/boot/{*path}", below("boot/")).route("/grub/{*path}", below("grub/"))
 }
 
-/// What is below the files root, for nodes and for people.
-pub(super) fn root_route() -> Router<BootState> {
+/// What is below the files root, for nodes.
+fn root_route() -> Router<BootState> {
     Router::new().route("/files/{*path}", below(""))
+}
+
+/// The same, for people.
+pub(super) async fn below_root(
+    State(state): State<ApiState>,
+    Path(path): Path<String>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let client = ipv4(peer.ip());
+    let opened = open(&state.boot, path.clone(), client).await?;
+    Ok(respond(opened, &path, client, &method, &headers, &state.boot))
 }
 
 fn below(prefix: &'static str) -> MethodRouter<BootState> {

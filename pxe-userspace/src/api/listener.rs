@@ -70,11 +70,6 @@ pub(super) struct Open {
 }
 
 impl Connections {
-    /// None yet, and as many as anybody likes.
-    pub fn of_people() -> Self {
-        Self::new(usize::MAX, IDLE)
-    }
-
     /// None yet, and at most [`PER_NODE`] from one address.
     pub fn of_nodes() -> Self {
         Self::new(PER_NODE, NODE_IDLE)

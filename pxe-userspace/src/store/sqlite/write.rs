@@ -7,6 +7,9 @@ use crate::store::{Change, Document, LeaseRow};
 /// Events older than the newest this many are forgotten.
 const EVENTS_KEPT: u64 = 1_000_000;
 
+/// The same of the audit: a change a minute for two months. An entry has some hundred bytes, and 8 KiB at most.
+const AUDIT_KEPT: u64 = 100_000;
+
 /// All of them, or none.
 pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusqlite::Error> {
     let transaction = db.transaction()?;
@@ -63,6 +66,21 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             let insert = "INSERT INTO volume_key (owner, plan, volume, nonce, sealed) VALUES (?, ?, ?, ?, ?)";
             let values = params![id.owner, id.plan, id.volume, key.nonce, key.sealed];
             db.prepare_cached(insert)?.execute(values)?;
+        }
+        Change::AddToken(token) => {
+            let insert = "INSERT INTO token (name, hash, role, added, expires) VALUES (?, ?, ?, ?, ?)";
+            let (added, expires) = (token.added.to_string(), token.expires.map(|time| time.to_string()));
+            db.prepare_cached(insert)?
+                .execute(params![token.name, token.hash, token.role, added, expires])?;
+        }
+        Change::RemoveToken(name) => {
+            db.prepare_cached("DELETE FROM token WHERE name = ?")?.execute([name])?;
+        }
+        Change::AddAudit(entry) => {
+            let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
+            let forget = "DELETE FROM audit WHERE id <= ?";
+            db.prepare_cached(forget)?.execute([entry.id.saturating_sub(AUDIT_KEPT)])?;
         }
     }
     Ok(())
