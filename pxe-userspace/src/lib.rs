@@ -22,6 +22,7 @@ pub mod dataplane;
 pub mod host;
 pub mod machines;
 pub mod nodes;
+pub mod operate;
 pub mod provision;
 pub mod serve;
 pub mod store;

@@ -121,10 +121,14 @@ pub struct Appliance {
 impl Appliance {
     /// Writes `config` to the lab's directory, starts the daemon on it, and waits for `ready`.
     pub fn start(world: &World, config: &str) -> Result<Self> {
+        Self::start_by(world, config, Command::new(program()?))
+    }
+
+    /// The same by a command that runs the daemon's program, whose arguments are put behind its own.
+    pub fn start_by(world: &World, config: &str, mut command: Command) -> Result<Self> {
         fs::create_dir_all(world.path("files"))?;
         let file = world.path("bridgehead.toml");
         fs::write(&file, config)?;
-        let mut command = Command::new(program()?);
         command.args(["serve", "--config"]).arg(&file).env("BRIDGEHEAD_ASSETS", crate::assets());
         let log = world.path("bridgehead.log");
         let (mut process, lines) = Process::with_lines(&mut command, &log)?;

@@ -311,10 +311,14 @@ fn boots_that_fail_say_why() {
     });
 }
 
+/// The API's socket, for curl.
+const API: [&str; 2] = ["--unix-socket", "/run/bridgehead/api.sock"];
+
 /// Prometheus' own tool reads the metrics, and they count what happened.
 fn metrics(_appliance: &Appliance) -> Result<()> {
-    let text =
-        output(Command::new("curl").args(["--silent", "--max-time", "20", "http://127.0.0.1:7480/metrics"]))?;
+    let text = output(
+        Command::new("curl").args(["--silent", "--max-time", "20"]).args(API).arg("http://localhost/metrics"),
+    )?;
     let mut promtool = peers::command("promtool");
     let mut promtool = promtool
         .args(["check", "metrics"])

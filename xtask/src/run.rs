@@ -78,11 +78,15 @@ fn inside(world: &World, arguments: &Arguments) -> Result<ExitCode> {
     if arguments.once {
         return Ok(ExitCode::SUCCESS);
     }
+    let page = boot.appliance.run(&["login"])?;
     println!(
         "\nThe lab runs until Ctrl-C. From another terminal:\n  \
          cargo xtask lab -- bridgehead nodes       the command line\n  \
+         cargo xtask lab -- curl -L -b '' '{}'\n                                            \
+         its page, by an address that lets in once\n  \
          cargo xtask lab                           a shell on the appliance\n  \
          tail -f {}/n1.console",
+        page.trim(),
         world.dir().display()
     );
     loop {

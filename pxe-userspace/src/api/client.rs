@@ -1,24 +1,57 @@
-//! The API's client.
+//! The API's client: over its socket, or by TCP with a token.
 
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::fmt;
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::http::{Method, Request, StatusCode, header};
+use futures_util::StreamExt as _;
+use hyper_util::rt::TokioIo;
 use pxe_contract::failure::ErrorDocument;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
-use ureq::http::Response;
-use ureq::{Agent, Body};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Runtime;
+use zeroize::Zeroizing;
 
-use crate::config::API_LISTEN;
+use crate::config::API_SOCKET;
+
+/// Who has a token has it here: the arguments of a program are seen by everybody on its host.
+const TOKEN_VARIABLE: &str = "BRIDGEHEAD_TOKEN";
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// How the API is asked, and how its answers are printed.
 #[derive(Debug, clap::Args)]
 pub struct Reading {
-    /// Where the daemon's API answers.
-    #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = API_LISTEN.to_string())]
-    pub api: String,
+    #[command(flatten)]
+    pub api: Place,
     /// Print JSON: one document, or one a line where there are many.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where the API is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Place {
+    /// Where the daemon's API answers: its socket's path, or a URL. By TCP, BRIDGEHEAD_TOKEN has a token.
+    #[arg(long, env = "BRIDGEHEAD_API", value_name = "SOCKET|URL", default_value = API_SOCKET)]
+    pub api: String,
+    /// For https://…: the certificate of the appliance's CA, a copy of STATE-DIR/ca.pem.
+    #[arg(long, env = "BRIDGEHEAD_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.api)
+    }
 }
 
 /// An answer that can't be had.
@@ -27,83 +60,123 @@ pub enum AskError {
     #[error(
         "no daemon answers at {api} ({source}): is `bridgehead serve` running? --api or BRIDGEHEAD_API say where"
     )]
-    NoDaemon { api: String, source: Box<ureq::Error> },
+    NoDaemon { api: Place, source: io::Error },
+    #[error("you may not use {api} ({source}): its group may, and root")]
+    NotYours { api: Place, source: io::Error },
+    #[error(
+        "{api} is no socket's path and no URL: /run/bridgehead/api.sock, http://127.0.0.1:7480, https://HOST:PORT"
+    )]
+    NoPlace { api: Place },
+    #[error("a token is not sent to {api} in clear text: name it https://…")]
+    ClearText { api: Place },
+    #[error(
+        "{api} is trusted by its CA's certificate: name a copy of STATE-DIR/ca.pem with --ca or BRIDGEHEAD_CA"
+    )]
+    NoCa { api: Place },
     #[error("{}; {}", .0.error, .0.hint)]
     Refused(ErrorDocument),
     #[error(
         "what answers at {api} is no Bridgehead daemon of this version ({what}): check --api and `bridgehead --version`"
     )]
-    NotOurs { api: String, what: String },
+    NotOurs { api: Place, what: String },
     #[error("the daemon at {api} ended before its answer did: its log says why")]
-    Cut { api: String },
+    Cut { api: Place },
     #[error("{}: {source}", .path.display())]
-    File { path: std::path::PathBuf, source: io::Error },
+    File { path: PathBuf, source: io::Error },
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
 }
 
 pub(crate) struct Client {
-    agent: Agent,
-    /// As given, for messages.
-    api: String,
+    place: Place,
+    token: Option<Zeroizing<String>>,
+    runtime: Arc<Runtime>,
 }
 
+/// A body on its way, and what it is.
+pub(crate) struct Sent {
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Body,
+}
+
+/// An answer whose head has come. Its body is read as it comes.
+pub(crate) struct Answer {
+    status: StatusCode,
+    body: BodyDataStream,
+    piece: Bytes,
+    runtime: Arc<Runtime>,
+}
+
+/// What a [`Place`] means.
+enum Target {
+    Socket(PathBuf),
+    /// `HOST:PORT`, and the host alone.
+    Tcp {
+        authority: String,
+        host: String,
+        tls: bool,
+    },
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 impl Client {
-    pub(crate) fn new(api: &str) -> Self {
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(5)))
-            // The daemon is on this machine or beside it.
-            .proxy(None)
-            .build()
-            .new_agent();
-        Self { agent, api: api.to_owned() }
+    pub(crate) fn new(place: &Place) -> Self {
+        let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
+        Self::with_token(place, token)
     }
 
-    pub(crate) fn get(&self, path: &str) -> Result<Response<Body>, AskError> {
-        self.answer(self.agent.get(self.url(path)).call())
+    pub(crate) fn with_token(place: &Place, token: Option<String>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = Arc::new(runtime.expect("a runtime without threads can be had"));
+        Self { place: place.clone(), token: token.map(Zeroizing::new), runtime }
     }
 
-    pub(crate) fn post(
-        &self,
-        path: &str,
-        document: Option<&serde_json::Value>,
-    ) -> Result<Response<Body>, AskError> {
-        let request = self.agent.post(self.url(path));
-        self.answer(match document {
-            Some(document) => request.content_type("application/json").send(document.to_string()),
-            None => request.send_empty(),
-        })
+    pub(crate) fn get(&self, path: &str) -> Result<Answer, AskError> {
+        self.ask(Method::GET, path, None)
     }
 
-    pub(crate) fn put(&self, path: &str, document: &serde_json::Value) -> Result<Response<Body>, AskError> {
-        let request = self.agent.put(self.url(path)).content_type("application/json");
-        self.answer(request.send(document.to_string()))
+    pub(crate) fn post(&self, path: &str, document: Option<&serde_json::Value>) -> Result<Answer, AskError> {
+        self.ask(Method::POST, path, document.map(json))
     }
 
-    pub(crate) fn delete(&self, path: &str) -> Result<Response<Body>, AskError> {
-        self.answer(self.agent.delete(self.url(path)).call())
+    /// Sends what is no document.
+    pub(crate) fn send(&self, path: &str, sent: Sent) -> Result<Answer, AskError> {
+        self.ask(Method::POST, path, Some(sent))
     }
 
-    pub(crate) fn document<T: DeserializeOwned>(&self, answer: Response<Body>) -> Result<T, AskError> {
-        let reader = answer.into_body().into_reader();
-        serde_json::from_reader(reader).map_err(|error| self.unreadable(error))
+    pub(crate) fn put(&self, path: &str, document: &serde_json::Value) -> Result<Answer, AskError> {
+        self.ask(Method::PUT, path, Some(json(document)))
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Result<Answer, AskError> {
+        self.ask(Method::DELETE, path, None)
+    }
+
+    /// Where a body's sources of tokio's are opened.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    pub(crate) fn document<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, AskError> {
+        serde_json::from_reader(BufReader::new(answer)).map_err(|error| self.unreadable(error))
     }
 
     /// Calls `each` with every line of the answer, as a document and as it came.
     pub(crate) fn lines<T: DeserializeOwned>(
         &self,
-        answer: Response<Body>,
+        answer: Answer,
         mut each: impl FnMut(T, &[u8]) -> io::Result<()>,
     ) -> Result<(), AskError> {
-        let mut reader = BufReader::new(answer.into_body().into_reader());
+        let mut reader = BufReader::new(answer);
         let mut line = Vec::new();
         loop {
             line.clear();
             match reader.read_until(b'\n', &mut line) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
-                Err(_) => return Err(AskError::Cut { api: self.api.clone() }),
+                Err(_) => return Err(self.cut()),
             }
             let document = serde_json::from_slice(&line).map_err(|error| self.unreadable(error))?;
             each(document, &line).map_err(AskError::Output)?;
@@ -114,10 +187,10 @@ impl Client {
     /// ends where a block does.
     pub(crate) fn blocks(
         &self,
-        answer: Response<Body>,
+        answer: Answer,
         mut each: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), AskError> {
-        let mut reader = BufReader::with_capacity(1 << 20, answer.into_body().into_reader());
+        let mut reader = BufReader::with_capacity(1 << 20, answer);
         let mut block = Vec::new();
         while !reader.fill_buf().map_err(|_| self.cut())?.is_empty() {
             let mut head = [0; 8];
@@ -135,34 +208,149 @@ impl Client {
         Ok(())
     }
 
-    fn cut(&self) -> AskError {
-        AskError::Cut { api: self.api.clone() }
-    }
-
-    fn url(&self, path: &str) -> String {
-        let scheme = if self.api.contains("://") { "" } else { "http://" };
-        format!("{scheme}{}{path}", self.api.trim_end_matches('/'))
-    }
-
-    fn answer(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, AskError> {
-        let answer =
-            sent.map_err(|error| AskError::NoDaemon { api: self.api.clone(), source: Box::new(error) })?;
-        let status = answer.status();
-        if status.is_success() {
+    fn ask(&self, method: Method, path: &str, sent: Option<Sent>) -> Result<Answer, AskError> {
+        let answer = self.runtime.block_on(self.exchange(method, path, sent))?;
+        if answer.status.is_success() {
             return Ok(answer);
         }
+        let status = answer.status;
         Err(match self.document(answer) {
             Ok(document) => AskError::Refused(document),
-            Err(_) => AskError::NotOurs { api: self.api.clone(), what: format!("status {status}") },
+            Err(_) => AskError::NotOurs { api: self.place.clone(), what: format!("status {status}") },
         })
+    }
+
+    async fn exchange(&self, method: Method, path: &str, sent: Option<Sent>) -> Result<Answer, AskError> {
+        let target = self.target()?;
+        let (host, token) = match &target {
+            // Who asks is known there, whatever is sent.
+            Target::Socket(_) => ("localhost", None),
+            Target::Tcp { authority, host, tls } => {
+                let token = self.token.as_ref();
+                if !tls && token.is_some() && !is_loopback(host) {
+                    return Err(AskError::ClearText { api: self.place.clone() });
+                }
+                (authority.as_str(), token)
+            }
+        };
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
+        }
+        if let Some(sent) = &sent {
+            request = request.header(header::CONTENT_TYPE, sent.content_type);
+        }
+        let body = sent.map_or_else(Body::empty, |sent| sent.body);
+        let request = request.body(body).map_err(|error| self.no_daemon(io::Error::other(error)))?;
+
+        let stream = tokio::time::timeout(CONNECT_WITHIN, self.connect(&target)).await;
+        let stream = stream.unwrap_or_else(|late| Err(self.no_daemon(late.into())))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.no_daemon(io::Error::other(error)))?;
+        // It ends with the answer, or with this program.
+        tokio::spawn(connection);
+        let answer =
+            sender.send_request(request).await.map_err(|error| self.no_daemon(io::Error::other(error)))?;
+        Ok(Answer {
+            status: answer.status(),
+            body: Body::new(answer.into_body()).into_data_stream(),
+            piece: Bytes::new(),
+            runtime: self.runtime.clone(),
+        })
+    }
+
+    async fn connect(&self, target: &Target) -> Result<Box<dyn Stream>, AskError> {
+        let (authority, host, tls) = match target {
+            Target::Socket(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|source| match source.kind() {
+                    io::ErrorKind::PermissionDenied => AskError::NotYours { api: self.place.clone(), source },
+                    _ => self.no_daemon(source),
+                })?;
+                return Ok(Box::new(stream));
+            }
+            Target::Tcp { authority, host, tls } => (authority, host, *tls),
+        };
+        let stream = TcpStream::connect(authority).await.map_err(|error| self.no_daemon(error))?;
+        if !tls {
+            return Ok(Box::new(stream));
+        }
+        let Some(ca) = &self.place.ca else { return Err(AskError::NoCa { api: self.place.clone() }) };
+        let file = |error: &dyn fmt::Display| AskError::File {
+            path: ca.clone(),
+            source: io::Error::other(error.to_string()),
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| file(&error))? {
+            roots.add(certificate.map_err(|error| file(&error))?).map_err(|error| file(&error))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("ring has TLS 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name =
+            ServerName::try_from(host.clone()).map_err(|_| AskError::NoPlace { api: self.place.clone() })?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(name, stream).await.map_err(|error| self.no_daemon(error))?;
+        Ok(Box::new(stream))
+    }
+
+    fn target(&self) -> Result<Target, AskError> {
+        let api = self.place.api.trim_end_matches('/');
+        let (authority, tls) = match api.split_once("://") {
+            Some(("http", authority)) => (authority, false),
+            Some(("https", authority)) => (authority, true),
+            Some(("unix", path)) => return Ok(Target::Socket(path.into())),
+            None if api.contains('/') => return Ok(Target::Socket(api.into())),
+            // As before there was a socket.
+            None if api.contains(':') => (api, false),
+            _ => return Err(AskError::NoPlace { api: self.place.clone() }),
+        };
+        let parsed = authority.parse::<axum::http::uri::Authority>();
+        let parsed = parsed.map_err(|_| AskError::NoPlace { api: self.place.clone() })?;
+        let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = parsed.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let authority =
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        Ok(Target::Tcp { authority, host, tls })
+    }
+
+    fn no_daemon(&self, source: io::Error) -> AskError {
+        AskError::NoDaemon { api: self.place.clone(), source }
+    }
+
+    fn cut(&self) -> AskError {
+        AskError::Cut { api: self.place.clone() }
     }
 
     fn unreadable(&self, error: serde_json::Error) -> AskError {
         match error.classify() {
-            serde_json::error::Category::Io | serde_json::error::Category::Eof => {
-                AskError::Cut { api: self.api.clone() }
-            }
-            _ => AskError::NotOurs { api: self.api.clone(), what: error.to_string() },
+            serde_json::error::Category::Io | serde_json::error::Category::Eof => self.cut(),
+            _ => AskError::NotOurs { api: self.place.clone(), what: error.to_string() },
         }
+    }
+}
+
+fn json(document: &serde_json::Value) -> Sent {
+    Sent { content_type: "application/json", body: document.to_string().into() }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+impl Read for Answer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.runtime.block_on(self.body.next()) {
+                Some(piece) => self.piece = piece.map_err(io::Error::other)?,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.piece.len());
+        buffer[..length].copy_from_slice(&self.piece.split_to(length));
+        Ok(length)
     }
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::Deserialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::session::Speaker;
@@ -99,6 +99,7 @@ async fn tell(
         return Err(Failure::new(Kind::Invalid, "a boot that is over says nothing more", HINT));
     }
     let machine = read::find(&state.boot.machines, name)?;
+    let place = follow.then(|| state.access.follow()).transpose()?;
     // First the subscription, then the past: together they are everything.
     let live = follow.then(|| consoles.follow());
     let past = tokio::task::spawn_blocking(move || consoles.read(machine.mac, wanted.back)).await;
@@ -112,7 +113,7 @@ async fn tell(
         }
     };
     let (lines, body) = mpsc::channel(64);
-    tokio::spawn(send(machine.mac, past, live, lines));
+    tokio::spawn(send(machine.mac, past, live, place, lines));
     let body = Body::from_stream(ReceiverStream::new(body));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
@@ -121,6 +122,7 @@ async fn send(
     mac: Mac,
     past: Vec<Line>,
     live: Option<Receiver<(Mac, Line)>>,
+    _place: Option<OwnedSemaphorePermit>,
     lines: mpsc::Sender<events::Line>,
 ) {
     let last = past.last().map(|line| (line.boot.clone(), line.number));

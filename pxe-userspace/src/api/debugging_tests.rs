@@ -22,7 +22,7 @@ async fn say(daemon: &Daemon, mac: &str, first: u64, texts: &[&str]) -> u16 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_console_is_taken_kept_and_shown() {
     let daemon = Daemon::start().await;
-    let api = daemon.api.to_string();
+    let api = daemon.api.display().to_string();
     let error = run(&api, &format!("console {NODE}")).await.unwrap_err().to_string();
     assert!(error.contains("nothing is kept of that boot"), "{error}");
 
@@ -62,10 +62,10 @@ async fn a_console_is_taken_kept_and_shown() {
 }
 
 /// A console that is followed.
-struct Followed(tokio::io::Lines<tokio::io::BufReader<tokio::net::TcpStream>>);
+struct Followed(tokio::io::Lines<tokio::io::BufReader<tokio::net::UnixStream>>);
 
-async fn follow(api: std::net::SocketAddr, path: &str) -> Followed {
-    let mut stream = tokio::net::TcpStream::connect(api).await.unwrap();
+async fn follow(api: &std::path::Path, path: &str) -> Followed {
+    let mut stream = tokio::net::UnixStream::connect(api).await.unwrap();
     // Without chunks: its lines are the answer's.
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
     Followed(tokio::io::BufReader::new(stream).lines())
@@ -86,7 +86,7 @@ impl Followed {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_workload_says_is_kept_beside_the_console() {
     let daemon = Daemon::start().await;
-    let api = daemon.api.to_string();
+    let api = daemon.api.display().to_string();
     let error = run(&api, &format!("logs {NODE}")).await.unwrap_err().to_string();
     assert!(error.contains("of workloads whose profile has not logs = false"), "{error}");
 
@@ -127,7 +127,7 @@ async fn a_trace_is_asked_for_with_bounds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_is_held_and_released() {
     let daemon = Daemon::start().await;
-    let api = daemon.api.to_string();
+    let api = daemon.api.display().to_string();
     let stopped = async |mac: &str| {
         let body = json!({ "mac": mac }).to_string();
         let arguments = ["--header", "Content-Type: application/json", "--data-binary", &body];

@@ -11,11 +11,13 @@ use pxe_contract::failure::ErrorDocument;
 use serde::{Deserialize, Serialize};
 
 use crate::base::text;
+use crate::operate::access::{Role, Token};
 use crate::provision::image::ImageRecord;
 
 pub use crate::dataplane::{KernelStatus, PortStatus, ProgramState, ProgramStatus, Tier};
 pub use crate::machines::pacing::progress::Wave;
 pub use crate::nodes::workload::{WorkloadState, WorkloadStatus as Workload};
+pub use crate::operate::audit::Entry as AuditEntry;
 pub use crate::provision::image::Freed as Collected;
 pub use crate::serve::dhcp::PacingStatus as Pacing;
 
@@ -115,6 +117,26 @@ pub struct Profile {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// A new token. Nobody sees it again.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NewToken {
+    #[serde(flatten)]
+    pub token: Token,
+    #[serde(rename = "token")]
+    pub secret: String,
+}
+
+/// Links that let one browser in, once: the same one, by each address that the page has.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Invitation {
+    pub role: Role,
+    pub links: Vec<String>,
+    #[serde(serialize_with = "text::micros")]
+    pub expires: Timestamp,
 }
 
 /// How to get into a machine whose boot has stopped.

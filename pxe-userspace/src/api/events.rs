@@ -10,9 +10,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::{ApiState, Failure, Kind};
+use super::{ApiState, Failure, Kind, read};
 use crate::machines::timeline::{Event, Timeline};
 
 /// Rows of one query, so that memory is bounded, however long the timeline is.
@@ -51,8 +51,16 @@ pub(super) async fn events(
     let Query(wanted) = wanted.map_err(|e| {
         Failure::new(Kind::Invalid, e.body_text(), "the query takes after=ID, node=NAME and follow=1")
     })?;
+    if let Some(node) = &wanted.node {
+        // A machine that was never seen can be waited for by its MAC.
+        let is_awaited = wanted.follow != 0 && node.parse::<pxe_common::Mac>().is_ok();
+        if !is_awaited {
+            read::find(&state.boot.machines, node)?;
+        }
+    }
+    let place = (wanted.follow != 0).then(|| state.access.follow()).transpose()?;
     let (lines, body) = mpsc::channel(64);
-    tokio::spawn(send(state.boot.timeline, wanted, lines));
+    tokio::spawn(send(state.boot.timeline, wanted, place, lines));
     let body = Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
@@ -69,7 +77,12 @@ pub(super) fn ndjson(document: &impl Serialize) -> Line {
 /// The client has left.
 struct Gone;
 
-async fn send(timeline: Timeline, wanted: Wanted, lines: mpsc::Sender<Line>) {
+async fn send(
+    timeline: Timeline,
+    wanted: Wanted,
+    _place: Option<OwnedSemaphorePermit>,
+    lines: mpsc::Sender<Line>,
+) {
     // Leaving ends the stream; there is nobody to tell.
     let _: Result<(), Gone> = send_all(&timeline, &wanted, &lines).await;
 }

@@ -1,7 +1,8 @@
 //! Errors as documents with a status code.
 
 use axum::Json;
-use axum::http::{Method, StatusCode, Uri};
+use axum::body::to_bytes;
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use pxe_contract::failure::ErrorDocument;
 
@@ -20,8 +21,12 @@ pub struct Failure {
 pub enum Kind {
     /// The request makes no sense.
     Invalid,
+    /// Nobody says who asks.
+    Unknown,
     /// Not for this client.
     Forbidden,
+    /// For another host.
+    Misdirected,
     /// What was named isn't there.
     NotFound,
     /// It can't be done as things are: an image is in use.
@@ -51,7 +56,9 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match self.kind {
             Kind::Invalid => StatusCode::BAD_REQUEST,
+            Kind::Unknown => StatusCode::UNAUTHORIZED,
             Kind::Forbidden => StatusCode::FORBIDDEN,
+            Kind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -62,6 +69,27 @@ impl IntoResponse for Failure {
         };
         (status, Json(self.document())).into_response()
     }
+}
+
+/// Bytes of an error in words that is not ours.
+const WORDS_MAX: usize = 4096;
+
+/// An error of axum's own, such as a path that is no UTF-8, as a document like every other.
+pub(super) async fn as_document(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    if !is_error || content_type.is_some_and(|kind| kind == "application/json") {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    let words = to_bytes(body, WORDS_MAX).await.unwrap_or_default();
+    let words = String::from_utf8_lossy(&words).trim().to_owned();
+    let error = if words.is_empty() { status.to_string().to_lowercase() } else { words };
+    let hint = "docs/api.md has what there is, and how it is asked".to_owned();
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.remove(header::CONTENT_TYPE);
+    (head, Json(ErrorDocument { error, hint })).into_response()
 }
 
 pub(super) async fn no_such_route(uri: Uri) -> Failure {

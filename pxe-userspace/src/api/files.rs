@@ -1,7 +1,7 @@
 //! Files over HTTP: GET and HEAD with Range, ETag, Last-Modified and conditions.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
@@ -19,7 +19,7 @@ use pxe_contract::paths::ImagePart;
 
 use super::range::Wanted;
 use super::session::Speaker;
-use super::{BootState, Failure, Kind, conditions};
+use super::{ApiState, BootState, Failure, Kind, conditions};
 use crate::base::text::visible;
 use crate::machines::diagnosis::Note;
 use crate::machines::timeline::{Happened, Stage, Timeline, Who};
@@ -35,9 +35,22 @@ pub(super) fn routes() -> Router<BootState> {
     root_route().route("/boot/{*path}", below("boot/")).route("/grub/{*path}", below("grub/"))
 }
 
-/// What is below the files root, for nodes and for people.
-pub(super) fn root_route() -> Router<BootState> {
+/// What is below the files root, for nodes.
+fn root_route() -> Router<BootState> {
     Router::new().route("/files/{*path}", below(""))
+}
+
+/// The same, for people.
+pub(super) async fn below_root(
+    State(state): State<ApiState>,
+    Path(path): Path<String>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let client = ipv4(peer.ip());
+    let opened = open(&state.boot, path.clone(), client).await?;
+    Ok(respond(opened, &visible(&path), client, &method, &headers, &state.boot))
 }
 
 fn below(prefix: &'static str) -> MethodRouter<BootState> {

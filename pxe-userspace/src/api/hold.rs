@@ -10,9 +10,11 @@ use pxe_contract::rescue::Standing;
 use pxe_contract::stage::Stage;
 use serde::Deserialize;
 
+use super::door::By;
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, read};
 use crate::machines::{Hold, Machine};
+use crate::operate::audit::Did;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -24,6 +26,7 @@ pub(super) struct Options {
 
 pub(super) async fn hold(
     State(state): State<ApiState>,
+    by: By,
     Path(name): Path<String>,
     options: Result<Query<Options>, QueryRejection>,
 ) -> Result<Json<Machine>, Failure> {
@@ -31,7 +34,7 @@ pub(super) async fn hold(
         options.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes once=1"))?;
     let machine = read::find(&state.boot.machines, &name)?;
     let hold = if options.once == 0 { Hold::UntilReleased } else { Hold::Once };
-    change(state, move |state| {
+    change(state, by, "node.hold", machine.clone(), move |state| {
         let profile =
             state.appliance.profiles().into_iter().find(|p| Some(&p.name) == machine.profile.as_ref());
         if let Some(profile) = profile.filter(|p| p.kernel.is_some()) {
@@ -47,11 +50,12 @@ pub(super) async fn hold(
 
 pub(super) async fn release(
     State(state): State<ApiState>,
+    by: By,
     Path(name): Path<String>,
 ) -> Result<Json<Machine>, Failure> {
     let machine = read::find(&state.boot.machines, &name)?;
     let mac = machine.mac;
-    change(state, move |state| {
+    change(state, by, "node.release", machine.clone(), move |state| {
         state.boot.holds.release(mac).map_err(Failure::internal)?;
         if machine.stage == Some(Stage::Failed) {
             state.boot.rescues.release(mac, Timestamp::now());
@@ -64,9 +68,14 @@ pub(super) async fn release(
 /// Where writing to the disk holds nobody up.
 async fn change(
     state: ApiState,
+    by: By,
+    what: &str,
+    before: Machine,
     change: impl FnOnce(&ApiState) -> Result<Machine, Failure> + Send + 'static,
 ) -> Result<Json<Machine>, Failure> {
-    tokio::task::spawn_blocking(move || change(&state)).await.map_err(Failure::internal)?.map(Json)
+    let after = tokio::task::spawn_blocking(move || change(&state)).await.map_err(Failure::internal)??;
+    by.did(Did::new(what).on(after.label()).before(before.hold).after(after.hold)).await;
+    Ok(Json(after))
 }
 
 /// A machine that is held: 200 while it is to stay where it stopped, 204 when it is to go on.

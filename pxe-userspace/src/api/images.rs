@@ -2,32 +2,77 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::documents::{Collected, Image, ImageLine};
+use super::door::By;
 use super::events::ndjson;
-use super::{ApiState, Failure, Kind};
-use crate::provision::image::ImageSource;
+use super::upload::Upload;
+use super::{ApiState, Failure, Images, Kind};
+use crate::operate::audit::Did;
+use crate::provision::image::{ImageSource, canonical};
+
+/// Content types of files that are sent. What they are is told by their bytes.
+const FILES: [&str; 3] =
+    ["application/x-tar", "application/octet-stream", "application/vnd.debian.binary-package"];
+
+/// The body of `POST /api/images` where none is sent.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Named {
+    reference: String,
+}
+
+/// Of a file that is sent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Of {
+    /// The file's name where it came from.
+    file: Option<String>,
+}
+
+/// The content type of a file in the body; `None` for a document.
+pub(super) fn sent(headers: &HeaderMap) -> Option<&'static str> {
+    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let content_type = content_type.split(';').next().unwrap_or_default().trim();
+    FILES.into_iter().find(|file| content_type.eq_ignore_ascii_case(file))
+}
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Image>>, Failure> {
-    let images = state.images;
-    tokio::task::spawn_blocking(move || images.list()).await.map_err(Failure::internal)?.map(Json)
+    listed(&state).await.map(Json)
 }
 
 /// Streams an [`ImageLine`] a line. The import goes on when the client leaves: half an image is
 /// of no use to anyone.
 pub(super) async fn add(
     State(state): State<ApiState>,
-    source: Result<Json<ImageSource>, JsonRejection>,
+    by: By,
+    of: Result<Query<Of>, QueryRejection>,
+    request: Request,
 ) -> Result<Response, Failure> {
-    let Json(source) = source.map_err(|e| {
-        let hint = "send {\"reference\": \"NAME:TAG\"} or {\"path\": \"/ABSOLUTE/PATH\"}";
-        Failure::new(Kind::Invalid, e.body_text(), hint)
-    })?;
+    const HINT: &str = "send {\"reference\": \"NAME:TAG\"}, or the archive itself as application/x-tar";
+    let Query(of) =
+        of.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes file=NAME"))?;
+    let (source, upload) = match sent(request.headers()) {
+        Some(_) => {
+            let upload =
+                Upload::receive(&state.images.work(), of.file.as_deref(), request.into_body()).await?;
+            (ImageSource::Path(upload.path()), Some(upload))
+        }
+        None => {
+            let named = Json::<Named>::from_request(request, &()).await;
+            let Json(named) = named.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
+            (ImageSource::Reference(named.reference), None)
+        }
+    };
+    let before = listed(&state).await?;
+    by.later();
     let (lines, body) = mpsc::channel(16);
     tokio::spawn(async move {
         let (progress, mut steps) = mpsc::channel(16);
@@ -38,8 +83,17 @@ pub(super) async fn add(
         };
         let (image, ()) = tokio::join!(state.images.add(source, progress), forward);
         let last = match image {
-            Ok(image) => ImageLine::Done(Box::new(image)),
-            Err(failure) => ImageLine::Failed(failure.document()),
+            Ok(image) => {
+                let reference = image.record.reference.clone();
+                let before = before.iter().find(|image| image.record.reference == reference);
+                by.did(Did::new("image.add").on(reference).before(before.map(digest)).after(digest(&image)))
+                    .await;
+                ImageLine::Done(Box::new(image))
+            }
+            Err(failure) => {
+                let failure = upload.as_ref().map_or(failure.clone(), |upload| upload.told(failure));
+                ImageLine::Failed(failure.document())
+            }
         };
         let _ = lines.send(ndjson(&last)).await;
     });
@@ -49,11 +103,27 @@ pub(super) async fn add(
 
 pub(super) async fn remove(
     State(state): State<ApiState>,
+    by: By,
     Path(reference): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    state.images.remove(reference).await.map(|()| StatusCode::NO_CONTENT)
+    let before = listed(&state).await?;
+    let before = before.iter().find(|image| image.record.reference == canonical(&reference)).map(digest);
+    state.images.remove(reference.clone()).await?;
+    by.did(Did::new("image.rm").on(reference).before(before)).await;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn collect(State(state): State<ApiState>) -> Result<Json<Collected>, Failure> {
-    state.images.collect().await.map(Json)
+pub(super) async fn collect(State(state): State<ApiState>, by: By) -> Result<Json<Collected>, Failure> {
+    let freed = state.images.collect().await?;
+    by.did(Did::new("image.gc").after(freed)).await;
+    Ok(Json(freed))
+}
+
+async fn listed(state: &ApiState) -> Result<Vec<Image>, Failure> {
+    let images = state.images.clone();
+    tokio::task::spawn_blocking(move || Images::list(&*images)).await.map_err(Failure::internal)?
+}
+
+fn digest(image: &Image) -> Value {
+    json!({ "digest": image.record.digest })
 }

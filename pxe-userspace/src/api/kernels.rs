@@ -1,13 +1,43 @@
 //! The kernels' requests.
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::door::By;
+use super::images::sent;
+use super::upload::Upload;
 use super::{ApiState, Failure, Kind};
-use crate::provision::image::{KernelList, KernelRecord, NewKernel};
+use crate::operate::audit::Did;
+use crate::provision::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
+
+/// The body of `POST /api/kernels` where none is sent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Named {
+    #[serde(default)]
+    name: Option<String>,
+    source: OfImage,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct OfImage {
+    image: String,
+}
+
+/// Of a kernel that is sent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Of {
+    /// What profiles call it.
+    name: Option<String>,
+    /// The name of its file or directory where it came from.
+    file: Option<String>,
+}
 
 pub(super) async fn list(State(state): State<ApiState>) -> Json<KernelList> {
     Json(state.images.kernels())
@@ -16,45 +46,96 @@ pub(super) async fn list(State(state): State<ApiState>) -> Json<KernelList> {
 /// Answers when it is there: seconds, for a distribution's kernel.
 pub(super) async fn add(
     State(state): State<ApiState>,
-    new: Result<Json<NewKernel>, JsonRejection>,
+    by: By,
+    of: Result<Query<Of>, QueryRejection>,
+    request: Request,
 ) -> Result<Json<KernelRecord>, Failure> {
-    let Json(new) = new.map_err(|e| {
-        let hint =
-            "send {\"source\": {\"path\": \"/ABSOLUTE/PATH\"}} or {\"source\": {\"image\": \"NAME:TAG\"}}";
-        Failure::new(Kind::Invalid, e.body_text(), hint)
-    })?;
+    const HINT: &str = "send {\"source\": {\"image\": \"NAME:TAG\"}}, or a package as \
+                        application/vnd.debian.binary-package, or a directory as application/x-tar";
+    let Query(of) = of
+        .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes name=NAME and file=NAME"))?;
+    let kind = sent(request.headers());
+    let (new, upload) = match kind {
+        None => {
+            let named = Json::<Named>::from_request(request, &()).await;
+            let Json(named) = named.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
+            let source = KernelOrigin::Image(named.source.image);
+            (NewKernel { name: named.name, source, from: None }, None)
+        }
+        Some(kind) => {
+            let upload =
+                Upload::receive(&state.images.work(), of.file.as_deref(), request.into_body()).await?;
+            let path = match kind {
+                "application/x-tar" => unpacked(&state, &upload).await?,
+                _ => upload.path(),
+            };
+            let from = Some(of.file.unwrap_or_else(|| "what was sent".to_owned()));
+            (NewKernel { name: of.name, source: KernelOrigin::Path(path), from }, Some(upload))
+        }
+    };
+    let before = state.images.kernels();
+    by.later();
     // Half a kernel is of no use: it goes on when the client leaves.
-    match tokio::spawn(async move { state.images.add_kernel(new).await }).await {
-        Ok(added) => added.map(Json),
-        Err(error) => Err(Failure::internal(error)),
-    }
+    let adding = tokio::spawn(async move {
+        let added = state.images.add_kernel(new).await;
+        let added = added.map_err(|failure| match &upload {
+            Some(upload) => upload.told(failure),
+            None => failure,
+        })?;
+        let before = before.kernels.iter().find(|kernel| kernel.name == added.name);
+        by.did(Did::new("kernel.add").on(&added.name).before(before.map(digest)).after(digest(&added))).await;
+        Ok(added)
+    });
+    adding.await.map_err(Failure::internal)?.map(Json)
+}
+
+async fn unpacked(state: &ApiState, upload: &Upload) -> Result<std::path::PathBuf, Failure> {
+    let (images, archive, into) = (state.images.clone(), upload.path(), upload.beside());
+    let directory = into.clone();
+    let done = tokio::task::spawn_blocking(move || images.unpack(&archive, &into)).await;
+    done.map_err(Failure::internal)?.map_err(|failure| upload.told(failure))?;
+    Ok(directory)
+}
+
+fn digest(kernel: &KernelRecord) -> Value {
+    json!({ "version": kernel.version, "sha256": kernel.kernel_blob.sha256 })
 }
 
 /// The body of `PUT /api/default-kernel`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Default {
-    /// None is the stock one.
+    /// None is the stock one, and has to be said: whoever forgets the name does not reset it.
+    #[serde(deserialize_with = "Option::deserialize")]
     name: Option<String>,
 }
 
 pub(super) async fn set_default(
     State(state): State<ApiState>,
+    by: By,
     default: Result<Json<Default>, JsonRejection>,
 ) -> Result<Json<KernelList>, Failure> {
     let Json(Default { name }) = default.map_err(|e| {
         Failure::new(Kind::Invalid, e.body_text(), "send {\"name\": \"KERNEL\"}, or null for the stock one")
     })?;
+    let before = state.images.kernels().default;
     let images = state.images.clone();
     let done = tokio::task::spawn_blocking(move || images.default_kernel(name.as_deref())).await;
     done.map_err(Failure::internal)??;
-    Ok(Json(state.images.kernels()))
+    let list = state.images.kernels();
+    by.did(Did::new("kernel.default").before(before).after(&list.default)).await;
+    Ok(Json(list))
 }
 
 pub(super) async fn remove(
     State(state): State<ApiState>,
+    by: By,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    let done = tokio::task::spawn_blocking(move || state.images.remove_kernel(&name)).await;
-    done.map_err(Failure::internal)?.map(|()| StatusCode::NO_CONTENT)
+    let before = state.images.kernels().kernels.into_iter().find(|kernel| kernel.name == name);
+    let (images, removed) = (state.images.clone(), name.clone());
+    let done = tokio::task::spawn_blocking(move || images.remove_kernel(&removed)).await;
+    done.map_err(Failure::internal)??;
+    by.did(Did::new("kernel.rm").on(name).before(before.as_ref().map(digest))).await;
+    Ok(StatusCode::NO_CONTENT)
 }

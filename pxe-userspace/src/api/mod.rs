@@ -5,6 +5,7 @@
 //! are in [`documents`].
 
 mod arriving;
+mod audit;
 mod carousel;
 pub mod client;
 mod conditions;
@@ -12,6 +13,9 @@ mod console;
 #[cfg(test)]
 mod debugging_tests;
 pub mod documents;
+mod door;
+#[cfg(test)]
+mod door_tests;
 mod engine;
 mod events;
 mod failure;
@@ -19,24 +23,31 @@ mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod hold;
+mod hosts;
 mod images;
 mod kernels;
 mod listener;
+mod login;
 mod metrics;
 mod page;
+pub mod people;
 mod places;
 mod range;
 mod rates;
 mod read;
 mod report;
 mod rescue;
+mod routes;
 mod session;
 mod shared;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod tokens;
 mod trace;
+mod upload;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -44,7 +55,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
 use pxe_contract::paths::{self, node};
 use tokio::sync::mpsc;
@@ -63,11 +74,14 @@ use crate::serve::carousel::Carousel;
 use crate::serve::files::Files;
 use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
+pub use door::Access;
 pub use failure::{Failure, Kind};
+pub use hosts::Hosts;
 pub use listener::{serve, serve_tls};
 pub use metrics::{KernelMeasures, Measures};
 pub use places::{Connections, PER_NODE};
 pub use rates::Rates;
+pub use routes::api_router;
 
 /// The daemon's state and its reload. Methods may read from disk: they are called where that blocks nobody.
 pub trait Appliance: Send + Sync + 'static {
@@ -88,6 +102,10 @@ pub trait Appliance: Send + Sync + 'static {
 /// The store of imported images.
 pub trait Images: Send + Sync + 'static {
     fn list(&self) -> Result<Vec<Image>, Failure>;
+    /// Where files that are sent are kept until they are brought in.
+    fn work(&self) -> PathBuf;
+    /// Unpacks a directory that was sent as a tar archive. Blocks.
+    fn unpack(&self, archive: &std::path::Path, into: &std::path::Path) -> Result<(), Failure>;
     /// Imports an image; its steps are sent to `progress`, whose receiver may have been dropped.
     fn add(
         &self,
@@ -130,6 +148,7 @@ pub struct ApiState {
     pub boot: BootState,
     pub appliance: Arc<dyn Appliance>,
     pub images: Arc<dyn Images>,
+    pub access: Access,
 }
 
 /// Routes of the listener on the bridge's address.
@@ -153,39 +172,6 @@ pub fn boot_router(state: BootState) -> Router {
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .layer(middleware::from_fn(arriving::whole))
-        .with_state(state)
-}
-
-/// Routes of the `[api] listen` listener.
-pub fn api_router(state: ApiState) -> Router {
-    Router::new()
-        .route("/", get(page::page))
-        .route("/metrics", get(metrics::metrics))
-        .route("/api/status", get(read::status))
-        .route("/api/nodes", get(read::nodes))
-        .route("/api/nodes/{name}", get(read::node))
-        .route("/api/nodes/{name}/why", get(read::why))
-        .route("/api/why", get(read::all_why))
-        .route("/api/nodes/{name}/hold", post(hold::hold).delete(hold::release))
-        .route("/api/nodes/{name}/rescue", get(rescue::way_in))
-        .route("/api/nodes/{name}/console", get(console::console))
-        .route("/api/nodes/{name}/logs", get(console::logs))
-        .route("/api/nodes/{name}/trace", get(trace::trace))
-        .route("/api/leases", get(read::leases))
-        .route("/api/files", get(read::files))
-        .route("/api/profiles", get(read::profiles))
-        .route("/api/workloads", get(read::workloads))
-        .route("/api/events", get(events::events))
-        .route("/api/images", get(images::list).post(images::add))
-        .route("/api/images/gc", post(images::collect))
-        // A reference has slashes in it.
-        .route("/api/images/{*reference}", delete(images::remove))
-        .route("/api/kernels", get(kernels::list).post(kernels::add))
-        .route("/api/kernels/{name}", delete(kernels::remove))
-        .route("/api/default-kernel", put(kernels::set_default))
-        .route("/api/reload", post(read::reload))
-        .merge(files::root_route().with_state(state.boot.clone()))
-        .fallback(failure::no_such_route)
-        .method_not_allowed_fallback(failure::method_not_allowed)
+        .layer(middleware::map_response(failure::as_document))
         .with_state(state)
 }

@@ -9,9 +9,11 @@ use axum::response::{IntoResponse as _, Response};
 use pxe_common::Mac;
 
 use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
+use super::door::By;
 use super::{ApiState, Appliance, Failure, Kind};
 use crate::machines::diagnosis::Why;
 use crate::machines::{Machine, Machines};
+use crate::operate::audit::Did;
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -74,8 +76,10 @@ pub(super) async fn workloads(State(state): State<ApiState>) -> Answer<Vec<Workl
     ask(state, |a| Ok(a.workloads())).await
 }
 
-pub(super) async fn reload(State(state): State<ApiState>) -> Answer<Reloaded> {
-    state.appliance.reload().await.map(Json)
+pub(super) async fn reload(State(state): State<ApiState>, by: By) -> Answer<Reloaded> {
+    let done = state.appliance.reload().await?;
+    by.did(Did::new("reload").after(&done)).await;
+    Ok(Json(done))
 }
 
 async fn ask<T: Send + 'static>(

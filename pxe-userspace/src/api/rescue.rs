@@ -6,10 +6,13 @@ use axum::http::header;
 use axum::response::IntoResponse;
 
 use super::documents::WayIn;
+use super::door::By;
 use super::{ApiState, Failure, Kind, read};
+use crate::operate::audit::Did;
 
 pub(super) async fn way_in(
     State(state): State<ApiState>,
+    by: By,
     Path(name): Path<String>,
 ) -> Result<impl IntoResponse, Failure> {
     let machine = read::find(&state.boot.machines, &name)?;
@@ -21,13 +24,14 @@ pub(super) async fn way_in(
         return Err(Failure::new(Kind::NotFound, error, hint));
     };
     let document = WayIn {
-        node: label,
+        node: label.clone(),
         mac: machine.mac,
         address: machine.address,
         user: "root".to_owned(),
-        password: rescue.password,
+        password: rescue.password.map(|password| password.to_string()),
         host_key: rescue.stands.host_key,
         heard: rescue.stands.heard,
     };
+    by.did(Did::new("node.rescue").on(label)).await;
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(document)))
 }

@@ -3,6 +3,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,9 +15,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::documents::{BridgeStatus, PortStatus, Tier};
+use super::people::Socket;
 use super::*;
 use crate::config;
 use crate::machines::timeline::{Event, Happened, Stage, Who};
+use crate::operate::access::Tokens;
+use crate::operate::audit::Audit;
 use crate::provision::blob::Blob;
 use crate::serve::files::{OpenError, Opened};
 use crate::store::Store;
@@ -24,7 +29,11 @@ pub(crate) const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
 
 /// A running pair of listeners, stopped when dropped.
 pub(crate) struct Daemon {
-    pub(crate) api: SocketAddr,
+    /// The API's socket.
+    pub(crate) api: &'static Path,
+    /// And where it answers by TCP.
+    pub(super) api_by_tcp: SocketAddr,
+    pub(super) access: Access,
     pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
@@ -72,11 +81,25 @@ impl Daemon {
             trust: trust.clone(),
             rates: Rates::default(),
         };
-        let api_state =
-            ApiState { boot: boot_state.clone(), appliance: Arc::new(Fake), images: Arc::new(Fake) };
         let stop = CancellationToken::new();
         let connections = Connections::of_nodes();
-        let api = listen(api_router(api_state), Connections::of_people(), &stop).await;
+        let people = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let api_by_tcp = people.local_addr().unwrap();
+        let audit = Audit::open(store.clone()).unwrap();
+        let hosts = Hosts { addresses: Vec::new(), names: vec!["boot.example.org".into()] };
+        let tokens = Tokens::open(store).unwrap();
+        let access = Access::new(tokens, audit, hosts, vec![format!("http://{api_by_tcp}")]);
+        let api_state = ApiState {
+            boot: boot_state.clone(),
+            appliance: Arc::new(Fake),
+            images: Arc::new(FakeImages(state.path().to_owned())),
+            access: access.clone(),
+        };
+        // Everybody who asks has it for as long as the test runs.
+        let api: &'static Path = Box::leak(state.path().join("api.sock").into_boxed_path());
+        let router = api_router(api_state);
+        tokio::spawn(Socket::open(api).unwrap().serve(router.clone(), stop.clone()));
+        tokio::spawn(people::serve(people, None, router, stop.clone()));
         let boot = listen(boot_router(boot_state.clone()), connections.clone(), &stop).await;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let tls = listener.local_addr().unwrap();
@@ -88,7 +111,20 @@ impl Daemon {
             Connections::of_nodes(),
             stop.clone(),
         ));
-        Self { api, boot, connections, timeline, machines, tls, trust, fleet, stop, state }
+        Self {
+            api,
+            api_by_tcp,
+            access,
+            boot,
+            connections,
+            timeline,
+            machines,
+            tls,
+            trust,
+            fleet,
+            stop,
+            state,
+        }
     }
 }
 
@@ -132,6 +168,9 @@ impl Files for Catalogue {
 }
 
 struct Fake;
+
+/// Keeps what is sent in this directory.
+struct FakeImages(PathBuf);
 
 impl Appliance for Fake {
     fn status(&self) -> Status {
@@ -194,7 +233,13 @@ fn image(reference: &str) -> Image {
     .expect("a record")
 }
 
-impl Images for Fake {
+impl Images for FakeImages {
+    fn work(&self) -> PathBuf {
+        self.0.clone()
+    }
+    fn unpack(&self, archive: &Path, _: &Path) -> Result<(), Failure> {
+        Err(Failure::new(Kind::Invalid, format!("{} is no tar archive", archive.display()), "send one"))
+    }
     fn list(&self) -> Result<Vec<Image>, Failure> {
         Ok(Vec::new())
     }
@@ -210,7 +255,14 @@ impl Images for Fake {
                     Err(Failure::new(Kind::NotFound, "no such image", "docker image ls"))
                 }
                 ImageSource::Reference(reference) => Ok(image(&reference)),
-                ImageSource::Path(path) => Err(Failure::internal(path.display())),
+                ImageSource::Path(path) => {
+                    let bytes = std::fs::read(&path).expect("it came");
+                    Err(Failure::new(
+                        Kind::Invalid,
+                        format!("{}: {} bytes", path.display(), bytes.len()),
+                        "?",
+                    ))
+                }
             }
         }
         .boxed()
@@ -256,11 +308,29 @@ impl Answer {
     }
 }
 
-pub(super) async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
-    curl_with("http", address, path, arguments).await
+/// Where curl goes.
+pub(super) enum To {
+    Address(SocketAddr),
+    Socket(&'static Path),
 }
 
-pub(super) async fn curl_with(scheme: &str, address: SocketAddr, path: &str, arguments: &[&str]) -> Answer {
+impl From<SocketAddr> for To {
+    fn from(address: SocketAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl From<&'static Path> for To {
+    fn from(socket: &'static Path) -> Self {
+        Self::Socket(socket)
+    }
+}
+
+pub(super) async fn curl(to: impl Into<To>, path: &str, arguments: &[&str]) -> Answer {
+    curl_with("http", to, path, arguments).await
+}
+
+pub(super) async fn curl_with(scheme: &str, to: impl Into<To>, path: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command.args([
         "--silent",
@@ -272,7 +342,14 @@ pub(super) async fn curl_with(scheme: &str, address: SocketAddr, path: &str, arg
         "--dump-header",
         "/dev/stderr",
     ]);
-    command.args(arguments).arg(format!("{scheme}://{address}{path}"));
+    let host = match to.into() {
+        To::Address(address) => address.to_string(),
+        To::Socket(socket) => {
+            command.arg("--unix-socket").arg(socket);
+            "localhost".to_owned()
+        }
+    };
+    command.args(arguments).arg(format!("{scheme}://{host}{path}"));
     let output = tokio::task::spawn_blocking(move || command.output().expect("curl runs")).await.unwrap();
     let headers = String::from_utf8(output.stderr).unwrap().to_lowercase();
     let status = headers.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");
@@ -424,7 +501,7 @@ async fn a_follower_gets_every_event_once_and_in_order() {
         })
         .collect();
     let ids = tokio::task::spawn_blocking(move || {
-        let mut stream = TcpStream::connect(api).unwrap();
+        let mut stream = UnixStream::connect(api).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(b"GET /api/events?follow=1 HTTP/1.0\r\n\r\n").unwrap();
         let mut reader = std::io::BufReader::new(stream);
@@ -532,7 +609,7 @@ async fn who_closes_first_leaves_nothing_with_us() {
             let n = stream.read(&mut piece).unwrap();
             answer.extend(&piece[..n]);
         }
-        let mut people = TcpStream::connect(api).unwrap();
+        let mut people = UnixStream::connect(api).unwrap();
         // As GRUB, which has other initrds to load before it closes this one: until a connection of people's, as old as
         // this one and as silent, is closed.
         people.read_to_end(&mut Vec::new()).unwrap();
@@ -599,11 +676,16 @@ async fn kernels_are_listed_chosen_and_removed() {
         curl(daemon.api, path, &["-X", method, "-H", "Content-Type: application/json", "-d", body]).await
     };
     assert_eq!(curl(daemon.api, "/api/kernels", &[]).await.json()["default"], "6.1");
-    let added = send("POST", "/api/kernels", r#"{"source": {"path": "/no/such"}}"#).await;
-    assert_eq!((added.status, added.json()["error"].clone()), (404, "Path(\"/no/such\")".into()));
+    let added = send("POST", "/api/kernels", r#"{"source": {"image": "no:such"}}"#).await;
+    assert_eq!((added.status, added.json()["error"].clone()), (404, "Image(\"no:such\")".into()));
+    let by_path = send("POST", "/api/kernels", r#"{"source": {"path": "/no/such"}}"#).await;
+    assert_eq!(by_path.status, 400, "the daemon opens no path");
+    for nothing in ["{}", "", "null", r#"{"name": 5}"#] {
+        assert_eq!(send("PUT", "/api/default-kernel", nothing).await.status, 400, "{nothing}");
+    }
     let nonsense = send("POST", "/api/kernels", r#"{"source": "x"}"#).await;
     assert_eq!(nonsense.status, 400);
-    assert!(nonsense.json()["hint"].as_str().unwrap().contains("ABSOLUTE"));
+    assert!(nonsense.json()["hint"].as_str().unwrap().contains("application/x-tar"));
     assert_eq!(send("PUT", "/api/default-kernel", r#"{"name": "6.2"}"#).await.status, 404);
     assert_eq!(send("PUT", "/api/default-kernel", r#"{"name": null}"#).await.status, 200);
     assert_eq!(curl(daemon.api, "/api/kernels/6.1~rc1", &["-X", "DELETE"]).await.status, 204);

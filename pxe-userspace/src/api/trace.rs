@@ -10,8 +10,10 @@ use pxe_common::Mac;
 use serde::Deserialize;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::door::By;
 use super::{ApiState, Failure, Kind, read};
 use crate::host::trace::{SNAP_LENGTH_MAX, TraceError, Wanted};
+use crate::operate::audit::Did;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -25,6 +27,7 @@ pub(super) struct Options {
 
 pub(super) async fn trace(
     State(state): State<ApiState>,
+    by: By,
     Path(name): Path<String>,
     options: Result<Query<Options>, QueryRejection>,
 ) -> Result<Response, Failure> {
@@ -42,6 +45,7 @@ pub(super) async fn trace(
     };
     let wanted = Wanted { mac, follow: options.follow != 0, snap_length };
     let pieces = state.appliance.trace(wanted)?;
+    by.did(Did::new("node.trace").on(mac.to_string())).await;
     let body = Body::from_stream(ReceiverStream::new(pieces).map(Ok::<_, std::convert::Infallible>));
     Ok(([(header::CONTENT_TYPE, "application/x-pcapng")], body).into_response())
 }

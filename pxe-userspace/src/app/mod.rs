@@ -1,8 +1,10 @@
 //! Puts the parts together: the only module that sees them all. Order of start, order of end.
 
+mod closed;
 mod follower;
 mod lock;
 mod offers;
+mod people;
 mod ports;
 mod reload;
 mod serving;
@@ -21,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::people::Socket;
 use crate::config::Config;
 use crate::dataplane::{self, Pins};
 use crate::host::net::{Bridge, BridgeInfo, Ports};
@@ -28,6 +31,8 @@ use crate::host::trace::Tracer;
 use crate::machines::Machines;
 use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
+use crate::operate::access::Caller;
+use crate::operate::audit::{Audit, Did};
 use crate::provision::image::{Images, Wanted};
 use crate::provision::trials::Trials;
 use crate::serve::dhcp::Dhcp;
@@ -42,6 +47,8 @@ const GRACE: Duration = Duration::from_secs(5);
 ///
 /// What was changed on the host is given back in either case. `file` is read again on SIGHUP.
 pub fn serve(config: Config, file: &Path) -> anyhow::Result<()> {
+    // Before there is a second thread, or a file.
+    closed::process();
     let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
     let served = runtime.block_on(run(config, file));
     // A thread that packs an image is not waited for: its files have no names yet.
@@ -67,10 +74,10 @@ pub fn detach_fast_path(config: &Config) -> anyhow::Result<()> {
 async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let state = &config.state_dir;
-    std::fs::create_dir_all(state).with_context(|| {
-        format!("state-dir {} can't be made: run as root, or name a directory that is yours", state.display())
-    })?;
+    closed::directory(state)?;
     let _lock = lock::take(state)?;
+    // Whoever asks meanwhile is answered when there is something to say.
+    let socket = Socket::open(&config.api.socket).context("serving the API")?;
     // Before anything is changed, so that no signal finds us half-way without a way back.
     let mut signals = Signals::new()?;
     let mut bridge = Bridge::set_up(&config.network, &config.http, state).await?;
@@ -79,7 +86,8 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mut parts = JoinSet::new();
     let served = async {
-        let appliance = Appliance::start(file, Arc::new(config), &mut bridge, &mut parts, &shutdown).await?;
+        let appliance =
+            Appliance::start(file, Arc::new(config), &mut bridge, socket, &mut parts, &shutdown).await?;
         println!("ready");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         let ended = attend(&appliance, &mut signals, &mut parts).await;
@@ -120,7 +128,13 @@ async fn attend(appliance: &Appliance, signals: &mut Signals, parts: &mut Parts)
             signal = signals.next() => match signal {
                 Signal::End => return Ok(()),
                 Signal::Reload => match appliance.reload().await {
-                    Ok(done) => tracing::info!(changed = ?done.changed, needs_restart = ?done.needs_restart, "reloaded"),
+                    Ok(done) => {
+                        tracing::info!(changed = ?done.changed, needs_restart = ?done.needs_restart, "reloaded");
+                        let did = Did::new("reload").after(&done);
+                        tokio::task::block_in_place(|| {
+                            appliance.audit.record(&Caller::signal(), did, Timestamp::now());
+                        });
+                    }
                     Err(error) => tracing::error!("nothing was changed: {error}"),
                 },
             },
@@ -150,6 +164,7 @@ struct Appliance {
     tracer: Tracer,
     workloads: Workloads,
     watched: wave::Watched,
+    audit: Audit,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }

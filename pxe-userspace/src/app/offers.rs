@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -21,7 +21,7 @@ use crate::host::trace::{self, TraceError};
 use crate::provision::boot::{CmdlineError, ImageFacts, KernelFacts, plan};
 use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
-    KernelRecord, NewKernel, RemoveError,
+    KernelRecord, NewKernel, RemoveError, UnpackError,
 };
 use crate::serve::dhcp;
 use crate::serve::dhcp::Room;
@@ -150,6 +150,19 @@ impl api::Appliance for Appliance {
 }
 
 impl api::Images for Appliance {
+    fn work(&self) -> PathBuf {
+        self.images.work()
+    }
+
+    fn unpack(&self, archive: &Path, into: &Path) -> Result<(), Failure> {
+        image::Images::unpack(archive, into).map_err(|error| match error {
+            UnpackError::Io(_) => Failure::internal(error),
+            UnpackError::Tar(_) | UnpackError::Path(_) => {
+                Failure::new(Kind::Invalid, error.to_string(), "docs/api.md says what is sent of a kernel")
+            }
+        })
+    }
+
     fn list(&self) -> Result<Vec<Image>, Failure> {
         Ok(self.images.list().iter().map(|record| self.image(record)).collect())
     }

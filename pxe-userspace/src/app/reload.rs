@@ -167,8 +167,12 @@ fn decide_http(keys: &mut Keys, old: &Http, new: Http) -> Http {
 }
 
 fn decide_api(keys: &mut Keys, old: &Api, new: Api) -> Api {
-    let Api { listen } = new;
-    Api { listen: keys.at_the_next_start("[api] listen", &old.listen, listen) }
+    let Api { socket, listen, names } = new;
+    Api {
+        socket: keys.at_the_next_start("[api] socket", &old.socket, socket),
+        listen: keys.at_the_next_start("[api] listen", &old.listen, listen),
+        names: keys.at_the_next_start("[api] names", &old.names, names),
+    }
 }
 
 /// Images and stage 1 are made with the assets that the daemon began with.

@@ -39,7 +39,7 @@ fn what_is_said_to_wait_is_not_applied_and_the_rest_is() {
 
     let mut moved = old.clone();
     moved.boot.assets = "/elsewhere".into();
-    moved.api.listen.set_port(1);
+    moved.api.listen = Some("127.0.0.1:1".parse().unwrap());
     let (taken_over, done) = decide(&old, moved);
     assert_eq!(taken_over, old);
     assert_eq!(

@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Appliance, Parts, follower, port_names, ports, wave};
-use crate::api::{self, ApiState, BootState, Connections};
+use super::{Appliance, Parts, follower, people, port_names, ports, wave};
+use crate::api::people::Socket;
+use crate::api::{self, BootState, Connections};
 use crate::config::{Config, DhcpMode};
 use crate::dataplane::Pins;
 use crate::host::net::{self, Bridge, BridgeInfo};
@@ -29,6 +30,7 @@ use crate::nodes::engine::Engine;
 use crate::nodes::trust::Trust;
 use crate::nodes::workload::Workloads;
 use crate::nodes::workload::fleet::Fleet;
+use crate::operate::audit::Audit;
 use crate::provision::image::{Images, Wanted};
 use crate::provision::planner::Planner;
 use crate::provision::storage::Storage;
@@ -47,9 +49,9 @@ const BACKLOG: i32 = 1024;
 const SILENCE_NOTICED: Duration = Duration::from_secs(5);
 
 /// What is spawned while the appliance starts ends with it.
-struct Starting<'a> {
-    parts: &'a mut Parts,
-    shutdown: &'a CancellationToken,
+pub(super) struct Starting<'a> {
+    pub(super) parts: &'a mut Parts,
+    pub(super) shutdown: &'a CancellationToken,
 }
 
 impl Appliance {
@@ -59,6 +61,7 @@ impl Appliance {
         file: &Path,
         config: Arc<Config>,
         bridge: &mut Bridge,
+        socket: Socket,
         parts: &mut Parts,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
@@ -117,7 +120,7 @@ impl Appliance {
             logs: Consoles::open(&config.state_dir.join("logs"))?,
             holds,
             rescues,
-            storage: Storage::new(&config.state_dir, store),
+            storage: Storage::new(&config.state_dir, store.clone()),
             fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust,
@@ -130,6 +133,7 @@ impl Appliance {
         let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
         let workloads = Workloads::start(receiver, engine, fleet).await;
         wanted.want(&config);
+        let audit = Audit::open(store.clone())?;
         let appliance = Arc::new(Self {
             file: file.to_owned(),
             started: Timestamp::now(),
@@ -149,9 +153,11 @@ impl Appliance {
             tracer,
             workloads,
             watched: Default::default(),
+            audit,
             reloading: Default::default(),
         });
-        starting.people(&config, &appliance, boot).await?;
+        starting.watch(&appliance);
+        people::serve(&config, &appliance, boot, store, socket, &mut starting).await?;
         Ok(appliance)
     }
 }
@@ -224,25 +230,14 @@ impl Starting<'_> {
         Ok(())
     }
 
-    /// What people reach, and what looks after the ports and waves of boots meanwhile.
-    async fn people(
-        &mut self,
-        config: &Config,
-        appliance: &Arc<Appliance>,
-        boot: BootState,
-    ) -> anyhow::Result<()> {
+    /// What looks after the ports and waves of boots meanwhile.
+    fn watch(&mut self, appliance: &Arc<Appliance>) {
         self.parts.spawn(wave::watch(appliance.clone(), self.shutdown.clone()));
         self.parts.spawn(ports::watch(appliance.clone(), self.shutdown.clone()));
-        let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone() };
-        let listener = listen(config.api.listen, "[api] listen").await?;
-        let router = api::api_router(state);
-        let serving = api::serve(listener, router, Connections::of_people(), self.shutdown.clone());
-        self.parts.spawn(serving.map(Ok));
-        Ok(())
     }
 }
 
-async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+pub(super) async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
@@ -252,7 +247,7 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 fn listen_on(bridge: &BridgeInfo, port: u16, key: &str) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::from((bridge.address.addr(), port));
     let listening = || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         // Connections of an earlier daemon may be in TIME_WAIT.
         socket.set_reuse_address(true)?;

@@ -24,9 +24,8 @@ pub struct Trace {
     /// Keep only so many bytes of each frame.
     #[arg(long, short, value_name = "BYTES")]
     snap_length: Option<usize>,
-    /// Where the daemon's API answers.
-    #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = super::API_LISTEN.to_string())]
-    api: String,
+    #[command(flatten)]
+    api: super::Place,
 }
 
 #[derive(Debug, Args)]

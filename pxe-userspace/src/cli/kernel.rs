@@ -6,10 +6,10 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{Reading, print, read, show};
+use super::{Reading, print, read, sending, show};
 use crate::api::client::{AskError, Client};
 use crate::base::text::percent;
-use crate::provision::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
+use crate::provision::image::{KernelList, KernelRecord};
 
 #[derive(Debug, Subcommand)]
 pub enum KernelCommand {
@@ -17,7 +17,7 @@ pub enum KernelCommand {
     ///
     /// A Debian package linux-image-*.deb (not installed: unpacked; needs dpkg-deb and kmod); a directory with
     /// vmlinuz, there or in boot/, and lib/modules/VERSION with its modules.dep; or an image of the store, whose
-    /// kernel it takes. What exists as a path is taken for one. Its stage 1 is made here. A kernel of the same name
+    /// kernel it takes. What exists as a path is taken for one, and sent. Its stage 1 is made here. A kernel of the same name
     /// is replaced, and machines that failed with this one try it again.
     #[command(after_help = "\
 Examples:
@@ -55,13 +55,18 @@ Then, in the configuration: [[profile]] kernel = \"mine\"; or `bridgehead kernel
 pub(super) fn run(command: KernelCommand, out: &mut dyn Write) -> Result<(), AskError> {
     match command {
         KernelCommand::Add { source, name, reading } => {
-            let source = match Path::new(&source).canonicalize() {
-                Ok(path) => KernelOrigin::Path(path),
-                Err(_) => KernelOrigin::Image(source),
-            };
             let client = Client::new(&reading.api);
-            let body = serde_json::to_value(NewKernel { name, source }).expect("it has only text keys");
-            let added: KernelRecord = client.document(client.post("/api/kernels", Some(&body))?)?;
+            let answer = match sending::kernel(&client, Path::new(&source))? {
+                Some((sent, query)) => {
+                    let name = name.map_or_else(String::new, |name| format!("&name={}", percent(&name, "")));
+                    client.send(&format!("/api/kernels?{query}{name}"), sent)?
+                }
+                None => {
+                    let body = json!({ "name": name, "source": { "image": source } });
+                    client.post("/api/kernels", Some(&body))?
+                }
+            };
+            let added: KernelRecord = client.document(answer)?;
             print(&reading, &added, out, |added| {
                 show::kernels(KernelList { default: None, kernels: vec![added.clone()] })
             })

@@ -1,7 +1,9 @@
 //! The command line: its arguments, and the commands that ask a running daemon.
 
+mod access;
 mod debug;
 mod kernel;
+mod sending;
 mod show;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -14,15 +16,14 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::client::{Client, Reading};
+use crate::api::client::{Client, Place, Reading};
 use crate::api::documents::{self, Collected, ImageLine, Reloaded};
 use crate::base::text::{self, percent};
-use crate::config::{API_LISTEN, Config, FastPath, Problem};
+use crate::config::{Config, FastPath, Problem};
 use crate::dataplane;
 use crate::machines::Machine;
 use crate::machines::diagnosis::Why;
 use crate::machines::timeline::Event;
-use crate::provision::image::ImageSource;
 use crate::storm::Storm;
 
 pub use crate::api::client::AskError;
@@ -194,14 +195,23 @@ pub enum Ask {
     Kernel(kernel::KernelCommand),
     /// Apply a changed configuration file, as SIGHUP does; no transfer is dropped.
     Reload(Reading),
+    /// Tokens: who may use the API by TCP, and for what.
+    ///
+    /// By the socket nobody needs one. docs/api.md says what each role may do.
+    #[command(subcommand)]
+    Token(access::TokenCommand),
+    /// What was changed: when, by whom, before and after.
+    Audit(access::Following),
+    /// Print an address of the page that lets a browser in, once.
+    Login(access::Login),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Import an image from the Docker engine, an OCI layout's directory or a tar archive.
     ///
-    /// What exists as a path is taken for one; `NAME:TAG` names an image of the engine's. An image that is
-    /// here already is made anew only when it has changed.
+    /// What exists as a path is taken for one, and sent to the daemon; `NAME:TAG` names an image of the engine's. An
+    /// image that is here already is made anew only when it has changed.
     Add {
         #[arg(value_name = "REF|DIR|TAR")]
         image: String,
@@ -316,6 +326,9 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Trace(what) => debug::trace(what, out),
         Ask::Image(command) => image(command, out),
         Ask::Kernel(command) => kernel::run(command, out),
+        Ask::Token(command) => access::token(command, out),
+        Ask::Audit(following) => access::audit(following, out),
+        Ask::Login(login) => access::login(login, out),
         Ask::Reload(reading) => {
             let client = Client::new(&reading.api);
             let done: Reloaded = client.document(client.post("/api/reload", None)?)?;
@@ -328,9 +341,12 @@ fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
     match command {
         ImageCommand::Add { image, reading } => {
             let client = Client::new(&reading.api);
-            let body = serde_json::to_value(source(&image)).expect("a source has only text keys");
+            let answer = match sending::image(&client, Path::new(&image))? {
+                Some((sent, query)) => client.send(&format!("/api/images?{query}"), sent)?,
+                None => client.post("/api/images", Some(&serde_json::json!({ "reference": image })))?,
+            };
             let mut outcome = None;
-            client.lines::<ImageLine>(client.post("/api/images", Some(&body))?, |line, raw| {
+            client.lines::<ImageLine>(answer, |line, raw| {
                 if reading.json {
                     out.write_all(raw)?;
                 }
@@ -363,15 +379,6 @@ fn image(command: ImageCommand, out: &mut dyn Write) -> Result<(), AskError> {
             let done: Collected = client.document(client.post("/api/images/gc", None)?)?;
             print(&reading, &done, out, show::collected)
         }
-    }
-}
-
-/// What exists as a path is one. A directory that has an image's very name needs a `:TAG` to tell
-/// the image from it.
-fn source(image: &str) -> ImageSource {
-    match Path::new(image).canonicalize() {
-        Ok(path) => ImageSource::Path(path),
-        Err(_) => ImageSource::Reference(image.to_owned()),
     }
 }
 

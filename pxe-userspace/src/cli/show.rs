@@ -3,15 +3,45 @@
 use jiff::Timestamp;
 
 use crate::api::documents::{
-    Collected, FileEntry, Image, KernelStatus, Lease, Profile, ProgramState, ProgramStatus, Progress,
-    Reloaded, Status, WayIn, Workload,
+    AuditEntry, Collected, FileEntry, Image, KernelStatus, Lease, Profile, ProgramState, ProgramStatus,
+    Progress, Reloaded, Status, WayIn, Workload,
 };
 use crate::base::table::{or_dash, size, table};
-use crate::base::text::word;
+use crate::base::text::{one_line, word};
 use crate::machines::diagnosis::{Cause, Evidence, Why};
 use crate::machines::timeline::{Event, Stage};
 use crate::machines::{Hold, Machine};
+use crate::operate::access::Token;
 use crate::provision::image::KernelList;
+
+pub(super) fn tokens(tokens: Vec<Token>) -> String {
+    let row = |token: &Token| {
+        let ended = token.expires.is_some_and(|end| end <= Timestamp::now());
+        let expires =
+            token.expires.map(|end| format!("{}{}", time(end), if ended { " (ended)" } else { "" }));
+        [token.name.clone(), token.role.to_string(), time(token.added), or_dash(expires)]
+    };
+    let rows: Vec<_> = tokens.iter().map(row).collect();
+    table(["NAME", "ROLE", "ADDED", "EXPIRES"], &rows, "no tokens: the API is used by its socket alone")
+}
+
+/// One line.
+pub(super) fn audit(entry: &AuditEntry) -> String {
+    let AuditEntry { time: at, caller, did, .. } = entry;
+    let from = caller.from.map_or_else(String::new, |from| format!(" from {from}"));
+    let on = did.on.as_ref().map_or_else(String::new, |on| format!(" {on}"));
+    let value = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => "-".to_owned(),
+        value => value.to_string(),
+    };
+    let change = match (&did.before, &did.after) {
+        (serde_json::Value::Null, serde_json::Value::Null) => String::new(),
+        (before, after) => format!("  {} -> {}", value(before), value(after)),
+    };
+    let line =
+        format!("{}  {} ({}{from})  {}{on}{change}", time(*at), caller.who, word(caller.through), did.what);
+    one_line(&line)
+}
 
 pub(super) fn status(status: Status) -> String {
     let Status { version, started, bridge, pool, ports, fast_path, boots, pacing, alerts, counters } = status;

@@ -122,7 +122,10 @@ pub(super) struct HttpTable {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ApiTable {
+    pub(super) socket: Option<Spanned<PathBuf>>,
     pub(super) listen: Option<Spanned<SocketAddr>>,
+    #[serde(default)]
+    pub(super) names: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -31,7 +31,7 @@ use findings::Findings;
 pub use carousel::Carousel;
 pub use findings::Problem;
 pub use storage::StoragePlan;
-pub use validate::API_LISTEN;
+pub use validate::API_SOCKET;
 
 /// The image of nodes with `run = "docker"`, which comes with the assets.
 pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
@@ -177,7 +177,12 @@ pub struct Http {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Api {
-    pub listen: SocketAddr,
+    /// The UNIX socket that the command line uses.
+    pub socket: PathBuf,
+    /// Where it is served by TCP as well, to who has a token.
+    pub listen: Option<SocketAddr>,
+    /// What `Host` may say there, beside addresses and `localhost`. In lower case.
+    pub names: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -153,7 +153,8 @@ fn every_key_arrives() {
     assert_eq!(config.nodes[0].memory, Some(512 << 20));
     assert_eq!(config.workloads[0].ports[0].host, 5000);
     let Http { port, tls_port } = config.http;
-    assert_eq!((port, tls_port, config.api.listen), (80, 7443, API_LISTEN));
+    assert_eq!((port, tls_port), (80, 7443));
+    assert_eq!((config.api.socket, config.api.listen), (API_SOCKET.into(), None));
 }
 
 #[test]
@@ -260,6 +261,7 @@ fn each_fault_is_named_with_its_place() {
         ("name        = \"registry\"", "name = \"-\"", "42:8", "can't be a workload's name"),
         ("[network]", "[api]\nlisten = \"0.0.0.0:80\"\n[network]", "3:10", "answers nodes"),
         ("[network]", "[api]\nlisten = \"10.77.0.1:7443\"\n[network]", "3:10", "answers nodes"),
+        ("[network]", "[api]\nnames = [\"a b\"]\n[network]", "3:10", "`a b` is no host's name"),
         ("[network]", "[http]\ntls-port = 0\n[network]", "3:12", "port 0 is none"),
         ("[network]", "[http]\ntls-port = 80\n[network]", "3:12", "are both 80"),
         ("[network]", "[network", "2:9", "unclosed table; here goes `]`"),

@@ -1,7 +1,7 @@
 //! From what was written to what is meant: every semantic fault of a file is found in one pass.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,8 +30,10 @@ const LOWEST_CEILING: u64 = 125_000;
 const STATE_DIR: &str = "/var/lib/bridgehead";
 const ASSETS: &str = "/usr/share/bridgehead";
 const ASSETS_VARIABLE: &str = "BRIDGEHEAD_ASSETS";
-/// Where the API listens unless told.
-pub const API_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7480);
+/// Where the API is served unless told.
+pub const API_SOCKET: &str = "/run/bridgehead/api.sock";
+/// What the kernel takes as a socket's path (`sun_path`, unix(7)), with its end.
+const SOCKET_PATH_MAX: usize = 108;
 const HTTP_PORT: u16 = 80;
 const TLS_PORT: u16 = 7443;
 
@@ -344,8 +346,35 @@ fn http(raw: &File, findings: &mut Findings<'_>) -> Http {
 }
 
 fn api(raw: &File, segment: &Segment, http: &Http, findings: &mut Findings<'_>) -> Api {
-    let Some(listen) = raw.api.as_ref().and_then(|a| a.listen.as_ref()) else {
-        return Api { listen: API_LISTEN };
+    let directory = findings.directory();
+    let raw = raw.api.as_ref();
+    let socket = match raw.and_then(|api| api.socket.as_ref()) {
+        None => API_SOCKET.into(),
+        Some(written) => {
+            let socket = directory.join(written.get_ref());
+            if socket.as_os_str().len() >= SOCKET_PATH_MAX {
+                findings.add(
+                    written.span(),
+                    format!("{} is longer than a socket's path can be", socket.display()),
+                    format!("less than {SOCKET_PATH_MAX} bytes, such as {API_SOCKET}"),
+                );
+            }
+            socket
+        }
+    };
+    let names = raw.map_or(&[][..], |api| &api.names);
+    for name in names {
+        if !name.get_ref().split('.').all(is_host_label) {
+            findings.add(
+                name.span(),
+                format!("`{}` is no host's name", name.get_ref()),
+                "a name that browsers and programs reach the API by, without a port, such as \"boot.example.org\"",
+            );
+        }
+    }
+    let names = names.iter().map(|name| name.get_ref().to_ascii_lowercase()).collect();
+    let Some(listen) = raw.and_then(|api| api.listen.as_ref()) else {
+        return Api { socket, listen: None, names };
     };
     let address = *listen.get_ref();
     let shared = address.ip().is_unspecified() || address.ip() == segment.own;
@@ -358,5 +387,5 @@ fn api(raw: &File, segment: &Segment, http: &Http, findings: &mut Findings<'_>) 
             );
         }
     }
-    Api { listen: address }
+    Api { socket, listen: Some(address), names }
 }

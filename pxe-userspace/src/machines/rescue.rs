@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::rescue::Login;
 use sha_crypt::{Sha512Params, sha512_crypt_b64};
+use zeroize::Zeroizing;
 
 use crate::base::lock::Unpoisoned as _;
 
@@ -24,7 +25,7 @@ pub struct Rescues(Arc<Mutex<HashMap<Mac, Rescue>>>);
 struct Rescue {
     made: Timestamp,
     /// None once somebody has logged in.
-    password: Option<String>,
+    password: Option<Zeroizing<String>>,
     hash: String,
     /// The machine asked for an address since: what it fetches now is another boot's.
     restarted: bool,
@@ -44,7 +45,7 @@ pub struct Stands {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WayIn {
     /// None once it was used.
-    pub password: Option<String>,
+    pub password: Option<Zeroizing<String>>,
     pub stands: Stands,
 }
 
@@ -122,9 +123,10 @@ impl Rescue {
 
 /// Twenty characters of five random bits each, and their hash (SHA-512 crypt, as `openssl passwd -6` makes it): a
 /// hundred bits are beyond guessing, also for who sees the hash on the wire.
-fn new_password() -> (String, String) {
-    let password: Vec<_> = (0..4).map(|_| random_letters(5)).collect();
-    let (password, salt) = (password.join("-"), random_letters(16));
+fn new_password() -> (Zeroizing<String>, String) {
+    let parts: [Zeroizing<String>; 4] = std::array::from_fn(|_| Zeroizing::new(random_letters(5)));
+    let password = Zeroizing::new(parts.each_ref().map(|part| part.as_str()).join("-"));
+    let salt = random_letters(16);
     let params = Sha512Params::default();
     let digest = sha512_crypt_b64(password.as_bytes(), salt.as_bytes(), &params).expect("both are short");
     (password, format!("$6${salt}${digest}"))
@@ -171,7 +173,7 @@ mod tests {
         assert!(rescues.stands(MAC, Some(KEY.into()), false, at(3)));
         let way_in = rescues.way_in(MAC).unwrap();
         assert_eq!(way_in.stands, Stands { host_key: KEY.into(), heard: at(3) });
-        let password = way_in.password.unwrap();
+        let password = way_in.password.unwrap().to_string();
         assert!(!first.contains(&password));
         // An independent judge of the hash.
         let hash = hash(&first);

@@ -3,7 +3,9 @@
 use pxe_common::Mac;
 
 use super::ReadError;
-use super::rows::{AssignmentRow, Change, Document, EventRow, LeaseRow, SealedKey, VolumeKeyId};
+use super::rows::{
+    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, SealedKey, TokenRow, VolumeKeyId,
+};
 
 /// What an engine's own errors become.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -54,4 +56,13 @@ pub trait Reader: Send + Sync + 'static {
 
     /// Whether there is any volume's key.
     fn has_volume_keys(&self) -> Result<bool, ReadError>;
+
+    /// Every token, in no order.
+    fn tokens(&self) -> Result<Vec<TokenRow>, ReadError>;
+
+    /// Entries of the audit with an id above `after`, oldest first, at most `limit`.
+    fn audit_since(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError>;
+
+    /// The newest entry's id; 0 when there is none.
+    fn last_audit_id(&self) -> Result<u64, ReadError>;
 }

@@ -23,7 +23,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub use engine::{BoxError, Durability, Engine, Reader};
-pub use rows::{AssignmentRow, Change, Document, EventRow, LeaseRow, SealedKey, VolumeKeyId};
+pub use rows::{
+    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, SealedKey, TokenRow, VolumeKeyId,
+};
 use writer::Queue;
 
 /// The database's name in the state directory.

@@ -70,6 +70,26 @@ pub struct AssignmentRow {
     pub node: String,
 }
 
+/// Who may use the API by TCP: a token, by its hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    pub name: String,
+    /// SHA-256, in hexadecimal.
+    pub hash: String,
+    /// As the tokens' owner names it.
+    pub role: String,
+    pub added: Timestamp,
+    pub expires: Option<Timestamp>,
+}
+
+/// Something that somebody changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditRow {
+    pub id: u64,
+    /// JSON.
+    pub body: String,
+}
+
 /// Something to write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -84,6 +104,10 @@ pub enum Change {
     SetAssignments(Vec<AssignmentRow>),
     /// Fails where the volume has one: a disk may be encrypted with it.
     AddVolumeKey(VolumeKeyId, SealedKey),
+    /// Fails where there is one of that name.
+    AddToken(TokenRow),
+    RemoveToken(String),
+    AddAudit(AuditRow),
 }
 
 impl Change {
@@ -94,6 +118,8 @@ impl Change {
             Self::PutLease(_) | Self::RemoveLease(_) | Self::AddVolumeKey(..) | Self::SetAssignments(_) => {
                 Durability::All
             }
+            // A token that was removed must not come back, and what somebody changed is not forgotten.
+            Self::AddToken(_) | Self::RemoveToken(_) | Self::AddAudit(_) => Durability::All,
             Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => match document {
                 Document::Hold => Durability::All,
                 // A count that a power cut takes back costs a boot, and so does a session.
@@ -111,6 +137,8 @@ impl Change {
             Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => document.what(),
             Self::SetAssignments(_) => "assignments of workloads",
             Self::AddVolumeKey(..) => "the key of a volume",
+            Self::AddToken(_) | Self::RemoveToken(_) => "tokens",
+            Self::AddAudit(_) => "the audit",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::StormError;
 use super::engine::is_ours;
-use crate::api::client::{AskError, Client};
+use crate::api::client::{AskError, Client, Place};
 use crate::api::documents::{Lease, LeaseState, Profile, Status};
 use crate::machines::Machine;
 
@@ -19,7 +19,7 @@ pub(super) struct Appliance {
 }
 
 impl Appliance {
-    pub(super) fn ask(api: &str) -> Result<Self, AskError> {
+    pub(super) fn ask(api: &Place) -> Result<Self, AskError> {
         let client = Client::new(api);
         let status = client.document(client.get("/api/status")?)?;
         Ok(Self { client, status })

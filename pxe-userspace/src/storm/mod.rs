@@ -187,7 +187,7 @@ fn plug_in(
     let mut appliance = appliance.map_err(|source| StormError::NoApi { source })?;
     let bridge = appliance.status.bridge.name.clone();
     if !appliance.is_here() {
-        return Err(StormError::Elsewhere { bridge, api: storm.reading.api.clone() });
+        return Err(StormError::Elsewhere { bridge, api: storm.reading.api.to_string() });
     }
     let (cable, wire) = cable::plug(&bridge)?;
     appliance.wait_for_port(&cable.port)?;

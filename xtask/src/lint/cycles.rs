@@ -11,7 +11,7 @@ use super::source::{Source, is_for_tests};
 const DAEMON: &str = "pxe-userspace/src";
 
 /// Modules that hold rooms. Every other module at the top is a room itself.
-const WINGS: [&str; 5] = ["serve", "provision", "machines", "nodes", "host"];
+const WINGS: [&str; 6] = ["serve", "provision", "machines", "operate", "nodes", "host"];
 
 /// The rooms that each uses, with a file that does.
 type Uses = BTreeMap<String, BTreeMap<String, String>>;

@@ -24,9 +24,8 @@ pub struct Top {
     /// Between two looks.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
     interval: f64,
-    /// Where the daemon's API answers.
-    #[arg(long, env = "BRIDGEHEAD_API", value_name = "HOST:PORT", default_value_t = super::API_LISTEN.to_string())]
-    api: String,
+    #[command(flatten)]
+    api: super::Place,
 }
 
 /// What `--once` takes a screen to be.
@@ -47,12 +46,12 @@ pub(super) fn top(top: Top, out: &mut dyn Write) -> Result<(), AskError> {
     if once {
         std::thread::sleep(interval);
         let (site, rates) = looking.again(&client)?;
-        let text = frame::text(&site, &rates, &api, SCREEN);
+        let text = frame::text(&site, &rates, &api.api, SCREEN);
         return out.write_all(text.as_bytes()).map_err(AskError::Output);
     }
     // Restores the terminal in a panic, too.
     let mut terminal = ratatui::try_init().map_err(AskError::Output)?;
-    let ended = live(&mut terminal, &client, &mut looking, &api, interval);
+    let ended = live(&mut terminal, &client, &mut looking, &api.api, interval);
     let restored = ratatui::try_restore();
     ended.and(restored).map_err(AskError::Output)
 }

@@ -104,7 +104,7 @@ fn a_daemon_that_began_anew_has_no_negative_rates() {
 #[tokio::test(flavor = "multi_thread")]
 async fn once_prints_a_screen() {
     let daemon = Daemon::start().await;
-    let text = run(&daemon.api.to_string(), "top --once --interval 0.1").await.unwrap();
+    let text = run(&daemon.api.display().to_string(), "top --once --interval 0.1").await.unwrap();
     assert!(text.contains("machines by stage") && text.contains("│daemon"), "{text}");
     let error = run("127.0.0.1:1", "top --once").await.unwrap_err().to_string();
     assert!(error.contains("no daemon answers"), "{error}");

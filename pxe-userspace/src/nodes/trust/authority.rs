@@ -18,6 +18,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::base::secret_file;
 
@@ -59,7 +60,7 @@ pub enum Usage {
 /// Key and certificate, both in PEM. The key is in memory only.
 pub struct Identity {
     pub certificate: String,
-    pub key: String,
+    pub key: Zeroizing<String>,
 }
 
 /// Signs. Its key is in its file and in memory.
@@ -78,11 +79,11 @@ impl Authority {
             move |source| AuthorityError::Damaged { path, source }
         };
         let pair = match (read(&key)?, certificate.exists()) {
-            (Some(pem), _) => KeyPair::from_pem(&pem).map_err(damaged(&key))?,
+            (Some(pem), _) => KeyPair::from_pem(&Zeroizing::new(pem)).map_err(damaged(&key))?,
             (None, true) => return Err(AuthorityError::KeyLost { key, certificate }),
             (None, false) => {
                 let pair = KeyPair::generate()?;
-                write(&key, &pair.serialize_pem())?;
+                write(&key, &Zeroizing::new(pair.serialize_pem()))?;
                 pair
             }
         };
@@ -112,9 +113,11 @@ impl Authority {
         usage: Usage,
         lifetime: Duration,
     ) -> Result<Identity, AuthorityError> {
-        let pair = KeyPair::generate()?;
+        let mut pair = KeyPair::generate()?;
         let certificate = self.certify(&pair, name, address, usage, lifetime)?.pem();
-        Ok(Identity { certificate, key: pair.serialize_pem() })
+        let key = Zeroizing::new(pair.serialize_pem());
+        pair.zeroize();
+        Ok(Identity { certificate, key })
     }
 
     /// A certificate, in PEM, for the key of a PKCS #10 request (DER) that proves to have it. Name, address and
@@ -133,15 +136,10 @@ impl Authority {
         Ok(self.certify(&request.public_key, name, address, usage, lifetime)?.pem())
     }
 
-    /// TLS for a server at `address` whose clients may show a certificate of this authority's. Its key is made
-    /// now, and gone with the process.
+    /// TLS for a server at `address` whose clients may show a certificate of this authority's.
     pub fn server(&self, address: Ipv4Addr) -> Result<ServerConfig, AuthorityError> {
         let tls = |error: &dyn std::fmt::Display| AuthorityError::Tls(error.to_string());
-        let pair = KeyPair::generate()?;
-        let lifetime = CA_LIFETIME - BACKDATED;
-        let own = self.certify(&pair, "bridgehead", Some(address), Usage::Server, lifetime)?;
-        let own = CertificateDer::from(own.der().to_vec());
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+        let (own, key) = self.own(vec![SanType::IpAddress(IpAddr::V4(address))])?;
         let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_slice(self.certificate.as_bytes()).map_err(|e| tls(&e))?;
         roots.add(root).map_err(|e| tls(&e))?;
@@ -156,6 +154,36 @@ impl Authority {
             .map_err(|e| tls(&e))
     }
 
+    /// TLS for the API, which people reach by these addresses and names. Who they are, their tokens say.
+    pub fn people(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig, AuthorityError> {
+        let tls = |error: &dyn std::fmt::Display| AuthorityError::Tls(error.to_string());
+        let mut subjects: Vec<SanType> = addresses.iter().copied().map(SanType::IpAddress).collect();
+        for name in names {
+            subjects.push(match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into()?),
+            });
+        }
+        let (own, key) = self.own(subjects)?;
+        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .and_then(|config| config.with_no_client_auth().with_single_cert(vec![own], key))
+            .map_err(|e| tls(&e))
+    }
+
+    /// A server's certificate, and its key, which is made now, and gone with the process.
+    fn own(
+        &self,
+        subjects: Vec<SanType>,
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), AuthorityError> {
+        let mut pair = KeyPair::generate()?;
+        let lifetime = CA_LIFETIME - BACKDATED;
+        let own = self.certify_for(&pair, "bridgehead", subjects, Usage::Server, lifetime)?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+        pair.zeroize();
+        Ok((CertificateDer::from(own.der().to_vec()), key))
+    }
+
     fn certify(
         &self,
         key: &impl PublicKeyData,
@@ -164,9 +192,21 @@ impl Authority {
         usage: Usage,
         lifetime: Duration,
     ) -> Result<rcgen::Certificate, rcgen::Error> {
+        let subjects = address.map(|address| SanType::IpAddress(IpAddr::V4(address)));
+        self.certify_for(key, name, subjects.into_iter().collect(), usage, lifetime)
+    }
+
+    fn certify_for(
+        &self,
+        key: &impl PublicKeyData,
+        name: &str,
+        subjects: Vec<SanType>,
+        usage: Usage,
+        lifetime: Duration,
+    ) -> Result<rcgen::Certificate, rcgen::Error> {
         let mut params = lasting(lifetime)?;
         params.distinguished_name.push(DnType::CommonName, name);
-        params.subject_alt_names.extend(address.map(|a| SanType::IpAddress(IpAddr::V4(a))));
+        params.subject_alt_names = subjects;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let (client, server) = (ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth);

@@ -71,6 +71,9 @@ pub struct NewKernel {
     #[serde(default)]
     pub name: Option<String>,
     pub source: KernelOrigin,
+    /// What it was added from, in words; the source itself unless told.
+    #[serde(skip)]
+    pub from: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +151,9 @@ impl Images {
             };
             if let Some(name) = new.name {
                 record.name = name;
+            }
+            if let Some(from) = new.from {
+                record.from = from;
             }
             let allowed = |c: char| c.is_ascii_alphanumeric() || "._+~-".contains(c);
             if record.name.is_empty() || !record.name.chars().all(allowed) {
@@ -440,11 +446,7 @@ fn find_kernel(directory: &Path) -> Option<PathBuf> {
         .filter_map(|dir| dir.read_dir().ok())
         .flatten()
         .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name == "vmlinuz" || name == "bzImage" || name.starts_with("vmlinuz-")
-        })
+        .filter(|entry| is_kernel(&entry.file_name().to_string_lossy()))
         .map(|entry| entry.path())
         .filter(|path| path.is_file())
         .collect();
@@ -452,10 +454,17 @@ fn find_kernel(directory: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
+/// What kernels' files are called.
+pub(super) fn is_kernel(name: &str) -> bool {
+    name == "vmlinuz" || name == "bzImage" || name.starts_with("vmlinuz-")
+}
+
+/// Where a directory may have its modules.
+pub(super) const MODULES: [&str; 4] = ["lib/modules", "usr/lib/modules", "modules/lib/modules", "modules"];
+
 /// Every `lib/modules/VERSION` below `directory`, in the places where it may be.
 fn modules_directories(directory: &Path) -> Vec<PathBuf> {
-    let places = ["lib/modules", "usr/lib/modules", "modules/lib/modules", "modules"];
-    let found = places.iter().filter_map(|place| directory.join(place).read_dir().ok()).flatten().flatten();
+    let found = MODULES.iter().filter_map(|place| directory.join(place).read_dir().ok()).flatten().flatten();
     let mut found: Vec<PathBuf> =
         found.map(|entry| entry.path()).filter(|path| path.join("kernel").is_dir()).collect();
     found.sort();

@@ -52,7 +52,7 @@ impl Fixture {
 
     async fn add(&self, path: &Path) -> Result<KernelRecord, AddKernelError> {
         let source = KernelOrigin::Path(path.to_owned());
-        self.images.add_kernel(NewKernel { name: None, source }).await
+        self.images.add_kernel(NewKernel { name: None, source, from: None }).await
     }
 
     /// The names of the archive's files, as cpio(1) has them: our writer is not its own judge.
@@ -172,9 +172,13 @@ async fn what_is_no_kernel_is_refused_with_the_reason() {
     assert!(fixture.images.kernels().kernels.is_empty());
 
     let source = KernelOrigin::Image("nothing".into());
-    let error = fixture.images.add_kernel(NewKernel { name: None, source }).await.unwrap_err();
+    let error = fixture.images.add_kernel(NewKernel { name: None, source, from: None }).await.unwrap_err();
     assert!(matches!(error, AddKernelError::NoImage(name) if name == "nothing:latest"));
     let source = KernelOrigin::Path(fixture.directory("6.9.3"));
-    let error = fixture.images.add_kernel(NewKernel { name: Some("a/b".into()), source }).await.unwrap_err();
+    let error = fixture
+        .images
+        .add_kernel(NewKernel { name: Some("a/b".into()), source, from: None })
+        .await
+        .unwrap_err();
     assert!(matches!(error, AddKernelError::Name(_)));
 }

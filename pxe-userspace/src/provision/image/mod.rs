@@ -19,6 +19,7 @@ mod kernel;
 mod kernels;
 mod manifest;
 mod oci;
+mod sent;
 mod sparse;
 mod squashfs;
 mod stage1;
@@ -56,6 +57,7 @@ pub use self::kernels::{
     AddKernelError, KernelList, KernelOrigin, KernelRecord, ModuleError, ModuleSet, ModulesRecord, NewKernel,
 };
 pub use self::oci::{ArchiveError, ImageConfig};
+pub use self::sent::{UnpackError, pack_kernel, pack_layout};
 pub use self::squashfs::SquashfsError;
 pub use self::stage1::Stage1Error;
 pub use self::store::{StoreError, Stored};
@@ -284,6 +286,16 @@ impl Images {
     /// that read its configuration before then still finds it, until [`Images::gc`].
     pub fn blob(&self, sha256: &str) -> io::Result<Option<Blob>> {
         self.0.store.find(sha256)
+    }
+
+    /// Where files are kept until they are brought in; what a killed daemon left there is nobody's.
+    pub fn work(&self) -> PathBuf {
+        self.0.store.work()
+    }
+
+    /// Unpacks a directory that was sent: [`pack_kernel`].
+    pub fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
+        sent::unpack(archive, into)
     }
 
     /// All of them, by name.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use chacha20poly1305::aead::rand_core::RngCore as _;
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, OsRng, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use zeroize::Zeroizing;
 
 use crate::base::secret_file;
 use crate::store::{Change, ReadError, SealedKey, Store, VolumeKeyId, WriteError};
@@ -50,7 +51,7 @@ impl Keys {
 
     /// The key of a volume of `owner`'s. When this returns, it survives a power cut: a disk that was encrypted with
     /// a key that is lost is lost, too.
-    pub fn of(&mut self, owner: &str, plan: &str, volume: &str) -> Result<[u8; 32], KeyError> {
+    pub fn of(&mut self, owner: &str, plan: &str, volume: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
         let cipher = self.cipher()?;
         let purpose = serde_json::json!([owner, plan, volume]).to_string();
         let id = VolumeKeyId { owner: owner.into(), plan: plan.into(), volume: volume.into() };
@@ -58,13 +59,19 @@ impl Keys {
         if let Some(SealedKey { nonce, sealed }) = self.store.reader().volume_key(&id)? {
             let nonce = <[u8; 24]>::try_from(nonce).map_err(|_| unsealed())?;
             let payload = Payload { msg: &sealed, aad: purpose.as_bytes() };
-            let key = cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
-            return key.try_into().map_err(|_| unsealed());
+            let opened = cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
+            let opened = Zeroizing::new(opened);
+            let mut key = Zeroizing::new([0; 32]);
+            if opened.len() != key.len() {
+                return Err(unsealed());
+            }
+            key.copy_from_slice(&opened);
+            return Ok(key);
         }
-        let (mut key, mut nonce) = ([0; 32], [0; 24]);
-        OsRng.fill_bytes(&mut key);
+        let (mut key, mut nonce) = (Zeroizing::new([0; 32]), [0; 24]);
+        OsRng.fill_bytes(&mut *key);
         OsRng.fill_bytes(&mut nonce);
-        let payload = Payload { msg: &key, aad: purpose.as_bytes() };
+        let payload = Payload { msg: &*key, aad: purpose.as_bytes() };
         let sealed = cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
         let sealed = SealedKey { nonce: nonce.to_vec(), sealed };
         self.store.write(vec![Change::AddVolumeKey(id, sealed)]).wait()?;
@@ -76,12 +83,12 @@ impl Keys {
         let path = &self.sealing_key;
         let failed = |source| KeyError::SealingKey { path: path.clone(), source };
         let key = match fs::read(path) {
-            Ok(key) => key,
+            Ok(key) => Zeroizing::new(key),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.store.reader().has_volume_keys()? {
                     return Err(KeyError::SealingKeyLost(path.clone()));
                 }
-                let mut key = vec![0; 32];
+                let mut key = Zeroizing::new(vec![0; 32]);
                 OsRng.fill_bytes(&mut key);
                 secret_file::write(path, &key).map_err(failed)?;
                 key
@@ -115,7 +122,7 @@ mod tests {
         assert_eq!(fs::metadata(&sealing).unwrap().permissions().mode() & 0o777, 0o600);
         for entry in fs::read_dir(dir.path()).unwrap() {
             let bytes = fs::read(entry.unwrap().path()).unwrap();
-            assert!(!bytes.windows(32).any(|window| window == key), "a key lies open in a file");
+            assert!(!bytes.windows(32).any(|window| window == &key[..]), "a key lies open in a file");
         }
     }
 

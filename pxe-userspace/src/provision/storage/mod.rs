@@ -29,7 +29,7 @@ impl Storage {
     /// The keys of a boot's encrypted volumes, by volume, in hexadecimal.
     pub fn release(&self, scope: &Scope) -> Result<BTreeMap<String, String>, KeyError> {
         let mut keys = self.keys();
-        let key = |volume: &String| Ok((volume.clone(), hex(&keys.of(&scope.owner, &scope.plan, volume)?)));
+        let key = |volume: &String| Ok((volume.clone(), hex(&*keys.of(&scope.owner, &scope.plan, volume)?)));
         scope.volumes.iter().map(key).collect()
     }
 

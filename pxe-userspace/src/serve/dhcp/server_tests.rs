@@ -59,7 +59,7 @@ fn config() -> Config {
         },
         files_root: None,
         http: config::Http { port: 80, tls_port: 7443 },
-        api: config::Api { listen: "127.0.0.1:7480".parse().unwrap() },
+        api: config::Api { socket: config::API_SOCKET.into(), listen: None, names: Vec::new() },
         boot: config::Boot { ipxe: config::IpxeLoader::Grub, assets: "/nonexistent".into() },
         docker: config::Docker { socket: None },
         carousel: crate::config::Carousel::default(),

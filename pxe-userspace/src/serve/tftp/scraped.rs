@@ -10,7 +10,7 @@
 //! 10,000 machines whose boots are in progress.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -187,9 +187,9 @@ fn print(when: &str, took: &mut [Duration]) {
 }
 
 /// Reads a page of the API, and says how long it is.
-fn get(api: SocketAddr, path: &str) -> usize {
-    let mut stream = TcpStream::connect(api).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n").unwrap();
+fn get(api: &std::path::Path, path: &str) -> usize {
+    let mut stream = std::os::unix::net::UnixStream::connect(api).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut page = Vec::new();
     stream.read_to_end(&mut page).unwrap();
     assert!(page.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&page[..page.len().min(300)]));

@@ -61,6 +61,20 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX event_that_moves ON event (mac, id) WHERE moves;
     DROP INDEX event_by_mac;
     ",
+    // Who may use the API by TCP, and what people changed.
+    "
+    CREATE TABLE token (
+        name    TEXT PRIMARY KEY,
+        hash    TEXT NOT NULL,
+        role    TEXT NOT NULL,
+        added   TEXT NOT NULL,
+        expires TEXT
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE audit (
+        id    INTEGER PRIMARY KEY,
+        body  TEXT NOT NULL
+    ) STRICT;
+    ",
 ];
 
 /// The layout of today.

@@ -10,7 +10,10 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 
 use super::connect;
 use crate::base::lock::Unpoisoned as _;
-use crate::store::{AssignmentRow, Document, EventRow, LeaseRow, ReadError, Reader, SealedKey, VolumeKeyId};
+use crate::store::{
+    AssignmentRow, AuditRow, Document, EventRow, LeaseRow, ReadError, Reader, SealedKey, TokenRow,
+    VolumeKeyId,
+};
 
 /// Connections that are kept for the next reader. More are opened when more read at a time.
 const KEPT: usize = 4;
@@ -127,6 +130,26 @@ impl Reader for Arc<Connections> {
     fn has_volume_keys(&self) -> Result<bool, ReadError> {
         let query = "SELECT EXISTS (SELECT 1 FROM volume_key)";
         self.with("the keys of volumes", |db| db.query_row(query, [], |row| row.get(0)))
+    }
+
+    fn tokens(&self) -> Result<Vec<TokenRow>, ReadError> {
+        self.all("tokens", "SELECT name, hash, role, added, expires FROM token", [], |row| {
+            let expires: Option<String> = row.get(4)?;
+            let expires = expires.map(|_| parsed(row, 4)).transpose()?;
+            let (name, hash, role) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(TokenRow { name, hash, role, added: parsed(row, 3)?, expires })
+        })
+    }
+
+    fn audit_since(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError> {
+        let query = "SELECT id, body FROM audit WHERE id > ? ORDER BY id LIMIT ?";
+        let row = |row: &Row<'_>| Ok(AuditRow { id: row.get(0)?, body: row.get(1)? });
+        self.all("the audit", query, params![after, limit as u64], row)
+    }
+
+    fn last_audit_id(&self) -> Result<u64, ReadError> {
+        let query = "SELECT coalesce(max(id), 0) FROM audit";
+        self.with("the audit", |db| db.query_row(query, [], |row| row.get(0)))
     }
 }
 

@@ -12,6 +12,8 @@ const EVENTS_OF_MACHINE: u64 = 2_000;
 
 /// A machine's are counted at every so many events. That finds whoever adds many, and costs the others nothing.
 const COUNTED_EVERY: u64 = 32;
+/// The same of the audit: a change a minute for two months. An entry has some hundred bytes, and 8 KiB at most.
+const AUDIT_KEPT: u64 = 100_000;
 
 /// All of them, or none.
 pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusqlite::Error> {
@@ -75,6 +77,21 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             let insert = "INSERT INTO volume_key (owner, plan, volume, nonce, sealed) VALUES (?, ?, ?, ?, ?)";
             let values = params![id.owner, id.plan, id.volume, key.nonce, key.sealed];
             db.prepare_cached(insert)?.execute(values)?;
+        }
+        Change::AddToken(token) => {
+            let insert = "INSERT INTO token (name, hash, role, added, expires) VALUES (?, ?, ?, ?, ?)";
+            let (added, expires) = (token.added.to_string(), token.expires.map(|time| time.to_string()));
+            db.prepare_cached(insert)?
+                .execute(params![token.name, token.hash, token.role, added, expires])?;
+        }
+        Change::RemoveToken(name) => {
+            db.prepare_cached("DELETE FROM token WHERE name = ?")?.execute([name])?;
+        }
+        Change::AddAudit(entry) => {
+            let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
+            let forget = "DELETE FROM audit WHERE id <= ?";
+            db.prepare_cached(forget)?.execute([entry.id.saturating_sub(AUDIT_KEPT)])?;
         }
     }
     Ok(())

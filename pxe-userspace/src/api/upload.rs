@@ -1,0 +1,109 @@
+//! Files that come as a request's body: whoever asks opens them, and the daemon opens no path for anybody.
+
+use std::path::{Path, PathBuf};
+
+use axum::body::Body;
+use futures_util::StreamExt as _;
+use tokio::io::AsyncWriteExt as _;
+
+use super::{Failure, Kind};
+use crate::base::text::one_line;
+
+/// Bytes of a file's name.
+const NAME_MAX: usize = 128;
+
+/// A file that has come. It is gone when this is dropped.
+pub(super) struct Upload {
+    directory: tempfile::TempDir,
+    name: String,
+    /// What it is called where it came from.
+    called: String,
+}
+
+impl Upload {
+    /// Takes a body to its end, into a directory of its own below `work`. `name` is the file's, where it came from.
+    pub(super) async fn receive(work: &Path, name: Option<&str>, body: Body) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| {
+            let hint = "check the state directory: `df -h`, `ls -l`";
+            Failure::new(Kind::Internal, format!("keeping what was sent: {error}"), hint)
+        };
+        let directory = tempfile::tempdir_in(work).map_err(failed)?;
+        let name = name.unwrap_or("what was sent");
+        let upload = Self { directory, name: plain(name), called: one_line(name) };
+        let mut file = tokio::fs::File::create_new(upload.path()).await.map_err(failed)?;
+        let mut body = body.into_data_stream();
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(|error| {
+                Failure::new(Kind::Invalid, format!("the file did not come whole: {error}"), "send it again")
+            })?;
+            file.write_all(&piece).await.map_err(failed)?;
+        }
+        file.flush().await.map_err(failed)?;
+        Ok(upload)
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.path().join(&self.name)
+    }
+
+    /// A directory beside the file, for what is in it.
+    pub(super) fn beside(&self) -> PathBuf {
+        self.directory.path().join("unpacked")
+    }
+
+    /// A failure in the words of who sent the file: they don't know where it lies here.
+    pub(super) fn told(&self, failure: Failure) -> Failure {
+        let here = |path: PathBuf| path.display().to_string();
+        let error = failure.error.replace(&here(self.path()), &self.called);
+        Failure { error: error.replace(&here(self.beside()), &self.called), ..failure }
+    }
+}
+
+/// The last part of a path, without what a file's name here should not have.
+fn plain(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let allowed = |c: char| c.is_alphanumeric() || "._+~-@ ".contains(c);
+    let mut plain: String = last.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
+    while plain.len() > NAME_MAX {
+        plain.pop();
+    }
+    match plain.trim_matches(['.', ' ']) {
+        "" | "unpacked" => "archive".to_owned(),
+        _ => plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_names_and_no_paths() {
+        for (name, plain) in [
+            ("/srv/images/hello.tar", "hello.tar"),
+            ("linux-image-6.1.0_6.1.1~rc1+b1_amd64.deb", "linux-image-6.1.0_6.1.1~rc1+b1_amd64.deb"),
+            ("", "archive"),
+            ("..", "archive"),
+            ("a/..", "archive"),
+            ("unpacked", "archive"),
+            ("x\u{1b}[2J\0y", "x__2J_y"),
+        ] {
+            assert_eq!(super::plain(name), plain, "{name:?}");
+        }
+        assert!(super::plain(&"ü".repeat(1000)).len() <= NAME_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_body_becomes_a_file_that_goes_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let upload = Upload::receive(dir.path(), Some("a.tar"), Body::from("hello")).await.unwrap();
+        assert_eq!(std::fs::read(upload.path()).unwrap(), b"hello");
+        let told = upload.told(Failure::internal(format!("{} is damaged", upload.path().display())));
+        assert_eq!(told.error, "a.tar is damaged");
+        drop(upload);
+        let broken = futures_util::stream::iter([Ok("hel"), Err(std::io::Error::other("gone"))]);
+        let failure = Upload::receive(dir.path(), None, Body::from_stream(broken)).await.err().unwrap();
+        assert!(failure.kind == Kind::Invalid && failure.error.contains("gone"), "{failure}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! Directories that are sent to the daemon as a tar archive. Whoever asks reads the files, with what they may read; the
+//! daemon unpacks plain files and nothing else, so that no link in the archive leads it anywhere.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write};
+use std::path::{Component, Path, PathBuf};
+
+use super::kernels::{MODULES, is_kernel};
+use super::tar::{EntryKind, TarError, TarReader};
+
+/// What was sent can't be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    #[error("{0:?} is no path of a file that is sent")]
+    Path(String),
+    #[error("unpacking: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Writes what a kernel's directory has of a kernel, as it is looked for: its file, there and in `boot`, and all
+/// modules.
+pub fn pack_kernel(directory: &Path, out: impl Write) -> io::Result<()> {
+    let mut archive = tar::Builder::new(out);
+    for place in ["", "boot"] {
+        for entry in entries(&directory.join(place))? {
+            let name = entry.file_name().unwrap_or_default().to_owned();
+            if is_kernel(&name.to_string_lossy()) && entry.is_file() {
+                file(&mut archive, &entry, &Path::new(place).join(name))?;
+            }
+        }
+    }
+    for place in MODULES {
+        for version in entries(&directory.join(place))?.iter().filter(|entry| entry.join("kernel").is_dir()) {
+            let name = Path::new(place).join(version.file_name().unwrap_or_default());
+            below(&mut archive, version, &name)?;
+        }
+    }
+    archive.into_inner()?.flush()
+}
+
+/// Writes an OCI layout, or what `docker save` would have packed.
+pub fn pack_layout(directory: &Path, out: impl Write) -> io::Result<()> {
+    if !["index.json", "manifest.json"].iter().any(|name| directory.join(name).is_file()) {
+        return Err(io::Error::other("it has no index.json, as an OCI layout has, and no manifest.json"));
+    }
+    let mut archive = tar::Builder::new(out);
+    below(&mut archive, directory, Path::new(""))?;
+    archive.into_inner()?.flush()
+}
+
+/// Every file below a directory. A link to a file is the file; one to a directory may lead in a circle, and is left
+/// out.
+fn below(archive: &mut tar::Builder<impl Write>, directory: &Path, name: &Path) -> io::Result<()> {
+    for entry in entries(directory)? {
+        let name = name.join(entry.file_name().unwrap_or_default());
+        let own = entry.symlink_metadata()?.file_type();
+        if own.is_dir() {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_size(0);
+            header.set_mode(0o755);
+            archive.append_data(&mut header, &name, io::empty())?;
+            below(archive, &entry, &name)?;
+        } else if entry.is_file() {
+            file(archive, &entry, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn file(archive: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> io::Result<()> {
+    let with_path = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let opened = File::open(path).map_err(with_path)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(opened.metadata().map_err(with_path)?.len());
+    header.set_mode(0o644);
+    // A file that grows meanwhile is cut where it was.
+    let length = header.size()?;
+    archive.append_data(&mut header, name, io::Read::take(opened, length)).map_err(with_path)
+}
+
+/// In order; none where there is no such directory.
+fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let found = match directory.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?,
+    };
+    let mut found = found.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    found.sort();
+    Ok(found)
+}
+
+/// Unpacks the files and directories of an archive; anything else is left out.
+pub(super) fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
+    fs::create_dir_all(into)?;
+    let mut archive = TarReader::new(BufReader::new(File::open(archive)?));
+    while let Some(entry) = archive.next()? {
+        if !matches!(entry.kind, EntryKind::File | EntryKind::Directory) {
+            continue;
+        }
+        let path = into.join(inside(&entry.path)?);
+        if entry.kind == EntryKind::Directory {
+            fs::create_dir_all(path)?;
+            continue;
+        }
+        fs::create_dir_all(path.parent().unwrap_or(into))?;
+        // What is there is a file of this archive.
+        io::copy(&mut archive.data(), &mut File::create(path)?)?;
+    }
+    Ok(())
+}
+
+/// A path that leads nowhere else.
+fn inside(path: &[u8]) -> Result<PathBuf, UnpackError> {
+    let text = String::from_utf8_lossy(path);
+    let inside: PathBuf = Path::new(&*text).components().filter(|part| *part != Component::CurDir).collect();
+    let plain = inside.components().all(|part| matches!(part, Component::Normal(_)));
+    match plain && inside.file_name().is_some() && !text.contains('\0') {
+        true => Ok(inside),
+        false => Err(UnpackError::Path(text.into_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn sent(
+        pack: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> (tempfile::TempDir, Result<(), UnpackError>) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = Vec::new();
+        pack(&mut archive).unwrap();
+        fs::write(dir.path().join("a.tar"), archive).unwrap();
+        let unpacked = unpack(&dir.path().join("a.tar"), &dir.path().join("there"));
+        (dir, unpacked)
+    }
+
+    fn files(below: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut todo = vec![below.to_owned()];
+        while let Some(directory) = todo.pop() {
+            for path in entries(&directory).unwrap() {
+                assert!(!path.is_symlink());
+                if path.is_dir() {
+                    todo.push(path);
+                } else {
+                    found.push(path.strip_prefix(below).unwrap().display().to_string());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_kernels_directory_arrives_with_what_is_a_kernels() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        };
+        let long = format!("usr/lib/modules/6.9/kernel/{}/a.ko", "x".repeat(150));
+        for name in
+            ["boot/vmlinuz-6.9", "home/secret", "usr/lib/modules/6.9/modules.dep", &long, "vmlinuz.old"]
+        {
+            write(name);
+        }
+        symlink("usr/lib", dir.path().join("lib")).unwrap();
+        symlink("/", dir.path().join("usr/lib/modules/6.9/build")).unwrap();
+        symlink("modules.dep", dir.path().join("usr/lib/modules/6.9/modules.link")).unwrap();
+        let (there, unpacked) = sent(|out| pack_kernel(dir.path(), out));
+        unpacked.unwrap();
+        let mut expected = vec!["boot/vmlinuz-6.9".to_owned()];
+        for place in ["lib", "usr/lib"] {
+            expected.push(format!("{place}/modules/6.9/modules.dep"));
+            expected.push(format!("{place}/modules/6.9/modules.link"));
+            expected.push(long.replacen("usr/lib", place, 1));
+        }
+        expected.sort();
+        assert_eq!(files(&there.path().join("there")), expected);
+        let link = fs::read(there.path().join("there/lib/modules/6.9/modules.link")).unwrap();
+        assert_eq!(link, b"usr/lib/modules/6.9/modules.dep");
+    }
+
+    #[test]
+    fn only_a_layout_is_sent_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(pack_layout(dir.path(), io::sink()).unwrap_err().to_string().contains("index.json"));
+        fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+        fs::write(dir.path().join("index.json"), "{}").unwrap();
+        fs::write(dir.path().join("blobs/sha256/aa"), "x").unwrap();
+        let (there, unpacked) = sent(|out| pack_layout(dir.path(), out));
+        unpacked.unwrap();
+        assert_eq!(files(&there.path().join("there")), ["blobs/sha256/aa", "index.json"]);
+    }
+
+    #[test]
+    fn nothing_leads_out() {
+        let with = |name: &[u8], kind, link: &str| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(if kind == tar::EntryType::Regular { 1 } else { 0 });
+            if !link.is_empty() {
+                header.set_link_name(link).unwrap();
+            }
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name);
+            header.set_cksum();
+            header
+        };
+        for name in ["../evil", "a/../../evil", "/etc/evil", "a/../b", "."] {
+            let (_, unpacked) = sent(|out| {
+                let mut archive = tar::Builder::new(out);
+                archive.append(&with(name.as_bytes(), tar::EntryType::Regular, ""), &b"x"[..])?;
+                archive.finish()
+            });
+            assert!(matches!(unpacked, Err(UnpackError::Path(_))), "{name}: {unpacked:?}");
+        }
+        // A link, and then a file through it.
+        let (dir, unpacked) = sent(|out| {
+            let mut archive = tar::Builder::new(out);
+            archive.append(&with(b"d", tar::EntryType::Symlink, "/etc"), io::empty())?;
+            archive.append(&with(b"vmlinuz", tar::EntryType::Symlink, "/etc/shadow"), io::empty())?;
+            archive.append(&with(b"hard", tar::EntryType::Link, "/etc/shadow"), io::empty())?;
+            archive.append(&with(b"d/x", tar::EntryType::Regular, ""), &b"x"[..])?;
+            archive.finish()
+        });
+        unpacked.unwrap();
+        assert_eq!(files(&dir.path().join("there")), ["d/x"]);
+    }
+}
