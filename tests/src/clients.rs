@@ -38,6 +38,13 @@ impl Dhcp {
     pub const ALL: [Self; 3] = [Self::Udhcpc, Self::Dhclient, Self::Dhcpcd];
     pub const PROGRAMS: [&str; 3] = ["udhcpc", "dhclient", "dhcpcd"];
 
+    /// Gets a lease for `host`, and configures it with that: what is for leased machines only is for it, too.
+    pub fn move_in(self, world: &World, host: &Host) -> Result<Ipv4Addr> {
+        let address = self.lease(world, host)?;
+        host.address(&format!("{address}/24"))?;
+        Ok(address)
+    }
+
     /// Gets a lease for `host`, which is not configured with it, and returns the address.
     pub fn lease(self, world: &World, host: &Host) -> Result<Ipv4Addr> {
         let name = format!("{}-{self:?}", host.port());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{self, ADDRESS, Appliance, find};
+use lab::clients::Dhcp;
 use lab::engine::{DEMO, Engine};
 use lab::needs::Needs;
 use lab::net::{Host, ip, plug};
@@ -17,7 +18,7 @@ use lab::world::{self, World};
 use pxe_init::carousel::{Came, Remote, Store, fetch};
 use serde_json::Value;
 
-const PROGRAMS: [&str; 5] = ["ip", "tc", "iptables", "dockerd", "docker"];
+const PROGRAMS: [&str; 6] = ["ip", "tc", "iptables", "dockerd", "docker", "udhcpc"];
 
 /// The appliance's port, and the switch's at the other end of the cable.
 const LINK: (&str, &str) = ("up0", "up1");
@@ -116,7 +117,6 @@ impl Scene {
             .map(|n| {
                 let host = Host::new(&format!("n{n}"), n)?;
                 plug(&host.port(), SWITCH)?;
-                host.address(&format!("10.77.0.{}/24", 100 + u32::from(n)))?;
                 Ok(host)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -125,6 +125,9 @@ impl Scene {
         let config = appliance::demo(world, &[LINK.0.to_owned()], &[], "auto");
         let config = config.replace("cmdline =", "stages  = \"two\"\ncmdline =");
         let appliance = Appliance::start(world, &config)?;
+        for host in &hosts {
+            Dhcp::Udhcpc.move_in(world, host)?;
+        }
         appliance.run(&["image", "add", DEMO])?;
         engine.stop()?;
         let images = appliance.json(&["images"])?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{self, find};
 use lab::boot::{Boot, News, Outcome};
+use lab::clients::Dhcp;
 use lab::engine::{DEMO, import};
 use lab::machine::{Disk, Spec};
 use lab::needs::Needs;
@@ -77,16 +78,16 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
 
 #[test]
 fn an_image_that_others_want_too_comes_by_multicast() {
-    world::test(Needs::of(&[&PROGRAMS[..], &["curl"]].concat()).machine(512), |world| {
+    world::test(Needs::of(&[&PROGRAMS[..], &["curl", "udhcpc"]].concat()).machine(512), |world| {
         let spec = Spec::numbered(1);
         let other = Host::new("other", 1)?;
-        other.address("10.77.0.50/24")?;
         let ports = [spec.tap.clone(), other.port()];
         let config = appliance::demo(world, &ports, std::slice::from_ref(&spec), "auto");
         let config =
             config.replace("cmdline =", "stages  = \"two\"\ncmdline =") + "\n[carousel]\nat-least = 2\n";
         let mut boot =
             Boot::prepare(world, std::slice::from_ref(&spec), &config, 16 << 20, |step| println!("{step}"))?;
+        Dhcp::Udhcpc.move_in(world, &other)?;
         // Another machine that fetches it, as far as the appliance can tell.
         let (sha256, size) = stage2(&boot)?;
         let asks = format!(

@@ -36,7 +36,7 @@ use crate::provision::planner::Planner;
 use crate::provision::storage::Storage;
 use crate::provision::trials::Trials;
 use crate::serve::carousel::Carousel;
-use crate::serve::dhcp::{self, Dhcp, Kernel};
+use crate::serve::dhcp::{self, Dhcp, Kernel, Told};
 use crate::serve::files::{Catalog, Kept};
 use crate::serve::tftp::socket::Tftp;
 use crate::serve::tftp::{self, FastPath};
@@ -103,10 +103,7 @@ impl Appliance {
             dhcp: dhcp.clone(),
         });
         if config.dhcp.mode != DhcpMode::Off {
-            let (dhcp, machines, timeline) = (dhcp.clone(), machines.clone(), timeline.clone());
-            let serving =
-                dhcp::bind(&info)?.run(dhcp, opened, machines, timeline, told.dhcp, shutdown.clone());
-            starting.parts.spawn(async { serving.await.context("serving DHCP") });
+            starting.dhcp(&info, (dhcp.clone(), opened, told.dhcp), machines.clone(), timeline.clone())?;
         }
         let tftp =
             starting.tftp(&info, &segment, &fast_path, catalog.clone(), told.tftp, timeline.clone())?;
@@ -163,6 +160,19 @@ impl Appliance {
 }
 
 impl Starting<'_> {
+    /// Serves DHCP, with what the kernel tells of it.
+    fn dhcp(
+        &mut self,
+        bridge: &BridgeInfo,
+        (dhcp, opened, told): (Dhcp, dhcp::socket::Opened, mpsc::Receiver<Told>),
+        machines: Machines,
+        timeline: Timeline,
+    ) -> anyhow::Result<()> {
+        let serving = dhcp::bind(bridge)?.run(dhcp, opened, machines, timeline, told, self.shutdown.clone());
+        self.parts.spawn(async { serving.await.context("serving DHCP") });
+        Ok(())
+    }
+
     /// Loads the kernel's programs, and attaches them to the ports that are there and to those that come.
     fn fast_path(&mut self, config: &Config, bridge: &mut Bridge) -> (ports::Loaded, ports::Told) {
         let (pins, tier) = (Pins::of(&config.state_dir), config.network.fast_path);

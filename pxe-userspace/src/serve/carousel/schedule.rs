@@ -225,19 +225,21 @@ impl Schedule {
         start..start + count
     }
 
-    /// Returns how many symbols were asked for, out of those that are `left`.
+    /// Returns how many symbols were asked for, out of those that are `left`. What is to be sent anyhow, because this
+    /// receiver or another has asked for it, costs nothing.
     fn want(&mut self, lack: &Lack, seen: u32, left: &mut u64) -> u64 {
         let mut asked = 0;
         for block in lack.first..self.sent.len().min(lack.last.saturating_add(1) as usize) as u32 {
             if self.sent[block as usize].until.is_some_and(|until| until <= seen) {
                 let symbols = lack.symbols.clamp(1, self.geometry.symbols(block));
-                if u64::from(symbols) > *left {
-                    *left = 0;
-                    return asked + u64::from(symbols);
-                }
-                *left -= u64::from(symbols);
-                asked += u64::from(symbols);
                 let wanted = self.wanted.entry(block).or_default();
+                let more = u64::from(symbols.saturating_sub(*wanted));
+                asked += more;
+                if more > *left {
+                    *left = 0;
+                    return asked;
+                }
+                *left -= more;
                 *wanted = symbols.max(*wanted);
             }
         }
