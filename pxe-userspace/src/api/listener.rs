@@ -45,7 +45,7 @@ use super::{Failure, Kind};
 const LINGER: Duration = Duration::from_secs(30);
 
 /// Data that is not acknowledged for this long: the client is gone.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// Bytes of a request's headers, and about so many of an answer, that wait for a client.
 const BUFFER_MAX: usize = 64 << 10;
@@ -81,31 +81,46 @@ async fn serve_either(
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = tasks.join_next() => continue,
-            () = stop.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => match connections.enter(peer.ip().to_canonical()) {
-                Some(entry) => {
-                    tasks.spawn(connection(stream, tls.clone(), peer, router.clone(), entry, stop.clone()));
-                }
-                None => {
-                    tracing::debug!(%peer, "a client that has too many connections, or is none of the segment's");
-                    // A FIN would leave it in TIME_WAIT.
-                    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                }
-            },
-            // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+    while let Some(accepted) = next(listener.accept(), &mut tasks, &stop).await {
+        let Some((stream, peer)) = accepted else { continue };
+        match connections.enter(peer.ip().to_canonical()) {
+            Some(entry) => {
+                tasks.spawn(connection(stream, tls.clone(), peer, router.clone(), entry, stop.clone()));
+            }
+            None => {
+                tracing::debug!(%peer, "a client that has too many connections, or is none of the segment's");
+                // A FIN would leave it in TIME_WAIT.
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
         }
     }
     drop(listener);
+    end(tasks).await;
+}
+
+/// The next connection; `Some(None)` when there was none to be had, `None` at the end.
+pub(super) async fn next<T>(
+    accept: impl Future<Output = io::Result<T>>,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Option<Option<T>> {
+    tokio::select! {
+        accepted = accept => match accepted {
+            Ok(accepted) => Some(Some(accepted)),
+            // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Some(None)
+            }
+        },
+        Some(_) = tasks.join_next() => Some(None),
+        () = stop.cancelled() => None,
+    }
+}
+
+/// Requests in progress get their time to end.
+pub(super) async fn end(mut tasks: JoinSet<()>) {
     let _ = tokio::time::timeout(LAST_ORDERS, async { while tasks.join_next().await.is_some() {} }).await;
 }
 

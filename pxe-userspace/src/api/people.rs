@@ -28,23 +28,16 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
+use super::listener::{self, UNACKNOWLEDGED};
+use super::places::IDLE;
 use crate::base::lock::Unpoisoned as _;
 
 /// Connections at a time, of the socket and of TCP, each.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// Without a request for this long, a connection is closed.
-const IDLE: Duration = Duration::from_secs(5);
-
-/// Data that is not acknowledged for this long: the client is gone.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
-
 /// What a client whose request was not read to its end gets, to read why: a reset would take the answer away.
 const DRAINED_FOR: Duration = Duration::from_secs(1);
 const DRAINED: u64 = 256 * 1024;
-
-/// What requests in progress get at the end.
-const LAST_ORDERS: Duration = Duration::from_secs(2);
 
 /// The group whose members may use the socket, where there is one.
 pub const GROUP: &str = "bridgehead";
@@ -147,7 +140,7 @@ impl Socket {
     pub async fn serve(self, router: Router, stop: CancellationToken) {
         let places = Places::default();
         let mut tasks = JoinSet::new();
-        while let Some(accepted) = next(self.listener.accept(), &mut tasks, &stop).await {
+        while let Some(accepted) = listener::next(self.listener.accept(), &mut tasks, &stop).await {
             let Some((stream, _)) = accepted else { continue };
             let uid = match stream.peer_cred() {
                 Ok(peer) => peer.uid(),
@@ -166,7 +159,7 @@ impl Socket {
             tasks.spawn(place.hold(by_socket(stream, came, router.clone(), stop.clone())));
         }
         drop(self);
-        let _ = tokio::time::timeout(LAST_ORDERS, async { while tasks.join_next().await.is_some() {} }).await;
+        listener::end(tasks).await;
     }
 }
 
@@ -180,7 +173,7 @@ pub async fn serve(
     let tls = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
     let places = Places::default();
     let mut tasks = JoinSet::new();
-    while let Some(accepted) = next(listener.accept(), &mut tasks, &stop).await {
+    while let Some(accepted) = listener::next(listener.accept(), &mut tasks, &stop).await {
         let Some((stream, peer)) = accepted else { continue };
         let known = Known::default();
         let Some(place) = places.take(known.clone()) else {
@@ -191,28 +184,7 @@ pub async fn serve(
         tasks.spawn(place.hold(serving));
     }
     drop(listener);
-    let _ = tokio::time::timeout(LAST_ORDERS, async { while tasks.join_next().await.is_some() {} }).await;
-}
-
-/// The next connection; `Some(None)` when there was none to be had, `None` at the end.
-async fn next<T>(
-    accept: impl Future<Output = io::Result<T>>,
-    tasks: &mut JoinSet<()>,
-    stop: &CancellationToken,
-) -> Option<Option<T>> {
-    tokio::select! {
-        accepted = accept => match accepted {
-            Ok(accepted) => Some(Some(accepted)),
-            // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
-            Err(error) => {
-                tracing::warn!(%error, "a connection to the API could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                Some(None)
-            }
-        },
-        Some(_) = tasks.join_next() => Some(None),
-        () = stop.cancelled() => None,
-    }
+    listener::end(tasks).await;
 }
 
 async fn by_socket(stream: UnixStream, came: Came, router: Router, stop: CancellationToken) {

@@ -81,11 +81,6 @@ enum State {
 }
 
 impl Connections {
-    /// None yet, and as many as anybody likes.
-    pub fn of_people() -> Self {
-        Self::new(Limits { per_peer: usize::MAX, all: usize::MAX, idle: IDLE, first: NODE_IDLE }, None)
-    }
-
     /// None yet, and at most [`PER_NODE`] from one address. Everybody is a machine.
     pub fn of_nodes() -> Self {
         Self::new(Self::nodes(), None)

@@ -368,6 +368,11 @@ pub enum Restart {
 }
 
 impl Dhcp {
+    /// The domains that a name without dots may be in, the machines' own first.
+    pub fn search_list(&self) -> impl Iterator<Item = &String> {
+        self.domain.iter().chain(&self.search)
+    }
+
     /// T1 and T2 (RFC 2131 section 4.4.5).
     pub fn renewals(&self) -> [Duration; 2] {
         let defaults = [self.lease_time / 2, self.lease_time / 8 * 7];

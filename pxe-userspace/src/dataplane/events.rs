@@ -69,9 +69,8 @@ impl Events {
         let mut heard = tokio::time::interval_at(Instant::now() + HEARD_EVERY, HEARD_EVERY);
         heard.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let asked = ring.get_ref().asked();
-        // Who waits for the programs that run, and whether somebody asked meanwhile.
+        // Who waits for the programs that run. Who asks meanwhile is noticed afterwards.
         let mut waiting: Option<JoinHandle<u64>> = None;
-        let mut again = false;
         // Whether events may have come behind one that was taken, of which nobody told.
         let mut follow = false;
         loop {
@@ -84,15 +83,12 @@ impl Events {
                 }
                 () = tokio::time::sleep(FOLLOW), if follow => follow = ring.get_mut().pass_on(&sinks).await,
                 _ = heard.tick(), if waiting.is_none() => waiting = Some(spawn_blocking(wait_for_programs)),
-                () = asked.notified() => match &waiting {
-                    Some(_) => again = true,
-                    None => waiting = Some(spawn_blocking(wait_for_programs)),
-                },
+                () = asked.notified(), if waiting.is_none() => waiting = Some(spawn_blocking(wait_for_programs)),
                 until_ns = ended(&mut waiting) => {
                     let events = ring.get_mut();
                     follow |= events.pass_on(&sinks).await;
                     let _ = sinks.dhcp.send(Told::Heard { until_ns, lost: events.lost_some() }).await;
-                    waiting = std::mem::take(&mut again).then(|| spawn_blocking(wait_for_programs));
+                    waiting = None;
                 }
             }
         }

@@ -132,16 +132,16 @@ fn run(
     outcome
 }
 
-fn rate(outcome: &load::Outcome) -> f64 {
+pub(super) fn rate(outcome: &load::Outcome) -> f64 {
     outcome.exchanges as f64 / outcome.seconds
 }
 
-fn p99(outcome: &load::Outcome) -> f64 {
+pub(super) fn p99(outcome: &load::Outcome) -> f64 {
     outcome.latency.p99
 }
 
 /// The server's CPU milliseconds an exchange: seconds per 1,000.
-fn cost(outcome: &load::Outcome) -> f64 {
+pub(super) fn cost(outcome: &load::Outcome) -> f64 {
     outcome.cpu_seconds / outcome.exchanges as f64 * 1000.0
 }
 

@@ -9,6 +9,7 @@ use ::lab::world::World;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
+use super::dhcp::{cost, p99, rate};
 use super::dhcp_servers::{Server, Site};
 use super::report::{Bound, Goal, Report};
 use super::samples::{Column, OURS, Outcome, Samples};
@@ -29,10 +30,10 @@ struct Cell {
 const CELLS: [Cell; 3] = [Cell { leases: 1_000 }, Cell { leases: 10_000 }, Cell { leases: 100_000 }];
 
 const COLUMNS: &[Column<load::Outcome>] = &[
-    Column { head: "exch./s", drawn: true, of: |o| o.exchanges as f64 / o.seconds },
+    Column { head: "exch./s", drawn: true, of: rate },
     Column { head: "drops", drawn: false, of: |o| o.drops as f64 },
     Column { head: "p50", drawn: false, of: |o| o.latency.p50 },
-    Column { head: "p99", drawn: true, of: |o| o.latency.p99 },
+    Column { head: "p99", drawn: true, of: p99 },
     Column { head: "CPU s/1000", drawn: true, of: cost },
 ];
 const CAPTION: &str = "Medians of machines that ask for the first time, 16 at a time, by relay; p50 and p99 in us from DISCOVER \
@@ -100,11 +101,6 @@ fn run(site: &mut Site, machines: u32, outstanding: u32, cpus: &Cpus) -> Result<
     let first = site.given.len() as u32;
     let plan = Plan { server: site.address, way, first, machines, outstanding, end: End::Round };
     site.relay.inside(|| load::run(&plan, &mut site.given, cpus))
-}
-
-/// The server's CPU milliseconds an exchange: seconds per 1,000.
-fn cost(outcome: &load::Outcome) -> f64 {
-    outcome.cpu_seconds / outcome.exchanges as f64 * 1000.0
 }
 
 impl fmt::Display for Cell {

@@ -2,7 +2,7 @@
 //! for protocols that the host itself may have switched off.
 
 use std::io::{self, IoSliceMut, Read as _, Write as _};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsockopt, sockopt};
@@ -191,9 +191,15 @@ pub fn udp_to_any(address: Ipv4Addr, ports: &[u16]) -> Vec<SockFilter> {
     filter
 }
 
-/// Lets nothing through.
-pub fn nothing() -> [SockFilter; 1] {
-    [DROP]
+/// Keeps a UDP port on an interface, and sends from it. Nothing arrives by this socket: what comes is taken from the
+/// link, because only frames say which station they are from.
+pub fn keep_port(interface: &str, address: SocketAddrV4) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.attach_filter(&[DROP])?;
+    socket.bind(&SocketAddr::from(address).into())?;
+    Ok(socket.into())
 }
 
 /// Whose the kernel takes `address` to be on the interface (arp(7)); `None` while it does not know. `socket` may be any.
@@ -240,14 +246,14 @@ pub fn icmpv6(message_type: u8) -> [SockFilter; 8] {
     ]
 }
 
-const PASS: SockFilter = SockFilter::new(0x06, 0, 0, u32::MAX);
+pub(crate) const PASS: SockFilter = SockFilter::new(0x06, 0, 0, u32::MAX);
 const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
-const fn load_word(at: u32) -> SockFilter {
+pub(crate) const fn load_word(at: u32) -> SockFilter {
     SockFilter::new(0x20, 0, 0, at)
 }
 
-const fn load_half(at: u32) -> SockFilter {
+pub(crate) const fn load_half(at: u32) -> SockFilter {
     SockFilter::new(0x28, 0, 0, at)
 }
 
@@ -256,12 +262,12 @@ const fn load_byte(at: u32) -> SockFilter {
 }
 
 /// Skips `distance` instructions unless the accumulator equals `value`.
-const fn unless_equal(value: u32, distance: u8) -> SockFilter {
+pub(crate) const fn unless_equal(value: u32, distance: u8) -> SockFilter {
     SockFilter::new(0x15, 0, distance, value)
 }
 
 /// Skips `distance` instructions if the accumulator equals `value`.
-const fn if_equal(value: u32, distance: u8) -> SockFilter {
+pub(crate) const fn if_equal(value: u32, distance: u8) -> SockFilter {
     SockFilter::new(0x15, distance, 0, value)
 }
 

@@ -4,13 +4,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_common::wire::{Datagram, EtherType, HEADERS_LEN};
-use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::{Consoles, Said, Source};
@@ -30,7 +29,6 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// What is heard on the bridge.
 pub struct Heard {
     link: PacketSocket,
-    /// Keeps the port; what comes is taken from the link, because only frames say which station they are from.
     _port: UdpSocket,
 }
 
@@ -77,12 +75,9 @@ fn of_machine<'a>(frame: &'a [u8], segment: &Segment) -> Option<(Mac, &'a [u8])>
 /// Listens on the bridge.
 pub fn bind(bridge: &BridgeInfo) -> io::Result<Heard> {
     let address = bridge.address.addr();
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-    socket.bind_device(Some(bridge.name.as_bytes()))?;
-    socket.attach_filter(&packet::nothing())?;
-    socket.bind(&SocketAddr::from((address, PORT)).into())?;
+    let port = packet::keep_port(&bridge.name, SocketAddrV4::new(address, PORT))?;
     let link = PacketSocket::open(bridge.index, EtherType::IPV4, &packet::udp_to_any(address, &[PORT]))?;
-    Ok(Heard { link, _port: socket.into() })
+    Ok(Heard { link, _port: port })
 }
 
 /// `0,412,8120012,-;Kernel panic - not syncing: …`, as netconsole's extended form has it; `,ncfrag=0/1200` before

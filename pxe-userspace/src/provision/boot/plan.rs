@@ -39,7 +39,7 @@ impl From<&Config> for Appliance {
             tls_port: config.http.tls_port,
             router: config.dhcp.router,
             dns: config.dhcp.dns.clone(),
-            search: config.dhcp.domain.iter().chain(&config.dhcp.search).cloned().collect(),
+            search: config.dhcp.search_list().cloned().collect(),
             ntp: config.dhcp.ntp.clone(),
             mtu: config.dhcp.mtu,
             lease_time: config.dhcp.lease_time,

@@ -5,12 +5,11 @@
 //! otherwise be enough to give back, decline or move another machine's address.
 
 use ipnet::Ipv4Net;
-use nix::libc::{
-    BPF_ABS, BPF_ALU, BPF_AND, BPF_H, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LEN, BPF_MISC,
-};
-use nix::libc::{BPF_RET, BPF_TAX, BPF_W, BPF_X, SKF_LL_OFF, SKF_NET_OFF};
+use nix::libc::{SKF_LL_OFF, SKF_NET_OFF};
 use pxe_common::dhcp::field;
 use socket2::SockFilter;
+
+use crate::host::net::packet::{PASS, if_equal, load_half, load_word, unless_equal};
 
 /// Bytes of a message that are left of a forged one: those up to and with the machine's address. None that is sound is
 /// so short.
@@ -26,40 +25,32 @@ const UDP: u32 = 8;
 pub(super) fn own_words(segment: Ipv4Net) -> [SockFilter; 18] {
     let (message, frame, packet) = (UDP, SKF_LL_OFF as u32, SKF_NET_OFF as u32);
     let (mask, network) = (segment.netmask().to_bits(), segment.network().to_bits());
-    let word = |at| step(BPF_LD | BPF_W | BPF_ABS, at);
-    let half = |at| step(BPF_LD | BPF_H | BPF_ABS, at);
-    let keep = |bytes| step(BPF_RET | BPF_K, bytes);
-    let tax = || step(BPF_MISC | BPF_TAX, 0);
+    // linux/bpf_common.h: what is in the accumulator, to X; the same if that is equal; the datagram's length.
+    let to_x = || SockFilter::new(0x07, 0, 0, 0);
+    let unless_x = |distance| SockFilter::new(0x1d, 0, distance, 0);
+    let load_len = SockFilter::new(0x80, 0, 0, 0);
+    let shorten = SockFilter::new(0x06, 0, 0, UDP + FORGED_LEN as u32);
     [
         // What is shorter is for others to refuse.
-        step(BPF_LD | BPF_W | BPF_LEN, 0),
-        jump(BPF_JGE | BPF_K, UDP + FORGED_LEN as u32, 0, 15),
-        word(message + field::GIADDR as u32),
-        jump(BPF_JEQ | BPF_K, 0, 0, 13),
+        load_len,
+        SockFilter::new(0x35, 0, 15, UDP + FORGED_LEN as u32),
+        load_word(message + field::GIADDR as u32),
+        unless_equal(0, 13),
         // The packet's source.
-        word(packet + 12),
-        jump(BPF_JEQ | BPF_K, 0, 2, 0),
-        step(BPF_ALU | BPF_AND | BPF_K, mask),
-        jump(BPF_JEQ | BPF_K, network, 0, 9),
+        load_word(packet + 12),
+        if_equal(0, 2),
+        SockFilter::new(0x54, 0, 0, mask),
+        unless_equal(network, 9),
         // The frame's source, in two parts.
-        word(frame + 6),
-        tax(),
-        word(message + field::CHADDR as u32),
-        jump(BPF_JEQ | BPF_X, 0, 0, 4),
-        half(frame + 10),
-        tax(),
-        half(message + field::CHADDR as u32 + 4),
-        jump(BPF_JEQ | BPF_X, 0, 1, 0),
-        keep(UDP + FORGED_LEN as u32),
-        keep(u32::MAX),
+        load_word(frame + 6),
+        to_x(),
+        load_word(message + field::CHADDR as u32),
+        unless_x(4),
+        load_half(frame + 10),
+        to_x(),
+        load_half(message + field::CHADDR as u32 + 4),
+        SockFilter::new(0x1d, 1, 0, 0),
+        shorten,
+        PASS,
     ]
-}
-
-fn step(code: u32, k: u32) -> SockFilter {
-    SockFilter::new(code as u16, 0, 0, k)
-}
-
-/// Goes on so many steps further, if so or not.
-fn jump(code: u32, k: u32, yes: u8, no: u8) -> SockFilter {
-    SockFilter::new((BPF_JMP | code) as u16, yes, no, k)
 }

@@ -402,11 +402,7 @@ impl Leases {
 
     /// How many addresses of the range can be anybody's, and how many of them are nobody's now.
     pub fn room(&self, now: Timestamp) -> Room {
-        let Pool { range, taken, .. } = &self.addresses.pool;
-        let Some((first, last)) = *range else { return Room::default() };
-        let reserved = self.addresses.pool.reservations.values().chain(taken);
-        let apart: BTreeSet<_> = reserved.filter(|a| (first..=last).contains(*a)).collect();
-        let size = (u32::from(last) - u32::from(first)) as usize + 1 - apart.len();
+        let size = self.addresses.size();
         let used = self.rows.by_end().filter(|lease| self.is_active(lease, now)).count();
         Room { size, free: size.saturating_sub(used) }
     }

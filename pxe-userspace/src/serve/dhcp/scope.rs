@@ -238,10 +238,7 @@ fn common_options(config: &Config) -> Vec<(u8, Vec<u8>)> {
     let dhcp = &config.dhcp;
     let octets = |addresses: &[Ipv4Addr]| addresses.iter().flat_map(Ipv4Addr::octets).collect::<Vec<u8>>();
     // The domain alone needs no list.
-    let search = match &dhcp.search[..] {
-        [] => Vec::new(),
-        more => domain_list(dhcp.domain.iter().chain(more)),
-    };
+    let search = if dhcp.search.is_empty() { Vec::new() } else { domain_list(dhcp.search_list()) };
     let made = [
         (option::SUBNET_MASK, config.network.address.netmask().octets().to_vec()),
         (option::ROUTER, octets(dhcp.router.as_slice())),

@@ -103,8 +103,9 @@ impl Tftp {
             make_room(&socket);
             Ok(socket)
         };
-        let transfers = link(&ports(&data).map_err(packet)?)?;
-        let frames = Frames { requests: link(&[port::TFTP])?, transfers, mac: bridge.mac, segment };
+        let ports = ports(&data).map_err(packet)?;
+        let (requests_link, transfers) = (link(&[port::TFTP])?, link(&ports)?);
+        let frames = Frames { requests: requests_link, transfers, ports, mac: bridge.mac, segment };
         let sockets = StdSockets { requests, data, frames: Some(frames) };
         Ok(Self { sockets, address, mtu: bridge.mtu as u16, stats: Arc::default() })
     }
@@ -378,9 +379,28 @@ struct StdSockets {
 struct Frames<S> {
     requests: S,
     transfers: S,
+    /// The data ports' numbers on the wire.
+    ports: Vec<u16>,
     /// The bridge's own.
     mac: Mac,
     segment: Segment,
+}
+
+impl<S> Frames<S> {
+    /// What a frame has for us. A bridge whose frames are traced sees those of others, too.
+    fn taken_apart(&self, frame: &[u8]) -> Option<Received> {
+        let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
+        if datagram.destination_mac != self.mac {
+            return None;
+        }
+        let port = match datagram.destination_port {
+            port::TFTP => None,
+            port => Some(self.ports.iter().position(|own| *own == port)?),
+        };
+        let address = SocketAddrV4::new(datagram.source, datagram.source_port);
+        let from = Sender { address, stations: Stations::of(&datagram) };
+        Some(Received { port, from, bytes: HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len) })
+    }
 }
 
 /// A packet that came.
@@ -409,9 +429,10 @@ impl Sockets {
     fn from_std(StdSockets { requests, data, frames }: StdSockets) -> io::Result<Self> {
         let data = data.into_iter().map(UdpSocket::from_std).collect::<io::Result<_>>()?;
         let frames = match frames {
-            Some(Frames { requests, transfers, mac, segment }) => Some(Frames {
+            Some(Frames { requests, transfers, ports, mac, segment }) => Some(Frames {
                 requests: PacketSocket::register(requests)?,
                 transfers: PacketSocket::register(transfers)?,
+                ports,
                 mac,
                 segment,
             }),
@@ -436,7 +457,7 @@ impl Sockets {
             };
             match frame {
                 Ok(len) => {
-                    if let Some(received) = self.taken_apart(frames, &buf[..len]) {
+                    if let Some(received) = frames.taken_apart(&buf[..len]) {
                         return Ok(received);
                     }
                 }
@@ -447,24 +468,6 @@ impl Sockets {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// What a frame has for us. A bridge whose frames are traced sees those of others, too.
-    fn taken_apart(&self, frames: &Frames<PacketSocket>, frame: &[u8]) -> Option<Received> {
-        let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
-        if datagram.destination_mac != frames.mac {
-            return None;
-        }
-        let port = match datagram.destination_port {
-            port::TFTP => None,
-            port => {
-                let is_it = |s: &UdpSocket| s.local_addr().is_ok_and(|own| own.port() == port);
-                Some(self.data.iter().position(is_it)?)
-            }
-        };
-        let address = SocketAddrV4::new(datagram.source, datagram.source_port);
-        let from = Sender { address, stations: Stations::of(&datagram) };
-        Some(Received { port, from, bytes: HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len) })
     }
 
     async fn receive_datagram(&self, buf: &mut [u8]) -> Received {
@@ -499,20 +502,15 @@ fn poll_receive(socket: &UdpSocket, cx: &mut Context<'_>, buf: &mut [u8]) -> Pol
 
 /// On a bridge the socket only keeps the port, and sends: nothing arrives by it.
 fn bind(address: SocketAddrV4, bridge: Option<&str>) -> Result<std::net::UdpSocket, BindError> {
-    let bound = || {
+    let everywhere = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         socket.set_nonblocking(true)?;
-        match bridge {
-            Some(bridge) => {
-                socket.bind_device(Some(bridge.as_bytes()))?;
-                socket.attach_filter(&packet::nothing())?;
-            }
-            None => make_room(&socket),
-        }
+        make_room(&socket);
         socket.bind(&SocketAddr::from(address).into())?;
         Ok(socket.into())
     };
-    bound().map_err(|source| BindError::Port { address, source })
+    let bound = bridge.map_or_else(everywhere, |bridge| packet::keep_port(bridge, address));
+    bound.map_err(|source| BindError::Port { address, source })
 }
 
 /// The clock of `bpf_ktime_get_ns`, which sessions keep their times by.

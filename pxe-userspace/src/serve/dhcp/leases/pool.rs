@@ -65,6 +65,14 @@ impl Addresses {
             && !self.reserved.contains(&address)
     }
 
+    /// How many addresses of the range can be anybody's.
+    pub(super) fn size(&self) -> usize {
+        let Some((first, last)) = self.pool.range else { return 0 };
+        let apart: HashSet<_> = self.pool.taken.iter().chain(&self.reserved).collect();
+        let apart = apart.into_iter().filter(|address| (first..=last).contains(*address)).count();
+        (u32::from(last) - u32::from(first)) as usize + 1 - apart
+    }
+
     /// Whether `mac` may be given `address` at all.
     pub(super) fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
         self.pool.reservations.get(&mac) == Some(&address)
