@@ -68,6 +68,26 @@ impl<'a> Rom<'a> {
         })
     }
 
+    /// The offer of one server among several, which may take its time: dnsmasq pings an address for 3 s first. It is
+    /// listened for without a pause, because the first DISCOVER may be the only one that this server sees: a later
+    /// one is answered in the kernel and goes no further.
+    pub fn offer_of(&self, server: Ipv4Addr) -> Result<Offer> {
+        self.host.inside(|| {
+            let cable = Cable::open(IPV4)?;
+            let end = Instant::now() + PATIENCE;
+            while Instant::now() < end {
+                self.send(&cable, DISCOVER, 0, &[])?;
+                let again = Instant::now() + COLLECTED;
+                while let Some(reply) = receive(&cable, again)? {
+                    if reply.message == OFFER && reply.mac == own_mac()? && reply.server == server {
+                        return Ok(Offer { address: reply.address, server });
+                    }
+                }
+            }
+            bail!("{server} makes no offer within {} s", PATIENCE.as_secs())
+        })
+    }
+
     /// Takes an offer, and waits until its server confirms it.
     pub fn request(&self, offer: &Offer) -> Result<()> {
         self.host.inside(|| {
