@@ -12,8 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// Pieces of a processor. Clients and servers in namespaces wait half of the time at least.
-const PER_PROCESSOR: usize = 2;
+/// Pieces of a processor.
+const PER_PROCESSOR: usize = 4;
+/// Clients and servers in namespaces wait half of the time at least.
+const PROGRAMS: usize = 2;
+/// Emulating takes a processor, and who talks to the machine waits for it meanwhile; but a machine waits, too: for its
+/// firmware's clock, its disk, or to be asked. Beside two machines there is one test of programs, on two processors.
+const MACHINE: usize = 3;
 /// A piece of memory.
 const PIECE_MIB: u64 = 512;
 
@@ -27,34 +32,43 @@ const PIECE_MIB: u64 = 512;
 #[derive(Clone, Debug)]
 pub struct Needs<'a> {
     programs: Vec<&'a str>,
-    /// [`PER_PROCESSOR`] of them are a processor.
-    pieces: usize,
+    /// In [`PER_PROCESSOR`]ths of a processor, if something was said of them.
+    pieces: Option<usize>,
     memory_mib: u64,
 }
 
 impl<'a> Needs<'a> {
     /// These programs.
     pub fn of(programs: &[&'a str]) -> Self {
-        Self { programs: programs.to_vec(), pieces: 1, memory_mib: PIECE_MIB }
+        Self { programs: programs.to_vec(), pieces: None, memory_mib: PIECE_MIB }
     }
 
     /// Nothing that would have to be waited for: a part of another test, which has taken what both need.
     pub fn part_of_another() -> Self {
-        Self { programs: Vec::new(), pieces: 0, memory_mib: 0 }
+        Self { programs: Vec::new(), pieces: Some(0), memory_mib: 0 }
     }
 
     /// Work for so many processors.
     pub fn processors(mut self, count: usize) -> Self {
-        self.pieces = count * PER_PROCESSOR;
+        self.pieces = Some(count * PER_PROCESSOR);
         self
     }
 
-    /// One more emulated machine, with so much memory. Emulating takes a processor, and who talks to the machine waits
-    /// for it meanwhile.
+    /// One more emulated machine, with so much memory.
     pub fn machine(mut self, memory_mib: u32) -> Self {
-        self.pieces = self.pieces / PER_PROCESSOR * PER_PROCESSOR + PER_PROCESSOR;
+        self.pieces = Some(self.pieces.unwrap_or_default() + MACHINE);
         self.memory_mib += u64::from(memory_mib);
         self
+    }
+
+    /// A processor that no other emulated machine shares, where something in the machine counts seconds.
+    pub fn undisturbed(mut self) -> Self {
+        self.pieces = Some(self.pieces() + MACHINE);
+        self
+    }
+
+    fn pieces(&self) -> usize {
+        self.pieces.unwrap_or(PROGRAMS)
     }
 
     /// The first program that is not installed.
@@ -68,7 +82,7 @@ impl<'a> Needs<'a> {
     }
 
     fn take_from(&self, means: &Means) -> Result<Share> {
-        if self.pieces == 0 {
+        if self.pieces() == 0 {
             return Ok(Share { _pieces: Vec::new() });
         }
         let directory = &means.directory;
@@ -77,7 +91,7 @@ impl<'a> Needs<'a> {
         let turn = File::create(directory.join("turn"))?;
         turn.lock().context("waiting for a turn")?;
         let memory = usize::try_from(self.memory_mib.div_ceil(PIECE_MIB))?;
-        let mut pieces = locked(directory, "processor", self.pieces, means.processor_pieces)?;
+        let mut pieces = locked(directory, "processor", self.pieces(), means.processor_pieces)?;
         pieces.extend(locked(directory, "memory", memory, means.memory_pieces)?);
         Ok(Share { _pieces: pieces })
     }
@@ -157,11 +171,12 @@ mod tests {
     #[test]
     fn who_comes_later_waits_for_what_is_taken_and_more_than_all_is_all() {
         let directory = std::env::temp_dir().join(format!("bridgehead-shares-{}", std::process::id()));
-        let means = || Means { directory: directory.clone(), processor_pieces: 4, memory_pieces: 4 };
+        let means = || Means { directory: directory.clone(), processor_pieces: 5, memory_pieces: 4 };
         let light = Needs::from(&["ip"]);
         let machine = light.clone().machine(512);
-        assert_eq!((machine.pieces, machine.memory_mib), (2, 1024));
-        assert_eq!(machine.clone().machine(512).pieces, 4);
+        assert_eq!((light.pieces(), machine.pieces(), machine.memory_mib), (2, 3, 1024));
+        assert_eq!((machine.clone().machine(512).pieces(), machine.clone().undisturbed().pieces()), (6, 6));
+        assert_eq!(light.clone().processors(1).machine(512).pieces(), 7);
 
         let [first, second] = [machine.take_from(&means()).unwrap(), light.take_from(&means()).unwrap()];
         let (sender, taken) = mpsc::channel();
@@ -169,7 +184,7 @@ mod tests {
             let (means, sender) = (means(), sender.clone());
             std::thread::spawn(move || sender.send(machine.take_from(&means).unwrap()))
         };
-        // It waits: one piece of the four is free.
+        // It waits: none of the five pieces is free.
         assert!(taken.recv_timeout(Duration::from_millis(200)).is_err());
         // Others that need nothing don't.
         drop(Needs::part_of_another().take_from(&means()).unwrap());

@@ -57,7 +57,7 @@ on          = { label = "lab", count = 1 }
 #[test]
 fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
     // dockerd gives up on a containerd that takes longer than 30 s, as one may beside another emulated machine.
-    world::test(Needs::of(&PROGRAMS).machine(2048).processors(2), |world| {
+    world::test(Needs::of(&PROGRAMS).machine(2048).undisturbed(), |world| {
         let lab = Lab::start(world, "", TWO, &["web:latest", "other:latest"])?;
         let first = lab.boot(world, &[])?;
         ensure!(lab.greeting(80)? == "hello" && lab.greeting(8080)? == "another");
@@ -130,7 +130,7 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn a_pet_keeps_its_data_through_a_power_cut_and_another_container() {
-    world::test(Needs::of(&PROGRAMS).machine(2048).processors(2), |world| {
+    world::test(Needs::of(&PROGRAMS).machine(2048).undisturbed(), |world| {
         let disks = [Disk::blank(world, "D1", 1024)?];
         let lab = Lab::start(world, STORAGE, PET, &["web:latest"])?;
         let first = lab.boot(world, &disks)?;
