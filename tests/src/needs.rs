@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn who_comes_later_waits_for_what_is_taken_and_more_than_all_is_all() {
         let directory = std::env::temp_dir().join(format!("bridgehead-shares-{}", std::process::id()));
-        let means = || Means { directory: directory.clone(), processor_pieces: 5, memory_pieces: 4 };
+        let means = || Means { directory: directory.clone(), processor_pieces: 6, memory_pieces: 4 };
         let light = Needs::from(&["ip"]);
         let machine = light.clone().machine(512);
         assert_eq!((light.pieces(), machine.pieces(), machine.memory_mib), (2, 3, 1024));
@@ -184,7 +184,7 @@ mod tests {
             let (means, sender) = (means(), sender.clone());
             std::thread::spawn(move || sender.send(machine.take_from(&means).unwrap()))
         };
-        // It waits: none of the five pieces is free.
+        // It waits: one piece of the six is free.
         assert!(taken.recv_timeout(Duration::from_millis(200)).is_err());
         // Others that need nothing don't.
         drop(Needs::part_of_another().take_from(&means()).unwrap());
