@@ -37,7 +37,7 @@ pub struct Storage {
 pub enum Wipe {
     /// Never: what the plan made before is mounted.
     Never,
-    /// Only where there are nothing but zeros.
+    /// Only where there is nothing but zeros.
     #[default]
     IfBlank,
     /// Also on disks whose serial is listed, whatever they hold.
