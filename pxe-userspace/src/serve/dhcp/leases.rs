@@ -369,7 +369,7 @@ impl Leases {
             })
     }
 
-    /// Whether `mac` may hold `address` at all. An address kept for another machine stays its own as long as it has it.
+    /// Whether `mac` may hold `address` at all. A machine that has an address kept for another one may go on using it.
     fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
         let has = || self.of_machine.get(&mac) == Some(&address) && self.addresses.is_pooled(address);
         self.addresses.allows(mac, address) || has()
