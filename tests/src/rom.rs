@@ -68,6 +68,26 @@ impl<'a> Rom<'a> {
         })
     }
 
+    /// The offer of one server among several, which may be slow: dnsmasq pings an address for 3 s first. This listens
+    /// without a pause, because that server may see only the first DISCOVER: later ones are answered in the kernel and
+    /// go no further.
+    pub fn offer_of(&self, server: Ipv4Addr) -> Result<Offer> {
+        self.host.inside(|| {
+            let cable = Cable::open(IPV4)?;
+            let end = Instant::now() + PATIENCE;
+            while Instant::now() < end {
+                self.send(&cable, DISCOVER, 0, &[])?;
+                let again = Instant::now() + COLLECTED;
+                while let Some(reply) = receive(&cable, again)? {
+                    if reply.message == OFFER && reply.mac == own_mac()? && reply.server == server {
+                        return Ok(Offer { address: reply.address, server });
+                    }
+                }
+            }
+            bail!("{server} makes no offer within {} s", PATIENCE.as_secs())
+        })
+    }
+
     /// Accepts an offer, and waits until its server confirms it.
     pub fn request(&self, offer: &Offer) -> Result<()> {
         self.host.inside(|| {

@@ -278,21 +278,20 @@ fn boots_that_fail_say_why() {
         ensure_cause(&appliance, host("late"), "link-late", "28 s")?;
 
         let rival = host("rival");
-        rival.address("10.77.0.66/24")?;
+        let rival_address = "10.77.0.66";
+        rival.address(&format!("{rival_address}/24"))?;
         let arguments =
             ["--dhcp-range=10.77.0.210,10.77.0.220,1h", "--dhcp-authoritative", "--interface=eth0"];
         let arguments = arguments.map(str::to_owned);
-        let _dnsmasq = Dnsmasq::start(rival.command("dnsmasq"), &arguments, &world.path("dnsmasq.log"))?;
+        let dnsmasq = Dnsmasq::start(rival.command("dnsmasq"), &arguments, &world.path("dnsmasq.log"))?;
         let elsewhere = Host::new("else", 99)?;
         net::plug(&elsewhere.port(), lab::appliance::BRIDGE)?;
         let rom = Rom::new(&elsewhere, UEFI);
-        let offers = wait_for(PATIENCE, || {
-            let offers = rom.discover(0)?;
-            Ok((offers.iter().any(|o| o.server.octets()[3] == 66)).then_some(offers))
-        })?;
-        let theirs = offers.iter().find(|o| o.server.octets()[3] == 66).context("an offer of dnsmasq's")?;
-        rom.request(theirs)?;
-        ensure_cause(&appliance, &elsewhere, "other-dhcp-server", "10.77.0.66")?;
+        let theirs = rom
+            .offer_of(rival_address.parse()?)
+            .with_context(|| format!("the rival's log ends:\n{}", dnsmasq.last_lines(20)))?;
+        rom.request(&theirs)?;
+        ensure_cause(&appliance, &elsewhere, "other-dhcp-server", rival_address)?;
 
         ensure_cause(&appliance, host("pulled"), "transfer-stalled", "after block 9 of")?;
         ensure_cause(&appliance, host("narrow"), "transfer-stalled", "smaller MTU")?;

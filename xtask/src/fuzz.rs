@@ -1,107 +1,163 @@
-//! `cargo xtask fuzz`: the targets of `fuzz/`, one after the other.
+//! `cargo xtask fuzz`: the targets of `fuzz/`, as many at a time as there are processors.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::thread::available_parallelism;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::paths;
 use crate::shell::check;
+use crate::test::PACKAGES;
 
-/// Fuzz every parser and the TFTP session, from the seeds in fuzz/seeds
+/// Fuzz every parser, the DHCP server and the TFTP session, from the seeds in fuzz/seeds
 ///
-/// What is found on the way stays in target/fuzz-corpus and begins the next run; an input that breaks a target
-/// lands in target/fuzz-artifacts. Needs a nightly toolchain (for the address sanitizer) and cargo-fuzz, which
-/// is built into target/tools when it is not installed.
+/// What is found on the way stays in target/fuzz-corpus and begins the next run; an input that breaks a target lands in
+/// target/fuzz-artifacts, and the target's output in target/fuzz-output.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask fuzz                            each target for half a minute, as CI does
+  cargo xtask fuzz --optimized --runs 10000000 dhcp_request
+  cargo xtask fuzz dhcp_reply --input target/fuzz-artifacts/dhcp_reply/crash-…")]
 pub(crate) struct Arguments {
-    /// Minutes for each target
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    minutes: u32,
+    /// Seconds for each target, unless --runs is given
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// Inputs for each target
+    #[arg(long, value_name = "COUNT")]
+    runs: Option<u64>,
+    /// Compile as for a release, which takes minutes and makes each run up to ten times as fast
+    #[arg(long)]
+    optimized: bool,
+    /// Run this input only, to see how it breaks the target
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
     /// The targets, all of them unless named
     target: Vec<String>,
 }
 
+/// Which target the program runs (fuzz/src/main.rs).
+const VARIABLE: &str = "BRIDGEHEAD_FUZZ";
+
 pub(crate) fn fuzz(arguments: &Arguments) -> Result<ExitCode> {
-    let path = tools()?;
-    // The daemon embeds the kernel programs, also in a fuzz target.
-    if !paths::target("bpf/pxe-ebpf").is_file() {
-        crate::build::kernel_programs()?;
-    }
     let all = targets()?;
     for name in &arguments.target {
         ensure!(all.contains(name), "no target {name}; there are {}", all.join(", "));
     }
-    check(&mut cargo_fuzz(&path, "build", &[]))?;
-    let chosen = if arguments.target.is_empty() { &all } else { &arguments.target };
-    let mut broken = Vec::new();
-    for name in chosen {
-        println!("\n{name}, for {} min", arguments.minutes);
-        if !run(&path, name, arguments.minutes)? {
-            broken.push(name.as_str());
-        }
+    // The daemon embeds the kernel programs, also in a fuzz target.
+    if !paths::target("bpf/pxe-ebpf").is_file() {
+        crate::build::kernel_programs()?;
     }
+    let program = build(arguments.optimized)?;
+    let chosen = if arguments.target.is_empty() { all } else { arguments.target.clone() };
+    if let Some(input) = &arguments.input {
+        ensure!(chosen.len() == 1, "--input needs one target");
+        return Ok(match target(&program, &chosen[0]).arg(input).status()?.success() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        });
+    }
+    let (waiting, broken) = (Mutex::new(chosen.iter()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        let worker = || -> Result<()> {
+            loop {
+                let next = waiting.lock().expect("nobody panics with it").next();
+                let Some(name) = next else { return Ok(()) };
+                if !run(&program, name, arguments)? {
+                    broken.lock().expect("nobody panics with it").push(name.as_str());
+                }
+            }
+        };
+        let workers: Vec<_> = (0..available_parallelism()?.get()).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("it does not panic"))
+    })?;
+    let broken = broken.into_inner().expect("nobody panicked with it");
     if broken.is_empty() {
-        println!("\nnothing found in {}", chosen.join(", "));
+        println!("nothing found in {}", chosen.join(", "));
         return Ok(ExitCode::SUCCESS);
     }
     bail!("broken: {}; the inputs are in target/fuzz-artifacts", broken.join(", "))
 }
 
-/// Whether the target held.
-fn run(path: &Path, name: &str, minutes: u32) -> Result<bool> {
-    let corpus = paths::target("fuzz-corpus").join(name);
-    let artifacts = paths::target("fuzz-artifacts").join(name);
-    for dir in [&corpus, &artifacts] {
-        std::fs::create_dir_all(dir)?;
+/// Builds the program that has all targets, with the workspace's own crates instrumented.
+fn build(optimized: bool) -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    // With the features that all of the workspace wants, as in the tests: what others wrote is built once.
+    cargo.arg("build").args(PACKAGES).args(["--bin", "bridgehead-fuzz"]).current_dir(paths::root());
+    if optimized {
+        cargo.arg("--release");
     }
-    let mut command = cargo_fuzz(path, "run", &[name]);
-    command.arg(&corpus);
+    check(cargo.env("RUSTC_WORKSPACE_WRAPPER", paths::root().join("scripts/rustc-sancov")))?;
+    Ok(paths::target(if optimized { "release" } else { "debug" }).join("bridgehead-fuzz"))
+}
+
+/// Whether the target held.
+fn run(program: &Path, name: &str, arguments: &Arguments) -> Result<bool> {
+    let [corpus, artifacts, output] =
+        ["fuzz-corpus", "fuzz-artifacts", "fuzz-output"].map(|dir| paths::target(dir).join(name));
+    for dir in [Some(&*corpus), Some(&*artifacts), output.parent()].into_iter().flatten() {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    let words = File::create(&output).with_context(|| output.display().to_string())?;
+    let mut command = target(program, name);
+    command.arg(&corpus).stdout(Stdio::null()).stderr(words);
     let seeds = paths::root().join("fuzz/seeds").join(name);
     if seeds.is_dir() {
         command.arg(seeds);
     }
     // Nothing that is parsed here may take seconds.
-    command.args(["--", "-timeout=5", "-print_final_stats=1"]);
-    command.arg(format!("-max_total_time={}", u64::from(minutes) * 60));
+    command.args(["-timeout=10", "-print_final_stats=1", "-rss_limit_mb=1024"]);
+    match arguments.runs {
+        Some(runs) => command.arg(format!("-runs={runs}")),
+        None => command.arg(format!("-max_total_time={}", arguments.seconds)),
+    };
     command.arg(format!("-artifact_prefix={}/", artifacts.display()));
-    Ok(command.status().context("starting cargo fuzz")?.success())
-}
-
-fn cargo_fuzz(path: &Path, command: &str, arguments: &[&str]) -> Command {
-    let mut cargo = Command::new("rustup");
-    cargo.args(["run", "nightly", "cargo", "fuzz", command, "--fuzz-dir", "fuzz", "--target-dir"]);
-    cargo.arg(paths::target("fuzz")).args(arguments).current_dir(paths::root());
-    cargo.env("PATH", path).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
-    cargo
-}
-
-/// A PATH on which there is cargo-fuzz.
-fn tools() -> Result<PathBuf> {
-    let nightly = Command::new("rustup").args(["run", "nightly", "rustc", "--version"]).output();
-    ensure!(
-        nightly.is_ok_and(|output| output.status.success()),
-        "fuzzing needs a nightly compiler: rustup toolchain install nightly --profile minimal"
-    );
-    let bin = paths::target("tools/bin");
-    if crate::setup::program("cargo-fuzz").is_none() && !bin.join("cargo-fuzz").is_file() {
-        eprintln!("set-up: building cargo-fuzz into target/tools");
-        let mut install = Command::new("cargo");
-        install.args(["install", "--quiet", "--locked", "cargo-fuzz", "--root"]);
-        check(install.arg(paths::target("tools")))?;
+    let held = command.status().with_context(|| format!("starting {}", program.display()))?.success();
+    let said = String::from_utf8_lossy(&std::fs::read(&output)?).into_owned();
+    if held {
+        let stat = |key: &str| said.lines().find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()));
+        let runs = stat("stat::number_of_executed_units:").context("libFuzzer gives no number of runs")?;
+        println!("{name}: held in {runs} runs");
+    } else {
+        println!("{name}: BROKEN\n{said}");
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::iter::once(bin).chain(std::env::split_paths(&path));
-    Ok(std::env::join_paths(dirs)?.into())
+    Ok(held)
+}
+
+fn target(program: &Path, name: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env(VARIABLE, name);
+    command
 }
 
 /// The targets, by the files that hold them.
 fn targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(paths::root().join("fuzz/targets"))? {
+    for entry in std::fs::read_dir(paths::root().join("fuzz/src/targets"))? {
         let path = entry?.path();
         names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
     }
+    names.retain(|name| name != "mod");
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_and_every_seed_has_its_place() {
+        let targets = targets().unwrap();
+        let table = std::fs::read_to_string(paths::root().join("fuzz/src/targets/mod.rs")).unwrap();
+        for name in &targets {
+            assert!(table.contains(&format!("(\"{name}\", {name}::run)")), "{name} is not in the table");
+        }
+        for seeds in std::fs::read_dir(paths::root().join("fuzz/seeds")).unwrap() {
+            let name = seeds.unwrap().file_name().into_string().unwrap();
+            assert!(targets.contains(&name), "seeds of {name}, which is no target");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 mod cycles;
 mod edges;
+mod examples;
 mod length;
 mod links;
 mod metadata;
@@ -35,6 +36,7 @@ pub(crate) fn lint(arguments: &Arguments) -> Result<ExitCode> {
         ("dependency (xtask/src/lint/edges.rs)", edges::check(&sources, &metadata)),
         ("rooms (xtask/src/lint/cycles.rs)", cycles::check(&sources)),
         ("length (xtask/src/lint/length.rs)", length::check(&sources)),
+        ("examples (xtask/src/lint/examples.rs)", examples::check(&sources)),
         ("wildcards (xtask/src/lint/wildcards.rs)", wildcards::check(&sources)),
         ("links (xtask/src/lint/links.rs)", links::check(root)?),
         ("unused crates (xtask/src/lint/unused.rs)", unused::check(root, &metadata)?),

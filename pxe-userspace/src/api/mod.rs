@@ -20,7 +20,7 @@ mod engine;
 mod events;
 mod failure;
 mod files;
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub mod fuzzing;
 mod hold;
 mod hosts;

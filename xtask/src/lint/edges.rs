@@ -6,13 +6,14 @@ use super::metadata::{Dependency, Metadata};
 use super::source::{Source, words};
 
 /// Each crate, and the crates of ours that it may depend on (tests aside).
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("pxe-common", &[]),
     ("pxe-contract", &[]),
     ("pxe-ebpf", &["pxe-common"]),
     ("pxe-userspace", &["pxe-common", "pxe-contract"]),
     ("pxe-init", &["pxe-contract"]),
     ("bridgehead-tests", &[]),
+    ("bridgehead-fuzz", &["pxe-common", "pxe-contract", "pxe-userspace"]),
     // pxe-common for `bench limit`, which runs the kernel programs without the daemon; pxe-contract for the modules of
     // stage 1.
     ("xtask", &["bridgehead-tests", "pxe-common", "pxe-contract"]),
@@ -58,7 +59,7 @@ const DATAPLANE: &str = "pxe-userspace/src/dataplane/";
 
 /// Where the crates' sources lie, from the workspace's root.
 pub(crate) fn source_dirs() -> Vec<PathBuf> {
-    let dir = |name| Path::new(if name == "bridgehead-tests" { "tests" } else { name }).join("src");
+    let dir = |name: &str| Path::new(name.strip_prefix("bridgehead-").unwrap_or(name)).join("src");
     CRATES.iter().map(|(name, _)| dir(*name)).collect()
 }
 

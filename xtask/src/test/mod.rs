@@ -5,15 +5,16 @@ mod output;
 mod program;
 mod run;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use choice::{Choice, Chosen};
+pub(crate) use program::PACKAGES;
 use program::Program;
 
 use crate::setup::{self, Need};
-use crate::shell::{check, is_root};
+use crate::shell::is_root;
 use crate::{assets, build};
 
 /// Run every test, or those that are named
@@ -46,6 +47,8 @@ pub(crate) struct Arguments {
 
 /// The tests of the appliance in virtual machines.
 const KERNELS: &str = "other_kernels";
+/// So many of the longest tests are listed.
+const LONGEST: usize = 12;
 /// What the daemon's own tests are compiled from: they run on other kernels, too.
 const DAEMON: &str = "pxe-userspace/src/lib.rs";
 
@@ -70,16 +73,19 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     }
     println!("built in {} s", begun.elapsed().as_secs());
     let results = run::all(&chosen, &arguments.rest);
-    if choice.is_all() {
-        check(Command::new("cargo").args(["test", "--doc"]).args(program::PACKAGES))?;
-    }
     ensure!(is_root() || !arguments.no_skips, "tests that need root were skipped");
     Ok(tell(&results?, arguments.no_skips, begun))
 }
 
 /// Says what failed and what was skipped.
 fn tell(results: &run::Results, no_skips: bool, begun: Instant) -> ExitCode {
-    let run::Results { passed, failed, skipped } = results;
+    let run::Results { passed, failed, skipped, took } = results;
+    let mut longest: Vec<_> = took.iter().collect();
+    longest.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    if longest.len() > LONGEST {
+        println!("\nlongest, without the time that each waited for its share of this machine:");
+        longest.iter().take(LONGEST).for_each(|(test, seconds)| println!("{seconds:5.0} s  {test}"));
+    }
     println!("\n{passed} tests passed in {} s, with what was built", begun.elapsed().as_secs());
     match skipped.is_empty() {
         true => println!("no test was skipped"),

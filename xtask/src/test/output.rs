@@ -30,6 +30,16 @@ pub(super) fn skipped(output: &str) -> Vec<(&str, &str)> {
     skipped
 }
 
+/// How long each test of the lab took, in seconds, after it had what it needs (`lab::world::test`).
+pub(super) fn took(output: &str) -> impl Iterator<Item = (&str, f64)> {
+    output.lines().filter_map(|line| {
+        let (test, rest) = line.split_once(": ")?;
+        let (seconds, rest) = rest.split_once(" s, after ")?;
+        rest.ends_with(" s of waiting for its share of the machine").then_some(())?;
+        Some((test, seconds.parse().ok()?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +66,8 @@ successes:
             OUTPUT.lines().take_while(|line| !is_end_of_results(line)).filter_map(end).collect();
         assert_eq!(ends, [("tests::a", true), ("b", false)]);
         assert_eq!(skipped(OUTPUT), [("tests::a", "skipped: tshark is not installed")]);
+        let said = "a: b\nstorage: 9.7 s, after 0.1 s of waiting for its share of the machine\n";
+        assert_eq!(took(said).collect::<Vec<_>>(), [("storage", 9.7)]);
         assert_eq!(skipped("skipped: no root\n"), [("all of it", "skipped: no root")]);
     }
 }

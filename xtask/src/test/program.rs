@@ -11,7 +11,7 @@ use crate::paths;
 
 /// What has tests. pxe-ebpf has no host target; what it shares with the host is tested in pxe-common. All in one build,
 /// so that each package that several need is built once, with the features that all of them want.
-pub(super) const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "pxe-ebpf"];
+pub(crate) const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "pxe-ebpf"];
 
 /// The package of the lab, whose tests take what they need of this machine by themselves.
 const LAB: &str = "tests";

@@ -22,6 +22,8 @@ pub(super) struct Results {
     pub(super) passed: usize,
     pub(super) failed: Vec<String>,
     pub(super) skipped: Vec<String>,
+    /// Tests of the lab that say it, in seconds.
+    pub(super) took: Vec<(String, f64)>,
 }
 
 /// Runs all to their end. Tests that don't say what they need have a processor for their program.
@@ -48,10 +50,11 @@ pub(super) fn all(chosen: &[Chosen], rest: &[String]) -> Result<Results> {
         }
         let mut all = Results::default();
         for results in running {
-            let Results { passed, failed, skipped } = results.join().expect("it does not panic")?;
+            let Results { passed, failed, skipped, took } = results.join().expect("it does not panic")?;
             all.passed += passed;
             all.failed.extend(failed);
             all.skipped.extend(skipped);
+            all.took.extend(took);
         }
         Ok(all)
     })
@@ -83,6 +86,7 @@ fn program(chosen: &Chosen, rest: &[String], log: &Path, begun: Instant) -> Resu
     } else if !chosen.program.says_needs && results.passed > 0 {
         println!("{:5} s  ok      {name}: {} tests", begun.elapsed().as_secs(), results.passed);
     }
+    results.took = output::took(&text).map(|(test, seconds)| (format!("{name}: {test}"), seconds)).collect();
     results.skipped =
         output::skipped(&text).iter().map(|(test, why)| format!("{name}: {test}: {why}")).collect();
     Ok(results)

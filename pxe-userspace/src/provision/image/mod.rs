@@ -11,7 +11,7 @@ mod compression;
 mod docker;
 mod documents;
 mod extract;
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub mod fuzzing;
 mod health;
 mod initrd;

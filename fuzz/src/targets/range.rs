@@ -1,12 +1,9 @@
 //! A Range header: a part is never empty, and inside.
-#![no_main]
-
 use bridgehead::api::fuzzing::range;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (u64, &str)| {
-    let (len, header) = input;
+pub(crate) fn run(bytes: &[u8]) {
+    let Some((len, header)) = crate::shaped::<(u64, &str)>(bytes) else { return };
     if let Some(part) = range(header, len) {
         assert!(part.start < part.end && part.end <= len);
     }
-});
+}

@@ -1,11 +1,8 @@
 //! A TFTP packet: options are found by name, and OACK and ERROR read back as built.
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use pxe_common::tftp::Packet;
 use pxe_common::tftp::packet::{ack, data_header, error, oack};
 
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn run(bytes: &[u8]) {
     let Ok(packet) = Packet::parse(bytes) else { return };
     match packet {
         Packet::Read(request) | Packet::Write(request) => {
@@ -39,4 +36,4 @@ fuzz_target!(|bytes: &[u8]| {
         }
         Packet::Oack(_) => {}
     }
-});
+}

@@ -1,12 +1,10 @@
 //! A configuration's text: a problem names a line that there is, and says what is wrong and what is right.
-#![no_main]
-
 use std::path::Path;
 
 use bridgehead::config;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| {
+pub(crate) fn run(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Err(problems) = config::parse(text, Path::new("bridgehead.toml")) else { return };
     assert!(!problems.is_empty(), "refused without a reason");
     let lines = text.split('\n').count();
@@ -14,4 +12,4 @@ fuzz_target!(|text: &str| {
         assert!((1..=lines).contains(&problem.line), "{problem} of {lines} lines");
         assert!(!problem.what.is_empty() && !problem.right.is_empty(), "{problem}");
     }
-});
+}

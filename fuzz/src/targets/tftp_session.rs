@@ -1,10 +1,7 @@
 //! A transfer's session beside a model of it that counts in 64 bits and searches where the session computes.
-#![no_main]
-
 use std::num::NonZeroU16;
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
 use pxe_common::tftp::{BlockNo, Blocks, Session, Step};
 
 const RETRY_MS: u32 = 500;
@@ -62,7 +59,8 @@ impl Model {
     }
 }
 
-fuzz_target!(|input: Input| {
+pub(crate) fn run(bytes: &[u8]) {
+    let Some(input) = crate::shaped::<Input>(bytes) else { return };
     let len = u64::from(input.len) % (1 << 24);
     let blksize = input.blksize.clamp(8, 1468);
     let window = u16::from(input.window).clamp(1, 64);
@@ -101,4 +99,4 @@ fuzz_target!(|input: Input| {
         assert_eq!(session.finished(), model.acked == model.blocks);
         assert_eq!(u64::from(session.marks()), model.marks);
     }
-});
+}

@@ -1,8 +1,5 @@
 //! An image in a tar archive, of Docker's or OCI's shape: found, described, its layers read.
-#![no_main]
-
-use bridgehead::image::fuzzing::archive;
-use libfuzzer_sys::fuzz_target;
+use bridgehead::provision::image::fuzzing::archive;
 use tar::{Builder, Header};
 
 /// The names that a reader looks for.
@@ -16,7 +13,7 @@ const NAMES: [&str; 6] = [
 ];
 
 // Files of an archive, each preceded by its name's number (one byte) and its length (two bytes).
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn run(bytes: &[u8]) {
     let mut builder = Builder::new(Vec::new());
     let mut rest = bytes;
     while let [name, high, low, tail @ ..] = rest {
@@ -29,4 +26,4 @@ fuzz_target!(|bytes: &[u8]| {
         builder.append_data(&mut header, name, content).expect("a vector takes everything");
     }
     archive(&builder.into_inner().expect("a vector takes everything"));
-});
+}

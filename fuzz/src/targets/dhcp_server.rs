@@ -1,19 +1,16 @@
 //! Whole conversations with the DHCP server, no packet of which need make sense: every address that leaves
 //! was given to the store first, for long enough, and is no other machine's (design invariant 1).
-#![no_main]
-
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use bridgehead::config::{self, Config};
-use bridgehead::dhcp::leases::{Change, Lease};
-use bridgehead::dhcp::server::{Command, Meta, Server};
+use bridgehead::serve::dhcp::leases::{Change, Lease};
+use bridgehead::serve::dhcp::server::{Command, Meta, Server};
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable as _, Decoder};
 use jiff::{SignedDuration, Timestamp};
-use libfuzzer_sys::fuzz_target;
 
 static CONFIG: LazyLock<Arc<Config>> = LazyLock::new(|| {
     let text = r#"
@@ -32,7 +29,7 @@ static CONFIG: LazyLock<Arc<Config>> = LazyLock::new(|| {
 });
 
 // Each packet is preceded by its length (two bytes) and the minutes since the one before (one byte).
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn run(bytes: &[u8]) {
     let mut server = Server::new(CONFIG.clone(), []);
     let mut now = Timestamp::UNIX_EPOCH;
     let mut stored: HashMap<Ipv4Addr, Lease> = HashMap::new();
@@ -48,11 +45,12 @@ fuzz_target!(|bytes: &[u8]| {
                 Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),
                 Command::Persist(Change::Remove(address)) => drop(stored.remove(&address)),
                 Command::Send(reply) => check(&reply.bytes, &stored, now),
+                // The rest is no address: what is told, counted, asked or forgotten.
                 _ => {}
             }
         }
     }
-});
+}
 
 fn check(bytes: &[u8], stored: &HashMap<Ipv4Addr, Lease>, now: Timestamp) {
     let reply = Message::decode(&mut Decoder::new(bytes)).expect("dhcproto reads what we send");

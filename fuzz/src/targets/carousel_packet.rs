@@ -1,10 +1,7 @@
 //! A multicast packet: what parses is the packet again, and its symbol lies inside the image or is refused.
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use pxe_contract::symbols::{Content, Geometry, Header, SYMBOL_END};
 
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn run(bytes: &[u8]) {
     let Some((header, payload)) = Header::parse(bytes) else { return };
     assert_eq!([&header.bytes()[..], payload].concat(), bytes);
     let Content::Symbol { block, symbol } = header.content else {
@@ -19,4 +16,4 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(range.start < range.end && range.end <= header.len);
         assert!(geometry.block(block).start <= range.start && range.end <= geometry.block(block).end);
     }
-});
+}

@@ -1,17 +1,14 @@
 //! A layer's tar archive over another layer, into a tree, into an initrd.
-#![no_main]
-
-use bridgehead::image::fuzzing::layers;
-use libfuzzer_sys::fuzz_target;
+use bridgehead::provision::image::fuzzing::layers;
 use tar::Header;
 
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn run(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
     seal(&mut bytes);
     let middle = bytes.len() / 2 / 512 * 512;
     layers(&[&bytes]);
     layers(&[&bytes[..middle], &bytes[middle..]]);
-});
+}
 
 /// Rights the checksum of every header, or mutations would get no further than that.
 fn seal(archive: &mut [u8]) {

@@ -1,0 +1,26 @@
+//! Fuzz targets, all in one program, by libFuzzer: `cargo xtask fuzz` builds it and runs one target a process.
+#![no_main]
+
+mod targets;
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::arbitrary::{Arbitrary, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use targets::Target;
+
+/// Which target this process runs.
+const VARIABLE: &str = "BRIDGEHEAD_FUZZ";
+
+static CHOSEN: LazyLock<Target> = LazyLock::new(|| {
+    let name = std::env::var(VARIABLE).unwrap_or_default();
+    let found = targets::ALL.iter().find(|(target, _)| *target == name);
+    found.unwrap_or_else(|| panic!("{VARIABLE}={name:?} names no target")).1
+});
+
+fuzz_target!(|bytes: &[u8]| CHOSEN(bytes));
+
+/// The bytes as a value of this shape, if there are enough of them.
+fn shaped<'a, T: Arbitrary<'a>>(bytes: &'a [u8]) -> Option<T> {
+    T::arbitrary_take_rest(Unstructured::new(bytes)).ok()
+}

@@ -1,0 +1,62 @@
+//! A DHCP request by our parser and by dhcproto's: what both read is the same, and every span lies in the packet.
+
+use dhcproto::v4::{DhcpOption, Message, OptionCode};
+use dhcproto::{Decodable as _, Decoder};
+use pxe_common::dhcp::{BUFFER, Request};
+
+pub(crate) fn run(bytes: &[u8]) {
+    let mut packet = [0; BUFFER];
+    let len = bytes.len().min(BUFFER);
+    packet[..len].copy_from_slice(&bytes[..len]);
+    let Ok(request) = Request::parse(&packet, bytes.len()) else { return };
+    for span in [request.client_id, request.machine_id, request.relay_agent, request.subnet_selection] {
+        let value = span.of(&packet);
+        assert!(
+            span.len == 0 || value.len() + 2 == usize::from(span.len),
+            "{span:?} has {} bytes",
+            value.len()
+        );
+        assert!(usize::from(span.at) + usize::from(span.len) <= len, "{span:?} of {len} bytes");
+    }
+    if request.giaddr.is_unspecified() {
+        assert!(
+            request.is_plain() || request.odd || !request.subnet.is_unspecified(),
+            "a client is no relay"
+        );
+    }
+    // What is odd is read differently on purpose: they give up, and we read on.
+    let Ok(theirs) = Message::decode(&mut Decoder::new(&bytes[..len])) else { return };
+    assert_eq!(theirs.xid().to_be_bytes(), request.xid);
+    assert_eq!(theirs.giaddr(), request.giaddr);
+    assert_eq!(theirs.ciaddr(), request.ciaddr);
+    if request.odd || is_repeated(&bytes[..len]) {
+        return;
+    }
+    let message = theirs.opts().msg_type().map(|message| u8::from(message));
+    assert_eq!(message, Some(request.message as u8));
+    if let Some(DhcpOption::RequestedIpAddress(address)) = theirs.opts().get(OptionCode::RequestedIpAddress) {
+        assert_eq!(*address, request.requested);
+    }
+    if let Some(DhcpOption::ServerIdentifier(address)) = theirs.opts().get(OptionCode::ServerIdentifier) {
+        assert_eq!(*address, request.server_id);
+    }
+}
+
+/// Whether an option stands there twice: dhcproto puts both together (RFC 3396), we take one, as for those of one
+/// length no client means both.
+fn is_repeated(bytes: &[u8]) -> bool {
+    let (mut seen, mut rest) = ([false; 256], bytes.get(240..).unwrap_or_default());
+    loop {
+        match rest {
+            [0, tail @ ..] => rest = tail,
+            [] | [255, ..] => return false,
+            [code, tail @ ..] => {
+                if std::mem::replace(&mut seen[usize::from(*code)], true) {
+                    return true;
+                }
+                let Some(len) = tail.first() else { return false };
+                rest = tail.get(1 + usize::from(*len)..).unwrap_or_default();
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! One module a target: `run` takes bytes and panics where a promise is broken.
+
+mod carousel_packet;
+mod cmdline;
+mod config;
+mod dhcp_reply;
+mod dhcp_request;
+mod dhcp_server;
+mod http_head;
+mod image_archive;
+mod image_layer;
+mod range;
+mod tftp_packet;
+mod tftp_session;
+mod visible;
+mod wire;
+
+/// A target.
+pub(crate) type Target = fn(&[u8]);
+
+/// All targets by their names, which are those of their files and of their seeds' directories.
+pub(crate) const ALL: [(&str, Target); 14] = [
+    ("carousel_packet", carousel_packet::run),
+    ("cmdline", cmdline::run),
+    ("config", config::run),
+    ("dhcp_reply", dhcp_reply::run),
+    ("dhcp_request", dhcp_request::run),
+    ("dhcp_server", dhcp_server::run),
+    ("http_head", http_head::run),
+    ("image_archive", image_archive::run),
+    ("image_layer", image_layer::run),
+    ("range", range::run),
+    ("tftp_packet", tftp_packet::run),
+    ("tftp_session", tftp_session::run),
+    ("visible", visible::run),
+    ("wire", wire::run),
+];

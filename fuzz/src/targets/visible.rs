@@ -1,0 +1,14 @@
+//! A stranger's text, made visible: nothing in it moves a cursor, ends a line or turns other text around, and what is
+//! harmless is left as it is.
+
+use bridgehead::base::text::{one_line, turns_around, visible, visible_lines};
+
+pub(crate) fn run(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let harmless = |c: char| !c.is_control() && !turns_around(c);
+    for shown in [one_line(&text), visible(&text)] {
+        assert!(shown.chars().all(harmless), "{shown:?}");
+        assert!(!text.chars().all(harmless) || shown == text, "{text:?} became {shown:?}");
+    }
+    assert!(visible_lines(&text).chars().all(|c| c == '\n' || harmless(c)));
+}
