@@ -4,7 +4,7 @@ use core::time::Duration;
 
 /// Pauses between attempts: a first one, then each twice as long as the one before, up to a longest.
 ///
-/// A value of it is where a series of failures stands. Constants of it are copied, and so begin anew.
+/// A value is the state of one series of failures. A constant is copied, and so each copy starts afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -18,14 +18,14 @@ impl Backoff {
         Self { first, longest, next: first }
     }
 
-    /// An attempt failed: so long is the pause before the next one.
+    /// An attempt failed: returns the pause before the next one.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         pause
     }
 
-    /// It works, or got on: the next failure is a first one.
+    /// An attempt succeeded, or made progress: the next failure counts as the first.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

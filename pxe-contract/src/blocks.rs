@@ -41,7 +41,7 @@ const MAGIC: &[u8; 8] = b"bhblocks";
 const MAX_BLOCKS: u64 = 800_000;
 
 impl Blocks {
-    /// None yet; the first will begin at `start`.
+    /// An empty list, whose first block will begin at `start`.
     pub fn from(start: u32) -> Self {
         Self { start, blocks: Vec::new() }
     }
@@ -53,7 +53,7 @@ impl Blocks {
         self.blocks.push(Block { len, digest });
     }
 
-    /// What is put behind the SquashFS.
+    /// The bytes to append to the SquashFS.
     pub fn list(&self) -> Vec<u8> {
         let mut list = Vec::with_capacity(self.blocks.len() * ENTRY as usize + FOOTER as usize);
         for Block { len, digest } in &self.blocks {
@@ -66,8 +66,7 @@ impl Blocks {
         list
     }
 
-    /// Finds the list of a file with `size` bytes, of which `read` gives some. Without a list that makes
-    /// sense, there is none.
+    /// Finds the list of a file with `size` bytes, which `read` reads. An invalid list counts as none.
     pub fn read<E>(
         size: u64,
         mut read: impl FnMut(Range<u64>) -> Result<Vec<u8>, E>,

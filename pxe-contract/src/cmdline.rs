@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::fmt;
 
-/// A double quote without its partner.
+/// A double quote that is not closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenQuote;
 
@@ -23,8 +23,8 @@ pub fn words(line: &str) -> Vec<String> {
     split(line, |c| c.is_ascii_whitespace()).0
 }
 
-/// The words of a line that somebody wrote for a kernel. Blanks and tabs are between them. A line break is not: it
-/// is left in its word, for whoever looks at the words to refuse.
+/// The words of a line that somebody wrote for a kernel, separated by blanks and tabs. A line break stays in its word,
+/// so that the caller can refuse it.
 pub fn written(line: &str) -> Result<Vec<String>, OpenQuote> {
     match split(line, |c| matches!(c, ' ' | '\t')) {
         (words, false) => Ok(words),
@@ -32,20 +32,20 @@ pub fn written(line: &str) -> Result<Vec<String>, OpenQuote> {
     }
 }
 
-/// A word as it is put into a line, in double quotes where it has a blank.
+/// A word as it is written in a line, in double quotes if it has a blank.
 ///
-/// A word with a double quote in it can't be told to a kernel: there are no escapes.
+/// A word with a double quote in it can't be passed to a kernel, because there are no escapes.
 pub fn quoted(word: &str) -> Cow<'_, str> {
     if word.contains(' ') { format!("\"{word}\"").into() } else { word.into() }
 }
 
-/// The line with more words behind it, where they count: of a parameter that is given twice, the last one does.
+/// The line with more words at its end, where they take precedence: of a parameter that is given twice, the last counts.
 pub fn append(line: &str, words: &[String]) -> String {
     words.iter().fold(line.trim_end().to_owned(), |line, word| format!("{line} \"{word}\""))
 }
 
-/// Splits as the kernel does (`next_arg` in lib/cmdline.c): at white space outside double quotes, which may enclose
-/// a word or its value, and vanish. There are no escapes in it. And whether a quote was left open.
+/// Splits as the kernel does (`next_arg` in lib/cmdline.c): at white space outside double quotes, which may enclose a
+/// word or its value, and are removed. There are no escapes. Also returns whether a quote was left open.
 fn split(line: &str, is_white: impl Fn(char) -> bool) -> (Vec<String>, bool) {
     let mut words = vec![String::new()];
     let mut quoted = false;

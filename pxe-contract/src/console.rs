@@ -7,9 +7,9 @@ use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Lines of one batch at most.
+/// The most lines in one batch.
 pub const LINES_MAX: usize = 256;
-/// Bytes of one batch at most: so many lines, as long as the kernel makes them.
+/// The most bytes in one batch: enough for that many of the kernel's longest lines.
 pub const BATCH_MAX: usize = 512 * 1024;
 
 /// The body. `M` is a MAC address as its holder keeps it.
@@ -24,21 +24,21 @@ pub struct Batch<M> {
     pub mac: M,
     /// The kernel's random name of this boot.
     pub boot: String,
-    /// The first line's number in this boot: a batch whose answer was lost comes again, and is known by it.
+    /// The first line's number in this boot: by it a batch is recognised that is sent again after a lost answer.
     pub first: u64,
     /// Seconds since the kernel started, when this is sent.
     pub uptime: f64,
-    /// In the order in which they were said.
+    /// In order of time.
     pub lines: Vec<Said>,
 }
 
-/// A line on its way.
+/// A line in a batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Said {
     /// Seconds since the kernel started.
     pub uptime: f64,
-    /// Who said it.
+    /// Its source.
     pub from: Source,
     /// The kernel's: 0 (emergency) to 7 (debug).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,7 +50,7 @@ pub struct Said {
     pub text: String,
 }
 
-/// Who said a line.
+/// The source of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
@@ -60,6 +60,6 @@ pub enum Source {
     Stage1,
     /// The image's program.
     Workload,
-    /// The kernel while it died, by itself. No node sends it in a batch.
+    /// The crashing kernel itself. No node sends it in a batch.
     Netconsole,
 }

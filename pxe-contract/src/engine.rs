@@ -24,7 +24,7 @@ pub struct PapersRequest<M> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PapersAnswer {
-    /// Whose clients the engine is to obey.
+    /// The CA whose clients the engine is to obey.
     pub authority: String,
     /// For the key of the request.
     pub certificate: String,

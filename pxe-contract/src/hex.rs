@@ -9,7 +9,7 @@ pub fn encode(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
-/// In either case; `None` where there is anything else, or half a byte.
+/// In upper or lower case; `None` if there is anything else, or half a byte.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
     let digits = digits?;
@@ -17,7 +17,7 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
-/// The first bytes of what is in `text`; `None` where [`decode`] has none, or there are fewer.
+/// The first bytes encoded in `text`; `None` if [`decode`] fails, or there are fewer.
 pub fn prefix<const N: usize>(text: &str) -> Option<[u8; N]> {
     decode(text.get(..2 * N)?)?.try_into().ok()
 }

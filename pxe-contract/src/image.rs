@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Description {
     /// The image's name, as Docker has it.
     pub reference: String,
-    /// The image's ID where it came from.
+    /// The image's ID at its origin.
     pub id: String,
     /// Of the root file system's contents.
     pub digest: String,
@@ -26,14 +26,14 @@ pub struct Description {
     pub user: String,
     /// `SIGTERM` or a number; none means SIGTERM.
     pub stop_signal: Option<String>,
-    /// What says whether the workload is well.
+    /// The check that says whether the workload is healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// Those that the archive has no place for: pxe-init sets them.
+    /// Extended attributes, which the archive can't hold: pxe-init sets them.
     pub xattrs: Vec<Xattr>,
 }
 
-/// A program that says whether the workload is well. Times in milliseconds.
+/// A program that says whether the workload is healthy. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HealthCheck {
@@ -45,7 +45,7 @@ pub struct HealthCheck {
     pub timeout: u64,
     /// Failures do not count for this long, until the first success.
     pub start_period: u64,
-    /// So many failures in a row.
+    /// How many failures in a row make the workload unhealthy.
     pub retries: u32,
 }
 

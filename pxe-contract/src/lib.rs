@@ -1,9 +1,9 @@
 //! What appliance, node and simulator send one another, defined once: every document, word and path that one of them
 //! writes and another one reads. The loader will be the fourth.
 //!
-//! Data types only. There is no I/O, no clock and no network here (`no_std` ensures that), and nothing that decides:
-//! the writing side fills a type in, the reading side gets the same type. serde defines the documents' JSON; each
-//! side chooses its JSON library. Two helpers that both sides need are here, too: [`hex`] and [`backoff`].
+//! Data types only. There is no I/O, no clock and no network here (`no_std` ensures that), and no decisions: the writing
+//! side fills a type in, the reading side gets the same type. serde defines the documents' JSON; each side chooses its
+//! JSON library. Two helpers that both sides need are here, too: [`hex`] and [`backoff`].
 //!
 //! | written by | what | read by |
 //! | --- | --- | --- |
@@ -32,11 +32,12 @@
 //! 3. **Where ignoring would do harm, what is unknown is an error.** That holds for [`storage::Storage`], which says
 //!    what is written to disks: half of it would be worse than nothing. It holds for values everywhere: an unknown
 //!    `on-exit`, an unknown stage of a report.
-//! 4. **An error is in words**, and names the field, or the word and what was expected in its place. A node that can't
-//!    read a document says that the two sides are of different versions; an appliance that can't read a request
+//! 4. **An error has an explanation**, and names the field, or the word and what was expected in its place. A node that
+//!    can't read a document says that the two sides are of different versions; an appliance that can't read a request
 //!    answers 400, or 404 where it knows no such path, with a [`failure::ErrorDocument`] whose words the node repeats on
 //!    its console.
-//! 5. **New documents get new paths.** An older appliance answers 404, and the node goes on without, or fails in words.
+//! 5. **New documents get new paths.** An older appliance answers 404, and the node goes on without, or fails and says
+//!    why.
 //!
 //! `golden/VERSION/` has the documents of each released version, as its own writers wrote them. The crate's tests read
 //! every version's, and write the present one's byte by byte (`tests/golden.rs` says how a version is recorded).

@@ -1,5 +1,5 @@
-//! The kernel modules that stage 1 needs, beside the drivers of network cards: set-up takes them for the stock kernel, the
-//! appliance out of an image's, and pxe-init loads them.
+//! The kernel modules that stage 1 needs, beside the drivers of network cards: set-up selects them for the stock kernel,
+//! the appliance from an image's modules, and pxe-init loads them.
 
 /// Network cards of virtual machines, whose drivers are not with the others.
 pub const NETWORK: [&str; 4] = ["virtio_net", "vmxnet3", "hv_netvsc", "xen-netfront"];
@@ -7,14 +7,14 @@ pub const NETWORK: [&str; 4] = ["virtio_net", "vmxnet3", "hv_netvsc", "xen-netfr
 /// What mounts an image's SquashFS under a layer in memory.
 pub const STAGE2: [&str; 3] = ["loop", "squashfs", "overlay"];
 
-/// The disk that may hold the image already, and its file system with the checksums that it asks for by name.
+/// For a disk with cached images: the drivers, and the file system with the checksums that it requests by name.
 pub const DISK: [&str; 8] =
     ["virtio_blk", "virtio_scsi", "nvme", "ahci", "sd_mod", "ext4", "crc32c_generic", "crct10dif_generic"];
 
-/// What a kernel says when it dies.
+/// For the messages of a crashing kernel.
 pub const LAST_WORDS: &str = "netconsole";
 
-/// Where the drivers of network cards are in a distribution's module tree, and what they come with.
+/// Where the drivers of network cards, and their helpers, are in a distribution's module tree.
 const DIRECTORIES: [&str; 5] = [
     "kernel/drivers/net/ethernet/",
     "kernel/drivers/net/phy/",
@@ -23,8 +23,8 @@ const DIRECTORIES: [&str; 5] = [
     "kernel/net/packet/",
 ];
 
-/// Whether stage 1 needs a module, by its path below `/lib/modules/VERSION`. What such a module depends on, it needs,
-/// too.
+/// Whether stage 1 needs a module, by its path below `/lib/modules/VERSION`. It also needs the dependencies of such a
+/// module.
 pub fn is_needed(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let name = name.split(".ko").next().unwrap_or(name);

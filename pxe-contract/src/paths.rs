@@ -1,5 +1,5 @@
-//! Paths: of what the appliance generates for loaders and nodes, of a node's requests, and of the files in a node's
-//! initrds.
+//! Paths: of the files that the appliance generates for loaders and nodes, of a node's requests, and of the files in a
+//! node's initrds.
 //!
 //! A machine's MAC is text in a path. Its type on either side is that side's `M`.
 
@@ -14,19 +14,19 @@ pub const GRUB_BIOS: &str = "grub/i386-pc.0";
 /// GRUB for UEFI x86-64 machines.
 pub const GRUB_EFI_X64: &str = "grub/x86_64-efi.efi";
 
-/// What a node asks the appliance, by POST. By TLS, but for a boot that has no session.
+/// A node's requests to the appliance, by POST. Over TLS, except in a boot without a session.
 pub mod node {
     /// A token for a certificate ([`crate::ticket::SessionRequest`]).
     pub const SESSION: &str = "/node/session";
-    /// How the boot fares ([`crate::report::Report`]).
+    /// A report about the boot ([`crate::report::Report`]).
     pub const REPORT: &str = "/node/report";
-    /// A boot that is held: 200 while it is to stay so, 204 when it is to go on ([`crate::rescue::Standing`]).
+    /// A held boot polls: 200 while it is to wait, 204 when it is to go on ([`crate::rescue::Standing`]).
     pub const HELD: &str = "/node/held";
-    /// A boot that failed: 200 while it is to stay so, 204 when it is to boot again ([`crate::rescue::Standing`]).
+    /// A failed boot polls: 200 while it is to wait, 204 when it is to boot again ([`crate::rescue::Standing`]).
     pub const FAILED: &str = "/node/failed";
-    /// What the console said ([`crate::console::Batch`]).
+    /// Lines of the console ([`crate::console::Batch`]).
     pub const CONSOLE: &str = "/node/console";
-    /// What the workload wrote ([`crate::console::Batch`]).
+    /// Lines of the workload's output ([`crate::console::Batch`]).
     pub const LOGS: &str = "/node/logs";
     /// A certificate for a Docker engine ([`crate::engine::PapersRequest`]).
     pub const ENGINE: &str = "/node/engine";
@@ -36,16 +36,16 @@ pub mod node {
 
 /// What a node finds in the root of its initrds.
 pub mod file {
-    /// What the image is and what runs in it ([`crate::image::Description`]); in a boot of two stages it is in the
+    /// The image's description and what runs in it ([`crate::image::Description`]); in a boot of two stages it is in the
     /// SquashFS.
     pub const IMAGE_DESCRIPTION: &str = "/image.json";
     /// The image's root file system.
     pub const IMAGE: &str = "/image";
     /// This boot's own ([`crate::ticket::Ticket`]).
     pub const TICKET: &str = "/bridgehead.json";
-    /// What the disks are to hold ([`crate::storage::Storage`]), where there is a plan.
+    /// The storage plan, if there is one ([`crate::storage::Storage`]).
     pub const STORAGE: &str = "/storage.json";
-    /// How somebody logs in to a boot that has stopped ([`crate::rescue::Login`]), where that is wanted.
+    /// The login to a boot that has stopped, if there is one ([`crate::rescue::Login`]).
     pub const RESCUE: &str = "/rescue.json";
 
     /// Its name in an archive that is unpacked into the root.
@@ -59,7 +59,7 @@ pub fn round(sha256: &str) -> String {
     format!("/carousel/{sha256}")
 }
 
-/// What a path that the appliance answers itself stands for.
+/// The meaning of a path that the appliance answers itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Generated<M> {
     /// A loader image: its name below the assets.
@@ -67,13 +67,13 @@ pub enum Generated<M> {
     /// grub.cfg for this machine. GRUB asks for `grub.cfg-01-MAC` first (01 is Ethernet's ARP
     /// hardware type), so answering that saves it twelve further requests.
     GrubConfig(M),
-    /// The plain `grub.cfg`: whoever asks, known by address.
+    /// The plain `grub.cfg`: the machine is identified by its address.
     GrubConfigByAddress,
     /// An iPXE script for this machine.
     IpxeScript(M),
     /// The tools and drivers for storage plans.
     StorageTools,
-    /// What this machine alone is told, for one boot.
+    /// The machine's own initrd, for one boot.
     Node(M),
     /// dropbear, for shells over SSH.
     RescueTools,
@@ -86,7 +86,7 @@ pub enum Generated<M> {
     },
 }
 
-/// A file that is made of an image.
+/// A file that is made from an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePart {
     /// The kernel.

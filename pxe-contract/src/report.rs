@@ -1,4 +1,4 @@
-//! What a node says of its boot: `POST /node/report`.
+//! A node's reports about its boot: `POST /node/report`.
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -40,24 +40,24 @@ pub struct Report<M> {
     pub uptime: Option<f64>,
 }
 
-/// What only the node itself can know.
+/// What a node can report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reported {
     /// pxe-init runs and has a network.
     Stage1,
-    /// The image's root file system is there and is the expected one.
+    /// The image's root file system is available and is the expected one.
     Image,
     /// The workload's program was started.
     Workload,
-    /// The workload's first process ended, for good or ill.
+    /// The workload's first process ended, successfully or not.
     Exited,
     /// The boot can't go on.
     Failed,
 }
 
 impl<M> Report<M> {
-    /// A stage, and nothing else of it.
+    /// A report of a stage without further fields.
     pub fn new(mac: M, stage: Reported) -> Self {
         Self {
             mac,
@@ -73,8 +73,8 @@ impl<M> Report<M> {
 }
 
 impl Reported {
-    /// Where the node is by that. An exit is no stage of a boot: one in order leaves the node at its last, any other
-    /// is a failure.
+    /// The stage that follows from it. An exit is no stage of a boot: after exit code 0 the node stays at its last stage,
+    /// any other exit is a failure.
     pub fn stage(self, exit_code: Option<i32>) -> Stage {
         match self {
             Self::Stage1 => Stage::Stage1,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Login {
-    /// As /etc/shadow has it.
+    /// In the format of /etc/shadow.
     pub password_hash: String,
 }
 
@@ -18,10 +18,10 @@ pub struct Login {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Standing<M> {
-    /// Of the SSH server, where there is one: `SHA256:…`, as ssh shows it.
+    /// Of the SSH server, if there is one: `SHA256:…`, as ssh shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
-    /// Whether somebody has logged in, where there is a server: then the password is no longer valid.
+    /// Whether somebody has logged in, if there is a server: then the password is no longer valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logged_in: Option<bool>,
     /// The machine that has stopped.

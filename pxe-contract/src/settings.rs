@@ -1,7 +1,7 @@
-//! What the appliance tells a node in words of its kernel's command line: `bridgehead.KEY=VALUE`.
+//! A node's settings in words of its kernel's command line: `bridgehead.KEY=VALUE`.
 //!
-//! Who the node is and where it reports to ([`Identity`]) is on the command line itself, so that a node without
-//! anything else can report its failure. The rest ([`BootSettings`]) is in the machine's own initrd
+//! The node's identity and the address for its reports ([`Identity`]) are on the command line itself, so that a node
+//! without anything else can report its failure. The rest ([`BootSettings`]) is in the machine's own initrd
 //! ([`crate::ticket`]), whose words take precedence over the command line's. docs/node.md documents the keys.
 
 use alloc::borrow::ToOwned as _;
@@ -38,38 +38,38 @@ mod key {
     pub(super) const STAGE2: &str = "stage2";
 }
 
-/// What several keys take.
+/// The expected value of several keys.
 const ADDRESSES: &str = "IPv4 addresses separated by commas";
 
 const HOLD: &str = "bridgehead.hold";
-/// Only people write it.
+/// Written only by hand.
 const RESCUE: &str = "bridgehead.rescue";
 
-/// Who a node is, and whom it tells how it fares. `M` is a MAC address as its holder keeps it.
+/// A node's identity, and where it sends its reports. `M` is a MAC address as its holder keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity<M> {
     /// Where the appliance answers HTTP.
     pub appliance: SocketAddrV4,
     /// Of the interface that the node boots from.
     pub mac: M,
-    /// Its address, and how long the network's prefix is.
+    /// Its address, and the length of the network's prefix.
     pub address: Option<(Ipv4Addr, u8)>,
 }
 
 /// A node's settings for one boot. Missing ones have their default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootSettings {
-    /// Where packets for other networks go.
+    /// The default gateway.
     pub router: Option<Ipv4Addr>,
-    /// Servers for names.
+    /// DNS servers.
     pub dns: Vec<Ipv4Addr>,
-    /// Domains that a name without dots may be in; the first is the node's own.
+    /// The search list; the first domain is the node's own.
     pub search: Vec<String>,
-    /// Servers for the time.
+    /// Time servers.
     pub ntp: Vec<Ipv4Addr>,
-    /// The longest packet of the link, in bytes; none means the driver's.
+    /// The link's MTU, in bytes; `None` means the driver's.
     pub mtu: Option<u16>,
-    /// How long the address is the node's; renewal begins at half of it.
+    /// The lease time; renewal begins at half of it.
     pub lease: Duration,
     /// Whether the boot is to stop in stage 1 until the appliance lets it go on.
     pub hold: bool,
@@ -77,11 +77,11 @@ pub struct BootSettings {
     pub name: Option<String>,
     /// The digest that the image must have.
     pub digest: Option<String>,
-    /// When the workload's first process ends.
+    /// What to do when the workload's first process ends.
     pub on_exit: OnExit,
-    /// Whether the image is a Docker engine, which needs papers of the appliance.
+    /// Whether the image is a Docker engine, which needs certificates from the appliance.
     pub engine: bool,
-    /// How often in a row a workload is started again, where that is wanted; none means for ever.
+    /// With [`OnExit::Restart`], how often in a row a workload is started again; `None` means for ever.
     pub restarts: Option<u32>,
     /// How a node whose boot failed can be reached.
     pub on_failure: OnFailure,
@@ -89,7 +89,7 @@ pub struct BootSettings {
     pub logs: bool,
     /// Modules to load before all others.
     pub modules: Vec<String>,
-    /// What to fetch as the image; none means that it comes with stage 1.
+    /// What to fetch as the image; `None` means that it comes with stage 1.
     pub stage2: Option<Stage2>,
 }
 
@@ -102,7 +102,7 @@ pub struct Stage2 {
     pub size: u64,
 }
 
-/// What happens after a boot failed.
+/// What happens after a failed boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
     /// Shells on the console, and one by SSH.
@@ -124,14 +124,14 @@ pub enum OnExit {
     Reboot,
     /// It starts the workload again.
     Restart,
-    /// It stays up without it.
+    /// It stays up without the workload.
     Stay,
 }
 
 /// All of a node's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where the appliance answers HTTP; none means that no reports are sent.
+    /// Where the appliance answers HTTP; `None` means that no reports are sent.
     pub appliance: Option<SocketAddrV4>,
     /// Of the interface that the node boots from, in lower case.
     pub mac: String,
@@ -139,24 +139,24 @@ pub struct Settings {
     pub address: Ipv4Addr,
     /// Bits of the network's prefix.
     pub prefix: u8,
-    /// The host name: what the appliance gives, or one made of the MAC.
+    /// The host name: the one that the appliance gives, or one made from the MAC.
     pub name: String,
-    /// The node's part in this boot.
+    /// The settings for this boot.
     pub boot: BootSettings,
 }
 
 /// Why a node can't use its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingsError {
-    /// There is no such word.
+    /// This word is missing.
     Missing(&'static str),
-    /// A word has another value than this version knows.
+    /// A word has a value that this version does not know.
     Invalid {
         /// The key, without its prefix.
         key: &'static str,
         /// The value.
         value: String,
-        /// What it could be, in words.
+        /// The possible values, as text.
         expected: &'static str,
     },
 }
@@ -286,8 +286,8 @@ impl BootSettings {
 }
 
 impl Settings {
-    /// Reads the kernel's command line. Other keys than ours are the kernel's or the workload's, and those of ours
-    /// that this version does not know are a newer appliance's.
+    /// Reads the kernel's command line. Other keys than ours belong to the kernel or the workload, and unknown ones of
+    /// ours to a newer appliance.
     pub fn parse(cmdline: &str) -> Result<Self, SettingsError> {
         let words = Words(cmdline::words(cmdline));
         let mac = words.required(key::MAC)?.to_ascii_lowercase();
@@ -304,23 +304,23 @@ impl Settings {
     }
 }
 
-/// Whether a shell was asked for in place of the workload.
+/// Whether a shell is wanted in place of the workload.
 pub fn rescue_wanted(cmdline: &str) -> bool {
     let is_so = |word: &String| word.strip_prefix(RESCUE).is_some_and(|rest| matches!(rest, "" | "=1"));
     cmdline::words(cmdline).iter().any(is_so)
 }
 
-/// Where the appliance answers HTTP, of a word that says so.
+/// Where the appliance answers HTTP, if this is the word that says so.
 pub fn appliance(word: &str) -> Option<SocketAddrV4> {
     endpoint(word.strip_prefix(PREFIX)?.strip_prefix(key::URL)?.strip_prefix('=')?)
 }
 
-/// `http://10.77.0.1`, with a port where it is not HTTP's own.
+/// `http://10.77.0.1`, with the port unless it is HTTP's own.
 pub fn url(appliance: SocketAddrV4) -> String {
     format!("http://{}", authority(appliance))
 }
 
-/// `10.77.0.1`, with a port where it is not HTTP's own.
+/// `10.77.0.1`, with the port unless it is HTTP's own.
 pub fn authority(appliance: SocketAddrV4) -> String {
     match appliance.port() {
         80 => appliance.ip().to_string(),
@@ -381,7 +381,7 @@ impl Stage2 {
 struct Words(Vec<String>);
 
 impl Words {
-    /// The value of a key, where it has one. The last one counts, as with the kernel's own parameters.
+    /// The value of a key, if it has one. The last one counts, as with the kernel's own parameters.
     fn get(&self, key: &str) -> Option<String> {
         self.last(key).filter(|value| !value.is_empty()).map(str::to_owned)
     }
@@ -403,7 +403,7 @@ impl Words {
         self.get(key).map(|value| read(key, &value, expected, parse)).transpose()
     }
 
-    /// The parts of a value that has commas.
+    /// The parts of a value between commas.
     fn list(&self, key: &str) -> Vec<String> {
         let list = self.last(key).unwrap_or_default();
         list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()

@@ -60,7 +60,7 @@ fn says_which_key_is_missing_or_wrong() {
     assert!(matches!(Settings::parse(&wrong), Err(SettingsError::Invalid { key: "on-exit", .. })));
 }
 
-/// A newer appliance may say more, but nothing else by the same words.
+/// A newer appliance may send more, but not give the same words another meaning.
 #[test]
 fn words_of_a_newer_version_are_passed_over_and_values_are_not() {
     let newer = format!("{LINE} bridgehead.colour=red bridgehead.dance");

@@ -1,4 +1,4 @@
-//! How far a machine is.
+//! The stages of a machine's boot.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +10,9 @@ pub enum Stage {
     Discover,
     /// It was offered one.
     Offer,
-    /// It asks for the one that it was offered.
+    /// It requests the one that it was offered.
     Request,
-    /// It has it.
+    /// It got the address.
     Ack,
     /// The first-stage file was sent whole.
     Loader,
@@ -20,11 +20,11 @@ pub enum Stage {
     Config,
     /// The kernel was sent whole.
     Kernel,
-    /// So was an initrd.
+    /// An initrd was sent whole.
     Initrd,
     /// pxe-init runs.
     Stage1,
-    /// The root file system is there and verified.
+    /// The root file system is available and verified.
     Image,
     /// The image's program runs.
     Workload,

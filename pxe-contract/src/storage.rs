@@ -1,8 +1,8 @@
 //! `/storage.json`: what a node's disks are to hold, as the appliance wrote it for one boot; and the keys of its
-//! encrypted volumes (`POST /node/storage-keys`). docs/storage.md has the whole of it.
+//! encrypted volumes (`POST /node/storage-keys`). See docs/storage.md.
 //!
-//! The plan is the one document in which an unknown field is an error: a node that passes over half of what is to be
-//! done to a disk does something else than was wanted.
+//! The plan is the only document in which an unknown field is an error: a node that ignored part of what is to be done
+//! to a disk would do something else than was wanted.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -22,11 +22,11 @@ pub struct Storage {
     pub wipe: Wipe,
     /// The only disks that [`Wipe::Always`] means.
     pub serials: Vec<String>,
-    /// The disks, by the way they are divided.
+    /// The sets of disks that are partitioned alike.
     pub disks: Vec<DiskSet>,
-    /// What is on them.
+    /// The volumes on them.
     pub volumes: Vec<Volume>,
-    /// What is elsewhere.
+    /// Directories of NFS servers.
     #[serde(default)]
     pub mounts: Vec<NfsMount>,
 }
@@ -37,32 +37,32 @@ pub struct Storage {
 pub enum Wipe {
     /// Never: what the plan made before is mounted.
     Never,
-    /// Where there is nothing but zeros.
+    /// Only where there is nothing but zeros.
     #[default]
     IfBlank,
-    /// Whatever else a disk holds, if its serial is listed.
+    /// Also on disks whose serial is listed, whatever they hold.
     Always,
 }
 
-/// Disks that are divided alike.
+/// Disks that are partitioned alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DiskSet {
-    /// By which volumes name the set.
+    /// The name by which volumes refer to the set.
     pub name: String,
-    /// Of this kind; none means whichever.
+    /// Only disks of this kind; `None` means any.
     #[serde(rename = "type")]
     pub kind: Option<DiskKind>,
     /// Least and most bytes, both included.
     pub size: Option<(u64, u64)>,
-    /// Any of these; empty means whichever.
+    /// Only disks with one of these; empty means any.
     pub serials: Vec<String>,
-    /// A shell pattern over the disk's path below /sys.
+    /// A shell pattern for the disk's path below /sys.
     pub path: Option<String>,
-    /// Where they are, unless in the machine.
+    /// The target whose LUNs they are; `None` if they are in the machine.
     #[serde(default)]
     pub iscsi: Option<Target>,
-    /// The identity of each disk's partition table, and by that the number of disks.
+    /// The identity of each disk's partition table, and so the number of disks.
     pub tables: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ pub struct Target {
 pub struct NfsMount {
     /// A name or an address.
     pub server: String,
-    /// The directory, there.
+    /// The directory on the server.
     pub path: String,
     /// The place, in the image.
     pub mount: String,
@@ -92,11 +92,11 @@ pub struct NfsMount {
     pub options: Option<String>,
 }
 
-/// What a disk is.
+/// The kind of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskKind {
-    /// It turns.
+    /// It rotates.
     Hdd,
     /// It does not.
     Ssd,
@@ -112,11 +112,11 @@ pub struct Volume {
     pub name: String,
     /// The set's name.
     pub disks: String,
-    /// Of the partition on each disk, in bytes; none is what is left.
+    /// Size of the partition on each disk, in bytes; `None` means the remaining space.
     pub size: Option<u64>,
-    /// The level, where there is an array.
+    /// The RAID level, if there is an array.
     pub raid: Option<u8>,
-    /// Whether there is LUKS in between.
+    /// Whether the volume is encrypted with LUKS.
     pub encrypt: bool,
     /// The file system.
     pub format: Format,
@@ -128,15 +128,15 @@ pub struct Volume {
     pub ids: Ids,
 }
 
-/// By these a later boot knows what an earlier one made. Each is a UUID.
+/// The UUIDs by which a later boot recognises what an earlier one made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Ids {
     /// One for each disk of the set.
     pub partitions: Vec<String>,
-    /// Of the array, should there be one.
+    /// Of the array, if there is one.
     pub array: String,
-    /// Of LUKS' header, should there be one.
+    /// Of the LUKS header, if there is one.
     pub luks: String,
     /// Of the file system.
     pub filesystem: String,

@@ -2,8 +2,8 @@
 //!
 //! An image is cut into blocks of a few thousand symbols, and each block is an object of its own for
 //! RaptorQ (RFC 6330): its first symbols are the bytes themselves, all later ones are repairs, and
-//! any symbols, as many as the block has, bring it back. RFC 6330's own header (section 3.2) numbers
-//! 256 blocks at most; an image has more.
+//! any as many symbols as the block has restore it. RFC 6330's own header (section 3.2) numbers 256
+//! blocks at most; an image has more.
 //!
 //! ```text
 //!  0      4                  12               20         24         28         32
@@ -29,7 +29,7 @@ pub const BLOCK_SYMBOLS_MAX: u16 = 56_403;
 const MAGIC: [u8; 4] = *b"BHC1";
 const POLL: u32 = u32::MAX;
 
-/// What a packet says of itself.
+/// The header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The first bytes of the image's SHA-256.
@@ -38,7 +38,7 @@ pub struct Header {
     pub len: u64,
     /// Packets of this round before this one.
     pub sequence: u32,
-    /// What it brings.
+    /// Its contents.
     pub content: Content,
 }
 
@@ -52,12 +52,12 @@ pub enum Content {
         /// Below the block's count of symbols, a part of the image; a repair from there on.
         symbol: u32,
     },
-    /// Nothing: receivers are to say what they lack.
+    /// No payload: receivers are to report what they lack.
     Poll,
 }
 
 impl Header {
-    /// A packet's header and what follows it; `None` where it is not one of ours.
+    /// A packet's header and payload; `None` if it is not one of ours.
     pub fn parse(packet: &[u8]) -> Option<(Self, &[u8])> {
         let (header, payload) = packet.split_first_chunk::<HEADER>()?;
         let four =
@@ -92,7 +92,7 @@ impl Header {
     }
 }
 
-/// How an image is cut.
+/// How an image is divided into blocks and symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     len: u64,
@@ -101,7 +101,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// An image of `len` bytes in symbols of `symbol_size`, so many a block; `None` where that can't be.
+    /// An image of `len` bytes in symbols of `symbol_size`, `block_symbols` per block; `None` if that is impossible.
     pub fn new(len: u64, symbol_size: u16, block_symbols: u16) -> Option<Self> {
         let block = u64::from(symbol_size) * u64::from(block_symbols);
         let possible = len > 0
@@ -127,7 +127,7 @@ impl Geometry {
         self.len.div_ceil(self.block_len()) as u32
     }
 
-    /// Symbols that bring back a block, which is one of [`Self::blocks`].
+    /// Symbols of a block, which is one of [`Self::blocks`].
     pub fn symbols(&self, block: u32) -> u32 {
         let bytes = self.block(block);
         (bytes.end - bytes.start).div_ceil(u64::from(self.symbol_size)) as u32

@@ -1,4 +1,4 @@
-//! Values that are text in JSON, for serde: what they are in a program is each side's affair.
+//! Values that are text in JSON, for serde; each side has its own type for them.
 
 use alloc::string::String;
 use core::fmt::Display;

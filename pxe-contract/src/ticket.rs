@@ -1,7 +1,7 @@
-//! Who a node is for one boot, and how it proves that: `/bridgehead.json` in the machine's own initrd, and the session
-//! that its token is traded for, once, by `POST /node/session` over TLS. docs/trust.md has the whole of it.
+//! A node's identity for one boot, and its proof: `/bridgehead.json` in the machine's own initrd, and the session for
+//! which its token is traded, once, by `POST /node/session` over TLS. See docs/trust.md.
 //!
-//! What has a secret in it has no `Debug`.
+//! Types with a secret have no `Debug`.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -15,16 +15,16 @@ use serde::{Deserialize, Serialize};
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Ticket {
-    /// As on a kernel's command line, and in place of what is there ([`crate::settings`]).
+    /// As on a kernel's command line, over which they take precedence ([`crate::settings`]).
     pub settings: Vec<String>,
     /// The name of the profile, for people.
     #[serde(default)]
     pub profile: String,
-    /// Where the appliance answers by TLS.
+    /// Where the appliance answers over TLS.
     pub appliance: SocketAddrV4,
     /// Its CA's certificate, in PEM.
     pub ca: String,
-    /// Good for one session, for some minutes.
+    /// Valid for one session, for some minutes.
     pub token: String,
     /// Seconds since 1970, when this was made: the node's own clock may never have been set.
     pub time: u64,
@@ -50,6 +50,6 @@ pub struct SessionRequest<M> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SessionAnswer {
-    /// For the key of the request, in PEM. With it the node speaks from then on.
+    /// For the key of the request, in PEM. The node authenticates with it from then on.
     pub certificate: String,
 }

@@ -1,4 +1,4 @@
-//! Whom the workload runs as: an image's `USER`, looked up in the image's own files.
+//! The workload's user and groups: the image's `USER`, looked up in the image's own files.
 
 use crate::image::Image;
 
@@ -32,7 +32,7 @@ impl Account {
     /// a name, and need not be listed; of several lines the first counts; a group that is given replaces all others; no
     /// user at all means root.
     fn find(spec: &str, passwd: &str, group: &str) -> Result<Self, AccountError> {
-        // What is behind a second colon means nothing.
+        // Anything after a second colon is ignored.
         let mut parts = spec.split(':');
         let (user, wanted) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let listed = || lines(passwd).map(User::parse);
@@ -66,9 +66,9 @@ impl Account {
                 gid = listed.ok_or_else(|| AccountError::NoSuchGroup(name.to_owned()))?.gid;
             }
         }
-        // Its own is one of them (CVE-2022-36109: else a process could pass for no member of it).
+        // The primary group is one of them (CVE-2022-36109: otherwise a process could appear not to be a member).
         groups.insert(0, gid);
-        // Of the number, not of the name: the runtime looks again, when it knows the number only.
+        // Looked up by number, not by name: Docker's runtime looks again, when it knows only the number.
         let home = listed().find(|u| u.uid == uid).map(|u| u.home).filter(|home| !home.is_empty());
         Ok(Self { uid, gid, groups, home: home.unwrap_or("/").to_owned() })
     }
@@ -116,13 +116,13 @@ fn number(text: &str) -> Option<i64> {
     text.parse().ok()
 }
 
-/// A field that is no number counts as 0, and one that is missing likewise.
+/// A field that is not a number, or is missing, counts as 0.
 fn id(field: &str) -> u32 {
     // Negative numbers wrap.
     (number(field).unwrap_or(0) & i64::from(u32::MAX)) as u32
 }
 
-/// An identity that is not listed.
+/// Checks a number that is not listed.
 fn in_range(id: i64, text: &str) -> Result<u32, AccountError> {
     i32::try_from(id)
         .ok()
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn odd_files_are_read_as_docker_reads_them() {
-        // A name of digits is no user 1000; two names of one number; a line that ends early; a home that is not there.
+        // A name of digits that is not user 1000; two names for one number; a line that ends early; a home that is missing.
         let passwd = "1000:x:5:5::/five:\na:x:7:8::/home/a:\nb:x:7:9::/home/b:\nshort:x:12\nhuge:x:3000000000:-2\n\
                       nohome:x:13:13:::\n";
         let group = "5:x:50:\nfull:x:60:a,b\nspaced:x:61: a\nagain:x:62:a\nfull:x:63:a";
@@ -185,7 +185,7 @@ mod tests {
         for spec in ["3000000001", "-1", "a:2147483648"] {
             assert!(matches!(Account::find(spec, passwd, group), Err(AccountError::Range(_))), "{spec}");
         }
-        // A number that is none counts as 0, and the first line with it is root's.
+        // An invalid number counts as 0, and the first line with 0 is root's.
         assert_eq!(Account::find("", "broken:x:zero:5::/x:\nroot:x:0:0::/root:", "").unwrap().gid, 5);
     }
 

@@ -1,4 +1,4 @@
-//! The appliance, as a node reaches it: by HTTP, and by HTTPS with the session of this boot once it has one.
+//! The node's connection to the appliance: HTTP, and HTTPS once the boot has a session.
 
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
@@ -14,9 +14,9 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use crate::head::Head;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
-/// An answer, or a connection without one, for at most so long.
+/// The timeout of reads and writes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// Of answers that are read whole.
+/// The limit of answers that are read whole.
 const ANSWER_MAX: u64 = 64 << 10;
 
 /// This node's settings for this boot, and how it reaches the appliance.
@@ -41,7 +41,7 @@ pub struct Appliance {
 }
 
 impl Appliance {
-    /// By HTTP, which proves nothing about either side.
+    /// Over HTTP, which authenticates neither side.
     pub fn plain(at: SocketAddrV4) -> Self {
         Self { at, tls: None }
     }
@@ -86,7 +86,7 @@ impl Appliance {
         Ok((status, body))
     }
 
-    /// The same where only the status code counts.
+    /// The same, if only the status code matters.
     pub(crate) fn post(&self, path: &str, body: &[u8]) -> io::Result<u16> {
         self.exchange(path, body).map(|(status, _)| status)
     }
@@ -104,14 +104,14 @@ impl fmt::Debug for Appliance {
     }
 }
 
-/// By where it is: keys are not compared.
+/// Compares only the address, not keys.
 impl PartialEq for Appliance {
     fn eq(&self, other: &Self) -> bool {
         (self.at, self.tls.is_some()) == (other.at, other.tls.is_some())
     }
 }
 
-/// The words of a refusal: the appliance's errors are documents with words in them.
+/// The text of a refusal, from the appliance's error document.
 pub(crate) fn words(status: u16, body: &str) -> String {
     match serde_json::from_str(body) {
         Ok(ErrorDocument { error, .. }) => error,

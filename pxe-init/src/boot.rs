@@ -92,7 +92,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let mut steps = Steps::begin();
     mounts::mount_all()?;
     mounts::use_console();
-    // Ctrl-Alt-Delete asks us, in place of resetting the machine at once.
+    // Ctrl-Alt-Delete sends us a signal, instead of resetting the machine at once.
     let _ = set_cad_enabled(false);
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(BootError::CommandLine)?;
     let ticket = ticket::take();
@@ -100,7 +100,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
         ticket.as_ref().map_or(cmdline.clone(), |ticket| cmdline::append(&cmdline, &ticket.settings));
     let settings = Settings::parse(&cmdline);
     if rescue_wanted(&cmdline) {
-        // The network as far as it goes: it is what a rescue is often about.
+        // Bring up the network as far as possible: it is often the reason for a rescue.
         if let Err(error) = settings.map_err(BootError::from).and_then(|settings| {
             let sender = network(&settings, &mut steps)?;
             let Told { settings, appliance } = Told::new(settings);
@@ -114,7 +114,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     steps.done("mounts");
     let mut told = Told::new(settings?);
 
-    // Disks are found in the time that the network takes.
+    // Disks are probed while the network comes up.
     let prepared = told.settings.boot.stage2.as_ref().map(|_| stage2::prepare());
     load_wanted(&told.settings.boot.modules);
     let sender = match network(&told.settings, &mut steps) {
@@ -126,7 +126,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     };
     let session = ticket.and_then(|ticket| ticket::trade(ticket, &told.settings.mac));
     steps.done("session");
-    // Without a session it can still be said why there is none.
+    // Without a session the node can still report why there is none.
     told.appliance = session.as_ref().ok().map(|(_, appliance)| appliance.clone()).or(told.appliance);
     let told = TOLD.get_or_init(|| told);
     let Told { settings, appliance } = told;
@@ -207,7 +207,7 @@ fn network(settings: &Settings, steps: &mut Steps) -> Result<netconsole::Sender,
     let mut modules = Modules::open(Path::new("/"))
         .inspect_err(|e| say!("stage 1 has no modules for this kernel ({e}); it needs its drivers built in"))
         .ok();
-    // The kernel asks for modules by itself, too (a PHY's driver): we answer as its modprobe.
+    // The kernel requests modules itself, too (a PHY's driver): we are its modprobe.
     let _ = fs::write("/proc/sys/kernel/modprobe", "/init");
     let link = link::find(&settings.mac, modules.as_mut())?;
     steps.done("drivers");
@@ -217,7 +217,7 @@ fn network(settings: &Settings, steps: &mut Steps) -> Result<netconsole::Sender,
     Ok(netconsole::Sender { link: link.name, address: settings.address })
 }
 
-/// A node whose image is there.
+/// A node whose image is mounted.
 struct Node<'a> {
     supervisor: &'a Supervisor,
     reporter: &'a Reporter,
@@ -225,18 +225,18 @@ struct Node<'a> {
     address: String,
     image: &'a Image,
     renewal: Renewal,
-    /// What the time until the workload's first start went into; none afterwards.
+    /// How the time until the workload's first start was spent; `None` afterwards.
     steps: Option<Steps>,
 }
 
-/// A workload that ran this long has earned a quick restart.
+/// After a run of this length a restart is quick again.
 const SETTLED: Duration = Duration::from_secs(60);
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// Docker gives a container this long between the stop signal and SIGKILL.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Node<'_> {
-    /// Runs the workload, and what the policy says after it.
+    /// Runs the workload, and then follows the `on-exit` policy.
     fn keep_running(mut self) -> Result<std::convert::Infallible, BootError> {
         let Told { settings, .. } = self.told;
         let mut pauses = PAUSES;
@@ -251,7 +251,7 @@ impl Node<'_> {
             });
             let pid = self.start(logged.as_ref().map_or(&console, |terminal| terminal.path()))?;
             let ended = self.wait_for(pid);
-            // The console is ours again, and all that was said is on its way.
+            // The console is ours again, and all output is queued.
             drop(logged);
             let ended = ended.unwrap_or_else(|power| power::end(power, self.supervisor, self.reporter));
             say!("the workload ended: {ended}");
@@ -281,7 +281,7 @@ impl Node<'_> {
         let description = &self.image.description;
         let pid = workload::start(self.image, &self.environment(), terminal)?;
         say!("{} runs: {}", description.reference, description.argv.join(" "));
-        // Where it is a Docker engine, the appliance knows when the workloads run in it.
+        // If it is a Docker engine, the appliance knows when the workloads in it run.
         let (stage, what) = match self.told.settings.boot.engine {
             true => (Reported::Image, "its Docker engine starts"),
             false => (Reported::Workload, description.reference.as_str()),
@@ -296,7 +296,7 @@ impl Node<'_> {
         Ok(pid)
     }
 
-    /// What the workload's environment has of the node.
+    /// The node's variables in the workload's environment.
     fn environment(&self) -> [(&str, &str); 4] {
         extra(&self.told.settings, &self.address, &self.image.description.digest)
     }
@@ -315,7 +315,8 @@ impl Node<'_> {
         }
     }
 
-    /// Waits for the workload's first process, whatever else happens meanwhile. An error when the machine is to end.
+    /// Waits for the workload's first process to end, and handles everything else meanwhile. An error if the machine is to
+    /// shut down.
     fn wait_for(&mut self, workload: Pid) -> Result<Ended, Power> {
         let mut health = Health::new(self.image, workload, Instant::now());
         loop {
@@ -354,7 +355,7 @@ impl Node<'_> {
     }
 }
 
-/// What the image's program finds in its environment besides the image's own.
+/// The variables that the image's program gets besides the image's own.
 fn extra<'a>(settings: &'a Settings, address: &'a str, digest: &'a str) -> [(&'a str, &'a str); 4] {
     let name = settings.name.as_str();
     [
@@ -365,12 +366,12 @@ fn extra<'a>(settings: &'a Settings, address: &'a str, digest: &'a str) -> [(&'a
     ]
 }
 
-/// An error with everything behind it.
+/// An error with all its sources, as text.
 fn words(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        // Most of ours name their source in their own words.
+        // Most of our errors contain their source's text already.
         let inner_words = inner.to_string();
         if !words.contains(&inner_words) {
             words = format!("{words}: {inner_words}");
@@ -380,8 +381,8 @@ fn words(error: &dyn Error) -> String {
     words
 }
 
-/// A panic: say it, report it, and keep the process alive. An end of the first process is a kernel
-/// panic, which takes the explanation off the screen.
+/// After a panic: prints and reports it, and keeps the process alive. If the first process ended, the
+/// kernel would panic and scroll the explanation off the screen.
 fn last_words(panic: &str) {
     say!("pxe-init panicked, which is a bug: {panic}");
     if let Some(reporter) = REPORTER.get() {

@@ -1,6 +1,5 @@
-//! Images kept on a disk of the node's: on the ext4 file system with the label `bridgehead-cache`, below
-//! `bridgehead/`, by their SHA-256. They are not fetched again; the least recently used ones are deleted to make
-//! room.
+//! The cache of images on a disk of the node: on the ext4 file system with the label `bridgehead-cache`, below
+//! `bridgehead/`, named by their SHA-256. They are not fetched again; the least recently used are deleted to make room.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -16,7 +15,7 @@ use crate::modules::{LoadError, Modules};
 use crate::say;
 use crate::stage2::mount_new;
 
-/// `mkfs.ext4 -L bridgehead-cache /dev/…` makes a disk or partition one that images are kept on.
+/// `mkfs.ext4 -L bridgehead-cache /dev/…` turns a disk or partition into a cache.
 const LABEL: &[u8; 16] = b"bridgehead-cache";
 const AT: &str = "/stage2/cache";
 const MOUNT_FLAGS: MsFlags =
@@ -30,7 +29,7 @@ pub(crate) struct Cache {
     directory: PathBuf,
 }
 
-/// An image that may have much of another one.
+/// Another image, which may have many of the same blocks.
 pub(crate) struct Other {
     pub(crate) path: PathBuf,
     pub(crate) file: File,
@@ -71,13 +70,13 @@ impl Cache {
         &self.disk
     }
 
-    /// The image, if it is here and whole.
+    /// The image, if it is cached and intact.
     pub(crate) fn get(&self, wanted: &Stage2) -> Option<PathBuf> {
         let path = self.directory.join(&wanted.sha256);
         let file = File::options().read(true).write(true).open(&path).ok()?;
         let size = file.metadata().ok()?.len();
         if size == wanted.size && fetch::sha256(&file).is_ok_and(|found| found == wanted.sha256) {
-            // The oldest is that which was used last longest ago.
+            // The modification time is the time of the last use.
             let _ = file.set_modified(SystemTime::now());
             return Some(path);
         }
@@ -86,7 +85,7 @@ impl Cache {
         None
     }
 
-    /// The other images, that which was used last first.
+    /// The other images, the most recently used first.
     pub(crate) fn others(&self) -> Vec<Other> {
         let mut others: Vec<(SystemTime, Other)> = fs::read_dir(&self.directory)
             .into_iter()
@@ -111,7 +110,7 @@ impl Cache {
                 let (path, meta) = entry.map(|entry| (entry.path(), entry.metadata()))?;
                 let meta = meta?;
                 if path.extension().is_some_and(|e| e == PART) {
-                    // What a power cut left.
+                    // Left by a power cut.
                     fs::remove_file(path)?;
                 } else {
                     kept.push(Kept { path, size: meta.len(), used: meta.modified()? });
@@ -138,7 +137,7 @@ impl Cache {
         })
     }
 
-    /// Nothing is written any more: a node that loses its power leaves a clean file system.
+    /// Makes the file system read-only, so that a node that loses power leaves it clean.
     pub(crate) fn settle(&self) {
         let remount = MOUNT_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         if let Err(error) = mount(None::<&str>, AT, None::<&str>, remount, None::<&str>) {
@@ -161,7 +160,7 @@ impl Part {
     }
 }
 
-/// An image that is kept.
+/// A cached image.
 #[derive(Debug, PartialEq)]
 struct Kept {
     path: PathBuf,
@@ -169,7 +168,7 @@ struct Kept {
     used: SystemTime,
 }
 
-/// Which images have to go, oldest first, for `needed` bytes; none when even all would not do.
+/// Which images to delete, oldest first, for `needed` bytes; `None` if even all would not be enough.
 fn in_the_way(mut kept: Vec<Kept>, mut free: u64, needed: u64) -> Option<Vec<Kept>> {
     kept.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
     let mut old = Vec::new();
@@ -186,7 +185,7 @@ fn in_the_way(mut kept: Vec<Kept>, mut free: u64, needed: u64) -> Option<Vec<Kep
 fn disks(class: &Path) -> Vec<String> {
     let names = fs::read_dir(class).into_iter().flatten().flatten();
     let mut names: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    // Memory, files, and drives whose medium would have to spin up.
+    // Not memory, files, or drives whose medium would have to spin up.
     names.retain(|name| ["loop", "ram", "zram", "sr", "fd"].iter().all(|other| !name.starts_with(other)));
     names.sort();
     names

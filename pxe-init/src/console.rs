@@ -1,7 +1,7 @@
-//! The console's output, for the appliance: the kernel's messages and our own lines, from the first on. A separate
+//! Sends the console's output to the appliance: the kernel's messages and our own lines, from the first on. A separate
 //! thread sends them in batches once there is a network; the boot never waits for it.
 //!
-//! Until then the kernel's messages wait in its ring buffer, and ours in `OWN`.
+//! Until then the kernel's messages stay in its ring buffer, and ours in `OWN`.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,13 +27,13 @@ use crate::ship::{PAUSE, Sender, said};
 /// The most of our own lines that are buffered: without an appliance they can't be sent.
 const OWN_MAX: usize = 1024;
 
-/// Whether the console writes what it is given as it is (`output`).
+/// Whether the console is in raw mode (`output`).
 pub(crate) static RAW: AtomicBool = AtomicBool::new(false);
 
-/// Says a line on the console, and keeps it for the appliance. A console that is gone stops nothing.
+/// Prints a line on the console, and keeps it for the appliance. A console that is gone is no error.
 pub fn say(words: fmt::Arguments<'_>) {
     let text = format!("bridgehead: {words}");
-    // While the workload's terminal is behind the console, the console puts no carriage return before a line feed.
+    // In raw mode, for the workload's terminal, the console adds no carriage return before a line feed.
     let _ = write!(io::stderr(), "{text}{}", if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" });
     let mut own = own();
     if own.lines.len() == OWN_MAX {
@@ -45,7 +45,7 @@ pub fn say(words: fmt::Arguments<'_>) {
     wake();
 }
 
-/// Starts sending to `appliance`, if there is one. `sender` is for what the kernel sends by itself when it dies.
+/// Starts sending to `appliance`, if there is one. `sender` is for the messages of a crashing kernel.
 pub(crate) fn ship(appliance: Option<Appliance>, mac: &str, sender: netconsole::Sender) {
     let Some(appliance) = appliance else { return };
     let Ok((waker, woken)) = UnixStream::pair() else { return };
@@ -62,7 +62,7 @@ pub(crate) fn ship(appliance: Option<Appliance>, mac: &str, sender: netconsole::
     };
     let run = move || {
         shipper.turn();
-        // The kernel's neighbour table has the appliance now.
+        // Now the kernel's neighbour table has the appliance.
         netconsole::start(&sender, at);
         loop {
             shipper.turn();
@@ -74,13 +74,13 @@ pub(crate) fn ship(appliance: Option<Appliance>, mac: &str, sender: netconsole::
     }
 }
 
-/// Waits until everything was sent, for a while.
+/// Waits until everything was sent, for a limited time.
 pub(crate) fn flush(at_most: Duration) {
     if WAKER.get().is_none() {
         return;
     }
     let own = own();
-    // The thread may be past its look at what there is: two rounds without anything are for sure.
+    // The thread may have looked before the last line came, so two rounds without anything to send are needed.
     let enough = own.idle + 2;
     wake();
     let _ = IDLE.wait_timeout_while(own, at_most, |own| {
@@ -113,13 +113,13 @@ fn wake() {
 
 struct Shipper {
     sender: Sender,
-    /// None where the kernel has no such device: our own lines are sent all the same.
+    /// `None` if the kernel has no such device: our own lines are sent all the same.
     messages: Option<File>,
     woken: UnixStream,
 }
 
 impl Shipper {
-    /// Sends what there is, or waits for something.
+    /// Sends the lines that there are, or waits for some.
     fn turn(&mut self) {
         let lines = self.collect();
         if lines.is_empty() {
@@ -132,7 +132,7 @@ impl Shipper {
         }
     }
 
-    /// What there is by now, in the order in which it was said.
+    /// The lines so far, in order of time.
     fn collect(&mut self) -> Vec<Said> {
         let mut lines = self.messages.as_mut().map(messages).unwrap_or_default();
         let mut own = own();

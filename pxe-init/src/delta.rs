@@ -7,11 +7,11 @@ use std::collections::HashMap;
 
 use pxe_contract::blocks::{Block, Blocks};
 
-/// Consecutive bytes of a file that is put together.
+/// Consecutive bytes of the file to be assembled.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Piece {
     pub len: u64,
-    /// Where an older file has them; none has where they are to be fetched.
+    /// Where an older file has them; `None` if they are to be fetched.
     pub from: Option<Place>,
 }
 
@@ -22,8 +22,8 @@ pub struct Place {
     pub at: u64,
 }
 
-/// How a file of `size` bytes is put together from start to end: what one of the `older` has, the
-/// first of them first, is copied.
+/// How a file of `size` bytes is assembled from start to end: blocks that one of the `older` files has
+/// are copied from the first such file.
 pub fn plan(wanted: &Blocks, size: u64, older: impl IntoIterator<Item = Blocks>) -> Vec<Piece> {
     let mut places: HashMap<&Block, Option<Place>> =
         wanted.blocks().iter().map(|block| (block, None)).collect();
@@ -46,7 +46,7 @@ pub fn plan(wanted: &Blocks, size: u64, older: impl IntoIterator<Item = Blocks>)
     pieces
 }
 
-/// Adds a piece, to the last one where it goes on.
+/// Adds a piece, or extends the last one.
 fn put(pieces: &mut Vec<Piece>, len: u64, from: Option<Place>) {
     match pieces.last_mut() {
         Some(last) if last.from.map(|Place { file, at }| Place { file, at: at + last.len }) == from => {

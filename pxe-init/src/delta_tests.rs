@@ -36,7 +36,7 @@ fn blocks(file: &[u8]) -> Option<Blocks> {
     found
 }
 
-/// What a node does with a plan: the file, and how much of it was fetched.
+/// Carries out a plan as a node does: returns the file, and how much of it was fetched.
 fn put_together(new: &[u8], older: &[Vec<u8>]) -> (Vec<u8>, u64) {
     let lists = older.iter().map(|old| blocks(old).unwrap_or_default());
     let mut made = Vec::new();
@@ -85,7 +85,7 @@ fn a_list_that_makes_no_sense_is_none() {
         bad[at] = byte;
         bad
     };
-    // More blocks than the file holds; than anybody has; longer ones; a start behind them.
+    // More blocks than the file holds; more than any file can have; longer blocks; a start behind them.
     for bad in [with(len - 4, 9), with(len - 1, 0xff), with(len - 56 + 1, 1), with(len - 8, 0xff)] {
         assert!(blocks(&bad).is_none());
     }

@@ -30,10 +30,10 @@ pub(crate) enum EngineError {
     Write { path: String, source: io::Error },
 }
 
-/// Where the image's start script looks, on the image's /run, a tmpfs.
+/// Where the image's start script expects them: on the image's /run, a tmpfs.
 const DIRECTORY: &str = "run/bridgehead";
 
-/// Leaves key and papers where the engine reads them.
+/// Writes key and certificates where the engine reads them.
 pub(crate) fn enroll(image: &Image, told: &Told) -> Result<(), EngineError> {
     let Told { settings, appliance } = told;
     let appliance = appliance.as_ref().ok_or(EngineError::NoAppliance)?;

@@ -28,17 +28,17 @@ pub struct Remote {
     pub sha256: String,
 }
 
-/// How a transfer went.
+/// The result of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fetched {
-    /// What came over the link.
+    /// Bytes that crossed the link.
     pub(crate) bytes: u64,
     pub(crate) took: Duration,
     /// How often the link was lost on the way.
     pub(crate) resumed: u32,
 }
 
-/// Why there is no use in trying again.
+/// Errors after which a retry is useless.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     #[error(
@@ -61,11 +61,11 @@ pub enum FetchError {
 
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 const PIECE: usize = 256 * 1024;
-/// Between lines about progress on the console.
+/// The interval of progress lines on the console.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// Writes all of `remote` into `into`, without fetching what `older` files of its kind have. What was
-/// written is only good when this returns in order: the digest is over the whole.
+/// Writes all of `remote` into `into`, without fetching blocks that `older` files have. What was written
+/// is valid only if this succeeds, because the digest is over the whole.
 pub(crate) fn fetch(remote: &Remote, older: &[File], into: &mut impl Write) -> Result<Fetched, FetchError> {
     let started = Instant::now();
     let mut source = Source { remote, stream: None, resumed: 0, bytes: 0 };
@@ -83,7 +83,7 @@ pub(crate) fn fetch(remote: &Remote, older: &[File], into: &mut impl Write) -> R
     Ok(Fetched { bytes: source.bytes, took: started.elapsed(), resumed: source.resumed })
 }
 
-/// Hands on the bytes of some parts of `remote`, with their places. How often the link was lost on the way.
+/// Passes on the bytes of some parts of `remote`, with their positions. Returns how often the link was lost.
 pub(crate) fn parts(
     remote: &Remote,
     parts: impl IntoIterator<Item = Range<u64>>,
@@ -113,7 +113,7 @@ fn copy(file: &File, mut at: u64, mut len: u64, made: &mut Made<'_, impl Write>)
     Ok(())
 }
 
-/// SHA-256 of all that `file` has, in hexadecimal.
+/// SHA-256 of the whole `file`, in hexadecimal.
 pub(crate) fn sha256(mut file: impl io::Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut piece = vec![0; PIECE];
@@ -138,7 +138,7 @@ impl From<io::Error> for Ended {
     }
 }
 
-/// What is made of the bytes that come.
+/// The file that is written from the received bytes.
 struct Made<'a, W> {
     into: &'a mut W,
     hash: Sha256,
@@ -161,18 +161,18 @@ impl<W: Write> Made<'_, W> {
     }
 }
 
-/// Parts of a file on the appliance, over one connection for as long as it lasts.
+/// Fetches parts of a file on the appliance, over one connection for as long as it lasts.
 struct Source<'a> {
     remote: &'a Remote,
     stream: Option<BufReader<Connection>>,
     /// How often it was lost.
     resumed: u32,
-    /// Bytes that came.
+    /// Bytes received.
     bytes: u64,
 }
 
 impl Source<'_> {
-    /// What of the file is to be fetched: all of it, where no older one is of use.
+    /// Which parts of the file are to be fetched: all of it, if no older one helps.
     fn plan(&mut self, older: &[File]) -> Result<Vec<Piece>, FetchError> {
         let size = self.remote.size;
         let whole = vec![Piece { len: size, from: None }];
@@ -198,7 +198,7 @@ impl Source<'_> {
         Ok(list.map_or(whole, |list| delta::plan(&list, size, older)))
     }
 
-    /// Hands on all bytes of `range`, in order.
+    /// Passes on all bytes of `range`, in order.
     fn range(
         &mut self,
         range: Range<u64>,
@@ -265,7 +265,7 @@ impl Source<'_> {
         let mut body = stream.take(end - *at);
         while *at < end {
             let piece = body.fill_buf().map_err(|e| match e.kind() {
-                // What a socket's own timeout is called.
+                // The error of a socket's own timeout.
                 io::ErrorKind::WouldBlock => io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!("nothing came for {} s", PATIENCE.as_secs()),

@@ -6,10 +6,10 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::delta::tests::file;
 
-/// What a connection does with the bytes from which on it was asked.
+/// What a connection does with a request that starts at this byte.
 type Answer = Box<dyn Fn(u64, &mut TcpStream) + Send>;
 
-/// A server that gives each connection the next answer, and says from where each was asked.
+/// A server that gives each connection the next answer, and returns the first byte of each request.
 fn server(answers: Vec<Answer>) -> (SocketAddrV4, JoinHandle<Vec<u64>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };
@@ -42,7 +42,7 @@ fn remote(server: SocketAddrV4) -> Remote {
     Remote { server: Appliance::plain(server), path: "/boot/x".into(), size: contents.len() as u64, sha256 }
 }
 
-/// Sends what was asked for, and hangs up after so many bytes.
+/// Sends the requested bytes, and hangs up after this many.
 fn up_to(bytes: usize) -> Answer {
     Box::new(move |from, stream| {
         let contents = contents();
@@ -188,7 +188,7 @@ pub(crate) struct Httpd {
 }
 
 impl Httpd {
-    /// Serves what is in `root`. Until it listens, a link seems to be lost.
+    /// Serves the files in `root`. Until it listens, the link seems to be lost.
     pub(crate) fn start(root: &Path) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let SocketAddr::V4(address) = free else { unreachable!("bound to IPv4") };

@@ -2,7 +2,7 @@
 //! and its init becomes PID 1 in place of this process (what util-linux calls `switch_root`).
 //!
 //! A process of ours stays in stage 1's root: it reports that the hand-over worked, which the replaced process can't,
-//! and renews the lease of an address that the image's own network configuration need not know.
+//! and renews the lease, of which the image's own network configuration need not know.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -44,9 +44,9 @@ pub(crate) enum HandoverError {
     Refused { init: String, step: &'static str, source: io::Error },
 }
 
-/// Whether the image's program is an init: it wants to be PID 1 and to run the machine. By the names that Linux itself
-/// looks for (`kernel_init` in init/main.c), systemd's and OpenRC's own, and BusyBox's applet; also where a shell does
-/// nothing but start it (`CMD exec /sbin/init`).
+/// Whether the image's program is an init, which wants to be PID 1 and to run the machine. It is recognised by the names
+/// that Linux itself tries (`kernel_init` in init/main.c), systemd's and OpenRC's own, and BusyBox's applet; also if a
+/// shell does nothing but start it (`CMD exec /sbin/init`).
 pub(crate) fn is_init(description: &Description) -> bool {
     let argv: Vec<&str> = description.argv.iter().map(String::as_str).collect();
     let last = |program: &str| program.rsplit('/').next().unwrap_or_default().to_owned();
@@ -75,7 +75,7 @@ const INITS: [&str; 12] = [
 
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "zsh"];
 
-/// One simple command, which a shell becomes: told to by `exec`, or because nothing comes after it.
+/// One simple command that replaces the shell: by `exec`, or because nothing comes after it.
 fn is_init_line(line: &str) -> bool {
     let mut words = line.split_whitespace().peekable();
     words.next_if_eq(&"exec");
@@ -83,8 +83,8 @@ fn is_init_line(line: &str) -> bool {
         && !line.trim().contains(['\n', ';', '&', '|'])
 }
 
-/// Makes the image's root the machine's and its init PID 1. Comes back only when that failed, with
-/// everything as it was.
+/// Makes the image's root the machine's and its init PID 1. Returns only if that failed, with everything
+/// as it was.
 pub(crate) fn hand_over(
     image: &Image,
     extra: &[(&str, &str)],
@@ -105,13 +105,13 @@ pub(crate) fn hand_over(
     let mut progress =
         stay_behind(&words, behind).map_err(failed("starting the process that stays behind"))?;
     say!("{words}");
-    // What comes before in the timeline, comes first; and this process's threads end with it.
+    // Earlier events have to be reported first, and this process's threads end at exec.
     reporter.flush(Duration::from_secs(5));
     console::flush(Duration::from_secs(2));
 
     let stage1 = File::open("/").map_err(failed("opening stage 1's root"))?;
     let entered: io::Result<Infallible> = enter(image.root()).and_then(|()| {
-        // The kernel asks the image from now on; /proc is the image's by now.
+        // From now on the kernel uses the image's modprobe; /proc is the image's by now.
         let _ = fs::write("/proc/sys/kernel/modprobe", "/sbin/modprobe");
         let mut command = Command::new(&init);
         command.arg0(&argv[0]).args(&argv[1..]).env_clear().envs(environment(env, extra));
@@ -124,7 +124,7 @@ pub(crate) fn hand_over(
     Err(failed("executing it")(source))
 }
 
-/// `init`'s file behind its links, by its last name: `systemd` for `/sbin/init` on Debian.
+/// The file name of `init` with links resolved: `systemd` for `/sbin/init` on Debian.
 fn name(image: &Image, init: &str) -> String {
     let file = image.open_inside(init, OFlag::O_PATH, Mode::empty());
     let path = file.and_then(|file| fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())));
@@ -133,7 +133,7 @@ fn name(image: &Image, init: &str) -> String {
 }
 
 /// What switch_root(8) does. The old root stays below the new one, where the process that stays behind
-/// has it still.
+/// still uses it.
 fn enter(root: &Path) -> io::Result<()> {
     chdir(root)?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
@@ -149,7 +149,7 @@ fn environment<'a>(image: &'a [String], extra: &[(&'a str, &'a str)]) -> Vec<(St
     env
 }
 
-/// An image without modules for this kernel gets stage 1's, read-only: its udev finds drivers there.
+/// An image without modules for this kernel gets stage 1's, read-only, so that its udev finds drivers.
 fn lend_modules(image: &Image) -> io::Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let directory = format!("/lib/modules/{}", release.trim());
@@ -160,14 +160,14 @@ fn lend_modules(image: &Image) -> io::Result<()> {
     }
     image.create_dir_all(&directory, Mode::from_bits_truncate(0o755))?;
     let at = image.open_inside(&directory, OFlag::O_DIRECTORY, Mode::empty())?;
-    // By its descriptor: a link on the way is the image's affair, and leads nowhere outside.
+    // By its descriptor, so that links in the path are resolved inside the image.
     let at = format!("/proc/self/fd/{}", at.as_raw_fd());
     mount(Some(directory.as_str()), at.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     Ok(mount(None::<&str>, at.as_str(), None::<&str>, read_only, None::<&str>)?)
 }
 
-/// What the process that stays behind knows of this boot.
+/// What the process that stays behind needs to know about this boot.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Behind {
     /// The kernel's, with this boot's settings.
@@ -175,12 +175,12 @@ pub(crate) struct Behind {
     pub(crate) session: Session,
 }
 
-/// Starts the process that stays behind. It is told what it needs, and of a failure, through what is returned;
-/// that it is closed, by exec, without another word means that the image's init runs.
+/// Starts the process that stays behind. Through the returned pipe it gets what it needs to know, and is told of a
+/// failure. If exec closes the pipe without that, the image's init runs.
 fn stay_behind(words: &str, behind: &Behind) -> io::Result<File> {
     let (hears, tells) = pipe2(OFlag::O_CLOEXEC)?;
     let mut command = Command::new("/proc/self/exe");
-    // A group of its own: Ctrl-C at the console is not for it.
+    // In a process group of its own, so that Ctrl-C on the console does not reach it.
     command.args([STAY, words]).stdin(Stdio::from(hears)).process_group(0);
     unblock_signals(&mut command).spawn()?;
     let mut tells = File::from(tells);
@@ -188,13 +188,13 @@ fn stay_behind(words: &str, behind: &Behind) -> io::Result<File> {
     Ok(tells)
 }
 
-/// What the process that stays behind does, until the machine ends.
+/// Runs the process that stays behind, until the machine ends.
 pub fn stay(words: &str) -> io::Result<()> {
     // Before the reporter's thread starts.
     let supervisor = Supervisor::new()?;
     let mut told = Vec::new();
     io::stdin().read_to_end(&mut told)?;
-    // With another word behind it this is no document: the hand-over failed.
+    // With more bytes after it this is no valid document, which means that the hand-over failed.
     let Ok(Behind { cmdline, session }) = serde_json::from_slice(&told) else { return Ok(()) };
     let settings = Settings::parse(&cmdline).map_err(io::Error::other)?;
     let appliance = session.open().map_err(io::Error::other)?;
@@ -205,7 +205,7 @@ pub fn stay(words: &str) -> io::Result<()> {
         match supervisor.next(renewal.due()) {
             Happening::Ended(pid, _) => renewal.ended(pid),
             Happening::Timeout => renewal.start(),
-            // The image's init ends the machine, and asks every process first.
+            // The image's init shuts the machine down, and signals every process first.
             Happening::Asked(_) => return Ok(()),
         }
     }

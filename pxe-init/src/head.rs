@@ -7,17 +7,17 @@ use std::ops::Range;
 const MAX: u64 = 16 * 1024;
 const MOST_FIELDS: usize = 32;
 
-/// What counts of a head.
+/// The relevant parts of a head.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Head {
     pub(crate) status: u16,
-    /// Of the body, where the answer says it.
+    /// The body's length, if given.
     pub(crate) length: Option<u64>,
     /// Which part of a file the body is, with status 206.
     pub(crate) part: Option<Part>,
 }
 
-/// Which part of a file an answer brings, and how large the whole is.
+/// The part of a file in an answer, and the size of the whole.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Part {
     pub(crate) range: Range<u64>,
@@ -25,7 +25,7 @@ pub(crate) struct Part {
 }
 
 impl Head {
-    /// Reads up to the body. What is no head is [`io::ErrorKind::InvalidData`].
+    /// Reads up to the body. An invalid head is [`io::ErrorKind::InvalidData`].
     pub(crate) fn read(reader: &mut impl BufRead) -> io::Result<Self> {
         let mut limited = reader.by_ref().take(MAX);
         let mut bytes = Vec::new();
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn read(mut text: &str) -> io::Result<Head> {
-        // Head::read takes what it reads off the slice.
+        // Head::read advances the slice past what it reads.
         let mut bytes = text.as_bytes();
         let head = Head::read(&mut bytes)?;
         text = str::from_utf8(bytes).unwrap();

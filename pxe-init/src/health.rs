@@ -32,7 +32,7 @@ struct Running {
     output: Receiver<String>,
 }
 
-/// The workload's health is another one than before.
+/// The workload's health has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     Healthy,
@@ -43,7 +43,7 @@ pub enum Change {
 const OUTPUT_MAX: u64 = 512;
 
 impl<'a> Health<'a> {
-    /// None for an image without a check.
+    /// `None` for an image without a check.
     pub fn new(image: &'a Image, workload: Pid, now: Instant) -> Option<Self> {
         let check = image.description.health_check.as_ref()?;
         let next = later(now, check.interval);
@@ -54,7 +54,7 @@ impl<'a> Health<'a> {
     pub fn due(&self) -> Instant {
         match &self.running {
             Some(Running { overdue: false, until, .. }) => *until,
-            // It was killed, and ends.
+            // It was killed, and will end soon.
             Some(_) => Instant::now() + Duration::from_secs(60),
             None => self.next,
         }
@@ -73,7 +73,7 @@ impl<'a> Health<'a> {
                 match workload::check(self.image, &self.check.argv, extra, self.workload) {
                     Ok((pid, mut output)) => {
                         let (sender, output_read) = sync_channel(1);
-                        // It ends with the check, or with what the check leaves behind.
+                        // The thread ends with the check, or with processes that the check leaves behind.
                         std::thread::spawn(move || {
                             let mut text = Vec::new();
                             let _ = (&mut output).take(OUTPUT_MAX).read_to_end(&mut text);
@@ -114,7 +114,7 @@ impl<'a> Health<'a> {
         self.failed(words)
     }
 
-    /// Ends what runs.
+    /// Ends a running check.
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             let _ = kill(running.pid, Signal::SIGKILL);
@@ -139,7 +139,7 @@ impl<'a> Health<'a> {
     }
 }
 
-/// So much later, within reason.
+/// That much later, but at most a bounded time.
 fn later(now: Instant, milliseconds: u64) -> Instant {
     now + Duration::from_millis(milliseconds.min(86_400_000))
 }

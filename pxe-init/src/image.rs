@@ -1,5 +1,5 @@
-//! The image: its description, its files as a program inside would see them, and its root made
-//! ready for the workload.
+//! The image: its description, its files as a program inside would see them, and the preparation of its
+//! root for the workload.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,7 +20,7 @@ use crate::say;
 use crate::told;
 use crate::xattr;
 
-/// As Linux follows (path_resolution(7)).
+/// As many links as Linux follows (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
 /// An image's root file system and what is to run in it.
@@ -78,8 +78,8 @@ impl Image {
         Ok(Self { description, root: root.to_owned(), dir })
     }
 
-    /// Whether the kernel got to the end of the initrd. When memory runs out it says so in its log
-    /// and starts /init all the same, with files cut short.
+    /// Whether the kernel unpacked the whole initrd. When memory runs out it only logs that, and starts
+    /// /init all the same, with truncated files.
     pub(crate) fn check_unpacked() -> Result<(), ImageError> {
         let Ok(mut log) = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")
         else {
@@ -102,7 +102,7 @@ impl Image {
         }
     }
 
-    /// Where the root is, from outside.
+    /// The root's path outside of the image.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -120,20 +120,20 @@ impl Image {
         }
     }
 
-    /// A text file. What is no UTF-8 in it is replaced: one odd name must not hide the others.
+    /// Reads a text file. Invalid UTF-8 is replaced, so that one odd name does not hide the others.
     pub(crate) fn read_to_string(&self, path: &str) -> io::Result<String> {
         let mut bytes = Vec::new();
-        // A pipe in its place would be waited for.
+        // Otherwise opening a FIFO in its place would block.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
         File::from(self.open_inside(path, flags, Mode::empty())?).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Makes the root ready: its extended attributes, the kernel's file systems in it, and the files that Docker, too, puts
-    /// over an image's own.
+    /// Prepares the root: extended attributes, the kernel's file systems, and the files that Docker, too, replaces in an
+    /// image.
     pub(crate) fn prepare(&mut self, settings: &Settings) -> Result<(), ImageError> {
         for xattr in &self.description.xattrs {
-            // A symbolic link's own, never that of what it leads to.
+            // A symbolic link's own attribute, never that of its target.
             let file = self.open_inside(&xattr.path, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty());
             // A kernel may not know a kind of attribute; most workloads never miss it.
             if let Err(error) = file.and_then(|file| xattr::set(&file, xattr)) {
@@ -142,14 +142,14 @@ impl Image {
         }
         // A mount of its own, so that it can become the workload's root (see workload.rs).
         let root = bind(&self.root, &self.root).and_then(|()| File::open(&self.root));
-        // What was open is covered by that mount: a volume that is mounted by it would be covered, too.
+        // The old descriptor is now below that mount, and so would be a volume mounted through it.
         self.dir = root.map_err(|source| ImageError::Prepare { what: "root", source })?.into();
         for (what, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755)] {
             let mounted =
                 self.mount_point(what, mode).and_then(|at| bind(&Path::new("/").join(what), &at.path()));
             mounted.map_err(|source| ImageError::Prepare { what, source })?;
         }
-        // What follows no container engine does to an image: where it can't be done, the image goes without.
+        // No container engine does the following to an image, so the image does without if it fails.
         let fresh = self.mount_point("run", 0o755).and_then(|at| at.fresh());
         let kept = fresh.and_then(|()| self.create_dir_all("tmp", Mode::from_bits_truncate(0o1777)));
         if let Err(error) = kept {
@@ -166,12 +166,12 @@ impl Image {
         Ok(())
     }
 
-    /// Makes the directory with this mode, and those above it, where they are not there: also what links lead to, which
-    /// stay in the image whatever they say. Docker's runtime does the same (securejoin.MkdirAllHandle).
+    /// Creates the directory with this mode, and its missing parents; also the targets of links, which stay in the image
+    /// wherever they point. Docker's runtime does the same (securejoin.MkdirAllHandle).
     pub(crate) fn create_dir_all(&self, path: &str, mode: Mode) -> io::Result<()> {
         let parts = |path: &str| path.split('/').map(str::to_owned).collect::<VecDeque<String>>();
         let mut ahead = parts(path);
-        // Directories, and no links.
+        // Only directories, no links.
         let mut here: Vec<String> = Vec::new();
         let mut links = 0;
         while let Some(part) = ahead.pop_front() {
@@ -191,7 +191,7 @@ impl Image {
                             mkdirat(&parent, here[here.len() - 1].as_str(), mode)?;
                             let made =
                                 self.open_inside(&here.join("/"), OFlag::O_DIRECTORY, Mode::empty())?;
-                            // The mode without what this process's umask takes away.
+                            // The full mode, without this process's umask.
                             nix::sys::stat::fchmod(&made, mode)?;
                             continue;
                         }
@@ -220,7 +220,7 @@ impl Image {
         Ok(())
     }
 
-    /// A directory in the image's root to mount something at, made where there is none.
+    /// A directory in the image's root to mount something at, created if missing.
     fn mount_point(&self, name: &str, mode: u32) -> io::Result<MountPoint> {
         self.create_dir_all(name, Mode::from_bits_truncate(mode))?;
         let own = self.open_inside(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty())?;
@@ -232,7 +232,7 @@ impl Image {
         Ok(MountPoint { dir, is_link: file_type(&own)? == SFlag::S_IFLNK })
     }
 
-    /// Puts a file where one, or a link to somewhere (systemd-resolved's stub), may be.
+    /// Replaces a file, or a link in its place (to systemd-resolved's stub).
     fn replace_file(&self, path: &str, contents: &str) -> io::Result<()> {
         let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
         self.create_dir_all(dir, Mode::from_bits_truncate(0o755))?;
@@ -253,12 +253,12 @@ struct MountPoint {
 }
 
 impl MountPoint {
-    /// By its descriptor: a path would follow an image's absolute links out of it.
+    /// By its descriptor, because a path would follow an image's absolute links out of it.
     fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into()
     }
 
-    /// Mounts an empty file system. Not over what an image keeps elsewhere, and only links to.
+    /// Mounts an empty file system, but not over a directory with contents that the image only links to.
     fn fresh(&self) -> io::Result<()> {
         if self.is_link && std::fs::read_dir(self.path())?.next().is_some() {
             return Ok(());
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(image.read_to_string("/etc/resolv.conf").unwrap(), "nameserver 10.0.0.1\n");
         assert!(image.read_to_string("../outside").is_err());
 
-        // Links to what is not there yet: absolute, relative, out of the image, one behind the other.
+        // Dangling links: absolute, relative, out of the image, and chained.
         symlink("/var/far/tmp", root.join("dangling")).unwrap();
         symlink("../../../up/./there", root.join("out")).unwrap();
         symlink("out", root.join("chain")).unwrap();

@@ -50,7 +50,7 @@ pub use handover::{STAY, stay};
 pub use image::{Image, ImageError};
 pub use modules::load_as_modprobe;
 
-/// A line on the console, and for the appliance.
+/// Prints a line on the console, and keeps it for the appliance.
 #[macro_export]
 macro_rules! say {
     ($($arg:tt)*) => {

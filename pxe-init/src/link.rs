@@ -36,12 +36,12 @@ pub(crate) enum LinkError {
     Refused { action: String, link: String, source: io::Error },
 }
 
-/// How long drivers may take to find their card: firmware that is loaded first can need seconds.
+/// How long drivers may take to find their card: loading its firmware can take seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the cable may take: copper at 1 Gb/s negotiates for 2 to 4 seconds.
+/// How long the carrier may take: copper at 1 Gb/s negotiates for 2 to 4 seconds.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Loads drivers until the interface with the node's MAC is there.
+/// Loads drivers until the interface with the node's MAC appears.
 pub(crate) fn find(mac: &str, modules: Option<&mut Modules>) -> Result<Link, LinkError> {
     let announcements = announcements().map_err(LinkError::Announcements)?;
     let mut modules = modules;
@@ -69,8 +69,7 @@ pub(crate) fn name(mac: &str) -> Option<String> {
     links(Path::new("/sys/class/net")).into_iter().find(|link| link.mac == mac).map(|link| link.name)
 }
 
-/// Gives the interface its address and route. A link without a carrier is said, and not waited
-/// for beyond reason.
+/// Gives the interface its address and route. A missing carrier is only logged, after a limited wait.
 pub(crate) fn bring_up(link: &Link, settings: &Settings) -> Result<(), LinkError> {
     let refused = |action: String| {
         let link = link.name.clone();
@@ -81,7 +80,7 @@ pub(crate) fn bring_up(link: &Link, settings: &Settings) -> Result<(), LinkError
     let index = index(&link.name).map_err(refused("reading the index".into()))?;
     // Without a loopback much software fails in odd ways; nothing here depends on it.
     let _ = self::index("lo").and_then(|lo| routing.link_up(lo));
-    // A driver that can't is no reason not to boot: packets that are too long get lost, and shorter ones don't.
+    // If the driver can't, the boot goes on all the same: only packets that are too long are lost.
     if let Some(mtu) = boot.mtu
         && let Err(error) = routing.mtu(index, mtu)
     {
@@ -142,7 +141,7 @@ fn announcements() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Waits until devices changed, and forgets how: the caller looks at all of them again.
+/// Waits until devices changed. The caller looks at all of them again.
 fn wait(announcements: &OwnedFd, at_most: Duration) {
     let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
     let _ = poll(&mut [PollFd::new(announcements.as_fd(), PollFlags::POLLIN)], timeout);

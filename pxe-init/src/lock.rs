@@ -1,9 +1,9 @@
-//! Locks whose poison is ignored: a panic ends this process, and the node with it, so no lock that was poisoned is ever
-//! taken. In tests one that panics should not make others fail.
+//! Locks whose poisoning is ignored: a panic ends the node's work, so a poisoned lock is never taken again. In tests, a
+//! panic should not make other tests fail.
 
 use std::sync::LockResult;
 
-/// Of `lock`, and a condition's `wait`.
+/// For the results of `lock`, and of a condition's `wait`.
 pub(crate) trait Unpoisoned<T> {
     fn unpoisoned(self) -> T;
 }

@@ -4,7 +4,7 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         pxe_init::boot::run()
     }
-    // The kernel runs `/init -q -- NAME` when it wants a module: boot::run tells it to.
+    // The kernel runs `/init -q -- NAME` when it needs a module, as boot::run has configured it.
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["-q", "--", name] => pxe_init::load_as_modprobe(name),

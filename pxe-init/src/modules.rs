@@ -23,11 +23,11 @@ pub(crate) struct Modules {
     /// Patterns over device names, in depmod's order, and the modules that want them.
     aliases: Vec<(String, String)>,
     files: HashMap<String, Dependencies>,
-    /// What should be there first, where it exists at all.
+    /// Modules to load first, if they exist.
     soft: HashMap<String, Vec<String>>,
-    /// Of devices that were looked up: patterns are thousands.
+    /// Results for devices that were looked up already, because there are thousands of patterns.
     known: HashMap<String, Vec<String>>,
-    /// Loaded, or tried and refused: once is enough.
+    /// Modules that were loaded or refused, and are not tried again.
     tried: HashSet<String>,
 }
 
@@ -75,8 +75,8 @@ impl Modules {
         })
     }
 
-    /// Loads what the devices below `/sys/bus` ask for. A driver that brings up a bus makes more
-    /// devices appear: call it again when the kernel announced some.
+    /// Loads the modules for the devices below `/sys/bus`. A driver that brings up a bus makes more
+    /// devices appear: call it again when the kernel announces some.
     pub(crate) fn load_for_devices(&mut self, devices: Devices) {
         for device in device_names(Path::new("/sys/bus")) {
             if !self.known.contains_key(&device) {
@@ -131,13 +131,13 @@ impl Modules {
         self.load_with(name, c"")
     }
 
-    /// Loads a module by its name, with `NAME=VALUE` parameters, which are its own and not those of what it needs.
+    /// Loads a module by its name, with `NAME=VALUE` parameters for it, but not for its dependencies.
     pub(crate) fn load_with(&mut self, name: &str, parameters: &CStr) -> Result<(), LoadError> {
         if !self.tried.insert(name.to_owned()) {
             return Ok(());
         }
         for first in self.soft.get(name).cloned().unwrap_or_default() {
-            // Soft: the subset of modules may not have it.
+            // A soft dependency, which stage 1's subset of modules may not have.
             let _ = self.load_by_alias(&first);
         }
         let Some(Dependencies { file, needs }) = self.files.get(name) else {
@@ -161,9 +161,8 @@ impl Modules {
     }
 }
 
-/// What the kernel runs when it needs a module by itself: a PHY's driver, a packet family, mlx4's
-/// Ethernet half, a file system. The modules of stage 1 first, then those of the storage initrd, then those that the
-/// image brought.
+/// Runs as the kernel's modprobe, when the kernel itself needs a module: a PHY's driver, a packet family, mlx4's Ethernet
+/// half, a file system. The modules of stage 1 come first, then those of the storage initrd, then the image's.
 pub fn load_as_modprobe(name: &str) -> ExitCode {
     let load = |root: &str| Modules::open(Path::new(root)).is_ok_and(|mut m| m.load_by_alias(name).is_ok());
     if load("/") || load(storage::MODULES) || load("/image") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -226,7 +225,7 @@ fn soft_dependencies(modules_softdep: &str) -> HashMap<String, Vec<String>> {
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
-    // Where the last `*` was and how much it has taken; everything before it is settled.
+    // The position of the last `*`, and how much it has matched; everything before it is decided.
     let mut star: Option<(usize, usize)> = None;
     loop {
         if pattern.get(p) == Some(&b'*') {

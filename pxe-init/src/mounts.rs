@@ -22,7 +22,7 @@ struct Mount {
     target: &'static str,
     flags: MsFlags,
     options: Option<&'static str>,
-    /// Whether a node without it is any use.
+    /// Whether a node can't work without it.
     needed: bool,
 }
 
@@ -61,8 +61,8 @@ const MOUNTS: &[Mount] = {
     ]
 };
 
-/// Mounts what every program expects. What is mounted already (devtmpfs, where the kernel is
-/// configured so) stays.
+/// Mounts the file systems that every program expects. One that is mounted already (devtmpfs, if the
+/// kernel is configured so) stays.
 pub(crate) fn mount_all() -> Result<(), MountError> {
     for Mount { kind, target, flags, options, needed } in MOUNTS {
         let mounted = fs::create_dir_all(target)
@@ -81,15 +81,15 @@ pub(crate) fn mount_all() -> Result<(), MountError> {
     Ok(())
 }
 
-/// Standard input and output on the console: the ones that the kernel opened belong to a device
-/// node of the initrd's, if there were any.
+/// Opens standard input and output on the console: those that the kernel opened, if any, use a device
+/// node of the initrd.
 pub(crate) fn use_console() {
     let Ok(console) = File::options().read(true).write(true).open("/dev/console") else { return };
     let _ = dup2_stdin(&console).and_then(|()| dup2_stdout(&console)).and_then(|()| dup2_stderr(&console));
 }
 
-/// The terminal behind `/dev/console`, which itself can't be a session's controlling terminal: the
-/// last that the kernel lists is the one that input comes from.
+/// The terminal behind `/dev/console`, which itself can't be a session's controlling terminal: it is the
+/// last one that the kernel lists, from which input is read.
 pub(crate) fn terminal() -> String {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
     let name = active.split_whitespace().last().unwrap_or("console");

@@ -9,17 +9,17 @@ use std::path::Path;
 use crate::modules::{LoadError, Modules};
 use crate::say;
 
-/// Both ends' port: netconsole's own default for where it sends to.
+/// The port of both ends: netconsole's own default for the receiver.
 const PORT: u16 = 6666;
 
-/// Who sends, and by which interface.
+/// The sender's address and interface.
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
     pub(crate) link: String,
     pub(crate) address: Ipv4Addr,
 }
 
-/// Loads it, once the appliance's hardware address is known: after something was sent there.
+/// Loads netconsole, once the appliance's MAC is known, that is after something was sent to it.
 pub(crate) fn start(sender: &Sender, appliance: Ipv4Addr) {
     let table = fs::read_to_string("/proc/net/arp").unwrap_or_default();
     let Some(mac) = hardware_address(&table, appliance) else {
@@ -28,14 +28,14 @@ pub(crate) fn start(sender: &Sender, appliance: Ipv4Addr) {
     };
     let Ok(parameters) = CString::new(parameters(sender, appliance, mac)) else { return };
     let loaded = Modules::open(Path::new("/")).map(|mut m| m.load_with("netconsole", &parameters));
-    // A kernel without the module is one that does less; what it refuses is worth knowing.
+    // A kernel without the module is no error, but a refusal is worth knowing.
     if let Ok(Err(error @ LoadError::Refused { .. })) = loaded {
         say!("a crash of the kernel won't reach the appliance: {error}");
     }
 }
 
-/// Documentation/networking/netconsole.rst: `+` puts number, level and time before each message; `oops_only` leaves
-/// out what is said while nothing is wrong.
+/// Documentation/networking/netconsole.rst: `+` adds number, level and time to each message; `oops_only` leaves out all
+/// messages except during an oops.
 fn parameters(Sender { link, address }: &Sender, appliance: Ipv4Addr, mac: &str) -> String {
     format!("netconsole=+{PORT}@{address}/{link},{PORT}@{appliance}/{mac} oops_only=1")
 }

@@ -1,6 +1,6 @@
 //! The requests to the kernel's routing socket that a node makes (rtnetlink(7)): a link up, its MTU,
-//! an address, a default route. The node's own configuration is all of it, so the messages are
-//! written out here; nothing but acknowledgements is read.
+//! an address, a default route. Because there are no others, the messages are written out here, and only
+//! acknowledgements are read.
 
 use std::io;
 use std::net::Ipv4Addr;

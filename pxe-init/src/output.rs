@@ -1,6 +1,6 @@
-//! The workload's output. It has a pseudo-terminal whose other end is here: a thread copies the output to the
-//! console, as the workload wrote it, and keeps its lines for the appliance; what is typed on the console goes the
-//! other way. So programs are line-buffered, ask for passwords and are interrupted as on the console itself.
+//! The workload's output. The workload has a pseudo-terminal whose other end is here: a thread copies the output to the
+//! console unchanged, and keeps its lines for the appliance; keyboard input goes the other way. So programs are
+//! line-buffered, ask for passwords and are interrupted as on the console itself.
 //!
 //! Neither a console that blocks nor an appliance that does not answer blocks the workload: output that can't be
 //! delivered in time is dropped, and counted.
@@ -32,21 +32,21 @@ use crate::ship::{PAUSE, Sender, said};
 
 /// A longer line is sent in pieces.
 const LINE_MAX: usize = 1024;
-/// A line that is not finished for this long is sent as far as it is: a prompt, a row of dots.
+/// A line that is unfinished for this long is sent as it is: a prompt, a row of dots.
 const UNFINISHED: Duration = Duration::from_millis(250);
-/// What a slow console may have before it.
+/// The most bytes queued for a slow console.
 const CONSOLE_MAX: usize = 256 << 10;
-/// Bytes of lines that wait for the appliance at most.
+/// The most bytes of lines queued for the appliance.
 const WAITING_MAX: usize = 512 << 10;
-/// Bytes a second that are sent at most, on the average: a thousand nodes share the appliance's disk.
+/// The most bytes a second that are sent on average, because a thousand nodes share the appliance's disk.
 const RATE: u64 = 64 << 10;
 
-/// The workload's terminal. It goes when dropped, after all was read that had been written to it.
+/// The workload's terminal. Dropping it closes it, after all that was written to it has been read.
 pub struct Terminal {
     path: PathBuf,
-    /// Held, so that there is no hang-up between the workload's end and its next start.
+    /// Held open, so that there is no hang-up between the workload's end and its next start.
     _near: OwnedFd,
-    /// Closed, it ends the thread.
+    /// Closing it ends the thread.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
@@ -93,7 +93,7 @@ pub(crate) fn terminal(console: &Path, appliance: Appliance, mac: &str) -> io::R
     Terminal::open(console, |line| waiting().push(line))
 }
 
-/// Waits until the appliance has all lines, for a while.
+/// Waits until the appliance has all lines, for a limited time.
 pub(crate) fn flush(at_most: Duration) {
     let mut waiting = waiting();
     waiting.hurry = true;
@@ -143,7 +143,7 @@ impl<F: FnMut(Said)> Relay<F> {
         }
     }
 
-    /// Until there is something to do. Whether to stop, and whether something was typed.
+    /// Waits until there is something to do. Returns whether to stop, and whether something was typed.
     fn wait(&self) -> (bool, bool) {
         let mut fds = vec![
             PollFd::new(self.far.as_fd(), PollFlags::POLLIN),
@@ -168,7 +168,7 @@ impl<F: FnMut(Said)> Relay<F> {
 /// The machine's console, behind which the terminal is.
 struct Console {
     device: File,
-    /// How it was, where it is a terminal.
+    /// Its former settings, if it is a terminal.
     before: Option<Termios>,
     pending: VecDeque<u8>,
     dropped: usize,
@@ -176,13 +176,13 @@ struct Console {
 }
 
 impl Console {
-    /// None where it can't be opened: the lines are kept all the same.
+    /// `None` if it can't be opened: the lines are kept all the same.
     fn open(path: &Path) -> Option<Self> {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         let device = File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
         let before = tcgetattr(&device).ok();
         if let Some(before) = &before {
-            // Echo, editing and Ctrl-C are the inner terminal's.
+            // Echo, editing and Ctrl-C are handled by the inner terminal.
             let mut raw = before.clone();
             cfmakeraw(&mut raw);
             if tcsetattr(&device, SetArg::TCSADRAIN, &raw).is_ok() {
@@ -200,7 +200,7 @@ impl Console {
         wanted
     }
 
-    /// Writes what it takes now, and keeps the rest in order.
+    /// Writes what the console accepts now, and queues the rest.
     fn write(&mut self, bytes: &[u8]) {
         let room = CONSOLE_MAX - self.pending.len();
         self.pending.extend(&bytes[..bytes.len().min(room)]);
@@ -210,7 +210,7 @@ impl Console {
                 Ok(len @ 1..) => drop(self.pending.drain(..len)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // A console that is gone takes everything.
+                // Output to a console that is gone is dropped.
                 Ok(0) | Err(_) => self.pending.clear(),
             }
         }
@@ -224,7 +224,7 @@ impl Console {
     fn type_into(&mut self, terminal: &mut File) {
         let mut typed = [0; 256];
         match self.device.read(&mut typed) {
-            // What a full terminal does not take is lost, as it is for one that is not read.
+            // Input that a full terminal does not accept is lost, as on a terminal that nobody reads.
             Ok(len @ 1..) => drop(terminal.write(&typed[..len])),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Ok(0) | Err(_) => self.readable = false,
@@ -241,7 +241,7 @@ impl Drop for Console {
     }
 }
 
-/// Bytes to lines.
+/// Splits bytes into lines.
 #[derive(Default)]
 struct Lines {
     bytes: Vec<u8>,
@@ -279,7 +279,7 @@ impl Lines {
         self.since.map(|since| since + UNFINISHED)
     }
 
-    /// The line that is not finished, when it has waited long enough or nothing more will come.
+    /// The unfinished line, if it has waited long enough or nothing more will come.
     fn unfinished(&mut self, at_once: bool) -> Option<Said> {
         self.due().filter(|due| at_once || *due <= Instant::now())?;
         self.since = None;
@@ -295,10 +295,10 @@ fn output_line(bytes: &[u8], partial: bool) -> Said {
     Said { partial, ..said(Source::Workload, String::from_utf8_lossy(bytes).into_owned()) }
 }
 
-/// How much of this ends with a whole character.
+/// The length of the prefix that ends with a whole character.
 fn whole(bytes: &[u8]) -> usize {
     match std::str::from_utf8(bytes) {
-        // Cut short in its last character, which has at most three bytes here.
+        // Truncated in its last character, which has at most three bytes here.
         Err(e) if e.error_len().is_none() && e.valid_up_to() > 0 => e.valid_up_to(),
         _ => bytes.len(),
     }
@@ -311,7 +311,7 @@ struct Waiting {
     bytes: usize,
     lost: u64,
     sending: bool,
-    /// The machine's end is near: no pauses.
+    /// The machine shuts down: no pauses.
     hurry: bool,
 }
 
@@ -324,7 +324,7 @@ fn waiting() -> MutexGuard<'static, Waiting> {
 }
 
 impl Waiting {
-    /// The last lines are the ones that tell why something ended: when there are too many, the oldest go.
+    /// Adds a line. If there are too many the oldest are dropped, because the last ones tell why something ended.
     fn push(&mut self, line: Said) {
         self.bytes += cost(&line);
         self.lines.push_back(line);
@@ -354,7 +354,7 @@ impl Waiting {
     }
 }
 
-/// A line as it is sent is its text and some 60 bytes of JSON.
+/// The size of a line when it is sent: its text and some 60 bytes of JSON.
 fn cost(line: &Said) -> usize {
     line.text.len() + 64
 }
@@ -412,7 +412,7 @@ mod tests {
         assert!(pieces.iter().all(|piece| !piece.text.contains('\u{fffd}')));
         assert_eq!(pieces.iter().map(|piece| piece.partial).collect::<Vec<_>>(), [true, true, false]);
         assert_eq!(pieces.drain(..).map(|piece| piece.text).collect::<String>(), text);
-        // What is no text at all is cut all the same.
+        // Bytes that are no text are split all the same.
         assert_eq!(lines.take(&[0x80; 3000]).len(), 2);
     }
 

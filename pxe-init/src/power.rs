@@ -11,7 +11,7 @@ use crate::say;
 use crate::storage;
 use crate::supervise::{Power, Supervisor};
 
-/// Ends every process, delivers what is still to be reported, and ends the machine.
+/// Ends every process, delivers pending reports, and powers off or reboots.
 pub(crate) fn end(power: Power, supervisor: &Supervisor, reporter: &Reporter) -> ! {
     say!("{}", if power == Power::Off { "powering off" } else { "rebooting" });
     supervisor.stop_all(Duration::from_secs(5));

@@ -64,7 +64,7 @@ fn mode(image: &Image, path: &str) -> Option<u32> {
 
 fn check_format(image: &Image, path: &str) -> Result<(), ProgramError> {
     let Ok(file) = image.open_inside(path, OFlag::O_RDONLY, Mode::empty()).map(File::from) else {
-        // Executable and not readable is allowed; exec will say what it thinks.
+        // A program may be executable but not readable; then only exec can tell.
         return Ok(());
     };
     let mut head = [0; 256];

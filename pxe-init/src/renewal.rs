@@ -30,7 +30,7 @@ enum State {
 
 const SCRIPT: &str = "/run/bridgehead-udhcpc";
 
-/// How long until a client that ended is started again.
+/// After this time a client that ended is started again.
 const AGAIN: Duration = Duration::from_secs(30);
 
 impl Renewal {
@@ -73,7 +73,7 @@ impl Renewal {
     }
 
     fn spawn(&self) -> io::Result<Pid> {
-        // By its name of today: an image's udev may rename it.
+        // By its present name, because an image's udev may rename it.
         let link = link::name(&self.mac).ok_or(io::ErrorKind::NotFound)?;
         fs::write(SCRIPT, script(self.address))?;
         fs::set_permissions(SCRIPT, fs::Permissions::from_mode(0o755))?;
@@ -88,8 +88,8 @@ impl Renewal {
     }
 }
 
-/// udhcpc calls this with what happened. It never touches the interface: taking the address away
-/// would cut a workload off that works; an address that moved needs a boot.
+/// The script that udhcpc calls with its events. It never touches the interface: removing the address
+/// would cut off a working workload, and another address needs a reboot.
 fn script(address: Ipv4Addr) -> String {
     format!(
         "#!/bin/busybox sh\n\

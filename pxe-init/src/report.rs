@@ -1,4 +1,4 @@
-//! Reports to the appliance: how far this node is. A separate thread sends them in order, and retries until the
+//! Reports to the appliance: this node's progress. A separate thread sends them in order, and retries until the
 //! appliance has them; the boot never waits for it.
 
 use std::sync::{Arc, Condvar, Mutex, mpsc};
@@ -12,7 +12,7 @@ use crate::appliance::Appliance;
 use crate::lock::Unpoisoned as _;
 use crate::say;
 
-/// Takes reports. Cloning it is cheap; one without an appliance takes them and does nothing.
+/// Accepts reports. Cloning it is cheap; without an appliance, reports are dropped.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     mac: String,
@@ -51,19 +51,19 @@ impl Reporter {
         self.send(Report { detail: Some(detail.into()), ..self.report(stage) });
     }
 
-    /// The same, so long after this process's first instruction.
+    /// The same, with the time since this process's first instruction.
     pub(crate) fn reached_after(&self, stage: Reported, detail: String, took: Duration) {
         let duration = Some(took.as_secs_f64());
         self.send(Report { detail: Some(detail), duration, ..self.report(stage) });
     }
 
-    /// The image is there, after this many bytes were fetched in this time.
+    /// The image is ready, after this many bytes were fetched in this time.
     pub(crate) fn fetched(&self, detail: impl Into<String>, bytes: u64, took: Duration) {
         let (bytes, duration) = (Some(bytes), Some(took.as_secs_f64()));
         self.send(Report { detail: Some(detail.into()), bytes, duration, ..self.report(Reported::Image) });
     }
 
-    /// The workload runs, and is not well.
+    /// The workload runs, but is unhealthy.
     pub(crate) fn unhealthy(&self, cause: String) {
         let detail = Some("unhealthy".to_owned());
         self.send(Report { detail, cause: Some(cause), ..self.report(Reported::Workload) });
@@ -80,7 +80,7 @@ impl Reporter {
         self.send(Report { cause, exit_code: Some(code), ..self.report(Reported::Exited) });
     }
 
-    /// Waits until everything was sent, for a while.
+    /// Waits until everything was sent, for a limited time.
     pub(crate) fn flush(&self, at_most: Duration) {
         let Some(queue) = &self.queue else { return };
         let unsent = queue.unsent.0.lock().unpoisoned();
@@ -99,7 +99,7 @@ impl Reporter {
     }
 }
 
-/// Sends one report until the appliance took it or said that it never will.
+/// Sends one report until the appliance accepts it, or refuses it for good.
 fn deliver(appliance: &Appliance, report: &Report<String>) {
     let body = serde_json::to_vec(report).expect("a report has only text keys");
     let mut pauses = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// An appliance that answers each connection with the next status, and what it was sent.
+    /// An appliance that answers each connection with the next status, and records the requests.
     fn appliance(
         statuses: &'static [u16],
     ) -> (SocketAddrV4, std::thread::JoinHandle<Vec<serde_json::Value>>) {

@@ -1,5 +1,5 @@
-//! A key for one boot, and a request for a certificate of it: PKCS #10 (RFC 2986), with no name in it. Who the node is,
-//! its token says.
+//! A key for one boot, and a request for its certificate: PKCS #10 (RFC 2986), without a name, because the token says
+//! which node it is.
 
 use ring::error::Unspecified;
 use ring::pkcs8::Document;
@@ -45,7 +45,7 @@ mod tests {
 
     use super::*;
 
-    /// OpenSSL judges.
+    /// Verified with OpenSSL.
     #[test]
     fn a_request_is_what_openssl_verifies() {
         let (_, request) = make(&SystemRandom::new()).unwrap();

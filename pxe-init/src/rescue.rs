@@ -20,14 +20,14 @@ use crate::ssh::Ssh;
 use crate::supervise::{Happening, Power, Supervisor};
 use crate::system::unblock_signals;
 
-/// Shells on the console, one after the other, until someone asks for the machine's end.
+/// Runs shells on the console, one after the other, until somebody shuts the machine down.
 pub(crate) fn shells(supervisor: &Supervisor, reporter: &Reporter) -> ! {
     loop {
         shells_until(supervisor, reporter, &AtomicBool::new(false), None);
     }
 }
 
-/// A boot that failed, reachable as its profile says, until somebody ends it: on the node, or from the appliance.
+/// Keeps a failed boot reachable as its profile says, until somebody ends it: on the node, or from the appliance.
 pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, told: &Told, cause: &str) -> ! {
     let Told { settings, .. } = told;
     if settings.boot.on_failure == OnFailure::Off {
@@ -50,7 +50,7 @@ pub(crate) fn failed(supervisor: &Supervisor, reporter: &Reporter, told: &Told, 
 /// How long a failed boot waits before it reboots, where nobody can log in.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// A held boot, until the appliance releases it.
+/// Holds a boot until the appliance releases it.
 pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, told: &Told) {
     let name = &told.settings.name;
     say!("this boot is held; `bridgehead release {name}` on the appliance lets it go on");
@@ -59,7 +59,7 @@ pub(crate) fn hold(supervisor: &Supervisor, reporter: &Reporter, told: &Told) {
     say!("the boot goes on");
 }
 
-/// Shells until the appliance answers that it is enough. It is asked every so often, and told how to get in.
+/// Runs shells until the appliance releases the machine. The appliance is polled, and told how to log in.
 fn stay(supervisor: &Supervisor, reporter: &Reporter, told: &Told, path: &'static str, message: &str) {
     let Told { settings, appliance } = told;
     let ssh = (settings.boot.on_failure == OnFailure::Ssh).then(|| Ssh::start(message));
@@ -92,7 +92,7 @@ fn stay(supervisor: &Supervisor, reporter: &Reporter, told: &Told, path: &'stati
 }
 
 const ASK_EVERY: Duration = Duration::from_secs(2);
-/// How often a shell is left to see whether it is still wanted.
+/// How often it is checked whether a shell is still wanted.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 fn shells_until(
@@ -111,7 +111,7 @@ fn shells_until(
                 None
             }
         };
-        // Without a console a shell ends at once: no faster than one a second.
+        // Without a console a shell ends at once; so the next one has to wait.
         let mut again = running.is_none().then(|| Instant::now() + Duration::from_secs(60));
         while again.is_none_or(|again| Instant::now() < again) {
             if done.load(Ordering::Acquire) {
@@ -134,7 +134,7 @@ fn shells_until(
     }
 }
 
-/// The same where nothing can be relied on any more: after a panic of the first process.
+/// The same after a panic of the first process, when nothing else can be relied on.
 pub(crate) fn shells_after_panic() -> ! {
     loop {
         let _ = unblock_signals(&mut shell()).status();

@@ -1,4 +1,4 @@
-//! Lines on their way to the appliance, which numbers and keeps them: the console's and the workload's.
+//! Sends lines of the console and of the workload to the appliance, which stores them.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use pxe_contract::console::{Batch, Said, Source};
 
 use crate::appliance::Appliance;
 
-/// Lines that come together go together.
+/// The pause between batches: lines within it are sent together.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
-/// What is said now.
+/// A line with the present time.
 pub(crate) fn said(from: Source, text: String) -> Said {
     Said { uptime: uptime(), from, level: None, partial: false, text }
 }
@@ -31,7 +31,7 @@ impl Sender {
         Self { appliance, path, mac: mac.to_owned(), boot: boot.trim().to_owned(), first: 0 }
     }
 
-    /// Sends until the appliance took it, or said that it never will.
+    /// Sends until the appliance accepts the lines, or refuses them for good.
     pub(crate) fn send(&mut self, lines: Vec<Said>) {
         let Self { mac, boot, first, .. } = &*self;
         let (mac, boot, first) = (mac.clone(), boot.clone(), *first);
@@ -40,7 +40,7 @@ impl Sender {
         loop {
             batch.uptime = uptime();
             let body = serde_json::to_vec(&batch).expect("a batch has only text keys");
-            // Nothing is said of a refusal: it would be the next thing to send.
+            // A refusal is not logged, because that line would be the next one to send.
             if let Ok(200..=299 | 400..=499) = self.appliance.post(self.path, &body) {
                 self.first += batch.lines.len() as u64;
                 return;
@@ -50,7 +50,7 @@ impl Sender {
     }
 }
 
-/// The clock that the kernel's messages have, to within what counts here.
+/// The clock of the kernel's messages, precisely enough for this.
 pub(crate) fn uptime() -> f64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0.0, |time| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)

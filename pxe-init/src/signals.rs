@@ -1,5 +1,5 @@
-//! Signals by number: those of real time have no names in most libraries, and images name them (`SIGRTMIN+3` asks
-//! systemd to halt).
+//! Signals by number, because most libraries have no names for real-time signals, and images use them (`SIGRTMIN+3`
+//! asks systemd to halt).
 
 use std::fs;
 
@@ -7,12 +7,12 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-/// SIGRTMIN and SIGRTMAX as C libraries count them: the two below are glibc's and musl's own.
+/// SIGRTMIN and SIGRTMAX as C libraries define them: glibc and musl reserve those below.
 const RT_MIN: i32 = 34;
 const RT_MAX: i32 = 64;
 
-/// A signal as `STOPSIGNAL` names it. What Docker takes (moby/sys/signal): a number, or a name with or without `SIG` in
-/// either case, `RTMIN` to `RTMIN+15` and `RTMAX-14` to `RTMAX` among them.
+/// A signal as in `STOPSIGNAL`. Accepts what Docker does (moby/sys/signal): a number, or a name with or without `SIG`, in
+/// upper or lower case, including `RTMIN` to `RTMIN+15` and `RTMAX-14` to `RTMAX`.
 pub(crate) fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=RT_MAX).contains(&number).then_some(number);
@@ -49,15 +49,15 @@ pub(crate) fn name(signal: i32) -> String {
     }
 }
 
-/// Whether a process would die of the signal were it not the first one of its PID namespace, which the kernel spares
-/// what it has no handler for (pid_namespaces(7)).
+/// Whether the signal would kill the process if it were not the first one of its PID namespace, to which the kernel does
+/// not deliver signals without a handler (pid_namespaces(7)).
 pub(crate) fn is_spared(pid: Pid, signal: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     is_spared_by(&status, signal)
 }
 
 fn is_spared_by(status: &str, signal: i32) -> bool {
-    // What does nothing by default, or stops.
+    // Signals that by default do nothing, or stop the process.
     const HARMLESS: [i32; 8] = [
         libc::SIGCHLD,
         libc::SIGCONT,
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_first_process_is_spared_what_it_does_not_expect() {
-        // TERM (bit 14) is caught, HUP (0) ignored, USR1 (9) blocked: it is waited for.
+        // TERM (bit 14) is caught, HUP (0) ignored, USR1 (9) blocked, so that it can be waited for.
         let status = |pids| {
             format!(
                 "Name:\tx\nNSpid:\t{pids}\nSigBlk:\t0000000000000200\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000004000\n"

@@ -1,4 +1,4 @@
-//! Login to a node whose boot stopped: dropbear, with a password that is good for one login. Its hash comes in an
+//! Login to a node whose boot stopped: dropbear, with a password that is valid for one login. Its hash comes in an
 //! initrd that only this machine gets; the host key is made here, and its fingerprint reported to the appliance.
 
 use std::fs;
@@ -44,7 +44,7 @@ pub(crate) struct Ssh {
 }
 
 impl Ssh {
-    /// Starts it. `message` is what a login is shown.
+    /// Starts the server. `message` is shown at login.
     pub(crate) fn start(message: &str) -> Result<Self, SshError> {
         let failed = |what| move |source| SshError::Io { what, source };
         let text = fs::read(DOCUMENT).map_err(failed(DOCUMENT))?;
@@ -80,12 +80,12 @@ impl Ssh {
         Ok(Self { host_key, logged_in, server: Pid::from_raw(server.id().cast_signed()) })
     }
 
-    /// Whether somebody did, so that the password is no longer valid.
+    /// Whether somebody has logged in, so that the password is no longer valid.
     pub(crate) fn logged_in(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.logged_in)
     }
 
-    /// Ends it and everything that was started in its sessions, which are its children's.
+    /// Ends the server and everything that was started in its sessions, which belong to its children.
     pub(crate) fn stop(&self) {
         let _ = set_password("!");
         let _ = kill(self.server, Signal::SIGTERM);
@@ -96,7 +96,7 @@ impl Ssh {
     }
 }
 
-/// What the server says, until it ends. The first login takes the password out of use.
+/// Reads the server's log until it ends. The first login invalidates the password.
 fn watch(log: impl io::BufRead, logged_in: &AtomicBool) {
     for line in log.lines().map_while(Result::ok) {
         // `[123] Jan 01 00:00:00 Password auth succeeded for 'root' from 10.77.0.1:5000`
@@ -111,7 +111,7 @@ fn watch(log: impl io::BufRead, logged_in: &AtomicBool) {
     }
 }
 
-/// A new file with root's hash, or with what no password has (`!`), in place of the one before.
+/// Replaces the file by one with root's hash, or with `!`, which no password matches.
 fn set_password(hash: &str) -> io::Result<()> {
     let new = format!("{SHADOW}.new");
     let _ = fs::remove_file(&new);

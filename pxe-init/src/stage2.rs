@@ -28,12 +28,12 @@ use crate::say;
 use crate::steps::Steps;
 use crate::system;
 
-/// Where the image's root is, whichever way it came.
+/// Where the image's root is, in one stage or in two.
 pub(crate) const ROOT: &str = paths::file::IMAGE;
-/// What it says of itself when it came this way.
+/// The image's description, if it comes as stage 2.
 pub(crate) const DESCRIPTION: &str = "/stage2/packed/image.json";
 
-/// How the image came, for the timeline.
+/// How the image was obtained, for the timeline.
 #[derive(Debug)]
 pub(crate) struct Came {
     pub(crate) how: String,
@@ -57,17 +57,17 @@ pub(crate) enum Stage2Error {
     Io { action: &'static str, source: io::Error },
 }
 
-/// What is left for the workload and the kernel's page cache, at the least.
+/// The least memory to leave for the workload and the kernel's page cache.
 const WORKING: u64 = 32 << 20;
 
-/// Loads what mounting takes, and the drivers of disks, while the network comes up: a SATA controller takes a second to
-/// find that nothing is there.
+/// Loads the modules for mounting, and the drivers of disks, while the network comes up: a SATA controller takes a second
+/// to find that no disk is there.
 pub(crate) fn prepare() -> JoinHandle<Option<Modules>> {
     std::thread::spawn(|| {
         let mut modules = Modules::open(Path::new("/")).ok()?;
         for module in pxe_contract::modules::STAGE2 {
             match modules.load_by_alias(module) {
-                // Built in, or mounting will say what is missing.
+                // It is built in, or mounting will report what is missing.
                 Ok(()) | Err(LoadError::Unknown(_)) => {}
                 Err(error) => say!("{error}"),
             }
@@ -132,7 +132,8 @@ fn obtain(
     Ok((file, Came { how, bytes: fetched.bytes, took: fetched.took }))
 }
 
-/// Fetches what the images on the disk do not have. Should they be damaged, they go, and all is fetched.
+/// Fetches only what the images on the disk do not have. If those are damaged, they are deleted, and everything is
+/// fetched.
 fn fetch_changes(remote: &Remote, cache: &Cache, into: &mut File) -> Result<Fetched, FetchError> {
     let (paths, others): (Vec<_>, Vec<_>) =
         cache.others().into_iter().map(|Other { path, file }| (path, file)).unzip();
@@ -176,7 +177,7 @@ fn how(Fetched { bytes, resumed, by_multicast, .. }: Fetched, size: u64) -> Stri
     }
 }
 
-/// A place in memory for the packed image, where there is room for it.
+/// A path in memory for the packed image, if there is room.
 fn memory(wanted: &Stage2) -> Result<PathBuf, Stage2Error> {
     let free = available(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
     if let Some(free) = free.filter(|free| wanted.size + WORKING > *free) {
@@ -203,8 +204,8 @@ fn loop_device(file: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Puts a layer over the image that takes what is written. Its root is the workload's, and has the
-/// owner and mode of the image's.
+/// Mounts a writable layer over the image. Its root is the workload's, and has the owner and mode of the
+/// image's root.
 fn layer() -> io::Result<()> {
     let below = Path::new("/stage2/packed/image");
     let (upper, work) = (Path::new("/stage2/layer/upper"), Path::new("/stage2/layer/work"));

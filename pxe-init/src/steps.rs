@@ -27,7 +27,7 @@ impl Steps {
         self.last - self.began
     }
 
-    /// The steps since this was asked last, in words.
+    /// The steps since the last call, as text.
     pub(crate) fn take(&mut self) -> String {
         let words = self.to_string();
         self.done.clear();

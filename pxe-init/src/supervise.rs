@@ -1,4 +1,4 @@
-//! What only the first process can do: reap orphans, and handle the signals that ask for a shutdown.
+//! The duties of the first process: reaping orphans, and handling the signals that ask for a shutdown.
 
 use std::fmt;
 use std::io;
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use crate::signals;
 use crate::system;
 
-/// Children and signals, as one stream of happenings.
+/// Children and signals, as one stream of events.
 pub struct Supervisor {
     signals: SignalFd,
 }
@@ -23,9 +23,9 @@ pub struct Supervisor {
 /// What the supervisor saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
-    /// A process ended: a child, or an orphan that fell to us.
+    /// A process ended: a child, or an orphan that we inherited.
     Ended(Pid, Ended),
-    /// Someone asks for the machine's end.
+    /// Somebody asks for a shutdown.
     Asked(Power),
     /// The deadline passed.
     Timeout,
@@ -35,7 +35,7 @@ pub enum Happening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Exited(i32),
-    /// By this signal; those of real time have no [`Signal`].
+    /// By this signal; real-time signals have no [`Signal`].
     Killed(i32),
 }
 
@@ -56,9 +56,9 @@ const ASKS: [(Signal, Power); 5] = [
 ];
 
 impl Supervisor {
-    /// Takes over the process's signals. To be called before any thread starts: threads inherit
-    /// what is blocked, and a signal is only ours when every thread blocks it. (The kernel drops
-    /// signals to the first process that are neither blocked nor handled.)
+    /// Takes over the process's signals. Must be called before any thread starts: threads inherit the
+    /// blocked signals, and we get a signal only if every thread blocks it. (The kernel drops signals to
+    /// the first process that are neither blocked nor handled.)
     pub fn new() -> io::Result<Self> {
         let mut set = SigSet::empty();
         set.add(Signal::SIGCHLD);
@@ -70,10 +70,10 @@ impl Supervisor {
         Ok(Self { signals: SignalFd::with_flags(&set, flags)? })
     }
 
-    /// The next happening; [`Happening::Timeout`] at the deadline.
+    /// The next event; [`Happening::Timeout`] at the deadline.
     pub fn next(&self, deadline: Option<Instant>) -> Happening {
         loop {
-            // Signals of one kind merge while they are pending: ask for children every time.
+            // Pending signals of one kind merge, so look for ended children every time.
             if let Some((pid, ended)) = reap() {
                 return Happening::Ended(pid, ended);
             }
@@ -90,7 +90,7 @@ impl Supervisor {
             if left == Some(Duration::ZERO) {
                 return Happening::Timeout;
             }
-            // Rounded up, or the last millisecond would be spent spinning.
+            // Rounded up, because otherwise the last millisecond would be spent spinning.
             let timeout = left.map_or(PollTimeout::NONE, |l| {
                 PollTimeout::try_from(l + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             });
@@ -98,8 +98,8 @@ impl Supervisor {
         }
     }
 
-    /// Ends a process: asked with `signal`, killed when that is not heeded in time. A first process of a PID namespace
-    /// that has no handler for the signal, and would have died of it anywhere else, is killed at once.
+    /// Ends a process: with `signal`, and with SIGKILL if that is not enough in time. The first process of a PID namespace
+    /// is killed at once if it has no handler for the signal, because the kernel would not deliver it.
     pub fn stop(&self, pid: Pid, signal: i32, patience: Duration) {
         let mut deadline = Instant::now() + patience;
         let mut killed = false;
@@ -148,8 +148,8 @@ fn reap() -> Option<(Pid, Ended)> {
 }
 
 impl Ended {
-    /// What a workload meant that called reboot(2): in a PID namespace that ends its first process by one of these signals
-    /// (pid_namespaces(7)), which nothing else can.
+    /// What a workload wanted that called reboot(2): in a PID namespace this kills the first process with one of these
+    /// signals (pid_namespaces(7)), and nothing else can.
     pub(crate) fn asks(self) -> Option<Power> {
         match self {
             Self::Killed(signal) if signal == Signal::SIGHUP as i32 => Some(Power::Reboot),

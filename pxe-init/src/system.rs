@@ -1,4 +1,4 @@
-//! The system calls that nix has no safe form of: all of pxe-init's `unsafe` is here.
+//! System calls for which nix has no safe function: all of pxe-init's `unsafe` is here.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -17,9 +17,9 @@ use nix::unistd::{Gid, Pid, Uid, chdir, chroot, setgid, setgroups, setsid, setui
 use crate::supervise::Ended;
 use crate::workload::Step;
 
-/// What the child needs on its way.
+/// What the child needs before exec.
 pub(crate) struct Entry {
-    /// The namespace of a workload that runs; `None` for one of its own.
+    /// The namespace of a running workload; `None` for a new one.
     pub(crate) namespace: Option<File>,
     pub(crate) root: CString,
     pub(crate) cwd: CString,
@@ -31,7 +31,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Makes the child go this way before it becomes the program.
+    /// Makes the child take these steps before exec.
     pub(crate) fn before_exec(self, command: &mut Command) {
         // SAFETY: between fork and exec only system calls are made, on data that was made before: no
         // allocation, no lock.
@@ -43,12 +43,12 @@ impl Entry {
         let step = |step: Step| {
             let _ = write(&self.progress, &[step as u8]);
         };
-        // A session needs a terminal for job control and Ctrl-C; a workload without one is fine.
+        // A session needs a terminal for job control and Ctrl-C; a workload works without one.
         let _ = setsid();
         take_terminal();
 
-        // The image becomes the root of a mount namespace, as switch_root does it for a whole
-        // system: in a mere chroot the kernel refuses user namespaces, and so sandboxes.
+        // The image becomes the root of a mount namespace, as with switch_root for a whole system. In a
+        // mere chroot the kernel would refuse user namespaces, and so sandboxes.
         step(Step::Namespace);
         if let Some(namespace) = &self.namespace {
             // Its root and working directory become those of the namespace (setns(2)).
@@ -59,7 +59,7 @@ impl Entry {
             chdir(self.root.as_c_str())?;
             mount(Some(c"."), c"/", None::<&CStr>, MsFlags::MS_MOVE, None::<&CStr>)?;
             chroot(c".")?;
-            // The one that is there has the processes of the whole machine.
+            // The existing /proc shows the processes of the whole machine.
             step(Step::Processes);
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&CStr>)?;
@@ -78,8 +78,8 @@ impl Entry {
     }
 }
 
-/// Gives a child the signal mask that programs expect. std's `Command` hands on ours, in which
-/// SIGTERM is blocked: nothing that we start could be asked to end.
+/// Gives a child the signal mask that programs expect. std's `Command` would pass on ours, in which
+/// SIGTERM is blocked: nothing that we start could be terminated with it.
 pub(crate) fn unblock_signals(command: &mut Command) -> &mut Command {
     // SAFETY: sigprocmask is async-signal-safe, and the set is a value.
     unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) }
@@ -104,8 +104,8 @@ pub(crate) fn send(pid: Pid, signal: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
 }
 
-/// waitpid(2) for any child that ended, without waiting. nix reaps one that a signal of real time ended, and has no word
-/// for it.
+/// waitpid(2) for any child that ended, without waiting. nix can't represent a child that was killed by a real-time
+/// signal.
 pub(crate) fn reap() -> Result<Option<(Pid, Ended)>, Errno> {
     let mut status = 0;
     // SAFETY: the kernel writes one integer, which is there.
@@ -126,7 +126,7 @@ pub(crate) fn free_loop_device(control: &File) -> io::Result<u32> {
     Ok(Errno::result(number)?.cast_unsigned())
 }
 
-/// Makes a loop device of `file`. Both open for reading only: so is the device then.
+/// Attaches `file` to a loop device. Both are open for reading only, and so is the device then.
 pub(crate) fn attach_loop_device(device: &File, file: &File) -> io::Result<()> {
     // SAFETY: LOOP_SET_FD takes a descriptor, which is open.
     let set = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, file.as_raw_fd()) };

@@ -1,6 +1,6 @@
-//! What the appliance gives to this boot alone, in the machine's own initrd: `/bridgehead.json`, with settings, the
-//! CA's certificate and a token. The token is traded once, over TLS, for a certificate of a key that is made here and
-//! never leaves this process; the node authenticates with it from then on.
+//! The document that the appliance gives to this boot alone, in the machine's own initrd: `/bridgehead.json`, with
+//! settings, the CA's certificate and a token. The token is traded once, over TLS, for a certificate of a key that is
+//! made here and never leaves this process; the node authenticates with it from then on.
 
 use std::fs;
 use std::io;
@@ -28,7 +28,7 @@ use crate::ship::uptime;
 
 const FILE: &str = file::TICKET;
 
-/// The appliance is asked for this long: the token is good for some minutes only.
+/// How long the node retries: the token is valid for some minutes only.
 const PATIENCE: Duration = Duration::from_secs(300);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
@@ -50,7 +50,7 @@ pub(crate) enum TicketError {
     Certificate(String),
 }
 
-/// A boot's session. It is in memory only, of this process and of those that it starts.
+/// A boot's session. It is only in the memory of this process and of those that it starts.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Session {
     appliance: SocketAddrV4,
@@ -84,7 +84,7 @@ pub(crate) fn trade(ticket: Ticket, mac: &str) -> Result<(Session, Appliance), T
 }
 
 impl Session {
-    /// The appliance, as this boot may speak with it.
+    /// A connection to the appliance with this session.
     pub(crate) fn open(&self) -> Result<Appliance, TicketError> {
         let unusable = |error: &dyn std::fmt::Display| TicketError::Certificate(error.to_string());
         let own = CertificateDer::from_pem_slice(self.certificate.as_bytes()).map_err(|e| unusable(&e))?;
@@ -121,7 +121,7 @@ fn ask(stranger: &Appliance, at: SocketAddrV4, body: &[u8]) -> Result<String, Ti
             }
             Ok((status @ 400..=499, answer)) => return Err(TicketError::Refused(words(status, &answer))),
             Ok((status, answer)) => io::Error::other(words(status, &answer)),
-            // Whoever answers there is not the appliance that this initrd is of.
+            // The server is not the appliance that made this initrd.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(TicketError::Unreachable(at, error));
             }
@@ -135,7 +135,7 @@ fn ask(stranger: &Appliance, at: SocketAddrV4, body: &[u8]) -> Result<String, Ti
     }
 }
 
-/// The appliance's clock, as far as this node can know it: its own may be years off.
+/// The appliance's clock, as precisely as this node can know it: the node's own may be years off.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Clock {
     /// Seconds since 1970, when the kernel started.
@@ -156,7 +156,7 @@ impl TimeProvider for Clock {
     }
 }
 
-/// Where the processor has no instructions for AES, ChaCha20 is several times as fast.
+/// Without the processor's AES instructions, ChaCha20 is several times as fast.
 fn suites() -> CryptoProvider {
     let mut suites = provider::default_provider();
     #[cfg(target_arch = "x86_64")]

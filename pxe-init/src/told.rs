@@ -1,8 +1,8 @@
-//! The files in which the workload finds what a node was told of its network. Pure.
+//! The files from which the workload reads the node's network settings. Pure.
 
 use pxe_contract::settings::Settings;
 
-/// Each with its path below the root; one without contents stays as the image has it.
+/// Each file with its path below the root; one without contents stays as it is in the image.
 pub(crate) fn files(settings: &Settings) -> [(&'static str, String); 5] {
     let Settings { address, name, boot, .. } = settings;
     let mut resolver = String::new();
@@ -10,7 +10,7 @@ pub(crate) fn files(settings: &Settings) -> [(&'static str, String); 5] {
         resolver = format!("search {}\n", boot.search.join(" "));
     }
     resolver.extend(boot.dns.iter().map(|server| format!("nameserver {server}\n")));
-    // The whole name first: what `hostname -f` says.
+    // The full name first, because `hostname -f` prints it.
     let domain = boot.search.first().filter(|_| !name.contains('.'));
     let whole = domain.map_or(String::new(), |domain| format!("{name}.{domain} "));
     let hosts =
@@ -27,7 +27,7 @@ pub(crate) fn files(settings: &Settings) -> [(&'static str, String); 5] {
         ("etc/resolv.conf", resolver),
         ("etc/hosts", hosts),
         ("etc/hostname", format!("{name}\n")),
-        // Where the two that Linux systems have look for what DHCP says.
+        // Where the two usual time services look for servers from DHCP.
         ("run/systemd/timesyncd.conf.d/bridgehead.conf", timesyncd),
         ("run/chrony-dhcp/bridgehead.sources", chrony),
     ]

@@ -39,7 +39,7 @@ pub enum StartError {
     Refused { program: String, step: Step, source: io::Error },
 }
 
-/// How far a child came on its way to the program.
+/// The child's progress before exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
@@ -72,7 +72,7 @@ impl std::fmt::Display for Step {
 
 /// Starts the image's program. When this returns, the program runs: exec has succeeded.
 ///
-/// `extra` comes after the image's environment and wins over it; `terminal` is the session's.
+/// `extra` overrides the image's environment; `terminal` is the session's.
 pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<Pid, StartError> {
     spawn(image, &image.description.argv, extra, None, |command| {
         if let Ok(console) = File::options().read(true).write(true).open(terminal)
@@ -84,7 +84,7 @@ pub fn start(image: &Image, extra: &[(&str, &str)], terminal: &Path) -> Result<P
 }
 
 /// Starts another program beside the workload whose first process is `workload`, as its user and with its files.
-/// Returns what both its outputs say.
+/// Returns the program's combined output.
 pub(crate) fn check(
     image: &Image,
     argv: &[String],
@@ -115,7 +115,7 @@ fn spawn(
     let path = env.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, value)| value);
     let cwd = format!("/{}", description.cwd.trim_start_matches('/'));
     let program = program::find(image, &argv[0], path, &cwd)?;
-    // Docker makes a WORKDIR that the image does not have, also behind a link that leads nowhere.
+    // Like Docker, create a missing WORKDIR, also behind a dangling link.
     image
         .create_dir_all(&cwd, Mode::from_bits_truncate(0o755))
         .map_err(|source| StartError::Directory { path: cwd.clone(), source })?;
@@ -141,7 +141,7 @@ fn spawn(
     unblock_signals(&mut command);
     entry.before_exec(&mut command);
     let spawned = spawn_among(&mut command, processes);
-    // It holds our copy of the pipe's end that is written to: with it, reading would not end.
+    // It holds our copy of the pipe's write end, with which reading would not end.
     drop(command);
     match spawned {
         Ok(child) => Ok(Pid::from_raw(child.id().cast_signed())),
@@ -149,8 +149,8 @@ fn spawn(
     }
 }
 
-/// Spawns into this PID namespace, or as the first process of a new one. A thread's children go where it says
-/// (setns(2), unshare(2)); this one is there for a single child.
+/// Spawns into this PID namespace, or as the first process of a new one. The PID namespace for children is set per thread
+/// (setns(2), unshare(2)), so a thread is started for this child alone.
 fn spawn_among(command: &mut Command, processes: Option<File>) -> io::Result<Child> {
     std::thread::scope(|scope| {
         let spawn = || {
@@ -167,7 +167,7 @@ fn spawn_among(command: &mut Command, processes: Option<File>) -> io::Result<Chi
     })
 }
 
-/// Why a directory can't be there, in words.
+/// Why a directory can't be created, as text.
 fn why_not(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOTDIR) => "it is a file, or something on its way is".to_owned(),
@@ -176,7 +176,7 @@ fn why_not(error: &io::Error) -> String {
     }
 }
 
-/// The signal that asks the program to end: one that Docker would not take means SIGTERM there, too.
+/// The signal that asks the program to end. One that Docker would not accept means SIGTERM, as in Docker.
 pub fn stop_signal(image: &Image) -> i32 {
     let named = image.description.stop_signal.as_deref().and_then(signals::parse);
     named.unwrap_or(Signal::SIGTERM as i32)
@@ -193,7 +193,7 @@ pub(crate) fn environment(image: &[String], home: &str, extra: &[(&str, &str)]) 
             None => env.push((name.to_owned(), value.to_owned())),
         }
     }
-    // A name can't be empty or carry a zero byte; Command would refuse all of it for one of them.
+    // A name can't be empty, and nothing can have a zero byte; Command would refuse everything because of one of these.
     env.retain(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'));
     env
 }

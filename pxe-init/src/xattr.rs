@@ -1,5 +1,5 @@
-//! Extended attributes of the image's files (xattr(7)). A cpio archive has no place for them, so they
-//! come in `/image.json`, and are set once the kernel has unpacked the files. The one that matters most
+//! Extended attributes of the image's files (xattr(7)). A cpio archive can't hold them, so they come in
+//! `/image.json`, and are set once the kernel has unpacked the files. The one that matters most
 //! is `security.capability`: with it `ping` works for users other than root.
 
 use std::ffi::CString;
@@ -11,12 +11,12 @@ use pxe_contract::image::Xattr;
 
 use crate::system::set_xattr;
 
-/// Gives the attribute to a file that is open as a path (O_PATH): opening a device or FIFO any further
-/// would do more than name it.
+/// Sets the attribute of a file that is open with O_PATH only, because really opening a device or FIFO
+/// has side effects.
 pub(crate) fn set(file: &OwnedFd, xattr: &Xattr) -> io::Result<()> {
     let value = hex::decode(&xattr.value).ok_or(io::ErrorKind::InvalidData)?;
     let name = CString::new(xattr.name.as_str())?;
-    // fsetxattr(2) refuses such a descriptor; its name in /proc is as good.
+    // fsetxattr(2) refuses such a descriptor; its path in /proc works.
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     set_xattr(&path, &name, &value)
 }
@@ -49,7 +49,7 @@ mod tests {
             value: value.into(),
         };
         set(&file, &attribute(NET_RAW)).unwrap();
-        // The judge is libcap's own reader, where there is one.
+        // Verified with libcap's own tool, if it is installed.
         match Command::new("getcap").arg(&path).output() {
             Ok(output) => {
                 let text = String::from_utf8(output.stdout).unwrap();
@@ -57,7 +57,7 @@ mod tests {
             }
             Err(_) => eprintln!("skipped in part: getcap is not installed (apt install libcap2-bin)"),
         }
-        // Not even hexadecimal; and nothing that the kernel takes for a capability.
+        // Not hexadecimal; and nothing that the kernel accepts as a capability.
         for bad in ["0", "0g", "00"] {
             assert!(set(&file, &attribute(bad)).is_err(), "{bad}");
         }

@@ -114,7 +114,7 @@ listen = "127.0.0.1:7480"
 pub struct Appliance {
     process: Process,
     log: PathBuf,
-    /// What it says on stdout after `ready`; the channel must stay open.
+    /// Its lines on stdout after `ready`; the channel must stay open.
     _lines: mpsc::Receiver<String>,
 }
 
@@ -124,7 +124,7 @@ impl Appliance {
         Self::start_by(world, config, Command::new(program()?))
     }
 
-    /// The same by a command that runs the daemon's program, whose arguments are put behind its own.
+    /// The same by a command that runs the daemon's program; the daemon's arguments are appended to its own.
     pub fn start_by(world: &World, config: &str, mut command: Command) -> Result<Self> {
         fs::create_dir_all(world.path("files"))?;
         let file = world.path("bridgehead.toml");
@@ -165,7 +165,7 @@ impl Appliance {
         self.process.ensure_running()
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM, and returns how it ended.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.process.terminate(PATIENCE)
     }
@@ -193,7 +193,7 @@ impl Appliance {
         serde_json::from_str(&text).with_context(|| format!("bridgehead {args:?} --json is no JSON: {text}"))
     }
 
-    /// The timeline from its beginning and on. It ends when the [`Process`] does.
+    /// The timeline from its beginning, and further events. It ends when the [`Process`] does.
     pub fn follow(&self, world: &World) -> Result<(Process, mpsc::Receiver<Event>)> {
         let mut command = self.command(&["events", "--follow", "--json"])?;
         let (process, lines) = Process::with_lines(&mut command, &world.path("events.log"))?;
@@ -201,7 +201,7 @@ impl Appliance {
         std::thread::spawn(move || {
             for line in lines {
                 match serde_json::from_str(&line) {
-                    // Without a receiver they are read and forgotten, until the process ends.
+                    // Without a receiver, events are read and dropped, until the process ends.
                     Ok(event) => drop(sender.send(event)),
                     Err(e) => eprintln!("bridgehead events: {e}: {line}"),
                 }

@@ -1,4 +1,4 @@
-//! The main job, whole: machines from power-on to a page that their workload answers with.
+//! The main job as a whole: machines from power-on to the page that their workload serves.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -27,7 +27,7 @@ pub struct Boot {
     pub engine: Engine,
 }
 
-/// A machine on its way.
+/// A booting machine.
 pub struct Booting {
     pub machine: Machine,
     pub address: Option<Ipv4Addr>,
@@ -44,15 +44,15 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// What [`Boot::watch`] tells while it watches. Machines are named by their index.
+/// What [`Boot::watch`] reports. Machines are named by their index.
 pub enum News<'a> {
     Event(usize, &'a Event, f64),
     Ended(usize, &'a Outcome),
 }
 
 impl Boot {
-    /// Starts the engine, makes the demo image, starts the appliance, brings the image in, and powers `specs`
-    /// on. `say` hears of each step.
+    /// Starts the engine, makes the demo image, starts the appliance, imports the image, and powers `specs`
+    /// on. `say` is called at each step.
     pub fn start(
         world: &World,
         specs: Vec<Spec>,
@@ -67,8 +67,8 @@ impl Boot {
         Ok(boot)
     }
 
-    /// The same up to the power switch, with a configuration that names the demo image, and so many bytes in it
-    /// that can't be compressed.
+    /// The same without powering on, with a configuration that names the demo image, and with this many
+    /// incompressible bytes in it.
     pub fn prepare(
         world: &World,
         specs: &[Spec],
@@ -83,7 +83,7 @@ impl Boot {
         Self::with_image(world, specs, config, engine, DEMO, DEMO, say)
     }
 
-    /// The same with another image, brought in from `source` with the name `reference`.
+    /// The same with another image, imported from `source` under the name `reference`.
     pub fn with_image(
         world: &World,
         specs: &[Spec],
@@ -123,7 +123,7 @@ impl Boot {
             match self.events.recv_timeout(Duration::from_millis(100)) {
                 Ok(event) => {
                     let Some(i) = self.machines.iter().position(|m| m.is(&event.mac)) else { continue };
-                    // The end of the boot before, which shows at this one's DISCOVER.
+                    // The end of the previous boot, which is noticed at this one's DISCOVER.
                     if event.cause.as_deref().is_some_and(|cause| cause.starts_with("it began anew")) {
                         continue;
                     }
@@ -151,7 +151,7 @@ impl Boot {
         Ok(())
     }
 
-    /// Pulls the plugs and stops the appliance, which must end well; then the engine.
+    /// Powers the machines off and stops the appliance, which must succeed; then the engine.
     pub fn stop(self) -> Result<()> {
         drop(self.machines);
         let status = self.appliance.stop()?;
@@ -164,7 +164,7 @@ impl Boot {
         tell(&self.machines, News::Ended(i, &outcome));
     }
 
-    /// What went wrong, with each console's end; nothing when every workload answered.
+    /// An error with each console's end, unless every workload answered.
     pub fn failures(&self) -> Result<()> {
         let failed: Vec<String> = self
             .machines

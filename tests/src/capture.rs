@@ -1,4 +1,4 @@
-//! What a machine's own card saw of a boot, read from its capture by tshark: neither server is its own judge.
+//! The stages of a boot, read by tshark from a capture at the machine's own card, so that no server measures itself.
 
 use std::path::Path;
 use std::process::Command;
@@ -38,7 +38,7 @@ struct Transfer<'a> {
     last_ack: f64,
 }
 
-/// What tshark is asked for, in the order that [`stages`] takes apart.
+/// The fields that tshark prints, in the order in which [`stages`] reads them.
 const FIELDS: [&str; 9] = [
     "frame.time_epoch",
     "eth.src",

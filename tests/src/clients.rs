@@ -38,7 +38,7 @@ impl Dhcp {
     pub const ALL: [Self; 3] = [Self::Udhcpc, Self::Dhclient, Self::Dhcpcd];
     pub const PROGRAMS: [&str; 3] = ["udhcpc", "dhclient", "dhcpcd"];
 
-    /// Gets a lease for `host`, and configures it with that: what is for leased machines only is for it, too.
+    /// Gets a lease for `host`, and configures the host with it, so that it counts as a machine with a lease.
     pub fn move_in(self, world: &World, host: &Host) -> Result<Ipv4Addr> {
         let address = self.lease(world, host)?;
         host.address(&format!("{address}/24"))?;
@@ -89,7 +89,7 @@ impl Dhcp {
     }
 }
 
-/// What a client calls when it has a lease. It notes the address and configures nothing.
+/// The script that a client calls when it has a lease. It records the address and configures nothing.
 fn script(world: &World, name: &str, result: &Path) -> Result<PathBuf> {
     let script = world.path(format!("{name}.script"));
     let text = format!(

@@ -1,4 +1,4 @@
-//! dnsmasq: the peer in benchmarks, and the second DHCP server that a wire should not have.
+//! dnsmasq: the peer in benchmarks, and the rival DHCP server in tests.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ impl Dnsmasq {
     /// Starts `command`, which names dnsmasq (in the world, or on a host), and waits until it serves.
     pub fn start(mut command: Command, args: &[String], log: &Path) -> Result<Self> {
         let leases = log.with_extension("leases");
-        // In the foreground, as itself, with a log, no DNS, and nothing of the machine's own configuration.
+        // In the foreground, as root, with a log, without DNS and the machine's own configuration.
         command.args(["--keep-in-foreground", "--user=root", "--log-facility=-", "--log-dhcp", "--port=0"]);
         command.args(["--conf-file=/dev/null", "--bind-interfaces", "--no-hosts", "--no-resolv"]);
         command.arg(format!("--dhcp-leasefile={}", leases.display())).args(args);

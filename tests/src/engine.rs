@@ -15,7 +15,7 @@ use crate::world::World;
 /// The demo image's reference.
 pub const DEMO: &str = "hello-metal:latest";
 
-/// What the demo image runs: a page that says who serves it, from what pxe-init put into the environment.
+/// The demo image's program: it serves a page that names the node, from the environment that pxe-init set.
 const DEMO_START: &str = r#"#!/bin/sh
 set -e
 mkdir -p /www
@@ -33,7 +33,7 @@ impl Engine {
     pub fn start(world: &World) -> Result<Self> {
         let mut command = Command::new("dockerd");
         command.arg("--data-root").arg(world.path("docker"));
-        // The bridge is the appliance's, and so are its rules.
+        // The bridge and its rules belong to the appliance.
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
         command.arg(format!("--cgroup-parent=/{}", world.cgroup()));
         let mut dockerd = Process::start(&mut command, &world.path("dockerd.log"))?;
@@ -50,7 +50,7 @@ impl Engine {
         self.make_heavy_demo_image(world, 0)
     }
 
-    /// The same with so many random bytes in it.
+    /// The same with this many random bytes in it.
     pub fn make_heavy_demo_image(&self, world: &World, ballast: u64) -> Result<()> {
         self.make_image(world, DEMO, DEMO_START, ballast)
     }
@@ -75,7 +75,7 @@ impl Engine {
         import(&root, reference, &["ENTRYPOINT [\"/start\"]"])
     }
 
-    /// Ends the engine, and its containers without the grace that they are given otherwise.
+    /// Ends the engine, and its containers without their usual grace period.
     pub fn stop(mut self) -> Result<()> {
         for container in docker(&["container", "ls", "--all", "--quiet"])?.lines() {
             docker(&["container", "rm", "--force", container])?;
@@ -102,7 +102,7 @@ pub fn import(root: &Path, reference: &str, changes: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs `docker` and returns what it says.
+/// Runs `docker` and returns its output.
 pub fn docker(args: &[&str]) -> Result<String> {
     output(Command::new("docker").args(args))
 }

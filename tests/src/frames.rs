@@ -1,6 +1,6 @@
-//! Ethernet frames made and read byte by byte, on a host's cable: what no socket of the host's own would send.
+//! Ethernet frames made and read byte by byte, on a host's cable: frames that no socket of the host would send.
 //!
-//! Nothing here is shared with the appliance, which is judged by it.
+//! Nothing here is shared with the appliance, which is tested with it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
@@ -40,7 +40,7 @@ impl Cable {
         socket.set_nonblocking(true)?;
         // Without a protocol in the address the socket keeps its own.
         bind(socket.as_raw_fd(), &eth0()?).context("binding to eth0")?;
-        // As root past rmem_max: what waits here is this side's fault.
+        // Root may exceed rmem_max. A loss here would be this side's fault.
         setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))?;
         Ok(Self(socket))
     }
@@ -137,7 +137,7 @@ pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     [&ports, &len.to_be_bytes()[..], &checksum.to_be_bytes(), payload].concat()
 }
 
-/// The whole of it: a UDP datagram in one frame.
+/// All of it: a UDP datagram in one frame.
 pub fn udp_frame(stations: (Mac, Mac), from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let packet = ipv4(*from.ip(), *to.ip(), UDP, 0, &udp(from, to, payload));
     ethernet(stations.1, stations.0, IPV4, &packet)
@@ -199,7 +199,7 @@ mod tests {
         let mut frame = made(&payload);
         for _ in 0..10_000 {
             let at = numbers.below(28) as usize;
-            // Extremes, too, where sums of one's complement have two zeros.
+            // Also extremes, because one's complement sums have two zeros.
             let value = match numbers.below(4) {
                 0 => [0; 4],
                 1 => [0xff; 4],

@@ -1,8 +1,8 @@
-//! Images as nobody writes them on purpose, and everybody meets one day: a corpus that `docker load` and the appliance
-//! are to read alike. tests/tests/images.rs compares.
+//! A corpus of odd images, such as everybody meets one day, which `docker load` and the appliance must read in the same
+//! way. tests/tests/images.rs compares.
 //!
-//! The archives are written here, byte by byte, by the books (POSIX pax, GNU tar's manual, the OCI image specification):
-//! a library would not write most of these entries.
+//! The archives are written here, byte by byte, by the specifications (POSIX pax, GNU tar's manual, the OCI image
+//! specification), because a library would not write most of these entries.
 
 mod cases;
 mod tar;
@@ -22,9 +22,9 @@ pub use tar::{Entry, Layer};
 /// One image.
 pub struct Case {
     pub name: &'static str,
-    /// From the bottom.
+    /// The layers, from the bottom.
     pub layers: Vec<Vec<u8>>,
-    /// The program that packs each layer, with its arguments; none for plain ones.
+    /// How each layer is packed.
     pub packed: Packed,
     /// The configuration's `config`.
     pub run: Value,
@@ -36,17 +36,17 @@ pub enum Packed {
     Plain,
     /// By this program, from stdin to stdout.
     By(&'static [&'static str]),
-    /// By it in two pieces, one behind the other.
+    /// By the program in two concatenated pieces.
     Twice(&'static [&'static str]),
-    /// Behind these bytes.
+    /// By the program, after these bytes.
     Behind(Vec<u8>, &'static [&'static str]),
 }
 
-/// What Docker makes of an image, as far as it is not what the appliance makes of it.
+/// How Docker's result differs from the appliance's.
 pub enum Docker {
     /// The same.
     Same,
-    /// It is refused, and here it is not: why.
+    /// Docker refuses the image, the appliance does not: the reason.
     Refuses(&'static str),
     /// These paths differ in something: which, and why.
     Differs(&'static [&'static str], &'static str),
@@ -113,7 +113,7 @@ impl Case {
 }
 
 impl Packed {
-    /// The program that it takes.
+    /// The program that it needs.
     pub fn program(&self) -> Option<&'static str> {
         match self {
             Self::Plain => None,
@@ -134,13 +134,13 @@ impl Packed {
     }
 }
 
-/// Assets that are enough to make an image of any of these bootable: nothing of them runs, and a real kernel's drivers
-/// would be packed each time.
+/// Minimal assets with which each of these images can be imported. None of them runs, and a real kernel's drivers would
+/// be packed each time.
 pub fn assets(at: &Path) -> Result<()> {
     const VERSION: &str = "6.1.0-1";
     let modules = at.join(format!("kernel/modules/lib/modules/{VERSION}"));
     fs::create_dir_all(&modules)?;
-    // The start of a bzImage (Linux, Documentation/arch/x86/boot.rst), as far as anybody reads it without running it.
+    // The start of a bzImage (Linux, Documentation/arch/x86/boot.rst), as far as it is read without running it.
     let mut kernel = vec![0; 0x400];
     kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     kernel[0x202..0x206].copy_from_slice(b"HdrS");

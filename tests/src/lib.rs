@@ -3,8 +3,8 @@
 //! Read it in this order: [`world`] (namespaces that end with their owner), [`net`] (bridge, taps, hosts),
 //! [`machine`] (firmware in QEMU), [`engine`] (a Docker engine and the demo image), [`appliance`] (the
 //! daemon and its command line), [`boot`] (all of it: machines from power-on to a page that answers).
-//! [`guest`] has the appliance in a machine of its own, with a kernel of another release. [`needs`] is how
-//! tests share the machine that they run on.
+//! [`guest`] has the appliance in a virtual machine, with a kernel of another release. [`needs`] decides how
+//! tests share this machine.
 //! `docs/lab.md` says how to look into a running one.
 
 pub mod appliance;
@@ -36,7 +36,7 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
 }
 
-/// Where everything that is made lands.
+/// Cargo's target directory, where everything is built.
 pub fn target() -> PathBuf {
     workspace().join("target")
 }

@@ -32,7 +32,7 @@ impl Firmware {
     }
 }
 
-/// What a machine is, powered or not.
+/// A machine's description, whether it is on or off.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub name: String,
@@ -51,7 +51,7 @@ pub struct Spec {
 #[derive(Clone, Debug)]
 pub struct Disk {
     pub serial: String,
-    /// A raw image: what the disk holds.
+    /// A raw image with the disk's contents.
     pub image: PathBuf,
 }
 
@@ -65,8 +65,8 @@ impl Disk {
 }
 
 impl Spec {
-    /// The lab's machine number `n`, from 1; machines are BIOS and UEFI by turns, or all of them what
-    /// `BRIDGEHEAD_LAB_FIRMWARE` says.
+    /// The lab's machine number `n`, from 1. Machines are BIOS and UEFI in turn, unless
+    /// `BRIDGEHEAD_LAB_FIRMWARE` sets all of them.
     pub fn numbered(n: u8) -> Self {
         let firmware = match std::env::var("BRIDGEHEAD_LAB_FIRMWARE").as_deref() {
             Ok("bios") => Firmware::Bios,
@@ -89,7 +89,7 @@ impl Spec {
     }
 }
 
-/// A machine that is on. Dropping it pulls the plug.
+/// A machine that is on. Dropping it powers it off.
 pub struct Machine {
     pub spec: Spec,
     pub powered_on: Timestamp,
@@ -126,7 +126,7 @@ impl Machine {
                 qemu.args(["-device", &format!("virtio-net-pci,{card}")]);
             }
             Firmware::Uefi => {
-                // The variables are written to, so every boot begins with fresh ones.
+                // UEFI variables are written to, so every boot begins with fresh ones.
                 let vars = world.path(format!("{}.vars.fd", spec.name));
                 fs::copy(OVMF_VARS, &vars).with_context(|| format!("{OVMF_VARS}: is ovmf installed?"))?;
                 let pflash = "if=pflash,format=raw";
@@ -136,7 +136,7 @@ impl Machine {
                 qemu.args(["-device", &format!("virtio-net-pci,romfile=,{card}")]);
             }
         }
-        // Power-on by turns must not show an old boot's console.
+        // After several power-ons, an old boot's console must not be shown.
         let _ = fs::remove_file(&console);
         let powered_on = Timestamp::now();
         let log = world.path(format!("{}.qemu.log", spec.name));
@@ -158,7 +158,7 @@ impl Machine {
         last_lines(&self.console, 15)
     }
 
-    /// An error when the machine went off by itself (-no-reboot: a reset is a power-off).
+    /// An error if the machine went off by itself (-no-reboot: a reset is a power-off).
     pub fn ensure_running(&mut self) -> Result<()> {
         self.qemu.ensure_running()
     }

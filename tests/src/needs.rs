@@ -1,9 +1,9 @@
-//! What a test needs, said where it is written, and taken from this machine before the test begins.
+//! What a test needs: declared where the test is written, and reserved on this machine before the test begins.
 //!
 //! All tests that run at once, of one test program or of several, share this machine's processors and memory. Both are
-//! cut into pieces, each a file in `target/lab-shares` that whoever has the piece keeps locked. Waiting is a blocked
-//! `flock`, so it costs nothing; whoever came first is served first, so nobody waits for ever; and the kernel unlocks
-//! what a killed process held.
+//! divided into pieces, each a file in `target/lab-shares` that its holder keeps locked. Waiting is a blocked `flock`,
+//! which costs nothing; tests are served in order of arrival, so that none waits for ever; and the kernel unlocks what a
+//! killed process held.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// Pieces of a processor.
+/// Pieces per processor.
 const PER_PROCESSOR: usize = 4;
-/// Clients and servers in namespaces wait half of the time at least.
+/// Clients and servers in namespaces wait at least half of the time.
 const PROGRAMS: usize = 2;
 /// Emulating takes a processor, and who talks to the machine waits for it meanwhile; but a machine waits, too: for its
 /// firmware's clock, its disk, or to be asked. Beside two machines there is one test of programs, on two processors.
@@ -22,7 +22,7 @@ const MACHINE: usize = 3;
 /// A piece of memory.
 const PIECE_MIB: u64 = 512;
 
-/// What a test needs. Without more words it is programs, and half a processor.
+/// What a test needs. By default that is programs, and half a processor.
 ///
 /// ```text
 /// world::test(&["ip", "udhcpc"], |world| …)                   clients and servers in namespaces
@@ -43,18 +43,18 @@ impl<'a> Needs<'a> {
         Self { programs: programs.to_vec(), pieces: None, memory_mib: PIECE_MIB }
     }
 
-    /// Nothing that would have to be waited for: a part of another test, which has taken what both need.
+    /// Nothing to wait for: for a part of another test, which has reserved what both need.
     pub fn part_of_another() -> Self {
         Self { programs: Vec::new(), pieces: Some(0), memory_mib: 0 }
     }
 
-    /// Work for so many processors.
+    /// Work for this many processors.
     pub fn processors(mut self, count: usize) -> Self {
         self.pieces = Some(count * PER_PROCESSOR);
         self
     }
 
-    /// One more emulated machine, with so much memory.
+    /// One more emulated machine, with this much memory.
     pub fn machine(mut self, memory_mib: u32) -> Self {
         self.pieces = Some(self.pieces.unwrap_or_default() + MACHINE);
         self.memory_mib += u64::from(memory_mib);
@@ -76,7 +76,7 @@ impl<'a> Needs<'a> {
         self.programs.iter().find(|program| !crate::installed(program)).copied()
     }
 
-    /// Waits until this machine has it. A machine that has less gives all.
+    /// Waits until this machine has enough free. If it never has enough, the test gets everything.
     pub fn take(&self) -> Result<Share> {
         self.take_from(&Means::of_this_machine()?)
     }
@@ -87,7 +87,7 @@ impl<'a> Needs<'a> {
         }
         let directory = &means.directory;
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-        // Who has this lock is the only one that takes, so that nobody holds a part of what two wait for.
+        // Only the holder of this lock reserves, so that no two tests each hold a part that the other waits for.
         let turn = File::create(directory.join("turn"))?;
         turn.lock().context("waiting for a turn")?;
         let memory = usize::try_from(self.memory_mib.div_ceil(PIECE_MIB))?;
@@ -109,7 +109,7 @@ impl<'a> From<&Vec<&'a str>> for Needs<'a> {
     }
 }
 
-/// What a test has of the machine, until this is dropped.
+/// A test's share of the machine, until this is dropped.
 pub struct Share {
     _pieces: Vec<File>,
 }
@@ -129,7 +129,7 @@ impl Means {
         Ok(Self {
             directory: crate::target().join("lab-shares"),
             processor_pieces: available_parallelism()?.get() * PER_PROCESSOR,
-            // The rest is for the system, its caches and whoever builds.
+            // The rest is for the system, its caches and builds.
             memory_pieces: usize::try_from(total_mib * 3 / 4 / PIECE_MIB)?,
         })
     }
@@ -157,7 +157,7 @@ fn locked(directory: &Path, name: &str, count: usize, of: usize) -> Result<Vec<F
             return Ok(locked);
         }
         free = others;
-        // For any of them, which no system call waits for. Only one process at a time is here.
+        // Polls, because no system call waits for any of several files. Only one process at a time is here.
         std::thread::sleep(Duration::from_millis(50));
     }
 }

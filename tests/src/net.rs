@@ -9,12 +9,12 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::process::output;
 
-/// Runs `ip` and returns what it says.
+/// Runs `ip` and returns its output.
 pub fn ip<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<String> {
     output(Command::new("ip").args(args))
 }
 
-/// A bridge with an address, for servers that don't make their own. Forwards at once: no spanning tree.
+/// A bridge with an address, for servers that don't make their own. It forwards at once, without spanning tree.
 pub fn bridge(name: &str, address: &str) -> Result<()> {
     ip(["link", "add", name, "type", "bridge", "forward_delay", "0", "stp_state", "0"])?;
     ip(["address", "add", address, "dev", name])?;
@@ -71,7 +71,7 @@ impl Host {
         &self.mac
     }
 
-    /// Lets host and port send frames of so many bytes beyond their Ethernet header.
+    /// Lets host and port send frames with this many bytes after their Ethernet header.
     pub fn mtu(&self, mtu: u16) -> Result<()> {
         let mtu = mtu.to_string();
         ip(["link", "set", &self.port(), "mtu", &mtu])?;
@@ -92,7 +92,7 @@ impl Host {
         command
     }
 
-    /// Runs `body` on a thread that lives on the host: the sockets it opens are the host's.
+    /// Runs `body` on a thread in the host's namespace, so that the sockets it opens are the host's.
     pub fn inside<T: Send>(&self, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let namespace = File::open(format!("/run/netns/{}", self.name)).context("the host's namespace")?;
         std::thread::scope(|scope| {
@@ -107,8 +107,8 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // The veth pair would go with the namespace, but some time after `ip` has returned, and a host of the
-        // same name may be wanted before. Without a world there is nothing left to say an error to.
+        // The veth pair would vanish with the namespace, but some time after `ip` has returned, and a host of
+        // the same name may be wanted before. If the world is gone already, an error doesn't matter.
         let _ = ip(["link", "del", &self.port()]);
         let _ = ip(["netns", "del", &self.name]);
     }

@@ -1,4 +1,4 @@
-//! Programs of others that `cargo xtask setup` unpacked into `target/peers`, and did not install.
+//! Other projects' programs, which `cargo xtask setup` unpacked into `target/peers` and did not install.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,11 +10,11 @@ pub fn program(name: &str) -> PathBuf {
     if user.is_file() { user } else { in_directory("sbin") }
 }
 
-/// One of them, ready to be given arguments.
+/// A command for one of them, without arguments yet.
 pub fn command(name: &str) -> Command {
     let libraries = crate::target().join("peers/usr/lib");
     let triplet = libraries.join(format!("{}-linux-gnu", std::env::consts::ARCH));
-    // NFS-Ganesha's own library is apart from the others.
+    // NFS-Ganesha's own library is not with the others.
     let path = format!("{}:{}", triplet.display(), libraries.join("ganesha").display());
     let mut command = Command::new(program(name));
     command.env("LD_LIBRARY_PATH", path);

@@ -1,4 +1,4 @@
-//! A program that runs in the background and ends with its value.
+//! A program that runs in the background and ends when its handle is dropped.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a program may take for what it does at once on an idle machine: to begin, to answer, to end when it is
-/// asked to. Time on a shared machine is told and not judged, so this strikes only where nothing would ever come.
+/// How long a program may take for what it does at once on an idle machine: to start, to answer, to end on request. Tests
+/// on a shared machine don't judge by time, so this limit is reached only if nothing would ever happen.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running program. Dropping it ends the program.
@@ -64,7 +64,7 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
-    /// An error with the log's last lines when it no longer runs.
+    /// An error with the log's last lines if it no longer runs.
     pub fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.ended()? {
             bail!("{} ended ({status}). Its last lines:\n{}", self.name, self.last_lines(15));
@@ -81,7 +81,7 @@ impl Process {
         wait_for(patience, || self.ended()).with_context(|| format!("waiting for {} to end", self.name))
     }
 
-    /// SIGTERM, and waits. One that does not end in time is killed, and that is an error.
+    /// Sends SIGTERM, and waits. A program that does not end in time is killed, which is an error.
     pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
         if let Some(status) = self.ended()? {
             return Ok(status);
@@ -96,7 +96,7 @@ impl Process {
         }
     }
 
-    /// SIGKILL: what a crash looks like from outside.
+    /// Sends SIGKILL, which looks like a crash from outside.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -125,7 +125,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Asks every 20 ms until there is an answer.
+/// Polls every 20 ms until there is an answer.
 pub fn wait_for<T>(patience: Duration, mut answer: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + patience;
     loop {
@@ -145,7 +145,7 @@ pub fn last_lines(path: &Path, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].iter().map(|l| format!("    {l}\n")).collect()
 }
 
-/// Firmware and GRUB paint with escape sequences (ECMA-48): they go, and so do carriage returns.
+/// Removes the escape sequences (ECMA-48) with which firmware and GRUB draw, and carriage returns.
 fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -153,7 +153,7 @@ fn plain(text: &str) -> String {
         match c {
             '\x1b' if chars.next_if_eq(&'[').is_some() => {
                 let end = chars.by_ref().find(|c| ('\x40'..='\x7e').contains(c));
-                // A cursor that is sent elsewhere begins another line.
+                // A cursor movement begins another line.
                 if matches!(end, Some('H' | 'f' | 'J')) && !out.ends_with('\n') {
                     out.push('\n');
                 }

@@ -1,4 +1,4 @@
-//! A TFTP client that reads a file at the pace of its test, lock-step or in windows (RFC 1350, 2347, 2348, 7440).
+//! A TFTP client that reads a file as its test directs, in lock-step or in windows (RFC 1350, 2347, 2348, 7440).
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -7,26 +7,26 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::net::Host;
 
-/// The last ACK is sent again after so long, as firmware does.
+/// The last ACK is sent again after this long, as firmware does.
 const RETRY: Duration = Duration::from_secs(2);
 const TRIES: u32 = 8;
 
 /// A transfer.
 pub struct Reader {
     socket: UdpSocket,
-    /// What came, in order.
+    /// The bytes received, in order.
     pub bytes: Vec<u8>,
     blksize: usize,
     window: usize,
-    /// Blocks that came, in order. Numbers on the wire wrap.
+    /// Blocks received in order. Numbers on the wire wrap.
     pub blocks: usize,
-    /// Times that nothing came and the last ACK was sent again.
+    /// How often nothing arrived and the last ACK was sent again.
     pub retries: u32,
     finished: bool,
 }
 
 impl Reader {
-    /// Asks for a file, and for its first window. A window of 1 is lock-step, and not asked for.
+    /// Requests a file, and its first window. A window of 1 is lock-step, and needs no option.
     pub fn begin(host: &Host, server: &str, path: &str, blksize: usize, window: usize) -> Result<Self> {
         let socket = host.inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
         socket.set_read_timeout(Some(RETRY))?;
@@ -52,7 +52,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Receives blocks up to this one or the last, and asks for what follows.
+    /// Receives blocks up to this one or the last, and requests the next ones.
     pub fn until(&mut self, block: usize) -> Result<()> {
         while self.blocks < block && !self.finished {
             self.window()?;
@@ -83,7 +83,7 @@ impl Reader {
                 Err(e) => bail!("after block {}: {e}, {TRIES} times", self.blocks),
             };
             ensure!(len >= 4 && buf[..2] == [0, 3], "no DATA: {:?}", &buf[..len.min(80)]);
-            // A repeat of what is there already is no news.
+            // A retransmission of a received block is ignored.
             if u16::from_be_bytes([buf[2], buf[3]]) == (self.blocks + 1) as u16 {
                 self.bytes.extend_from_slice(&buf[4..len]);
                 self.blocks += 1;

@@ -1,6 +1,6 @@
-//! A network ROM in slow motion: each step of its boot is a call, so that a test can leave one out or do it wrong.
+//! A simulated network ROM: each step of its boot is a call, so that a test can leave one out or do it wrong.
 //!
-//! It has the options that EDK2 sends (tests/corpus/uefi-virtio.pcap), and asks for TFTP as it does, without a window.
+//! It sends the options of EDK2 (tests/corpus/uefi-virtio.pcap), and EDK2's TFTP requests, but without a window.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -39,11 +39,11 @@ pub struct Offer {
 pub enum Ends {
     /// With the last block.
     Whole,
-    /// With an ERROR in the place of this block's ACK.
+    /// With an ERROR in place of this block's ACK.
     Aborted(u16, &'static str),
     /// After this block's ACK, when the cable breaks.
     Pulled(u16),
-    /// When nothing came for a while.
+    /// When nothing arrived for a while.
     Starved,
 }
 
@@ -52,7 +52,7 @@ impl<'a> Rom<'a> {
         Self { host, architecture }
     }
 
-    /// Asks for an address, `secs` seconds after it says it began, and returns all offers.
+    /// Asks for an address with this `secs` field, and returns all offers.
     pub fn discover(&self, secs: u16) -> Result<Vec<Offer>> {
         self.host.inside(|| {
             let cable = Cable::open(IPV4)?;
@@ -68,9 +68,9 @@ impl<'a> Rom<'a> {
         })
     }
 
-    /// The offer of one server among several, which may take its time: dnsmasq pings an address for 3 s first. It is
-    /// listened for without a pause, because the first DISCOVER may be the only one that this server sees: a later
-    /// one is answered in the kernel and goes no further.
+    /// The offer of one server among several, which may be slow: dnsmasq pings an address for 3 s first. This listens
+    /// without a pause, because that server may see only the first DISCOVER: later ones are answered in the kernel and
+    /// go no further.
     pub fn offer_of(&self, server: Ipv4Addr) -> Result<Offer> {
         self.host.inside(|| {
             let cable = Cable::open(IPV4)?;
@@ -88,7 +88,7 @@ impl<'a> Rom<'a> {
         })
     }
 
-    /// Takes an offer, and waits until its server confirms it.
+    /// Accepts an offer, and waits until its server confirms it.
     pub fn request(&self, offer: &Offer) -> Result<()> {
         self.host.inside(|| {
             let cable = Cable::open(IPV4)?;
@@ -104,18 +104,18 @@ impl<'a> Rom<'a> {
         })
     }
 
-    /// Up to an address of `server`'s, which the host then has.
+    /// Gets an address from `server`, and configures the host with it.
     pub fn bind(&self, server: &str) -> Result<Offer> {
         let offers = self.discover(0)?;
         let server: Ipv4Addr = server.parse()?;
         let offer = offers.into_iter().find(|o| o.server == server).context("no offer of the appliance's")?;
         self.request(&offer)?;
-        // It may have it from an earlier boot.
+        // The host may have the address from an earlier boot.
         let _ = self.host.address(&format!("{}/24", offer.address));
         Ok(offer)
     }
 
-    /// Fetches a file by TFTP, one block at a time. Returns what came; an ERROR of the server's is one.
+    /// Fetches a file by TFTP, one block at a time. Returns the received bytes; an ERROR of the server is an error.
     pub fn read(&self, server: &str, path: &str, ends: Ends) -> Result<Vec<u8>> {
         let server: Ipv4Addr = server.parse()?;
         self.host.inside(|| {

@@ -1,4 +1,4 @@
-//! `bridgehead storm`, and appliances for it to boot from.
+//! `bridgehead storm`, and configurations of appliances for it.
 
 use std::fs;
 use std::process::Command;
@@ -10,11 +10,11 @@ use crate::appliance::{ADDRESS, BRIDGE, program};
 use crate::load::Numbers;
 use crate::world::World;
 
-/// What the MAC addresses of simulated machines begin with, those that boot first excepted.
+/// The prefix of simulated machines' MAC addresses, except those that boot alone first.
 pub const MACS: &str = "02:73:74:00";
 
-/// A configuration with room for 2,304 machines, whose default profile is a kernel and two initrds by hand, of so
-/// many bytes.
+/// A configuration with room for 2,304 machines, whose default profile is a kernel and two initrds by hand, of these
+/// sizes in bytes.
 pub fn config(world: &World, ports: &[String], ceiling: Option<&str>, sizes: [usize; 3]) -> Result<String> {
     let files = world.path("files");
     fs::create_dir_all(&files)?;
@@ -54,7 +54,7 @@ pub fn command(args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it to its end: the exit code, and the outcome, or the words where there is none.
+/// Runs it to its end: the exit code, and the outcome, or the message if there is none.
 pub fn run(args: &[&str]) -> Result<(Option<i32>, Value)> {
     let output = command(args)?.output()?;
     let words = String::from_utf8_lossy(&output.stderr);

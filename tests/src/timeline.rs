@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Deserialize;
 
-/// A line of it. The lab reads the documented fields and not the daemon's types, as anyone would.
+/// A line of it. Like any script, the lab reads the documented fields and not the daemon's types.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Event {

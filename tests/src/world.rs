@@ -1,13 +1,13 @@
 //! A world: network, mount, process, IPC and host-name namespaces with one process as their first.
 //!
 //! [`Lab::run`] starts a program as the first process of new namespaces, and the program calls
-//! [`World::enter`] before anything else. Whatever it starts, mounts, plugs or pins exists only in there, so
-//! its end is the end of everything: the kernel kills the other processes with the first one, and takes back
-//! links, mounts and pinned programs when the last process is gone. The first process asks to be killed when
-//! its owner dies, so that this holds for a SIGKILL of the owner, too.
+//! [`World::enter`] before anything else. Whatever it starts, mounts, connects or pins exists only in there, so
+//! its end is the end of everything: the kernel kills the other processes with the first one, and removes links,
+//! mounts and pinned programs when the last process is gone. The first process asks to be killed when its owner
+//! dies, so that this holds for a SIGKILL of the owner, too.
 //!
-//! What can outlive a killed owner is a directory below `target/lab` and empty control groups of the lab's
-//! engine. The owner holds a lock on the directory; the next lab removes what nobody holds.
+//! Only a directory below `target/lab` and empty control groups of the lab's engine can survive a killed owner. The
+//! owner holds a lock on the directory; the next lab removes directories without a holder.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -41,12 +41,12 @@ pub struct Lab {
     _lock: File,
 }
 
-/// What becomes of SIGINT, SIGTERM and SIGHUP while a world runs.
+/// What SIGINT, SIGTERM and SIGHUP do while a world runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum OnSignal {
     /// The owner ends the world, tidies up and returns.
     EndWorld,
-    /// Not ours to decide: the owner dies of them, and the world with it.
+    /// The default: they kill the owner, and the world with it.
     Leave,
 }
 
@@ -57,7 +57,7 @@ pub struct World {
 }
 
 impl Lab {
-    /// A new lab, after sweeping what killed ones left behind.
+    /// A new lab, after removing what killed ones left behind.
     pub fn create() -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
@@ -65,7 +65,7 @@ impl Lab {
         );
         let root = root();
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
-        // Whoever sweeps would take a directory that is not locked yet for a killed lab's.
+        // Another lab's sweep would take a directory that is not locked yet for a killed lab's.
         let making = File::open(&root)?;
         making.lock().with_context(|| format!("locking {}", root.display()))?;
         sweep(&root)?;
@@ -94,12 +94,12 @@ impl Lab {
         let mut mask = SigSet::empty();
         if on_signal == OnSignal::EndWorld {
             mask.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD]);
-            // Before any thread is started, which inherit it: whoever has it unblocked would take the signal.
+            // Before any thread is started, because threads inherit the mask, and one without it would get the signal.
             mask.thread_block()?;
         }
         command.env(DIR, &self.dir).env(OWNER, std::process::id().to_string());
-        // unshare() is for the calling thread, so one of its own; it stays until the world ends, because
-        // "parent death" in set_pdeathsig means the death of the thread that forked.
+        // unshare() applies to the calling thread, so it has one of its own. The thread stays until the world
+        // ends, because "parent death" in set_pdeathsig means the death of the thread that forked.
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 let flags = CloneFlags::CLONE_NEWNET
@@ -143,14 +143,14 @@ impl Drop for Lab {
 }
 
 impl World {
-    /// The world that this process is the first of, made ready; none in an ordinary process.
+    /// The world of which this process is the first, prepared; `None` in an ordinary process.
     pub fn enter() -> Result<Option<Self>> {
         let (Some(dir), Ok(owner)) = (std::env::var_os(DIR), std::env::var(OWNER)) else { return Ok(None) };
         set_pdeathsig(Signal::SIGKILL)?;
         // The owner blocked signals for its signalfd, and a mask is inherited: programs started here would
         // never see the SIGTERM that asks them to end.
         SigSet::empty().thread_set_mask()?;
-        // /proc is still the outer one. An owner that died before the line above sends no signal any more.
+        // /proc is still the outer one. If the owner died before the line above, no signal comes any more.
         ensure!(Path::new("/proc").join(&owner).exists(), "the lab's owner, process {owner}, is gone");
         ensure!(std::process::id() == 1, "{DIR} is set, but this is not the first process of a lab");
         let world = Self { dir: dir.into() };
@@ -178,16 +178,16 @@ impl World {
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("/ private")?;
         mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("/proc")?;
-        // sysfs shows the network devices of the namespace that mounted it; the control groups move over.
+        // sysfs shows the network devices of the namespace that mounted it; the control groups are moved to the new one.
         let aside = self.path("cgroup");
         fs::create_dir_all(&aside)?;
         mount(Some("/sys/fs/cgroup"), &aside, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
             .context("/sys/fs/cgroup aside")?;
         mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("/sys")?;
         mount(Some(&aside), "/sys/fs/cgroup", none, MsFlags::MS_MOVE, none).context("/sys/fs/cgroup")?;
-        // A new instance: what is pinned here is seen by nobody else and goes with the mount.
+        // A new instance: pins in it are invisible to others and vanish with the mount.
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("/sys/fs/bpf")?;
-        // Sockets, pid files, /run/netns; and what DHCP clients keep of earlier leases.
+        // Sockets, pid files, /run/netns; and the lease files of DHCP clients.
         for dir in ["/run", "/var/lib/dhcp", "/var/lib/dhcpcd"] {
             if Path::new(dir).is_dir() {
                 mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context(dir)?;
@@ -205,8 +205,8 @@ impl World {
 }
 
 /// Runs a test in a world of its own: the test binary starts itself again as the world's first process,
-/// with only this test selected, as soon as this machine has what the test needs. Prints why and returns where that
-/// can't be done, or where a program is not installed.
+/// with only this test selected, as soon as this machine has what the test needs. If that can't be done, or a program is
+/// not installed, it prints the reason and returns.
 pub fn test<'a, F: FnOnce(&World) -> Result<()>>(needs: impl Into<Needs<'a>>, body: F) {
     // `binary::module::name::{{closure}}`, which names the test for libtest.
     let path = std::any::type_name::<F>();
@@ -293,7 +293,7 @@ fn sweep(root: &Path) -> Result<()> {
 
 fn remove(dir: &Path) {
     let name = cgroup_name(dir);
-    // cgroup v2 alone, or one hierarchy a controller.
+    // cgroup v2 alone, or one hierarchy per controller.
     let tops = directories(Path::new("/sys/fs/cgroup")).unwrap_or_default();
     for top in std::iter::once(PathBuf::from("/sys/fs/cgroup")).chain(tops) {
         remove_cgroup(&top.join(&name));
@@ -303,12 +303,12 @@ fn remove(dir: &Path) {
     }
 }
 
-/// Control groups are removed from the leaves up, each by rmdir: their files are no files.
+/// Control groups are removed from the leaves up, each by rmdir, because their files can't be deleted.
 fn remove_cgroup(dir: &Path) {
     for child in directories(dir).unwrap_or_default() {
         remove_cgroup(&child);
     }
-    // Not there, or still in use by a dying process: the next sweep tries again while the directory lives.
+    // It may be missing, or still in use by a dying process: the next sweep tries again while the directory exists.
     let _ = fs::remove_dir(dir);
 }
 

@@ -36,7 +36,7 @@ fn nodes_of_earlier_versions_boot_and_report() {
 
 fn boots(world: &World, number: usize, node: &Path) -> Result<()> {
     // The assets, with an older node among them.
-    let assets = world.path(&format!("assets-{number}"));
+    let assets = world.path(format!("assets-{number}"));
     output(Command::new("cp").arg("-r").arg(lab::assets()).arg(&assets))?;
     let init = assets.join("pxe-init");
     let unpacked = Command::new("xz").args(["-dc"]).arg(node).stdout(File::create(&init)?).status()?;

@@ -45,7 +45,7 @@ pub(crate) fn run(bytes: &[u8]) {
                 Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),
                 Command::Persist(Change::Remove(address)) => drop(stored.remove(&address)),
                 Command::Send(reply) => check(&reply.bytes, &stored, now),
-                // The rest is no address: what is told, counted, asked or forgotten.
+                // The rest: no addresses, but what is reported, counted, asked or forgotten.
                 _ => {}
             }
         }

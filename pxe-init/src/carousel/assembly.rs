@@ -1,8 +1,8 @@
 //! Assembling an image from symbols, in its final place.
 //!
-//! A source symbol is written to its place as it arrives. Only repair symbols are kept in memory, and of a block
-//! never more than it lacks. When a block has as many of both together as it has symbols, it is decoded: its source
-//! symbols are read back, and the missing ones are written.
+//! A source symbol is written to its place as it arrives. Only repair symbols are kept in memory, and for a block
+//! never more than it lacks. When source and repair symbols together are as many as the block's symbols, it is decoded:
+//! its source symbols are read back, and the missing ones are written.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,11 +16,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::Store;
 
-/// Bytes of repairs at the most: a node has little memory, and the rest can be sent again.
+/// The most bytes of repairs: a node has little memory, and further ones can be sent again.
 const REPAIRS_MAX: usize = 8 << 20;
 /// Holes closer than this are fetched as one: a request costs more.
 const COALESCE: u64 = 64 << 10;
-/// In one report: what comes first is what is needed first.
+/// The most entries in one report; those that are needed first come first.
 const LACKS_MAX: usize = 64;
 
 pub(super) struct Assembly {
@@ -36,7 +36,7 @@ pub(super) struct Assembly {
 }
 
 enum Block {
-    /// All of it is in its place.
+    /// All symbols are in their places.
     Whole,
     Partial(Partial),
 }
@@ -70,7 +70,7 @@ impl Assembly {
         self.geometry.len()
     }
 
-    /// Takes a symbol as it came. Whether it was of use.
+    /// Adds a received symbol. Returns whether it was useful.
     pub(super) fn add(
         &mut self,
         number: u32,
@@ -102,7 +102,7 @@ impl Assembly {
         Ok(true)
     }
 
-    /// Whether all of it is there.
+    /// Whether the image is complete.
     pub(super) fn complete(&self) -> bool {
         // Blocks are hashed as soon as all before them are whole.
         self.hashed == self.geometry.blocks()
@@ -113,12 +113,12 @@ impl Assembly {
         self.received
     }
 
-    /// What can't be put together yet.
+    /// The symbols that blocks still lack.
     pub(super) fn lacks(&self) -> Vec<Lack> {
         let mut lacks: Vec<Lack> = Vec::new();
         for (number, block) in (0..).zip(&self.blocks) {
             let Block::Partial(block) = block else { continue };
-            // As many as a block has symbols do not always solve it (RFC 6330 section 5.4.2.1).
+            // As many symbols as the block has do not always suffice to decode it (RFC 6330 section 5.4.2.1).
             let have = block.count + block.repairs.len() as u32;
             let symbols = self.geometry.symbols(number).saturating_sub(have).max(1);
             let full = lacks.len() == LACKS_MAX;
@@ -131,7 +131,7 @@ impl Assembly {
         lacks
     }
 
-    /// Bytes that are not in their place, and some between them that are.
+    /// Ranges that are missing; small gaps between them are included.
     pub(super) fn missing(&self) -> Vec<Range<u64>> {
         let mut missing: Vec<Range<u64>> = Vec::new();
         for (number, block) in (0..).zip(&self.blocks) {
@@ -147,7 +147,7 @@ impl Assembly {
         missing
     }
 
-    /// SHA-256 of all that is in its place, in hexadecimal.
+    /// SHA-256 of the image, in hexadecimal.
     pub(super) fn sha256(mut self, store: &impl Store) -> io::Result<String> {
         for block in &mut self.blocks {
             *block = Block::Whole;
@@ -162,7 +162,7 @@ impl Assembly {
         let size = self.geometry.symbol_size();
         if block.count < symbols {
             let mut bytes = vec![0; symbols as usize * usize::from(size)];
-            // Where nothing was written there may be no file yet, so symbol by symbol.
+            // Symbol by symbol, because the file may not exist yet where nothing was written.
             let packets = (0..symbols).filter(|symbol| block.is_placed(*symbol)).map(|symbol| {
                 let range = self.geometry.symbol(number, symbol);
                 let at = symbol as usize * usize::from(size);
@@ -178,7 +178,7 @@ impl Assembly {
             let len = u64::from(symbols) * u64::from(size);
             let config = ObjectTransmissionInformation::new(len, size, 1, 1, 8);
             let Some(solved) = SourceBlockDecoder::new(0, &config, len).decode(packets) else {
-                // One more symbol will do.
+                // One more symbol will suffice.
                 return Ok(());
             };
             for symbol in (0..symbols).filter(|symbol| !block.is_placed(*symbol)) {
@@ -194,7 +194,7 @@ impl Assembly {
         self.hash_on(store)
     }
 
-    /// Hashes what is whole up to here, so that little is left to do at the end.
+    /// Hashes the blocks that are complete so far, so that little is left for the end.
     fn hash_on(&mut self, store: &impl Store) -> io::Result<()> {
         while let Some(Block::Whole) = self.blocks.get(self.hashed as usize) {
             let range = self.geometry.block(self.hashed);
@@ -212,7 +212,7 @@ impl Partial {
         self.placed.get(symbol as usize / 64).is_some_and(|word| word >> (symbol % 64) & 1 == 1)
     }
 
-    /// Whether it was not placed before.
+    /// Marks a symbol as placed. Returns whether it was not placed before.
     fn place(&mut self, symbol: u32, symbols: u32) -> bool {
         if self.is_placed(symbol) {
             return false;

@@ -3,7 +3,7 @@ use raptorq::SourceBlockEncoder;
 
 use super::*;
 
-/// Remembers what was written, and lets nothing else be read.
+/// A store that remembers what was written, and from which nothing else can be read.
 pub(crate) struct Memory {
     pub(crate) bytes: Vec<Option<u8>>,
 }
@@ -34,7 +34,7 @@ impl Store for Memory {
     }
 }
 
-/// The symbols of a block as a sender has them: its bytes, and so many repairs.
+/// The symbols of a block as a sender has them: its bytes, and this many repairs.
 fn symbols(image: &[u8], geometry: Geometry, block: u32, repairs: u32) -> Vec<(u32, u32, Vec<u8>)> {
     let range = geometry.block(block);
     let mut bytes = image[range.start as usize..range.end as usize].to_vec();
@@ -56,8 +56,8 @@ fn sha256(bytes: &[u8]) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever gets lost and in whatever order the rest comes: with enough of it the image is there,
-    /// without it is known what is missing, and what HTTP then brings completes it.
+    /// Whatever is lost, and in whatever order the rest arrives: enough symbols complete the image;
+    /// otherwise it is known what is missing, and fetching that over HTTP completes it.
     #[test]
     fn any_symbols_that_are_enough_bring_the_image(
         len in 1usize..40_000,
@@ -100,7 +100,7 @@ proptest! {
         prop_assert_eq!(assembly.sha256(&store).unwrap(), sha256(&image));
     }
 
-    /// Packets that somebody else sends, or that arrive damaged, do no more than change the image.
+    /// Forged or damaged packets can only make the image wrong.
     #[test]
     fn nonsense_is_survived(
         packets in proptest::collection::vec((0u32..12, 0u32..70, 60usize..66), 0..400),

@@ -1,5 +1,5 @@
-//! Fetching an image that other machines fetch at the same time: by multicast while there is a round for it, by HTTP
-//! before, after, and whenever that is better. docs/carousel.md describes it all.
+//! Fetching an image that other machines fetch at the same time: by multicast while there is a round for it, over HTTP
+//! before, after, and whenever that is better. See docs/carousel.md.
 //!
 //! The fetch begins by HTTP, and asks the appliance every second whether there is a round (`rounds`). Then it
 //! receives (`round`) and assembles the image (`assembly`). When no packets arrive any more, or fewer than HTTP would
@@ -45,7 +45,7 @@ impl Store for File {
     }
 }
 
-/// How an image came.
+/// How an image was fetched.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Came {
     /// Bytes of it that were fetched, either way.
@@ -85,7 +85,7 @@ pub fn fetch(remote: &Remote, into: &mut impl Store) -> Result<Came, FetchError>
         Some((offer, Assembly::new(geometry, at)))
     });
     let Some((offer, mut assembly)) = listened else {
-        // An offer that can't be: as if there were none.
+        // An invalid offer counts as none.
         return by_http(remote, into, started);
     };
     say!("listening to {} for the image, with other machines", offer.group);
@@ -110,7 +110,7 @@ fn by_http(remote: &Remote, into: &mut impl Store, started: Instant) -> Result<C
     Ok(Came { took: started.elapsed(), ..fetched.into() })
 }
 
-/// Writes one after another.
+/// Writes to a store sequentially.
 struct InOrder<'a, S> {
     into: &'a mut S,
     at: u64,

@@ -19,16 +19,16 @@ use crate::fetch::Remote;
 const SILENCE: Duration = Duration::from_secs(2);
 /// The same after the first packet: the sender may be busy, as an appliance that sends by HTTP may be.
 const PAUSE: Duration = Duration::from_secs(5);
-/// What a round brings is compared with HTTP over so long.
+/// The period over which a round's progress is compared with HTTP's.
 const JUDGED_EVERY: Duration = Duration::from_secs(5);
-/// Reports that were asked for are not sent closer than this.
+/// The least interval between requested reports.
 const POLLED_EVERY: Duration = Duration::from_millis(100);
-/// Between looks at the time, while nothing comes.
+/// How often the time is checked while nothing arrives.
 const TICK: Duration = Duration::from_millis(50);
-/// Solving a block takes some milliseconds, in which packets go on coming.
+/// Decoding a block takes some milliseconds, in which further packets arrive.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// Why a round is left before the image is there.
+/// Why a round is left before the image is complete.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Left {
     #[error("the round does not reach this machine (does a switch filter multicast?)")]
@@ -39,7 +39,7 @@ pub(super) enum Left {
     NotJoined(io::Error),
 }
 
-/// Listens until the image is whole; or until something else is better, and what.
+/// Listens until the image is complete, or until something else is better; returns which.
 pub(super) fn listen(
     remote: &Remote,
     rounds: &Rounds,
@@ -51,7 +51,7 @@ pub(super) fn listen(
         Ok(socket) => socket,
         Err(error) => return Ok(Some(Left::NotJoined(error))),
     };
-    // Reports are sent by a thread of their own: a connection that takes its time must not cost packets.
+    // Reports are sent on a thread of their own, so that a slow connection costs no packets.
     std::thread::scope(|scope| {
         let (reports, queue) = mpsc::sync_channel::<Reception>(1);
         let (answers, answered) = mpsc::channel();
@@ -72,15 +72,15 @@ pub(super) fn listen(
 /// Joins the group on the interface that leads to the appliance.
 fn join(appliance: Ipv4Addr, offer: &Offer) -> io::Result<UdpSocket> {
     let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    // Sends nothing.
+    // This sends nothing.
     probe.connect((appliance, offer.group.port()))?;
     let IpAddr::V4(own) = probe.local_addr()?.ip() else {
         return Err(io::Error::other("the boot interface has no address"));
     };
-    // Bound to the group, the socket has nothing else; the appliance's UDP to other groups included.
+    // Bound to the group, the socket receives nothing else, not even the appliance's UDP to other groups.
     let socket = UdpSocket::bind(offer.group)?;
     if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-        // Without privileges, what the system allows.
+        // Without privileges, as much as the system allows.
         setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
     }
     socket.join_multicast_v4(offer.group.ip(), &own)?;
@@ -136,7 +136,7 @@ impl<S: Store> Listening<'_, S> {
             let since = now - reported;
             if since > Duration::from_millis(self.offer.report_every) || polled && since > POLLED_EVERY {
                 let report = Reception { sequence, came, lacks: self.assembly.lacks(), done: false };
-                // One that waits to be sent is soon followed by another.
+                // If a report is still queued, the next one soon follows.
                 if !matches!(reports.try_send(report), Err(TrySendError::Full(_))) {
                     (reported, polled) = (now, false);
                 }
@@ -156,7 +156,7 @@ impl<S: Store> Listening<'_, S> {
         }
     }
 
-    /// A packet of this image's, as this round cuts it.
+    /// Accepts a packet of this image with the round's geometry.
     fn accept<'p>(&self, packet: &'p [u8]) -> Option<(Header, &'p [u8])> {
         Header::parse(packet)
             .filter(|(header, _)| header.image == self.image && header.len == self.assembly.len())

@@ -5,7 +5,7 @@ use pxe_contract::round::{Offer, Reception};
 
 use crate::appliance::Appliance;
 
-/// The rounds of one image, as the appliance has them.
+/// The appliance's rounds of one image.
 #[derive(Clone)]
 pub(super) struct Rounds {
     appliance: Appliance,
@@ -30,7 +30,7 @@ impl Rounds {
         (status == 200).then(|| serde_json::from_str(&body).ok())?
     }
 
-    /// Nothing more is wanted.
+    /// Tells the appliance that this node needs nothing more.
     pub(super) fn leave(&mut self) {
         let _ = self.ask(&Reception { done: true, ..Reception::default() });
     }

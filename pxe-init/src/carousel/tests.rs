@@ -1,4 +1,4 @@
-//! Before an appliance of a few lines: HTTP by the book, and a round that does what a test wants.
+//! Tests against a minimal appliance: correct HTTP, and a round that does what a test wants.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
@@ -19,12 +19,12 @@ fn image() -> Vec<u8> {
     (0..300_001u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
 }
 
-/// What becomes of a round's packets.
+/// What happens to a round's packets.
 #[derive(Clone, Copy, PartialEq)]
 enum Round {
     None,
     Silent,
-    /// One in so many is lost, the same in every pass.
+    /// One in this many is lost, the same in every pass.
     Lossy(u32),
     /// Bytes of another image, with the right name on it.
     Poisoned,
@@ -44,13 +44,13 @@ struct Fake {
 }
 
 impl Fake {
-    /// With a round after so many questions.
+    /// Offers a round after this many requests.
     fn start(round: Round, after: usize) -> Self {
         let image = image();
         let sha256 = fetch::sha256(&image[..]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let SocketAddr::V4(server) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };
-        // A port that nobody else has: tests run at a time.
+        // A port that nobody else uses, because tests run in parallel.
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let group = SocketAddrV4::new(Ipv4Addr::new(239, 255, 77, 9), port);
         let remote = Remote {
@@ -89,7 +89,7 @@ impl Fake {
                             };
                             let _ = stream.write_all(answer.as_bytes());
                         } else {
-                            // In pieces with pauses, where a round is to come in between.
+                            // In pieces with pauses, if a round is to begin in between.
                             let pause = if after > 0 { ASK_EVERY * 11 / 10 } else { Duration::ZERO };
                             serve(&head, &mut stream, pause, &by_http);
                         }
@@ -135,7 +135,7 @@ fn serve(head: &str, stream: &mut std::net::TcpStream, pause: Duration, sent: &A
     let head = format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{whole}\r\n\r\n");
     let _ = stream.write_all(head.as_bytes());
     for piece in image[first..=last].chunks(100_000) {
-        // Before: whoever has it compares at once.
+        // Counted before it is sent, because the receiver compares at once.
         sent.fetch_add(piece.len(), Ordering::Relaxed);
         if stream.write_all(piece).is_err() {
             return;
@@ -174,7 +174,7 @@ fn sender(round: Round, group: SocketAddrV4, sha256: &str, over: &AtomicBool) {
             let config = ObjectTransmissionInformation::new(bytes.len() as u64, SYMBOL, 1, 1, 8);
             let encoder = SourceBlockEncoder::new(0, &config, &bytes);
             let packets = match pass {
-                // One that brings nothing new begins anew each time, so that it does not matter who joins when.
+                // A stuck round starts over each time, so that it does not matter when a receiver joins.
                 n if n == 0 || round == Round::Stuck => encoder.source_packets(),
                 n => encoder.repair_packets((n - 1) * 10, 10),
             };
@@ -243,7 +243,7 @@ fn a_round_that_brings_nothing_new_is_left_with_what_it_brought() {
     let fake = Fake::start(Round::Stuck, 0);
     let (_, content) = fake.fetch();
     assert!(content == image());
-    // Ten symbols were here.
+    // Ten symbols had arrived by multicast.
     assert_eq!(fake.by_http.load(Ordering::Relaxed), content.len() - 10 * usize::from(SYMBOL));
     let reports = fake.reports.lock().unwrap();
     assert_eq!(reports[reports.len() - 2]["lacks"][0]["symbols"], 90, "{reports:?}");

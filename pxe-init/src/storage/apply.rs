@@ -1,5 +1,5 @@
-//! Performs the planner's steps with the partitioning, RAID, encryption and file system tools. Each is told the UUID
-//! that it is to write.
+//! Performs the planner's steps with the partitioning, RAID, encryption and file system tools. Each tool gets the UUID
+//! that it has to write.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -28,11 +28,11 @@ pub(crate) enum ApplyError {
     Mount { volume: String, at: String, source: io::Error },
 }
 
-/// Where steps are taken, and what of them a later one has to know.
+/// The context of steps, with what later ones have to know.
 pub(super) struct Applying<'a> {
     pub(super) image: &'a Image,
     pub(super) keys: Keys<'a>,
-    /// Devices whose file systems are of this boot.
+    /// Devices whose file systems were made in this boot.
     pub(super) new: BTreeSet<String>,
     pub(super) mounted: BTreeSet<String>,
 }
@@ -55,7 +55,7 @@ impl Applying<'_> {
             }
             Action::AssembleArray { volume: _, device, uuid, members } => {
                 let uuid = format!("--uuid={uuid}");
-                // Also with fewer members than it has.
+                // Also if members are missing.
                 let mut arguments = vec!["--assemble", device, "--run", &uuid];
                 arguments.extend(members.iter().map(String::as_str));
                 run("/usr/sbin/mdadm", &arguments, None)?;
@@ -76,7 +76,7 @@ impl Applying<'_> {
                 say!("storage: making {} on {device}", format.name());
                 make_filesystem(device, *format, uuid)?;
                 if let Some(around) = luks {
-                    // From here on it may hold what somebody needs.
+                    // From here on it may hold data.
                     run("/usr/sbin/cryptsetup", &["config", "--subsystem=bridgehead", around], None)?;
                 }
                 self.new.insert(device.clone());
@@ -110,8 +110,8 @@ impl Applying<'_> {
             "--type=luks2",
             "--cipher=aes-xts-plain64",
             "--key-size=512",
-            // A slow derivation protects words that people can remember. The key is 256 random bits, which
-            // nobody guesses however fast it goes; memory and seconds of each boot would buy nothing.
+            // A slow derivation protects passphrases. The key is 256 random bits, which can't be guessed however
+            // fast the derivation is; it would only cost memory and seconds of each boot.
             "--pbkdf=pbkdf2",
             "--pbkdf-force-iterations=1000",
             "--key-file=-",
@@ -149,14 +149,14 @@ fn create_array(
     let mut arguments = vec!["--create", device, "--run", "--metadata=1.2", "--homehost=any"];
     arguments.extend(options.iter().map(String::as_str));
     if level != 0 {
-        // After a power cut only what was being written is compared again.
+        // So that after a power cut only regions that were being written are compared again.
         arguments.push("--bitmap=internal");
     }
     arguments.extend(members.iter().map(String::as_str));
     run("/usr/sbin/mdadm", &arguments, None)
 }
 
-/// The planner has decided that nothing is there, so the tools are told not to ask.
+/// The planner has decided that nothing is there, so the tools must not ask.
 fn make_filesystem(device: &str, format: Format, uuid: &str) -> Result<(), ToolError> {
     match format {
         Format::Ext4 => run("/usr/sbin/mke2fs", &["-q", "-F", "-t", "ext4", "-U", uuid, device], None),
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(own, "commit=30,data=journal");
     }
 
-    /// sfdisk and blkid are the judges of what we tell them.
+    /// Verified with sfdisk and blkid.
     #[test]
     fn sfdisk_makes_the_table_that_was_meant() {
         let file = tempfile::NamedTempFile::new().unwrap();

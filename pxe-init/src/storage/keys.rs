@@ -1,4 +1,4 @@
-//! The keys of encrypted volumes, which the appliance keeps: asked for once a boot, when the first is needed.
+//! The keys of encrypted volumes, which the appliance keeps: requested once a boot, when the first is needed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
 
-    /// An appliance that answers once, and what it was asked.
+    /// An appliance that answers once, and returns the request.
     fn answering(answer: &'static str) -> (SocketAddrV4, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("bound to IPv4") };

@@ -52,14 +52,14 @@ pub(crate) enum StorageError {
     Endless(usize),
 }
 
-/// Disks that are there when nothing appeared for this long are all of them: controllers look for theirs
-/// in the background, and what is made on a blank disk must not be what an absent one already holds.
+/// If no disk appears for this long, all disks are there. Controllers detect disks in the background, and
+/// what an absent disk already holds must not be made on a blank one.
 const SETTLED: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A layer a round is the most: table, array, LUKS, its opening, file system, mount.
+/// The most rounds: each makes at least one layer of table, array, LUKS, its opening, file system, mount.
 const ROUNDS: usize = 16;
 
-/// Carries the plan out, where the node has one. Returns what is mounted, in words.
+/// Carries out the node's plan, if it has one. Returns the mounts as text.
 pub(crate) fn bring_up(image: &Image, told: &Told) -> Result<Option<String>, StorageError> {
     let text = match fs::read(PLAN) {
         Ok(text) => text,
@@ -87,9 +87,9 @@ pub(crate) fn bring_up(image: &Image, told: &Told) -> Result<Option<String>, Sto
     Err(StorageError::Endless(ROUNDS))
 }
 
-/// Loads drivers, and logs in where disks are, until every disk that the plan made is there or no more come.
+/// Loads drivers, and logs in to targets, until every disk of the plan is there or no more appear.
 fn bring_disks(wanted: &Storage, settings: &Settings) -> Result<(), StorageError> {
-    // With a kernel of the image's own, its drivers are the image's.
+    // The drivers for a kernel of the image's own are in the image.
     let modules = [MODULES, "/image"].iter().find_map(|root| Modules::open(Path::new(root)).ok());
     let mut modules = modules.or_else(|| {
         say!("storage: there are no drivers for this kernel; it needs those of its disks built in");
@@ -124,7 +124,7 @@ fn bring_disks(wanted: &Storage, settings: &Settings) -> Result<(), StorageError
 }
 
 /// Unmounts the volumes, once nothing runs any more that could use them: a clean file system and a clean array
-/// are found again without a look at their journals.
+/// need no recovery at the next boot.
 pub(crate) fn put_away() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     // The last one mounted is on top.

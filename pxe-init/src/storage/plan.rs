@@ -2,8 +2,8 @@
 //! Pure.
 //!
 //! The contents of a layer that is not open yet can't be seen, so [`plan`] is called again after its steps were
-//! performed, until there are no more. Everything that a plan creates carries a UUID that the appliance chose for
-//! this node. By that, and never by a name or a path, it is recognised.
+//! performed, until there are no more. Everything that a plan creates has a UUID that the appliance chose for this
+//! node, and is recognised by it, never by a name or a path.
 //!
 //! The rule behind all of this: what the plan did not create is never overwritten, unless the plan says
 //! `wipe = "always"` and names the disk's serial.
@@ -42,7 +42,7 @@ pub(crate) enum Action {
         uuid: String,
         members: Vec<String>,
     },
-    /// Gives an array that lacks a member a blank one.
+    /// Adds a blank member to an array that lacks one.
     AddMember {
         array: String,
         member: String,
@@ -57,7 +57,7 @@ pub(crate) enum Action {
         device: String,
         name: String,
     },
-    /// `luks` is the device of the LUKS volume around it, which is no longer new then.
+    /// `luks` is the device of the LUKS volume around it, which is not new any more afterwards.
     MakeFilesystem {
         device: String,
         format: Format,
@@ -74,7 +74,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// Whether it writes over what was there.
+    /// Whether it overwrites something.
     #[cfg(test)]
     pub(crate) fn makes(&self) -> bool {
         !matches!(self, Self::AssembleArray { .. } | Self::OpenLuks { .. } | Self::Mount { .. })
@@ -89,7 +89,7 @@ pub(crate) struct NewPartition {
     pub(crate) size: Option<u64>,
 }
 
-/// Why the plan can't be carried out. Nothing was written on its account.
+/// Why the plan can't be carried out. Nothing was written.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("{disk} holds {holds}, which storage plan `{plan}` did not make; it is left alone. {remedy}")]
@@ -115,7 +115,7 @@ pub(crate) enum Refusal {
     Incomplete { plan: String, volume: String, level: u8, of: usize, have: usize },
 }
 
-/// The next steps; none when every volume is mounted.
+/// The next steps; empty when every volume is mounted.
 pub(crate) fn plan(wanted: &Storage, seen: &Seen) -> Result<Vec<Action>, Refusal> {
     let assigned = assign(wanted, seen)?;
     let mut actions = Vec::new();
@@ -152,13 +152,13 @@ pub(crate) fn plan(wanted: &Storage, seen: &Seen) -> Result<Vec<Action>, Refusal
     Ok(actions)
 }
 
-/// Whether every disk that the plan ever divided is there.
+/// Whether every disk that the plan ever partitioned is there.
 pub(crate) fn is_complete(wanted: &Storage, seen: &Seen) -> bool {
     let mut tables = wanted.disks.iter().flat_map(|set| &set.tables);
     tables.all(|uuid| seen.disks.iter().any(|disk| disk.has_table(uuid)))
 }
 
-/// Where volume number `index` has its array.
+/// The array device of volume number `index`.
 pub(crate) fn array_device(index: usize) -> String {
     format!("/dev/md{index}")
 }
@@ -177,8 +177,8 @@ enum Slot<'a> {
     Missing,
 }
 
-/// Which disk is which. Disks that carry the plan's tables are known by them, wherever they are plugged
-/// in; other places are taken by what matches: blank disks first, in the order of where they are.
+/// Assigns disks to the plan's places. Disks with the plan's tables are recognised by them, wherever they are
+/// connected; other places get disks that match: blank ones first, in the order of their paths.
 fn assign<'a>(wanted: &Storage, seen: &'a Seen) -> Result<Vec<Vec<Slot<'a>>>, Refusal> {
     let plan = || wanted.plan.clone();
     let mut assigned = Vec::new();
@@ -215,7 +215,7 @@ fn assign<'a>(wanted: &Storage, seen: &'a Seen) -> Result<Vec<Vec<Slot<'a>>>, Re
             }
         }
         let lacking = slots.iter().filter(|slot| matches!(slot, Slot::Missing)).count();
-        // A known set may lack a disk: its arrays tell whether they can do without.
+        // A known set may lack a disk: its arrays decide whether they work without it.
         if lacking == 0 || known {
             continue;
         }
@@ -252,7 +252,7 @@ struct Layers<'a> {
     index: usize,
 }
 
-/// A device, and what it holds as far as that can be seen.
+/// A device, and its contents as far as they can be seen.
 struct Layer<'a> {
     device: String,
     content: &'a Content,
@@ -289,7 +289,7 @@ impl Layers<'_> {
             let (at, options) = (volume.mount.clone(), volume.options.clone());
             steps.push(Action::Mount { volume: volume.name.clone(), device, format, at, options });
         } else {
-            // In a new LUKS volume there is nothing that could be lost, whatever it looks like.
+            // A new LUKS volume has nothing to lose, whatever its contents look like.
             if around.is_none() {
                 self.clear(&layer, &mut steps)?;
             }
@@ -385,7 +385,7 @@ impl Layers<'_> {
         Ok(Some((Layer { device: format!("/dev/mapper/{name}"), content }, new)))
     }
 
-    /// Makes way on a layer, where the plan may.
+    /// Clears a layer, if the plan may.
     fn clear(&self, layer: &Layer<'_>, steps: &mut Vec<Action>) -> Result<(), Refusal> {
         let disks: Vec<&Disk> = self
             .slots
@@ -395,7 +395,7 @@ impl Layers<'_> {
                 Slot::Fresh(_) | Slot::Missing => None,
             })
             .collect();
-        // Of a partition, its own disk counts; of an array, every one below it.
+        // For a partition, its own disk counts; for an array, every disk below it.
         let own = |disk: &&Disk| match &disk.content {
             Content::Table { partitions, .. } => partitions.iter().any(|p| p.device == layer.device),
             _ => false,
@@ -418,7 +418,7 @@ impl Layers<'_> {
     }
 }
 
-/// Whether something may be made in the place of `content`, which lies on `disks`.
+/// Whether something may be made in place of `content`, which is on `disks`.
 fn may_make_on(wanted: &Storage, content: &Content, disks: &[&Disk]) -> bool {
     let listed = |disk: &&Disk| disk.serial.as_ref().is_some_and(|serial| wanted.serials.contains(serial));
     match wanted.wipe {
@@ -443,11 +443,11 @@ fn refuse(wanted: &Storage, content: &Content, disks: &[&Disk], place: &str) -> 
     Refusal::Foreign { plan, disk, holds: content.to_string(), remedy }
 }
 
-/// Whether a disk is of the set by what the set asks for.
+/// Whether a disk matches the set's criteria.
 fn matches(set: &DiskSet, disk: &Disk) -> bool {
     let kind = match set.kind {
         None => true,
-        // What does not rotate; on whichever bus.
+        // Everything that does not rotate, on any bus.
         Some(DiskKind::Ssd) => disk.kind != DiskKind::Hdd,
         Some(kind) => disk.kind == kind,
     };
@@ -462,7 +462,7 @@ fn matches(set: &DiskSet, disk: &Disk) -> bool {
 fn least(level: u8, of: usize) -> usize {
     match level {
         1 => 1,
-        // One of each pair; which ones, md knows.
+        // One of each pair; md knows which.
         10 => of.div_ceil(2),
         _ => of,
     }

@@ -1,5 +1,5 @@
-//! A node with disks, for the planner's tests: what each step does to them. It shares nothing with the planner, and
-//! fails when a step writes over what it must not.
+//! A model of a node with disks, for the planner's tests: what each step does to them. It shares nothing with the
+//! planner, and fails when a step overwrites what it must not.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ pub(super) struct ModelDisk {
     pub(super) size: u64,
     pub(super) kind: DiskKind,
     pub(super) held: Held,
-    /// Where the plan may write, whatever is there.
+    /// Whether the plan may overwrite the contents.
     pub(super) given_up: bool,
 }
 
@@ -47,11 +47,11 @@ pub(super) struct Machine {
     pub(super) disks: Vec<ModelDisk>,
     /// By identity: what each array holds.
     pub(super) arrays: BTreeMap<String, Held>,
-    /// What is gone at a power cut: running arrays by device with volume, identity and members; opened
+    /// What a power cut ends: running arrays by device with volume, identity and members; opened
     /// volumes by name; mounts.
     pub(super) running: BTreeMap<String, (String, String, Vec<String>)>,
     pub(super) opened: BTreeMap<String, String>,
-    /// Where, by volume.
+    /// Mount points by volume.
     pub(super) mounted: BTreeMap<String, String>,
 }
 
@@ -145,7 +145,7 @@ impl Machine {
         self.disks.iter().enumerate().find(on).unwrap().1.given_up
     }
 
-    /// Writes over what is there: allowed where nothing is, or where it was given up.
+    /// Overwrites the contents: allowed if there is nothing, or if they were given up.
     fn put(&mut self, device: &str, held: Held) {
         let was = self.held(device).clone();
         assert!(
@@ -158,11 +158,11 @@ impl Machine {
     fn apply(&mut self, action: &Action) {
         match action {
             Action::Wipe { device } => {
-                // Signatures go, what was behind them stays.
+                // Signatures are removed, the data behind them stays.
                 self.put(device, Held::Data);
             }
             Action::CreateTable { device, uuid, partitions } => {
-                // What an earlier use of the disk left may show up in a partition.
+                // Leftovers of an earlier use of the disk may appear in a partition.
                 let left =
                     if *self.held(device) == Held::Blank { Held::Blank } else { Held::Foreign("ext3") };
                 let partitions = partitions.iter().map(|p| (p.uuid.clone(), left.clone())).collect();
@@ -213,7 +213,7 @@ impl Machine {
         }
     }
 
-    /// Plans and applies until there is nothing left to do, and returns all that was done.
+    /// Plans and applies until there is nothing left to do, and returns all steps.
     pub(super) fn settle(&mut self, wanted: &Storage) -> Result<Vec<Action>, Refusal> {
         self.settle_within(wanted, usize::MAX)
     }

@@ -12,7 +12,7 @@ mod model;
 /// A volume's RAID level, whether it is encrypted, and its format.
 type Kind = (Option<u8>, bool, Format);
 
-/// A plan with a set of so many disks for each entry, and its volumes.
+/// A plan with a set of this many disks for each entry, and its volumes.
 fn storage(wipe: Wipe, serials: &[&str], sets: &[(usize, &[Kind])]) -> Storage {
     let mut disks = Vec::new();
     let mut volumes = Vec::new();
@@ -150,7 +150,7 @@ fn refusals_name_the_disk_its_serial_and_what_it_holds() {
     assert_eq!(refusal.to_string(), "storage plan `data` wants 1 disk for `set0` and finds 0; there is none");
 }
 
-/// A file system whose superblock was damaged looks like nothing known: it stays.
+/// A file system with a damaged superblock has no known signature: it stays.
 #[test]
 fn damage_is_not_taken_for_a_blank() {
     let wanted = storage(Wipe::IfBlank, &[], &MIRROR);
@@ -215,7 +215,7 @@ fn any_held() -> impl Strategy<Value = Held> {
         1 => Just(Held::Data),
         1 => Just(Held::Foreign("zfs_member")),
         1 => Just(Held::Luks { uuid: "other".into(), new: true, inner: Box::new(Held::Data) }),
-        // Of the plan, with something else in its partition meanwhile.
+        // The plan's table, with something else in its partition.
         1 => (0..3usize).prop_map(|i| Held::Table {
             uuid: format!("table-0-{i}"),
             partitions: vec![(format!("part-0-0-{i}"), Held::Foreign("ntfs"))],
@@ -249,7 +249,7 @@ fn any_storage() -> impl Strategy<Value = Storage> {
     })
 }
 
-/// The machine knows by itself which disks the plan gives up.
+/// The model determines itself which disks the plan gives up.
 fn give_up(machine: &mut Machine, wanted: &Storage) {
     for disk in &mut machine.disks {
         let listed = disk.serial.as_ref().is_some_and(|s| wanted.serials.contains(s));
@@ -258,8 +258,8 @@ fn give_up(machine: &mut Machine, wanted: &Storage) {
 }
 
 proptest! {
-    /// Whatever the disks hold: nothing unknown is written over (the model asserts it), a plan that was
-    /// carried out is found again by later boots, and one that is refused stays refused.
+    /// Whatever the disks hold: nothing unknown is overwritten (the model asserts it), later boots
+    /// recognise a plan that was carried out, and one that is refused stays refused.
     #[test]
     fn nothing_unknown_is_lost_and_a_second_boot_makes_nothing(
         mut machine in any_machine(),
@@ -279,7 +279,7 @@ proptest! {
         }
     }
 
-    /// The power may go after any step: the next boot takes it up from there.
+    /// After a power cut at any step the next boot continues from there.
     #[test]
     fn a_power_cut_at_any_step_is_made_good(
         mut machine in any_machine(),

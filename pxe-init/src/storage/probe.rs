@@ -24,7 +24,7 @@ pub(crate) enum ProbeError {
 /// Kernel names that are no disks, or not the node's own.
 const NO_DISKS: [&str; 10] = ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd", "mtd", "rbd"];
 
-/// Looks at every disk, and at what is open of the plan's volumes. What is mounted, the caller knows.
+/// Looks at every disk, and at the plan's open volumes. The caller knows what is mounted.
 pub(crate) fn look(wanted: &Storage, mounted: &BTreeSet<String>) -> Result<Seen, ProbeError> {
     let mut seen = Seen { mounted: mounted.clone(), ..Seen::default() };
     for name in disk_names() {
@@ -70,7 +70,7 @@ fn disk(name: &str) -> Result<Disk, ProbeError> {
         serial: serial(name),
         target: target(&path.to_string_lossy()),
         path: format!("/{}", path.display()),
-        // In sectors of 512 bytes, whatever the disk's own.
+        // In sectors of 512 bytes, whatever the disk's own sector size is.
         size: read(&format!("/sys/block/{name}/size")).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0) * 512,
         kind: match (name.starts_with("nvme"), rotates) {
             (true, _) => DiskKind::Nvme,
@@ -82,7 +82,7 @@ fn disk(name: &str) -> Result<Disk, ProbeError> {
     })
 }
 
-/// The serial number: virtio and NVMe tell it as text, SCSI and ATA disks in a page of vital product data (SPC-4, 7.8.17).
+/// The serial number: virtio and NVMe have it as text, SCSI and ATA disks in a page of vital product data (SPC-4, 7.8.17).
 fn serial(name: &str) -> Option<String> {
     let text = ["serial", "device/serial"].iter().find_map(|file| read(&format!("/sys/block/{name}/{file}")));
     let page = || {
@@ -159,7 +159,7 @@ fn blkid(device: &str) -> Result<BTreeMap<String, String>, ProbeError> {
     }
 }
 
-/// `KEY=VALUE` lines, in values a backslash before what a shell would not take as it is.
+/// `KEY=VALUE` lines; in values, characters that are special to a shell have a backslash before them.
 fn signature(export: &str) -> BTreeMap<String, String> {
     let unescaped = |value: &str| value.replace("\\\\", "\0").replace('\\', "").replace('\0', "\\");
     let pair = |line: &str| line.split_once('=').map(|(key, value)| (key.to_owned(), unescaped(value)));
@@ -171,7 +171,7 @@ const SAMPLE: u64 = 4096;
 const SAMPLES: u64 = 64;
 
 /// Whether the first and last MiB, and samples spread between them, are zeros. Data that has no signature (a raw database,
-/// plain dm-crypt, a file system whose superblock was hit) shows in nearly every sample.
+/// plain dm-crypt, a file system with a damaged superblock) shows in nearly every sample.
 fn is_zeros(file: &File) -> io::Result<bool> {
     use std::io::Seek as _;
     let size = (&mut &*file).seek(io::SeekFrom::End(0))?;
@@ -216,7 +216,7 @@ mod tests {
         assert!(!is_zeros(&file).unwrap());
         file.set_len(128 << 20).unwrap();
         assert!(is_zeros(&file).unwrap());
-        // Five MiB of something, as an old file would leave them.
+        // Five MiB of data, such as an old file leaves.
         file.write_all_at(&vec![7; 5 << 20], 40 << 20).unwrap();
         assert!(!is_zeros(&file).unwrap());
         for len in [0, 1, 511, 4096, 5000] {

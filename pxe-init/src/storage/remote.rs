@@ -31,7 +31,7 @@ pub(crate) enum RemoteError {
     Mount { from: String, at: String, source: io::Error },
 }
 
-/// Loads the kernel's part of what the plan wants. What fails, its use will say.
+/// Loads the kernel modules that the plan needs. A failure shows when they are used.
 pub(super) fn load(modules: &mut Modules, wanted: &Storage) {
     let iscsi = wanted.disks.iter().any(|set| set.iscsi.is_some());
     let nfs = !wanted.mounts.is_empty();
@@ -42,7 +42,7 @@ pub(super) fn load(modules: &mut Modules, wanted: &Storage) {
     }
 }
 
-/// Logs in to the plan's iSCSI targets, and has Debian's iscsid log in again when a connection is lost.
+/// Logs in to the plan's iSCSI targets, and makes Debian's iscsid log in again when a connection is lost.
 pub(super) fn log_in(wanted: &Storage, settings: &Settings) -> Result<(), RemoteError> {
     let initiator = initiator(&settings.mac);
     let mut targets: Vec<&Target> = wanted.disks.iter().filter_map(|set| set.iscsi.as_ref()).collect();
@@ -50,7 +50,7 @@ pub(super) fn log_in(wanted: &Storage, settings: &Settings) -> Result<(), Remote
     for Target { target, portal, port } in &targets {
         let (address, port) = (resolve(portal, &settings.boot.dns)?.to_string(), port.to_string());
         say!("storage: logging in to {target} at {address}:{port} as {initiator}");
-        // Portal group 1, which targets have unless told otherwise.
+        // Portal group 1, the default of targets.
         let arguments = ["-i", &initiator, "-t", target, "-g", "1", "-a", &address, "-p", &port];
         tools::run("/usr/sbin/iscsistart", &arguments, None)?;
     }
@@ -68,26 +68,26 @@ fn initiator(mac: &str) -> String {
     format!("eui.{vendor}fffe{number}").to_ascii_lowercase()
 }
 
-/// The kernel asks a program to connect anew; without one a session is lost after 120 s.
+/// The kernel asks a daemon to reconnect; without one a session is lost after 120 s.
 fn keep_logged_in(initiator: &str) -> Result<(), RemoteError> {
     const ISCSID: &str = "/usr/sbin/iscsid";
     const NAME: &str = "/run/initiatorname.iscsi";
     const CONFIG: &str = "/run/iscsid.conf";
     let failed = |source| ToolError::Start { program: ISCSID.to_owned(), source };
-    // It takes requests, its own among them, from who is called root.
+    // It accepts requests, including its own, only from a user with the name root.
     std::fs::write("/etc/passwd", "root:x:0:0:root:/:/bin/sh\n").map_err(failed)?;
     std::fs::write(NAME, format!("InitiatorName={initiator}\n")).map_err(failed)?;
     std::fs::write(CONFIG, "node.startup = manual\n").map_err(failed)?;
     let mut iscsid = Command::new(ISCSID);
     iscsid.args(["--foreground", "--no-pid-file", "--initiatorname", NAME, "--config", CONFIG]);
-    // It is reaped as every process is.
+    // It is reaped like every process.
     unblock_signals(&mut iscsid).spawn().map_err(failed)?;
     Ok(())
 }
 
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a client tries when the plan's options name no version, as mount.nfs(8) does.
+/// The versions to try if the plan's options name none, as mount.nfs(8) does.
 const NFS_VERSIONS: [&str; 4] = ["4.2", "4.1", "4.0", "3"];
 
 /// Mounts a directory of an NFS server below the image's root.
@@ -102,7 +102,7 @@ pub(super) fn mount_nfs(wanted: &NfsMount, image: &Image, settings: &Settings) -
         let Some(options) = nfs_options(options, version, address, settings.address) else { continue };
         match mount_inside(image, &from, "nfs", at, &options, false) {
             Ok(()) => return Ok(()),
-            // The next one, as if this one had not been known.
+            // Try the next version.
             Err(source) if source.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {}
             Err(source) => return Err(failed(source)),
         }
@@ -110,8 +110,8 @@ pub(super) fn mount_nfs(wanted: &NfsMount, image: &Image, settings: &Settings) -
     Err(failed(Errno::EPROTONOSUPPORT.into()))
 }
 
-/// Unmounts an NFS directory, which writes what is not written yet. A server that is gone would have
-/// that wait for ever.
+/// Unmounts an NFS directory, which writes unwritten data. With an unreachable server that would block
+/// for ever.
 pub(super) fn unmount(at: &str) {
     let (done, ended) = mpsc::channel();
     let at = at.to_owned();
@@ -126,19 +126,19 @@ pub(super) fn unmount(at: &str) {
     }
 }
 
-/// What mount.nfs would hand to the kernel (nfs(5), fs/nfs/fs_context.c); nothing where the plan's
-/// own options name another version.
+/// The options that mount.nfs would pass to the kernel (nfs(5), fs/nfs/fs_context.c); `None` if the
+/// plan's own options name another version.
 fn nfs_options(own: &str, version: &str, server: Ipv4Addr, client: Ipv4Addr) -> Option<String> {
     let named = own.split(',').find_map(|o| o.strip_prefix("nfsvers=").or_else(|| o.strip_prefix("vers=")));
     let mut options = match named {
-        // `4` is the lowest of them.
+        // `4` means the lowest of them.
         Some(named) if named == version || (named == "4" && version == "4.0") => own.to_owned(),
         Some(_) => return None,
         None => format!("vers={version},{own}"),
     };
     options += &format!(",addr={server}");
     if version == "3" {
-        // There is no statd to keep locks with the server: they are the node's own.
+        // Without statd there are no locks at the server, so they are local.
         options += ",nolock,proto=tcp,mountproto=tcp";
     } else {
         options += &format!(",clientaddr={client}");
@@ -146,8 +146,8 @@ fn nfs_options(own: &str, version: &str, server: Ipv4Addr, client: Ipv4Addr) -> 
     Some(options)
 }
 
-/// An address as it is, or a name's, from the first DNS server that has one. A static program has no
-/// resolver of the C library's; BusyBox is here anyway.
+/// An address as it is, or a name's address from the first DNS server that has one. A static program
+/// can't use the C library's resolver, but BusyBox is there.
 fn resolve(name: &str, servers: &[Ipv4Addr]) -> Result<Ipv4Addr, RemoteError> {
     if let Ok(address) = name.parse() {
         return Ok(address);
@@ -171,7 +171,7 @@ fn resolve(name: &str, servers: &[Ipv4Addr]) -> Result<Ipv4Addr, RemoteError> {
     })
 }
 
-/// The first address that BusyBox's nslookup names: what comes before `Name:` is the server's own.
+/// The first address in the output of BusyBox's nslookup; the one before `Name:` is the server's own.
 fn answer(nslookup: &str) -> Option<Ipv4Addr> {
     let mut lines = nslookup.lines().skip_while(|line| !line.starts_with("Name:"));
     lines.find_map(|line| line.strip_prefix("Address:")?.trim().parse().ok())

@@ -1,11 +1,11 @@
-//! What the node's disks hold, as the planner sees it and as people are told it.
+//! The contents of the node's disks, for the planner and for messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use pxe_contract::storage::DiskKind;
 
-/// What is there.
+/// Everything that was found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) disks: Vec<Disk>,
@@ -22,7 +22,7 @@ pub(crate) struct Disk {
     /// `/dev/sda`
     pub(crate) device: String,
     pub(crate) serial: Option<String>,
-    /// Below /sys: where it is plugged in.
+    /// The path below /sys, which says where it is connected.
     pub(crate) path: String,
     /// The iSCSI target that it is a LUN of.
     pub(crate) target: Option<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Disk {
 pub(crate) enum Content {
     /// Zeros.
     Blank,
-    /// Something, without a signature that is known.
+    /// Something without a known signature.
     Data,
     /// A GPT.
     Table {
@@ -69,8 +69,8 @@ pub(crate) struct Array {
     pub(crate) content: Content,
 }
 
-/// The LUKS2 subsystem of a volume that was never used. Encrypted zeros are noise, and noise may be
-/// someone's data: only this tells that there is none.
+/// The LUKS2 subsystem of a volume that was never used. Encrypted zeros look like noise, and noise may
+/// be data: only this label says that there is none.
 pub(crate) const NEW: &str = "bridgehead-new";
 
 impl Disk {

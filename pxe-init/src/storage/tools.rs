@@ -1,4 +1,4 @@
-//! Runs the tools of the storage initrd, and keeps their output for the case that they fail.
+//! Runs the tools of the storage initrd, and keeps their output for error messages.
 
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
@@ -24,7 +24,7 @@ impl ToolError {
     }
 }
 
-/// Runs a tool that must succeed. `input` goes to its standard input: scripts, and keys, which an argument would show.
+/// Runs a tool that must succeed. `input` goes to its standard input: scripts, and keys, which arguments would reveal.
 pub(super) fn run(program: &str, arguments: &[&str], input: Option<&[u8]>) -> Result<(), ToolError> {
     let output = output(program, arguments, input)?;
     if output.status.success() {
@@ -33,17 +33,17 @@ pub(super) fn run(program: &str, arguments: &[&str], input: Option<&[u8]>) -> Re
     Err(ToolError::failed(&format!("{program} {}", arguments.join(" ")), &output))
 }
 
-/// Runs a tool, whatever becomes of it.
+/// Runs a tool, whether it succeeds or not.
 pub(super) fn output(program: &str, arguments: &[&str], input: Option<&[u8]>) -> Result<Output, ToolError> {
     let failed = |source| ToolError::Start { program: program.to_owned(), source };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", "/usr/sbin:/bin").env("LC_ALL", "C");
-    // There is no udev here that they could wait for.
+    // There is no udev for which they could wait.
     command.env("MDADM_NO_UDEV", "1").env("DM_DISABLE_UDEV", "1");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = unblock_signals(&mut command).spawn().map_err(failed)?;
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // A tool that ends without reading says why itself.
+        // A tool that ends without reading its input reports why.
         let _ = stdin.write_all(input);
     }
     child.wait_with_output().map_err(failed)

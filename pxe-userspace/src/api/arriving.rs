@@ -1,4 +1,4 @@
-//! Bodies of requests arrive whole, and within a time, before anybody looks at them.
+//! Reads the whole body of a request, within a time limit, before its handler runs.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::{Failure, Kind, console, report};
 
-/// Takes the body off the connection, for the handler to read. What a route takes at most is less, or this.
+/// Reads the body from the connection, for the handler. A route may have a smaller limit than this one.
 pub(super) async fn whole(request: Request, next: Next) -> Response {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return next.run(request).await;

@@ -22,7 +22,7 @@ pub(super) struct Wanted {
     /// Only entries with a larger id.
     #[serde(default)]
     after: u64,
-    /// Anything but 0: go on with what is changed.
+    /// Anything but 0: follow further changes.
     #[serde(default)]
     follow: u8,
 }
@@ -40,7 +40,7 @@ pub(super) async fn audit(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// Until all is sent; with a follower's place, until the client leaves.
+/// Runs until all is sent; with a follower's place, until the client disconnects.
 async fn send(audit: Audit, mut after: u64, place: Option<OwnedSemaphorePermit>, lines: mpsc::Sender<Line>) {
     let mut stored = audit.watch();
     loop {

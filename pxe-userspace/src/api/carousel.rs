@@ -1,4 +1,4 @@
-//! Whether there is a multicast round of an image, and what its receivers lack.
+//! Requests for multicast rounds: whether there is one for an image, and what its receivers lack.
 
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ pub(super) async fn ask(
         return Err(Failure::new(Kind::NotFound, error, "it is 64 hexadecimal digits"));
     };
     let client = speaker.address;
-    // Multicast goes to every port: only who boots here has it sent.
+    // Multicast goes to every port, so only machines that boot here may cause it.
     let machine = state.machines.by_address(client).ok_or_else(|| {
         let error = format!("{client} is no machine's address");
         Failure::new(Kind::Forbidden, error, "rounds are for machines with a lease")

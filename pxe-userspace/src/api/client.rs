@@ -22,12 +22,12 @@ use zeroize::Zeroizing;
 
 use crate::config::API_SOCKET;
 
-/// Who has a token has it here: the arguments of a program are seen by everybody on its host.
+/// The variable with the token. It is not an argument, because everybody on the host can see a program's arguments.
 const TOKEN_VARIABLE: &str = "BRIDGEHEAD_TOKEN";
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// How the API is asked, and how its answers are printed.
+/// Options of commands that read: where the API is, and how its answers are printed.
 #[derive(Debug, clap::Args)]
 pub struct Reading {
     #[command(flatten)]
@@ -54,7 +54,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// An answer that can't be had.
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     #[error(
@@ -93,13 +93,13 @@ pub(crate) struct Client {
     runtime: Arc<Runtime>,
 }
 
-/// A body on its way, and what it is.
+/// A body to be sent, and its type.
 pub(crate) struct Sent {
     pub(crate) content_type: &'static str,
     pub(crate) body: Body,
 }
 
-/// An answer whose head has come. Its body is read as it comes.
+/// An answer whose head has arrived. Its body is read as it arrives.
 pub(crate) struct Answer {
     status: StatusCode,
     body: BodyDataStream,
@@ -141,7 +141,7 @@ impl Client {
         self.ask(Method::POST, path, document.map(json))
     }
 
-    /// Sends what is no document.
+    /// Sends a body that is not a document.
     pub(crate) fn send(&self, path: &str, sent: Sent) -> Result<Answer, AskError> {
         self.ask(Method::POST, path, Some(sent))
     }
@@ -154,7 +154,7 @@ impl Client {
         self.ask(Method::DELETE, path, None)
     }
 
-    /// Where a body's sources of tokio's are opened.
+    /// The runtime on which a body's tokio sources are opened.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.runtime
     }
@@ -163,7 +163,7 @@ impl Client {
         serde_json::from_reader(BufReader::new(answer)).map_err(|error| self.unreadable(error))
     }
 
-    /// Calls `each` with every line of the answer, as a document and as it came.
+    /// Calls `each` with every line of the answer, as a document and as received.
     pub(crate) fn lines<T: DeserializeOwned>(
         &self,
         answer: Answer,
@@ -183,8 +183,8 @@ impl Client {
         }
     }
 
-    /// Calls `each` with every block of a pcapng file, whole: who is interrupted leaves a file that
-    /// ends where a block does.
+    /// Calls `each` with every whole block of a pcapng file, so that an interrupted command leaves a file
+    /// that ends with a complete block.
     pub(crate) fn blocks(
         &self,
         answer: Answer,
@@ -223,7 +223,7 @@ impl Client {
     async fn exchange(&self, method: Method, path: &str, sent: Option<Sent>) -> Result<Answer, AskError> {
         let target = self.target()?;
         let (host, token) = match &target {
-            // Who asks is known there, whatever is sent.
+            // There the kernel identifies the client, and no token is needed.
             Target::Socket(_) => ("localhost", None),
             Target::Tcp { authority, host, tls } => {
                 let token = self.token.as_ref();
@@ -303,7 +303,7 @@ impl Client {
             Some(("https", authority)) => (authority, true),
             Some(("unix", path)) => return Ok(Target::Socket(path.into())),
             None if api.contains('/') => return Ok(Target::Socket(api.into())),
-            // As before there was a socket.
+            // The form from before there was a socket.
             None if api.contains(':') => (api, false),
             _ => return Err(AskError::NoPlace { api: self.place.clone() }),
         };

@@ -5,10 +5,10 @@ use axum::http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFI
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::{DateTimeParser, DateTimePrinter};
 
-/// What stands in a header of the request, if it is there.
+/// Returns the value of a header of the request, if present.
 type Header<'h, H> = &'h H;
 
-/// Whether the request's conditions for being done hold; otherwise it is 412.
+/// Whether the request's preconditions hold; otherwise the answer is 412.
 pub(super) fn hold<'h, H>(header: Header<'_, H>, etag: &str, modified: Option<Timestamp>) -> bool
 where
     H: Fn(HeaderName) -> Option<&'h str>,
@@ -21,7 +21,7 @@ where
     }
 }
 
-/// Whether the client has it already: 304.
+/// Whether the client has the present representation already: then the answer is 304.
 pub(super) fn is_unchanged<'h, H>(header: Header<'_, H>, etag: &str, modified: Option<Timestamp>) -> bool
 where
     H: Fn(HeaderName) -> Option<&'h str>,
@@ -34,12 +34,12 @@ where
     }
 }
 
-/// Whether what the client has a part of, by the validator of If-Range, is what there is now.
+/// Whether the client's partial copy, by the validator of If-Range, is of the present representation.
 pub(super) fn is_current(validator: &str, etag: &str, modified: Option<Timestamp>) -> bool {
     validator == etag || modified.is_some_and(|modified| read(validator) == Some(modified))
 }
 
-/// A time as HTTP has it, in whole seconds.
+/// A time in HTTP's format, in whole seconds.
 pub(super) fn written(time: Timestamp) -> Option<String> {
     DateTimePrinter::new().timestamp_to_rfc9110_string(&time).ok()
 }

@@ -61,7 +61,7 @@ pub(super) struct Wanted {
     /// How many boots back.
     #[serde(default)]
     back: usize,
-    /// Anything but 0: go on with what is said.
+    /// Anything but 0: follow further lines.
     #[serde(default)]
     follow: u8,
 }
@@ -100,7 +100,7 @@ async fn tell(
     }
     let machine = read::find(&state.boot.machines, name)?;
     let place = follow.then(|| state.access.follow()).transpose()?;
-    // First the subscription, then the past: together they are everything.
+    // First the subscription, then the stored lines: so no line is missed.
     let live = follow.then(|| consoles.follow());
     let past = tokio::task::spawn_blocking(move || consoles.read(machine.mac, wanted.back)).await;
     let past = match past.map_err(Failure::internal)?? {
@@ -146,7 +146,7 @@ async fn send(
                     return;
                 }
             }
-            // Others', or lines that came faster than they were read: the numbers show it.
+            // Other machines' lines, or lines that arrived faster than they were read: their numbers show the gap.
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
         }

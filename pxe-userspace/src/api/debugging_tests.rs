@@ -52,7 +52,7 @@ async fn a_console_is_taken_kept_and_shown() {
     while texts.len() < 3 {
         texts.push(followed.next().await);
     }
-    // All that there was has come: what comes now is followed.
+    // All stored lines have arrived: further ones are followed.
     assert_eq!(say(&daemon, NODE, 4, &["late", "live"]).await, 204);
     texts.push(followed.next().await);
     assert_eq!(texts, ["Linux", "^[[2Jgone", "late", "live"]);
@@ -66,7 +66,7 @@ struct Followed(tokio::io::Lines<tokio::io::BufReader<tokio::net::UnixStream>>);
 
 async fn follow(api: &std::path::Path, path: &str) -> Followed {
     let mut stream = tokio::net::UnixStream::connect(api).await.unwrap();
-    // Without chunks: its lines are the answer's.
+    // HTTP/1.0, so that the answer has no chunks between its lines.
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
     Followed(tokio::io::BufReader::new(stream).lines())
 }

@@ -28,14 +28,14 @@ pub struct Status {
     #[serde(serialize_with = "text::micros")]
     pub started: Timestamp,
     pub bridge: BridgeStatus,
-    /// First and last of the addresses that unknown machines are given.
+    /// The first and last address for machines without a reservation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<[Ipv4Addr; 2]>,
     pub ports: Vec<PortStatus>,
-    /// What this kernel takes of the fast path. `None` when the fast path is off.
+    /// What this kernel supports of the fast path. `None` when the fast path is off.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fast_path: Option<KernelStatus>,
-    /// How far the boots are that go on just now.
+    /// The progress of the present boots.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boots: Option<Wave>,
     pub pacing: Pacing,
@@ -99,7 +99,7 @@ pub struct Image {
     pub names: Vec<String>,
     /// Profiles that boot it.
     pub profiles: Vec<String>,
-    /// In how many stages it boots, where neither profile nor memory say more.
+    /// In how many stages it boots, unless profile or memory decide otherwise.
     pub stages: u8,
 }
 
@@ -119,7 +119,7 @@ pub struct Profile {
     pub problem: Option<String>,
 }
 
-/// A new token. Nobody sees it again.
+/// A new token. It can't be shown again.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NewToken {
@@ -129,7 +129,7 @@ pub struct NewToken {
     pub secret: String,
 }
 
-/// Links that let one browser in, once: the same one, by each address that the page has.
+/// Links that log one browser in, once: the same link for each address of the page.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Invitation {
@@ -164,11 +164,11 @@ pub struct WayIn {
 #[serde(rename_all = "kebab-case")]
 pub struct Reloaded {
     pub changed: Vec<String>,
-    /// What changed in the file, but waits for the daemon to be started again.
+    /// What changed in the file, but takes effect only at the next start.
     pub needs_restart: Vec<String>,
 }
 
-/// A step on an image's way in.
+/// A step of an image's import.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Progress {

@@ -1,4 +1,4 @@
-//! The door of the API: who asks, and from where. Behind it, each route asks for its least role (`routes`).
+//! Authentication of the API: who asks, and from where. After it, each route demands its least role (`routes`).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::{Failure, Kind, login};
 use crate::operate::access::{Caller, Logins, Tokens};
 use crate::operate::audit::{Audit, Did};
 
-/// Answers that go on and on, at a time.
+/// The most streams (`follow=1`) at a time.
 const FOLLOWERS_MAX: usize = 128;
 
 /// For every answer. The page has neither scripts nor styles of its own, and a file that is served needs none.
@@ -34,15 +34,15 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
-/// What the door goes by. Cloning it is cheap.
+/// The data that authentication needs. Cloning it is cheap.
 #[derive(Clone)]
 pub struct Access {
     pub tokens: Tokens,
     pub logins: Logins,
     pub audit: Audit,
-    /// What it goes by on TCP.
+    /// The names under which the API may be reached over TCP.
     pub hosts: Arc<Hosts>,
-    /// Addresses of the page, `http://127.0.0.1:7480`; none where there is no TCP.
+    /// Addresses of the page, `http://127.0.0.1:7480`; empty without TCP.
     pub pages: Arc<[String]>,
     followers: Arc<Semaphore>,
 }
@@ -60,7 +60,7 @@ impl Access {
         }
     }
 
-    /// A place among those who follow something, to be held as long as they do.
+    /// Takes one of the places for streams, to be held as long as the stream.
     pub(super) fn follow(&self) -> Result<OwnedSemaphorePermit, Failure> {
         self.followers.clone().try_acquire_owned().map_err(|_| {
             let error = format!("{FOLLOWERS_MAX} others follow something already");
@@ -69,7 +69,7 @@ impl Access {
     }
 }
 
-/// Lets a request in, with its [`Caller`], or refuses it. Answers leave with the headers that browsers go by.
+/// Admits a request, with its [`Caller`], or refuses it. Adds the security headers for browsers to the answer.
 pub(super) async fn enter(State(access): State<Access>, mut request: Request, next: Next) -> Response {
     let mut response = match admit(&access, &request) {
         Ok(caller) => {
@@ -84,7 +84,7 @@ pub(super) async fn enter(State(access): State<Access>, mut request: Request, ne
             if asks_for_token {
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            // A stranger keeps no connection.
+            // An unauthenticated client does not keep its connection.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }
@@ -97,7 +97,7 @@ pub(super) async fn enter(State(access): State<Access>, mut request: Request, ne
     response
 }
 
-/// Who asks; nobody only where a browser shows its link.
+/// The caller; `None` only for a browser that opens its login link.
 fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Failure> {
     let came = request.extensions().get::<Came>().expect("the listener says how each request came");
     let headers = request.headers();
@@ -112,7 +112,7 @@ fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Failure> 
     let source = hosts::source(headers, own.as_ref())?;
     let now = Timestamp::now();
     let caller = if let Some(authorization) = headers.get(header::AUTHORIZATION) {
-        // No second try by a cookie: who shows a token means it.
+        // If there is a token, the cookie is not tried.
         bearer(authorization).and_then(|token| access.tokens.judge(token, now))
     } else if let Some(caller) =
         login::cookie(headers, *tls).and_then(|cookie| access.logins.judge(cookie, now))
@@ -131,7 +131,7 @@ fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Failure> 
             Ok(Some(Caller { from: Some(peer.ip().to_canonical()), ..caller }))
         }
         None if request.uri().path() == login::PATH => Ok(None),
-        // Short: whoever has no token has no use for more.
+        // A short answer is enough without a token.
         None => Err(Failure::new(Kind::Unknown, "a token is needed", "see `bridgehead token add`")),
     }
 }
@@ -159,7 +159,7 @@ impl By {
         Self { caller, audit, told: Arc::default() }
     }
 
-    /// Keeps what was done. It is on disk when this returns.
+    /// Records a change. It is on disk when this returns.
     pub(super) async fn did(&self, did: Did) {
         self.later();
         let (audit, caller) = (self.audit.clone(), self.caller.clone());
@@ -169,7 +169,7 @@ impl By {
         }
     }
 
-    /// What is done will be told when it is.
+    /// The change will be recorded later, when it is made.
     pub(super) fn later(&self) {
         self.told.store(true, std::sync::atomic::Ordering::Relaxed);
     }

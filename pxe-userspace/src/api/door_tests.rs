@@ -1,4 +1,4 @@
-//! The door as curl finds it: who gets in, and what each may do there.
+//! Authentication as curl sees it: who is admitted, and what each role may do.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -58,7 +58,7 @@ async fn by_tcp_nobody_gets_in_without_a_token() {
             let answer = ask(&daemon, method.as_str(), &path, &headers).await;
             assert_eq!(answer.status, 401, "{method} {path} {headers:?}");
         }
-        // What is there is nobody's business either.
+        // Nor does a stranger learn which paths exist.
         for path in ["/nothing", "/api/nodes/%ff", "/files/ten", "/login/x"] {
             let answer = ask(&daemon, "GET", path, &headers).await;
             assert_eq!((answer.status, &*refused(&answer)), (401, "a token is needed"), "{path}");
@@ -73,7 +73,7 @@ async fn by_tcp_nobody_gets_in_without_a_token() {
     assert_eq!(ask(&daemon, "GET", "/metrics", &[&good]).await.status, 200);
 }
 
-/// A request for each route that its role is enough for, and that changes nothing that others need.
+/// A request for each route for which its role is sufficient, and that changes nothing that other requests need.
 fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
     let path = path.replace("/api/nodes/{name}", &format!("/api/nodes/{NODE}")).replace("{*path}", "ten");
     let path = match (method.as_str(), path.as_str()) {
@@ -93,8 +93,8 @@ fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
     (path, body)
 }
 
-/// Every route, and every role: refused for what is less than the route asks for, and for nothing else. And every
-/// change is in the audit, with who made it.
+/// Every route with every role: a request is refused exactly if its role is below the route's. And every change is in
+/// the audit, with who made it.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_route_has_its_least_role_and_each_change_its_entry() {
     let daemon = Daemon::start().await;
@@ -117,7 +117,7 @@ async fn each_route_has_its_least_role_and_each_change_its_entry() {
             assert_ne!(answer.status, 401);
             let kept = daemon.access.audit.since(0, 1000).unwrap();
             let changed = !matches!(*method, Method::GET) && answer.status < 300;
-            // Looking at a way in or at packets is told, too.
+            // Requests for a way in or for packets are recorded, too.
             let told = changed || answer.status == 200 && path.ends_with("/trace");
             assert_eq!(kept.len() - before, usize::from(told), "{method} {path}");
             if let Some(entry) = kept.last().filter(|_| told) {
@@ -169,7 +169,7 @@ async fn pages_of_other_sites_get_nothing_whatever_they_send() {
     let preflight = ["Origin: http://evil.example", "Access-Control-Request-Method: POST"];
     let answer = ask(&daemon, "OPTIONS", "/api/images", &preflight).await;
     assert!(answer.status == 403 && answer.header("access-control-allow-origin").is_none());
-    // Neither by the socket, should something relay it.
+    // Nor over the socket, should something relay it.
     assert_eq!(curl(daemon.api, "/api/status", &["-H", "Origin: http://evil.example"]).await.status, 403);
     for host in ["localhost:1", "boot.example.org", "BOOT.example.org:443"] {
         let host = format!("Host: {host}");
@@ -215,7 +215,7 @@ async fn a_link_lets_a_browser_in_once_and_a_cookie_from_then_on() {
     let link = run(&api, "login --role operator").await.unwrap();
     let page = format!("http://{}", daemon.api_by_tcp);
     let path = link.trim().strip_prefix(&page).unwrap().to_owned();
-    // A look at it, as a chat makes one, does not use it up.
+    // A HEAD request, as for a chat's link preview, does not use it up.
     assert_eq!(curl(daemon.api_by_tcp, &path, &["--head"]).await.status, 204);
     let entered = curl(daemon.api_by_tcp, &path, &[]).await;
     assert_eq!((entered.status, entered.header("location")), (303, Some("/")));
@@ -305,7 +305,7 @@ async fn the_command_line_makes_lists_and_takes_away_tokens() {
     assert_eq!(run(&api, "audit --after 1").await.unwrap().lines().count(), 1);
 }
 
-/// The body is the file; a path that is sent is none.
+/// The body is the file; a path in the request opens nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_asks_opens_the_files() {
     let daemon = Daemon::start().await;
@@ -339,7 +339,7 @@ async fn whoever_asks_opens_the_files() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// A thousand who ask for nothing, and others who follow and follow.
+/// A thousand connections without a request, and many that follow streams.
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_take_no_connection_from_anybody() {
     let daemon = Daemon::start().await;

@@ -18,8 +18,7 @@ use crate::machines::timeline::{Event, Timeline};
 /// Rows of one query, so that memory is bounded, however long the timeline is.
 const PAGE: usize = 512;
 
-/// How long the timeline's writer may take to have an event on disk, before the reader goes on
-/// without it.
+/// How long the timeline's writer may take to store an event, before the reader goes on without it.
 const WRITER_LAG: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, Deserialize)]
@@ -30,7 +29,7 @@ pub(super) struct Wanted {
     after: u64,
     /// Only this machine's, by name or MAC.
     node: Option<String>,
-    /// Anything but 0: go on with what happens.
+    /// Anything but 0: follow further events.
     #[serde(default)]
     follow: u8,
 }
@@ -74,7 +73,7 @@ pub(super) fn ndjson(document: &impl Serialize) -> Line {
     Ok(line.into())
 }
 
-/// The client has left.
+/// The client has disconnected.
 struct Gone;
 
 async fn send(
@@ -83,14 +82,14 @@ async fn send(
     _place: Option<OwnedSemaphorePermit>,
     lines: mpsc::Sender<Line>,
 ) {
-    // Leaving ends the stream; there is nobody to tell.
+    // When the client disconnects the stream ends, and there is nobody to tell.
     let _: Result<(), Gone> = send_all(&timeline, &wanted, &lines).await;
 }
 
 async fn send_all(timeline: &Timeline, wanted: &Wanted, lines: &mpsc::Sender<Line>) -> Result<(), Gone> {
     let mut after = wanted.after;
     loop {
-        // First the subscription, then the past up to it: together they are everything, once.
+        // First the subscription, then the stored events up to it: so each event is sent exactly once.
         let (last, mut live) = timeline.follow();
         after = past(timeline, after, last, wanted, lines).await?;
         if wanted.follow == 0 {
@@ -107,7 +106,7 @@ async fn send_all(timeline: &Timeline, wanted: &Wanted, lines: &mpsc::Sender<Lin
                     after = event.id;
                     line(&event, wanted, lines).await?;
                 }
-                // This client reads slower than things happen: the rest is on disk.
+                // This client reads more slowly than events occur: it gets the rest from the disk.
                 Err(RecvError::Lagged(_)) => break,
                 Err(RecvError::Closed) => return Ok(()),
             }

@@ -12,16 +12,16 @@ use pxe_contract::failure::ErrorDocument;
 pub struct Failure {
     pub kind: Kind,
     pub error: String,
-    /// What the asker can do.
+    /// What the client can do.
     pub hint: String,
 }
 
-/// What a client should make of it.
+/// The kind of a failure, which determines the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The request makes no sense.
     Invalid,
-    /// Nobody says who asks.
+    /// The client is not authenticated.
     Unknown,
     /// Not for this client.
     Forbidden,
@@ -29,7 +29,7 @@ pub enum Kind {
     Misdirected,
     /// What was named isn't there.
     NotFound,
-    /// It can't be done as things are: an image is in use.
+    /// It is not possible in the present state: an image is in use.
     Conflict,
     /// Something this depends on doesn't answer: Docker.
     Unavailable,
@@ -71,10 +71,10 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Bytes of an error in words that is not ours.
+/// The longest foreign error message, in bytes.
 const WORDS_MAX: usize = 4096;
 
-/// An error of axum's own, such as a path that is no UTF-8, as a document like every other.
+/// Turns axum's own errors, such as for a path that is not UTF-8, into documents like all others.
 pub(super) async fn as_document(response: Response) -> Response {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();

@@ -27,8 +27,8 @@ use crate::provision::blob::Blob;
 use crate::provision::boot::Generated;
 use crate::serve::files::{OpenError, Opened};
 
-/// Bytes read at once: large enough that a thread's hand-over costs little, small enough that a
-/// thousand slow clients take no memory to speak of.
+/// Bytes read at once: large enough that handing them between threads costs little, small enough that a
+/// thousand slow clients take little memory.
 const PIECE: u64 = 64 * 1024;
 
 pub(super) fn routes() -> Router<BootState> {
@@ -73,7 +73,7 @@ fn below(prefix: &'static str) -> MethodRouter<BootState> {
     )
 }
 
-/// Who asks. Over IPv6 nobody who has a lease.
+/// The client's address. Over IPv6 no client has a lease.
 pub(super) fn ipv4(peer: IpAddr) -> Ipv4Addr {
     match peer.to_canonical() {
         IpAddr::V4(address) => address,
@@ -131,8 +131,8 @@ fn respond(
     if conditions::is_unchanged(&text, &etag, modified) {
         return with(last_modified, (StatusCode::NOT_MODIFIED, common).into_response());
     }
-    // RFC 9110 section 14.2: Range means something to GET only; section 13.1.5: and only while
-    // the representation is the one that the client has a part of.
+    // RFC 9110 section 14.2: Range applies only to GET; section 13.1.5: and only while the client's
+    // partial copy is of the present representation.
     let current = text(header::IF_RANGE).is_none_or(|tag| conditions::is_current(tag, &etag, modified));
     let wanted = match text(header::RANGE) {
         Some(range) if method == Method::GET && current => Wanted::parse(range, blob.len()),
@@ -172,7 +172,7 @@ fn with(header: Option<[(header::HeaderName, String); 1]>, mut response: Respons
     response
 }
 
-/// EDK2's HTTP Boot tells an application from a disk image by this, or by the name's end.
+/// EDK2's HTTP Boot distinguishes applications from disk images by this, or by the file extension.
 fn content_type(path: &str) -> &'static str {
     match path.rsplit_once('.') {
         Some((_, end)) if end.eq_ignore_ascii_case("efi") => "application/efi",
@@ -180,7 +180,7 @@ fn content_type(path: &str) -> &'static str {
     }
 }
 
-/// A blob on its way out, a piece at a time.
+/// A blob that is being sent, a piece at a time.
 struct Sending {
     blob: Blob,
     /// What is still to be sent.
@@ -189,10 +189,10 @@ struct Sending {
     sent: Arc<AtomicU64>,
 }
 
-/// Who takes it.
+/// The receiver of a blob.
 struct Taker {
     timeline: Timeline,
-    /// What the machine has reached when all of the blob was handed to its connection.
+    /// The stage that the machine has reached when all of the blob was handed to its connection.
     stage: Option<Stage>,
     client: Ipv4Addr,
     path: String,

@@ -1,4 +1,4 @@
-//! What `fuzz/` reaches of this module's inside.
+//! Internals of this module for `fuzz/`.
 
 use std::ops::Range;
 

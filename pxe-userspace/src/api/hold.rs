@@ -65,7 +65,7 @@ pub(super) async fn release(
     .await
 }
 
-/// Where writing to the disk holds nobody up.
+/// Makes the change on a thread where waiting for the disk blocks nobody.
 async fn change(
     state: ApiState,
     by: By,
@@ -78,7 +78,7 @@ async fn change(
     Ok(Json(after))
 }
 
-/// A machine that is held: 200 while it is to stay where it stopped, 204 when it is to go on.
+/// A held machine polls: 200 while it is to wait, 204 when it is to go on.
 pub(super) async fn stopped(
     State(state): State<BootState>,
     speaker: Speaker,
@@ -88,7 +88,7 @@ pub(super) async fn stopped(
     Ok(answer(state.holds.stopped(mac)))
 }
 
-/// A machine whose boot failed: 200 while it is to stay so, 204 when it is to boot again.
+/// A machine whose boot failed polls: 200 while it is to wait, 204 when it is to boot again.
 pub(super) async fn failed(
     State(state): State<BootState>,
     speaker: Speaker,
@@ -97,7 +97,7 @@ pub(super) async fn failed(
     Ok(answer(heard(&state, &speaker, body)?.1))
 }
 
-/// Who speaks, and whether it is to stay as far as failed boots go.
+/// The machine that polls, and whether it is to wait as far as rescues are concerned.
 fn heard(
     state: &BootState,
     speaker: &Speaker,

@@ -1,8 +1,8 @@
-//! Which names the API goes by, and who may send requests from a browser. Pure.
+//! The host names of the API, and which pages may send requests from a browser. Pure.
 //!
-//! A web page of anybody's can have a browser send requests to addresses that only the browser reaches, and after its
-//! own name was made to lead there (DNS rebinding), even read the answers. It can't make the browser lie in `Host`,
-//! `Origin` and `Sec-Fetch-Site`.
+//! Any web page can make a browser send requests to addresses that only the browser can reach. If its own name resolves
+//! to such an address (DNS rebinding), it can even read the answers. But it can't make the browser send wrong values in
+//! `Host`, `Origin` and `Sec-Fetch-Site`.
 
 use std::net::IpAddr;
 
@@ -11,26 +11,26 @@ use axum::http::{HeaderMap, HeaderValue, Uri, Version, header};
 
 use super::{Failure, Kind};
 
-/// What `Host` may say.
+/// The permitted values of `Host`.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
-    /// Addresses of ours, beside the one that a request came to.
+    /// Our addresses, beside the one to which a request came.
     pub addresses: Vec<IpAddr>,
     /// In lower case.
     pub names: Vec<String>,
 }
 
-/// Where a request says that it comes from.
+/// The origin that a request claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// From a page of ours: a browser says so.
+    /// From our own page, as the browser says.
     OwnPage,
     /// From no page: a program, or an address that somebody typed.
     NoPage,
 }
 
 impl Hosts {
-    /// The one authority that a request is for, which is one of ours. `local` is the address that it came to.
+    /// Returns a request's one authority if it is ours. `local` is the address to which the request came.
     pub(super) fn judge(
         &self,
         version: Version,
@@ -71,7 +71,7 @@ impl Hosts {
     }
 }
 
-/// Refuses what a page of somebody else's sends. `own` is the host that the request is for.
+/// Refuses requests of foreign pages. `own` is the request's host.
 pub(super) fn source(headers: &HeaderMap, own: Option<&Authority>) -> Result<Source, Failure> {
     let foreign = || {
         Err(Failure::new(
@@ -85,7 +85,7 @@ pub(super) fn source(headers: &HeaderMap, own: Option<&Authority>) -> Result<Sou
         match site.as_bytes() {
             b"same-origin" => source = Source::OwnPage,
             b"none" => {}
-            // `same-site` as well: another port of this host is somebody else's.
+            // Also for `same-site`, because another port of this host may be somebody else's.
             _ => return foreign(),
         }
     }
@@ -103,8 +103,8 @@ pub(super) fn source(headers: &HeaderMap, own: Option<&Authority>) -> Result<Sou
     Ok(source)
 }
 
-/// Whether an origin is the host that was asked. What `Host` leaves out is its scheme's port; a proxy before us may
-/// have the other scheme.
+/// Whether an origin is the requested host. Without a port, `Host` means the scheme's port; a proxy before us may use the
+/// other scheme.
 fn same(scheme: &str, theirs: &Authority, own: &Authority) -> bool {
     let default = match scheme {
         "http" => 80,
@@ -117,7 +117,7 @@ fn same(scheme: &str, theirs: &Authority, own: &Authority) -> bool {
 
 fn authority(host: &HeaderValue) -> Option<Authority> {
     let authority: Authority = host.to_str().ok()?.parse().ok()?;
-    // It may have a port that is one, and no user.
+    // It may have a valid port, but no user.
     let rest = authority.as_str().strip_prefix(authority.host())?;
     (rest.is_empty() || authority.port_u16().is_some()).then_some(authority)
 }

@@ -18,22 +18,22 @@ use super::{ApiState, Failure, Images, Kind};
 use crate::operate::audit::Did;
 use crate::provision::image::{ImageSource, canonical};
 
-/// Content types of files that are sent. What they are is told by their bytes.
+/// Content types of sent files. Their actual format is detected from their bytes.
 const FILES: [&str; 3] =
     ["application/x-tar", "application/octet-stream", "application/vnd.debian.binary-package"];
 
-/// The body of `POST /api/images` where none is sent.
+/// The body of `POST /api/images` without a file.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Named {
     reference: String,
 }
 
-/// Of a file that is sent.
+/// The query with a sent file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Of {
-    /// The file's name where it came from.
+    /// The file's name at the client.
     file: Option<String>,
 }
 
@@ -48,8 +48,8 @@ pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Image
     listed(&state).await.map(Json)
 }
 
-/// Streams an [`ImageLine`] a line. The import goes on when the client leaves: half an image is
-/// of no use to anyone.
+/// Streams [`ImageLine`]s, one a line. The import continues when the client disconnects, because half an
+/// image is useless.
 pub(super) async fn add(
     State(state): State<ApiState>,
     by: By,

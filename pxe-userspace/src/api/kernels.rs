@@ -14,7 +14,7 @@ use super::{ApiState, Failure, Kind};
 use crate::operate::audit::Did;
 use crate::provision::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
 
-/// The body of `POST /api/kernels` where none is sent.
+/// The body of `POST /api/kernels` without a file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Named {
@@ -29,13 +29,13 @@ struct OfImage {
     image: String,
 }
 
-/// Of a kernel that is sent.
+/// The query with a sent kernel.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Of {
-    /// What profiles call it.
+    /// Its name in profiles.
     name: Option<String>,
-    /// The name of its file or directory where it came from.
+    /// The name of its file or directory at the client.
     file: Option<String>,
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn list(State(state): State<ApiState>) -> Json<KernelList> {
     Json(state.images.kernels())
 }
 
-/// Answers when it is there: seconds, for a distribution's kernel.
+/// Answers when the kernel is added, which takes seconds for a distribution's kernel.
 pub(super) async fn add(
     State(state): State<ApiState>,
     by: By,
@@ -75,7 +75,7 @@ pub(super) async fn add(
     };
     let before = state.images.kernels();
     by.later();
-    // Half a kernel is of no use: it goes on when the client leaves.
+    // Continues when the client disconnects, because half a kernel is useless.
     let adding = tokio::spawn(async move {
         let added = state.images.add_kernel(new).await;
         let added = added.map_err(|failure| match &upload {
@@ -105,7 +105,7 @@ fn digest(kernel: &KernelRecord) -> Value {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Default {
-    /// None is the stock one, and has to be said: whoever forgets the name does not reset it.
+    /// `None` is the stock one, and must be explicit, so that a forgotten name does not reset it.
     #[serde(deserialize_with = "Option::deserialize")]
     name: Option<String>,
 }

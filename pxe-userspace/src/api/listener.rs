@@ -1,16 +1,16 @@
 //! Accepting and ending connections.
 //!
 //! GRUB is why this is not `axum::serve`. After every boot it uses the same TCP ports 21550, 21551, …, with sequence
-//! numbers that start at its clock, and it leaves connections open without a FIN when it jumps into a kernel. A
-//! connection of the last boot that we still hold then answers the next boot's SYN with a challenge ACK (RFC 5961
-//! section 4), and GRUB times out. So:
+//! numbers that start at its clock, and it leaves connections open without a FIN when it starts a kernel. If we still
+//! have a connection of the last boot, the next boot's SYN is answered with a challenge ACK (RFC 5961 section 4), and
+//! GRUB times out. So:
 //!
-//! - [`Connections::forget`] resets all connections of a machine. The daemon calls it at the machine's DISCOVER: a
-//!   machine that asks for an address has forgotten its connections.
-//! - We don't close first where the client would: that would leave TIME_WAIT for a minute, with the same effect, and
-//!   a socket in that state can't be reset.
-//! - An idle connection is half-closed, but kept until the client has closed it, too: left to the kernel in
-//!   FIN_WAIT2, it could not be reset.
+//! - [`Connections::forget`] resets all connections of a machine. The daemon calls it at the machine's DISCOVER, because
+//!   a machine that asks for an address has forgotten its connections.
+//! - We don't close first if the client would: that would leave TIME_WAIT for a minute, with the same effect, and a
+//!   socket in that state can't be reset.
+//! - An idle connection is half-closed, but kept until the client has closed it, too. Left to the kernel in FIN_WAIT2, it
+//!   could not be reset.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -41,19 +41,19 @@ use super::places::{Connections, Entry, IDLE};
 use super::shared::Shared;
 use super::{Failure, Kind};
 
-/// After that, the client has so long to close its half.
+/// How long the client then has to close its half.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Data that is not acknowledged for this long: the client is gone.
+/// If data is not acknowledged for this long, the client is gone.
 pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
-/// Bytes of a request's headers, and about so many of an answer, that wait for a client.
+/// The limit of a request's headers, and about that of an answer's data buffered for a client, in bytes.
 const BUFFER_MAX: usize = 64 << 10;
 
-/// What requests in progress get at the end.
+/// The time that requests in progress get at the end.
 const LAST_ORDERS: Duration = Duration::from_secs(2);
 
-/// The certificate, in DER, that a client showed and proved to have the key of. With each request over TLS.
+/// The client's certificate, in DER, whose key it has proved to have. An extension of each request over TLS.
 #[derive(Clone, Debug)]
 pub(super) struct Shown(pub(super) Option<CertificateDer<'static>>);
 
@@ -98,7 +98,7 @@ async fn serve_either(
     end(tasks).await;
 }
 
-/// The next connection; `Some(None)` when there was none to be had, `None` at the end.
+/// The next connection; `Some(None)` if accepting failed, `None` at the end.
 pub(super) async fn next<T>(
     accept: impl Future<Output = io::Result<T>>,
     tasks: &mut JoinSet<()>,
@@ -107,7 +107,7 @@ pub(super) async fn next<T>(
     tokio::select! {
         accepted = accept => match accepted {
             Ok(accepted) => Some(Some(accepted)),
-            // Of the connection (ECONNABORTED), or of the process (EMFILE): the latter passes.
+            // The connection's error (ECONNABORTED), or the process's (EMFILE), which passes.
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -119,7 +119,7 @@ pub(super) async fn next<T>(
     }
 }
 
-/// Requests in progress get their time to end.
+/// Gives requests in progress time to end.
 pub(super) async fn end(mut tasks: JoinSet<()>) {
     let _ = tokio::time::timeout(LAST_ORDERS, async { while tasks.join_next().await.is_some() {} }).await;
 }
@@ -135,7 +135,7 @@ async fn connection(
     let ended = async {
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-        // hyper keeps one handle to itself, and the socket closes with the last.
+        // hyper keeps one handle; the socket closes with the last.
         let socket = Shared::new(stream);
         let closed = tokio::select! {
             closed = async {
@@ -157,7 +157,7 @@ async fn connection(
             () = entry.forgotten.cancelled() => false,
         };
         if !closed {
-            // Closing then resets.
+            // So that closing resets the connection.
             SockRef::from(socket.stream()).set_linger(Some(Duration::ZERO))?;
         }
         Ok::<_, io::Error>(())
@@ -167,8 +167,8 @@ async fn connection(
     }
 }
 
-/// Answers requests until the client has no more, or is silent for too long. False when it has not asked for anything in
-/// the time that it has for that.
+/// Answers requests until the client has no more, or is silent for too long. False if it has not sent its first request
+/// in time.
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     shown: Option<Shown>,
@@ -200,9 +200,9 @@ async fn requests(
         // GRUB 2.06 looks for `Content-Length: ` in exactly this case. Without a length it waits half
         // a minute for more after each file.
         .title_case_headers(true)
-        // Who has said all that it will say, waits for its answer all the same.
+        // A client that closed its sending side still waits for its answer.
         .half_close(true)
-        // What a client that does not read costs.
+        // Bounds the memory of a client that does not read.
         .max_buf_size(BUFFER_MAX)
         .timer(TokioTimer::new())
         // Runs between requests, too.
@@ -229,17 +229,17 @@ async fn requests(
     true
 }
 
-/// As many Host headers as the protocol wants.
+/// Whether the number of Host headers is as the protocol demands.
 fn names_one_host(request: &Request<Incoming>) -> bool {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11)
 }
 
-/// Closes our half, and waits until the connection is at its end; false when it does not come.
+/// Closes our half, and waits until the connection has ended; false if it does not end in time.
 ///
 /// The descriptor is held until then, so that the machine can be forgotten: GRUB closes with a
 /// window of zero, which keeps our FIN from being sent, and a kernel-owned socket in LAST_ACK or
-/// FIN_WAIT2 is as much in the next boot's way as an open one.
+/// FIN_WAIT2 blocks the next boot as an open one does.
 async fn half_close(socket: &Shared) -> io::Result<bool> {
     let socket = socket.stream();
     match SockRef::from(socket).shutdown(Shutdown::Write) {
@@ -258,8 +258,8 @@ async fn half_close(socket: &Shared) -> io::Result<bool> {
                 Ok(0) | Err(_) => break,
             }
         }
-        // getpeername(2) fails from the moment that the socket has no connection; epoll tells of
-        // the client's FIN, but not of its last ACK.
+        // getpeername(2) fails as soon as the socket has no connection; epoll reports the client's FIN,
+        // but not its last ACK.
         while socket.peer_addr().is_ok() {
             tokio::time::sleep(pauses.pause()).await;
         }

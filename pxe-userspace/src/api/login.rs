@@ -1,4 +1,4 @@
-//! Logins of browsers: a link that is good once, and a cookie.
+//! Logins of browsers: a link that is valid once, and a cookie.
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -18,7 +18,7 @@ use crate::operate::audit::Did;
 /// Where a link leads.
 pub(super) const PATH: &str = "/login";
 
-/// A cookie with the first of these names comes from TLS only, and no other program of the host's can have set it.
+/// A cookie with the first of these names can only be set over TLS, and not by another program on the host.
 const COOKIES: [&str; 2] = ["__Host-bridgehead", "bridgehead"];
 
 /// The body of `POST /api/login`.
@@ -35,7 +35,7 @@ pub(super) async fn invite(
 ) -> Result<Json<Invitation>, Failure> {
     let wanted = wanted
         .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "send {\"role\": \"viewer\"}, or nothing"))?;
-    // A browser sends its cookies to every program that listens on the same host, whoever's: less is safer.
+    // A browser sends its cookies to every program that listens on the same host, so the least role is safer.
     let role = wanted.and_then(|Json(wanted)| wanted.role).unwrap_or(Role::Viewer);
     if role > by.caller.role {
         let error = format!("{} is {}, and lets nobody in as {role}", by.caller.who, by.caller.role);
@@ -61,7 +61,7 @@ pub(super) struct Shown {
     code: String,
 }
 
-/// Takes the code for a cookie, and goes on to the page.
+/// Trades the code for a cookie, and redirects to the page.
 pub(super) async fn enter(
     State(state): State<ApiState>,
     shown: Result<Query<Shown>, QueryRejection>,
@@ -70,7 +70,7 @@ pub(super) async fn enter(
     let hint = "`bridgehead login` prints another";
     let refused = || Failure::new(Kind::Forbidden, "this link was used, or is too old", hint);
     let Query(Shown { code }) = shown.map_err(|_| refused())?;
-    // Who only looks whether there is something leaves the link as it is.
+    // A HEAD request does not use up the link.
     if request.method() != Method::GET {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }

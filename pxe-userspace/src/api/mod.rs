@@ -102,7 +102,7 @@ pub trait Appliance: Send + Sync + 'static {
 /// The store of imported images.
 pub trait Images: Send + Sync + 'static {
     fn list(&self) -> Result<Vec<Image>, Failure>;
-    /// Where files that are sent are kept until they are brought in.
+    /// Where sent files are kept until they are imported.
     fn work(&self) -> PathBuf;
     /// Unpacks a directory that was sent as a tar archive. Blocks.
     fn unpack(&self, archive: &std::path::Path, into: &std::path::Path) -> Result<(), Failure>;
@@ -135,7 +135,7 @@ pub struct BootState {
     pub rescues: Rescues,
     pub storage: Storage,
     pub fleet: Fleet,
-    /// Bytes of files that went out over HTTP.
+    /// Bytes of files sent over HTTP.
     pub http_sent: Arc<AtomicU64>,
     pub trust: Trust,
     pub carousel: Carousel,

@@ -1,4 +1,4 @@
-//! A page for people who point a browser at the API.
+//! The API's page for browsers.
 
 use std::fmt::Write as _;
 

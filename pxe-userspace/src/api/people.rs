@@ -1,8 +1,8 @@
 //! The listeners for people: the socket, and TCP where the configuration says so.
 //!
-//! There are only so many connections, so that nobody takes the descriptors that machines are served with. The socket
-//! has its own: whatever happens on TCP, the command line on the appliance gets through. On TCP, whoever showed
-//! no token or login gives way to whoever comes.
+//! The number of connections is limited, so that they don't take the descriptors that machines need. The socket has a
+//! limit of its own: whatever happens on TCP, the command line on the appliance gets through. On TCP, a connection
+//! without a token or login is closed to make room for a new one.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,14 +35,15 @@ use crate::base::lock::Unpoisoned as _;
 /// Connections at a time, of the socket and of TCP, each.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// What a client whose request was not read to its end gets, to read why: a reset would take the answer away.
+/// How long and how much is still read of a request that was refused before its end. Otherwise a reset would destroy the
+/// answer before the client has read it.
 const DRAINED_FOR: Duration = Duration::from_secs(1);
 const DRAINED: u64 = 256 * 1024;
 
 /// The group whose members may use the socket, where there is one.
 pub const GROUP: &str = "bridgehead";
 
-/// How a request came.
+/// How a request arrived.
 #[derive(Clone, Debug)]
 pub(super) enum Came {
     /// From a process of this user, as the kernel says.
@@ -57,7 +58,7 @@ pub(super) enum Came {
     },
 }
 
-/// Whether somebody on the connection showed a token or login that was good.
+/// Whether a request on the connection had a valid token or login.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known(Arc<AtomicBool>);
 
@@ -71,7 +72,7 @@ impl Known {
     }
 }
 
-/// The socket can't be had.
+/// The socket can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     #[error(
@@ -84,7 +85,7 @@ pub enum SocketError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The socket's listener. Its file goes with it.
+/// The socket's listener. Dropping it removes the socket's file.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -93,18 +94,18 @@ pub struct Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Gone already where somebody tidied up.
+        // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 impl Socket {
-    /// Opens it for root and the group [`GROUP`]. What a daemon that was killed left there is replaced.
+    /// Opens it for root and the group [`GROUP`]. A socket that a killed daemon left is replaced.
     pub fn open(path: &Path) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Io { path: path.to_owned(), source };
         if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
             std::fs::create_dir_all(directory).map_err(failed)?;
-            // Its group has to get through, whatever the umask.
+            // The group needs access to the directory, whatever the umask.
             std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).map_err(failed)?;
         }
         match std::fs::symlink_metadata(path) {
@@ -118,7 +119,7 @@ impl Socket {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 Ok(_) => return Err(SocketError::Taken(path.to_owned())),
-                // Its queue is full: somebody lives there, too.
+                // The queue is full, so a daemon is alive there, too.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Err(SocketError::Taken(path.to_owned()));
                 }
@@ -126,7 +127,7 @@ impl Socket {
             },
         }
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
-        // The umask keeps everybody out until here. First the group, then what it may.
+        // Until here the umask keeps everybody out. First set the group, then its permissions.
         if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) {
             chown(path, None, Some(group.gid.as_raw())).map_err(failed)?;
         }
@@ -163,7 +164,7 @@ impl Socket {
     }
 }
 
-/// Serves `router` by TCP until `stop`, and by TLS where there is a configuration for it.
+/// Serves `router` over TCP until `stop`, with TLS if there is a configuration for it.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<ServerConfig>,
@@ -188,7 +189,7 @@ pub async fn serve(
 }
 
 async fn by_socket(stream: UnixStream, came: Came, router: Router, stop: CancellationToken) {
-    // Nobody has an address there, and what is served by address takes it for the appliance's own.
+    // Clients on the socket have no address; where addresses count, they have the appliance's own.
     let peer = SocketAddr::from(([127, 0, 0, 1], 0));
     requests(stream, came, peer, router, stop).await;
 }
@@ -259,7 +260,7 @@ async fn requests(
     }
 }
 
-/// The connections that there are, in the order in which they came.
+/// The open connections, in the order in which they were accepted.
 #[derive(Clone, Default)]
 struct Places {
     taken: Arc<Mutex<Vec<Taken>>>,
@@ -280,7 +281,7 @@ struct Place {
 }
 
 impl Places {
-    /// A place; where there is none left, that of the oldest connection on which nobody is known.
+    /// A place; if none is left, that of the oldest unauthenticated connection.
     fn take(&self, known: Known) -> Option<Place> {
         let mut taken = self.taken.lock().unpoisoned();
         if taken.len() >= CONNECTIONS_MAX {
@@ -294,7 +295,7 @@ impl Places {
 }
 
 impl Place {
-    /// Until it is served to its end, or gives way.
+    /// Runs until the connection is served to its end, or closed to make room.
     async fn hold(self, serving: impl Future<Output = ()>) {
         tokio::select! {
             () = serving => {}

@@ -1,9 +1,10 @@
-//! Who may have how many connections. Pure but for the lock: who somebody is, is an argument.
+//! Limits of the connections of each client. Pure but for the lock: the client's standing is an argument.
 //!
-//! Each connection is a descriptor, and the daemon has only so many. So one address has a few of them, all together
-//! leave enough for the database and the API, and a quarter is kept for machines with a lease. When there are no more,
-//! those give way that never asked for anything, of the address with the most first, and then those that have been
-//! silent for longest. A machine's never give way to somebody else's: GRUB leaves connections open on purpose.
+//! Each connection is a descriptor, and the daemon has a limited number. So the connections of one address are limited,
+//! all together leave enough descriptors for the database and the API, and a quarter is kept for machines with a lease.
+//! When there are no more, connections without any request are reset first, beginning with the address that has most,
+//! and then those that have been silent for longest. A machine's connection is never reset for another client's, because
+//! GRUB leaves connections open on purpose.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,21 +20,21 @@ use crate::machines::segment::{Origin, Segment, Standing};
 /// Without a request for this long, a connection is half-closed.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
 
-/// The same of nodes. GRUB opens all initrds, and closes them when the last is loaded: a connection that we had
-/// half-closed by then would be in TIME_WAIT for the next minute, and so for the next boot.
+/// The same for nodes. GRUB opens all initrds, and closes them when the last is loaded: a connection that we had
+/// half-closed by then would be in TIME_WAIT for a minute, and so during the next boot.
 const NODE_IDLE: Duration = Duration::from_secs(15 * 60);
 
-/// Whoever connects asks for something within this.
+/// The first request has to arrive within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// Connections that a node may have at a time; GRUB has two. One that sends a byte an hour on each
 /// must not have all of the daemon's descriptors.
 pub const PER_NODE: usize = 64;
 
-/// The same of an address of which the kernel does not know whose it is.
+/// The same for an address whose station the kernel does not know.
 const PER_UNKNOWN: usize = 4;
 
-/// So many times its places may be connections that are over but for the client's last word.
+/// Connections that only wait for the client's FIN may be this many times its places.
 const ENDING: usize = 2;
 
 /// The open connections of a listener. Cloning it is cheap.
@@ -56,14 +57,14 @@ struct Limits {
 
 #[derive(Default)]
 pub(super) struct Open {
-    /// The last connection's, and the last request's: what has the smaller number is the older.
+    /// The number of the last connection or request: a smaller number is older.
     last: u64,
-    /// Those that are not ending.
+    /// Connections that are not ending.
     count: usize,
     pub(super) by_peer: HashMap<IpAddr, HashMap<u64, Place>>,
 }
 
-/// A connection as others see it.
+/// A connection in the table.
 pub(super) struct Place {
     forgotten: CancellationToken,
     machine: bool,
@@ -72,21 +73,21 @@ pub(super) struct Place {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
-    /// Nothing was asked yet.
+    /// There was no request yet.
     Fresh,
-    /// The last request was this one.
+    /// The number of its last request.
     Asked(u64),
-    /// It waits for the client's end.
+    /// It waits for the client's FIN.
     Ending,
 }
 
 impl Connections {
-    /// None yet, and at most [`PER_NODE`] from one address. Everybody is a machine.
+    /// An empty table, with at most [`PER_NODE`] connections from one address. Every client counts as a machine.
     pub fn of_nodes() -> Self {
         Self::new(Self::nodes(), None)
     }
 
-    /// The same for the hosts of a segment, and nobody else.
+    /// The same, for the hosts of a segment only.
     pub fn on(segment: Segment) -> Self {
         Self::new(Self::nodes(), Some(segment))
     }
@@ -107,7 +108,7 @@ impl Connections {
         }
     }
 
-    /// None when `peer` has as many as it may, or is nobody's who is served here.
+    /// `None` if `peer` has reached its limit, or is not served here.
     pub(super) fn enter(&self, peer: IpAddr) -> Option<Entry> {
         let Inner { limits, segment, .. } = &*self.0;
         let source = match (segment, peer) {
@@ -156,7 +157,7 @@ impl Open {
         Some((self.last, forgotten))
     }
 
-    /// Resets the connection that has to give way, if there is one.
+    /// Resets a connection to make room, if one may be reset.
     fn make_room(&mut self, for_machine: bool) -> bool {
         let gives_way = |place: &Place| match place.state {
             State::Fresh => for_machine || !place.machine,
@@ -168,7 +169,7 @@ impl Open {
             candidates.map(|(id, place)| {
                 let greed = std::cmp::Reverse(places.len());
                 let fresh = place.state == State::Fresh;
-                // Of those that asked it is not greed that counts, but silence.
+                // After the first request not the number of connections counts, but how long each was silent.
                 ((place.machine, place.state.max(State::Asked(0)), fresh.then_some(greed), *id), *peer)
             })
         });
@@ -221,7 +222,7 @@ impl Entry {
         self.connections.0.limits.first
     }
 
-    /// A request came.
+    /// A request arrived.
     pub(super) fn asked(&self) {
         let mut open = self.connections.open();
         open.last += 1;
@@ -229,7 +230,7 @@ impl Entry {
         open.set(self.peer, self.id, state);
     }
 
-    /// There will be no more: from now on it only waits for the client's end.
+    /// There will be no more requests: from now on it only waits for the client's FIN.
     pub(super) fn ends(&self) {
         self.connections.open().set(self.peer, self.id, State::Ending);
     }

@@ -43,7 +43,7 @@ impl Wanted {
     }
 }
 
-/// Digits only; more than fit mean "beyond the end".
+/// Digits only; a number that is too large means "beyond the end".
 fn position(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| text.parse().unwrap_or(u64::MAX))

@@ -1,7 +1,7 @@
 //! How often a node may report. Pure: time is an argument.
 //!
-//! A boot has a dozen reports. A node that sends thousands a second would fill the disk with them, and its own history
-//! with one line.
+//! A boot has a dozen reports. Otherwise a node that sends thousands a second would fill the disk, and its own history,
+//! with them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash};
@@ -14,11 +14,11 @@ use crate::base::lock::Unpoisoned as _;
 
 /// Reports that a machine may send at once.
 const BURST: u32 = 50;
-/// For each further one.
+/// The interval of further reports.
 const EVERY: Duration = Duration::from_millis(100);
-/// The same words again within this are counted, and not written down again.
+/// The same report within this time is counted, but not recorded again.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// Machines that are remembered. One that was silent for longer than its burst takes is forgotten first.
+/// Machines that are remembered. Those that have been silent until their whole burst is free again are forgotten first.
 const MACHINES_MAX: usize = 8192;
 
 /// Reports of all machines. Cloning it is cheap.
@@ -28,14 +28,14 @@ pub struct Rates(Arc<Mutex<HashMap<Mac, Rate>>>);
 struct Rate {
     /// From then on the whole burst is free again.
     full: Instant,
-    /// What the last that was taken said, and when.
+    /// The last recorded report's hash, and its time.
     said: Option<(u64, Instant)>,
-    /// Reports since the last one that was taken.
+    /// Reports dropped since the last recorded one.
     left_out: u64,
 }
 
 impl Rates {
-    /// Whether a report that says this is taken; if so, how many before it were not.
+    /// Whether to record this report; if so, returns how many before it were dropped.
     pub(super) fn take(&self, mac: Mac, says: impl Hash, now: Instant) -> Option<u64> {
         let says = BuildHasherDefault::<DefaultHasher>::default().hash_one(says);
         let mut rates = self.0.lock().unpoisoned();

@@ -46,7 +46,7 @@ pub(super) async fn why(State(state): State<ApiState>, Path(name): Path<String>)
 }
 
 pub(super) async fn all_why(State(state): State<ApiState>) -> Result<Response, Failure> {
-    // Of ten thousand machines it takes a while, to be made and to be written.
+    // For ten thousand machines this takes a while to compute and to serialise.
     let all = tokio::task::spawn_blocking(move || Json(state.boot.timeline.all_why()).into_response());
     all.await.map_err(Failure::internal)
 }

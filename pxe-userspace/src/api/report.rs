@@ -16,10 +16,10 @@ use crate::machines::timeline::{Happened, Stage, Who};
 /// A report is a few words.
 pub(super) const BODY_MAX: usize = 16 * 1024;
 
-/// Words from a node are cut there: they go into the database and onto people's terminals.
+/// The longest text of a node: it goes into the database and onto people's terminals.
 const WORDS_MAX: usize = 1000;
 
-/// For the whole of a report to arrive.
+/// The time in which a whole report has to arrive.
 pub(super) const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn report(
@@ -34,7 +34,7 @@ pub(super) async fn report(
         .map_err(|rejection| invalid(rejection.body_text()))?;
     speaker.is(&state, report.mac)?;
     let stage = report.stage.stage(report.exit_code);
-    // When it says so is another time each.
+    // Without `uptime`, which differs each time.
     let says = (text::word(stage), report.exit_code, &report.detail, &report.cause);
     let Some(left_out) = state.rates.take(report.mac, says, Instant::now()) else {
         tracing::debug!(mac = %report.mac, "a report too many: it is counted");

@@ -1,4 +1,4 @@
-//! The API's routes, each with the least role that may ask.
+//! The API's routes, each with its least role.
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -17,14 +17,14 @@ use super::{
 use crate::operate::access::{Caller, Role};
 use crate::operate::audit::{Audit, Did};
 
-/// Routes that are being put together. None gets in without a role.
+/// A builder of routes. No route can be added without a role.
 struct Routes {
     router: Router<ApiState>,
     audit: Audit,
     table: Vec<(Method, &'static str, Role)>,
 }
 
-/// What a route's guard goes by.
+/// The data that a route's guard needs.
 #[derive(Clone)]
 struct Guard {
     role: Role,
@@ -52,7 +52,7 @@ impl Routes {
     }
 }
 
-/// Lets a caller whose role is enough on. A change that its handler does not tell of is in the audit all the same.
+/// Passes requests of callers whose role is sufficient. Changes that a handler does not record are recorded here.
 async fn pass(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let Some(caller) = request.extensions().get::<Caller>().cloned() else {
         return Failure::new(Kind::Unknown, "a token is needed", "see `bridgehead token add`")
@@ -95,7 +95,7 @@ fn routes(audit: Audit) -> Routes {
         .on(Viewer, get.clone(), "/api/images", images::list)
         .on(Viewer, get.clone(), "/api/kernels", kernels::list)
         .on(Viewer, get.clone(), "/files/{*path}", files::below_root)
-        // Not beyond the caller's own role.
+        // The handler grants no more than the caller's own role.
         .on(Viewer, post.clone(), "/api/login", login::invite)
         .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
@@ -115,12 +115,12 @@ fn routes(audit: Audit) -> Routes {
         .on(Admin, get, "/api/audit", audit::audit)
 }
 
-/// The API, behind its door. The listeners in `people` say how each request came.
+/// The API, behind authentication. The listeners in `people` say how each request arrived.
 pub fn api_router(state: ApiState) -> Router {
     let door = state.access.clone();
     routes(state.access.audit.clone())
         .router
-        // Who has no role yet gets one here.
+        // A client without a role gets one here.
         .route(login::PATH, axum::routing::get(login::enter))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)

@@ -1,4 +1,4 @@
-//! Sessions of nodes: whom a connection authenticates, and the certificate that a boot gets for its token.
+//! Sessions of nodes: the machine that a connection authenticates, and the certificate that a boot gets for its token.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -19,7 +19,7 @@ use crate::machines::diagnosis::{Note, Refusal};
 use crate::machines::timeline::{Happened, Stage, Who};
 use crate::nodes::trust::TradeError;
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 pub(super) struct Speaker {
     pub(super) address: Ipv4Addr,
     tls: Option<Shown>,
@@ -36,7 +36,7 @@ impl<S: Sync> FromRequestParts<S> for Speaker {
 }
 
 impl Speaker {
-    /// Whether the machine speaks for itself: from its own address, and with the session of its boot, if that has one.
+    /// Whether the client is this machine: it uses the machine's address, and the session of its boot, if that has one.
     pub(super) fn is(&self, state: &BootState, mac: Mac) -> Result<(), Failure> {
         let address = self.address;
         if state.machines.by_address(address).is_none_or(|machine| machine.mac != mac) {
@@ -94,7 +94,7 @@ pub(super) async fn begin(
         return Err(Failure::new(Kind::Forbidden, error, "ask by HTTPS, at [http] tls-port"));
     }
     let invalid = || Failure::new(Kind::Invalid, "this is no request for a session", "docs/api.md shows one");
-    // A rejection would quote what it could not read.
+    // A rejection by the extractor would quote the body, and so perhaps the token.
     let asked = tokio::time::timeout(report::ARRIVES_WITHIN, Json::from_request(request, &())).await;
     let Ok(Ok(Json(SessionRequest::<Mac> { mac, token, request }))) = asked else { return Err(invalid()) };
     let request = text::unhex(&request).ok_or_else(invalid)?;

@@ -1,4 +1,4 @@
-//! `curl` and `openssl` are the node, the thief, and who listens.
+//! `curl` and `openssl` play the node, a thief, and an eavesdropper.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -182,7 +182,7 @@ async fn keys_of_volumes_are_for_the_session_of_a_boot_that_may_have_them() {
     assert!(!String::from_utf8_lossy(&garbled.body).contains("secret"));
 }
 
-/// Sessions outlive the daemon: nodes go on after a restart.
+/// Sessions survive a restart of the daemon, and nodes go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_kept() {
     let daemon = Daemon::start().await;

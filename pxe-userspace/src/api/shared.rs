@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A handle on a connection. It closes when the last is dropped; one of them reads and writes.
+/// A handle on a connection, which closes when the last handle is dropped. One of them reads and writes.
 #[derive(Clone)]
 pub(super) struct Shared(Arc<TcpStream>);
 

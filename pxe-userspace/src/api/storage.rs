@@ -1,4 +1,4 @@
-//! The keys of a node's encrypted volumes, for the session of its boot. The answer is the only place that has them.
+//! The keys of a node's encrypted volumes, for the session of its boot. They are sent nowhere else.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,7 +21,7 @@ pub(super) async fn keys(
     let invalid = |_| Failure::new(Kind::Invalid, "this is no request for keys", "docs/api.md shows one");
     let Json(KeysRequest { mac }) = asked.map_err(invalid)?;
     speaker.is(&state, mac)?;
-    // A boot without a session has none; one with a session is only spoken for by it.
+    // A boot without a session gets no keys; a boot with one gets them only within it.
     let none = || {
         let hint = "keys are for the session of a boot whose plan releases them: docs/storage.md";
         Failure::new(Kind::Forbidden, format!("there are no keys for this boot of {mac}"), hint)

@@ -1,5 +1,5 @@
-//! A listener on the loopback with a catalogue that is made up; `curl` is the client, and raw
-//! sockets where it is too well-behaved.
+//! Listeners on the loopback with a fake catalogue. The client is `curl`, or a raw socket where `curl` is
+//! too well-behaved.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -52,7 +52,7 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    /// Must be called in a runtime that goes on while clients block.
+    /// Must be called in a runtime that keeps running while clients block.
     pub(crate) async fn start() -> Self {
         let state = tempfile::tempdir().unwrap();
         let machines = Machines::default();
@@ -95,7 +95,7 @@ impl Daemon {
             images: Arc::new(FakeImages(state.path().to_owned())),
             access: access.clone(),
         };
-        // Everybody who asks has it for as long as the test runs.
+        // Every client keeps it for as long as the test runs.
         let api: &'static Path = Box::leak(state.path().join("api.sock").into_boxed_path());
         let router = api_router(api_state);
         tokio::spawn(Socket::open(api).unwrap().serve(router.clone(), stop.clone()));
@@ -425,7 +425,7 @@ async fn a_stage_is_reached_when_all_was_sent() {
     let daemon = Daemon::start().await;
     curl(daemon.boot, "/boot/kernel", &["--head"]).await;
     curl(daemon.boot, "/boot/kernel", &["--range", "0-99"]).await;
-    // A client that leaves in the middle; the socket's buffers don't hold what it asked for.
+    // A client that disconnects in the middle; the answer does not fit into the socket's buffers.
     let address = daemon.boot;
     let read = tokio::task::spawn_blocking(move || {
         let mut leaver = TcpStream::connect(address).unwrap();
@@ -522,7 +522,7 @@ async fn a_follower_gets_every_event_once_and_in_order() {
     .unwrap();
     recorders.into_iter().for_each(|r| r.join().unwrap());
     assert!(ids.into_iter().eq(1..=THREADS * EACH));
-    // One that comes when all is over gets them from the disk, and can begin in the middle.
+    // A client that connects afterwards gets them from the disk, and can begin in the middle.
     let lines = async |query: String| {
         let answer = curl(daemon.api, &format!("/api/events?{query}"), &[]).await;
         String::from_utf8(answer.body).unwrap().lines().count() as u64
@@ -597,7 +597,7 @@ async fn pause() {
 
 /// What the kernel still has of a client's connection, TIME_WAIT included.
 fn sockets(server: SocketAddr, client: SocketAddr) -> String {
-    // By both ports: a client's may be used toward another server at the same time.
+    // By both ports, because a client's port may be used with another server at the same time.
     let (server, client) = (format!(":{}", server.port()), format!(":{}", client.port()));
     let output =
         Command::new("ss").args(["-Htan", "sport", "=", &server, "and", "dport", "=", &client]).output();
@@ -618,8 +618,8 @@ async fn who_closes_first_leaves_nothing_with_us() {
             answer.extend(&piece[..n]);
         }
         let mut people = UnixStream::connect(api).unwrap();
-        // As GRUB, which has other initrds to load before it closes this one: until a connection of people's, as old as
-        // this one and as silent, is closed.
+        // Like GRUB, which has other initrds to load before it closes this one: wait until a connection to the API, as old
+        // and silent as this one, is closed.
         people.read_to_end(&mut Vec::new()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);

@@ -21,7 +21,7 @@ use crate::operate::audit::Did;
 pub struct WantedToken {
     pub name: String,
     pub role: Role,
-    /// Seconds; for ever without.
+    /// Seconds; without it, the token is valid for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifetime: Option<u64>,
 }
@@ -68,7 +68,7 @@ pub(super) async fn remove(
     let wanted = name.clone();
     let removed = tokio::task::spawn_blocking(move || {
         let removed = access.tokens.remove(&wanted);
-        // Nobody stays whom it let in.
+        // Logins made with it end, too.
         access.logins.end(&wanted);
         removed
     });

@@ -1,4 +1,4 @@
-//! A machine's packet trace, as it is made.
+//! A machine's packet trace, as it is captured.
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -18,7 +18,7 @@ use crate::operate::audit::Did;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Options {
-    /// Anything but 0: go on after the boot's end.
+    /// Anything but 0: continue after the boot's end.
     #[serde(default)]
     follow: u8,
     /// Bytes kept of each frame.

@@ -1,4 +1,4 @@
-//! Files that come as a request's body: whoever asks opens them, and the daemon opens no path for anybody.
+//! Files sent as a request's body: the client opens them, so the daemon opens no path for a client.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +12,16 @@ use crate::base::text::one_line;
 /// Bytes of a file's name.
 const NAME_MAX: usize = 128;
 
-/// A file that has come. It is gone when this is dropped.
+/// A received file. It is removed when this is dropped.
 pub(super) struct Upload {
     directory: tempfile::TempDir,
     name: String,
-    /// What it is called where it came from.
+    /// Its name at the client.
     called: String,
 }
 
 impl Upload {
-    /// Takes a body to its end, into a directory of its own below `work`. `name` is the file's, where it came from.
+    /// Receives a whole body, into a directory of its own below `work`. `name` is the file's name at the client.
     pub(super) async fn receive(work: &Path, name: Option<&str>, body: Body) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| {
             let hint = "check the state directory: `df -h`, `ls -l`";
@@ -46,12 +46,12 @@ impl Upload {
         self.directory.path().join(&self.name)
     }
 
-    /// A directory beside the file, for what is in it.
+    /// A directory beside the file, for its contents.
     pub(super) fn beside(&self) -> PathBuf {
         self.directory.path().join("unpacked")
     }
 
-    /// A failure in the words of who sent the file: they don't know where it lies here.
+    /// A failure with the client's name for the file, because the client does not know its path here.
     pub(super) fn told(&self, failure: Failure) -> Failure {
         let here = |path: PathBuf| path.display().to_string();
         let error = failure.error.replace(&here(self.path()), &self.called);
@@ -59,7 +59,7 @@ impl Upload {
     }
 }
 
-/// The last part of a path, without what a file's name here should not have.
+/// The last part of a path, without characters that a file name here should not have.
 fn plain(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or_default();
     let allowed = |c: char| c.is_alphanumeric() || "._+~-@ ".contains(c);

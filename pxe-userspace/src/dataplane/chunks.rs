@@ -8,18 +8,18 @@ use pxe_common::wire::Checksum;
 
 use crate::provision::blob::Blob;
 
-/// Chunks of a blob of `len` bytes. One more than the bytes need when they fill the last: an
-/// empty last block begins there.
+/// The number of chunks of a blob of `len` bytes. If the bytes fill the last chunk there is one more,
+/// in which the empty last block begins.
 pub(super) fn chunk_count(len: u64) -> u64 {
     len / CHUNK_STRIDE as u64 + 1
 }
 
-/// What the chunks of such a blob take of the kernel's memory.
+/// The kernel memory that the chunks of such a blob take.
 pub(super) fn chunks_memory(len: u64) -> u64 {
     chunk_count(len).saturating_mul(size_of::<Chunk>() as u64)
 }
 
-/// Fills chunk `index`; what lies beyond the blob's end is zero.
+/// Fills chunk `index`, with zeros beyond the blob's end.
 pub(super) fn fill_chunk(blob: &Blob, index: u64, chunk: &mut Chunk) -> io::Result<()> {
     let read = blob.read_at(index * CHUNK_STRIDE as u64, &mut chunk.0)?;
     chunk.0[read..].fill(0);
@@ -31,7 +31,7 @@ pub(super) fn page_count(transfer: &Session) -> u32 {
     transfer.blocks().div_ceil(SUMS_PER_PAGE as u32)
 }
 
-/// What the sums of a transfer's blocks take of the kernel's memory.
+/// The kernel memory that the sums of a transfer's blocks take.
 pub(super) fn sums_memory(transfer: &Session) -> u64 {
     u64::from(page_count(transfer)) * size_of::<SumPage>() as u64
 }
@@ -92,7 +92,7 @@ mod tests {
                     let inside = at as usize % CHUNK_STRIDE;
                     prop_assert_eq!(&chunk.0[inside..inside + piece.len()], piece);
                 }
-                // An empty block's place is looked at, too.
+                // The position of an empty block is looked up, too.
                 prop_assert!(at / (CHUNK_STRIDE as u64) < chunk_count(len as u64));
                 let number = (index - 1) / SUMS_PER_PAGE as u32;
                 prop_assert!(number < page_count(&transfer));

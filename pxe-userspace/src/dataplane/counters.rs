@@ -1,4 +1,4 @@
-//! What the programs counted.
+//! The programs' counters.
 
 use aya::maps::{MapData, PerCpuArray};
 use pxe_common::verdict::{COUNTERS_PER_HOOK, Hook, LOST_COUNTER, counter_name};
@@ -22,7 +22,7 @@ impl Counters {
     }
 }
 
-/// Counters of something else than frames.
+/// Counters that don't count frames.
 const NO_FRAMES: [&str; 2] = ["reply-bytes", "events-lost"];
 
 pub(super) struct CounterMap(PerCpuArray<MapData, u64>);
@@ -37,7 +37,7 @@ impl CounterMap {
         Counters { xdp: self.hook(Hook::Xdp), tc: self.hook(Hook::Tc) }
     }
 
-    /// Events that the ring had no room for.
+    /// Events for which the ring had no room.
     pub(super) fn events_lost(&self) -> u64 {
         [Hook::Xdp, Hook::Tc].into_iter().filter_map(|hook| self.sum(hook, LOST_COUNTER as usize)).sum()
     }

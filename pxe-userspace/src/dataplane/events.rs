@@ -1,4 +1,4 @@
-//! What the programs report that they did.
+//! The programs' reports of what they did.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -19,7 +19,7 @@ use super::counters::CounterMap;
 use crate::base::clock::boot_time_ns;
 use crate::serve::dhcp::Told;
 
-/// The programs' ring of events. What it has no room for is counted as `events-lost`.
+/// The programs' ring of events. Events for which it has no room are counted as `events-lost`.
 pub struct Events {
     ring: RingBuf<MapData>,
     counters: Arc<CounterMap>,
@@ -27,22 +27,22 @@ pub struct Events {
     asked: Arc<Notify>,
 }
 
-/// Who takes events. One who does not keep up holds up the others, until the ring is full and counts.
+/// The receivers of events. A slow one delays the others, until the ring is full and events are counted as lost.
 pub struct Sinks {
     pub dhcp: mpsc::Sender<Told>,
     pub tftp: mpsc::Sender<Event>,
 }
 
-/// After an event that was taken, for those that came behind it: a program that told of them did not wake anybody,
-/// because it had done so just before.
+/// How long after an event the ring is looked at again, for later ones without a wake-up: a program does not wake the
+/// daemon again right after it has done so.
 const FOLLOW: Duration = Duration::from_nanos(2 * WAKES_EVERY_NS);
 
-/// How often the time up to which events were read is reported. An address that was given back is free after this and
-/// what follows.
+/// How often the time up to which all events were read is reported. An address that was given back is free after this
+/// and the delay below.
 pub(super) const HEARD_EVERY: Duration = Duration::from_secs(1);
 
-/// A program reads the clock before it decides and tells what it did afterwards. Where the kernel does not say that
-/// none is in between, this much has to pass: a virtual machine's CPU may stand still.
+/// A program reads the clock before it decides, and reports afterwards. If the kernel can't say that no program is in
+/// between, this time has to pass. It is long because a virtual machine's CPU may be stopped meanwhile.
 const DECIDING: Duration = Duration::from_secs(2);
 
 impl Events {
@@ -50,7 +50,7 @@ impl Events {
         Self { ring, lost: counters.events_lost(), counters, asked: Arc::default() }
     }
 
-    /// Notified, it makes sure soon that all that the programs did so far is heard.
+    /// Notify it to have all events of the programs up to now read soon.
     pub(super) fn asked(&self) -> Arc<Notify> {
         self.asked.clone()
     }
@@ -69,9 +69,9 @@ impl Events {
         let mut heard = tokio::time::interval_at(Instant::now() + HEARD_EVERY, HEARD_EVERY);
         heard.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let asked = ring.get_ref().asked();
-        // Who waits for the programs that run. Who asks meanwhile is noticed afterwards.
+        // The thread that waits for running programs. A request meanwhile is handled afterwards.
         let mut waiting: Option<JoinHandle<u64>> = None;
-        // Whether events may have come behind one that was taken, of which nobody told.
+        // Whether there may be later events, without a wake-up.
         let mut follow = false;
         loop {
             tokio::select! {
@@ -94,8 +94,8 @@ impl Events {
         }
     }
 
-    /// Everything that the ring has. A service that is off, or has ended, misses nothing. Returns whether it had
-    /// anything.
+    /// Passes on everything in the ring. A service that is off, or has ended, does not need its events. Returns whether
+    /// there were any.
     async fn pass_on(&mut self, sinks: &Sinks) -> bool {
         let mut any = false;
         while let Some(event) = self.next() {
@@ -107,25 +107,24 @@ impl Events {
                 Some(EventKind::Mark | EventKind::Finished | EventKind::Aborted) => {
                     let _ = sinks.tftp.send(event).await;
                 }
-                // A newer program's, which waits to be replaced.
+                // An event of a newer program, which will be replaced.
                 None => {}
             }
         }
         any
     }
 
-    /// Whether events were lost since this was asked last.
+    /// Whether events were lost since the last call.
     fn lost_some(&mut self) -> bool {
         let before = std::mem::replace(&mut self.lost, self.counters.events_lost());
         self.lost != before
     }
 }
 
-/// Waits until no program runs any more that began before, and returns a time: what was decided until then is in the
-/// ring.
+/// Waits until every program that runs now has ended, and returns a time: all events decided until then are in the ring.
 fn wait_for_programs() -> u64 {
     let begun_ns = boot_time_ns();
-    // An RCU grace period (membarrier(2)); programs run in read-side critical sections. Not to be had with CPUs that
+    // An RCU grace period (membarrier(2)); programs run in read-side critical sections. Not available with CPUs that
     // run without ticks.
     match membarrier(MembarrierCommand::Global) {
         Ok(()) => begun_ns,
@@ -133,10 +132,10 @@ fn wait_for_programs() -> u64 {
     }
 }
 
-/// The end of what is waited for; never where nothing is.
+/// The result of the wait; never ready if there is none.
 async fn ended(waiting: &mut Option<JoinHandle<u64>>) -> u64 {
     let Some(handle) = waiting else { return std::future::pending().await };
-    // Only the runtime's end cancels it, and then nobody asks.
+    // Only the runtime's end cancels it, and then nobody needs the result.
     handle.await.unwrap_or_default()
 }
 

@@ -10,15 +10,15 @@ pub(super) type LeaseMap = aya::maps::HashMap<MapData, Mac, Lease>;
 
 pub(super) struct Grants {
     map: LeaseMap,
-    /// Who is in the map, and until when that is of use. The programs take entries out, too.
+    /// The machines in the map, and until when their entries are useful. The programs remove entries, too.
     until: HashMap<Mac, u64>,
-    /// A full map is not looked through again before.
+    /// A full map is not searched again before this time.
     look_again_ns: u64,
-    /// Grants that found no room since.
+    /// Grants for which there was no room since.
     without: u64,
 }
 
-/// How often a full map is looked through.
+/// How often a full map is searched for ended entries.
 const LOOK_EVERY_NS: u64 = 60_000_000_000;
 
 impl Grants {
@@ -33,15 +33,15 @@ impl Grants {
         }
         self.until.insert(mac, lease.durable_until_ns);
         if let Err(error) = self.map.insert(mac, lease, 0) {
-            // What was there before may be another address.
+            // The old entry may have another address.
             tracing::debug!(%mac, %error, "the kernel does not answer this machine: its map takes no lease");
             self.revoke(mac);
             self.without += 1;
         }
     }
 
-    /// Takes out what is of no use any more, and returns whether there is room then. A look at all entries is for
-    /// once in a while, not for each machine that finds the map full.
+    /// Removes ended entries, and returns whether there is room then. All entries are searched only once in a while, not
+    /// for each machine that finds the map full.
     fn makes_room(&mut self, now_ns: u64) -> bool {
         if now_ns >= self.look_again_ns {
             self.look_again_ns = now_ns + LOOK_EVERY_NS;
@@ -70,8 +70,8 @@ impl Grants {
         }
     }
 
-    /// These and no others, whatever an earlier daemon left in the map. Who is in it before and
-    /// after is answered all the while.
+    /// Grants these leases and no others, whatever an earlier daemon left in the map. A machine that is in
+    /// it before and after is answered meanwhile.
     pub(super) fn grant_only(&mut self, leases: &[(Mac, Lease)], now_ns: u64) {
         self.until = leases.iter().map(|(mac, lease)| (*mac, lease.durable_until_ns)).collect();
         let others: Vec<Mac> =
@@ -80,7 +80,7 @@ impl Grants {
         leases.iter().for_each(|(mac, lease)| self.grant(*mac, lease, now_ns));
     }
 
-    /// Machines that stayed away leave entries that are of no use.
+    /// Removes the useless entries of machines that did not come back.
     fn forget_ended(&mut self, now_ns: u64) {
         let ended: Vec<Mac> =
             self.until.iter().filter(|(_, until)| **until <= now_ns).map(|(mac, _)| *mac).collect();

@@ -1,4 +1,4 @@
-//! The embedded object, loaded.
+//! Loading the embedded object.
 
 use std::borrow::Cow;
 use std::io;
@@ -17,13 +17,13 @@ use super::pins::Pins;
 use super::programs::Programs;
 use crate::config::FastPath;
 
-/// Entries cost memory when they are made (linux/bpf.h).
+/// Entries take memory only when they are created (linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-/// What this build embeds.
+/// The object that this build embeds.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PXE_EBPF_OBJECT"));
 
-/// Names a file with other kernel programs, for whoever develops or tests them.
+/// Names a file with other kernel programs, for development and tests.
 const OBJECT_FILE: &str = "BRIDGEHEAD_EBPF_OBJECT";
 
 /// The programs to load.
@@ -56,7 +56,7 @@ pub enum LoadError {
 }
 
 pub(super) type SessionMap = HashMap<MapData, SessionKey, Session>;
-/// JSON, zeros after it. The programs never see it.
+/// JSON, padded with zeros. The programs never use it.
 pub(super) type NoteMap = HashMap<MapData, SessionKey, [u8; NOTE_LEN]>;
 pub(super) const NOTE_LEN: usize = 1024;
 pub(super) type ChunkMap = HashOfMaps<MapData, u32, Array<MapData, Chunk>>;
@@ -74,7 +74,7 @@ pub(super) struct Loaded {
     pub(super) logger: EbpfLogger<&'static dyn log::Log>,
 }
 
-/// Makes the maps, and hands the kernel the programs that `wanted` may need.
+/// Creates the maps, and loads the programs that `wanted` may need.
 pub(super) fn load(
     object: &[u8],
     wanted: FastPath,
@@ -97,7 +97,7 @@ pub(super) fn load(
     let mut ebpf = loader.load(object).map_err(|e| LoadError::Object(Box::new(e)))?;
     let mut jumps = |hook| take::<ProgramArray<_>>(&mut ebpf, name::parts(hook));
     let jumps = [jumps(Hook::Xdp)?, jumps(Hook::Tc)?];
-    // While the object still has the other maps: the programs name them by their descriptors.
+    // While the object still owns the other maps, because the programs refer to them by their descriptors.
     let mut programs = Programs::load(ebpf, jumps, wanted);
     let ebpf = programs.ebpf_mut();
     let logger = EbpfLogger::init(ebpf).map_err(|e| LoadError::Log(Box::new(e)))?;
@@ -115,7 +115,7 @@ pub(super) fn load(
     })
 }
 
-/// Made here, because the object has only maps that a program uses.
+/// Created here, because the object contains only maps that a program uses.
 fn notes(pins: Option<&Pins>) -> Result<NoteMap, aya::maps::MapError> {
     const NAME: &str = "NOTES";
     if let Some(pinned) = pins.and_then(|pins| MapData::from_pin(pins.map(NAME)).ok()) {

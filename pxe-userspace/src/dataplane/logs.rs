@@ -7,7 +7,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
-/// Where the programs' lines come out. They go to the `log` facade, from which tracing takes them.
+/// The programs' lines. They go to the `log` facade, from which tracing takes them.
 pub struct Logs(EbpfLogger<&'static dyn log::Log>);
 
 impl Logs {

@@ -62,23 +62,23 @@ pub struct Dataplane {
     sessions: Mutex<sessions::Sessions>,
     left: Mutex<Vec<Left>>,
     grants: Mutex<grants::Grants>,
-    /// Why the last transfer that should have been the programs' is not.
+    /// Why the last transfer that should have been handed to the programs was not.
     not_taken: Mutex<Option<String>>,
     counters: Arc<counters::CounterMap>,
-    /// Has all that the programs did heard.
+    /// Requests that all events of the programs are read.
     settle: Arc<Notify>,
 }
 
 impl Dataplane {
-    /// Loads the programs that `wanted` may need. Where this fails the daemon goes on without a fast path; a
-    /// program that the kernel refuses is no failure: [`kernel`](Dataplane::kernel) tells of it.
+    /// Loads the programs that `wanted` may need. If this fails, the daemon goes on without a fast path; a
+    /// program that the kernel refuses is no failure: [`kernel`](Dataplane::kernel) reports it.
     ///
-    /// The third value carries the programs' debug lines, which they write only when `debug`.
+    /// The third value gives the programs' debug lines, which they write only if `debug`.
     pub fn load(wanted: config::FastPath, debug: bool) -> Result<(Self, Events, Logs), LoadError> {
         Self::of_object(&load::object()?, wanted, debug, None)
     }
 
-    /// The same, taking over what a killed daemon left pinned, and leaving it pinned for the next.
+    /// The same, but takes over what a killed daemon left pinned, and pins it for the next one.
     pub fn load_pinned(
         wanted: config::FastPath,
         debug: bool,
@@ -118,42 +118,42 @@ impl Dataplane {
         ports
     }
 
-    /// Takes off what a killed daemon left on other ports than these.
+    /// Detaches what a killed daemon left on other ports than these.
     pub fn keep_only(&self, ports: &[String]) -> io::Result<()> {
         lock(&self.ports).keep_only(ports)
     }
 
-    /// Answers on ports that are attached from now on pass through their queues.
+    /// Ports attached from now on have a ceiling, so their answers must pass through the port's queues.
     pub fn under_ceiling(&self) {
         lock(&self.ports).under_ceiling();
     }
 
-    /// Puts the programs on `port` as far as `wanted` allows and the port can; says how far.
+    /// Attaches the programs to `port`, as far as `wanted` allows and the port can; returns how far.
     pub fn attach(&self, port: &str, wanted: config::FastPath) -> PortStatus {
         lock(&self.ports).attach(port, wanted)
     }
 
-    /// Takes the programs off `port`.
+    /// Detaches the programs from `port`.
     pub fn detach(&self, port: &str) {
         lock(&self.ports).detach(port);
     }
 
-    /// Every port that was attached to, and its tier.
+    /// Every attached port, and its tier.
     pub fn ports(&self) -> Vec<PortStatus> {
         lock(&self.ports).status()
     }
 
-    /// The port's driver runs no XDP program, though it let one be attached: it goes, and tc answers.
+    /// The port's driver let an XDP program be attached, but never runs it: it is detached, and tc answers.
     pub fn sees_nothing_by_xdp(&self, port: &str) {
         lock(&self.ports).blind(port);
     }
 
-    /// What this kernel takes of the programs.
+    /// Which programs this kernel accepts.
     pub fn kernel(&self) -> KernelStatus {
         lock(&self.ports).kernel()
     }
 
-    /// Why transfers are not handed to the programs, while that is so.
+    /// Why transfers can't be handed to the programs; `None` while they can.
     pub fn not_taken(&self) -> Option<String> {
         lock(&self.not_taken).clone()
     }
@@ -188,14 +188,14 @@ impl FastPath for Dataplane {
             Err(why @ (Declined::Kernel(_) | Declined::Full { .. })) => {
                 *lock(&self.not_taken) = Some(chain(why));
             }
-            // As it should be, or the file's own fault.
+            // Intended, or the file's own fault.
             Err(Declined::BlockSize | Declined::Small | Declined::Read(_)) => {}
         }
         opened
     }
 
     fn note(&self, key: &SessionKey, note: &Note) {
-        // Written before the lock is taken: packets wait for it.
+        // Written before the lock is taken, because packets wait for the lock.
         if let Some(text) = sessions::written_note(note) {
             lock(&self.sessions).note(key, text);
         }
@@ -218,7 +218,7 @@ impl FastPath for Dataplane {
         drop(grant);
         if self.blobs.has_excess() {
             let blobs = self.blobs.clone();
-            // Takes as long as the programs that run, which whoever closes transfers should not wait for.
+            // It waits for the running programs, and the closing of transfers should not.
             std::thread::spawn(move || blobs.retract_excess());
         }
         last
@@ -253,7 +253,7 @@ impl LeaseMap for Dataplane {
     }
 }
 
-/// What this kernel takes of the programs that `wanted` may need. Nothing of them is left.
+/// Which of the programs that `wanted` may need this kernel accepts. None of them stays loaded.
 pub fn survey(wanted: config::FastPath) -> Result<KernelStatus, LoadError> {
     Dataplane::load(wanted, false).map(|(dataplane, ..)| dataplane.kernel())
 }
@@ -264,7 +264,7 @@ pub fn remove_left(pins: &Pins, ports: &[String]) -> io::Result<()> {
     pins.remove()
 }
 
-/// A panic elsewhere leaves maps that are whole: every change is one system call.
+/// A panic elsewhere leaves the maps consistent, because every change is one system call.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unpoisoned()
 }

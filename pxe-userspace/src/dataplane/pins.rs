@@ -19,19 +19,19 @@ use sha2::{Digest as _, Sha256};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// A daemon's directory on the bpffs.
+/// One daemon's directory on the bpffs.
 #[derive(Clone, Debug)]
 pub struct Pins(PathBuf);
 
 impl Pins {
-    /// The directory for the daemon with this state directory. Nothing is made yet.
+    /// The directory for the daemon with this state directory. Nothing is created yet.
     pub fn of(state_dir: &Path) -> Self {
         let path = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
         let hash = crate::base::text::hex(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
         Self(Path::new(BPFFS).join(format!("bridgehead-{hash}")))
     }
 
-    /// Removes everything. Links that nobody holds open are detached by that, and maps freed.
+    /// Removes everything. That detaches links and frees maps that nobody holds open.
     pub fn remove(&self) -> io::Result<()> {
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -39,7 +39,7 @@ impl Pins {
         }
     }
 
-    /// Makes the directories, and removes maps of other layouts: programs that still run on them
+    /// Creates the directories, and removes maps of other layouts. Programs that still use those
     /// hold them until they are replaced.
     pub(super) fn set_up(&self) -> io::Result<()> {
         fs::create_dir_all(self.maps())?;
@@ -84,9 +84,9 @@ impl Pins {
         Ok(())
     }
 
-    /// Unpins the link of a port; it goes when nobody holds it.
+    /// Unpins the link of a port; it is detached when nobody holds it.
     pub(super) fn forget(&self, hook: Hook, port: u32) {
-        // Not there when it was never pinned.
+        // Missing if it was never pinned.
         let _ = fs::remove_file(self.link(hook, port));
     }
 

@@ -46,11 +46,11 @@ pub(super) struct Ports {
     programs: Programs,
     pins: Option<Pins>,
     attached: BTreeMap<String, Port>,
-    /// Packet traces that run: see [`Ports::traced`].
+    /// The number of running packet traces: see [`Ports::traced`].
     traces: usize,
-    /// What XDP sends back goes past the ceiling.
+    /// There is a ceiling, which frames from XDP would bypass.
     ceiling: bool,
-    /// Ports, by index, whose driver takes an XDP program and shows it no frame.
+    /// Ports, by index, whose driver attaches an XDP program but never runs it.
     blind: BTreeSet<u32>,
 }
 
@@ -65,7 +65,7 @@ struct Port {
 /// The kernel's links end with their last holder: a descriptor, or a pin.
 enum Attached {
     Link(#[expect(dead_code, reason = "held")] FdLink),
-    /// A clsact filter, for kernels without tcx. It stays until it is taken off.
+    /// A clsact filter, for kernels without tcx. It stays until it is removed.
     Filter(#[expect(dead_code, reason = "taken off when dropped")] SchedClassifierLink),
 }
 
@@ -84,7 +84,7 @@ enum AttachError {
 }
 
 impl Ports {
-    /// With `pins` links outlive a daemon that is killed, and links that one left are taken over.
+    /// With `pins`, links survive a daemon that is killed, and those that one left are taken over.
     pub(super) fn new(programs: Programs, pins: Option<Pins>) -> Self {
         Self { programs, pins, attached: BTreeMap::new(), traces: 0, ceiling: false, blind: BTreeSet::new() }
     }
@@ -121,13 +121,13 @@ impl Ports {
             wanted @ (FastPath::Auto | FastPath::Xdp | FastPath::Tc | FastPath::Off) => wanted,
         };
         let xdp = match wanted {
-            // On veth and tap `bpf_xdp_adjust_tail` fails for want of tailroom, and what XDP sends back over a
-            // veth is lost unless the other end polls, too.
+            // On veth and tap `bpf_xdp_adjust_tail` fails for lack of tailroom, and frames that XDP sends back over
+            // a veth are lost unless the other end uses NAPI, too.
             FastPath::Auto if !has_device(port) => {
                 reasons.push("xdp: a virtual port, whose buffers have no room for answers".to_owned());
                 None
             }
-            // It would take a VLAN's frame for one of the boot segment, and answer it without its tag.
+            // XDP would take a VLAN's frame for one of the boot segment, and answer it without its tag.
             FastPath::Auto | FastPath::Xdp if takes_tags_off(port) => {
                 reasons.push(format!(
                     "xdp: the card takes VLAN tags off before XDP sees a frame; `ethtool -K {port} rxvlan off` keeps them, where it can"
@@ -150,7 +150,7 @@ impl Ports {
                 .ok(),
             FastPath::Xdp | FastPath::Off => None,
         };
-        // What an earlier daemon left at a hook that is not wanted any more.
+        // Detach what an earlier daemon left at a hook that is not wanted any more.
         for (hook, none) in [(Hook::Xdp, xdp.is_none()), (Hook::Tc, tc.is_none())] {
             if let Some(pins) = self.pins.as_ref().filter(|_| none) {
                 pins.forget(hook, index);
@@ -167,8 +167,8 @@ impl Ports {
         status
     }
 
-    /// Answers at tc what XDP answers otherwise, for as long as traces run: packet sockets see what
-    /// comes in before tc and all that is sent, and nothing of what XDP does in the driver.
+    /// While traces run, tc answers what XDP answers otherwise: packet sockets see received frames
+    /// before tc, and all sent frames, but nothing that XDP does in the driver.
     pub(super) fn traced(&mut self) {
         self.traces += 1;
         let in_driver: Vec<_> =
@@ -178,7 +178,7 @@ impl Ports {
         }
     }
 
-    /// The port has XDP, and its frames have not: from now on they are tc's.
+    /// The port has XDP, but XDP sees no frames there: from now on tc answers.
     pub(super) fn blind(&mut self, name: &str) {
         let Some((name, port)) = self.attached.get_key_value(name) else { return };
         self.blind.insert(port.index);
@@ -187,7 +187,7 @@ impl Ports {
         self.attach(&name, wanted);
     }
 
-    /// The end of one of them.
+    /// One trace has ended.
     pub(super) fn untraced(&mut self) {
         self.traces -= 1;
         if self.traces > 0 {
@@ -205,7 +205,7 @@ impl Ports {
         pins.forget(Hook::Tc, port.index);
     }
 
-    /// Takes off what an earlier daemon left on other ports than these.
+    /// Detaches what an earlier daemon left on other ports than these.
     pub(super) fn keep_only(&self, ports: &[String]) -> io::Result<()> {
         let indexes: Vec<u32> = ports.iter().filter_map(|port| if_nametoindex(port.as_str()).ok()).collect();
         self.pins.as_ref().map_or(Ok(()), |pins| pins.keep_only(&indexes))
@@ -215,8 +215,8 @@ impl Ports {
         self.attached.iter().map(|(name, port)| port.status(name)).collect()
     }
 
-    /// Native mode only: generic XDP has the skb's checksum state without the helpers to keep it,
-    /// and tc does the same work on the same skb.
+    /// Native mode only: generic XDP has no helpers to keep the skb's checksum state correct, and tc
+    /// does the same work on the same skb.
     fn attach_xdp(&mut self, index: u32) -> Result<Attached, AttachError> {
         let left = self.left(Hook::Xdp, index);
         let program = self.programs.xdp()?;
@@ -229,8 +229,8 @@ impl Ports {
         self.keep(Hook::Xdp, index, link)
     }
 
-    /// By tcx (Linux 6.6): a filter would stay when the daemon is killed, and can't be replaced in
-    /// one step. Older kernels have nothing else.
+    /// By tcx (Linux 6.6), because a filter would stay when the daemon is killed, and can't be replaced
+    /// in one step. Older kernels only have the filter.
     fn attach_tc(
         &mut self,
         port: &str,
@@ -261,7 +261,7 @@ impl Ports {
     /// For kernels without tcx.
     fn attach_filter(&mut self, port: &str) -> Result<Attached, AttachError> {
         remove_filters(port);
-        // There already when others use it, or an earlier daemon did. If it is missing, attaching fails.
+        // It exists already if others use it, or an earlier daemon did. If it is missing, attaching fails.
         let _ = tc::qdisc_add_clsact(port);
         let program = self.programs.tc()?;
         let options = TcAttachOptions::Netlink(NlOptions::default());
@@ -280,7 +280,7 @@ impl Ports {
         }))
     }
 
-    /// What the kernel took.
+    /// Which programs the kernel accepted.
     pub(super) fn kernel(&self) -> KernelStatus {
         self.programs.status().clone()
     }
@@ -291,13 +291,13 @@ impl Ports {
     }
 }
 
-/// What a port is attached with anew.
+/// A port and the mode with which it is attached again.
 fn again((name, port): (&String, &Port)) -> (String, FastPath) {
     (name.clone(), port.wanted)
 }
 
 impl Port {
-    /// Whether XDP would be tried, were it not for a trace.
+    /// Whether only a trace keeps XDP from being tried.
     fn held(&self, name: &str) -> bool {
         match self.wanted {
             FastPath::Xdp => true,
@@ -317,9 +317,9 @@ impl Port {
     }
 }
 
-/// Takes off the filters that a daemon left on `port` when it was killed.
+/// Removes the filters that a killed daemon left on `port`.
 pub(super) fn remove_filters(port: &str) {
-    // Mostly there is none.
+    // Usually there is none.
     let _ = tc::qdisc_detach_program(port, TcAttachType::Ingress, name::entry(Hook::Tc));
 }
 
@@ -328,15 +328,15 @@ fn lacks_tcx(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// Drivers that send what XDP answers with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd` in Linux 6.12).
+/// Drivers that send XDP's answer with the request's length (`enetc_rx_swbd_to_xdp_tx_swbd` in Linux 6.12).
 const CUT_ANSWERS: [&str; 2] = ["fsl_enetc", "fsl_enetc_vf"];
 
 fn cuts_answers(port: &str) -> bool {
     offload::driver(port).is_some_and(|driver| CUT_ANSWERS.contains(&&*driver))
 }
 
-/// A card that can't be asked is taken for one that does. A virtual port is not asked: XDP is there for who wants
-/// to see it, in a lab without VLANs.
+/// A card that can't be asked is assumed to strip tags. A virtual port is not asked: there, XDP is only for
+/// experiments, in a lab without VLANs.
 fn takes_tags_off(port: &str) -> bool {
     has_device(port) && offload::takes_tags_off(port).unwrap_or(true)
 }
@@ -358,7 +358,7 @@ mod tests {
             eprintln!("skipped: the programs can't be loaded here, as other tests say");
             return;
         };
-        // The namespace is the thread's, and goes with it.
+        // The namespace belongs to the thread, and vanishes with it.
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();

@@ -1,5 +1,5 @@
-//! The programs of both hooks. Each is loaded by itself: when a kernel's verifier refuses one, only what that one
-//! answers is lost, and the verifier's own words are reported.
+//! The programs of both hooks. Each is loaded separately: when a kernel's verifier refuses one, only what that one
+//! answers is lost, and the verifier's message is reported.
 
 use std::io;
 
@@ -13,25 +13,25 @@ use serde::{Deserialize, Serialize};
 use crate::base::text::chain;
 use crate::config::FastPath;
 
-/// Lines that are kept of what a verifier said.
+/// Lines that are kept of a verifier's log.
 const LAST_LINES: usize = 12;
 
-/// What this kernel gives the fast path.
+/// What this kernel supports of the fast path.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelStatus {
-    /// Its release, as of `uname -r`.
+    /// Its release, as `uname -r` prints it.
     pub kernel: String,
     pub programs: Vec<ProgramStatus>,
 }
 
-/// A kernel program, and whether the kernel took it.
+/// A kernel program, and whether the kernel accepted it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ProgramStatus {
     pub name: String,
     pub state: ProgramState,
-    /// What the verifier followed, of the million that it follows at most. Told by Linux 5.16 and later.
+    /// Instructions that the verifier processed, of at most a million. Reported by Linux 5.16 and later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instructions: Option<u32>,
     /// Why it was refused.
@@ -42,7 +42,7 @@ pub struct ProgramStatus {
     pub verifier: Vec<String>,
 }
 
-/// How far a program is.
+/// The state of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProgramState {
@@ -69,12 +69,12 @@ pub(super) enum Unusable {
 
 pub(super) struct Programs {
     ebpf: Ebpf,
-    /// What XDP's and tc's entries jump to. Held, because a map of programs is emptied when nobody holds it.
+    /// The targets of XDP's and tc's entries. Held here, because the kernel empties a map of programs that nobody holds.
     _jumps: [ProgramArray<MapData>; 2],
     status: KernelStatus,
 }
 
-/// The kernel's words on a program that it did not take.
+/// The kernel's message about a program that it refused.
 #[derive(Clone, Debug)]
 struct Refused {
     reason: String,
@@ -82,17 +82,17 @@ struct Refused {
 }
 
 impl Programs {
-    /// Hands the kernel what `wanted` may need. `jumps` are the maps of XDP's and tc's parts.
+    /// Loads the programs that `wanted` may need. `jumps` are the maps of XDP's and tc's parts.
     pub(super) fn load(mut ebpf: Ebpf, mut jumps: [ProgramArray<MapData>; 2], wanted: FastPath) -> Self {
         let mut status = KernelStatus { kernel: kernel_release(), programs: Vec::new() };
         for (hook, jumps) in Hook::ALL.into_iter().zip(&mut jumps) {
             let needed = match (wanted, hook) {
                 (FastPath::Off, _) | (FastPath::Tc, Hook::Xdp) => false,
-                // tc also takes the place of an XDP that must not run: under a ceiling, while a trace runs.
+                // tc also takes XDP's place where that must not run: under a ceiling, while a trace runs.
                 (FastPath::Auto | FastPath::Xdp, _) | (FastPath::Tc, Hook::Tc) => true,
             };
             let entry = needed.then(|| load(&mut ebpf, name::entry(hook)).map(drop));
-            // Without the entry the parts are of no use.
+            // Without the entry the parts are useless.
             let usable = matches!(entry, Some(Ok(())));
             status.programs.push(program_status(&ebpf, name::entry(hook), entry));
             for part in Part::ALL {
@@ -137,12 +137,12 @@ impl Programs {
         program.try_into().map_err(|_| Unusable::Missing(name))
     }
 
-    /// Every program, and how it fared.
+    /// Every program, and whether it was accepted.
     pub(super) fn status(&self) -> &KernelStatus {
         &self.status
     }
 
-    /// The object, whose other maps are for whoever needs them.
+    /// The object, from which others take their maps.
     pub(super) fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
@@ -159,7 +159,7 @@ impl ProgramStatus {
     }
 }
 
-/// How a program fared that was handed to the kernel, or was not.
+/// The status of a program, whether it was loaded or not.
 fn program_status(ebpf: &Ebpf, name: &str, result: Option<Result<(), Refused>>) -> ProgramStatus {
     let info = ebpf.program(name).and_then(|program| program.info().ok());
     let loaded = ProgramStatus {
@@ -193,7 +193,7 @@ fn load_part(
     let loaded = load(ebpf, name::part(hook, part));
     let entered = match &loaded {
         Ok(program) => jumps.set(part as u32, program, 0),
-        // In a pinned map may be what a killed daemon ran. Most often there is nothing.
+        // A pinned map may have a killed daemon's program. Usually there is none.
         Err(_) => jumps.clear_index(&(part as u32)).or(Ok(())),
     };
     loaded?;
@@ -224,7 +224,7 @@ impl From<ProgramError> for Refused {
         };
         let log = verifier_log.to_string();
         let lines: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-        // The complaint is the last line before the sums.
+        // The error is the last line before the statistics.
         let complaint = lines.iter().rfind(|line| !is_sum(line));
         let reason = match complaint {
             Some(complaint) => (*complaint).to_owned(),
@@ -238,7 +238,7 @@ impl From<ProgramError> for Refused {
     }
 }
 
-/// What the verifier adds at the end, whatever came before (`print_verification_stats` in its source).
+/// Whether this is one of the statistics at the end of the verifier's log (`print_verification_stats` in its source).
 fn is_sum(line: &str) -> bool {
     ["processed ", "verification time ", "stack depth "].iter().any(|sum| line.starts_with(sum))
 }

@@ -1,5 +1,5 @@
-//! Programs that a kernel refuses: spoiled on purpose in a copy of the object, so that the verifier's own words
-//! are at hand. They need root and the built object, and say so when they are skipped.
+//! Programs that a kernel refuses: they are spoilt on purpose in a copy of the object, to get the verifier's own
+//! message. The tests need root and the built object, and say so when they are skipped.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(super) fn spoil(programs: &[&str]) -> Vec<u8> {
 
 /// None when the test has to be skipped.
 fn loaded_without(programs: &[&str]) -> Option<Dataplane> {
-    // It says why.
+    // It prints the reason.
     super::tests::loaded()?;
     let (dataplane, ..) = Dataplane::of_object(&spoil(programs), FastPath::Auto, false, None).unwrap();
     dataplane.blobs.take_all_sizes();
@@ -106,7 +106,7 @@ fn a_port_has_the_tier_that_the_kernel_leaves() {
     ];
     for (refused, wanted, tier) in cases {
         let Some(dataplane) = loaded_without(refused) else { return };
-        // The namespace is the thread's, and goes with it.
+        // The namespace belongs to the thread, and vanishes with it.
         let got = std::thread::scope(|scope| {
             let attached = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -125,7 +125,7 @@ fn a_port_has_the_tier_that_the_kernel_leaves() {
     }
 }
 
-/// `fast-path = "tc"` is also for kernels and drivers that XDP troubles: nothing of it is loaded.
+/// `fast-path = "tc"` is also for kernels and drivers with which XDP fails: none of its programs is loaded.
 #[test]
 fn tc_alone_loads_no_xdp_program() {
     if super::tests::loaded().is_none() {
@@ -138,8 +138,8 @@ fn tc_alone_loads_no_xdp_program() {
     }
 }
 
-/// Half of what a verifier follows at most (`BPF_COMPLEXITY_LIMIT_INSNS`): another kernel's may follow more ways
-/// through the same program. The kernels of the lab's virtual machines are asked the same.
+/// Half of the verifier's limit (`BPF_COMPLEXITY_LIMIT_INSNS`), because another kernel's verifier may follow more paths
+/// through the same program. The kernels of the lab's virtual machines are tested in the same way.
 #[test]
 fn the_verifier_has_half_of_its_limit_to_spare() {
     const HALF: u32 = 500_000;

@@ -1,4 +1,4 @@
-//! Blobs coming and going below the programs.
+//! Blobs that are published and removed while programs use them.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,7 +98,7 @@ fn a_blob_that_does_not_fit_is_left_to_the_daemon() {
     assert_eq!(dataplane.published_bytes(), 400_001, "what was unused made room");
 }
 
-/// A blob whose bytes come when they are let.
+/// A blob whose bytes can be read only when the test lets them.
 #[derive(Debug, Default)]
 struct Slow {
     bytes: Vec<u8>,
@@ -145,7 +145,7 @@ fn publishing_holds_up_nobody_else_and_happens_once() {
     let slow = Arc::new(Slow { bytes: contents(300_000), ..Slow::default() });
     let small = contents(5000);
     std::thread::scope(|scope| {
-        // Also when something fails below: the scope waits for those who read.
+        // Also if something fails below, because the scope waits for the readers.
         let go = OnDrop(|| slow.go());
         for port in 1..=3 {
             let (dataplane, slow) = (&dataplane, &slow);
@@ -179,7 +179,7 @@ fn a_blob_that_can_not_be_read_leaves_nothing() {
     assert_eq!(dataplane.published_bytes(), 0);
 }
 
-/// Sessions keep the bytes that they began with, also when the file is another one now.
+/// Sessions keep the bytes that they began with, even if the file was replaced.
 #[test]
 fn a_replaced_file_is_another_blob_for_new_transfers_only() {
     let Some(dataplane) = loaded() else { return };
@@ -203,7 +203,7 @@ fn a_replaced_file_is_another_blob_for_new_transfers_only() {
     assert_eq!((verdict, &frame[46..]), (TC_ACT_REDIRECT, &new[..512]));
 }
 
-/// A page of this blob holds its own number.
+/// Each page of this blob contains its own number.
 #[derive(Debug)]
 struct Pages;
 

@@ -13,7 +13,7 @@ use crate::serve::tftp::{Declined, Left, Note};
 pub(super) struct Sessions {
     pub(super) map: SessionMap,
     notes: NoteMap,
-    /// What each session may read stays published while the session is here.
+    /// The blob that a session may read stays published while the session is in here.
     open: HashMap<SessionKey, Grant>,
 }
 
@@ -22,7 +22,7 @@ impl Sessions {
         Self { map, notes, open: HashMap::new() }
     }
 
-    /// What a killed daemon left, with a note that says what it is; the rest is removed.
+    /// Returns the sessions of a killed daemon that have a note; the others are removed.
     pub(super) fn take_over(&mut self, blobs: &Blobs) -> Vec<Left> {
         let mut left = Vec::new();
         for key in self.map.keys().filter_map(Result::ok).collect::<Vec<_>>() {
@@ -37,7 +37,7 @@ impl Sessions {
                 }
             }
         }
-        // Notes whose session was not made, or went first.
+        // Notes whose session was never entered, or was removed first.
         for key in self.notes.keys().filter_map(Result::ok).collect::<Vec<_>>() {
             if !self.open.contains_key(&key) {
                 let _ = self.notes.remove(&key);
@@ -88,7 +88,7 @@ impl Sessions {
         self.map.get(key, 0).ok()
     }
 
-    /// The session goes, what it names stays.
+    /// Removes the session; its blob stays.
     pub(super) fn take_back(&mut self, key: &SessionKey) -> Option<Session> {
         let last = self.look(key);
         if let Err(error) = self.map.remove(key) {
@@ -97,10 +97,10 @@ impl Sessions {
         last
     }
 
-    /// The session goes before what it names, which goes when the grant is dropped.
+    /// Removes the session. Its blob may be removed after that, when the grant is dropped.
     pub(super) fn close(&mut self, key: &SessionKey) -> (Option<Session>, Option<Grant>) {
         let last = self.take_back(key);
-        // None when the transfer was too short-lived for one.
+        // A very short transfer may have none.
         let _ = self.notes.remove(key);
         (last, self.open.remove(key))
     }
@@ -110,7 +110,7 @@ impl Sessions {
 pub(super) fn written_note(note: &Note) -> Option<[u8; NOTE_LEN]> {
     let mut text = [0; NOTE_LEN];
     let written = serde_json::to_writer(&mut text[..], note).or_else(|_| {
-        // Only the path is long, and only for people.
+        // Only the path can be too long, and it is only for people to read.
         text.fill(0);
         serde_json::to_writer(&mut text[..], &Note { path: "a long path".into(), ..note.clone() })
     });

@@ -1,5 +1,4 @@
-//! How deep the programs' stacks are, read from the object: a kernel that takes them here may be
-//! kinder than others.
+//! The programs' stack depth, read from the object: the kernel here may accept more than others.
 
 use std::collections::HashMap;
 
@@ -12,8 +11,8 @@ use pxe_common::verdict::Hook;
 
 use super::load::OBJECT;
 
-/// What functions that call each other may use together (`MAX_BPF_STACK`), each frame rounded up as kernels
-/// before 6.8 do in `check_max_stack_depth`; and how many of them.
+/// The stack that a chain of calls may use (`MAX_BPF_STACK`), each frame rounded up as kernels before 6.8 do in
+/// `check_max_stack_depth`; and the longest chain.
 const STACK: u64 = 512 / 2;
 const ROUNDED_TO: u64 = 32;
 const FRAMES: usize = 8;
@@ -57,7 +56,7 @@ fn no_chain_of_calls_is_deeper_than_an_older_kernel_allows() {
     }
 }
 
-/// Every way down from a function. Callbacks count as calls, as they do for the verifier.
+/// Every chain of calls from a function. Callbacks count as calls, as they do for the verifier.
 fn chains(functions: &HashMap<Place, Function>, from: Place) -> Vec<Vec<&Function>> {
     let function = &functions[&from];
     let deeper = function.calls.iter().flat_map(|call| chains(functions, *call));

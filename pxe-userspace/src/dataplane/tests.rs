@@ -95,7 +95,7 @@ pub(super) fn ack_frame(block: u16) -> Vec<u8> {
     frame
 }
 
-/// What the program at `hook` says to a frame, and the frame then.
+/// The verdict of the program at `hook` about a frame, and the frame afterwards.
 pub(crate) fn run(dataplane: &Dataplane, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
     let mut out = vec![0; 16384];
     let options =
@@ -116,8 +116,8 @@ pub(crate) fn retime(dataplane: &Dataplane, key: &SessionKey, session: &map::Ses
     lock(&dataplane.sessions).map.insert(key, session, 0).unwrap();
 }
 
-/// What programs in `test_run` send beside their answer: it leaves by the loopback of the thread's
-/// namespace, which has to be up.
+/// The frames that programs in `test_run` send beside their answer. They leave by the loopback of the
+/// thread's namespace, which has to be up.
 pub(crate) struct Clones(OwnedFd);
 
 impl Clones {
@@ -141,7 +141,7 @@ impl Clones {
     }
 }
 
-/// RFC 1071, word by word: a second opinion on what the programs computed.
+/// RFC 1071, word by word: an independent check of the programs' checksums.
 fn ones_complement(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for part in parts {
@@ -233,7 +233,7 @@ fn what_no_grant_covers_passes_unchanged() {
         frame[at] = byte;
         frame
     };
-    // Another header, that is sound.
+    // Another valid header.
     let sound = |mut frame: Vec<u8>| {
         frame[24..26].fill(0);
         let sum = !ones_complement(&[&frame[14..34]]);
@@ -293,8 +293,7 @@ fn what_no_grant_covers_passes_unchanged() {
     assert_eq!(run(&dataplane, Hook::Tc, &plain).0, TC_ACT_UNSPEC, "the grant is gone");
 }
 
-/// Blocks that one helper call does not copy. XDP has no room for them in one page; `test_run`'s
-/// skb has.
+/// Blocks too long for one helper call. XDP has no room for them in one page; `test_run`'s skb has.
 #[test]
 fn jumbo_blocks_are_copied_piece_by_piece() {
     let Some(dataplane) = loaded() else { return };
@@ -347,7 +346,7 @@ fn the_daemon_is_told_of_the_beginning_each_quarter_and_the_end() {
     }
 }
 
-/// The first wakes the daemon, the others come behind it without: within a millisecond, where this CPU is not taken away.
+/// The first wakes the daemon, the others follow without a wake-up: within a millisecond, unless this CPU is taken away.
 #[tokio::test]
 async fn events_that_wake_nobody_are_found_behind_the_one_that_did() {
     let Some((dataplane, events)) = loaded_with_events() else { return };
@@ -359,7 +358,7 @@ async fn events_that_wake_nobody_are_found_behind_the_one_that_did() {
         open(&dataplane, b"", 512);
         for (block, kind) in [(0, EventKind::Mark), (1, EventKind::Finished)] {
             run(&dataplane, Hook::Tc, &ack_frame(block));
-            // Less than until the ring is looked at whatever happens.
+            // Less than the interval at which the ring is read in any case.
             let event = tokio::time::timeout(HEARD_EVERY / 2, told.recv()).await.unwrap().unwrap();
             assert_eq!(event.kind(), Some(kind));
         }
@@ -368,7 +367,7 @@ async fn events_that_wake_nobody_are_found_behind_the_one_that_did() {
     running.await.unwrap().unwrap();
 }
 
-/// Whatever the ring holds: an event is delivered or counted, and no transfer's end is lost.
+/// However full the ring is, an event is delivered or counted, and no transfer's end is lost.
 #[test]
 fn what_a_full_ring_does_not_take_is_counted() {
     let Some((dataplane, mut events)) = loaded_with_events() else { return };

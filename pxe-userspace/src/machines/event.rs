@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::text;
 
-/// Who answered.
+/// The part of the appliance that answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnsweredBy {
@@ -41,7 +41,7 @@ pub struct Event {
     /// Seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<f64>,
-    /// What was sent or asked for: a path, a firmware's name, an image's digest.
+    /// What was sent or requested: a path, a firmware's name, an image's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// Who asked for an address.
@@ -50,13 +50,13 @@ pub struct Event {
     /// Why a boot failed, or the warning, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// Told after what came later, which the daemon had heard of sooner. It leaves the machine where it is.
+    /// The daemon learnt of it after a later event. It does not change the machine's stage.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub late: bool,
 }
 
 impl Event {
-    /// Whether its machine is at its stage since.
+    /// Whether it changes its machine's stage.
     pub(super) fn moves(&self) -> bool {
         !self.late && self.stage != Stage::Warning
     }
@@ -70,14 +70,14 @@ pub struct Happened {
     pub answered_by: AnsweredBy,
     pub bytes: Option<u64>,
     pub duration: Option<Duration>,
-    /// A file's: since when it was on its way.
+    /// Of a file: how long ago its transfer began.
     pub began_ago: Option<Duration>,
     pub detail: Option<String>,
     pub firmware: Option<Firmware>,
     pub cause: Option<String>,
 }
 
-/// How the witness of an event knows the machine.
+/// How the observer of an event identifies the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Who {
     Mac(Mac),
@@ -106,12 +106,12 @@ impl Happened {
         Self { cause: Some(cause.into()), ..Self::new(who, Stage::Failed) }
     }
 
-    /// Something that needs attention; it leaves the machine at its stage.
+    /// Something that needs attention; it does not change the machine's stage.
     pub fn warning(who: Who, cause: impl Into<String>) -> Self {
         Self { cause: Some(cause.into()), ..Self::new(who, Stage::Warning) }
     }
 
-    /// Of a machine whose firmware, or loader, asks for an address.
+    /// Adds the firmware, or loader, that asks for an address.
     pub fn firmware(self, firmware: Firmware) -> Self {
         Self { firmware: Some(firmware), ..self.detail(firmware.to_string()) }
     }

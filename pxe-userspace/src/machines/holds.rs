@@ -1,4 +1,4 @@
-//! Machines that somebody wants to stop in stage 1. Kept in the store; [`Machines`] has them.
+//! Holds: machines that are to stop in stage 1. They are kept in the store and in [`Machines`].
 
 use pxe_common::Mac;
 
@@ -29,12 +29,12 @@ impl Holds {
         self.change(mac, |_| Some(hold)).map_or(Ok(()), Pending::wait)
     }
 
-    /// Lets it go on, at once where it is held now. Blocks until that survives a power cut.
+    /// Releases the machine, at once if it is held now. Blocks until that survives a power cut.
     pub fn release(&self, mac: Mac) -> Result<(), WriteError> {
         self.change(mac, |_| None).map_or(Ok(()), Pending::wait)
     }
 
-    /// The machine says that it stopped, and asks whether it is to stay so.
+    /// The machine reports that it stopped; returns whether it is to stay stopped.
     pub fn stopped(&self, mac: Mac) -> bool {
         let mut held = false;
         let change = self.change(mac, |hold| {
@@ -44,12 +44,12 @@ impl Holds {
                 other => other,
             }
         });
-        // A power cut before it is kept makes the next boot stop, too.
+        // After a power cut before it is stored, the next boot stops, too.
         drop(change);
         held
     }
 
-    /// The machine reboots: a hold for one boot is over when that boot was held. Waits for nothing.
+    /// The machine reboots: a hold for one boot is over if that boot was held. Never blocks.
     pub fn restarted(&self, mac: Mac) {
         let change = self.change(mac, |hold| hold.filter(|hold| *hold != Hold::Reached));
         drop(change);

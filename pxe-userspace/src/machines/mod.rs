@@ -1,8 +1,8 @@
 //! Who the machines are, and how their boots go.
 //!
-//! The register has one row for each machine, [`timeline`] what happened to it ([`event`]), [`diagnosis`] why its boot fails,
-//! [`pacing`] when its turn is, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot. [`segment`] says
-//! who is who among those that ask.
+//! The register has one row for each machine, [`timeline`] its events ([`event`]), [`diagnosis`] why its boot fails,
+//! [`pacing`] when it is its turn, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot.
+//! [`segment`] identifies the hosts that send requests.
 
 pub mod console;
 pub mod diagnosis;

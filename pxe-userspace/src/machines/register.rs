@@ -14,8 +14,8 @@ use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
 use crate::config::{Config, Node};
 
-/// The most machines that are remembered and neither declared nor hold an address, about. More are not a rack, but
-/// somebody who makes up MAC addresses.
+/// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
+/// who forges MAC addresses.
 const MACHINES_MAX: usize = 8192;
 
 /// What is known of one machine.
@@ -36,7 +36,7 @@ pub struct Machine {
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
-    /// Since when it had begun with that, where it is known: what began before has ended before.
+    /// When that stage's transfer began, if known: whatever began earlier has also ended earlier.
     #[serde(skip)]
     pub began: Option<Timestamp>,
     /// The file of its boot that it is fetching by TFTP.
@@ -123,7 +123,7 @@ pub struct Machines(Arc<RwLock<Register>>);
 struct Register {
     by_mac: HashMap<Mac, Machine>,
     by_address: HashMap<Ipv4Addr, Mac>,
-    /// So many machines, and it is looked whom to forget: not with each that comes, where all the others stay.
+    /// At this many machines some are to be forgotten. It grows, so that not every new machine causes a search.
     look_at: usize,
 }
 
@@ -230,7 +230,7 @@ impl Machines {
         self.write().machine(mac).stages = Some(stages);
     }
 
-    /// The machine reached a stage, with what `began` then.
+    /// The machine reached a stage, by something that `began` then.
     pub fn reached(&self, mac: Mac, stage: Stage, time: Timestamp, began: Option<Timestamp>) {
         if stage == Stage::Warning {
             return;
@@ -244,7 +244,7 @@ impl Machines {
         machine.waiting = None;
     }
 
-    /// Whether what the machine is at began after something else.
+    /// Whether the machine's present stage began after `other`.
     pub fn is_past(&self, mac: Mac, other: Option<Timestamp>) -> bool {
         let began = self.read().by_mac.get(&mac).and_then(|machine| machine.began);
         began.zip(other).is_some_and(|(began, other)| other < began)

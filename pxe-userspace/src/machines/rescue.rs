@@ -14,23 +14,23 @@ use zeroize::Zeroizing;
 
 use crate::base::lock::Unpoisoned as _;
 
-/// Machines that are remembered; those that were given a password last.
+/// Machines that are remembered: those that got a password last.
 const MACHINES_MAX: usize = 16384;
 
 /// The rescues' handle. Cloning it is cheap.
 #[derive(Clone, Default)]
 pub struct Rescues(Arc<Mutex<HashMap<Mac, Rescue>>>);
 
-/// One machine's, from the moment that its boot was given a password.
+/// One machine's rescue, from the moment that its boot got a password.
 struct Rescue {
     made: Timestamp,
     /// None once somebody has logged in.
     password: Option<Zeroizing<String>>,
     hash: String,
-    /// The machine asked for an address since: what it fetches now is another boot's.
+    /// The machine has asked for an address since, so its requests belong to another boot.
     restarted: bool,
     stands: Option<Stands>,
-    /// The boot that failed is to make room for the next one.
+    /// The failed boot was released: the machine is to boot again.
     released: bool,
 }
 
@@ -68,8 +68,8 @@ impl Rescues {
         serde_json::to_string(&login).expect("it has only text keys")
     }
 
-    /// The machine says that it has stopped; with an SSH server whose key is `host_key`, and whether somebody
-    /// has logged in. Whether it is to stay so, as far as this knows.
+    /// The machine reports that it has stopped, with an SSH server whose key is `host_key`, and whether somebody
+    /// has logged in. Returns whether it is to stay stopped, as far as rescues are concerned.
     pub fn stands(&self, mac: Mac, host_key: Option<String>, logged_in: bool, now: Timestamp) -> bool {
         let mut rescues = self.rescues();
         let Some(rescue) = rescues.get_mut(&mac) else { return true };
@@ -89,9 +89,9 @@ impl Rescues {
         Some(WayIn { password: rescue.password.clone(), stands: rescue.stands.clone()? })
     }
 
-    /// A boot that failed is to be over.
+    /// Releases a failed boot.
     pub fn release(&self, mac: Mac, now: Timestamp) {
-        // Also where no password was made: the machine has a console.
+        // Also without a password, because the machine has a console.
         self.rescues().entry(mac).or_insert_with(|| Rescue::without_password(now)).released = true;
     }
 
@@ -122,7 +122,7 @@ impl Rescue {
 }
 
 /// Twenty characters of five random bits each, and their hash (SHA-512 crypt, as `openssl passwd -6` makes it): a
-/// hundred bits are beyond guessing, also for who sees the hash on the wire.
+/// hundred bits can't be guessed, even by somebody who sees the hash on the wire.
 fn new_password() -> (Zeroizing<String>, String) {
     let parts: [Zeroizing<String>; 4] = std::array::from_fn(|_| Zeroizing::new(random_letters(5)));
     let password = Zeroizing::new(parts.each_ref().map(|part| part.as_str()).join("-"));
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(way_in.stands, Stands { host_key: KEY.into(), heard: at(3) });
         let password = way_in.password.unwrap().to_string();
         assert!(!first.contains(&password));
-        // An independent judge of the hash.
+        // An independent check of the hash.
         let hash = hash(&first);
         let salt = hash.split('$').nth(2).unwrap();
         let openssl =

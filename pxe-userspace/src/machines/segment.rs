@@ -1,7 +1,7 @@
 //! The boot segment: which addresses are on it, and whether a station may speak for one.
 //!
-//! A source address is only a field that anybody writes into a packet. The hardware address of its frame is what the
-//! switch sends answers to. Where both belong together the answer reaches who asked, and nobody else.
+//! Anybody can write any source address into a packet. But the switch sends answers to the MAC address of the frame. If
+//! both belong together, the answer reaches whoever asked, and nobody else.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use super::Machines;
 use crate::host::net::BridgeInfo;
 use crate::host::net::neighbours;
 
-/// What is known of who asks, where it is answered.
+/// What is known about the sender of a request that is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
     /// A host of the segment: the kernel knows that the address is this station's.
@@ -21,15 +21,15 @@ pub enum Standing {
     Machine,
 }
 
-/// What becomes of a request, by its source.
+/// The source of a request, which decides what happens with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Known(Standing),
-    /// An address of the segment of which nobody knows whose it is. The kernel finds out by ARP.
+    /// An address of the segment whose station is not known yet. The kernel finds out by ARP.
     Unknown,
-    /// The address is another station's.
+    /// The address belongs to another station.
     Contradicted,
-    /// No host of the segment has it.
+    /// No host of the segment can have the address.
     Beyond,
 }
 
@@ -70,13 +70,13 @@ impl Segment {
         }
     }
 
-    /// The station that speaks from the address, as far as it is known.
+    /// The station of the address, if known.
     pub fn station_of(&self, address: Ipv4Addr) -> Option<Mac> {
         self.has(address).then(|| neighbours::known(&self.bridge, address)).flatten()
     }
 
-    /// Who has completed a handshake from `address`, as TCP's do: its frames are not seen, but the kernel's own view
-    /// of whose the address is.
+    /// The source of a TCP connection from `address`, whose handshake is complete. Its frames are not seen, but the
+    /// kernel's neighbour table is.
     pub fn connected(&self, address: Ipv4Addr) -> Origin {
         if !self.has(address) {
             return Origin::Beyond;

@@ -1,4 +1,4 @@
-//! What the appliance says of itself, before anything is sent to it.
+//! The appliance's own description, from its API, before any frame is sent to it.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ impl Appliance {
         std::fs::read_to_string(path).is_ok_and(|mac| mac.trim() == bridge.mac.to_string())
     }
 
-    /// The profile is there, and can be booted.
+    /// The profile exists, and can be booted.
     pub(super) fn check_profile(&self, name: &str) -> Result<(), StormError> {
         let profiles: Vec<Profile> = self.client.document(self.client.get("/api/profiles")?)?;
         let Some(profile) = profiles.iter().find(|p| p.name == name) else {
@@ -67,7 +67,7 @@ impl Appliance {
         Ok(Some(size.saturating_sub(taken.count().try_into().unwrap_or(u32::MAX))))
     }
 
-    /// Waits until the daemon has taken `port` for one of its own.
+    /// Waits until the daemon serves `port` as one of its own.
     pub(super) fn wait_for_port(&mut self, port: &str) -> Result<(), StormError> {
         let end = Instant::now() + PORT_WITHIN;
         while !self.status.ports.iter().any(|p| p.name == port) {

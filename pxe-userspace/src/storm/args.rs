@@ -71,7 +71,7 @@ fn time(text: &str) -> Result<Duration, String> {
     seconds.ok_or_else(|| "write a time as 500ms, 30s or 10m".to_owned())
 }
 
-/// A share, from `1%` or `0.5`, which is percent, too.
+/// A share from `1%`, or `0.5`, which is in percent, too.
 fn loss(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').parse::<f64>().ok().filter(|p| (0.0..100.0).contains(p));
     percent.map(|p| p / 100.0).ok_or_else(|| "write a share under 100% as 1% or 0.5%".to_owned())

@@ -26,7 +26,7 @@ pub(super) struct Cable {
 
 impl Drop for Cable {
     fn drop(&mut self) {
-        // What fails here the kernel does a little later.
+        // If this fails, the kernel removes it a little later.
         let _ = with_netlink(async |netlink| remove(&netlink, &self.port).await);
     }
 }
@@ -38,7 +38,7 @@ pub(super) fn plug(bridge: &str) -> Result<(Cable, Wire), StormError> {
     let (namespace, namespaces) = mpsc::channel();
     let (moved, arrivals) = mpsc::channel::<()>();
     let (name, other) = (end.clone(), port.clone());
-    // A thread of its own: a network namespace is a thread's.
+    // On a separate thread, because a network namespace belongs to a thread.
     let inside = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let _ = namespace.send(File::open("/proc/thread-self/ns/net")?);
@@ -53,7 +53,7 @@ pub(super) fn plug(bridge: &str) -> Result<(Cable, Wire), StormError> {
         wire::open(index)
     });
     let done = (|| {
-        // Its sender is gone when the thread failed, and joining it says why.
+        // The sender is gone if the thread failed; joining it says why.
         let Ok(namespace) = namespaces.recv() else { return Ok(()) };
         with_netlink(async |netlink| plug_in(&netlink, bridge, &other, &end, namespace.as_raw_fd()).await)?;
         let _ = moved.send(());
@@ -77,7 +77,7 @@ async fn plug_in(netlink: &Handle, bridge: &str, port: &str, end: &str, namespac
     };
     let done = plugged.await;
     if done.is_err() {
-        // Nothing is left of half a cable; that it failed is said already.
+        // No half of a cable stays behind. The failure itself is reported already.
         let _ = remove(netlink, port).await;
     }
     done
@@ -103,7 +103,7 @@ async fn set(netlink: &Handle, link: rtnetlink::LinkMessageBuilder<LinkUnspec>) 
 }
 
 async fn index(netlink: &Handle, name: &str) -> io::Result<u32> {
-    // A dump: by name, a missing interface is an error among others.
+    // A dump, because a query by name reports a missing interface as an error like any other.
     let links: Vec<_> = netlink.link().get().execute().try_collect().await.map_err(io_error)?;
     let found = links.iter().find(|l| l.attributes.contains(&LinkAttribute::IfName(name.to_owned())));
     found

@@ -17,7 +17,7 @@ use crate::provision::boot::Generated;
 #[derive(Debug, Default)]
 pub(super) struct Contents(HashMap<String, Arc<[u8]>>);
 
-/// Takes a file's bytes in order.
+/// Receives a file's bytes in order.
 #[derive(Debug)]
 pub(super) struct Sink {
     reference: Option<Arc<[u8]>>,
@@ -53,7 +53,7 @@ impl Contents {
 }
 
 impl Sink {
-    /// For what is each machine's own, such as its configuration.
+    /// For files that differ by machine, such as its configuration.
     pub(super) fn keep() -> Self {
         Self { reference: None, kept: Vec::new(), at: 0 }
     }

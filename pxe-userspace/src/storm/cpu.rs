@@ -1,5 +1,5 @@
-//! What the storm cost in CPU time: the simulator's own, so that it is never mistaken for the
-//! server's, and the server's where it runs on this host.
+//! The storm's CPU time: the simulator's own, so that it is never mistaken for the server's, and
+//! the server's where it runs on this host.
 
 use std::fs;
 
@@ -16,8 +16,8 @@ const TICKS: f64 = 100.0;
 pub(super) struct Cpu {
     /// The simulator's own code.
     simulator_user: f64,
-    /// The kernel on its behalf: its system calls, and of what it sends also the way through the
-    /// bridge and the appliance's programs, until the answer lies in its socket.
+    /// The kernel on its behalf: its system calls. For frames that it sends this includes the path
+    /// through the bridge and the appliance's programs, until the answer is in its socket.
     simulator_system: f64,
     /// `bridgehead serve`, where it runs on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,7 +40,7 @@ impl Meter {
         Cpu {
             simulator_user: now.simulator_user - before.simulator_user,
             simulator_system: now.simulator_system - before.simulator_system,
-            // One that was restarted began at zero.
+            // A restarted daemon began at zero.
             daemon: now.daemon.map(|after| after - before.daemon.filter(|b| *b <= after).unwrap_or(0.0)),
             host: now.host - before.host,
             cpus: now.cpus,

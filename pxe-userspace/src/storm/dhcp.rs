@@ -10,7 +10,7 @@ use pxe_common::wire::port;
 
 use super::link::{Frames, Link, MS, Retry, Waits};
 
-/// What sets one firmware apart from another.
+/// How one firmware's client differs from another's.
 #[derive(Debug)]
 pub(super) struct Habits {
     /// The options of a message, in the order that the firmware sends them.
@@ -28,12 +28,12 @@ pub(super) struct Habits {
     pub(super) no_ack: &'static str,
 }
 
-/// Which offer is taken, and when.
+/// Which offer the client accepts, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Offers {
-    /// Whatever comes, they are collected for this many milliseconds after each DISCOVER.
+    /// Offers are collected for this many milliseconds after each DISCOVER, whatever arrives.
     Collected(u32),
-    /// One that says all a PXE client needs at once, any other at the next wait's end.
+    /// A complete offer for a PXE client at once, any other at the end of the present wait.
     FirstComplete,
 }
 
@@ -61,12 +61,12 @@ pub(super) struct Lease {
     pub(super) netmask: Ipv4Addr,
     pub(super) router: Option<Ipv4Addr>,
     pub(super) file: String,
-    /// Says PXEClient, and by option 43 that no boot server is to be looked for.
+    /// It has PXEClient, and option 43 to skip boot server discovery.
     complete: bool,
 }
 
 impl Lease {
-    /// Who is asked by ARP for a way to the boot server.
+    /// Whom ARP resolves to reach the boot server.
     pub(super) fn next_hop(&self) -> Ipv4Addr {
         let same_net = (self.address & self.netmask) == (self.next_server & self.netmask);
         self.router.filter(|_| !same_net).unwrap_or(self.next_server)
@@ -92,7 +92,7 @@ enum State {
 #[derive(Debug)]
 pub(super) enum Progress {
     Going,
-    /// The first offer came.
+    /// The first offer has arrived.
     Offered,
     Bound(Lease),
     Failed(String),
@@ -143,7 +143,7 @@ impl Client {
         Progress::Going
     }
 
-    /// Takes what came to port 68.
+    /// Handles a datagram to port 68.
     pub(super) fn receive(
         &mut self,
         payload: &[u8],
@@ -184,7 +184,7 @@ impl Client {
         self.send(link, out);
     }
 
-    /// Those who collect offers look at them earlier than they ask again.
+    /// A client that collects offers looks at them before its next retransmission is due.
     fn discovered(&mut self, now: u64) {
         if let (Offers::Collected(ms), 1) = (self.habits.offers, self.retry.sent()) {
             self.retry.due = now + u64::from(ms) * MS;
@@ -234,7 +234,7 @@ fn header(mac: Mac, xid: u32) -> Vec<u8> {
     bytes
 }
 
-/// A reply for this transaction: what it is, and what it gives.
+/// A reply to this transaction: its type and its lease.
 fn parse(payload: &[u8], xid: u32, mac: Mac) -> Option<(MessageType, Lease)> {
     let message = Message::decode(&mut Decoder::new(payload)).ok()?;
     if message.opcode() != Opcode::BootReply || message.xid() != xid || message.chaddr() != mac.0 {

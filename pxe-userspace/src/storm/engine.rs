@@ -16,10 +16,10 @@ use super::link::{Arp, Frames, MS};
 use super::machine::{Machine, State, World};
 use super::wire::Wire;
 
-/// Timers are looked at so often; firmware's are no finer.
+/// How often timers are checked. Firmware's timers are no finer.
 const TICK: u64 = MS;
 
-/// How often somebody is told.
+/// How often progress is reported.
 const TELL: u64 = 500 * MS;
 
 /// Of all simulated machines: locally administered, "st".
@@ -42,7 +42,7 @@ pub(super) fn is_ours(mac: Mac) -> bool {
     number(mac.0).is_some()
 }
 
-/// Frames that passed here.
+/// Counted frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Passed {
     pub(super) sent: u64,
@@ -103,7 +103,7 @@ impl<'a> Engine<'a> {
         self.started.elapsed()
     }
 
-    /// Powers the machines on, over `spread`, and goes on until each has an end.
+    /// Powers the machines on, over `spread`, and runs until each has booted or failed.
     pub(super) fn run(
         &mut self,
         spread: Duration,
@@ -160,7 +160,7 @@ impl<'a> Engine<'a> {
         self.wire.dropped()
     }
 
-    /// Gives the addresses back, no faster than a server reads and writes to its disk.
+    /// Releases the addresses, no faster than a server can process and store them.
     pub(super) fn release(&mut self) -> io::Result<()> {
         for machines in self.machines.chunks(32) {
             for machine in machines {
@@ -168,7 +168,7 @@ impl<'a> Engine<'a> {
             }
             self.wire.send(&self.out)?;
             self.out.clear();
-            // Not `Wire::wait`: blocks that nobody wants any more would cut it short.
+            // Not `Wire::wait`, which would return early for blocks that are still arriving.
             std::thread::sleep(Duration::from_millis(20));
             while self.wire.receive(|_| {})? > 0 {}
         }
@@ -204,7 +204,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// What the machines want to send leaves, as far as the simulated loss lets it.
+    /// Sends the machines' frames, except those that the simulated loss drops.
     fn flush(&mut self) -> io::Result<()> {
         if self.out.len() == 0 {
             return Ok(());
@@ -244,8 +244,8 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Which of the machines a frame is for. Broadcasts are for the one that they are about: the others'
-/// stacks would look at them and forget them.
+/// Which of the machines a frame is for. A broadcast goes only to the machine that it is about: the
+/// other machines would ignore it.
 fn addressee(frame: &[u8], first: u32, machines: &[Machine]) -> Option<usize> {
     let to: [u8; 6] = *frame.first_chunk()?;
     let mac = match frame.get(12..14)?.first_chunk().map(|t| u16::from_be_bytes(*t))? {
@@ -292,11 +292,11 @@ impl Loss {
     }
 }
 
-/// SIGINT and SIGTERM, as something to look at between frames.
+/// SIGINT and SIGTERM, polled between frames.
 pub(super) struct Signals(SignalFd);
 
 impl Signals {
-    /// From now on; before any thread is started, which would take them.
+    /// Catches them from now on. Must run before any thread is started, because that would receive them.
     pub(super) fn catch() -> io::Result<Self> {
         let mut set = SigSet::empty();
         set.extend([Signal::SIGINT, Signal::SIGTERM]);

@@ -28,7 +28,7 @@ enum Comparison {
 }
 
 impl Expectations {
-    /// Those that don't hold, in words. A figure that there is none of does not hold.
+    /// The conditions that don't hold, in words. A condition on a missing figure does not hold.
     pub(super) fn broken(&self, figure: impl Fn(&str) -> Option<f64>) -> Vec<String> {
         let broken = self.0.iter().filter_map(|expected| {
             let found = figure(expected.name);

@@ -19,10 +19,10 @@ use super::link::{Frames, Link, MS};
 /// An answer without progress for this long is given up.
 const PATIENCE: u64 = 30_000 * MS;
 
-/// What is not read yet; more than the bandwidth-delay product of a boot segment.
+/// The receive window: more than the bandwidth-delay product of a boot segment.
 const WINDOW: usize = 64 << 10;
 
-/// A head longer than this is none of ours.
+/// The appliance sends no longer head.
 const HEAD_MAX: usize = 8 << 10;
 
 pub(super) struct Exchange {
@@ -35,10 +35,10 @@ pub(super) struct Exchange {
     request: Vec<u8>,
     sent: usize,
     head: Vec<u8>,
-    /// Once the head is complete: the status, and bytes of the body that are to come.
+    /// Once the head is complete: the status, and the remaining bytes of the body.
     answer: Option<(u16, u64)>,
     sink: Sink,
-    /// When anything last got on.
+    /// The time of the last progress.
     progressed: u64,
     due: u64,
 }
@@ -71,10 +71,10 @@ impl Exchange {
         config.random_seed = now ^ u64::from(link.address.to_bits()) << 16 ^ u64::from(from_port);
         let mut interface = Interface::new(config, &mut device, instant(now));
         interface.update_ip_addrs(|addresses| {
-            // Room for one there is always.
+            // There is always room for one.
             let _ = addresses.push(IpCidr::new(link.address.into(), 32));
         });
-        // Whatever is not ours goes to the one neighbour; who that is, Ethernet says.
+        // All packets go to the one neighbour; the Ethernet layer knows its address.
         let _ = interface.routes_mut().add_default_ipv4_route(*to.ip());
         let buffer = |len| tcp::SocketBuffer::new(vec![0; len]);
         let mut socket = tcp::Socket::new(buffer(WINDOW), buffer(2048));
@@ -102,7 +102,7 @@ impl Exchange {
             from_port,
         );
         if connecting.is_err() {
-            // The machine has no address: cannot be, and the patience's end would tell.
+            // The machine has no address. That can't happen, and the timeout would report it.
             tracing::debug!(%to, "a simulated machine can't connect");
         }
         exchange.poll(link, now, out);
@@ -121,7 +121,7 @@ impl Exchange {
         self.due
     }
 
-    /// Takes an IPv4 packet that came to our address.
+    /// Handles an IPv4 packet to our address.
     pub(super) fn receive(&mut self, packet: &[u8], link: &mut Link, now: u64, out: &mut Frames) -> Progress {
         self.device.received.push_back(packet.to_vec());
         self.wake(link, now, out)
@@ -134,7 +134,7 @@ impl Exchange {
         if before != (self.sent, self.head.len(), self.answer) {
             self.progressed = now;
             link.progressed();
-            // What was written goes out, and the window opens.
+            // Sends what was written, and opens the window.
             self.poll(link, now, out);
         } else if now >= self.progressed + PATIENCE {
             return Progress::Failed(format!(
@@ -146,8 +146,8 @@ impl Exchange {
         progress
     }
 
-    /// After the answer: the connection goes on until the server has closed its half, too. True when
-    /// it is over.
+    /// After the answer: keeps the connection until the server has closed its half, too. True when
+    /// both are closed.
     pub(super) fn close(&mut self, packet: Option<&[u8]>, link: &Link, now: u64, out: &mut Frames) -> bool {
         self.device.received.extend(packet.map(<[u8]>::to_vec));
         self.poll(link, now, out);
@@ -161,7 +161,7 @@ impl Exchange {
             link.ipv4(out, &packet);
         }
         let delay = self.interface.poll_delay(instant(now), &self.sockets).map(|d| d.total_micros());
-        // smoltcp may say "at once" of what it will not do before something comes.
+        // smoltcp may say "at once" although it waits for a packet.
         let delay = delay.map_or(PATIENCE, |micros| (micros * 1000).clamp(MS, PATIENCE));
         self.due = (now + delay).min((self.progressed + PATIENCE).max(now + MS));
     }
@@ -188,7 +188,7 @@ impl Exchange {
         }
         match self.answer {
             Some((status, 0)) => {
-                // Closed in order; what follows is of no interest any more.
+                // Closed in order; what follows does not matter.
                 socket.close();
                 Progress::Done(status, std::mem::replace(&mut self.sink, Sink::keep()))
             }

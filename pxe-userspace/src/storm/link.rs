@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use pxe_common::Mac;
 use pxe_common::wire::{Checksum, Datagram, ETHERNET_LEN, EtherType};
 
-/// Frames on their way out, one behind the other.
+/// Outgoing frames, in order.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     bytes: Vec<u8>,
@@ -42,11 +42,11 @@ pub(super) struct Tally {
     pub(super) bytes: u64,
     /// Packets that were retransmitted because no answer came.
     pub(super) retries: u64,
-    /// Those of them that no simulated loss explains.
+    /// Retries that no simulated loss explains.
     pub(super) unexplained: u64,
-    /// Blocks that came more than once.
+    /// Blocks that arrived more than once.
     pub(super) repeated: u64,
-    /// Boots that GRUB or iPXE began again from their configuration.
+    /// How often GRUB or iPXE started over from its configuration.
     pub(super) restarts: u64,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Link {
     pub(super) mac: Mac,
     /// 0.0.0.0 until there is a lease.
     pub(super) address: Ipv4Addr,
-    /// Who answers the next hop's ARP; none while that is not known.
+    /// The next hop's MAC, from ARP; `None` while it is not known.
     pub(super) next_hop: Option<Mac>,
     pub(super) tally: Tally,
     /// Whether the simulated loss took a frame since the last progress.
@@ -68,7 +68,7 @@ impl Link {
         Self { mac, address: Ipv4Addr::UNSPECIFIED, next_hop: None, tally: Tally::default(), bereft: false }
     }
 
-    /// Something that was waited for came.
+    /// Something that the machine waited for has arrived.
     pub(super) fn progressed(&mut self) {
         self.bereft = false;
     }
@@ -79,7 +79,7 @@ impl Link {
         self.tally.unexplained += u64::from(!self.bereft);
     }
 
-    /// Sends a datagram, to everybody or to the next hop; one without a next hop is not sent.
+    /// Sends a datagram, as a broadcast or to the next hop; without a known next hop it is not sent.
     pub(super) fn udp(&self, out: &mut Frames, to: Ipv4Addr, ports: (u16, u16), payload: &[u8]) {
         let destination_mac = match to {
             Ipv4Addr::BROADCAST => Some(Mac::BROADCAST),
@@ -158,8 +158,8 @@ impl Arp {
     }
 }
 
-/// Milliseconds to wait after each time that something is sent; after the last one, nobody waits
-/// any more.
+/// Milliseconds to wait after the first transmission and each retransmission. After the last wait the
+/// client gives up.
 pub(super) type Waits = &'static [u32];
 
 /// Nanoseconds of a millisecond.
@@ -184,7 +184,7 @@ impl Retry {
         self.sent + 1
     }
 
-    /// The wait is over: true for a retransmission, false when there was the last one.
+    /// The wait is over: true to retransmit, false after the last wait.
     pub(super) fn again(&mut self, now: u64) -> bool {
         self.sent += 1;
         match self.waits.get(self.sent) {

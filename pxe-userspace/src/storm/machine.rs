@@ -18,7 +18,7 @@ use super::http::{self, Exchange};
 use super::link::{Arp, Frames, Link, Retry, Tally, Waits};
 use super::tftp::{self, Download};
 
-/// What machines share, and what they hand over.
+/// What machines share, and where they put their frames.
 pub(super) struct World<'a> {
     /// Nanoseconds since the storm began.
     pub(super) now: u64,
@@ -35,14 +35,14 @@ pub(super) struct Machine {
     lease: Option<Lease>,
     task: Task,
     software: Software,
-    /// The next UDP or TCP port of the software that runs.
+    /// The next UDP or TCP port of the running software.
     port: u16,
     powered_on: u64,
     /// When each stage was reached, after power-on.
     reached: [Option<u64>; Stage::Failed as usize],
-    /// The last connection, until the server has closed it, too.
+    /// The previous connection, until the server has closed it, too.
     closing: Option<Box<Exchange>>,
-    /// What the loader's configuration last said was wrong.
+    /// The last refusal in the loader's configuration.
     refusal: Option<String>,
 }
 
@@ -73,12 +73,12 @@ enum Task {
     Failed(String),
 }
 
-/// What runs on the machine, and how far it is.
+/// The software that runs on the machine, and its progress.
 #[derive(Debug)]
 enum Software {
     Rom,
     Grub(Grub),
-    /// iPXE's script, or the file of it with this number.
+    /// iPXE's script, or one of the files that it names.
     Script(Files),
     /// Linux, with this many reports sent.
     Linux(SocketAddrV4, usize),
@@ -101,7 +101,7 @@ struct Files {
     appliance: Option<SocketAddrV4>,
 }
 
-/// How a machine stands.
+/// A machine's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State<'a> {
     Off,
@@ -205,7 +205,7 @@ impl Machine {
         task.min(closing)
     }
 
-    /// Nobody waits for it any longer.
+    /// The storm's patience with it has ended.
     pub(super) fn give_up(&mut self, seconds: u64) {
         let stage = self.stage().map_or("nothing".to_owned(), crate::base::text::word);
         let refusal = self.refusal.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
@@ -451,7 +451,7 @@ impl Machine {
             http::Progress::Going => {}
             http::Progress::Wrong => self.fail(format!("{path}: not what its digest or other machines say")),
             http::Progress::Failed(why) => match self.software {
-                // pxe-init sends a report again until it is taken; iPXE's script asks again, too.
+                // pxe-init repeats a report until it is accepted; iPXE's script retries, too.
                 Software::Linux(..) | Software::Script(_) => self.pause(1, why, world),
                 Software::Rom | Software::Grub(_) => self.fail(why),
             },

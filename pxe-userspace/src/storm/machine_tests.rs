@@ -1,11 +1,11 @@
-//! Machines without a server, and with one that says what it is told.
+//! Machines without a server, and with one whose answers the test chooses.
 
 use super::super::link::MS;
 use super::*;
 
 const MAC: Mac = Mac([0x02, 0x73, 0x74, 0, 0, 1]);
 
-/// Milliseconds at which a machine that nobody answers sends, and what its screen says at last.
+/// When an unanswered machine sends, in milliseconds, and the last message on its screen.
 fn alone(firmware: Firmware) -> (Vec<u64>, String) {
     let mut machine = Machine::new(MAC, firmware);
     let (mut out, mut contents, mut times) = (Frames::default(), Contents::default(), Vec::new());
@@ -31,7 +31,7 @@ fn nobody_answers() {
     let (times, end) = alone(Firmware::Bios);
     assert_eq!(times, [0, 4000, 12_000, 28_000]);
     assert_eq!(end, "PXE-E51: No DHCP or proxyDHCP offers were received. at 60 s");
-    // It looks for offers after 3.8 s and not 4: so all that follows is 0.2 s early.
+    // It looks for offers after 3.8 s instead of 4, so everything that follows is 0.2 s early.
     let (times, end) = alone(Firmware::Uefi);
     assert_eq!(times, [0, 3800, 11_800, 27_800]);
     assert_eq!(end, "PXE-E16: No valid offer received. at 59 s");

@@ -1,11 +1,11 @@
-//! `bridgehead storm`: a thousand machines are powered on before the user's own appliance.
+//! `bridgehead storm`: boots a thousand simulated machines against the user's own appliance.
 //!
 //! The machines have DHCP, TFTP and HTTP clients of their own, which share only the packet formats of `pxe-common`
-//! with the server. They behave as their `firmware` does, including its options, its timers and when it gives up.
+//! with the server. They behave like their `firmware`: its options, its timers, and when it gives up.
 //!
 //! Read it in this order: `firmware` (what each kind does), `dhcp`, `tftp` and `http` (one
 //! client each, pure), `machine` (a boot from power-on to its workload, pure), `engine` (all of
-//! them on one `wire`), `outcome` (what it showed).
+//! them on one `wire`), `outcome` (the result).
 
 mod appliance;
 mod args;
@@ -43,13 +43,13 @@ use crate::api::client::AskError;
 pub use args::{Client, Storm};
 pub use expect::Expectations;
 
-/// The numbers of the scouts: far from the others'.
+/// The numbers of the scouts, the machines that boot alone first: far from the others'.
 const SCOUTS: u32 = 0xff_ff00;
 
-/// For a scout to boot.
+/// The time in which the scouts must have booted.
 const SCOUTS_WITHIN: Duration = Duration::from_secs(120);
 
-/// No storm, or none that could be judged.
+/// There was no storm, or no usable result.
 #[derive(Debug, thiserror::Error)]
 pub enum StormError {
     #[error("{0}")]
@@ -98,7 +98,7 @@ pub enum StormError {
 }
 
 impl StormError {
-    /// Whether it is about what was asked for, rather than about what happened.
+    /// Whether the user's request was wrong, rather than its execution.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
@@ -112,9 +112,9 @@ impl StormError {
     }
 }
 
-/// Runs a storm and prints what it showed. True when all that was expected holds.
+/// Runs a storm and prints the result. True when all expectations hold.
 pub fn run(storm: &Storm, out: &mut dyn Write) -> Result<bool, StormError> {
-    // Before anything starts a thread.
+    // Before any thread is started.
     let signals = Signals::catch().map_err(StormError::Signals)?;
     let appliance = Appliance::ask(&storm.reading.api);
     check(storm, &appliance)?;
@@ -150,7 +150,7 @@ pub fn run(storm: &Storm, out: &mut dyn Write) -> Result<bool, StormError> {
     Ok(outcome.broken.is_empty() && end == End::Done)
 }
 
-/// What can be known before a frame is sent.
+/// Checks what can be known before a frame is sent.
 fn check(storm: &Storm, appliance: &Result<Appliance, AskError>) -> Result<(), StormError> {
     let appliance = match (appliance, &storm.profile) {
         (Ok(appliance), _) => appliance,
@@ -170,8 +170,8 @@ fn check(storm: &Storm, appliance: &Result<Appliance, AskError>) -> Result<(), S
     }
 }
 
-/// Finds the wire: the interface that was named, after a question, or a cable into the bridge of the
-/// appliance on this host, which nobody else hangs on.
+/// Connects the machines: to the named interface, after a question, or by a cable of their own to the
+/// bridge of the appliance on this host.
 fn plug_in(
     storm: &Storm,
     appliance: Result<Appliance, AskError>,
@@ -214,8 +214,8 @@ fn consent(storm: &Storm, interface: &str) -> Result<(), StormError> {
     }
 }
 
-/// One machine of each kind boots first, without loss: to see that it can, and to have of every file
-/// what all others are compared with.
+/// Boots one machine of each kind first, without loss: to see that it can, and to have the copy of
+/// every file that all others are compared with.
 fn scout(
     storm: &Storm,
     wire: &mut Wire,
@@ -260,7 +260,7 @@ fn judge(storm: &Storm, engine: &Engine<'_>, appliance: Option<&Appliance>) -> R
     Ok(())
 }
 
-/// After each DISCOVER, in milliseconds: for a test that the server knows it, too.
+/// The waits after each DISCOVER, in milliseconds: for a test that the server assumes the same.
 #[cfg(test)]
 pub(crate) fn discover_waits(firmware: pxe_common::dhcp::Firmware) -> Vec<u64> {
     use pxe_common::dhcp::Firmware::{Bios, IpxeBios};

@@ -1,4 +1,4 @@
-//! What a storm showed: one document, and the same as a table.
+//! The result of a storm: one document, and the same as a table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,17 +19,17 @@ pub(super) struct Outcome {
     nodes: usize,
     booted: usize,
     failed: usize,
-    /// Neither, because the storm was interrupted.
+    /// Neither booted nor failed, because the storm was interrupted.
     unfinished: usize,
     interrupted: bool,
     seconds: f64,
-    /// Of files, to the machines.
+    /// Bytes of files that machines received.
     bytes: u64,
     stages: Vec<Reached>,
     causes: Vec<Cause>,
     retries: Retries,
     frames: Frames,
-    /// Offers by server: more than one answered where there is more than one.
+    /// Offers by server. More than one server here means a rival.
     offers: BTreeMap<Ipv4Addr, u64>,
     cpu: Cpu,
     /// Expectations that don't hold.
@@ -76,7 +76,7 @@ struct Retries {
     server: u64,
     /// Blocks that the server retransmitted.
     repeated_blocks: u64,
-    /// Boots that a loader began again from its configuration.
+    /// How often a loader started over from its configuration.
     restarts: u64,
 }
 
@@ -87,7 +87,7 @@ struct Frames {
     received: u64,
     /// By the simulated loss.
     lost: u64,
-    /// By the simulator being too slow for its own socket: the outcome says less of the server.
+    /// Because the simulator read its socket too slowly: the result says less about the server.
     dropped: u64,
 }
 
@@ -145,7 +145,7 @@ impl Outcome {
         }
     }
 
-    /// What `--expect` may name. Those that did not boot would have taken for ever.
+    /// A figure for `--expect`. A machine that did not boot counts as infinitely slow.
     pub(super) fn figure(&self, name: &str) -> Option<f64> {
         let boot = |share| match rank(self.nodes, share) {
             Some(rank) => self.boots.get(rank).copied().or(Some(f64::INFINITY)),
@@ -238,7 +238,7 @@ impl Outcome {
 fn stages(machines: &[Machine]) -> Vec<Reached> {
     let reached = STAGES.iter().map(|stage| {
         let at = |m: &Machine| m.reached(*stage);
-        // The last stage before it that this machine reached: kernels that are not ours report nothing.
+        // Counted from the last stage that this machine reached before: kernels by hand report nothing.
         let took = |m: &Machine| {
             let before = STAGES.iter().take_while(|s| *s != stage).filter_map(|s| m.reached(*s)).last();
             Some(m.reached(*stage)? - before.unwrap_or_default())
@@ -261,7 +261,7 @@ fn sorted(times: impl Iterator<Item = u64>) -> Vec<f64> {
     all
 }
 
-/// Which of `count` sorted values is that at `share` (nearest rank).
+/// The index of the value at `share` among `count` sorted ones (nearest rank).
 fn rank(count: usize, share: f64) -> Option<usize> {
     ((count as f64 * share).ceil() as usize).clamp(1, count.max(1)).checked_sub(1).filter(|_| count > 0)
 }

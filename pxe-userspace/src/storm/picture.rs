@@ -1,4 +1,4 @@
-//! The storm as it goes, on stderr: bars on a terminal, a line every few seconds elsewhere.
+//! The storm's progress on stderr: bars on a terminal, a line every few seconds elsewhere.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;

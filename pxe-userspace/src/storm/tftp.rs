@@ -9,18 +9,18 @@ use pxe_common::wire::port;
 use super::contents::{Contents, Sink};
 use super::link::{Frames, Link, Retry, Waits};
 
-/// What sets one client apart from another.
+/// How one client differs from another.
 #[derive(Debug)]
 pub(super) struct Habits {
-    /// A request before the real one that is only about the size, and how it is ended after the OACK.
+    /// A first request that only asks for the size, and how the client ends it after the OACK.
     pub(super) probe: Option<Probe>,
-    /// Options as they lie in the read request.
+    /// Options, encoded as in the read request.
     pub(super) options: &'static [u8],
-    /// After a request without an answer.
+    /// The waits after a request without an answer.
     pub(super) request: Waits,
-    /// After an ACK without a block.
+    /// What happens after an ACK that brings no block.
     pub(super) silence: Silence,
-    /// What a block that is not the next one is answered with.
+    /// The answer to a block that is not the next one.
     pub(super) stray: Stray,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Probe {
 pub(super) enum Silence {
     /// The last ACK is retransmitted after each wait.
     AcksAgain(Waits),
-    /// Nothing is sent: the server has to. After this many milliseconds the client gives up.
+    /// Nothing is sent, so the server has to retransmit. After these milliseconds the client gives up.
     Waits(Waits),
 }
 
@@ -47,7 +47,7 @@ pub(super) enum Stray {
     OwnNumber,
 }
 
-/// One file on its way.
+/// The transfer of one file.
 #[derive(Debug)]
 pub(super) struct Download {
     habits: &'static Habits,
@@ -57,28 +57,28 @@ pub(super) struct Download {
     /// The server's port of this transfer, once it has answered.
     peer: Option<u16>,
     probing: bool,
-    /// Only whether the file is there: closed as soon as that is known.
+    /// Only to see whether the file exists: closed as soon as that is known.
     peek: bool,
     blksize: usize,
     window: u32,
-    /// Blocks received in order, and of them acknowledged.
+    /// Blocks received in order, and how many of them are acknowledged.
     received: u32,
     acked: u32,
     retry: Retry,
     sink: Sink,
 }
 
-/// How a download stands.
+/// The state of a download.
 #[derive(Debug)]
 pub(super) enum Progress {
     Going,
-    /// The whole file, or that it is there where nothing more was asked.
+    /// The whole file; nothing, if the client only wanted to know whether it exists.
     Done(Sink),
     /// The server's ERROR.
     Refused(ErrorCode, String),
     /// Nobody answered the request.
     NoAnswer,
-    /// It began, and then nothing came any more after this many blocks.
+    /// The transfer began, and stopped after this many blocks.
     Stalled(u32),
     /// Other bytes than everybody else's, in this block.
     Wrong(u32),
@@ -114,7 +114,7 @@ impl Download {
         download
     }
 
-    /// Ends the transfer when the server has agreed to it, as GRUB does to see whether a file is there.
+    /// Ends the transfer as soon as the server has accepted it, as GRUB does to see whether a file exists.
     pub(super) fn peek(mut self) -> Self {
         self.peek = true;
         self
@@ -147,7 +147,7 @@ impl Download {
         }
     }
 
-    /// Takes a datagram that came to our address.
+    /// Handles a datagram to our address.
     pub(super) fn receive(
         &mut self,
         ports: (u16, u16),
@@ -264,14 +264,14 @@ impl Download {
     }
 }
 
-/// Ends a file that [`Contents`] judges.
+/// Completes a file that [`Contents`] verifies.
 pub(super) fn finish(contents: &mut Contents, path: &str, sink: Sink) -> Result<(), String> {
     contents
         .finish(path, sink)
         .map_err(|_| format!("{path}: all of it came, and it is not what its digest or other machines say"))
 }
 
-/// Above the well-known ports, whatever comes before.
+/// The port after this one, never a well-known one.
 pub(super) fn next_port(port: u16) -> u16 {
     port.checked_add(1).unwrap_or(1024)
 }

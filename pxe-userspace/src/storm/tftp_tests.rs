@@ -34,7 +34,7 @@ impl Client {
         sent
     }
 
-    /// What it makes of a packet, and what it sends.
+    /// Hands the client a packet; returns its progress and what it sends.
     fn take(&mut self, payload: &[u8]) -> (Progress, Vec<Vec<u8>>) {
         let ports = (TID, self.download.port);
         let progress = self.download.receive(ports, payload, &mut self.link, self.now, &mut self.out);
@@ -46,7 +46,7 @@ impl Client {
         self.take(&[&[0, 3, a, b][..], &vec![7; len]].concat())
     }
 
-    /// Nothing comes: milliseconds until each time that it sends something, and how it ends.
+    /// Without any answer: when the client sends something, in milliseconds, and how it ends.
     fn silence(&mut self) -> (Vec<u64>, Progress) {
         let mut times = Vec::new();
         loop {

@@ -1,5 +1,5 @@
-//! Whole frames in batches, on a cable of the simulator's own into the appliance's bridge, or on an
-//! interface that is there.
+//! Whole frames in batches, on the simulator's own cable to the appliance's bridge, or on an existing
+//! interface.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
@@ -15,13 +15,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::link::Frames;
 use crate::host::net::packet::link_address;
 
-/// Frames that one system call takes or gives.
+/// Frames per system call.
 const BATCH: usize = 64;
 
 /// A server on this host sends TCP in pieces of up to this (GSO): a veth pair cuts nothing.
 const FRAME_MAX: usize = 65_536 + 14;
 
-/// What waits for the simulator while it computes; lost here would be lost by nobody's fault but ours.
+/// For frames that arrive while the simulator computes. A loss here would be the simulator's own fault.
 const RECEIVE_BUFFER: usize = 256 << 20;
 
 /// Linux's ETH_P_ALL.
@@ -66,11 +66,11 @@ pub(super) struct Wire {
 
 /// Opens a socket on an interface of the network namespace that the calling thread is in.
 pub(super) fn open(interface: u32) -> io::Result<Socket> {
-    // Protocol 0 receives nothing until everything is set.
+    // With protocol 0 nothing is received until everything is set.
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
     socket.set_nonblocking(true)?;
     setsockopt(&socket, IgnoreOutgoing, &true)?;
-    // As root past rmem_max.
+    // Root may exceed rmem_max.
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
     let promiscuous = libc::packet_mreq {
         mr_ifindex: interface.cast_signed(),
@@ -78,7 +78,7 @@ pub(super) fn open(interface: u32) -> io::Result<Socket> {
         mr_alen: 0,
         mr_address: [0; 8],
     };
-    // A card passes on only what is for its own address.
+    // Without it, a card passes on only frames for its own address.
     setsockopt(&socket, AddMembership, &promiscuous)?;
     socket.bind(&link_address(interface, EVERYTHING))?;
     Ok(socket)
@@ -95,7 +95,7 @@ impl Wire {
         }
     }
 
-    /// Hands over what has arrived, at most a batch of it. Returns how many frames that was.
+    /// Hands over the frames that have arrived, at most a batch. Returns their number.
     pub(super) fn receive(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<usize> {
         let fd = self.fd();
         let mut slices: Vec<_> = self.buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
@@ -112,7 +112,7 @@ impl Wire {
         Ok(lens.len())
     }
 
-    /// Sends all of it. What the interface has no room for is lost, as on any network, and counted.
+    /// Sends all frames. Those for which the interface has no room are lost, as on any network, and counted.
     pub(super) fn send(&mut self, frames: &Frames) -> io::Result<()> {
         let fd = self.fd();
         let slices: Vec<_> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
@@ -136,7 +136,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Waits for a frame, for this long.
+    /// Waits for a frame, at most this long.
     pub(super) fn wait(&self, at_most: Duration) -> io::Result<()> {
         let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::ZERO);
         match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
@@ -147,7 +147,7 @@ impl Wire {
 
     /// Frames that were lost on this side of the wire so far.
     pub(super) fn dropped(&mut self) -> io::Result<u64> {
-        // Reading takes the counters back to zero.
+        // Reading resets the counters.
         self.dropped += u64::from(getsockopt(&self.socket, Statistics)?.tp_drops);
         Ok(self.dropped)
     }

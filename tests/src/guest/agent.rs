@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// What a script in the machine said and how it ended.
+/// The output of a script in the machine, and how it ended.
 #[derive(Clone, Debug)]
 pub struct Output {
     pub status: i32,
@@ -20,7 +20,7 @@ impl Output {
         self.status == 0
     }
 
-    /// stdout as text, or an error with what it said on both.
+    /// stdout as text, or an error with both outputs.
     pub fn text(self) -> Result<String> {
         let out = String::from_utf8_lossy(&self.stdout).into_owned();
         let err = String::from_utf8_lossy(&self.stderr);
@@ -42,8 +42,8 @@ impl Agent {
         UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))
     }
 
-    /// Waits until the machine has booted so far that its agent says `ready`. A machine that ends, by itself or by a
-    /// panic, closes the channel.
+    /// Waits until the machine has booted and its agent says `ready`. If the machine ends, by itself or by a panic, the
+    /// channel is closed.
     pub(super) fn ready(listener: &UnixListener, patience: Duration) -> Result<Self> {
         let (stream, _) = listener.accept()?;
         stream.set_read_timeout(Some(patience))?;

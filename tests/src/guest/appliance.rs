@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::machine::Guest;
 
 const CONFIG: &str = "/etc/bridgehead.toml";
-/// What the daemon says on stderr.
+/// The daemon's stderr.
 const LOG: &str = "/var/log/bridgehead.log";
 /// Where its files are.
 pub const FILES: &str = "/srv/boot";
@@ -14,7 +14,7 @@ pub const STATE: &str = "/var/lib/bridgehead";
 /// The card.
 pub const PORT: &str = "eth0";
 
-/// Starts the daemon and waits for its first line, or for its end. What it says later must find a reader.
+/// Starts the daemon and waits for its first line, or for its end. Its later lines need a reader, too.
 const SERVE: &str = r#"
 mkdir -p /run/bridgehead-said && cd /run/bridgehead-said && rm -f said first && mkfifo said first
 BRIDGEHEAD_ASSETS=/assets bridgehead serve --config "$CONFIG" >said 2>>"$LOG" &
@@ -36,7 +36,7 @@ impl<'g> Inside<'g> {
         Self::again(guest)
     }
 
-    /// Starts it with the configuration that is there.
+    /// Starts it with the existing configuration.
     pub fn again(guest: &'g Guest) -> Result<Self> {
         let said = guest.text(&format!("CONFIG={CONFIG} LOG={LOG}\n{SERVE}"))?;
         let inside = Self { guest };
@@ -59,7 +59,7 @@ impl<'g> Inside<'g> {
         self.end("TERM")
     }
 
-    /// It was started by a shell that is gone, so it can't be waited for.
+    /// Polls for its end: it was started by a shell that is gone, so nothing can wait for it as a child.
     fn end(self, signal: &str) -> Result<()> {
         let script = format!(
             "pid=$(cat /run/bridgehead-said/pid); kill -{signal} $pid\n\

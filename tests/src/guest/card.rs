@@ -1,4 +1,4 @@
-//! Network cards by model, and what each is asked to offer its driver.
+//! Network cards by model, and the features that each offers its driver.
 
 use std::fmt;
 use std::process::Command;
@@ -34,7 +34,7 @@ pub struct Virtio {
 }
 
 impl Virtio {
-    /// As QEMU makes it by itself.
+    /// QEMU's default.
     pub const PLAIN: Self =
         Self { queues: 1, mergeable: true, guest_csum: true, guest_gso: true, host_offloads: true };
 }
@@ -73,12 +73,12 @@ impl Card {
         }
     }
 
-    /// QEMU's words for the device, on the cable `netdev`.
+    /// QEMU's argument for the device, on the cable `netdev`.
     pub(super) fn device(self, netdev: &str, mac: &str) -> String {
         let mut device = format!("{},netdev={netdev},mac={mac},romfile=", self.model());
         if let Self::Virtio(Virtio { queues, mergeable, guest_csum, guest_gso, host_offloads }) = self {
             if queues > 1 {
-                // A vector a queue, one for the control queue, one for changes of the configuration.
+                // A vector per queue, one for the control queue, one for changes of the configuration.
                 device += &format!(",mq=on,vectors={}", 2 * u32::from(queues) + 2);
             }
             for (given, properties) in [
@@ -99,7 +99,7 @@ impl Card {
     /// Why there is no such card here.
     pub fn missing(self) -> Option<String> {
         let mut ask = Command::new("qemu-system-x86_64");
-        // Asked for one model, it says that it is no model, and ends with 0.
+        // Asked for one model only, QEMU reports an unknown model but exits with 0.
         let known = match output(ask.args(["-device", "help"])) {
             Ok(known) => known,
             Err(error) => return Some(format!("{error:#}")),
@@ -109,7 +109,7 @@ impl Card {
     }
 }
 
-/// As QEMU says it, short: `virtio-net,queues=4,guest_csum=off`.
+/// Short, in QEMU's words: `virtio-net,queues=4,guest_csum=off`.
 impl fmt::Display for Card {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Virtio(virtio) = self else { return f.write_str(self.model()) };

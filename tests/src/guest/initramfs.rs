@@ -1,5 +1,5 @@
-//! What a machine starts from: BusyBox, the modules that it needs, programs with their C libraries, and whatever else a
-//! test puts in. Not compressed: software emulation is slower at unpacking than at reading.
+//! A machine's initramfs: BusyBox, the modules that it needs, programs with their C libraries, and other files of a test.
+//! It is not compressed, because in software emulation unpacking is slower than reading.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -12,8 +12,8 @@ use super::card::Card;
 use super::kernel::{Suite, unpacked};
 use crate::process::output;
 
-/// Modules beside the card's: the bridge, what a filter at tc takes where there is no tcx, the agent's channel, and what
-/// the daemon's own tests make.
+/// Modules beside the card's: for the bridge, for a filter at tc without tcx, for the agent's channel, and for the links
+/// that the daemon's own tests make.
 const MODULES: [&str; 8] =
     ["virtio_pci", "virtio_console", "bridge", "sch_ingress", "cls_bpf", "veth", "dummy", "tun"];
 
@@ -45,12 +45,12 @@ impl Initramfs {
         Ok(made)
     }
 
-    /// Puts a program in, without its symbols, and the C libraries that it is linked to.
+    /// Adds a program, without its symbols, and the C libraries that it is linked to.
     pub fn program(&self, program: &Path, name: &str) -> Result<()> {
         let inside = self.root.join("bin").join(name);
         output(Command::new("strip").arg("-o").args([&inside, program]))?;
-        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, and the loader without an arrow. The libraries lie
-        // where the loader looks for them by itself.
+        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, and the loader without an arrow. The libraries are in
+        // the loader's default path.
         let linked = output(Command::new("ldd").arg(program))?;
         for library in linked.split_whitespace().filter(|word| word.starts_with('/')) {
             self.file(Path::new(library), library.trim_start_matches('/'))?;
@@ -58,7 +58,7 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Puts a file or a directory with all in it in.
+    /// Adds a file, or a directory with its contents.
     pub fn tree(&self, from: &Path, inside: &str) -> Result<()> {
         if !from.is_dir() {
             return self.file(from, inside);
@@ -71,7 +71,7 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Puts a file in.
+    /// Adds a file.
     pub fn file(&self, from: &Path, inside: &str) -> Result<()> {
         let to = self.root.join(inside);
         fs::create_dir_all(to.parent().context("a file lies in a directory")?)?;

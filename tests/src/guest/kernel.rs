@@ -15,14 +15,14 @@ pub enum Suite {
     Bookworm,
     /// Debian 13: 6.12.
     Trixie,
-    /// What Debian 12 is offered beside its own.
+    /// The backported kernel for Debian 12.
     Backports,
 }
 
 impl Suite {
     pub const ALL: [Self; 3] = [Self::Bookworm, Self::Trixie, Self::Backports];
 
-    /// As apt calls it.
+    /// Its name for apt.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bookworm => "bookworm",
@@ -43,12 +43,12 @@ impl Suite {
         crate::target().join("kernels").join(self.name())
     }
 
-    /// The kernel as a boot loader takes it. It is there when all of it is.
+    /// The kernel image. If it exists, the whole package is unpacked.
     pub fn image(self) -> PathBuf {
         self.dir().join("vmlinuz")
     }
 
-    /// As `uname -r` says it.
+    /// As `uname -r` prints it.
     pub fn version(self) -> Result<String> {
         let modules = self.dir().join("lib/modules");
         let why = || format!("{}: `cargo xtask setup` fetches this kernel", modules.display());
@@ -56,7 +56,7 @@ impl Suite {
         Ok(entry.file_name().to_string_lossy().into_owned())
     }
 
-    /// The files of `modules` and of what they depend on, each after those that it needs. What is built into the
+    /// The files of `modules` and their dependencies, each after those that it needs. A module that is built into the
     /// kernel has none.
     pub fn modules(self, modules: &[&str]) -> Result<Vec<PathBuf>> {
         let version = self.version()?;
@@ -77,7 +77,7 @@ impl Suite {
     }
 }
 
-/// Puts a module into a directory as insmod wants it, and returns its name there: BusyBox's unpacks none.
+/// Unpacks a module into a directory, because BusyBox's insmod can't, and returns its name there.
 pub(super) fn unpacked(module: &Path, into: &Path) -> Result<String> {
     let name = module.file_name().and_then(|n| n.to_str()).context("a module's name")?;
     match name.strip_suffix(".xz") {

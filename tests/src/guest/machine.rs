@@ -16,7 +16,7 @@ use crate::net;
 use crate::process::{Process, last_lines};
 use crate::world::World;
 
-/// The bridge on this side of the cable, which hosts and machines are plugged into.
+/// The bridge on this side of the cable, to which hosts and machines are connected.
 pub const LAN: &str = "lan";
 /// The card's address.
 pub const MAC: &str = "52:54:00:77:01:01";
@@ -25,20 +25,20 @@ const TAP: &str = "guest0";
 
 /// How long a machine may take to boot: on one of two processors it is six seconds.
 const BOOT: Duration = Duration::from_secs(120);
-/// How long a script may take that nothing else is said of.
+/// How long a script may take by default.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a machine is.
+/// A machine's options.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub suite: Suite,
     pub card: Card,
     pub memory_mib: u32,
-    /// Programs by the names that they have in there, with their C libraries.
+    /// Programs, which get their C libraries, and their names in the machine.
     pub programs: Vec<(PathBuf, String)>,
-    /// Files and directories, and where they are in there.
+    /// Files and directories, and their paths in the machine.
     pub files: Vec<(PathBuf, String)>,
-    /// The card and this side's cable tell each other what is left to do with a frame (checksums, cutting into pieces).
+    /// Card and cable pass each other a header with the remaining work on a frame (checksums, segmentation).
     pub vnet_hdr: bool,
 }
 
@@ -50,16 +50,16 @@ impl Options {
     }
 }
 
-/// A machine that is on, and answers. Dropping it pulls the plug.
+/// A machine that is on, and answers. Dropping it powers it off.
 pub struct Guest {
     agent: RefCell<Agent>,
     console: PathBuf,
     _qemu: Process,
-    /// After QEMU, which holds the other end.
+    /// Dropped after QEMU, which holds the other end.
     _cable: Cable,
 }
 
-/// A tap that is plugged into [`LAN`].
+/// A tap that is a port of [`LAN`].
 struct Cable;
 
 impl Guest {
@@ -93,17 +93,17 @@ impl Guest {
         Ok(Self { agent: RefCell::new(agent), console, _qemu: qemu, _cable: cable })
     }
 
-    /// What `uname -r` says.
+    /// The output of `uname -r`.
     pub fn kernel(&self) -> String {
         self.agent.borrow().kernel.clone()
     }
 
-    /// Runs a shell script and returns what came of it.
+    /// Runs a shell script and returns its result.
     pub fn run(&self, script: &str) -> Result<Output> {
         self.run_for(PATIENCE, script)
     }
 
-    /// Runs a shell script that may take so long.
+    /// Runs a shell script that may take this long.
     pub fn run_for(&self, patience: Duration, script: &str) -> Result<Output> {
         self.exchange(patience, script, b"")
     }
@@ -113,7 +113,7 @@ impl Guest {
         self.run(script)?.text().with_context(|| format!("in the machine: {script}"))
     }
 
-    /// Writes a file in there.
+    /// Writes a file in the machine.
     pub fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let script = format!("mkdir -p \"$(dirname '{path}')\" && cat >'{path}'");
         self.exchange(PATIENCE, &script, bytes)?.text()?;
@@ -128,11 +128,11 @@ impl Guest {
     }
 }
 
-/// QEMU with all but what lies in the world's directory.
+/// QEMU with all arguments but those with paths in the world's directory.
 fn qemu(options: &Options) -> Command {
     let Options { suite, card, memory_mib, vnet_hdr, .. } = options;
     let mut qemu = Command::new("qemu-system-x86_64");
-    // A panic is a reset (panic=-1), and a reset is the end (-no-reboot), which closes the agent's channel.
+    // A panic causes a reset (panic=-1), and a reset ends QEMU (-no-reboot), which closes the agent's channel.
     qemu.args(["-accel", "tcg", "-cpu", "max", "-machine", "q35", "-display", "none"]);
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
     qemu.args(["-smp", &card.processors().to_string(), "-m", &memory_mib.to_string()]);

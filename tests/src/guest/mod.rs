@@ -1,9 +1,9 @@
-//! The appliance in a virtual machine: the kernel of some Debian release, a card of some model, and on the other side of
-//! its cable the lab's hosts, firmware machines and captures.
+//! The appliance in a virtual machine: the kernel of a Debian release, a card of some model, and on the other side of its
+//! cable the lab's hosts, firmware machines and captures.
 //!
-//! Read it in this order: [`kernel`] (which kernels there are, and what of their modules is needed), [`card`] (models and
-//! what they are asked to offer), [`initramfs`] (what the machine starts from), [`agent`] (commands run in there, and what
-//! they say comes back), [`machine`] (QEMU, its cable, the agent's channel) and [`appliance`] (the daemon in there).
+//! Read it in this order: [`kernel`] (the kernels and their modules), [`card`] (models and their features),
+//! [`initramfs`] (what the machine boots), [`agent`] (runs commands in the machine and returns their output), [`machine`]
+//! (QEMU, its cable, the agent's channel) and [`appliance`] (the daemon in the machine).
 //! `docs/lab.md` says how to look into one.
 
 pub mod agent;

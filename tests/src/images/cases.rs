@@ -1,4 +1,4 @@
-//! The corpus. Each case is one thing that some tool wrote, or that a tool's tests have.
+//! The corpus. Each case is something that a tool has written, or that is in a tool's tests.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ pub fn all() -> Vec<Case> {
     all
 }
 
-/// What Docker makes of some of them that has no counterpart here.
+/// The cases in which Docker's result differs.
 fn different() -> [(&'static str, Docker); 5] {
     [
         (
@@ -58,7 +58,7 @@ fn base() -> Layer {
         .file("d/y", b"y")
 }
 
-/// Layers over one another.
+/// Several layers.
 fn layers() -> Vec<Case> {
     vec![
         Case::new("plain", [base()]),
@@ -240,7 +240,7 @@ fn entries() -> Vec<Case> {
     ]
 }
 
-/// Owners, times and sizes at their ends.
+/// Owners, times and sizes at the ends of their ranges.
 fn numbers() -> Vec<Case> {
     let timed = |path, mtime| Entry { mtime, ..Entry::new(b'0', path, 0o644) };
     vec![
@@ -278,7 +278,7 @@ fn numbers() -> Vec<Case> {
     ]
 }
 
-/// One file of ten bytes, of which three are stored, in every format; and one behind it.
+/// A sparse file of ten bytes, of which three are stored, in every format; and a file behind it.
 fn sparse() -> Vec<Case> {
     let gnu = {
         let mut header = header(&Entry::new(b'S', "s", 0o644), 3);
@@ -358,7 +358,7 @@ fn compressions() -> Vec<Case> {
     ]
 }
 
-/// What runs, and how.
+/// Programs, and how they run.
 fn configurations() -> Vec<Case> {
     let case = |name, run| Case::new(name, [base()]).run(run);
     vec![

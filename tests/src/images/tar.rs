@@ -2,7 +2,7 @@
 
 const BLOCK: usize = 512;
 
-/// A layer in the making. An entry's path, owner and the like are those of [`Entry`].
+/// A builder of layers. An entry's path, owner and the like are those of [`Entry`].
 #[derive(Default)]
 pub struct Layer(Vec<u8>);
 
@@ -18,12 +18,12 @@ pub struct Entry<'a> {
     pub mtime: i64,
     pub link: &'a [u8],
     pub device: (u32, u32),
-    /// What the header says; the contents' own length if none.
+    /// The size in the header; if `None`, the contents' length.
     pub size: Option<u64>,
 }
 
 impl<'a> Entry<'a> {
-    /// An entry of root's, with times of 2023.
+    /// An entry owned by root, with times in 2023.
     pub fn new(kind: u8, path: &'a (impl AsRef<[u8]> + ?Sized), mode: u32) -> Self {
         let path = path.as_ref();
         Self { path, kind, mode, uid: 0, gid: 0, mtime: 1_700_000_000, link: b"", device: (0, 0), size: None }
@@ -56,7 +56,7 @@ impl Layer {
         self.raw(&header(entry, contents.len()), contents)
     }
 
-    /// A header that is made elsewhere, with its checksum set.
+    /// A given header, whose checksum is set here.
     pub fn raw(mut self, header: &[u8; BLOCK], contents: &[u8]) -> Self {
         self.0.extend(summed(header));
         self.0.extend(contents);
@@ -68,7 +68,7 @@ impl Layer {
     pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut text = Vec::new();
         for (key, value) in records {
-            // Its own digits count.
+            // The length includes its own digits.
             let rest = key.len() + value.len() + 3;
             let length = (1..6).map(|digits| rest + digits).find(|l| l.to_string().len() + rest == *l);
             text.extend(format!("{} {key}=", length.expect("a record of less than a megabyte")).into_bytes());

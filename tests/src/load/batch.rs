@@ -1,4 +1,4 @@
-//! Many packets a system call: at hundreds of thousands a second the calls would be most of what a client does.
+//! Many packets per system call: at hundreds of thousands a second the calls would be most of a client's work.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, recv, recvmmsg, sendmmsg};
 
-/// Packets that one call takes or gives.
+/// Packets per call.
 pub(super) const BATCH: usize = 64;
-/// More than any frame here has bytes.
+/// More bytes than any frame here has.
 const LEN: usize = 2048;
 
 /// Packets as they arrive.
@@ -30,11 +30,11 @@ impl Received {
         }
     }
 
-    /// Takes what is there, after having waited for the first one as the socket would. Returns how many.
+    /// Waits for the first packet as the socket would, and takes all that are there. Returns how many.
     pub(super) fn fill(&mut self, socket: BorrowedFd<'_>) -> Result<usize> {
         self.lens.clear();
         if let [buffer] = &mut self.buffers[..] {
-            // One at a time, as in lock-step, is cheaper without the lists.
+            // For one at a time, as in lock-step, plain recv is cheaper.
             match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
                 Ok(len) => self.lens.push(len),
                 Err(Errno::EAGAIN | Errno::ECONNREFUSED | Errno::EINTR) => {}
@@ -46,7 +46,7 @@ impl Received {
         let flags = MsgFlags::MSG_WAITFORONE;
         match recvmmsg(socket.as_raw_fd(), &mut self.headers, slices.iter_mut(), flags, None) {
             Ok(packets) => self.lens.extend(packets.map(|p| p.bytes)),
-            // The second: an ICMP error of what was sent before.
+            // ECONNREFUSED is an ICMP error for an earlier packet.
             Err(Errno::EAGAIN | Errno::ECONNREFUSED | Errno::EINTR) => {}
             Err(e) => return Err(e).context("receiving"),
         }
@@ -58,7 +58,7 @@ impl Received {
     }
 }
 
-/// What it takes to send packets.
+/// Sends packets in batches.
 pub(super) struct Sender {
     headers: MultiHeaders<()>,
 }
@@ -68,7 +68,7 @@ impl Sender {
         Self { headers: MultiHeaders::preallocate(BATCH, None) }
     }
 
-    /// Sends them all. What there is no room for is lost, as on a wire.
+    /// Sends them all. Packets for which there is no room are lost, as on a wire.
     pub(super) fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,

@@ -1,4 +1,4 @@
-//! What a load costs its server in CPU time, softirqs included.
+//! The CPU time that a load costs its server, softirqs included.
 //!
 //! A frame that a client sends into a veth pair is handled by the kernel in the client's own context: bridge,
 //! attached programs, and what they answer. Without CONFIG_IRQ_TIME_ACCOUNTING that time is counted twice, as
@@ -7,7 +7,7 @@
 //! server's cost is the busy time of all CPUs less what `/proc/stat` calls user and system time on the
 //! client's. Handing frames to the client's socket is softirq work, too, and stays in: for every server alike.
 //!
-//! Whatever else runs on the other CPUs is counted as the server's: measure on a quiet machine.
+//! Whatever else runs on the other CPUs is counted as the server's: measure on an idle machine.
 
 use std::fs;
 
@@ -68,7 +68,7 @@ impl Cpus {
 }
 
 impl Meter {
-    /// What everybody but the client spent.
+    /// CPU time of everything but the client.
     pub fn seconds(&self) -> Result<f64> {
         Ok(self.cpus.servers_seconds()? - self.since)
     }

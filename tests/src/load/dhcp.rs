@@ -1,10 +1,10 @@
-//! DHCP clients without end: each exchange is DISCOVER, OFFER, REQUEST, ACK (RFC 2131 section 3.1) for one
-//! machine, so many at a time. A closed loop: the next exchange begins when one ends, so that the rate is the
-//! server's and not a timer's.
+//! A DHCP load client: each exchange is DISCOVER, OFFER, REQUEST, ACK (RFC 2131 section 3.1) for one machine, a fixed
+//! number at a time. It is a closed loop: the next exchange begins when one ends, so that the server determines the rate
+//! and not a timer.
 //!
-//! The client should cost less than what it measures. It makes its frames once and afterwards replaces what differs
-//! in them, sends whatever is ready over a packet socket with one system call, and finds the replies in memory. The
-//! host's own network stack does not get to see them.
+//! The client should cost less than what it measures. It makes its frames once and then only replaces what differs,
+//! sends whatever is ready over a packet socket with one system call, and reads the replies from shared memory. The
+//! host's own network stack does not see them.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -27,14 +27,14 @@ use crate::process::output;
 
 /// An exchange without an answer for this long is a drop.
 const DROPPED: Duration = Duration::from_secs(1);
-/// How often that is looked for.
+/// How often drops are looked for.
 const TICK: Duration = Duration::from_millis(10);
 
 const OFFER: u8 = 2;
 const ACK: u8 = 5;
 const NAK: u8 = 6;
 
-/// Where a message has what differs from machine to machine.
+/// Offsets of the fields that differ from machine to machine.
 mod at {
     pub(super) const XID: usize = 4;
     /// The last four bytes of `chaddr`.
@@ -54,12 +54,12 @@ pub enum Way {
     Relayed(Ipv4Addr),
 }
 
-/// What to load a server with.
+/// The load.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub server: Ipv4Addr,
     pub way: Way,
-    /// The number of the first machine, and how many there are; after the last comes the first again.
+    /// The number of the first machine, and how many there are; after the last one the first follows again.
     pub first: u32,
     pub machines: u32,
     /// Exchanges at a time.
@@ -104,12 +104,12 @@ pub fn run(plan: &Plan, given: &mut Given, cpus: &Cpus) -> Result<Outcome> {
         End::Round => load.slots.iter().any(|slot| slot.state != State::Idle),
     } {
         load.send(&mut wire)?;
-        // Before what arrived meanwhile: nobody is on the list to be sent now.
+        // Before handling packets that arrived meanwhile, because now the list of messages to send is empty.
         if now - ticked > TICK {
             ticked = now;
             load.tick(now);
         }
-        // Not for longer than until the clock must be looked at.
+        // Not longer than until the clock must be checked.
         wire.ring.wait(wire.cable.socket(), TICK)?;
         now = Instant::now();
         while let Some(frame) = wire.ring.next() {
@@ -126,7 +126,7 @@ struct Load<'a> {
     plan: &'a Plan,
     given: &'a mut Given,
     slots: Vec<Slot>,
-    /// Slots of which the message is to be sent.
+    /// Slots whose message is to be sent.
     ready: Vec<usize>,
     /// Exchanges begun so far.
     begun: u32,
@@ -138,7 +138,7 @@ struct Load<'a> {
 /// One exchange at a time.
 struct Slot {
     machine: u32,
-    /// Its low half is the slot's number, its high half goes up with every exchange.
+    /// Its low half is the slot's number, its high half counts exchanges.
     xid: u32,
     state: State,
     /// When DISCOVER was sent.
@@ -150,9 +150,9 @@ struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Idle,
-    /// DISCOVER is on its way.
+    /// DISCOVER was sent.
     Selecting,
-    /// REQUEST is on its way, for this address.
+    /// REQUEST was sent, for this address.
     Requesting(Ipv4Addr),
 }
 
@@ -192,7 +192,7 @@ impl<'a> Load<'a> {
         for frame in [&mut slot.discover, &mut slot.request] {
             frames::replace(frame, at::XID, slot.xid.to_be_bytes());
             frames::replace(frame, at::MACHINE, slot.machine.to_be_bytes());
-            // From its own station, as machines do: what another one sends for them is not the kernel's to answer.
+            // From the machine's own MAC, because the kernel answers nothing that another station sends for it.
             if self.plan.way == Way::Direct {
                 frame[6..12].copy_from_slice(&mac(slot.machine));
             }
@@ -240,13 +240,13 @@ impl<'a> Load<'a> {
                 self.next(index);
             }
             (State::Requesting(offered), NAK) => bail!("the server took back {offered}, which it offered"),
-            // An answer twice.
+            // A duplicate answer.
             _ => {}
         }
         Ok(())
     }
 
-    /// Gives up exchanges that have no answer.
+    /// Gives up unanswered exchanges.
     fn tick(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
@@ -270,12 +270,12 @@ struct Wire {
     _deaf: Deaf,
 }
 
-/// A host whose network stack drops every packet at once, until this is dropped. It would look for a route and for who
-/// listens, which takes as long as all that a packet socket does, and tell the server that nobody does.
+/// Makes the host's network stack drop every packet at once, until this is dropped. Otherwise the stack would look for a
+/// route and a listening socket, which takes as long as everything that a packet socket does, and send ICMP errors.
 struct Deaf;
 
 impl Deaf {
-    /// Packet sockets come before the rule, ARP passes by it.
+    /// Packet sockets see frames before this rule, and it does not apply to ARP.
     const RULE: [&str; 3] = ["PREROUTING", "--jump", "DROP"];
 
     fn new() -> Result<Self> {
@@ -285,7 +285,7 @@ impl Deaf {
 
 impl Drop for Deaf {
     fn drop(&mut self) {
-        // It fails where the host has gone already.
+        // This fails if the host is gone already.
         let _ = raw_table("--delete");
     }
 }
@@ -294,7 +294,7 @@ fn raw_table(action: &str) -> Result<()> {
     output(Command::new("iptables").args(["--wait", "--table", "raw", action]).args(Deaf::RULE)).map(drop)
 }
 
-/// packet(7): a veth pair has no queue to pass by, but there is less to do on the way.
+/// packet(7): a veth pair has no queue to bypass, but the path is shorter.
 #[derive(Clone, Copy, Debug)]
 struct QdiscBypass;
 nix::setsockopt_impl!(QdiscBypass, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, bool, sockopt::SetBool);
@@ -341,7 +341,7 @@ fn mac(machine: u32) -> [u8; 6] {
     [0x02, 0x77, a, b, c, d]
 }
 
-/// A machine's request, from its own station or a relay's; machine and transaction are yet to be filled in.
+/// A machine's request, from its own MAC or a relay's; machine and transaction are filled in later.
 fn frame(plan: &Plan, stations: Stations, own: &[u8]) -> Vec<u8> {
     let (from, to) = match plan.way {
         Way::Direct => {
@@ -372,7 +372,7 @@ fn message(way: Way, own: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What a client needs of a reply.
+/// The fields of a reply that a client needs.
 pub(crate) struct Reply {
     pub(crate) xid: u32,
     pub(crate) mac: [u8; 6],

@@ -1,4 +1,4 @@
-//! Load for a server, the same from the same client for each, and what the server pays for it.
+//! Load for servers, the same from the same client for each, and the CPU time that it costs them.
 
 mod batch;
 pub mod cpu;
@@ -19,7 +19,7 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// Waiting times as they come in.
+/// Collects waiting times.
 #[derive(Default)]
 struct Waits(Vec<u32>);
 
@@ -44,7 +44,7 @@ impl Numbers {
         Self(seed | 1)
     }
 
-    /// `len` bytes that no off-by-one block looks right in.
+    /// `len` bytes in which a block with a wrong offset never looks right.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
         bytes.truncate(len);

@@ -1,5 +1,5 @@
-//! Packets read where the kernel put them: a packet socket's ring (packet(7), PACKET_RX_RING with TPACKET_V2). No
-//! system call as long as there are some.
+//! Packets in a packet socket's ring, shared with the kernel (packet(7), PACKET_RX_RING with TPACKET_V2): while there are
+//! any, reading takes no system call.
 
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
@@ -43,14 +43,14 @@ nix::setsockopt_impl!(
 
 pub(super) struct Ring {
     slots: NonNull<u8>,
-    /// The slot that is looked at next.
+    /// The next slot to look at.
     next: usize,
     /// Whether the one before it is still ours.
     held: bool,
 }
 
 impl Ring {
-    /// The socket's ring, which gets all that arrives at it from now on.
+    /// The socket's ring, which receives all its packets from now on.
     pub(super) fn new(socket: &impl AsFd) -> Result<Self> {
         let version = libc::tpacket_versions::TPACKET_V2 as libc::c_int;
         setsockopt(socket, Version, &version).context("PACKET_VERSION")?;
@@ -68,7 +68,7 @@ impl Ring {
         Ok(Self { slots: slots.context("mapping the ring")?.cast(), next: 0, held: false })
     }
 
-    /// Waits until there is a packet, but not for longer than this.
+    /// Waits until there is a packet, at most this long.
     pub(super) fn wait(&mut self, socket: &impl AsFd, patience: Duration) -> Result<()> {
         self.release();
         if self.is_filled() {
@@ -104,7 +104,7 @@ impl Ring {
         self.status(self.next).load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
     }
 
-    /// Gives the packet that was looked at back to the kernel.
+    /// Returns the last packet's slot to the kernel.
     fn release(&mut self) {
         if std::mem::take(&mut self.held) {
             let slot = (self.next + SLOTS - 1) % SLOTS;
@@ -117,7 +117,7 @@ impl Ring {
         unsafe { self.slots.add(index * SLOT) }
     }
 
-    /// Whose a slot is.
+    /// The owner of a slot.
     fn status(&self, index: usize) -> &AtomicU32 {
         // SAFETY: `tp_status` is the header's first word, aligned as the slot is, and never accessed but like this.
         unsafe { AtomicU32::from_ptr(self.slot(index).cast().as_ptr()) }

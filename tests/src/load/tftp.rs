@@ -1,9 +1,9 @@
-//! A TFTP client that is many: each reads one file again and again (RFC 1350, 2347, 2348, 7440) and compares
+//! Many TFTP clients in one: each reads one file again and again (RFC 1350, 2347, 2348, 7440) and compares
 //! every byte.
 //!
-//! One thread, no packet ever waits for a thread to wake up. A client that got an answer before it could wait
-//! for one (the kernel answers inside `send`) goes on for some blocks before it is the next one's turn, with
-//! no packet of its own under way meanwhile, so that a turn of another client is in nobody's latency.
+//! One thread runs all, so that no packet waits for a thread to wake up. A client that got an answer before it could
+//! wait for one (the kernel answers inside `send`) goes on for some blocks before it is the next one's turn. Between its
+//! turns it has no packet in flight, so that another client's turn does not count in its latency.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Exchanges before the next client's turn.
 const TURN: u32 = 64;
 
-/// What to load a server with.
+/// The load.
 #[derive(Clone, Copy)]
 pub struct Plan<'a> {
     pub server: Ipv4Addr,
@@ -41,12 +41,12 @@ pub struct Plan<'a> {
     pub duration: Duration,
 }
 
-/// What came of it, from when every client had its first block.
+/// The result, measured from when every client had its first block.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Outcome {
     pub seconds: f64,
-    /// Received in order and right.
+    /// Received in order and verified.
     pub bytes: u64,
     pub blocks: u64,
     pub transfers: u64,
@@ -61,7 +61,7 @@ pub struct Outcome {
 /// Loads a server from the network namespace of the calling thread, which becomes the client.
 pub fn run(plan: &Plan<'_>, cpus: &Cpus) -> Result<Outcome> {
     cpus.be_client()?;
-    // A descriptor a client, and some.
+    // A descriptor per client, and some more.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(plan.clients as u64 + 100)), hard)?;
     let mut load = Load::new(plan)?;
@@ -119,9 +119,9 @@ struct Client {
     received: u32,
     /// Of these, since the last ACK.
     since_ack: u16,
-    /// What to send next, when it is this side's turn; sent again when nothing comes.
+    /// Whether it is this side's turn to send. If nothing arrives the packet is sent again.
     owes: bool,
-    /// A block was missing and the one before it acknowledged again (RFC 7440 section 4): once a gap.
+    /// A block was missing and the one before it was acknowledged again (RFC 7440 section 4): once per gap.
     gap: bool,
     asked: Instant,
     sent: Instant,
@@ -187,7 +187,7 @@ impl<'a> Load<'a> {
             }
             for packet in self.received.packets() {
                 if client.owes {
-                    // There is more behind what asked for this ACK.
+                    // More packets follow the one that caused this ACK.
                     client.send(self.plan, &mut self.numbers)?;
                     client.asked = client.sent;
                 }
@@ -197,7 +197,7 @@ impl<'a> Load<'a> {
                 if client.take(packet, self.plan, &mut self.tally)? {
                     client.send(self.plan, &mut self.numbers)?;
                     let transfers = client.transfers + 1;
-                    // A port of its own for each transfer, as RFC 1350 section 4 has it.
+                    // A new port for each transfer, as in RFC 1350 section 4.
                     *client = Client { transfers, ..Client::new()? };
                     client.watched(&self.epoll, index)?;
                     return Ok(true);
@@ -227,7 +227,7 @@ impl Client {
         })
     }
 
-    /// Has `epoll` say when something arrives for this client.
+    /// Makes `epoll` report when something arrives for this client.
     fn watched(&self, epoll: &Epoll, index: usize) -> Result<()> {
         Ok(epoll.add(&self.socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?)
     }
@@ -247,16 +247,16 @@ impl Client {
             self.socket.send_to(&request(plan), SocketAddrV4::new(plan.server, 69))
         };
         match result {
-            // An ICMP error of the packet before; what matters shows in what comes, or does not.
+            // An ICMP error for the packet before; only received packets matter.
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
             result => result.map(drop).context("sending"),
         }
     }
 
-    /// Takes the packets that are there, as many as a window has. Returns how many.
+    /// Receives the packets that are there, at most a window. Returns how many.
     fn receive(&mut self, received: &mut Received) -> Result<usize> {
         if !self.connected {
-            // The first packet says where the transfer's others come from, and go to.
+            // The first packet reveals the server's port for the transfer.
             match self.socket.peek_from(&mut []) {
                 Ok((_, from)) => self.socket.connect(from)?,
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => {
@@ -269,7 +269,7 @@ impl Client {
         received.fill(self.socket.as_fd())
     }
 
-    /// Takes a packet. Whether the file is whole with it.
+    /// Handles a packet. Returns whether it completes the file.
     fn take(&mut self, packet: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<bool> {
         match packet {
             [0, 3, high, low, data @ ..] => self.data(u16::from_be_bytes([*high, *low]), data, plan, tally),
@@ -291,7 +291,7 @@ impl Client {
     fn data(&mut self, number: u16, data: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<bool> {
         let ahead = number.wrapping_sub(self.received as u16);
         if ahead != 1 {
-            // The last block once more: the server has not seen its ACK. One further on: some are missing.
+            // The last block again means that the server has not seen its ACK; a later one that some are missing.
             let missing = (2..=self.window).contains(&ahead) && !self.gap;
             self.gap |= missing;
             self.owes = ahead == 0 && self.received > 0 || missing;
@@ -319,7 +319,7 @@ impl Client {
     /// Ends the transfer, so that the server need not wait for it.
     fn abort(&self) {
         if self.connected {
-            // It expires otherwise.
+            // If this is lost, the transfer expires.
             let _: io::Result<usize> = self.socket.send(b"\0\x05\0\0done\0");
         }
     }
@@ -336,7 +336,7 @@ fn request(plan: &Plan<'_>) -> Vec<u8> {
     bytes
 }
 
-/// The window that an OACK grants. Anything but what was asked for would be another measurement.
+/// The window that an OACK grants. It must be what was requested, or it would be another measurement.
 fn granted(options: &[u8], plan: &Plan<'_>) -> Result<u16> {
     let words: Vec<_> =
         options.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).to_lowercase()).collect();

@@ -1,7 +1,7 @@
 //! Thousands of DHCP clients on one cable (RFC 2131 section 4.4), each a station of its own, some behind a relay.
 //!
-//! They do what machines do, at random and without their pauses: boot, reboot with or without a memory of their
-//! address, renew, rebind, ask for configuration, give their address back, or fall silent.
+//! They do what machines do, at random and without pauses: boot, reboot with or without remembering their
+//! address, renew, rebind, ask for configuration, release their address, or fall silent.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,17 +20,17 @@ use crate::load::dhcp::Reply;
 /// More than there are addresses.
 const POPULATION: u32 = 4000;
 
-/// Requests under way that were not repeated yet.
+/// Requests in flight that were not repeated yet.
 const OUTSTANDING: usize = 1000;
 /// Requests that begin before it is the readers' turn.
 const TURN: usize = 64;
 /// After this long without an answer a request is sent again, then after twice the time, and so on.
 const RETRY: Duration = Duration::from_millis(300);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
-/// A request without an answer for this long is lost, the time not counted that there is no daemon. One for a
-/// live lease is lost with the lease, at the latest.
+/// A request without an answer for this long is lost, not counting the time without a daemon. One for a live
+/// lease is lost when the lease ends, at the latest.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a machine that got no address does nothing.
+/// How long a machine that got no address waits.
 const SULK: Duration = Duration::from_secs(10);
 /// How often a machine without an address asks for one before it gives up for now.
 const DISCOVERS: u32 = 4;
@@ -45,7 +45,7 @@ pub(super) struct Machines {
     server_mac: Mac,
     machines: Vec<Machine>,
     promises: Promises,
-    /// When to look after which machine's request.
+    /// When to check which machine's request.
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     outstanding: usize,
     numbers: Numbers,
@@ -55,19 +55,19 @@ pub(super) struct Machines {
 struct Machine {
     /// The lease it knows of.
     address: Option<Ipv4Addr>,
-    /// What it had before it forgot or gave back its lease.
+    /// Its address before it forgot or released its lease.
     last: Option<Ipv4Addr>,
     /// It does nothing until then.
     silent_until: Option<Instant>,
     asking: Option<Asking>,
-    /// Requests so far: the high half of the transaction's number.
+    /// Requests so far: the high half of the transaction ID.
     asked: u16,
 }
 
 struct Asking {
     what: What,
     xid: u32,
-    /// On the clock of the daemon's time.
+    /// On the clock that runs only while there is a daemon.
     begun: Duration,
     tries: u32,
     frame: Vec<u8>,
@@ -83,13 +83,13 @@ enum What {
     Renewing(Ipv4Addr),
     Rebinding(Ipv4Addr),
     Rebooting(Ipv4Addr),
-    /// For an address that may be somebody else's by now.
+    /// For an address that may belong to another machine by now.
     Remembering(Ipv4Addr),
     Inform(Ipv4Addr),
     Release(Ipv4Addr),
 }
 
-/// What a machine calls itself.
+/// How a machine identifies itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Bios,
@@ -113,7 +113,7 @@ impl Machines {
         })
     }
 
-    /// Takes what arrived, repeats what was not answered, and begins some more. False when there was nothing
+    /// Handles received packets, repeats unanswered requests, and begins some more. False if there was nothing
     /// to do.
     pub(super) fn turn(&mut self, now: Now, tally: &mut Tally) -> Result<bool> {
         let mut busy = false;
@@ -143,7 +143,7 @@ impl Machines {
         Ok(busy)
     }
 
-    /// Has a machine do something, unless it waits or is silent.
+    /// Lets a machine do something, unless it waits or is silent.
     fn act(&mut self, index: u32, now: Now, tally: &mut Tally) -> Result<bool> {
         let machine = &mut self.machines[index as usize];
         if machine.asking.is_some() || machine.silent_until.is_some_and(|until| until > now.wall) {
@@ -159,7 +159,7 @@ impl Machines {
             return Ok(true);
         };
         let Some(until) = self.promises.live(address, index, now.wall) else {
-            // It was silent for too long.
+            // It was silent for too long, so its lease has ended.
             machine.last = machine.address.take();
             return Ok(false);
         };
@@ -175,7 +175,7 @@ impl Machines {
                 tally.releases += 1;
                 tally.dhcp += 1;
                 self.ask(index, What::Release(address), now)?;
-                // Some want an address again at once, before anybody can have heard that they need none.
+                // Some ask for an address again at once, before the daemon can have learnt of the release.
                 if self.numbers.below(2) == 0 {
                     self.ask(index, What::Discover, now)?;
                 }
@@ -214,7 +214,7 @@ impl Machines {
             self.outstanding -= 1;
         }
         let what = asking.what;
-        // Also a machine that rebooted, and does not know.
+        // Also for a machine that rebooted, and does not know its lease.
         let address = what.lease().or(machine.address);
         let live = address.map(|address| self.promises.live(address, index, now.wall).is_some());
         let gives_up = what == What::Discover && live != Some(true) && asking.tries == DISCOVERS;
@@ -256,7 +256,7 @@ impl Machines {
     fn take(&mut self, reply: &Reply, now: Now, tally: &mut Tally) -> Result<()> {
         let index = reply.xid & 0xffff;
         let Some(machine) = self.machines.get_mut(index as usize) else { return Ok(()) };
-        // Twice answered, or too late: a client looks at neither.
+        // A client ignores duplicate and late answers.
         let Some(asking) =
             machine.asking.take_if(|asking| asking.xid == reply.xid && reply.mac == mac(index))
         else {
@@ -306,7 +306,7 @@ impl Machines {
 
     fn offered(&mut self, index: u32, reply: &Reply, now: Now, tally: &mut Tally) -> Result<()> {
         self.judge(index, reply.address, now, tally);
-        // A machine that rebooted has its lease still.
+        // A machine that rebooted still has its lease.
         if let Some(had) = self.machines[index as usize].address.take()
             && had != reply.address
             && self.promises.live(had, index, now.wall).is_some()
@@ -314,14 +314,14 @@ impl Machines {
             tally.renewals_lost += 1;
             tally.tell(|| format!("machine {index} has {had}, and was offered {}", reply.address));
         }
-        // Some switch themselves off before they ask.
+        // Some are switched off before they send a REQUEST.
         if self.numbers.below(50) == 0 {
             return Ok(());
         }
         self.ask(index, What::Selecting(reply.address), now)
     }
 
-    /// Nobody else may be using an address that a machine is offered or given.
+    /// Checks that no other machine may be using an address that is offered or acknowledged.
     fn judge(&self, index: u32, address: Ipv4Addr, now: Now, tally: &mut Tally) {
         if let Some(rival) = self.promises.rival(address, index, now.wall) {
             tally.addresses_twice += 1;
@@ -345,7 +345,7 @@ impl Machines {
         Ok(())
     }
 
-    /// The request, from the machine's own station or by its relay.
+    /// The request, from the machine's own MAC or by its relay.
     fn frame(&self, index: u32, xid: u32, what: What) -> Vec<u8> {
         let own = mac(index);
         let unicast = matches!(what, What::Renewing(_) | What::Release(_));
@@ -369,7 +369,7 @@ const ACK: u8 = 5;
 const NAK: u8 = 6;
 
 impl What {
-    /// The live lease that it is about.
+    /// The live lease that the request is about.
     fn lease(self) -> Option<Ipv4Addr> {
         match self {
             Self::Renewing(address) | Self::Rebinding(address) | Self::Rebooting(address) => Some(address),

@@ -1,8 +1,8 @@
-//! Millions of exchanges with an appliance that is killed again and again, and a judge of every one of them.
+//! Millions of exchanges with an appliance that is killed again and again; every answer is verified.
 //!
-//! The clients are DHCP machines that remember what they were promised, and TFTP readers that know every byte a
-//! file ever had. One thread drives all of them, so that "before" and "after" mean something. Another kills the
-//! daemon at random moments and starts it again.
+//! The clients are DHCP machines that remember what they were promised, and TFTP readers that know every content
+//! that a file ever had. One thread drives all of them, so that "before" and "after" are well defined. Another kills
+//! the daemon at random moments and starts it again.
 
 mod machines;
 mod promises;
@@ -22,18 +22,18 @@ use crate::world::World;
 use machines::Machines;
 use readers::Readers;
 
-/// How long a daemon lives at least: without some of its time, clients that need it get nowhere.
+/// The least lifetime of a daemon: without some of its time, clients that need it make no progress.
 const LIFE: Duration = Duration::from_secs(4);
-/// Faults that are told in words.
+/// The most faults that are described in words.
 const TOLD: usize = 20;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// At least so many.
+    /// At least this many exchanges.
     pub exchanges: u64,
     /// How often the daemon is killed (SIGKILL) and started again.
     pub kills: u32,
-    /// What the clients do, and when the kills fall, follows from it; how packets and kills interleave does not.
+    /// It determines what the clients do and the times of kills, but not how packets and kills interleave.
     pub seed: u64,
 }
 
@@ -49,22 +49,22 @@ pub struct Tally {
     pub renewals: u64,
     pub releases: u64,
     pub transfers: u64,
-    /// Transfers of files that are the daemon's own business, and that ended with it: their clients ask again.
+    /// Transfers of files that only the daemon sends, and that ended with it: their clients ask again.
     pub interrupted: u64,
     pub bytes: u64,
-    /// Files that were replaced under traffic.
+    /// Files that were replaced during transfers.
     pub replaced: u64,
     /// Packets that were sent again, by either kind of client.
     pub retries: u64,
-    /// Machines without a lease that gave up asking for one for a while: the daemon is dead, or no address free.
+    /// Machines without a lease that gave up asking for a while: the daemon is dead, or no address is free.
     pub gave_up: u64,
-    /// Refused or unanswered, although the lease was live.
+    /// Renewals that were refused or not answered, although the lease was live.
     pub renewals_lost: u64,
-    /// Offers that were refused when the machine asked for them.
+    /// Offers that were refused when the machine requested them.
     pub offers_lost: u64,
     /// Addresses offered or given to a machine while they were promised to another.
     pub addresses_twice: u64,
-    /// Bytes that no file had which could have been opened.
+    /// Transfers with bytes that match no content that could have been opened.
     pub wrong_bytes: u64,
     /// Transfers that stopped, or were refused.
     pub transfers_lost: u64,
@@ -77,7 +77,7 @@ impl Tally {
         self.dhcp + self.tftp
     }
 
-    /// How much of it must not be.
+    /// The sum of all faults, which must be zero.
     pub fn faults(&self) -> u64 {
         self.renewals_lost + self.offers_lost + self.addresses_twice + self.wrong_bytes + self.transfers_lost
     }
@@ -122,11 +122,11 @@ pub struct Clients {
     now: Now,
 }
 
-/// Two clocks: nobody can be blamed for not answering while the daemon is dead.
+/// Two clocks, because time without a daemon must not count as a missing answer.
 #[derive(Clone, Copy)]
 struct Now {
     wall: Instant,
-    /// The time that a daemon was there.
+    /// The time during which there was a daemon.
     served: Duration,
 }
 
@@ -146,7 +146,7 @@ impl Clients {
     pub fn turn(&mut self, served: bool, tally: &mut Tally) -> Result<()> {
         let wall = Instant::now();
         if served {
-            // This thread, or the disk, may have stood still: then nobody was asked.
+            // If this thread or the disk stalled, nothing was requested meanwhile.
             self.now.served += (wall - self.now.wall).min(Duration::from_millis(50));
         }
         self.now.wall = wall;
@@ -174,7 +174,7 @@ pub fn run(world: &World, plan: &Plan, mut progress: impl FnMut(&Tally)) -> Resu
             tally.seconds = begun.elapsed().as_secs_f64();
             tally.kills = clock.kills.load(Ordering::Relaxed);
             clock.exchanges.store(tally.exchanges(), Ordering::Relaxed);
-            // The reaper has an end of its own, and an error ends it early.
+            // The reaper ends on its own, and early after an error.
             if reaper.is_finished() && (tally.exchanges() >= plan.exchanges || tally.kills < plan.kills) {
                 break Ok(());
             }
@@ -235,8 +235,8 @@ fn reap(
     Ok(appliance)
 }
 
-/// A configuration with fewer addresses than [`Clients`] have machines, so that they go from one to another, for
-/// the shortest time there is.
+/// A configuration with fewer addresses than [`Clients`] have machines, so that addresses change hands, and with the
+/// shortest possible leases.
 pub fn config(world: &World, fast_path: &str, ports: &[String]) -> String {
     address_only(world, ports, fast_path)
         .replace("10.77.0.1/24", "10.77.0.1/16")

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-/// The machine that an address was last promised to, and the promise's end.
+/// The machine to which an address was last promised, and the promise's end.
 #[derive(Default)]
 pub(super) struct Promises(HashMap<Ipv4Addr, (u32, Instant)>);
 
 impl Promises {
-    /// Whose the address is now, if it is somebody else's than `machine`'s.
+    /// The present holder of the address, if it is another one than `machine`.
     pub(super) fn rival(&self, address: Ipv4Addr, machine: u32, now: Instant) -> Option<u32> {
         self.0
             .get(&address)
@@ -36,7 +36,7 @@ impl Promises {
         }
     }
 
-    /// Who answers for the address when it is asked for by ARP.
+    /// The machine that answers ARP requests for the address.
     pub(super) fn holder(&self, address: Ipv4Addr) -> Option<u32> {
         self.0.get(&address).map(|(machine, _)| *machine)
     }

@@ -1,7 +1,7 @@
-//! TFTP clients that read files which are replaced under them (RFC 1350, 2347, 2348, 2349, 7440).
+//! TFTP clients that read files which are replaced meanwhile (RFC 1350, 2347, 2348, 2349, 7440).
 //!
-//! A transfer is of one content from its beginning to its end: of one that the file had between the request and
-//! the first answer. Which one shows as bytes come in; when none is left that they could be of, they are wrong.
+//! A transfer must have one content from beginning to end: one that the file had between the request and the first
+//! answer. Candidates are ruled out as bytes arrive; when none is left, the bytes are wrong.
 
 use std::fmt;
 use std::fs;
@@ -21,8 +21,8 @@ use crate::net::Host;
 const READERS: usize = 64;
 /// Ports of each reader.
 const PORTS: usize = 16;
-/// A port is not used again for so long when something may still be on its way to it: the answer to a request
-/// that was repeated, or to one that was broken off. After a clean end it is, at once.
+/// A port is not used again for this long if something may still arrive at it: the answer to a repeated request, or
+/// to an aborted one. After a clean end it is used at once.
 const REST: Duration = Duration::from_secs(40);
 /// Exchanges of one reader before it is the next one's turn.
 const TURN: u32 = 8;
@@ -32,18 +32,18 @@ const REPLACE_EVERY: u64 = 40;
 const LOSS: f64 = 0.05;
 /// iPXE's shortest timer is a quarter of this.
 const RETRY: Duration = Duration::from_secs(1);
-/// A transfer without a new block for this long is lost, the time not counted that there is no daemon.
+/// A transfer without a new block for this long is lost, not counting the time without a daemon.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Smaller files never enter the kernel: a daemon that is killed takes their transfers with it.
+/// Smaller files never enter the kernel, so their transfers end when the daemon is killed.
 const DAEMONS_OWN: usize = 16 << 10;
 
-/// Around the borders of blocks and of the block map's chunks; the last has more than 65,535 blocks of 8 bytes.
+/// Around the boundaries of blocks and of the block map's chunks; the last has more than 65,535 blocks of 8 bytes.
 const LENGTHS: [usize; 15] = [
     0, 1, 511, 512, 1467, 1469, 30_001, 65_535, 65_536, 65_537, 100_000, 1_000_000, 2_000_000, 4_000_000,
     800_000,
 ];
-/// As firmware and loaders ask; what no frame holds, the server must cut down.
+/// As firmware and loaders request; sizes that no frame holds must be reduced by the server.
 const BLKSIZES: [u16; 9] = [512, 512, 1024, 1024, 1428, 1432, 1468, 8192, 65_464];
 const WINDOWS: [u16; 7] = [1, 1, 1, 4, 8, 16, 64];
 
@@ -65,9 +65,9 @@ struct Files {
 }
 
 struct Reader {
-    /// Its ports: some transfers have the one before's again, as firmware does it.
+    /// Its ports: some transfers reuse the previous one's, as firmware does.
     ports: Vec<Port>,
-    /// Repeats its ACKs. GRUB does not, and waits for the server to repeat.
+    /// Whether it retransmits its ACKs. GRUB does not, and waits for the server to retransmit.
     insists: bool,
     transfer: Option<Transfer>,
 }
@@ -79,12 +79,12 @@ struct Port {
 
 struct Transfer {
     port: usize,
-    /// Something of it may arrive after its end.
+    /// Whether packets may arrive after its end.
     untidy: bool,
     /// How often a daemon had been killed when it began.
     kills: u32,
     file: usize,
-    /// What the file may have been when it was opened.
+    /// The contents that the file may have had when it was opened.
     candidates: Vec<Content>,
     request: Vec<u8>,
     asked: (u16, u16),
@@ -95,11 +95,11 @@ struct Transfer {
     /// Blocks received in order.
     received: u32,
     since_ack: u32,
-    /// A block was missing, and the one before it acknowledged again (RFC 7440 section 4): once a gap.
+    /// A block was missing, and the one before it was acknowledged again (RFC 7440 section 4): once per gap.
     gap: bool,
-    /// Ends the transfer with an ERROR after so many blocks.
+    /// Ends the transfer with an ERROR after this many blocks.
     quits_after: Option<u32>,
-    /// On the clock of the daemon's time.
+    /// On the clock that runs only while there is a daemon.
     progress: Duration,
     sent: Instant,
 }
@@ -121,9 +121,9 @@ enum News {
     Nothing,
     /// It is this side's turn.
     Turn,
-    /// The last block is here.
+    /// The last block has arrived.
     Whole,
-    /// The transfer is over otherwise.
+    /// The transfer ended in another way.
     Over,
 }
 
@@ -173,7 +173,7 @@ impl Readers {
                 return Ok(false);
             }
             let transfer = Transfer::new(port, tally.kills, files, numbers, now);
-            // What is left of an earlier transfer of this port.
+            // Drain packets of an earlier transfer of this port.
             while receive(socket, &mut [0; 1])?.is_some() {}
             transfer.send(socket, *server, numbers)?;
             reader.transfer = Some(transfer);
@@ -197,8 +197,8 @@ impl Readers {
                 News::Turn => {}
                 over @ (News::Whole | News::Over) => {
                     if matches!(over, News::Whole) {
-                        // This one is not lost: the server would repeat the last block to a port that
-                        // soon has another transfer (RFC 1350 section 6).
+                        // This ACK is never lost, because the server would otherwise retransmit the last block
+                        // to a port that soon has another transfer (RFC 1350 section 6).
                         transfer.acknowledge(socket, from)?;
                         tally.transfers += 1;
                         tally.tftp += 1;
@@ -273,7 +273,7 @@ impl Transfer {
         let mut pick = |len: usize| numbers.below(len as u32) as usize;
         let file = pick(LENGTHS.len());
         let (mut blksize, mut window) = (BLKSIZES[pick(BLKSIZES.len())], WINDOWS[pick(WINDOWS.len())]);
-        // Block numbers that wrap, without spending all exchanges on them.
+        // Block numbers that wrap, but rarely, because these files take many exchanges.
         if pick(200) == 0 {
             (blksize, window) = (8, 64);
         }
@@ -297,7 +297,7 @@ impl Transfer {
             request: request.into_bytes(),
             asked: (blksize, window),
             server: None,
-            // What holds if the server knows no options.
+            // Valid if the server supports no options.
             blksize: 512,
             window: 1,
             received: 0,
@@ -340,7 +340,7 @@ impl Transfer {
                 }
                 Ok(News::Turn)
             }
-            // Repeated for an earlier transfer of this port, to one that has seen no answer.
+            // A retransmission of an earlier transfer of this port, to one that has seen no answer yet.
             [0, 3, number @ ..] if first && (self.has_options() || !number.starts_with(&[0, 1])) => {
                 Ok(News::Nothing)
             }
@@ -358,7 +358,7 @@ impl Transfer {
         }
     }
 
-    /// Reads an OACK: at most what was asked for, and the length that the file had.
+    /// Reads an OACK: at most the requested values, and the length that the file had.
     fn granted(&mut self, options: &[u8], tally: &mut Tally) -> Result<()> {
         let words: Vec<_> =
             options.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).to_lowercase()).collect();
@@ -386,7 +386,7 @@ impl Transfer {
         self.candidates.iter().all(|content| content.len() < DAEMONS_OWN)
     }
 
-    /// Whether it begins with an OACK: the server knows each of them.
+    /// Whether it begins with an OACK, because the server knows each of its options.
     fn has_options(&self) -> bool {
         !self.request.ends_with(b"octet\0")
     }
@@ -394,7 +394,7 @@ impl Transfer {
     fn data(&mut self, number: u16, data: &[u8], now: Now, tally: &mut Tally) -> News {
         let ahead = number.wrapping_sub(self.received as u16);
         if ahead != 1 {
-            // The last block once more: the server has not seen its ACK. One further on: some are missing.
+            // The last block again means that the server has not seen its ACK; a later one that some are missing.
             let missing = (2..=self.window).contains(&ahead.into()) && !self.gap;
             self.gap |= missing;
             let repeated = ahead == 0 && self.received > 0;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot`: the same machines and files from dnsmasq, as most people configure it, and from
+//! `cargo xtask bench boot`: the same machines and files, served by dnsmasq in its usual configuration, and by
 //! the appliance. Times are read from a capture at the machine's own card.
 
 use std::fs;
@@ -55,7 +55,7 @@ impl Sample {
 pub(super) fn boot(world: &World, pairs: u32) -> Result<Report> {
     let mut specs = [Spec::numbered(1), Spec::numbered(2)];
     for (n, spec) in specs.iter_mut().enumerate() {
-        // dnsmasq must give the same address: it is in the files that both serve.
+        // dnsmasq must give the same address, because it is in the files that both serve.
         spec.address = Some(Ipv4Addr::new(10, 77, 0, 11 + n as u8));
         net::tap(&spec.tap)?;
     }
@@ -84,7 +84,7 @@ fn from_bridgehead(world: &World, specs: &[Spec], spec: &Spec) -> Result<Sample>
     let appliance = Appliance::start(world, &demo(world, &ports, specs, "auto"))?;
     appliance.run(&["image", "add", DEMO])?;
     let digest = appliance.image_digest(DEMO)?;
-    // The machine has its lease before its files are copied: what it boots names the address.
+    // The machine has its lease before its files are copied, because these name the address.
     let (machine, capture, page) = power_on(world, spec, &digest)?;
     let files = mirror(world, spec)?;
     drop(machine);
@@ -152,8 +152,8 @@ fn mirror_root(world: &World, spec: &Spec) -> PathBuf {
     world.path(format!("mirror-{}", spec.name))
 }
 
-/// Copies what the appliance serves to one machine into a TFTP root: its grub.cfg, as the plain file that
-/// people write, and all that it names.
+/// Copies what the appliance serves to one machine into a TFTP root: its grub.cfg, as a plain file, and all
+/// files that it names.
 fn mirror(world: &World, spec: &Spec) -> Result<Files> {
     let root = mirror_root(world, spec);
     let get = |from: &str, to: &str| -> Result<PathBuf> {
@@ -174,12 +174,12 @@ fn mirror(world: &World, spec: &Spec) -> Result<Files> {
     files(&text, spec)
 }
 
-/// What a grub.cfg loads: the files of its `linux` and `initrd` commands, without leading slash or device.
+/// The files that a grub.cfg loads by `linux` and `initrd`, without leading slash or device.
 fn names(grub_cfg: &str) -> Vec<String> {
     let mut names = Vec::new();
     for line in grub_cfg.lines() {
         let mut words = line.split_whitespace().map(|w| w.trim_matches(|c| matches!(c, '"' | '\'' | ';')));
-        // Commands stand alone, or as the condition that tells whether they worked.
+        // Commands are alone on a line, or the condition of an `if`.
         let files = match words.find(|w| *w != "if") {
             Some("linux") => words.take(1).collect::<Vec<_>>(),
             Some("initrd") => words.collect(),

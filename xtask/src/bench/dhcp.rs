@@ -127,7 +127,7 @@ fn run(
     let outcome = with_kernel_percent(&*site.process, &["dhcp-offers", "dhcp-acks"], replies, || {
         host.inside(|| load::run(&plan, &mut site.given, cpus))
     });
-    // What the server does after its last reply is not in the next one's bill.
+    // So that the server's work after its last reply does not count for the next one.
     std::thread::sleep(Duration::from_millis(300));
     outcome
 }
@@ -140,7 +140,7 @@ pub(super) fn p99(outcome: &load::Outcome) -> f64 {
     outcome.latency.p99
 }
 
-/// The server's CPU milliseconds an exchange: seconds per 1,000.
+/// The server's CPU milliseconds per exchange, which is seconds per 1,000.
 pub(super) fn cost(outcome: &load::Outcome) -> f64 {
     outcome.cpu_seconds / outcome.exchanges as f64 * 1000.0
 }

@@ -27,14 +27,14 @@ pub(super) enum Server {
     Dnsmasq,
 }
 
-/// A running server, and who loads it.
+/// A running server, and its clients.
 pub(super) struct Site {
     pub(super) server: Server,
     pub(super) address: Ipv4Addr,
     pub(super) direct: Host,
     pub(super) relay: Host,
     pub(super) relay_address: Ipv4Addr,
-    /// What it gave so far.
+    /// The addresses that it gave so far.
     pub(super) given: Given,
     /// Ends the server when dropped.
     pub(super) process: Box<dyn Any>,
@@ -116,8 +116,8 @@ impl Site {
 struct Net {
     second: u8,
     prefix: u8,
-    /// What its server gives: the first and the last part of it, each all of its addresses, by what is added to
-    /// `second`, and the third byte.
+    /// The server's range: from the first address of the first part to the last of the last one, each given by what is
+    /// added to `second`, and the third byte.
     range: [(u8, u8); 2],
 }
 
@@ -209,7 +209,7 @@ fn kea(net: &Net, bridge: &str, dir: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Without its ping before every offer, which the others don't do either.
+/// Without its ping before every offer, which the others don't send either.
 fn dnsmasq(net: &Net, bridge: &str, dir: &Path) -> Command {
     let [first, last] = net.range();
     let mut command = Command::new("dnsmasq");

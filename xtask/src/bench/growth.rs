@@ -15,12 +15,12 @@ use super::report::{Bound, Goal, Report};
 use super::samples::{Column, OURS, Outcome, Samples};
 use super::{Effort, cpus};
 
-/// Machines that come anew in each measurement.
+/// New machines in each measurement.
 const NEW: u32 = 2_000;
 /// Exchanges at a time.
 const OUTSTANDING: u32 = 16;
 
-/// One group of the table: so many machines have a lease before.
+/// One group of the table: this many machines have a lease before.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Cell {
@@ -52,7 +52,7 @@ pub(super) fn growth(world: &World, effort: &Effort<'_>) -> Result<Report> {
         for site in &mut sites {
             fill(site, cell.leases, &cpus)?;
         }
-        // Each measurement's machines are those after all before; they are few beside what is there.
+        // Each measurement adds new machines, which are few compared with the existing leases.
         samples.measure(&[cell], effort.pairs, &mut sites, |site, _, _| Some(measure(site, &cpus)))?;
     }
     let grows = |of: fn(&load::Outcome) -> f64| {
@@ -77,7 +77,7 @@ pub(super) fn growth(world: &World, effort: &Effort<'_>) -> Result<Report> {
     Ok(Report { name: "growth", tables, goals, notes: note.into_iter().collect() })
 }
 
-/// Gives addresses until so many machines have one.
+/// Gives addresses until this many machines have one.
 fn fill(site: &mut Site, leases: u32, cpus: &Cpus) -> Result<()> {
     let has = site.given.len() as u32;
     if has < leases {
@@ -90,12 +90,12 @@ fn fill(site: &mut Site, leases: u32, cpus: &Cpus) -> Result<()> {
 
 fn measure(site: &mut Site, cpus: &Cpus) -> Result<Outcome<load::Outcome>> {
     let outcome = run(site, NEW, OUTSTANDING, cpus)?;
-    // What the server does after its last reply is not in the next one's bill.
+    // So that the server's work after its last reply does not count for the next one.
     std::thread::sleep(Duration::from_millis(300));
     Ok(Outcome { load: outcome, kernel_percent: None })
 }
 
-/// As many machines as nobody has seen.
+/// Runs exchanges of this many new machines.
 fn run(site: &mut Site, machines: u32, outstanding: u32, cpus: &Cpus) -> Result<load::Outcome> {
     let way = Way::Relayed(site.relay_address);
     let first = site.given.len() as u32;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench limit`: the appliance beside programs that only grow a frame and send it back
-//! (`pxe-ebpf/src/limit.rs`): what tc and XDP can do at all.
+//! `cargo xtask bench limit`: the appliance compared with programs that only grow a frame and send it back
+//! (`pxe-ebpf/src/limit.rs`), which is the limit of tc and XDP.
 
 use std::fmt;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -21,7 +21,7 @@ use super::tftp_servers::{Server, Wire};
 use super::{Effort, cpus};
 
 const LIMIT: &str = "only bounced";
-/// As [`ALONE`] has it.
+/// The block size of [`ALONE`].
 pub(super) const BLKSIZE: u16 = ALONE.blksize;
 
 /// One group of the table.
@@ -54,7 +54,7 @@ const CAPTION: &str = "Medians, blocks of 1,468 bytes in lock-step. tc: one clie
 
 pub(super) fn limit(world: &World, effort: &Effort<'_>) -> Result<Report> {
     let (cpus, note) = cpus()?;
-    // What growing a frame fills it with, so that the client finds it right, and the same for both.
+    // Zeros, with which the kernel fills a growing frame, so that the client's comparison succeeds; the same for both.
     let content = vec![0; FILE_LEN];
     let root = serve(world, &content)?;
     let mut by_tc = [
@@ -76,9 +76,9 @@ pub(super) fn limit(world: &World, effort: &Effort<'_>) -> Result<Report> {
         let load = run.map(|(blocks, seconds)| Load {
             seconds,
             blocks,
-            // It is all that the core does.
+            // The core does nothing else.
             cpu_seconds: seconds,
-            // Nobody waits.
+            // There is no client whose latency could be measured.
             latency: Latency { p50: f64::NAN, p99: f64::NAN, max: f64::NAN },
         });
         Some(load.map(|load| Outcome { load, kernel_percent: None }))
@@ -141,10 +141,10 @@ impl fmt::Display for Hook {
     }
 }
 
-/// The port that the bouncing programs answer at.
+/// The port on which the bouncing programs answer.
 pub(super) const PORT: u16 = 6969;
 
-/// The object with the bouncing programs, told about a file of `len` bytes and the size of its blocks.
+/// The object with the bouncing programs, set up for a file of `len` bytes and this block size.
 pub(super) fn object(len: usize, blksize: u16) -> Result<Ebpf> {
     let last = u16::try_from(len / usize::from(blksize) + 1).context("block numbers don't wrap here")?;
     let last_len = (len % usize::from(blksize)) as u16;
@@ -155,7 +155,7 @@ pub(super) fn object(len: usize, blksize: u16) -> Result<Ebpf> {
     loader.load_file(&path).with_context(|| format!("loading {}", path.display()))
 }
 
-/// A TFTP server for one file of zeros: requests are granted here, everything after that is the program's.
+/// A TFTP server for one file of zeros: requests are granted here, and the program does everything else.
 pub(super) fn bounce(blksize: u16) -> Result<Wire> {
     let address = Ipv4Addr::new(10, 79, 0, 1);
     let host = Host::new("bounce", 200)?;
@@ -168,7 +168,7 @@ pub(super) fn bounce(blksize: u16) -> Result<Wire> {
     program.attach(&host.port(), TcAttachType::Ingress)?;
     let requests = UdpSocket::bind((address, 69))?;
     let transfers = UdpSocket::bind((address, PORT))?;
-    // Ends with the process.
+    // The thread ends with the process.
     thread::spawn(move || {
         let mut buf = [0; 512];
         while let Ok((_, client)) = requests.recv_from(&mut buf) {

@@ -3,7 +3,7 @@
 //! The kernel gives a program frames in whole pages, as drivers of real network cards do, and sends its answers: here
 //! out of a veth pair whose far end counts and drops them. The time is that of the program, of sending the frame and
 //! of the drop, without a card's driver. Every run is one file in lock-step, from its first ACK to the one before its
-//! last. Each ACK is made by `limit_ack` (which says why), and handed on by a tail call, for both sides alike.
+//! last. Each ACK is made by `limit_ack` (which says why), and passed on by a tail call, for both sides alike.
 
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -26,13 +26,13 @@ use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 use super::limit::{self, BLKSIZE, PORT};
 
-/// More than a core's own caches hold, as a machine's initrd is.
+/// Larger than a core's own caches, like a machine's initrd.
 const FILE_LEN: usize = (64 << 20) + 77;
 const HEAD_LEN: usize = HEADERS_LEN + tftp::HEADER_LEN;
 /// Inner arrays differ in length (linux/bpf.h).
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// Every request, but for the block number.
+/// Every request, apart from the block number.
 const ACK: Datagram = Datagram {
     source_mac: Mac([0x52, 0x54, 0, 0x77, 0, 1]),
     destination_mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -58,9 +58,9 @@ pub(super) struct Live {
     sessions: HashMap<MapData, SessionKey, Session>,
     session: Session,
     programs: [ProgramFd; 2],
-    /// Keeps its programs, and what the entry jumps to: a map of programs is emptied when nobody holds it.
+    /// Keeps its programs, and the targets of the entry: the kernel empties a map of programs that nobody holds.
     _bridgehead: (Ebpf, ProgramArray<MapData>),
-    /// `struct xdp_md`: the frame's length, and the port that it came in by.
+    /// `struct xdp_md`: the frame's length, and its ingress port.
     context: Vec<u8>,
 }
 
@@ -91,7 +91,7 @@ impl Live {
         }
         let mut parts: ProgramArray<_> = map(&mut bridgehead, name::XDP_PARTS)?.try_into()?;
         parts.set(Part::Tftp as u32, &part, 0)?;
-        // After the programs: a map that is taken out of its object before would be closed.
+        // After loading the programs, because a map that is taken out of its object before would be closed.
         publish(&mut bridgehead, &content)?;
         let mut ack: Array<_, [u64; 6]> = map(&mut limit, "ACK")?.try_into()?;
         ack.set(0, acknowledgement(), 0)?;
@@ -110,7 +110,7 @@ impl Live {
         Ok(live)
     }
 
-    /// Whole files for at least this long: the blocks, and the seconds they took.
+    /// Transfers whole files for at least this long: returns the blocks, and the seconds they took.
     pub(super) fn run(&mut self, program: Program, duration: Duration, cpus: &Cpus) -> Result<(u64, f64)> {
         cpus.be_client()?;
         let (mut blocks, mut spent) = (0, Duration::ZERO);
@@ -131,7 +131,7 @@ impl Live {
             data_in: Some(&[0; 60]),
             ctx_in: Some(&self.context),
             repeat: blocks,
-            // The kernel's own batch, a NAPI poll's.
+            // The kernel's own batch size, that of a NAPI poll.
             attrs: TestRunAttrs::new().xdp_live_frames(64),
             ..TestRunOptions::default()
         };
@@ -143,7 +143,7 @@ impl Live {
         Ok(each * blocks)
     }
 
-    /// One frame's bytes, before any is counted: the file's first block, and from the limit one of zeros.
+    /// Checks one frame's bytes before any is counted: the file's first block, or zeros from the bouncing program.
     fn check(&mut self, content: &[u8]) -> Result<()> {
         let zeros = vec![0; BLKSIZE.into()];
         for (program, data) in [(Program::Bridgehead, &content[..BLKSIZE.into()]), (Program::Limit, &zeros)] {
@@ -163,7 +163,7 @@ impl Live {
         Ok(())
     }
 
-    /// Makes the next ACK the first one's.
+    /// Resets the next ACK to the first one.
     fn begin(&mut self, program: Program) -> Result<()> {
         self.sessions.insert(SessionKey::of(&ACK), self.session, 0)?;
         self.number.set(0, 0, 0)?;
@@ -179,7 +179,7 @@ impl Live {
     }
 }
 
-/// The ACK and padding, in words.
+/// The ACK and padding, as 64-bit words.
 fn acknowledgement() -> [u64; 6] {
     let payload = [0, 4, 0, 0];
     let bytes = [&ACK.headers(Checksum::ZERO.bytes(&payload))[..], &payload, &[0, 0]].concat();
@@ -190,7 +190,7 @@ fn acknowledgement() -> [u64; 6] {
 fn bridgehead() -> Result<Ebpf> {
     let path = ::lab::target().join("bpf/pxe-ebpf");
     let mut loader = EbpfLoader::new();
-    // aya-log's: the verifier removes what is off.
+    // aya-log's level: the verifier removes code that is off.
     loader.override_global("AYA_LOG_LEVEL", &0u8, true);
     loader.load_file(&path).with_context(|| format!("loading {}", path.display()))
 }
@@ -205,7 +205,7 @@ fn map(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
     ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
 }
 
-/// Puts a file where `Session` has it: blob 1, sums 1.
+/// Publishes a file as `Session` refers to it: blob 1, sums 1.
 #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 66 KiB on the stack")]
 fn publish(ebpf: &mut Ebpf, content: &[u8]) -> Result<()> {
     let mut blobs: HashOfMaps<_, u32, Array<MapData, Chunk>> = map(ebpf, name::BLOBS)?.try_into()?;
@@ -232,8 +232,8 @@ fn publish(ebpf: &mut Ebpf, content: &[u8]) -> Result<()> {
     Ok(tables.insert(1, &array, 0)?)
 }
 
-/// A veth pair with the sink at both ends: without a program at its own end, a port is none that live frames
-/// can come in by, and without one at the other end none that they can leave by. Returns the port's index.
+/// A veth pair with the sink at both ends: live frames can enter only by a port that has a program itself, and leave
+/// only by one whose other end has one. Returns the port's index.
 fn lay_wire(limit: &mut Ebpf) -> Result<u32> {
     ip(["link", "add", "live0", "type", "veth", "peer", "name", "live1"])?;
     let sink: &mut Xdp = limit.program_mut("limit_sink").context("limit_sink")?.try_into()?;

@@ -70,7 +70,7 @@ enum Name {
     Storm,
 }
 
-/// How the benchmarks of one server beside others are run.
+/// How benchmarks that compare servers are run.
 struct Effort<'a> {
     pairs: u32,
     duration: Duration,
@@ -117,8 +117,8 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A CPU for the client, the others for this process and the servers that it starts. With a note when the
-/// machine is not quiet enough to believe what comes.
+/// A CPU for the client, the others for this process and the servers that it starts; with a note if the
+/// machine is not idle enough for reliable results.
 fn cpus() -> Result<(Cpus, Option<String>)> {
     let cpus = Cpus::divide()?;
     cpus.leave_to_client()?;

@@ -23,9 +23,9 @@ use super::{Effort, cpus};
 const SUITE: Suite = Suite::Trixie;
 const CARD: Card = Card::VIRTIO;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// Sent by an emulated processor: a quarter of what the other benchmarks have.
+/// A quarter of the other benchmarks' file, because an emulated processor sends it.
 const FILE_LEN: usize = (2 << 20) + 77;
-/// As many as the pool has addresses for, and asked one after the other.
+/// As many machines as the pool has addresses for; they ask one after the other.
 const MACHINES: u32 = 90;
 
 /// One group of the table.
@@ -43,7 +43,7 @@ const CELLS: [Cell; 4] = [
     Cell::Leases { outstanding: 16 },
 ];
 
-/// Who may answer. Each has the machine for itself while it is measured.
+/// What may answer. Each has the machine for itself while it is measured.
 struct Side {
     name: &'static str,
     fast_path: &'static str,
@@ -60,7 +60,7 @@ struct Load {
     /// Blocks, or exchanges of four packets.
     answers: u64,
     latency: Latency,
-    /// Of 100 answers, those of XDP and of tc.
+    /// The percentages of answers by XDP and by tc.
     by_xdp: f64,
     by_tc: f64,
 }
@@ -80,7 +80,7 @@ pub(super) fn native(world: &World, effort: &Effort<'_>) -> Result<Report> {
     let content = Numbers::new(1350).bytes(FILE_LEN);
     let guest = Guest::boot(world, &Options::new(SUITE, CARD)?)?;
     guest.write(&format!("{FILES}/{FILE}"), &content)?;
-    // The clients of DHCP keep their host's own stack from what they receive.
+    // Two hosts, because the DHCP client makes its host's own stack drop everything.
     let hosts = [Host::new("a", 1)?, Host::new("b", 2)?];
     for host in &hosts {
         net::plug(&host.port(), LAN)?;
@@ -116,7 +116,7 @@ fn measure(
     duration: Duration,
     cpus: &Cpus,
 ) -> Result<Load> {
-    // Blobs are published, leases are on disk, the emulator has translated what runs: not in the bill.
+    // So that publishing blobs, writing leases and the emulator's translation are not measured.
     warm_up(hosts, cell, content, cpus)?;
     let before = inside.status()?;
     let (seconds, answers, latency) = run(hosts, cell, content, duration, cpus)?;
@@ -132,13 +132,13 @@ fn measure(
             Cell::Blocks { .. } => f64::from(ALONE.blksize),
             Cell::Leases { .. } => 2.0,
         };
-        // What was sent when time was up is counted by one side only.
+        // Frames in flight at the end are counted by one side only.
         (by as f64 * 100.0 / (answers as f64 * each)).min(100.0)
     };
     Ok(Load { seconds, answers, latency, by_xdp: percent("xdp"), by_tc: percent("tc") })
 }
 
-/// Until a block came by the way that is measured, or every machine has an address.
+/// Runs until a block came by the measured path, or every machine has an address.
 fn warm_up(hosts: &[Host; 2], cell: Cell, content: &[u8], cpus: &Cpus) -> Result<()> {
     match cell {
         Cell::Blocks { .. } => run(hosts, cell, content, Duration::from_millis(500), cpus).map(drop),

@@ -1,4 +1,4 @@
-//! Kea's own load generator, which plays a relay.
+//! Kea's own load generator, which acts as a relay.
 
 use std::fmt;
 use std::fs;
@@ -14,7 +14,7 @@ use super::dhcp_servers::Site;
 use super::samples::{Column, Outcome, with_kernel_percent};
 use crate::setup::peers;
 
-/// It sends at a rate that it is told, whatever comes back: each of these is tried until at most
+/// The rates to try: perfdhcp sends at a fixed rate, whatever comes back. Each is tried until at most
 /// [`DROPS_PERCENT`] are lost.
 const RATES: [u32; 10] = [64_000, 32_000, 16_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 125];
 const DROPS_PERCENT: f64 = 0.5;
@@ -35,7 +35,7 @@ pub(super) struct Cell {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Load {
-    /// Exchanges a second to begin.
+    /// The requested rate, in exchanges a second.
     asked: u32,
     exchanges_per_second: f64,
     drops_percent: f64,
@@ -50,7 +50,7 @@ impl Load {
     }
 }
 
-/// Makes its machines known.
+/// Makes its machines known to the server.
 pub(super) fn acquaint(world: &World, site: &Site, cell: &Cell, cpus: &Cpus) -> Result<()> {
     const RATE: u32 = 250;
     let log = world.path(format!("perfdhcp-{:?}", site.server));
@@ -58,7 +58,7 @@ pub(super) fn acquaint(world: &World, site: &Site, cell: &Cell, cpus: &Cpus) -> 
     run_at(RATE, &log, site, cell, long_enough, cpus).map(drop)
 }
 
-/// At the highest rate that the server keeps up with.
+/// Measures at the highest rate with which the server keeps up.
 pub(super) fn run(
     world: &World,
     site: &Site,
@@ -90,7 +90,7 @@ fn run_at(
     cpus: &Cpus,
 ) -> Result<Load> {
     let seconds = duration.as_secs().max(1);
-    // It goes on for a while to collect what is late.
+    // It waits for late replies at the end.
     let patience = Duration::from_secs(seconds + 60);
     let (relay, address) = (site.relay_address.to_string(), site.address.to_string());
     let (cpu_seconds, report) = site.relay.inside(|| {
@@ -100,7 +100,7 @@ fn run_at(
         command.args(["-4", "-l", &relay, "-r", &asked.to_string()]);
         command.args(["-p", &seconds.to_string(), "-R", &cell.machines.to_string()]);
         let mut process = Process::start(command.arg(address), log)?;
-        // 3 says that not every exchange was completed.
+        // Exit code 3 means that not every exchange was completed.
         process.wait(patience)?;
         Ok((meter.seconds()?, fs::read_to_string(log)?))
     })?;

@@ -12,7 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::report::Table;
 
 const WIDTH: u32 = 1200;
-/// For the names of the groups.
+/// The width of the groups' names.
 const NAMES: u32 = 260;
 /// A bar, and the space between two groups of them.
 const BAR: u32 = 11;
@@ -40,7 +40,7 @@ pub(super) fn draw(tables: &[Table]) -> Result<String> {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Okabe and Ito's colours, which the colour-blind tell apart; ours first.
+/// Okabe and Ito's colours, which colour-blind people can distinguish; ours first.
 const COLOURS: [RGBColor; 5] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),

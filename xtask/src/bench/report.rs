@@ -15,7 +15,7 @@ pub(super) struct Report {
     pub(super) name: &'static str,
     pub(super) tables: Vec<Table>,
     pub(super) goals: Vec<Goal>,
-    /// What a reader must know to believe the numbers.
+    /// What a reader must know to judge the numbers.
     pub(super) notes: Vec<String>,
 }
 
@@ -26,17 +26,17 @@ pub(super) struct Table {
     pub(super) groups: Vec<Group>,
 }
 
-/// What is compared with one another.
+/// Rows that are compared with one another.
 pub(super) struct Group {
     pub(super) title: String,
     /// Name, and a value for each column.
     pub(super) rows: Vec<(String, Vec<Option<f64>>)>,
 }
 
-/// What issue and documentation promise.
+/// A goal of the documentation.
 pub(super) struct Goal {
     pub(super) what: String,
-    /// None where it was not measured.
+    /// `None` if it was not measured.
     pub(super) value: Option<f64>,
     pub(super) bound: Bound,
 }
@@ -167,7 +167,7 @@ impl Display for Bound {
     }
 }
 
-/// The page with another text between a benchmark's marks, if it has these.
+/// The page with new text between a benchmark's marks, if it has these.
 fn with_section(page: &str, name: &str, section: &str) -> Option<String> {
     let (begin, end) = (format!("<!-- bench {name} -->\n"), format!("<!-- end of bench {name} -->"));
     let (before, rest) = page.split_once(&begin)?;
@@ -175,7 +175,7 @@ fn with_section(page: &str, name: &str, section: &str) -> Option<String> {
     Some(format!("{before}{begin}{section}{end}{after}"))
 }
 
-/// What the numbers are of.
+/// The machine on which the numbers were measured.
 fn machine() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
     let values = |name: &str| {

@@ -1,4 +1,4 @@
-//! Samples, one record a measurement, and what is computed from them: medians, ratios of pairs.
+//! Samples, one record per measurement, and what is computed from them: medians, ratios of pairs.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -13,7 +13,7 @@ use super::report::{Group, Table};
 /// The appliance's name in tables and samples.
 pub(super) const OURS: &str = "Bridgehead";
 
-/// Everything that was measured of one kind: `C` says what, `O` what came of it.
+/// All measurements of one kind: `C` is what was measured, `O` the result.
 #[derive(Serialize)]
 #[serde(transparent)]
 pub(super) struct Samples<C, O: 'static> {
@@ -32,7 +32,7 @@ struct Sample<C, O> {
     cell: C,
     server: &'static str,
     pair: u32,
-    /// Or why there is none.
+    /// The result, or why there is none.
     outcome: Result<Outcome<O>, String>,
 }
 
@@ -41,7 +41,7 @@ struct Sample<C, O> {
 pub(super) struct Outcome<O> {
     #[serde(flatten)]
     pub(super) load: O,
-    /// How much of it the kernel programs did, in percent; of the appliance only.
+    /// The kernel programs' share, in percent; only for the appliance.
     pub(super) kernel_percent: Option<f64>,
 }
 
@@ -53,19 +53,19 @@ pub(super) struct Column<O> {
     pub(super) of: fn(&O) -> f64,
 }
 
-/// Someone who is measured.
+/// A server that is measured.
 pub(super) trait Contender {
     fn name(&self) -> &'static str;
 }
 
 impl<C: Copy + PartialEq + Display + Serialize, O: Serialize> Samples<C, O> {
-    /// They go to `target/bench/NAME.json`. The first column is what is compared.
+    /// Samples are written to `target/bench/NAME.json`. The first column is the one that is compared.
     pub(super) fn new(name: &'static str, columns: &'static [Column<O>]) -> Self {
         Self { name, list: Vec::new(), columns }
     }
 
-    /// Measures every cell with every contender, in turn. `measure` returns None where that can't be.
-    /// What failed once is not tried again, and our own failure is the benchmark's.
+    /// Measures every cell with every contender, in turn. `measure` returns `None` if that is impossible.
+    /// A contender that failed is not tried again, and our own failure ends the benchmark.
     pub(super) fn measure<S: Contender>(
         &mut self,
         cells: &[C],
@@ -113,12 +113,12 @@ impl<C: Copy + PartialEq + Display + Serialize, O: Serialize> Samples<C, O> {
         Ok(())
     }
 
-    /// The median of what a contender did.
+    /// The median of a contender's results.
     pub(super) fn median(&self, cell: &C, server: &str, of: fn(&O) -> f64) -> Option<f64> {
         median(self.outcomes(cell, server).map(|(_, outcome)| of(&outcome.load)))
     }
 
-    /// The median of what one did over what the other did in the same pair.
+    /// The median of one contender's result over the other's in the same pair.
     pub(super) fn ratio(&self, cell: &C, one: &str, other: &str, of: fn(&O) -> f64) -> Option<f64> {
         median(self.outcomes(cell, one).filter_map(|(pair, one)| {
             let (_, other) = self.outcomes(cell, other).find(|(number, _)| *number == pair)?;
@@ -153,8 +153,8 @@ impl<C: Copy + PartialEq + Display + Serialize, O: Serialize> Samples<C, O> {
     }
 }
 
-/// Runs a load on a server and says how much of it the appliance's kernel programs did: `counters` of theirs
-/// over what `done` makes of the outcome. What went before the measurement itself is in the counters, too.
+/// Runs a load on a server and returns the share of the appliance's kernel programs: their `counters` over `done`
+/// of the outcome. The counters include what happened before the measurement itself.
 pub(super) fn with_kernel_percent<O>(
     server: &dyn Any,
     counters: &[&str],
@@ -176,7 +176,7 @@ pub(super) fn with_kernel_percent<O>(
     Ok(Outcome { load, kernel_percent: Some((share * 100.0).min(100.0)) })
 }
 
-/// The middle of the values, or the mean of the two in the middle. What is no number was not measured.
+/// The middle value, or the mean of the two in the middle. NaN means not measured.
 pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
@@ -184,7 +184,7 @@ pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     Some((low + high) / 2.0)
 }
 
-/// A number with as many digits as say something.
+/// A number with its significant digits.
 pub(super) fn shown(value: f64) -> String {
     match value {
         value if value >= 1000.0 || value == 0.0 => format!("{value:.0}"),

@@ -1,5 +1,5 @@
-//! `cargo xtask bench storm`: a rack is powered on at once, before the appliance and before dnsmasq with the
-//! same files, by `bridgehead storm`; and how long the same bytes take from a program that only bounces.
+//! `cargo xtask bench storm`: `bridgehead storm` powers on a rack at once, against the appliance and against dnsmasq
+//! with the same files; and the time that the same bytes take from a program that only bounces frames.
 
 use std::any::Any;
 use std::fmt;
@@ -25,7 +25,7 @@ use super::{Effort, cpus, limit};
 const DNSMASQ: &str = "dnsmasq";
 /// Of kernel and initrd together.
 const MIB: usize = 24;
-/// What GRUB asks for, which brings most of the bytes.
+/// GRUB's block size, with which most bytes are sent.
 const GRUBS_BLKSIZE: u16 = 1024;
 
 /// One group of the table.
@@ -37,16 +37,16 @@ struct Cell {
     loss: f64,
 }
 
-/// What `bridgehead storm --json` said of one storm.
+/// The result of one `bridgehead storm --json`.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Storm {
     seconds: f64,
     booted: f64,
     failed: f64,
-    /// Packets that machines retransmitted for no loss of theirs.
+    /// Packets that machines retransmitted without simulated loss.
     server_retries: f64,
-    /// Seconds from power-on to the initrd, of those that got there.
+    /// Seconds from power-on to the initrd, of the machines that reached it.
     p50: f64,
     p99: f64,
     bytes: f64,
@@ -153,7 +153,7 @@ initrd = "/initrd"
         Ok(Self { name: OURS, host, server })
     }
 
-    /// As most people configure it, but for as many machines as there are.
+    /// In its usual configuration, but with room for all machines.
     fn dnsmasq(world: &World) -> Result<Self> {
         let host = Host::new("rack2", 2)?;
         let root = world.path("tftp");
@@ -165,7 +165,7 @@ initrd = "/initrd"
         }
         let config = grub.join("grub.cfg");
         fs::write(&config, "linux /kernel\ninitrd /initrd\nboot\n")?;
-        // A simulated GRUB asks by its address only: for 1,000 machines and those that try it first.
+        // A simulated GRUB requests the file with its MAC in the name: for 1,000 machines, and those that boot first.
         for number in (0..1000).chain(0xff_ff00..0xff_ff03) {
             let [_, b, c, d] = u32::to_be_bytes(number);
             let own = grub.join(format!("grub.cfg-01-02-73-74-{b:02x}-{c:02x}-{d:02x}"));
@@ -232,7 +232,7 @@ fn read(said: &Value) -> Result<Storm> {
     })
 }
 
-/// A kernel and an initrd, as sizes go.
+/// Writes a kernel and an initrd of typical sizes.
 fn write_files(root: &Path) -> Result<()> {
     fs::create_dir_all(root)?;
     for (name, mib) in [("kernel", 8), ("initrd", MIB - 8)] {

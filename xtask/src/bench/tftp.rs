@@ -51,7 +51,7 @@ const MANY: Cell = cell(256, 1468, 1, 0.0);
 pub(super) fn goals() -> Vec<Cell> {
     vec![ALONE, WINDOWS, MANY]
 }
-/// Every value of every dimension, the others as usual.
+/// Every value of every dimension, with the others at their default.
 pub(super) fn axes() -> Vec<Cell> {
     let mut cells = Vec::new();
     cells.extend([1, 8, 64, 256, 1000].map(|clients| cell(clients, 1468, 1, 0.0)));
@@ -143,7 +143,7 @@ pub(super) fn measure(
         |o: &load::Outcome| o.bytes,
         || wire.host.inside(|| load::run(&plan, cpus)),
     );
-    // Transfers that were broken off end meanwhile, and are not in the next one's bill.
+    // So that aborted transfers end meanwhile, and don't count for the next one.
     std::thread::sleep(Duration::from_millis(300));
     outcome
 }

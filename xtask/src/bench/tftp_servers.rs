@@ -1,5 +1,5 @@
-//! The TFTP servers that are compared, each alone with a host on a wire of its own: all run all the time,
-//! and an idle one costs nothing.
+//! The TFTP servers that are compared, each alone with a host on a wire of its own. All run all the time, because an
+//! idle one costs nothing.
 
 use std::any::Any;
 use std::net::Ipv4Addr;
@@ -83,7 +83,7 @@ impl Server {
         Ok(Wire { address, host, running: Box::new(process) })
     }
 
-    /// As quiet as it gets, for as many clients as there are.
+    /// With as little logging as possible, for as many clients as there are.
     fn command(self, bridge: &str, address: Ipv4Addr, root: &Path) -> Command {
         match self {
             Self::Bridgehead => unreachable!("started as an appliance"),

@@ -60,7 +60,7 @@ const DATAPLANE: &str = "pxe-userspace/src/dataplane/";
 /// Where the crates' sources lie, from the workspace's root.
 pub(crate) fn source_dirs() -> Vec<PathBuf> {
     let dir = |name: &str| Path::new(name.strip_prefix("bridgehead-").unwrap_or(name)).join("src");
-    CRATES.iter().map(|(name, _)| dir(*name)).collect()
+    CRATES.iter().map(|(name, _)| dir(name)).collect()
 }
 
 /// Every violation, as `WHERE: what`.

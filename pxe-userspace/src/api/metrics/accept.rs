@@ -13,7 +13,7 @@ pub(super) fn preferred(headers: &HeaderMap) -> Format {
     if open_metrics > text { Format::OpenMetrics } else { Format::Text }
 }
 
-/// How much a format is wanted: by the most special range that it falls under.
+/// A format's quality value: that of the most specific range that includes it.
 fn quality(ranges: &[Range<'_>], names: [&str; 3], version: &str) -> f32 {
     names
         .iter()

@@ -19,7 +19,7 @@ use crate::dataplane::HookCounters;
 use crate::machines::diagnosis::BUCKETS;
 use crate::serve::dhcp::{Counters, PacingStatus};
 
-/// Ports that are named. A bridge of Docker's may have any number.
+/// The most ports that are named. A Docker bridge may have any number.
 const MOST_PORTS: usize = 256;
 
 /// What the TFTP server counts, by its own names: see [`tftp::Stats`](crate::serve::tftp::Stats). Its bytes are in `sent_bytes`.
@@ -248,7 +248,7 @@ impl Families<'_> {
         Ok(())
     }
 
-    /// What there is, said by labels: the value is always 1.
+    /// A family of type info: labels with the value 1.
     fn info<const N: usize>(
         &mut self,
         name: &str,

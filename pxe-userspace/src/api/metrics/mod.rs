@@ -31,7 +31,7 @@ use crate::serve::dhcp;
 pub struct Measures {
     pub version: &'static str,
     pub started: Timestamp,
-    /// Things somebody should look at.
+    /// Problems that need attention.
     pub alerts: usize,
     pub ports: Vec<PortStatus>,
     pub dhcp: dhcp::Status,
@@ -45,11 +45,11 @@ pub struct Measures {
 #[derive(Clone, Debug)]
 pub struct KernelMeasures {
     pub counters: dataplane::Counters,
-    /// Of files that the programs have.
+    /// Bytes of files in the block map.
     pub published_bytes: u64,
 }
 
-/// What is counted of boots.
+/// The counts of boots.
 #[derive(Clone, Debug, Default)]
 struct Boots {
     /// Seconds since DISCOVER.
@@ -58,7 +58,7 @@ struct Boots {
     transfers: u64,
 }
 
-/// Everything that a scrape gets.
+/// Everything in a scrape.
 #[derive(Clone, Debug)]
 struct Scrape {
     measures: Measures,

@@ -10,7 +10,7 @@ use crate::api::documents::Tier;
 use crate::machines::diagnosis::BUCKETS;
 use crate::serve::tftp;
 
-/// Of an appliance with a fast path, where everything was counted.
+/// The numbers of an appliance with a fast path, in which every counter was used.
 pub(in super::super) fn measures() -> Measures {
     let hook = |first: u64| (0..).map_while(counter_name).zip(first..).collect();
     let pacing = dhcp::PacingStatus { most: Some(9), under_way: 2, waiting: 1, capacity: Some(125_000_000) };
@@ -114,7 +114,7 @@ fn the_format_is_what_the_client_prefers() {
         (&["text/plain"], Format::Text),
         (&["application/openmetrics-text"], Format::OpenMetrics),
         (&["Application/OpenMetrics-Text; Version=1.0.0; charset=utf-8, */*;q=0.1"], Format::OpenMetrics),
-        // A version that we do not write.
+        // A version that we do not support.
         (&["application/openmetrics-text;version=2.0.0,text/plain;q=0.1"], Format::Text),
         (&["application/openmetrics-text;q=0", "*/*"], Format::Text),
         (&["text/html,application/xhtml+xml,*/*;q=0.8"], Format::Text),
@@ -188,7 +188,7 @@ fn promtool_finds_no_fault() {
     }
 }
 
-/// `check metrics` does not read OpenMetrics; what makes blocks of it does.
+/// `check metrics` does not read OpenMetrics; the command that makes blocks from it does.
 #[test]
 fn prometheus_reads_our_openmetrics() {
     let Some(promtool) = promtool() else { return };

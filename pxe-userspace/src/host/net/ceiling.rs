@@ -1,17 +1,17 @@
-//! A ceiling for what boots take of a port, by the kernel's own shaper: HTB (tc-htb(8)) at the port's root.
+//! A ceiling on the bandwidth that boots take of a port, by the kernel's own shaper: HTB (tc-htb(8)) at the port's root.
 //!
 //! ```text
 //! b00d:            htb
 //! ├── b00d:1       boots: never more than the ceiling
-//! │   ├── b00d:10  datagrams (TFTP, DHCP): half of it for sure, the rest when nobody else wants it
+//! │   ├── b00d:10  datagrams (TFTP, DHCP): at least half of it, the rest when b00d:11 does not use it
 //! │   └── b00d:11  streams (HTTP): the same
 //! └── b00d:20      everything else, unshaped; nine times the share of a boot where the link itself is full
 //! ```
 //!
-//! Frames are told apart by their headers: what leaves with the appliance's own address by UDP, or from its
-//! HTTP ports. That is the same for the daemon's sockets and for frames that a program at tc sends back; what XDP
-//! sends back never sees a queueing discipline, so ports with a ceiling are answered at tc. A frame over the
-//! ceiling waits in a queue; none is lost, because GRUB never asks for a block again.
+//! Frames are classified by their headers: UDP from the appliance's own address, and TCP from its HTTP ports. That holds
+//! for the daemon's sockets and for frames that a program at tc sends back. Frames from XDP bypass queueing disciplines,
+//! so ports with a ceiling are answered at tc. Frames above the ceiling are queued and not dropped, because GRUB never
+//! asks for a block again.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -25,14 +25,14 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
 use super::links::Links;
 
-/// The major number of our disciplines: how they are known after a crash.
+/// The major number of our disciplines, by which they are recognised after a crash.
 const MAJOR: u16 = 0xb00d;
 const BOOTS: u16 = 1;
 const DATAGRAMS: u16 = 0x10;
 const STREAMS: u16 = 0x11;
 const OTHERS: u16 = 0x20;
 
-/// 100 Gbit/s: more than a port has, so that what is not a boot's is never shaped.
+/// 100 Gbit/s: more than a port has, so that other traffic than boots is never shaped.
 const UNSHAPED: u64 = 12_500_000_000;
 
 /// Bytes that a class may send in its turn, where the link is full: classes within their rate take turns
@@ -40,10 +40,10 @@ const UNSHAPED: u64 = 12_500_000_000;
 const TURN: u32 = 9216;
 const TURN_OF_OTHERS: u32 = 2 * 9 * TURN;
 
-/// Frames that wait at most. Admission keeps them to what the ceiling lets through in a tenth of a second.
+/// The longest queue, in frames. Admission keeps it to what the ceiling lets through in a tenth of a second.
 const FRAMES: u32 = 16_384;
 
-/// What boots may take of each port, and how their frames are known.
+/// The bandwidth that boots may take of each port, and how their frames are recognised.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ceiling {
     pub(super) bytes_per_second: u64,
@@ -67,13 +67,13 @@ impl Links {
     /// Whether the port's root is free for a ceiling, or has one of ours.
     pub(super) async fn can_be_shaped(&self, index: u32) -> Result<(), ShapeError> {
         match self.root_discipline(index).await? {
-            // What the kernel gave it by itself has no number.
+            // The kernel's default discipline has no number.
             None | Some((TcHandle { major: 0 | MAJOR, .. }, _)) => Ok(()),
             Some((_, kind)) => Err(ShapeError::Taken(kind)),
         }
     }
 
-    /// Puts the ceiling on a port, in place of what an earlier run left.
+    /// Sets the ceiling of a port, in place of one that an earlier run left.
     pub(super) async fn shape(&self, index: u32, ceiling: &Ceiling) -> Result<(), ShapeError> {
         self.unshape(index).await?;
         let at = |parent, minor, kind, options| message(index, parent, Some(minor), kind, options);
@@ -91,7 +91,7 @@ impl Links {
             self.ask(Route::NewTrafficClass(message), "class of htb").await?;
         }
         self.leaf(index, DATAGRAMS, "pfifo", FRAMES.to_ne_bytes().to_vec()).await?;
-        // Shares by connection, short queues; what htb has by itself, where the kernel lacks it.
+        // Fair shares for connections, and short queues; where the kernel lacks it, htb's default queue.
         for minor in [STREAMS, OTHERS] {
             let _ = self.leaf(index, minor, "fq_codel", Vec::new()).await;
         }
@@ -106,7 +106,7 @@ impl Links {
         Ok(())
     }
 
-    /// Takes the ceiling off a port, if there is one.
+    /// Removes the ceiling of a port, if there is one.
     pub(super) async fn unshape(&self, index: u32) -> Result<(), ShapeError> {
         if !matches!(self.root_discipline(index).await?, Some((TcHandle { major: MAJOR, .. }, _))) {
             return Ok(());
@@ -184,7 +184,7 @@ fn htb() -> Vec<u8> {
 
 /// `TCA_HTB_PARMS`, `TCA_HTB_RATE64` and `TCA_HTB_CEIL64`: `struct tc_htb_opt`.
 fn htb_class(rate: u64, most: u64, turn: u32) -> Vec<u8> {
-    // `struct tc_ratespec` with TC_LINKLAYER_ETHERNET: the kernel reckons by itself, without a table.
+    // `struct tc_ratespec` with TC_LINKLAYER_ETHERNET: the kernel computes times itself, without a table.
     let spec = |rate: u64| {
         let mut bytes = vec![0, 1, 0, 0, 0, 0, 0, 0];
         bytes.extend(u32::try_from(rate).unwrap_or(u32::MAX).to_ne_bytes());
@@ -197,8 +197,8 @@ fn htb_class(rate: u64, most: u64, turn: u32) -> Vec<u8> {
     [attribute(1, &parameters), attribute(6, &rate), attribute(7, &most)].concat()
 }
 
-/// What may go out at once, as the time that it takes at this rate, in ticks of 64 ns: what comes in 5 ms, and
-/// two jumbo frames at least.
+/// The burst, as the time that it takes at this rate, in ticks of 64 ns: 5 ms, but at least two jumbo
+/// frames.
 fn burst(rate: u64) -> u32 {
     let bytes = (rate / 200).max(u64::from(2 * TURN));
     let ticks = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1)) / 64;

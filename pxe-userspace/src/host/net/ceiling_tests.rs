@@ -1,4 +1,4 @@
-//! Against the kernel; `tc` is the judge.
+//! Tests against the kernel, verified with `tc`.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -12,7 +12,7 @@ fn tc(arguments: &str) -> String {
     String::from_utf8(output.stdout).expect("tc prints text")
 }
 
-/// What a port has for queues, without counters.
+/// A port's queues as text, without counters.
 fn queues(port: &str) -> String {
     let parts = ["qdisc", "class", "filter"];
     parts.map(|part| tc(&format!("{part} show dev {port}"))).join("--\n")
@@ -73,7 +73,7 @@ fn boots_are_held_under_the_ceiling_and_all_others_are_not() {
             };
             send("10.77.0.1", 5);
             assert_eq!(sent()[..2], [5, 0], "TFTP's data: {}", tc("-s class show dev eth1"));
-            // Another address of the host is not the appliance's.
+            // The host's other addresses are not the appliance's.
             let others = sent()[2];
             send("10.77.0.2", 7);
             assert_eq!(sent()[..2], [5, 0]);
@@ -101,7 +101,7 @@ fn http_has_a_class_of_its_own() {
             {
                 let before = frames("eth1", class);
                 let listener = TcpListener::bind(("10.77.0.1", port)).unwrap();
-                // On a thread that is the far host's.
+                // On a thread in the far host's namespace.
                 let client = std::thread::spawn(move || {
                     let far = std::fs::File::open("/run/netns/far").unwrap();
                     nix::sched::setns(far, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();

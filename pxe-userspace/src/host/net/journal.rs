@@ -1,4 +1,4 @@
-//! What was changed in the host's network and has to be given back.
+//! The record of changes to the host's network that have to be undone.
 
 use std::fs;
 use std::io;
@@ -21,8 +21,8 @@ pub(super) struct Journal {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub(super) struct Changes {
-    /// The boot and the network namespace that the changes were made in. In another one they are
-    /// gone, and interfaces of the same names are somebody else's.
+    /// The boot and the network namespace of the changes. In another one the changes are gone, and
+    /// interfaces with the same names are somebody else's.
     world: String,
     pub(super) bridge: String,
     /// The bridge is ours.
@@ -31,11 +31,11 @@ pub(super) struct Changes {
     pub(super) raised: bool,
     /// The address was not on it before.
     pub(super) address: Option<Ipv4Net>,
-    /// Ports that were not in it before. None was in another: those are refused.
+    /// Ports that were not in the bridge before. None was in another bridge: those are refused.
     ports: Vec<PortBefore>,
     /// Ports that have a ceiling.
     shaped: Vec<String>,
-    /// Ports whose card took VLAN tags off before, and leaves them on now.
+    /// Ports whose card stripped VLAN tags before, and keeps them now.
     tags_left_on: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ struct PortBefore {
 
 impl Changes {
     pub(super) fn add_port(&mut self, name: &str, up: bool) {
-        // The first note is the one of how it was before us.
+        // The first note has the state before our changes.
         if self.ports.iter().all(|p| p.name != name) {
             self.ports.push(PortBefore { name: name.to_owned(), up });
         }
@@ -61,7 +61,7 @@ impl Changes {
         add(&mut self.tags_left_on, name);
     }
 
-    /// The card takes tags off again, where it did before.
+    /// The card strips tags again, if it did before.
     pub(super) fn give_tags_back(&mut self, name: &str) {
         if let Some(at) = self.tags_left_on.iter().position(|port| port == name) {
             take_tags_off_again(&[self.tags_left_on.remove(at)]);
@@ -88,7 +88,7 @@ impl Journal {
         let none = Changes { world: world.clone(), ..Changes::default() };
         let changes = match fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                // Written in one piece, so it is not ours; a daemon that can't start helps nobody.
+                // We write it atomically, so this is not ours. Not to start because of it would help nobody.
                 tracing::warn!(path = %path.display(), %error, "not a journal of the network; it is replaced");
                 none.clone()
             }),
@@ -107,14 +107,14 @@ impl Journal {
     pub(super) fn note(&mut self, change: impl FnOnce(&mut Changes)) -> Result<(), NetError> {
         change(&mut self.changes);
         let bytes = serde_json::to_vec_pretty(&self.changes).expect("a journal has only text keys");
-        // In one piece: a half-written journal would lose what to give back.
+        // Atomically, because a half-written journal would lose what to undo.
         let new = self.path.with_extension("new");
         fs::write(&new, bytes)
             .and_then(|()| fs::rename(&new, &self.path))
             .map_err(|source| NetError::Journal { path: self.path.clone(), source })
     }
 
-    /// Undoes what a former run left and `network` doesn't ask for; takes over the rest.
+    /// Undoes changes of a former run that `network` doesn't ask for; takes over the rest.
     pub(super) async fn undo_unwanted(&mut self, network: &Network, links: &Links) -> Result<(), NetError> {
         let left = self.changes.clone();
         if left == (Changes { world: left.world.clone(), ..Changes::default() }) {
@@ -148,7 +148,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Gives everything back, as far as it is still there, and forgets it.
+    /// Undoes all changes, as far as they are still there, and forgets them.
     pub(super) async fn undo(self, links: &Links) -> Result<(), NetError> {
         let Changes { world: _, bridge, created, raised, address, ports, shaped, tags_left_on } =
             &self.changes;
@@ -178,7 +178,7 @@ impl Journal {
     }
 }
 
-/// Takes a port out of the bridge, if it is still in it, and down, if it was.
+/// Takes a port out of the bridge, if it is still in it, and sets it down, if it was down before.
 async fn release(port: &PortBefore, bridge: &str, links: &Links) -> Result<(), NetError> {
     let Some(link) = links.by_name(&port.name).await? else { return Ok(()) };
     if let Some(master) = link.master {
@@ -194,7 +194,7 @@ async fn release(port: &PortBefore, bridge: &str, links: &Links) -> Result<(), N
     Ok(())
 }
 
-/// Takes the ceiling off those that are still there.
+/// Removes the ceiling of the ports that still exist.
 async fn unshape(ports: &[String], links: &Links) -> Result<(), NetError> {
     for name in ports {
         let Some(link) = links.by_name(name).await? else { continue };
@@ -205,7 +205,7 @@ async fn unshape(ports: &[String], links: &Links) -> Result<(), NetError> {
     Ok(())
 }
 
-/// Has the cards do it again, those that are still there.
+/// Makes the cards of the ports that still exist strip tags again.
 fn take_tags_off_again(ports: &[String]) {
     for name in ports {
         match offload::take_tags_off(name, true) {

@@ -31,7 +31,7 @@ pub(super) struct Link {
     pub(super) mac: Mac,
     pub(super) mtu: u32,
     pub(super) up: bool,
-    /// The index of what it is enslaved to.
+    /// The index of its master.
     pub(super) master: Option<u32>,
     pub(super) is_bridge: bool,
 }
@@ -54,8 +54,8 @@ impl Links {
     }
 
     pub(super) async fn by_name(&self, name: &str) -> Result<Option<Link>, NetError> {
-        // A dump, not a request by name: that one's answer to a missing interface is an error
-        // among others, and it takes alternative names for the name.
+        // A dump, because a query by name reports a missing interface as an error like any other,
+        // and also matches alternative names.
         Ok(self.all().await?.into_iter().find(|l| l.name == name))
     }
 
@@ -65,8 +65,8 @@ impl Links {
 
     /// A bridge that forwards at once: without STP a port skips listening and learning, which
     /// would cost every node 30 s, longer than its firmware waits for an offer. Without multicast
-    /// snooping firmware that solicits routers, but never reports what it listens to, still hears
-    /// them.
+    /// snooping, advertisements also reach firmware that solicits routers but never reports its
+    /// group memberships.
     pub(super) async fn create_bridge(&self, name: &str, mac: Mac) -> Result<Link, NetError> {
         let message = LinkBridge::new(name)
             .down()
@@ -145,14 +145,14 @@ impl Links {
     }
 
     /// The queueing disciplines of an interface.
-    /// `address` is the machine's with this `mac`, as somebody knows without ARP.
+    /// Enters that `address` belongs to this `mac`, as is known without ARP.
     pub(super) async fn learn(&self, index: u32, address: Ipv4Addr, mac: Mac) -> Result<(), NetError> {
         let neighbour = self.handle.neighbours().add(index, address.into()).link_layer_address(&mac.0);
         let known = neighbour.state(NeighbourState::Reachable).flags(NeighbourFlags::ExtLearned);
         known.replace().execute().await.map_err(|e| failed(format!("entering neighbour {address}"), e))
     }
 
-    /// Nothing is known of `address` any more.
+    /// Removes the entry for `address`.
     pub(super) async fn forget(&self, index: u32, address: Ipv4Addr) -> Result<(), NetError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Inet;
@@ -164,14 +164,14 @@ impl Links {
 
     pub(super) async fn disciplines(&self, index: u32) -> io::Result<Vec<TcMessage>> {
         let all = self.handle.qdisc().get().index(index as i32).execute();
-        // The kernel tells those of all interfaces all the same.
+        // The kernel lists those of all interfaces all the same.
         all.try_filter(|m| std::future::ready(m.header.index == index as i32))
             .try_collect()
             .await
             .map_err(into_io)
     }
 
-    /// Sends a message for which `rtnetlink` has no words, and waits until it is done.
+    /// Sends a message that `rtnetlink` does not support, and waits until it is done.
     pub(super) async fn request(&self, message: NetlinkMessage<RouteNetlinkMessage>) -> io::Result<()> {
         let mut answers = self.handle.clone().request(message).map_err(into_io)?;
         while let Some(answer) = answers.next().await {
@@ -195,8 +195,8 @@ impl Links {
     }
 }
 
-/// Tells that some link changed, without saying which: a reader that was late has then missed
-/// nothing, and looks at all of them.
+/// Reports that some link changed, without saying which. So a slow reader misses nothing: it looks at
+/// all of them.
 pub(super) struct Changes {
     messages: BoxStream<'static, ()>,
     _connection: AbortOnDropHandle<()>,

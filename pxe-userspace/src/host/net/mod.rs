@@ -1,5 +1,5 @@
-//! The bridge between the appliance and its nodes: made or adopted at start, watched while the
-//! daemon runs, given back at the end.
+//! The bridge between the appliance and its nodes: created or adopted at start, watched while the
+//! daemon runs, restored at the end.
 //!
 //! Each change is written to `network.json` in the state directory *before* it is made. A daemon that was killed
 //! leaves that file; the next start takes over what is still wanted and undoes the rest, and boots in progress don't
@@ -34,7 +34,7 @@ use watch::{Wanted, Watch};
 
 pub use neighbours::Neighbours;
 
-/// The bridge as it stands after set-up.
+/// The bridge after set-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeInfo {
     pub name: String,
@@ -51,11 +51,11 @@ pub struct Port {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
-    /// Why `[network] ceiling` does not hold here, if there is one.
+    /// Why `[network] ceiling` does not hold on this port; `None` if it does, or there is none.
     pub unshaped: Option<String>,
 }
 
-/// The bridge's ports of the moment. Cloning it is cheap.
+/// The bridge's present ports. Cloning it is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Ports(Arc<Mutex<Vec<Port>>>);
 
@@ -97,8 +97,7 @@ pub enum NetError {
     Journal { path: PathBuf, source: std::io::Error },
 }
 
-/// A handle on the bridge. What was changed for it is undone by [`Bridge::restore`], or when it is
-/// dropped.
+/// A handle on the bridge. [`Bridge::restore`], or dropping it, undoes the changes made for it.
 pub struct Bridge {
     info: BridgeInfo,
     ports: Ports,
@@ -109,11 +108,10 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Makes or adopts the bridge, enslaves the configured ports, and puts the address on it, where `http` is
-    /// served.
-    /// Failing half-way undoes the first half.
+    /// Creates or adopts the bridge, enslaves the configured ports, and adds the address, on which `http` is served.
+    /// If it fails, it undoes what it had done.
     pub async fn set_up(network: &Network, http: &Http, state_dir: &Path) -> Result<Self, NetError> {
-        // Before the first look at the links, so that no change falls between look and watch.
+        // Before the first look at the links, so that no change is missed in between.
         let changes = links::Changes::subscribe()?;
         let links = Links::connect()?;
         let mut journal = Journal::load(state_dir)?;
@@ -153,13 +151,13 @@ impl Bridge {
         &self.ports
     }
 
-    /// Every port as it comes and goes, those that were there at set-up first: who follows this
-    /// needs no [`Bridge::ports`]. There is one receiver; later calls get a closed one.
+    /// Every port that comes or goes, first those that were there at set-up, so that a receiver does
+    /// not need [`Bridge::ports`]. There is one receiver; later calls get a closed one.
     pub fn events(&mut self) -> mpsc::UnboundedReceiver<PortEvent> {
         self.events.take().unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 
-    /// Gives back everything that was changed.
+    /// Undoes all changes.
     pub async fn restore(mut self) -> Result<(), NetError> {
         let Some(watch) = self.watch.take() else { return Ok(()) };
         self.stop.cancel();
@@ -172,7 +170,7 @@ impl Bridge {
 }
 
 impl Drop for Bridge {
-    /// Best effort, for panics and errors on the way out: what fails here is undone by the next start.
+    /// Best effort, for panics and errors at the end: what fails here is undone by the next start.
     fn drop(&mut self) {
         self.stop.cancel();
         let Some(watch) = self.watch.take() else { return };
@@ -198,12 +196,12 @@ impl Drop for Bridge {
     }
 }
 
-/// Whether XDP may run on the ports, which needs VLAN tags where they are: see [`offload`].
+/// Whether XDP may run on the ports, which needs VLAN tags left in the frames: see [`offload`].
 fn leaves_tags_on(network: &Network) -> bool {
     matches!(network.fast_path, FastPath::Auto | FastPath::Xdp) && network.ceiling.is_none()
 }
 
-/// Every step may have been done by an earlier start of ours already.
+/// An earlier start may have done any of these steps already.
 async fn build(network: &Network, links: &Links, journal: &mut Journal) -> Result<BridgeInfo, NetError> {
     let Network { bridge: name, address, ports, fast_path: _, ceiling: _ } = network;
     let mut found = Vec::new();
@@ -240,7 +238,7 @@ async fn build(network: &Network, links: &Links, journal: &mut Journal) -> Resul
     })
 }
 
-/// Puts `port` under the bridge and sets it up, if that is not so already.
+/// Adds `port` to the bridge and sets it up, unless it is so already.
 async fn enslave(port: &Link, bridge: u32, links: &Links, journal: &mut Journal) -> Result<(), NetError> {
     if port.master != Some(bridge) {
         journal.note(|j| j.add_port(&port.name, port.up))?;
@@ -293,8 +291,8 @@ async fn put_address(
     links.add_address(bridge.index, address).await
 }
 
-/// The address for a bridge of our own. It must not change while ports come and go, as a bridge's
-/// does by itself: kernel programs and nodes' ARP caches hold it; nor from one start to the next.
+/// The MAC of a bridge of our own. A bridge changes its MAC by default when ports come and go. Ours
+/// must not, nor from one start to the next: kernel programs and nodes' ARP caches keep it.
 fn stable_mac(bridge: &str, first_port: Option<&Link>) -> Mac {
     if let Some(port) = first_port.filter(|p| p.mac.is_unicast()) {
         return port.mac;

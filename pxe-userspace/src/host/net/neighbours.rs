@@ -17,25 +17,26 @@ use tokio::task::JoinHandle;
 use super::links::Links;
 use super::{BridgeInfo, packet};
 
-/// The kernel removes them when the bridge loses its carrier, so a machine that is heard again is entered again.
+/// The kernel removes the entries when the bridge loses its carrier. So a machine that is heard again after this time
+/// is entered again.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
-/// Whose the kernel takes the address to be, on this bridge; `None` while it does not know.
+/// The MAC that the kernel has for the address on this bridge; `None` while it does not know.
 pub fn known(bridge: &str, address: Ipv4Addr) -> Option<Mac> {
-    // Whatever socket it is: SIOCGARP asks its network namespace.
+    // Any socket will do: SIOCGARP only uses its network namespace.
     static ASKING: OnceLock<Option<UdpSocket>> = OnceLock::new();
     let socket = ASKING.get_or_init(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()).as_ref()?;
     packet::neighbour(socket, bridge, address).ok().flatten()
 }
 
-/// Who has which address.
+/// Enters which machine has which address.
 pub struct Neighbours {
     learned: mpsc::UnboundedSender<(Ipv4Addr, Mac)>,
     keeping: JoinHandle<()>,
 }
 
 impl Neighbours {
-    /// Those of `bridge`, which hands out addresses of its own network.
+    /// For the neighbours on `bridge`, whose addresses are in its own network.
     pub fn of(bridge: &BridgeInfo) -> Self {
         let (learned, news) = mpsc::unbounded_channel();
         Self { learned, keeping: tokio::spawn(keep(bridge.clone(), news)) }
@@ -43,11 +44,11 @@ impl Neighbours {
 
     /// `mac` was given `address`.
     pub fn learn(&self, address: Ipv4Addr, mac: Mac) {
-        // Where they can't be kept nobody listens, and the kernel asks by itself.
+        // If entries can't be kept, nobody receives this, and the kernel uses ARP.
         let _ = self.learned.send((address, mac));
     }
 
-    /// Takes all of them back.
+    /// Removes all entries.
     pub async fn forget(self) {
         drop(self.learned);
         let _ = self.keeping.await;
@@ -66,7 +67,7 @@ async fn keep(bridge: BridgeInfo, mut news: mpsc::UnboundedReceiver<(Ipv4Addr, M
     while let Some((address, mac)) = news.recv().await {
         let now = Instant::now();
         let told = known.get(&address).is_some_and(|(m, at)| *m == mac && now - *at < AGAIN_AFTER);
-        // Behind a relay there are other networks.
+        // Addresses behind a relay are in other networks.
         if told || !bridge.address.contains(&address) {
             continue;
         }
@@ -76,7 +77,7 @@ async fn keep(bridge: BridgeInfo, mut news: mpsc::UnboundedReceiver<(Ipv4Addr, M
         }
     }
     for address in known.into_keys() {
-        // Gone already, or replaced by somebody.
+        // It may be gone already, or replaced by somebody.
         let _ = kept.forget(bridge.index, address).await;
     }
 }
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
     use crate::host::net::Bridge;
 
-    /// Three times what the kernel takes otherwise; `ip` is the judge.
+    /// Three times the kernel's usual limit; verified with `ip`.
     const MANY: usize = 3072;
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a card does to a frame before anybody sees it.
+//! What a card does to a frame before the kernel sees it.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -18,31 +18,31 @@ struct Value {
     data: u32,
 }
 
-/// Whether a driver with hardware, or a hypervisor's, is behind the interface.
+/// Whether the interface belongs to a device, of hardware or of a hypervisor.
 pub fn has_device(interface: &str) -> bool {
     Path::new("/sys/class/net").join(interface).join("device").exists()
 }
 
-/// The driver behind the interface, where there is one.
+/// The interface's driver, if it has one.
 pub fn driver(interface: &str) -> Option<String> {
     let link = std::fs::read_link(Path::new("/sys/class/net").join(interface).join("device/driver")).ok()?;
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
-/// Whether the card takes the VLAN tag out of a frame that it receives, and tells it beside the frame
-/// (`ethtool -k`: rx-vlan-offload). An skb has a place for that; what XDP sees has none.
+/// Whether the card strips the VLAN tag of a received frame, and reports it separately (`ethtool -k`:
+/// rx-vlan-offload). An skb has a field for the tag; XDP's view of the frame has none.
 pub fn takes_tags_off(interface: &str) -> io::Result<bool> {
     Ok(flags(interface)? & ETH_FLAG_RXVLAN != 0)
 }
 
-/// Has the card take tags off, or leave them where they are. The kernel then does that itself, and nobody
-/// beyond it sees a difference. An error also where the card has no such switch.
+/// Makes the card strip tags, or leave them in the frame. Then the kernel strips them itself, so that nothing
+/// above it sees a difference. An error also if the card has no such switch.
 pub fn take_tags_off(interface: &str, wanted: bool) -> io::Result<()> {
     let others = flags(interface)? & !ETH_FLAG_RXVLAN;
     let mut value =
         Value { command: ETHTOOL_SFLAGS, data: others | if wanted { ETH_FLAG_RXVLAN } else { 0 } };
     ethtool(interface, &mut value)?;
-    // A card that can't is left as it was without a word.
+    // The call succeeds on a card that can't be switched, and changes nothing.
     if takes_tags_off(interface)? == wanted { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
@@ -50,7 +50,7 @@ fn flags(interface: &str) -> io::Result<u32> {
     let mut value = Value { command: ETHTOOL_GFLAGS, data: 0 };
     match ethtool(interface, &mut value) {
         Ok(()) => Ok(value.data),
-        // No ethtool, so no offload.
+        // A driver without ethtool has no offload.
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(0),
         Err(error) => Err(error),
     }
@@ -85,14 +85,14 @@ mod tests {
         assert!(!has_device("lo") && driver("lo").is_none());
     }
 
-    /// A veth's driver has the switch, though there is no card.
+    /// The veth driver has the switch, although there is no card.
     #[test]
     fn tags_are_left_on_where_the_driver_can_and_given_back() {
         if !nix::unistd::Uid::effective().is_root() {
             eprintln!("skipped: root is needed");
             return;
         }
-        // The namespace is the thread's, and goes with it.
+        // The namespace belongs to the thread, and vanishes with it.
         let in_a_namespace = std::thread::spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             let veth = ["link", "add", "port", "type", "veth", "peer", "name", "other"];

@@ -10,7 +10,7 @@ use pxe_common::Mac;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
-/// Frames of every EtherType, those that are sent among them (ETH_P_ALL).
+/// Frames of every EtherType, including sent ones (ETH_P_ALL).
 pub const ALL: u16 = libc::ETH_P_ALL as u16;
 
 /// A packet socket on one interface, or on all of them. Receives what its filter lets through.
@@ -25,7 +25,7 @@ impl PacketSocket {
 
     /// The same without a reactor: frames queue up until it is [registered](Self::register).
     pub fn bound(interface: u32, ethertype: u16, filter: &[SockFilter]) -> io::Result<Socket> {
-        // Protocol 0 receives nothing: no frame slips in before filter and interface are set.
+        // With protocol 0 nothing is received, so no frame is queued before filter and interface are set.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         socket.set_nonblocking(true)?;
         socket.attach_filter(filter)?;
@@ -50,22 +50,22 @@ impl PacketSocket {
     /// Takes one frame, cut to the buffer; `WouldBlock` when there is none.
     pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.try_io(tokio::io::Interest::READABLE, |mut socket| match socket.read(buffer) {
-            // Told once when the interface goes down. It may come up again: not the socket's end.
+            // Reported once when the interface goes down. It may come up again, so this is not the socket's end.
             Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => socket.read(buffer),
             result => result,
         })
     }
 
-    /// Has the kernel note each frame's time, and queue this many bytes of frames.
+    /// Makes the kernel note each frame's time, and queue this many bytes of frames.
     pub fn note_times(&self, queue: usize) -> io::Result<()> {
         let socket = self.0.get_ref();
         setsockopt(socket, sockopt::ReceiveTimestampns, &true)?;
         setsockopt(socket, sockopt::RxqOvfl, &1)?;
-        // Beyond net.core.rmem_max, which is for programs that have no business here.
+        // Beyond net.core.rmem_max, which limits unprivileged programs.
         Ok(setsockopt(socket, sockopt::RcvBufForce, &queue)?)
     }
 
-    /// Takes one frame as [`PacketSocket::try_receive`] does, with where and when it was seen.
+    /// Takes one frame as [`PacketSocket::try_receive`] does, and returns where and when it was seen.
     pub fn try_receive_from(&self, buffer: &mut [u8]) -> io::Result<Received> {
         self.0.try_io(tokio::io::Interest::READABLE, |socket| {
             let mut parts = [IoSliceMut::new(buffer)];
@@ -106,19 +106,19 @@ impl PacketSocket {
 /// A frame and its circumstances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// On the wire: the buffer may hold less.
+    /// Its length on the wire: the buffer may hold less.
     pub len: usize,
     pub interface: u32,
     /// It was sent, not received.
     pub outgoing: bool,
     /// Since 1970.
     pub nanoseconds: u64,
-    /// Frames that found the queue full since the socket was opened.
+    /// Frames dropped because the queue was full, since the socket was opened.
     pub dropped: u32,
 }
 
-/// Lets through what a machine sends and is sent, and DHCP about it that is broadcast or relayed
-/// (its MAC in `chaddr`).
+/// Lets through frames from and to a machine, and DHCP messages about it (its MAC in `chaddr`) that
+/// are broadcast or relayed.
 pub fn of_machine(mac: Mac) -> [SockFilter; 21] {
     let [a, b, c, d, e, f] = mac.0;
     let (first, rest) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, 0, e, f]));
@@ -191,8 +191,8 @@ pub fn udp_to_any(address: Ipv4Addr, ports: &[u16]) -> Vec<SockFilter> {
     filter
 }
 
-/// Keeps a UDP port on an interface, and sends from it. Nothing arrives by this socket: what comes is taken from the
-/// link, because only frames say which station they are from.
+/// Reserves a UDP port on an interface, and sends from it. Nothing is received by this socket: frames are read from the
+/// link, because only they have the sender's MAC.
 pub fn keep_port(interface: &str, address: SocketAddrV4) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
@@ -202,7 +202,7 @@ pub fn keep_port(interface: &str, address: SocketAddrV4) -> io::Result<UdpSocket
     Ok(socket.into())
 }
 
-/// Whose the kernel takes `address` to be on the interface (arp(7)); `None` while it does not know. `socket` may be any.
+/// The MAC that the kernel has for `address` on the interface (arp(7)); `None` while it has none. `socket` may be any.
 pub fn neighbour(socket: &impl AsRawFd, interface: &str, address: Ipv4Addr) -> io::Result<Option<Mac>> {
     // SAFETY: plain numbers, for which zero is valid.
     let mut asked: libc::arpreq = unsafe { std::mem::zeroed() };
@@ -271,7 +271,7 @@ pub(crate) const fn if_equal(value: u32, distance: u8) -> SockFilter {
     SockFilter::new(0x15, distance, 0, value)
 }
 
-/// The address of an interface, and of the frames wanted there.
+/// The socket address of an interface, and of one EtherType there.
 pub(crate) fn link_address(interface: u32, ethertype: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a zeroed storage is large and aligned enough for any address, and sockaddr_ll is

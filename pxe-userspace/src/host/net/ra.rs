@@ -1,8 +1,8 @@
 //! Answers router solicitations (RFC 4861 section 6.2.6): "I am no router, and there is no prefix".
 //!
 //! A BIOS machine's iPXE ROM tries IPv6 beside IPv4 and waits for a router before it goes on. With an answer, a boot
-//! by GRUB reaches its kernel 13 seconds sooner. The frames are built here, so that it works where IPv6 is switched
-//! off on the host. The answer makes no machine use IPv6: the router lifetime is 0, and there is no prefix.
+//! by GRUB reaches its kernel 13 seconds sooner. The frames are built here, so that it works even if the host has IPv6
+//! switched off. The answer makes no machine use IPv6: the router lifetime is 0, and there is no prefix.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -60,7 +60,7 @@ pub fn unsolicited(own: Mac) -> Vec<u8> {
 
 /// The advertisement that answers `frame`, when that is a router solicitation.
 ///
-/// Its checksum is not verified: a virtual machine's may be left to hardware that there isn't.
+/// Its checksum is not verified, because a virtual machine may have left it to hardware that does not exist.
 pub fn answer(frame: &[u8], own: Mac) -> Option<Vec<u8>> {
     let (ethernet, rest) = frame.split_first_chunk::<ETHERNET_LEN>()?;
     let (ip, icmp) = rest.split_first_chunk::<IPV6_LEN>()?;
@@ -80,7 +80,7 @@ pub fn answer(frame: &[u8], own: Mac) -> Option<Vec<u8>> {
     if asker == own || !asker.is_unicast() {
         return None;
     }
-    // Without an address yet, the asker listens to all nodes' group only.
+    // A sender without an address yet listens only to the all-nodes group.
     match source.is_unicast_link_local() {
         true => Some(advertisement(own, asker, source)),
         false if source.is_unspecified() => Some(advertisement(own, asker, ALL_NODES)),

@@ -51,7 +51,7 @@ fn what_is_no_solicitation_gets_no_answer() {
     assert_eq!(answer(&good, ASKER), None, "our own");
 }
 
-/// tshark is the judge: it decodes the frames as advertisements with good checksums.
+/// Verified with tshark: it decodes the frames as advertisements with good checksums.
 #[test]
 fn tshark_accepts_the_advertisements() {
     let frames = [unsolicited(OWN), answer(&solicitation(link_local(ASKER)), OWN).unwrap()];

@@ -1,17 +1,17 @@
-//! Room for the requests of a rack that is switched on at once.
+//! Receive buffers for the requests of a rack that is powered on at once.
 
 use std::os::fd::AsFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
 /// The kernel's default (`net.core.rmem_default`, 208 KiB) holds some hundred requests, because each is
-/// charged for the whole buffer that it arrived in: about 2 KiB. What does not fit is dropped without
-/// a word, and a firmware's first retry comes after seconds.
+/// charged for the whole buffer that it arrived in: about 2 KiB. What does not fit is dropped silently,
+/// and a firmware's first retransmission comes after seconds.
 const ROOM: usize = 16 << 20;
 
-/// Has a socket keep the requests of some thousand machines until they are read.
+/// Makes a socket hold the requests of some thousand machines until they are read.
 pub(crate) fn make_room(socket: &impl AsFd) {
-    // Past `net.core.rmem_max` with CAP_NET_ADMIN, which the appliance has; up to it without.
+    // With CAP_NET_ADMIN, which the appliance has, beyond `net.core.rmem_max`; without it, up to that.
     let result = setsockopt(socket, sockopt::RcvBufForce, &ROOM)
         .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &ROOM));
     if let Err(error) = result {
@@ -37,7 +37,7 @@ mod tests {
             client.send(&request).unwrap();
         }
         let received = (0..4000).take_while(|_| server.recv(&mut [0; 1000]).is_ok()).count();
-        // Without CAP_NET_ADMIN the machine's limit holds, which is nothing of ours to test.
+        // Without CAP_NET_ADMIN the machine's limit holds, and there is nothing of ours to test.
         if nix::unistd::geteuid().is_root() {
             assert_eq!(received, 4000);
         }

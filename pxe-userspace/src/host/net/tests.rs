@@ -1,4 +1,4 @@
-//! Against the kernel, each test in a network namespace of its own; `ip` is the judge.
+//! Tests against the kernel, each in a network namespace of its own, verified with `ip`.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::config::FastPath;
 
 pub(super) const HTTP: Http = Http { port: 8080, tls_port: 8443 };
 
-/// Runs `test` on a thread in a new network namespace, which goes when the thread does.
+/// Runs `test` on a thread in a new network namespace, which vanishes with the thread.
 pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: making a network namespace takes root");
@@ -30,7 +30,7 @@ pub(super) fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).expect("ip prints text")
 }
 
-/// Everything that set-up may touch, as text. Indices and carrier states of veths are not its doing.
+/// Everything that set-up may change, as text; without indices and carrier states of veths.
 fn picture() -> String {
     let links = ip("-br link");
     let links: Vec<String> = links
@@ -44,7 +44,7 @@ fn picture() -> String {
     let words = ip("-o link");
     let words: Vec<&str> = words.split_whitespace().collect();
     let masters: Vec<&[&str]> = words.windows(2).filter(|w| w[0] == "master").collect();
-    // Without the operational state in the second column, which follows at its leisure.
+    // Without the operational state in the second column, which changes with a delay.
     let addresses = ip("-4 -br addr");
     let addresses: Vec<Vec<&str>> = addresses
         .lines()

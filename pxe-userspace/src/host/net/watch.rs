@@ -10,7 +10,7 @@ use super::journal::Journal;
 use super::links::{Changes, Link, Links};
 use super::{NetError, Port, PortEvent, Ports, enslave, offload};
 
-/// The kernel drops notices that a full socket can't hold: look this often without one.
+/// The kernel drops notifications when the socket is full: look at least this often.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
 /// Follows the links by comparing all of them with what was known, whenever something changed.
@@ -21,17 +21,17 @@ pub(super) struct Watch {
     journal: Journal,
     ports: Ports,
     events: mpsc::UnboundedSender<PortEvent>,
-    /// Configured ports that could not be enslaved, so that each is complained of once.
+    /// Configured ports that could not be enslaved, so that each is reported once.
     refused: Vec<u32>,
     bridge_gone: bool,
 }
 
 /// What the configuration asks of ports.
 pub(super) struct Wanted {
-    /// Names of those that belong into the bridge whenever they are there.
+    /// Names of the ports that belong to the bridge whenever they exist.
     pub(super) ports: Vec<String>,
     pub(super) ceiling: Option<Ceiling>,
-    /// Their cards leave VLAN tags where XDP sees them.
+    /// Their cards have to leave VLAN tags in the frames, for XDP.
     pub(super) tags_left_on: bool,
 }
 
@@ -47,7 +47,7 @@ impl Watch {
         Self { links, bridge, wanted, journal, ports, events, refused: Vec::new(), bridge_gone: false }
     }
 
-    /// Runs until stopped; the journal then says what to give back.
+    /// Runs until stopped; the journal then says what to undo.
     pub(super) async fn run(mut self, mut changes: Changes, stop: CancellationToken) -> Journal {
         let mut open = true;
         loop {
@@ -87,14 +87,14 @@ impl Watch {
             };
             now.push(Port { index, name, mtu, unshaped });
         }
-        // Nobody listening is nobody interested.
+        // Without a receiver nobody is interested.
         for gone in known.iter().filter(|k| now.iter().all(|n| n.index != k.index)) {
             tracing::info!(port = gone.name, "port gone");
             if self.wanted.tags_left_on {
                 self.journal.note(|changes| changes.give_tags_back(&gone.name))?;
             }
             if self.wanted.ceiling.is_some() && all.iter().any(|l| l.index == gone.index) {
-                // Gone from the bridge only. What fails here is tried again at the end.
+                // It may only have left the bridge. If this fails, it is tried again at the end.
                 let _ = self.links.unshape(gone.index).await;
             }
             let _ = self.events.send(PortEvent::Removed(gone.clone()));
@@ -107,7 +107,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Has a card leave VLAN tags on, where it is for XDP to see them. Where it can't, the port has no XDP.
+    /// Makes a card leave VLAN tags in the frames, if XDP may run. If the card can't, the port gets no XDP.
     fn leave_tags_on(&mut self, name: &str) -> Result<(), NetError> {
         let takes_off = || offload::has_device(name) && offload::takes_tags_off(name).unwrap_or(false);
         if !self.wanted.tags_left_on || !takes_off() {
@@ -121,7 +121,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Puts the ceiling on a port, if there is one; says why it does not hold there.
+    /// Sets the ceiling of a port, if one is configured; returns why it does not hold there.
     async fn shape(&mut self, index: u32, name: &str) -> Result<Option<String>, NetError> {
         let Some(ceiling) = &self.wanted.ceiling else { return Ok(None) };
         let shaped = match self.links.can_be_shaped(index).await {

@@ -26,14 +26,14 @@ const DATAGRAM_MAX: usize = 2048;
 const LINES_MAX: u32 = 2000;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// What is heard on the bridge.
+/// The sockets on the bridge.
 pub struct Heard {
     link: PacketSocket,
     _port: UdpSocket,
 }
 
-/// Takes datagrams until `shutdown`, of machines that hold a lease, from their own stations. That is all that is known
-/// of who wrote them: a kernel that dies has no keys. So the lines stay marked as what they are.
+/// Takes datagrams until `shutdown`, of machines that hold a lease, from their own stations. Nothing else authenticates
+/// them, because a crashing kernel has no keys. So the lines stay marked.
 pub async fn take(heard: Heard, segment: Segment, consoles: Consoles, shutdown: CancellationToken) {
     let mut frame = vec![0; HEADERS_LEN + DATAGRAM_MAX];
     let mut counts: HashMap<Mac, u32> = HashMap::new();
@@ -63,7 +63,7 @@ pub async fn take(heard: Heard, segment: Segment, consoles: Consoles, shutdown: 
     }
 }
 
-/// A machine's datagram, and which machine's it is.
+/// The machine that sent the frame, and its datagram.
 fn of_machine<'a>(frame: &'a [u8], segment: &Segment) -> Option<(Mac, &'a [u8])> {
     let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
     let known = segment.source(datagram.source, datagram.source_mac);
@@ -80,8 +80,8 @@ pub fn bind(bridge: &BridgeInfo) -> io::Result<Heard> {
     Ok(Heard { link, _port: port })
 }
 
-/// `0,412,8120012,-;Kernel panic - not syncing: …`, as netconsole's extended form has it; `,ncfrag=0/1200` before
-/// the semicolon where a message comes in pieces (Documentation/networking/netconsole.rst).
+/// `0,412,8120012,-;Kernel panic - not syncing: …`, netconsole's extended form; with `,ncfrag=0/1200` before the
+/// semicolon if a message comes in pieces (Documentation/networking/netconsole.rst).
 fn message(datagram: &str) -> Option<Said> {
     let (head, text) = datagram.split_once(';')?;
     let mut fields = head.split(',');

@@ -31,9 +31,9 @@ const LINE_MAX: usize = 1024;
 pub struct Line {
     /// The kernel's random name of this boot.
     pub boot: String,
-    /// Counts the boot's lines, from 0. Where numbers are missing, so are lines.
+    /// The line's number in its boot, from 0. Where numbers are missing, lines were lost.
     pub number: u64,
-    /// By the appliance's clock, as well as that can be told.
+    /// By the appliance's clock, as precisely as it is known.
     #[serde(serialize_with = "text::micros")]
     pub time: Timestamp,
     /// Seconds since the node's kernel started.
@@ -48,7 +48,7 @@ pub struct Line {
     pub text: String,
 }
 
-/// What a node sends.
+/// A batch as a node sends it.
 pub type Batch = pxe_contract::console::Batch<Mac>;
 
 /// The consoles' handle. Cloning it is cheap. Methods read and write files.
@@ -61,32 +61,32 @@ struct Inner {
 }
 
 impl Consoles {
-    /// Opens what is kept in `directory`.
+    /// Opens the consoles in `directory`.
     pub fn open(directory: &Path) -> Result<Self, ConsoleError> {
         let store = Mutex::new(Store::open(directory.to_owned())?);
         let (live, _) = broadcast::channel(4096);
         Ok(Self(Arc::new(Inner { store, live })))
     }
 
-    /// Keeps what a node said, and tells it to those who follow. Lines that are here already are not
-    /// kept again.
+    /// Stores a node's lines, and passes them to followers. Lines that are stored already are not stored
+    /// again.
     pub fn append(&self, batch: Batch, now: Timestamp) -> Result<(), ConsoleError> {
         let Batch { mac, boot, first, uptime, lines } = batch;
         let lines = lines.into_iter().zip(0..).map(|(said, n)| {
             let time = before(now, uptime - said.uptime);
             line(boot.clone(), first.saturating_add(n), time, said)
         });
-        // Held until they are told, so that they are told in order.
+        // Held until they are passed on, so that they arrive in order.
         let mut store = self.0.store.lock().unpoisoned();
         for line in store.append(mac, &boot, first, lines.collect(), now)? {
-            // Nobody listening is nobody interested.
+            // Without a receiver nobody is interested.
             let _ = self.0.live.send((mac, line));
         }
         Ok(())
     }
 
-    /// Keeps what has no number, in the boot that the machine is in: as often as it comes. What comes of a machine
-    /// that was not heard of before is of no boot, and dropped.
+    /// Stores a line without a number in the machine's present boot, as often as it arrives. A line of a machine without
+    /// any boot is dropped.
     pub fn add(&self, mac: Mac, said: Said, now: Timestamp) -> Result<(), ConsoleError> {
         let mut store = self.0.store.lock().unpoisoned();
         if let Some((boot, number)) = store.last(mac, now)? {
@@ -97,7 +97,7 @@ impl Consoles {
         Ok(())
     }
 
-    /// The lines of a boot of this machine: its last one, or so many before. None when there is none.
+    /// The lines of this machine's last boot, or of the boot `back` before it. `None` if there is none.
     pub fn read(&self, mac: Mac, back: usize) -> Result<Option<Vec<Line>>, ConsoleError> {
         self.0.store.lock().unpoisoned().read(mac, back)
     }
@@ -121,7 +121,7 @@ fn line(boot: String, number: u64, time: Timestamp, said: Said) -> Line {
     }
 }
 
-/// That many seconds before `now`, if that makes sense.
+/// That many seconds before `now`, if that is a valid time.
 fn before(now: Timestamp, seconds: f64) -> Timestamp {
     SignedDuration::try_from_secs_f64(seconds.max(0.0))
         .ok()
@@ -129,8 +129,8 @@ fn before(now: Timestamp, seconds: f64) -> Timestamp {
         .unwrap_or(now)
 }
 
-/// Text that can do nothing to a terminal: control characters as `^[` and `\u{9b}`, and likewise what
-/// changes the direction of writing (Unicode's Bidi_Control), which can make a line read as another.
+/// Text that is harmless for a terminal: control characters become `^[` and `\u{9b}`, and so do characters that
+/// change the direction of writing (Unicode's Bidi_Control), which can make a line read as another.
 fn visible(text: &str) -> String {
     let line: String = text.chars().take(LINE_MAX).map(|c| if c == '\t' { ' ' } else { c }).collect();
     text::visible(&line)

@@ -12,13 +12,13 @@ use super::Line;
 
 /// Boots kept of each machine.
 pub const BOOTS_MAX: usize = 4;
-/// Bytes of a boot. One in order has a fraction of it.
+/// Bytes of a boot. A normal one has a fraction of it.
 const BOOT_MAX: u64 = 512 << 10;
-/// What is kept of each end of a boot that has more: how it began, and what it said last.
+/// What is kept of each end of a boot that has more: its first and last messages.
 const END_KEPT: usize = 128 << 10;
-/// Bytes of all machines. When there are more, those boots go first that began first.
+/// Bytes of all machines. Beyond that, the oldest boots are removed.
 const ALL_MAX: u64 = 1 << 30;
-/// Machines whose file's end is remembered; of others it is looked up.
+/// Machines whose file's end is cached; for others it is looked up.
 const CURRENT_MAX: usize = 16384;
 
 /// A console can't be kept or read.
@@ -41,7 +41,7 @@ pub(super) struct Store {
 struct Current {
     boot: String,
     path: PathBuf,
-    /// The number of the line that comes next.
+    /// The number of the next line.
     next: u64,
     bytes: u64,
 }
@@ -54,7 +54,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Keeps those of the lines, which are numbered from `first`, that are new, and returns them.
+    /// Stores the new ones of these lines, which are numbered from `first`, and returns them.
     pub(super) fn append(
         &mut self,
         mac: Mac,
@@ -84,7 +84,7 @@ impl Store {
         Ok(new)
     }
 
-    /// The boot that the machine is in, and its last line's number. None when there is none.
+    /// The machine's present boot, and its last line's number. `None` if there is none.
     pub(super) fn last(&mut self, mac: Mac, now: Timestamp) -> Result<Option<(String, u64)>, ConsoleError> {
         if !self.current.contains_key(&mac) {
             let boots = boots(&self.machine(mac))?;
@@ -98,7 +98,7 @@ impl Store {
         Ok(Some((current.boot.clone(), current.next.saturating_sub(1))))
     }
 
-    /// Keeps a line of the machine's boot, whatever its number.
+    /// Stores a line of the machine's boot, whatever its number.
     pub(super) fn add(&mut self, mac: Mac, line: &Line) -> Result<(), ConsoleError> {
         self.write(mac, std::slice::from_ref(line))
     }
@@ -202,15 +202,15 @@ fn boots(dir: &Path) -> Result<Vec<PathBuf>, ConsoleError> {
 
 fn lines(path: &Path) -> Result<Vec<Line>, ConsoleError> {
     let text = match fs::read_to_string(path) {
-        // Made room of, meanwhile.
+        // Removed meanwhile, to make room.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(at(path))?,
     };
-    // A line that a crash cut short is none.
+    // A line that a crash truncated is skipped.
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
-/// Leaves the beginning and the end, and returns the new length.
+/// Keeps only the beginning and the end, and returns the new length.
 fn shorten(path: &Path) -> io::Result<u64> {
     let text = fs::read(path)?;
     let head = text[..END_KEPT].iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);

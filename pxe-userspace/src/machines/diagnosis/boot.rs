@@ -121,7 +121,7 @@ impl Boot {
         }
     }
 
-    /// A stage was reached, or the boot said to have failed.
+    /// A stage was reached, or the boot was reported as failed.
     pub fn reached(&mut self, event: &Event) {
         if event.stage == Stage::Warning {
             return;
@@ -133,7 +133,7 @@ impl Boot {
             self.end = Some(End { time: event.time, said });
             return;
         }
-        // It goes on after all. A loader that was refused asks for its configuration repeatedly.
+        // The boot goes on after all. But a loader that was refused asks for its configuration repeatedly.
         if event.stage != Stage::Config && !event.late {
             self.end = None;
         }
@@ -184,7 +184,7 @@ impl Boot {
         self.notes.push((time, note));
     }
 
-    /// Of a boot that is over, only the evidence that it is over is kept.
+    /// Drops all notes but the evidence that the boot is over.
     pub(super) fn forget_notes(&mut self) {
         self.notes.retain(|(_, note)| matches!(note, Note::Planned(_) | Note::Secs(_)));
         self.notes.shrink_to_fit();
@@ -231,7 +231,7 @@ impl Boot {
         self.open == 0 && since(self.last, now) >= patience
     }
 
-    /// How long a machine at this stage may say nothing. Firmware gives up on offers after a minute at
+    /// How long a machine at this stage may be silent. Firmware gives up on offers after a minute at
     /// most (EDK2 4 + 8 + 16 + 32 s). A kernel that unpacks an image on a slow machine takes minutes;
     /// stage 1 may make file systems.
     fn patience(&self) -> Duration {
@@ -251,7 +251,7 @@ impl Boot {
         })
     }
 
-    /// Who asked for its address first.
+    /// The firmware that first asked for an address.
     pub fn firmware(&self) -> Option<Firmware> {
         self.firmware
     }
@@ -277,7 +277,7 @@ impl Boot {
     }
 }
 
-/// What begins the causes that a [`Watch`](super::Watch) gives to the timeline.
+/// The first words of the causes that a [`Watch`](super::Watch) gives to the timeline.
 pub(super) const BEGAN_ANEW: &str = "it began anew after";
 pub(super) const NOTHING_HEARD: &str = "nothing heard for";
 

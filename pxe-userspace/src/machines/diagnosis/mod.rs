@@ -53,17 +53,17 @@ pub enum Kind {
     OtherDhcpServer,
     /// No address was free, or the one given is in use.
     NoAddress,
-    /// It waits for its turn: more machines came than the links carry.
+    /// It waits for its turn: more machines boot than the links carry.
     Queued,
     /// Offers were sent and none was asked for.
     OfferNotTaken,
-    /// Frames were lost both or one way while the link came up.
+    /// Frames were lost, in one or both directions, while the link came up.
     LinkLate,
     /// The firmware's architecture has no loader, or another's was loaded.
     WrongArchitecture,
     /// It has an address and fetches nothing.
     NothingFetched,
-    /// The machine broke a transfer off.
+    /// The machine aborted a transfer.
     TransferAborted,
     /// Blocks or acknowledgements stopped arriving.
     TransferStalled,
@@ -81,27 +81,27 @@ pub enum Kind {
     KernelSilent,
     /// After kernel and initrd an operating system asked for an address, and stage 1 did not report.
     OtherSystem,
-    /// Stage 1 speaks, and not from the address that its machine has.
+    /// Stage 1 reports from another address than its machine's.
     Stage1Network,
     DigestMismatch,
     TokenRefused,
     /// Stage 1 said itself why it can't go on.
     Stage1Failed,
     WorkloadEnded,
-    /// It fell silent, and nothing that was seen says why.
+    /// It fell silent, and no observation says why.
     Silent,
-    /// A stage takes longer than it does here otherwise.
+    /// A stage takes longer than usual here.
     Slow,
 }
 
 impl Kind {
-    /// Whether a boot with it can still end well without anybody's help.
+    /// Whether a boot with this cause can still succeed without help.
     pub fn is_harmless(self) -> bool {
         matches!(self, Self::Queued | Self::LinkLate | Self::ImagePreparing | Self::Slow)
     }
 }
 
-/// What explains how a boot stands, the likeliest first; nothing when all is well.
+/// The causes of a boot's state, the most likely first; empty if nothing is wrong.
 pub fn diagnose(boot: &Boot, pace: &Pace, now: Timestamp) -> Vec<Cause> {
     let mut causes = Vec::new();
     match &boot.end {
@@ -129,7 +129,7 @@ fn standstill(boot: &Boot) -> Option<Cause> {
     }
 }
 
-/// What is wrong already, or keeps a machine waiting that is still there.
+/// What is wrong already, or what keeps a live machine waiting.
 fn waiting(boot: &Boot) -> Option<Cause> {
     offer::taken_elsewhere(boot).or_else(|| offer::queued(boot)).or_else(|| transfer::preparing(boot))
 }

@@ -45,7 +45,7 @@ pub(super) fn stage1_silent(boot: &Boot) -> Option<Cause> {
     Some(cause.with(boot.evidence(last)))
 }
 
-/// What stage 1 said was not taken.
+/// A request of stage 1 was refused.
 fn refused(boot: &Boot) -> Option<Cause> {
     let (time, what, why) = boot.notes.iter().rev().find_map(|(time, note)| match note {
         Note::Refused { what, why } => Some((*time, *what, why)),

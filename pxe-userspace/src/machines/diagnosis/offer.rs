@@ -8,8 +8,8 @@ use pxe_contract::stage::Stage;
 use super::boot::{Note, since};
 use super::{Boot, Cause, Kind};
 
-/// More than any firmware's first packets say: EDK2's say 0, iPXE's n(n+3) for message n whatever the
-/// clock (4, 10, 18 in tests/corpus), so that this is its fourth.
+/// More than `secs` in any firmware's first packets: EDK2 sends 0, iPXE n(n+3) in message n whatever the
+/// clock says (4, 10, 18 in tests/corpus), so iPXE reaches this with its fourth.
 const SECS_MISSED: u16 = 20;
 
 /// Firmware that gets an offer asks for it within seconds: EDK2 collects for 3.8 s, iPXE for 1 s and 2.
@@ -60,7 +60,7 @@ pub(super) fn not_taken(boot: &Boot) -> Option<Cause> {
     Some(cause.with(steps(boot)).known("no other DHCP server was seen to answer this machine"))
 }
 
-/// It has not had its turn.
+/// It is not its turn yet.
 pub(super) fn queued(boot: &Boot) -> Option<Cause> {
     let (time, before) = boot.waited().filter(|_| !boot.has(Stage::Offer))?;
     let cause = Cause::new(
@@ -73,7 +73,7 @@ pub(super) fn queued(boot: &Boot) -> Option<Cause> {
     Some(cause.with(boot.evidence(Stage::Discover)).seen(time, seen))
 }
 
-/// It will not come back by itself, however short a time ago that was.
+/// It will not come back by itself, however recent that was.
 pub(super) fn taken_elsewhere(boot: &Boot) -> Option<Cause> {
     let taken = others(boot).any(|(.., taken)| taken) && !boot.has(Stage::Request);
     taken.then(|| other_server(boot))?
@@ -120,7 +120,7 @@ pub(super) fn late_link(boot: &Boot) -> Option<Cause> {
             format!("the first DISCOVER that arrived says that it has asked for {secs} s (secs field)");
         return Some(cause.seen(time, seen));
     }
-    // One that took an offer in the end: those before were lost.
+    // It accepted an offer in the end, so those before were lost.
     let asked = boot.stages.get(&Stage::Request)?;
     let waited = since(discovers.first, asked.first);
     if discovers.times < 3

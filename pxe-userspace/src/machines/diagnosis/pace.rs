@@ -9,21 +9,21 @@ use super::boot::{Note, since};
 use super::{Boot, Cause, Evidence, Kind};
 use crate::base::text::word;
 
-/// Upper bounds of a histogram's buckets, in seconds; above the last there is one more.
+/// Upper bounds of a histogram's buckets, in seconds; there is one more bucket above the last.
 pub const BUCKETS: [f64; 13] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 
-/// Steps that medians are taken of, and how many there must be.
+/// How many steps a median is taken of at most, and at least.
 const RECENT: usize = 127;
 const ENOUGH: usize = 5;
 
-/// Slow is what takes longer than the median by this factor, and by so many seconds.
+/// A step is slow if it exceeds the median by this factor, and by this many seconds.
 const FACTOR: f64 = 3.0;
 const MARGIN: f64 = 5.0;
 
 /// Times by bucket.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// Not cumulative; the last is for what is above all bounds.
+    /// Not cumulative; the last is for values above all bounds.
     pub counts: [u64; BUCKETS.len() + 1],
     pub sum: f64,
 }
@@ -42,14 +42,14 @@ impl Pace {
         self.since_discover.iter().map(|(stage, histogram)| (*stage, histogram))
     }
 
-    /// How long the stage takes here as a rule, from the one before it.
+    /// How long the stage usually takes here, from the one before it.
     pub fn median(&self, stage: Stage) -> Option<f64> {
         let mut steps: Vec<f64> = self.steps.get(&stage)?.iter().copied().collect();
         steps.sort_by(f64::total_cmp);
         (steps.len() >= ENOUGH).then(|| steps[steps.len() / 2])
     }
 
-    /// `boot` has just reached `stage` for the first time: what came before it is complete.
+    /// `boot` has just reached `stage` for the first time, so the stages before it are complete.
     pub(super) fn reached(&mut self, boot: &Boot, stage: Stage) {
         let Some(discover) = boot.stages.get(&Stage::Discover) else { return };
         let Some(reached) = boot.stages.get(&stage) else { return };

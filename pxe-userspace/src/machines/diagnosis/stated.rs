@@ -4,7 +4,7 @@ use pxe_contract::stage::Stage;
 
 use super::{Boot, Cause, Kind, node, transfer};
 
-/// Words that tell one cause from another, the first that fits, and what to do. They are the errors' of
+/// Words by which a cause is recognised (the first match counts), and what to do. They are from the errors of
 /// pxe-init (`fetch`, `image`, `stage2`, `storage/keys`), of `boot::plan::Refusal` and of the leases.
 #[rustfmt::skip]
 const KNOWN: &[(&str, Kind, &str)] = &[
@@ -30,7 +30,7 @@ const REMEDY_MEMORY: &str =
 
 pub(super) fn cause(boot: &Boot, said: &str) -> Cause {
     let known = KNOWN.iter().find(|(words, ..)| said.contains(words));
-    // What TFTP saw says more than its line in the timeline.
+    // TFTP's observation says more than its line in the timeline.
     if let Some((_, Kind::TransferStalled, _)) = known
         && let Some(cause) = transfer::broken(boot).filter(|c| c.kind == Kind::TransferStalled)
     {

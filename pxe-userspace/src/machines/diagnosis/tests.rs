@@ -1,4 +1,4 @@
-//! Each cause from what produces it.
+//! Each cause, produced from its events.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -186,7 +186,7 @@ fn cases() -> Vec<Case> {
 fn each_cause_is_told_from_what_produces_it() {
     for (kind, happened, words, evidence) in cases() {
         let mut watch = watch(happened);
-        // Whoever was not said to have failed falls silent.
+        // A boot that was not reported as failed falls silent.
         let silent = watch.silent(at(1000.0), |_, _| true);
         let why = watch.why(MAC, at(1000.0)).unwrap();
         assert!(why.failed, "{kind:?}: {why:#?}");
@@ -309,7 +309,7 @@ fn a_transfer_under_way_is_no_silence_and_one_of_an_earlier_boot_no_news() {
     let said = loading.asks(MAC, Some(Firmware::UefiX64), at(501.0)).unwrap();
     assert!(said.contains("began anew while boot/aa/kernel was sent, 50 %"), "{said}");
     loading.reached(&event(501.0, Stage::Discover, UEFI, None));
-    // It stalls at the daemon when the machine has long begun anew.
+    // The daemon notices the stall long after the machine has started over.
     loading.noticed(MAC, stalled(kernel, 12), at(502.0));
     loading.reached(&event(502.0, Stage::Ack, UEFI, None));
     assert_eq!(loading.why(MAC, at(600.0)).unwrap().causes[0].kind, Kind::NothingFetched);

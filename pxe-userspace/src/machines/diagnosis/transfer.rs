@@ -6,9 +6,9 @@ use pxe_contract::stage::Stage;
 use super::boot::Note;
 use super::{Boot, Cause, Evidence, Kind};
 
-/// ERROR 8 (RFC 2347): a client ends the transfer because of its options. EDK2 asks for a file's size so,
-/// "User aborted the transfer", and means no failure. GRUB closes files that it has seen enough of, too, but
-/// goes on with others: what matters is the last transfer.
+/// ERROR 8 (RFC 2347): a client ends the transfer because of its options. EDK2 does so after asking for a file's
+/// size ("User aborted the transfer"), which is no failure. GRUB also closes files that it has read enough of, but
+/// goes on with others; so only the last transfer matters.
 const OPTIONS_REFUSED: u16 = 8;
 
 /// The smallest block size that a path with a smaller MTU than Ethernet's may not carry.
@@ -28,7 +28,7 @@ pub(super) fn nothing_fetched(boot: &Boot) -> Option<Cause> {
     Some(cause.with(boot.evidence(Stage::Ack)))
 }
 
-/// The loader is there and asks for nothing.
+/// The loader was sent, and asks for nothing.
 pub(super) fn loader_silent(boot: &Boot) -> Option<Cause> {
     if let Some(cause) = wrong_architecture(boot).or_else(|| broken(boot)) {
         return Some(cause);
@@ -63,9 +63,9 @@ pub(super) fn files_missing(boot: &Boot) -> Option<Cause> {
     })
 }
 
-/// The image is brought in meanwhile.
+/// The image is being imported.
 pub(super) fn preparing(boot: &Boot) -> Option<Cause> {
-    // A plan since then: it is there.
+    // A plan since then means that the image is there.
     let (time, note) =
         boot.notes.iter().rev().find(|(_, n)| matches!(n, Note::Preparing { .. } | Note::Planned(_)))?;
     let Note::Preparing { image } = note else { return None };
@@ -77,7 +77,7 @@ pub(super) fn preparing(boot: &Boot) -> Option<Cause> {
     Some(cause.seen(*time, "the loader was told to ask again"))
 }
 
-/// The firmware runs on something for which there is no loader, or was given another's.
+/// There is no loader for the firmware's architecture, or it got the loader of another one.
 pub(super) fn wrong_architecture(boot: &Boot) -> Option<Cause> {
     let firmware = boot.firmware()?;
     let asked = boot.stages.get(&Stage::Discover)?;
@@ -104,7 +104,7 @@ pub(super) fn wrong_architecture(boot: &Boot) -> Option<Cause> {
     )
 }
 
-/// By the names of GRUB's images: those of BIOS end in `.0` or `.pxe`, those of UEFI in `.efi`.
+/// Judged by file names: loaders of BIOS end in `.0` or `.pxe`, those of UEFI in `.efi`.
 fn is_others_loader(path: &str, uefi: bool) -> bool {
     if uefi { path.ends_with(".0") || path.ends_with(".pxe") } else { path.ends_with(".efi") }
 }
@@ -116,7 +116,7 @@ fn opened(boot: &Boot) -> impl Iterator<Item = (jiff::Timestamp, &str)> {
     })
 }
 
-/// The last transfer did not come to its end, or did not begin.
+/// The last transfer did not complete, or did not begin.
 pub(super) fn broken(boot: &Boot) -> Option<Cause> {
     let ended = boot.notes.iter().rev().find(|(_, note)| match note {
         Note::Aborted { code, .. } => *code != OPTIONS_REFUSED,
@@ -129,7 +129,7 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
     let (time, note) = ended?;
     let cause = match note {
         Note::Aborted { path, code, message, acked, blocks } => {
-            // The kernel's programs pass on the code only.
+            // The kernel programs report only the code.
             let said = match message.as_str() {
                 "" => format!("code {code}, {}", meaning(*code)),
                 message => format!("code {code}, {message:?}"),

@@ -17,7 +17,7 @@ use crate::machines::event::Event;
 /// Machines whose boots are remembered.
 const MACHINES_MAX: usize = 16_384;
 
-/// A machine that asks again sooner has not booted between: a ROM's second DISCOVER, a load generator.
+/// A machine that asks again sooner has not rebooted: it is a ROM's second DISCOVER, or a load generator.
 const REBOOTS_AFTER: Duration = Duration::from_secs(1);
 /// Between DISCOVERs of one attempt: EDK2's longest wait is 32 s.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ struct Seen {
     before: Option<Past>,
 }
 
-/// How a boot stands, and why: what `bridgehead why` prints.
+/// A boot's state and its causes: what `bridgehead why` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Why {
@@ -76,7 +76,7 @@ pub struct Past {
 }
 
 impl Watch {
-    /// The machine asks for an address. If it left a boot unfinished for that, this says why, for the
+    /// The machine asks for an address. If that ends an unfinished boot, returns the cause, for the
     /// timeline.
     pub fn asks(&mut self, mac: Mac, firmware: Option<Firmware>, now: Timestamp) -> Option<String> {
         let seen = self.machines.get_mut(&mac)?;
@@ -104,7 +104,7 @@ impl Watch {
         silent.into_iter().filter_map(say).collect()
     }
 
-    /// Takes an event of the timeline.
+    /// Adds an event of the timeline.
     pub fn reached(&mut self, event: &Event) {
         if self.machines.len() >= MACHINES_MAX && !self.machines.contains_key(&event.mac) {
             self.forget_some();
@@ -140,7 +140,7 @@ impl Watch {
         }
     }
 
-    /// How the machine's last boot stands; nothing when none was seen.
+    /// The state of the machine's last boot; `None` if none was seen.
     pub fn why(&self, mac: Mac, now: Timestamp) -> Option<Why> {
         let Seen { boot, before } = self.machines.get(&mac)?;
         Some(Why {
@@ -156,7 +156,7 @@ impl Watch {
         })
     }
 
-    /// The same, when the boot is in progress, failed, or was not well.
+    /// The same, if the boot is in progress, failed, or had problems.
     pub fn notable(&self, mac: Mac, now: Timestamp) -> Option<Why> {
         self.why(mac, now).filter(|why| !why.done || !why.causes.is_empty())
     }
@@ -202,7 +202,7 @@ impl Watch {
         Some(words)
     }
 
-    /// Forgets the half that was not heard of for longest.
+    /// Forgets the half that has been silent for longest.
     fn forget_some(&mut self) {
         let mut last: Vec<Timestamp> = self.machines.values().map(|seen| seen.boot.last).collect();
         let middle = last.len() / 2;
@@ -212,13 +212,13 @@ impl Watch {
     }
 }
 
-/// Whether a DISCOVER begins another boot, and does not go on with this one.
+/// Whether a DISCOVER begins another boot, rather than continuing this one.
 fn begins_anew(boot: &Boot, firmware: Option<Firmware>, now: Timestamp) -> bool {
     let quiet = since(boot.last, now);
     if !boot.has(Stage::Ack) {
         return quiet >= GIVES_UP_AFTER;
     }
-    // iPXE was the loader, and asks as itself.
+    // iPXE was loaded by the first firmware, and now asks itself.
     let ipxe = |firmware: Option<Firmware>| firmware.is_some_and(Firmware::is_ipxe);
     let chained = boot.last_stage() == Some(Stage::Loader) && ipxe(firmware) && !ipxe(boot.firmware());
     quiet >= REBOOTS_AFTER && !chained

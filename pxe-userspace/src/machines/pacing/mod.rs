@@ -5,8 +5,8 @@
 //! at a time as the links carry without delaying blocks; all others wait at their DISCOVER, in order of arrival, but
 //! never past their firmware's last one.
 //!
-//! Machines that are declared wait for each other, and for nobody else: who makes up MAC addresses, or plugs in a
-//! thousand machines, holds up none of them.
+//! Declared machines wait only for each other: whoever forges MAC addresses, or connects a thousand unknown machines,
+//! delays none of them.
 //!
 //! Pure: time is passed in. `docs/pacing.md` has the reasons and the numbers.
 
@@ -32,7 +32,7 @@ pub const BLOCK_WAIT: Duration = Duration::from_millis(100);
 /// one block of 1024, iPXE and other ROMs one of less than 1500.
 pub const IN_FLIGHT: u64 = 4 * (1468 + 46);
 
-/// The least number of boots at a time, however slow a link is, so that one machine that stalls holds up few others.
+/// The least number of boots at a time, however slow a link is, so that one stalled machine does not block all others.
 const AT_LEAST: usize = 4;
 
 /// A boot that was silent for this long is not counted any more. It is longer than the 16 s that admitted firmware
@@ -43,11 +43,11 @@ pub const QUIET: Duration = Duration::from_secs(20);
 /// loader asks for it at once.
 pub const SETTLED: Duration = Duration::from_secs(1);
 
-/// The most machines that wait, and boots that are counted. Any beyond are answered at once: that many are not a
-/// rack, but somebody who makes up MAC addresses, which must not make real machines wait.
+/// The most machines that wait, and boots that are counted. Any beyond are answered at once: so many are not a rack,
+/// but somebody who forges MAC addresses, and must not make real machines wait.
 const REMEMBERED: usize = 16_384;
 
-/// What becomes of a DISCOVER.
+/// What to do about a DISCOVER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Offer,
@@ -58,7 +58,7 @@ pub enum Verdict {
     },
 }
 
-/// Who boots now, and who waits for it.
+/// Who boots now, and who waits.
 #[derive(Debug, Default)]
 pub struct Pacing {
     /// Boots at a time; `None` when the links' speed is unknown, and nobody waits.
@@ -75,7 +75,7 @@ pub struct Pacing {
     arrivals: u64,
 }
 
-/// Whether it is a stranger, then its arrival.
+/// Whether the machine is undeclared, then its order of arrival.
 type Turn = (bool, u64);
 
 /// A boot that is counted.
@@ -83,7 +83,7 @@ type Turn = (bool, u64);
 struct Place {
     /// When something was last seen of it.
     sign: Timestamp,
-    /// After so long without one it is over.
+    /// After this long without a sign of life it is over.
     quiet: Duration,
 }
 
@@ -106,13 +106,13 @@ impl Pacing {
         self.most = capacity.map(boots_at_a_time);
     }
 
-    /// Names the machines that need not wait for strangers.
+    /// Sets the declared machines, which do not wait for others.
     pub fn set_declared(&mut self, declared: HashSet<Mac>) {
         self.declared_under_way = self.under_way.keys().filter(|mac| declared.contains(mac)).count();
         self.declared = declared;
     }
 
-    /// How many boots go on at a time, if that is limited.
+    /// How many boots are admitted at a time, if that is limited.
     pub fn most(&self) -> Option<usize> {
         self.most
     }
@@ -122,7 +122,7 @@ impl Pacing {
         self.under_way.len()
     }
 
-    /// Those who wait, the first one first.
+    /// The waiting machines, in order.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = Mac> {
         self.queue.values().copied()
     }
@@ -164,9 +164,9 @@ impl Pacing {
         Verdict::Wait { before }
     }
 
-    /// How many machines wait whose turn comes before this one, as far as that matters to anybody.
+    /// How many waiting machines come before this turn.
     fn before(&self, turn: Turn) -> usize {
-        // Who comes last needs no count.
+        // For the last in the queue nothing has to be counted.
         match self.queue.last_key_value().is_none_or(|(last, _)| *last < turn) {
             true => self.queue.len(),
             false => self.queue.range(..turn).count(),
@@ -181,14 +181,14 @@ impl Pacing {
     /// The machine reached a stage of its boot.
     pub fn reached(&mut self, mac: Mac, stage: Stage, now: Timestamp) {
         match stage {
-            // Said of a DISCOVER, which `asked` has seen; or no stage at all.
+            // These belong to a DISCOVER, which `asked` has seen; or they are no stage.
             Stage::Discover | Stage::Offer | Stage::Warning => {}
-            // A boot that makes progress has a place, also after a silence, or when an earlier daemon admitted it.
+            // A boot that makes progress has a place, also after a silence, or if an earlier daemon admitted it.
             Stage::Request | Stage::Ack | Stage::Loader | Stage::Config | Stage::Kernel | Stage::Stage1 => {
                 self.enter(mac, now);
             }
-            // Has what it needs for now, or all but another initrd: a kernel takes its time to start.
-            // Stage 1 comes back for the image.
+            // It has what it needs for now, or all but another initrd, while its kernel starts. Stage 1 comes
+            // back for the image.
             Stage::Initrd => {
                 self.enter(mac, now);
                 if let Some(place) = self.under_way.get_mut(&mac) {
@@ -199,8 +199,8 @@ impl Pacing {
         }
     }
 
-    /// Takes the places of boots that have been silent for long, and returns whose. A transfer in progress is a sign
-    /// of life, which `fetches` knows.
+    /// Frees the places of boots that have been silent for too long, and returns these machines. A transfer in progress,
+    /// of which `fetches` knows, is a sign of life.
     pub fn forget_quiet(&mut self, now: Timestamp, fetches: impl Fn(Mac) -> bool) -> Vec<Mac> {
         let mut gone = Vec::new();
         for (mac, place) in &mut self.under_way {
@@ -263,7 +263,7 @@ impl Pacing {
     }
 }
 
-/// As many as can have all their data in flight sent within [`BLOCK_WAIT`].
+/// As many boots as can have all their data in flight sent within [`BLOCK_WAIT`].
 fn boots_at_a_time(bytes_per_second: u64) -> usize {
     let at_once = u128::from(bytes_per_second) * BLOCK_WAIT.as_millis() / 1000 / u128::from(IN_FLIGHT);
     usize::try_from(at_once).unwrap_or(usize::MAX).max(AT_LEAST)

@@ -34,10 +34,10 @@ impl Patience {
         Duration::from_secs(self.0.iter().sum())
     }
 
-    /// From a DISCOVER to the last one, when the one before was `gap` earlier. The first ones may have been
-    /// lost, so what was heard first says less than the pause does.
+    /// From a DISCOVER to the last one, if the one before was `gap` earlier. The first ones may have been
+    /// lost, so the gap is better evidence than the first one received.
     pub fn left_after(self, gap: Duration) -> Duration {
-        // Timers are not exact: RFC 2131 section 4.1 has them vary by a second.
+        // Timers are not exact: RFC 2131 section 4.1 randomises them by a second.
         let waits = &self.0[..self.0.len() - 1];
         let done = waits.iter().take_while(|wait| gap + gap / 4 >= Duration::from_secs(**wait)).count();
         Duration::from_secs(waits[done..].iter().sum())

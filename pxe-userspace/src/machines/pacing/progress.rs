@@ -1,4 +1,4 @@
-//! How far a wave of boots is, in words.
+//! The progress of a wave of boots.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::text::word;
 
-/// What was sent within this is the rate of now.
+/// The present rate is measured over this time.
 const RECENT: Duration = Duration::from_secs(10);
 
 /// Bytes sent, by how long it took.
@@ -20,8 +20,8 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// This many bytes were sent since the start. Time in which nobody fetched anything, because firmwares wait
-    /// or kernels start, says nothing of the links, and does not count.
+    /// This many bytes were sent since the start. Time in which nobody fetched anything, because firmware waits or
+    /// kernels start, says nothing about the links, and does not count.
     pub fn sample(&mut self, now: Timestamp, sent: u64, somebody_fetches: bool) {
         let passed = self
             .looked
@@ -72,7 +72,7 @@ impl Needs {
             }
             Stage::Loader | Stage::Config => part(kernel) + initrds + stage2,
             Stage::Kernel => part(initrds) + stage2,
-            // Another one, the large one: it is the last.
+            // Another initrd, the large one, which is the last.
             Stage::Initrd if percent.is_some() => part(initrds) + stage2,
             Stage::Initrd | Stage::Stage1 => stage2,
             Stage::Image | Stage::Workload | Stage::Failed | Stage::Warning => 0,
@@ -95,7 +95,7 @@ impl Boot {
     /// A machine at `stage`, which fetches a file if it has `percent` of it.
     pub fn of(stage: Stage, percent: Option<u8>, needs: Option<Needs>) -> Self {
         let left = needs.map(|needs| needs.left(stage, percent));
-        // Where nobody knows, the initrd is the last of it.
+        // If its needs are unknown, the initrd counts as the last file.
         let done = (Stage::Initrd..=Stage::Workload).contains(&stage) && left.unwrap_or(0) == 0;
         Self { stage, done, needs: needs.map(|needs| needs.all()), left }
     }
@@ -106,7 +106,7 @@ impl Boot {
 #[serde(rename_all = "kebab-case")]
 pub struct Wave {
     pub machines: usize,
-    /// The furthest stage that at least half of those that did not fail have reached.
+    /// The latest stage that at least half of the boots that did not fail have reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     /// Machines that have reached it.
@@ -116,7 +116,7 @@ pub struct Wave {
     pub waiting: usize,
     /// Bytes that are still to be sent.
     pub left: u64,
-    /// Seconds until everything is sent, at the rate of now.
+    /// Seconds until everything is sent, at the present rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub done_in: Option<f64>,
 }

@@ -12,7 +12,7 @@ fn at(ms: u64) -> Timestamp {
     after(Timestamp::from_second(1_800_000_000).unwrap(), Duration::from_millis(ms))
 }
 
-/// Links on which so many machines may boot at a time.
+/// Links on which this many machines may boot at a time.
 fn room_for(most: u64) -> Option<u64> {
     Some(most * IN_FLIGHT * 10)
 }
@@ -52,7 +52,7 @@ impl Machine {
         arrives.map(|(second, _)| self.powered_on_ms + second * 1000).collect()
     }
 
-    /// From then on it listens no more.
+    /// When it stops listening.
     fn gives_up_ms(&self) -> u64 {
         self.powered_on_ms + self.patience().end().as_millis() as u64
     }
@@ -92,7 +92,7 @@ proptest! {
                         let forced = pacing.under_way() as u64 > most;
                         prop_assert!(forced || before < most as usize);
                         prop_assert!(!forced || ms + 100 > machine.powered_on_ms + 4000, "too early: {ms}");
-                        // Without loss nobody overtakes but at the last DISCOVER.
+                        // Without loss, machines overtake only at the last DISCOVER.
                         let lossless = machines.iter().all(|m| m.lost == [false; 4]);
                         prop_assert!(!lossless || before + queued < most as usize || last, "{n} overtook {queued} at {ms}");
                     }
@@ -215,7 +215,7 @@ fn declared_machines_wait_for_each_other_and_for_nobody_else() {
     assert_eq!(pacing.admit(at(20)), [mac(4)]);
     pacing.reached(mac(100), Stage::Failed, at(30));
     assert_eq!(pacing.admit(at(30)), [], "a stranger's place is none of theirs, and no other stranger's yet");
-    // What they are called may change while they boot.
+    // Their declaration may change while they boot.
     pacing.set_declared([mac(1)].into());
     pacing.reached(mac(1), Stage::Workload, at(40));
     pacing.set_declared(declared.into_iter().collect());

@@ -1,5 +1,5 @@
-//! The timeline: everything that happened to a machine on its way from power-on to workload,
-//! whoever did it, in one order. Kept in the database, so that a restart of the daemon loses none.
+//! The timeline: all events of machines on their way from power-on to workload, whoever caused them,
+//! in one order. It is kept in the database, so that a restart of the daemon loses none.
 
 mod store;
 #[cfg(test)]
@@ -21,18 +21,18 @@ use crate::store::{ReadError, Store};
 pub use super::event::{AnsweredBy, Event, Happened, Who};
 pub use pxe_contract::stage::Stage;
 
-/// Machines that one reader looks at while events wait.
+/// Machines that a reader looks at under one lock, while events wait.
 const LOOKED_AT_AT_ONCE: usize = 64;
 
-/// What depends on how boots go.
+/// Whatever depends on the progress of boots.
 ///
 /// The thread that records an event calls it, in the timeline's order, before the event is shown to anybody: no burst
-/// of events and no slow disk makes it miss one. So nothing in it may wait, and nothing in it may record.
+/// of events and no slow disk makes it miss one. So a follower may neither block nor record.
 pub trait Follower: Send + Sync {
-    /// The machine asks for an address: whatever it ran, it runs no more. Its address is the one that it had.
+    /// The machine asks for an address, so it no longer runs what it ran. `address` is the one that it had.
     fn began(&self, mac: Mac, address: Option<Ipv4Addr>);
 
-    /// The machine reached a stage by itself, DISCOVER included; `detail` is the event's, of a file its path.
+    /// The machine reached a stage, DISCOVER included; `detail` is the event's, for a file its path.
     fn reached(&self, mac: Mac, stage: Stage, detail: Option<&str>);
 }
 
@@ -42,7 +42,7 @@ pub struct Timeline(Arc<Inner>);
 
 struct Inner {
     machines: Machines,
-    /// The newest event's id. Held while an event is handed on, so that ids arrive everywhere in order.
+    /// The newest event's id. Locked while an event is passed on, so that ids arrive everywhere in order.
     last_id: Mutex<u64>,
     store: Store,
     live: broadcast::Sender<Event>,
@@ -83,7 +83,7 @@ impl Timeline {
         };
         let mut last_id = self.0.last_id.lock().unpoisoned();
         let time = Timestamp::now();
-        // A machine without a profile is given nothing to boot: it can't fail to.
+        // A machine without a profile gets nothing to boot, so its boot can't fail.
         if happened.stage == Stage::Discover && machine.profile.is_some() {
             let gave_up = self.watch().asks(machine.mac, happened.firmware, time);
             if let Some(cause) = gave_up {
@@ -128,7 +128,7 @@ impl Timeline {
             "timeline"
         );
         store::add(&inner.store, &event);
-        // Nobody listening is nobody interested.
+        // Without a receiver nobody is interested.
         let _ = inner.live.send(event);
     }
 
@@ -177,14 +177,14 @@ impl Timeline {
         }
     }
 
-    /// How the machine's last boot stands, and why; nothing when none was seen.
+    /// The state of the machine's last boot, and its causes; `None` if none was seen.
     pub fn why(&self, mac: Mac) -> Option<Why> {
         let why = self.watch().why(mac, Timestamp::now())?;
         Some(self.named(why))
     }
 
-    /// The same of every machine whose boot is in progress, failed, or was not well; the longest first. Events come
-    /// between: a few machines are looked at at a time.
+    /// The same of every machine whose boot is in progress, failed, or had problems; the longest first. Only a few machines
+    /// are looked at under one lock, so that events have their turn in between.
     pub fn all_why(&self) -> Vec<Why> {
         let now = Timestamp::now();
         let macs = self.watch().machines();
@@ -194,7 +194,7 @@ impl Timeline {
                 let watch = self.watch();
                 all.extend(some.iter().filter_map(|mac| watch.notable(*mac, now)));
             }
-            // Whoever waits is awake before the lock is taken again, where there is a CPU for it.
+            // So that a waiting thread, if it has a CPU, gets the lock first.
             std::thread::yield_now();
         }
         all.sort_by_key(|why| (why.began, why.mac));
@@ -205,7 +205,7 @@ impl Timeline {
         Why { node: self.0.machines.get(why.mac).and_then(|m| m.name), ..why }
     }
 
-    /// The boots of all machines. Events wait for whoever holds it.
+    /// The boots of all machines. Events wait while it is held.
     pub fn watch(&self) -> MutexGuard<'_, Watch> {
         self.0.watch.lock().unpoisoned()
     }
@@ -240,12 +240,13 @@ impl Timeline {
     }
 }
 
-/// When what brings a machine to a stage began: a file with its first byte, the machine's own word when it is heard.
+/// When the cause of a stage began: a file with its first byte, a machine's report when it arrives.
 ///
-/// A machine fetches one file after the other, so it is past whatever began before. Who sends a file learns of its end
-/// by the kernel's ring of events, a thread's turn, or by waiting in vain for the last ACK; the next file may be sent
-/// by somebody else, and the machine's word (it runs what was in the file; it was refused its configuration) comes by
-/// another way: all of them may be told sooner. What DHCP says has no such order: the kernel tells it late, too.
+/// A machine fetches one file after the other, so everything that began earlier is over. The sender of a file learns of
+/// its end from the kernel's ring of events, on another thread, or when it gives up waiting for the last ACK. The next
+/// file may have another sender, and the machine's report (it runs what was in the file; it was refused its
+/// configuration) takes another path. So the end of a file may be reported after these. Events of DHCP have no such
+/// order, because the kernel reports them late, too.
 fn began(stage: Stage, told: Timestamp, ago: Option<Duration>) -> Option<Timestamp> {
     match (ago, stage) {
         (Some(ago), _) => told.checked_sub(ago).ok(),

@@ -3,7 +3,7 @@
 use super::{Event, Stage};
 use crate::store::{Change, EventRow, ReadError, Store};
 
-/// Entrusts an event to the writer.
+/// Hands an event to the writer.
 pub(super) fn add(store: &Store, event: &Event) {
     let body = serde_json::to_string(event).expect("an event has only text keys");
     let row = EventRow { id: event.id, mac: event.mac, moves: event.moves(), body };
@@ -30,7 +30,7 @@ fn read(store: &Store, rows: Vec<EventRow>) -> Result<Vec<Event>, ReadError> {
     rows.into_iter().map(event).collect()
 }
 
-/// Bridgehead 0.1.0 had the firmware's name in the event's words only.
+/// Bridgehead 0.1.0 had the firmware's name only in the event's text.
 fn with_firmware(mut event: Event) -> Event {
     if event.stage == Stage::Discover && event.firmware.is_none() {
         let name = event.detail.as_deref().and_then(|words| words.split(", waiting").next());

@@ -4,7 +4,7 @@ use super::*;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
-/// The end of a file that was begun so many seconds ago.
+/// The end of a file whose transfer began this many seconds ago.
 fn file(stage: Stage, began_ago: u64) -> Happened {
     let began_ago = Some(Duration::from_secs(began_ago));
     Happened { began_ago, bytes: Some(7), ..Happened::new(Who::Mac(MAC), stage) }
@@ -43,7 +43,7 @@ fn a_file_told_after_the_machines_own_word_moves_nothing() {
     assert_eq!(stage(&machines), Some(Stage::Initrd), "it is at its files");
 }
 
-/// The loader's last ACK is told by the kernel, while a thread that reads its configuration refuses it.
+/// The kernel reports the loader's last ACK, while another thread refuses its configuration.
 #[test]
 fn a_refused_boot_stays_failed_when_its_loader_is_told_late() {
     let dir = tempfile::tempdir().unwrap();
@@ -59,7 +59,7 @@ fn a_refused_boot_stays_failed_when_its_loader_is_told_late() {
     assert_eq!(stands(), (Some(Stage::Kernel), Some(false)));
 }
 
-/// GRUB's kernel comes from the kernel, which tells its end by a ring; its small initrd comes from the daemon.
+/// GRUB's kernel is sent by the kernel programs, which report its end by a ring; its small initrd by the daemon.
 #[test]
 fn a_file_told_after_the_next_one_moves_nothing() {
     let dir = tempfile::tempdir().unwrap();

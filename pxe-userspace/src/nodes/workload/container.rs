@@ -23,7 +23,7 @@ use super::{Health, identity};
 use crate::config::{Protocol, PublishedPort, Volume, Workload};
 use crate::nodes::engine::NoEngine;
 
-/// Labels of everything that we make in the engine: leftovers of a crash are found by them.
+/// The label of everything that we create in the engine, by which leftovers of a crash are found.
 const LABEL: &str = "bridgehead";
 const LABEL_OWNER: &str = "bridgehead.owner";
 const LABEL_WORKLOAD: &str = "bridgehead.workload";
@@ -31,14 +31,13 @@ const LABEL_SPEC: &str = "bridgehead.spec";
 
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
-/// How often a container with a health check is asked how it is.
+/// How often the state of a health check is polled.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-/// Seconds that a workload has to end when told to, as `docker stop` gives.
+/// Seconds that a workload has to end after its stop signal, as with `docker stop`.
 const STOP_SECONDS: i32 = 10;
 
-/// All that decides what a container is like. A container that was made from another one is
-/// replaced.
+/// Everything that determines a container. A container that was made from another spec is replaced.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Spec {
     pub(super) workload: Workload,
@@ -47,7 +46,7 @@ pub(super) struct Spec {
     pub(super) owner: String,
 }
 
-/// Whose engine it runs in, and how it is reached there.
+/// The engine that it runs in, and how it is reached there.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Place {
     /// The appliance's, with an address of its own on the bridge.
@@ -95,16 +94,16 @@ impl WorkloadError {
 /// The network that a container joins.
 pub(super) struct Joined {
     name: String,
-    /// A bridge of the same name that was made anew has another index: a container of the old one is connected to
-    /// nothing.
+    /// A bridge that was created again under the same name has another index; a container on the old one has lost its
+    /// network.
     bridge_index: u32,
 }
 
-/// How a container is.
+/// A container's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Running,
-    /// Made, and never started.
+    /// Created, and never started.
     Created,
     Exited(i64),
 }
@@ -190,7 +189,7 @@ impl Spec {
     }
 }
 
-/// What a container of `spec` joins.
+/// The network that a container of `spec` joins.
 pub(super) async fn join(docker: &Docker, spec: &Spec) -> Result<Joined, WorkloadError> {
     match &spec.place {
         Place::Appliance { address: None, network } => {
@@ -205,14 +204,14 @@ pub(super) async fn join(docker: &Docker, spec: &Spec) -> Result<Joined, Workloa
     }
 }
 
-/// Finds or makes the engine's network on the bridge, and returns its name. A network of somebody
-/// else's on that bridge is used as it is.
+/// Finds or creates the engine's network on the bridge, and returns its name. Somebody else's network
+/// on that bridge is used as it is.
 ///
-/// The engine leaves a bridge alone that was there before its network, and the bridge's address
-/// when it is the network's gateway: also when the network is removed (seen with 20.10; since
+/// The engine does not touch a bridge that existed before its network, nor the bridge's address if
+/// that is the network's gateway, not even when the network is removed (seen with 20.10; since
 /// moby/libnetwork#1301).
 async fn network(docker: &Docker, spec: &NetworkSpec, owner: &str) -> Result<String, WorkloadError> {
-    // The engine would make a missing bridge, and then it would be the engine's.
+    // The engine would create a missing bridge, and then own it.
     bridge_index(spec)?;
     for network in bridge_networks(docker).await? {
         let name = network.name.clone().unwrap_or_default();
@@ -257,7 +256,7 @@ pub(super) async fn remove_network(docker: &Docker, owner: &str) -> Result<(), W
     Ok(())
 }
 
-/// Removes containers of ours that belong to no workload that is `wanted`.
+/// Removes our containers, except those of the `wanted` workloads.
 pub(super) async fn tidy(
     docker: &Docker,
     owner: &str,
@@ -286,7 +285,7 @@ pub(super) async fn image_id(docker: &Docker, image: &str) -> Result<Option<Stri
     }
 }
 
-/// Finds the workload's container, or makes it; one that was made from something else is replaced.
+/// Finds the workload's container, or creates it; one that was made from another spec is replaced.
 pub(super) async fn find_or_create(
     docker: &Docker,
     spec: &Spec,
@@ -317,8 +316,8 @@ pub(super) async fn start(docker: &Docker, name: &str) -> Result<(), WorkloadErr
     docker.start_container(name, None).await.map_err(WorkloadError::engine("start the container"))
 }
 
-/// Returns the exit code once the container no longer runs, and tells meanwhile what its health check finds. As with
-/// Docker and on nodes that boot an image, that is told and nothing else.
+/// Returns the exit code once the container no longer runs, and reports its health check's state meanwhile. As with
+/// Docker and on nodes that boot an image, the state is reported and nothing else follows.
 pub(super) async fn watch(
     docker: &Docker,
     name: &str,
@@ -329,7 +328,7 @@ pub(super) async fn watch(
     loop {
         tokio::select! {
             ended = waiting.next() => match ended {
-                // bollard makes an error of every exit code but 0.
+                // bollard returns every exit code but 0 as an error.
                 Some(Ok(_) | Err(DockerError::DockerContainerWaitError { .. })) | None => break,
                 Some(Err(e)) => return Err(WorkloadError::engine("watch the container")(e)),
             },
@@ -341,7 +340,7 @@ pub(super) async fn watch(
     }
     match inspect(docker, name).await?.as_ref().map(state) {
         Some(Found::Exited(code)) => Ok(code),
-        // Removed by somebody else: made anew like one that failed.
+        // Somebody else removed it: it is created again, as after a failure.
         None | Some(Found::Created | Found::Running) => {
             Err(WorkloadError::engine("watch the container")(DockerError::DockerResponseServerError {
                 status_code: 404,
@@ -351,7 +350,7 @@ pub(super) async fn watch(
     }
 }
 
-/// What the image's health check found. None where it has none.
+/// The state of the image's health check. `None` if it has none.
 fn health(container: &ContainerInspectResponse) -> Option<Health> {
     match container.state.as_ref()?.health.as_ref()?.status? {
         HealthStatusEnum::STARTING => Some(Health::Starting),
@@ -361,7 +360,7 @@ fn health(container: &ContainerInspectResponse) -> Option<Health> {
     }
 }
 
-/// Stops and removes a container, by name or ID; one that is not there is fine.
+/// Stops and removes a container, by name or ID; a missing one is no error.
 pub(super) async fn stop(docker: &Docker, name: &str) -> Result<(), WorkloadError> {
     let options = StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
     match docker.stop_container(name, Some(options)).await {
@@ -390,7 +389,7 @@ fn state(container: &ContainerInspectResponse) -> Found {
     if state.and_then(|s| s.running) == Some(true) {
         return Found::Running;
     }
-    // A container that never ran has the zero time of Go as its start.
+    // The start of a container that never ran is Go's zero time.
     let started = state.and_then(|s| s.started_at.as_deref()).is_some_and(|t| !t.starts_with("0001-"));
     if started { Found::Exited(state.and_then(|s| s.exit_code).unwrap_or_default()) } else { Found::Created }
 }
@@ -401,7 +400,7 @@ async fn bridge_networks(docker: &Docker) -> Result<Vec<Network>, WorkloadError>
     docker.list_networks(Some(options)).await.map_err(WorkloadError::engine("list networks"))
 }
 
-/// The bridge of an engine's network. One that was given no name has `br-` and the ID's start.
+/// The bridge of an engine's network. By default its name is `br-` and the beginning of the ID.
 fn bridge_of(network: &Network) -> Option<String> {
     let named = network.options.as_ref().and_then(|options| options.get(BRIDGE_NAME)).cloned();
     named.or_else(|| Some(format!("br-{}", network.id.as_ref()?.get(..12)?)))

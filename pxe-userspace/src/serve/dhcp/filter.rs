@@ -1,8 +1,8 @@
 //! Who may speak for a machine: the machine's own station, and relays.
 //!
-//! A socket does not tell which station sent a datagram. A filter of the kernel sees the frame that it came in
-//! (`SKF_LL_OFF` of linux/filter.h), and cuts what another station says down to [`FORGED_LEN`] bytes. One frame would
-//! otherwise be enough to give back, decline or move another machine's address.
+//! A UDP socket does not tell which station sent a datagram. But a kernel filter sees the datagram's frame (`SKF_LL_OFF`
+//! of linux/filter.h), and truncates messages of another station to [`FORGED_LEN`] bytes. Otherwise one frame would be
+//! enough to release, decline or move another machine's address.
 
 use ipnet::Ipv4Net;
 use nix::libc::{SKF_LL_OFF, SKF_NET_OFF};
@@ -11,27 +11,27 @@ use socket2::SockFilter;
 
 use crate::host::net::packet::{PASS, if_equal, load_half, load_word, unless_equal};
 
-/// Bytes of a message that are left of a forged one: those up to and with the machine's address. None that is sound is
-/// so short.
+/// Bytes that are left of a forged message: those up to and including the machine's address. No valid message is so
+/// short.
 pub(super) const FORGED_LEN: usize = field::CHADDR + 6;
 
 /// A datagram begins with UDP's header.
 const UDP: u32 = 8;
 
-/// Keeps whole what comes by a relay, from another network, or from the station that it names as the client.
+/// Keeps messages whole that come from a relay, from another network, or from the station that they name as the client.
 ///
-/// What comes from another network was routed, and has the router's station. Nothing in it can be believed that is not
-/// believed of the whole network.
+/// A message from another network was routed, so its frame has the router's MAC. It can be trusted no more than that
+/// whole network.
 pub(super) fn own_words(segment: Ipv4Net) -> [SockFilter; 18] {
     let (message, frame, packet) = (UDP, SKF_LL_OFF as u32, SKF_NET_OFF as u32);
     let (mask, network) = (segment.netmask().to_bits(), segment.network().to_bits());
-    // linux/bpf_common.h: what is in the accumulator, to X; the same if that is equal; the datagram's length.
+    // linux/bpf_common.h: accumulator to X; jump if they are equal; load the datagram's length.
     let to_x = || SockFilter::new(0x07, 0, 0, 0);
     let unless_x = |distance| SockFilter::new(0x1d, 0, distance, 0);
     let load_len = SockFilter::new(0x80, 0, 0, 0);
     let shorten = SockFilter::new(0x06, 0, 0, UDP + FORGED_LEN as u32);
     [
-        // What is shorter is for others to refuse.
+        // Shorter messages are refused elsewhere.
         load_len,
         SockFilter::new(0x35, 0, 15, UDP + FORGED_LEN as u32),
         load_word(message + field::GIADDR as u32),

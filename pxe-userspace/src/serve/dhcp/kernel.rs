@@ -22,11 +22,11 @@ pub trait LeaseMap: Send + Sync {
     fn revoke(&self, mac: Mac);
     /// From now on these machines are answered, and no others.
     fn grant_only(&self, leases: &[(Mac, Lease)]);
-    /// Soon a [`Told::Heard`] comes that has a time from now on.
+    /// Requests a [`Told::Heard`] with a time not before now.
     fn settle(&self);
 }
 
-/// The programs, and where they answer from.
+/// The programs, and the MAC from which they answer.
 #[derive(Clone)]
 pub struct Kernel {
     map: Arc<dyn LeaseMap>,
@@ -34,12 +34,12 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Programs that answer for the station `server_mac`, the bridge's own.
+    /// Programs that answer from `server_mac`, the bridge's own.
     pub fn new(map: Arc<dyn LeaseMap>, server_mac: Mac) -> Self {
         Self { map, server_mac }
     }
 
-    /// Lets the kernel answer the machine, or only the daemon.
+    /// Makes the kernel answer the machine from `standing`; with `None` only the daemon does.
     pub(super) fn set(&self, mac: Mac, standing: Option<Standing>, now: Timestamp) {
         match standing {
             Some(standing) => self.map.grant(mac, &lease(&standing, self.server_mac, now)),
@@ -47,20 +47,20 @@ impl Kernel {
         }
     }
 
-    /// Soon it is known whether the kernel promised again what ended just now.
+    /// Finds out soon whether the kernel promised an address again that has just ended.
     pub(super) fn settle(&self) {
         self.map.settle();
     }
 
-    /// Has these machines answered by the kernel, and no others.
+    /// Makes the kernel answer these machines, and no others.
     pub(super) fn set_all(&self, standing: impl Iterator<Item = (Mac, Standing)>, now: Timestamp) {
         let leases: Vec<_> = standing.map(|(mac, s)| (mac, lease(&s, self.server_mac, now))).collect();
         self.map.grant_only(&leases);
     }
 }
 
-/// A lease as the programs read it. Its end is on the clock that they have: one that no
-/// administrator and no time server sets.
+/// A lease as the programs read it. Its end is in the time of their clock, which no administrator and
+/// no time server sets.
 pub(super) fn lease(standing: &Standing, server_mac: Mac, now: Timestamp) -> Lease {
     let left_ns = standing.durable_until.duration_since(now).as_nanos().max(0);
     Lease {
@@ -72,12 +72,12 @@ pub(super) fn lease(standing: &Standing, server_mac: Mac, now: Timestamp) -> Lea
     }
 }
 
-/// What comes from the kernel, in order.
+/// The kernel's messages, in order.
 #[derive(Clone, Copy, Debug)]
 pub enum Told {
     Event(Event),
-    /// Nothing that the programs did before `until_ns`, by CLOCK_BOOTTIME, is still to come; but
-    /// some of it may have been `lost`.
+    /// All events of the programs before `until_ns`, by CLOCK_BOOTTIME, have been passed on, except those that were
+    /// `lost`, if any.
     Heard {
         until_ns: u64,
         lost: bool,

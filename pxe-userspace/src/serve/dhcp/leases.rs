@@ -12,8 +12,8 @@
 //!
 //! One machine (chaddr) has one lease. Its firmware, loader and operating system send different
 //! client identifiers (option 61) and the same chaddr; the identifiers and the UUID (option 97)
-//! are remembered as aliases and never make a second lease. RFC 2131 would let option 61 decide,
-//! and a machine would change its address in the middle of its boot.
+//! are remembered as aliases and never make a second lease. If option 61 decided, as in RFC 2131, a
+//! machine would change its address in the middle of its boot.
 
 mod pool;
 mod rows;
@@ -34,17 +34,16 @@ use self::rows::Rows;
 /// long; in the store it is held for the whole lease.
 const OFFER_HOLD: Duration = Duration::from_secs(120);
 
-/// A declined address rests: whoever uses it without a lease may be gone by then.
+/// A declined address is not given out for this long. Whoever uses it without a lease may be gone by then.
 const QUARANTINE: Duration = Duration::from_secs(3600);
 
-/// The store is told a later end than the client: half a lease, so that the kernel can promise a
-/// whole one until the client's renewal (RFC 2131 section 4.4.5, T1) brings the daemon's, and at most this
-/// much more, so that the packets of one boot (two DISCOVERs, a REQUEST, the OS's REQUEST) cost
-/// one write. Of a short lease it is a quarter: the kernel's last word comes before the lease's end, which is then
-/// known for sure.
+/// The store has a later end than the client. It is later by half a lease time, so that the kernel can promise a whole
+/// one until the client's renewal (RFC 2131 section 4.4.5, T1) extends the grant; and by at most this much more, so that
+/// the packets of one boot (two DISCOVERs, a REQUEST, the OS's REQUEST) cost one write. Of a short lease it is at most a
+/// quarter, so that the kernel's last promise comes before the lease's end, which is then certain.
 const DURABLE_AHEAD: Duration = Duration::from_secs(120);
 
-/// Leases that ended which are looked at for one request.
+/// How many ended leases are looked at for one request.
 const LOOKED_AT: usize = 256;
 
 /// Client identifiers remembered of one machine. Firmware and an OS or two have one each.
@@ -57,8 +56,8 @@ pub enum LeaseState {
     Offered,
     /// Acknowledged.
     Bound,
-    /// Given back by its machine. No other machine gets it until all is heard that the kernel did by then: it may have
-    /// promised the address again, to a machine that came back before its release was heard of.
+    /// Given back by its machine. No other machine gets it until all events of the kernel up to then are read: it may have
+    /// promised the address again, to a machine that came back before the daemon learnt of its release.
     Released,
     /// Its machine found somebody else using the address. Nobody gets it until `expires`.
     Declined,
@@ -85,14 +84,14 @@ pub struct Lease {
     pub uuid: Option<String>,
 }
 
-/// How a machine called itself.
+/// The names that a machine gave itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Aliases {
     pub client_id: Option<String>,
     pub uuid: Option<String>,
 }
 
-/// What the store must do so that it knows what memory knows.
+/// A change that the store has to make to agree with memory.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Write this row, replacing what the address had.
@@ -101,7 +100,7 @@ pub enum Change {
     Remove(Ipv4Addr),
 }
 
-/// No address for a machine.
+/// Why a machine gets no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(
@@ -117,24 +116,24 @@ pub enum Refused {
 #[derive(Clone, Debug, Default)]
 pub struct Leases {
     addresses: Addresses,
-    /// The shortest lease time that was promised by this process, as far as a kernel may still go by it.
+    /// The shortest lease time of this process that the kernel may still promise.
     shortest: Duration,
     rows: Rows,
-    /// Whatever the range has before this one was given out already, as in [`Rows`].
+    /// All addresses of the range before this one were given out already, and are in [`Rows`].
     fresh: u32,
     /// The one address of each machine. A declined address belongs to none.
     of_machine: HashMap<Mac, Ipv4Addr>,
-    /// What machines still use that were offered another address.
+    /// The old addresses, perhaps still in use, of machines that were offered another one.
     leaving: HashMap<Mac, Ipv4Addr>,
-    /// The kernel did nothing before this that is not known here.
+    /// Everything that the kernel did before this time is known here.
     heard_until: Timestamp,
 }
 
-/// What the kernel may say to a machine.
+/// What the kernel may promise a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speakable {
     pub address: Ipv4Addr,
-    /// No lease time that the kernel promises ends later.
+    /// The latest end of a lease time that the kernel may promise.
     pub until: Timestamp,
 }
 
@@ -149,7 +148,7 @@ pub struct Room {
 impl Leases {
     /// Takes over what the store had.
     pub fn new(pool: Pool, stored: impl IntoIterator<Item = Lease>) -> Self {
-        // Until told otherwise there is no kernel that answers on its own.
+        // Without further notice there is no kernel that answers on its own.
         let mut leases = Self { heard_until: Timestamp::MAX, shortest: Duration::MAX, ..Self::default() };
         for lease in stored {
             let newer = |old: &Ipv4Addr| leases.rows.get(*old).is_none_or(|old| old.expires < lease.expires);
@@ -166,8 +165,8 @@ impl Leases {
     pub fn set_pool(&mut self, pool: Pool) {
         self.shortest = self.shortest.min(pool.lease_time);
         self.fresh = 0;
-        // Last come those that people see first: what is kept back comes from the range's other end, and where all was
-        // given out, of what ended first.
+        // Addresses at the beginning of the range, which people see first, come last: those to keep are taken from its
+        // other end, and if all were given out, from the leases that ended first.
         let (first, last) = pool.range.map_or((1, 0), |(first, last)| (first.into(), last.into()));
         let unused = (first..=last).rev().map(Ipv4Addr::from).filter(|address| !self.rows.contains(*address));
         let mut given: Vec<(Timestamp, Ipv4Addr)> =
@@ -200,8 +199,8 @@ impl Leases {
         self.rows.get(*self.of_machine.get(&mac)?)
     }
 
-    /// What the kernel may say to the machine, if everything that it can ask for comes down to one
-    /// lease. An offer may be taken while it is held.
+    /// What the kernel may promise the machine, if only one lease can answer whatever it asks. An offer
+    /// may be accepted while it is held.
     pub fn speakable(&self, mac: Mac, now: Timestamp) -> Option<Speakable> {
         let lease = self.of(mac)?;
         let until = match lease.state {
@@ -216,9 +215,9 @@ impl Leases {
         stands.then_some(Speakable { address: lease.address, until })
     }
 
-    /// Everything that the kernel did before `until` has been told, but for what was lost on the
-    /// way. Offers that nobody took by then are free, and so is what was given back or has ended; after a loss nobody
-    /// knows, and each is held as if it had been taken, or renewed.
+    /// All events of the kernel before `until` were read, unless some were `lost`. Offers that nobody accepted by then are
+    /// free, and so are addresses that were given back or whose lease ended. After a loss this is uncertain, and each is
+    /// held as if it had been accepted, or renewed.
     pub fn heard(&mut self, until: Timestamp, lost: bool) {
         if lost {
             let unsure = self.rows.iter().filter(|l| self.last_word(l) >= self.heard_until);
@@ -230,8 +229,8 @@ impl Leases {
         self.heard_until = until;
     }
 
-    /// An address to offer: the machine's reservation, what it has or had, what it asks for, one
-    /// that nobody had, the one that ended first (RFC 2131 section 4.3.1), what is kept back for it.
+    /// An address to offer: the machine's reservation, the one that it has or had, the one that it asks
+    /// for, one that nobody had, the one whose lease ended first (RFC 2131 section 4.3.1), the one kept for it.
     pub fn offer(
         &mut self,
         mac: Mac,
@@ -253,7 +252,7 @@ impl Leases {
             .of(mac)
             .is_some_and(|l| l.address == address && l.state == LeaseState::Bound && self.is_active(l, now));
         let changes = match bound {
-            // The machine rebooted: its lease stands, and is long enough for what the offer says.
+            // The machine rebooted: its lease is valid, and long enough for the offer.
             true => self.put(mac, address, LeaseState::Bound, self.lease_time(), aliases, now),
             false => self.put(mac, address, LeaseState::Offered, OFFER_HOLD, aliases, now),
         };
@@ -269,11 +268,11 @@ impl Leases {
         now: Timestamp,
     ) -> Result<Vec<Change>, Refused> {
         let reserved = self.reservation(mac);
-        // Another address than the reserved one ends here, unless the reserved one rests.
+        // Another address than the reserved one ends here, unless the reserved one is not available.
         if reserved.is_some_and(|r| r != address && self.is_available(mac, r, now)) {
             return Err(Refused::NotYours);
         }
-        // The one lease a machine has decides, as long as it runs.
+        // While a machine's one lease is active, it decides.
         let runs = |l: &Lease| l.state != LeaseState::Released && self.is_active(l, now);
         let moves =
             self.of(mac).is_some_and(|l| l.address != address && runs(l) && reserved != Some(address));
@@ -304,7 +303,7 @@ impl Leases {
         }
     }
 
-    /// The machine found `address` in use; it rests. Only the machine's own address can be declined.
+    /// The machine found `address` in use: it is quarantined. Only the machine's own address can be declined.
     pub fn decline(&mut self, mac: Mac, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
         if self.of_machine.get(&mac) != Some(&address) {
             return Vec::new();
@@ -317,7 +316,7 @@ impl Leases {
         })
     }
 
-    /// The store failed: what it was to know, it must be told again.
+    /// The store failed: it must get these changes again.
     pub fn not_durable(&mut self, changes: &[Change]) {
         for change in changes {
             let Change::Put(lease) = change else { continue };
@@ -325,7 +324,7 @@ impl Leases {
             self.rows.edit(lease.address, |lease| {
                 let unheard = lease.state == LeaseState::Offered && lease.expires >= heard_until;
                 if unheard || matches!(lease.state, LeaseState::Bound | LeaseState::Released) {
-                    // The kernel may have promised as much as the store had, which is not more.
+                    // The kernel may have promised up to the end in the store, but no later.
                     lease.expires = lease.expires.max(lease.durable_until);
                 }
                 lease.durable_until = Timestamp::MIN;
@@ -339,8 +338,8 @@ impl Leases {
         self.is_promised(lease, now) || (is_held && lease.expires > now)
     }
 
-    /// Whether the lease's machine may have been told that the address is its own, by us or by the
-    /// kernel without our having heard: then it stays so to the durable end.
+    /// Whether the lease's machine may have been promised the address, by us or by the kernel in an event
+    /// not read yet: then the promise counts to the durable end.
     fn is_promised(&self, lease: &Lease, now: Timestamp) -> bool {
         let told = match lease.state {
             LeaseState::Bound | LeaseState::Released => lease.expires > now,
@@ -355,7 +354,7 @@ impl Leases {
         match lease.state {
             // A whole lease time has to end before the durable end.
             LeaseState::Bound => lease.durable_until.checked_sub(self.shortest).unwrap_or(Timestamp::MIN),
-            // Then its entry is taken out.
+            // Then its entry is removed.
             LeaseState::Offered | LeaseState::Released => lease.expires,
             LeaseState::Declined => Timestamp::MIN,
         }
@@ -370,7 +369,7 @@ impl Leases {
             })
     }
 
-    /// Whether `mac` may hold `address` at all. What is kept back for another is its own as long as it has it.
+    /// Whether `mac` may hold `address` at all. A machine that has an address kept for another one may go on using it.
     fn allows(&self, mac: Mac, address: Ipv4Addr) -> bool {
         let has = || self.of_machine.get(&mac) == Some(&address) && self.addresses.is_pooled(address);
         self.addresses.allows(mac, address) || has()
@@ -393,21 +392,21 @@ impl Leases {
     }
 
     fn longest_ended(&self, mac: Mac, now: Timestamp) -> Option<Ipv4Addr> {
-        // Few of those that ended may be the kernel's to renew without our having heard yet; where it is many, a later
-        // request finds them.
+        // Few of the ended leases may have been renewed by the kernel in an event not read yet. If there are many, a
+        // later request finds a free one.
         let mut ended = self.rows.by_end().take_while(|lease| lease.expires <= now).take(LOOKED_AT);
         let free = |l: &&Lease| !self.is_active(l, now) && self.addresses.allows(mac, l.address);
         ended.find(free).map(|lease| lease.address)
     }
 
-    /// How many addresses of the range can be anybody's, and how many of them are nobody's now.
+    /// How many addresses of the range can be given to any machine, and how many of them are free.
     pub fn room(&self, now: Timestamp) -> Room {
         let size = self.addresses.size();
         let used = self.rows.by_end().filter(|lease| self.is_active(lease, now)).count();
         Room { size, free: size.saturating_sub(used) }
     }
 
-    /// Enters a lease of `address` for `hold`, and says what the store must learn first.
+    /// Enters a lease of `address` for `hold`, and returns the changes that must be stored first.
     fn put(
         &mut self,
         mac: Mac,
@@ -420,8 +419,8 @@ impl Leases {
         let mut changes = Vec::new();
         let before = self.of(mac).cloned();
         let moved = self.of_machine.insert(mac, address).filter(|old| *old != address);
-        // What the machine was told it may use stays out of the pool although it is offered another now: nobody proved
-        // that it stopped.
+        // The machine's old address stays out of the pool although another is offered now, because it may still be in
+        // use.
         if let Some(old) = moved {
             if self.rows.get(old).is_some_and(|l| self.is_promised(l, now)) {
                 self.leaving.entry(mac).or_insert(old);
@@ -455,8 +454,8 @@ impl Leases {
             client_ids.insert(id.clone());
         }
         uuid = aliases.uuid.clone().or(uuid);
-        // Offered again, it is held no shorter than it was: after a loss, or a release of which nobody knows yet what
-        // the kernel made of it, that is longer than a hold.
+        // An address that is offered again is held at least as long as before. That is longer than a hold after a lost
+        // event, or after a release while the kernel's events are not read yet.
         let held = match &stored {
             Some(l) if (l.state, state) == (LeaseState::Offered, LeaseState::Offered) => l.expires,
             Some(l) if l.state == LeaseState::Released && self.is_promised(l, now) => {
@@ -473,8 +472,8 @@ impl Leases {
             client_ids,
             uuid,
         };
-        // An offer promises a whole lease time: the store must know that before it leaves, and of
-        // what the kernel will promise until the next renewal.
+        // An offer promises a whole lease time. The store must have that before the offer is sent, and
+        // also what the kernel will promise until the next renewal.
         let promised = after(now, self.lease_time() + self.lease_time() / 2);
         let known = stored.is_some_and(|l| {
             l.state == lease.state
@@ -490,7 +489,7 @@ impl Leases {
         changes
     }
 
-    /// The machine no longer uses the address. Until all is heard that the kernel did by now, nobody else does.
+    /// The machine no longer uses the address. Nobody else gets it until all events of the kernel up to now are read.
     fn give_back(&mut self, address: Ipv4Addr, now: Timestamp) -> Vec<Change> {
         self.change(address, |lease| {
             lease.state = LeaseState::Released;
@@ -503,7 +502,7 @@ impl Leases {
     }
 }
 
-/// `time + by`, or the end of time: a lease may be as long as 32 bits of seconds say.
+/// `time + by`, or the latest possible time: a lease may have up to 32 bits of seconds.
 fn after(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
 }

@@ -224,13 +224,13 @@ fn an_address_is_kept_back_for_each_declared_machine() {
     assert_eq!(offer(&mut l, 1, now), Ok(ip(105)));
     assert_eq!(offer(&mut l, 31, now), Err(Refused::Exhausted));
 
-    // One that takes another address of the range leaves what was kept to all.
+    // A machine that takes another address of the range frees the one kept for it.
     let mut l = Leases::new(Pool { declared: declared.clone(), ..pool(105) }, []);
     assert_eq!(offer(&mut l, 1, now), Ok(ip(100)), "the first that is free, as everybody");
     assert_eq!(strangers(&mut l, now), 2);
     assert_eq!(offer(&mut l, 2, now), Ok(ip(104)));
 
-    // Declared when the range is full: the next that ends is kept, and nobody loses what it has.
+    // Declared when the range is full: the next address that ends is kept, and no machine loses its own.
     let mut l = leases(105);
     let given: Vec<_> = (20..24).map(|n| offer(&mut l, n, now).unwrap()).collect();
     (20..24).zip(&given).for_each(|(n, a)| bind(&mut l, n, *a, now + Duration::from_secs(n.into())).unwrap());
@@ -288,24 +288,24 @@ fn an_address_that_was_only_offered_to_a_machine_that_moved_is_as_good_as_new() 
 enum Step {
     Offer(u8, u8),
     Bind(u8, u8),
-    /// Perhaps the kernel promised the address again before the daemon heard of the release.
+    /// The kernel may have promised the address again before the daemon learnt of the release.
     Release(u8, u8, Option<Hears>),
     Decline(u8, u8),
     Withdraw(u8),
     Wait(u64),
     Restart,
     Failed,
-    /// All that the kernel told is heard.
+    /// All events of the kernel are read.
     Heard,
     /// The machine asks for the address that it has, and the kernel answers if it may.
     Kernel(u8, Hears),
 }
 
-/// Whether the daemon hears of what the kernel did.
+/// Whether the daemon learns of what the kernel did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Hears {
     AtOnce,
-    /// With all that it hears of next.
+    /// Together with the next events.
     Later,
     Never,
 }
@@ -339,9 +339,9 @@ struct World {
     resting: BTreeMap<Ipv4Addr, Timestamp>,
     /// What the kernel was told: address, durable end.
     kernel: HashMap<Mac, (Ipv4Addr, Timestamp)>,
-    /// What the kernel told, on its way.
+    /// The kernel's events that are not read yet.
     told_by_kernel: Vec<(Mac, Ipv4Addr)>,
-    /// Something that the kernel told did not get through.
+    /// An event of the kernel was lost.
     lost: bool,
 }
 
@@ -355,7 +355,7 @@ impl World {
         }
     }
 
-    /// The kernel may say this to the machine.
+    /// The kernel may promise this to the machine.
     fn grant(&mut self, mac: Mac, speakable: Option<Speakable>) {
         match speakable {
             Some(may) => self.kernel.insert(mac, (may.address, may.until)),
@@ -363,7 +363,7 @@ impl World {
         };
     }
 
-    /// The kernel tells of an ACK.
+    /// The kernel reports an ACK.
     fn tell(&mut self, mac: Mac, address: Ipv4Addr, hears: Hears) {
         match hears {
             Hears::AtOnce => {}
@@ -461,7 +461,7 @@ proptest! {
                         {
                             world.promised(machine(n), address, now)?;
                             world.told.insert(machine(n), (address, now + HOUR));
-                            // Nothing is heard between the kernel's answer and the release that came before it.
+                            // No event is read between the release and the kernel's answer after it.
                             world.tell(machine(n), address, if hears == Hears::AtOnce { Hears::Later } else { hears });
                         }
                         world.store(changes);

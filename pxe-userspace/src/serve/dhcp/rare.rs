@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use dhcproto::v4::borrowed::DhcpOptionIterator;
 use pxe_common::dhcp::{BUFFER, COOKIE, Packet, Pass, field, option};
 
-/// The options that a request is made of, and how much of each says all: of names only the
-/// beginning is read, what is echoed stays whole.
+/// The options that are kept of a request, and how many bytes of each. Of names only the beginning is
+/// read; echoed options stay whole.
 const KEPT: [(u8, usize); 13] = [
     (option::MESSAGE_TYPE, 1),
     (option::REQUESTED_ADDRESS, 4),

@@ -14,8 +14,8 @@ use crate::config::{Config, DhcpMode, IpxeLoader, Node, Unknown};
 use crate::provision::boot::Appliance;
 use crate::provision::boot::Generated;
 
-/// Options that a reply's builder writes itself: given by number in the configuration, they are
-/// left out.
+/// Options that the reply builder writes itself; in the configuration's options by number, they are
+/// ignored.
 const OWNED: [u8; 16] = [
     option::PAD,
     option::VENDOR_SPECIFIC,
@@ -35,16 +35,16 @@ const OWNED: [u8; 16] = [
     option::END,
 ];
 
-/// The configuration as replies need it.
+/// The configuration, prepared for replies.
 #[derive(Clone, Debug)]
 pub struct Scope {
     config: Arc<Config>,
-    /// Where the configuration has each declared machine.
+    /// Each declared machine's index in the configuration.
     nodes: HashMap<Mac, usize>,
     common: [u8; OPTIONS_CAP],
     /// Where each common option ends, so that a reply can be shortened option by option.
     ends: Vec<u16>,
-    /// Options of the configuration that no reply carries: owned by the builder, or no room.
+    /// Options of the configuration that are in no reply: the builder's own, or there is no room.
     pub left_out: Vec<u8>,
 }
 
@@ -92,7 +92,7 @@ impl Scope {
         self.nodes.get(&mac).map(|i| &self.config.nodes[*i])
     }
 
-    /// Whether an address of the boot segment.
+    /// Whether the address is on the boot segment.
     pub fn is_local(&self, address: Ipv4Addr) -> bool {
         self.config.network.address.contains(&address)
     }
@@ -184,7 +184,7 @@ impl Scope {
             (Firmware::IpxeUefiX64, ipxe_uefi),
             (Firmware::HttpX64, format!("{http}/{GRUB_EFI_X64}")),
         ] {
-            // Every name fits, whatever the address and port: a test says so.
+            // Every name fits, whatever the address and port, which a test shows.
             if let Some(boot) = Boot::new(firmware, self.address(), &name) {
                 boots[firmware.slot()] = boot;
             }
@@ -205,8 +205,8 @@ impl Scope {
 /// Bytes of the longest host name as an option.
 const HOST_NAME_LEN: usize = 2 + 63 + 1;
 
-/// Writes an option, and returns where the next one begins; none where there is no room. Behind a text is a zero, a
-/// PAD: many clients read its value as a string of C.
+/// Writes an option, and returns where the next one begins; `None` without room. A text is followed by a zero, which is
+/// a PAD, because many clients read it as a C string.
 fn encode(options: &mut [u8; OPTIONS_CAP], at: usize, code: u8, value: &[u8]) -> Option<usize> {
     let is_text = matches!(code, option::HOST_NAME | option::DOMAIN | option::ROOT_PATH);
     let end = at + 2 + value.len() + usize::from(is_text);

@@ -71,30 +71,30 @@ pub enum Command {
     Released(Mac),
     /// The machine's lease may not be what the kernel was told: see [`Server::standing`].
     Standing(Mac),
-    /// The same may be so of every machine's.
+    /// The same for every machine.
     AllStanding,
     /// The machine is not offered an address yet: the number of machines before it.
     Waits(Mac, usize),
     Event(Happened),
     Noted(Mac, Note),
-    /// No answer, and nobody else hears of it.
+    /// The request gets no answer, and no other Command reports it.
     Unanswered {
         source: SocketAddrV4,
         why: &'static str,
     },
-    /// Another station spoke in the machine's name.
+    /// Another station sent a message in the machine's name.
     Forged(Mac),
     Send(Reply),
     /// Another DHCP server is on the wire.
     Rival(Rival),
 }
 
-/// A lease that the kernel may speak for.
+/// A lease from which the kernel may answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
-    /// What replies say.
+    /// The contents of replies.
     pub grant: Grant,
-    /// No lease time that is promised ends later.
+    /// The latest end of a promised lease time.
     pub durable_until: Timestamp,
     pub netmask: Ipv4Addr,
 }
@@ -109,7 +109,7 @@ pub struct Server {
     pacing: Pacing,
     /// The last DISCOVER of each machine that waits for its turn.
     held: HashMap<Mac, (Meta, Vec<u8>)>,
-    /// Bytes a second that the configuration allows, and that the links carry, where that is known.
+    /// Bytes a second that the configuration allows, and that the links carry, if known.
     ceiling: Option<u64>,
     link_speed: Option<u64>,
     /// Only machines whose boot is in progress may be answered by the kernel: see [`Server::standing`].
@@ -117,7 +117,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server for `config` that goes on from what the store had.
+    /// A server for `config` with the leases of the store.
     pub fn new(config: Arc<Config>, stored: impl IntoIterator<Item = Lease>) -> Self {
         let ceiling = config.network.ceiling;
         let scope = Scope::new(config);
@@ -139,7 +139,7 @@ impl Server {
         server
     }
 
-    /// Goes on under another configuration; leases stay.
+    /// Changes the configuration; leases stay.
     pub fn reconfigure(&mut self, config: Arc<Config>) {
         self.scope = Scope::new(config);
         self.leases.set_pool(self.scope.pool());
@@ -169,8 +169,8 @@ impl Server {
         self.leases.not_durable(changes);
     }
 
-    /// What the kernel may say to the machine without asking; nothing when the daemon would not
-    /// say it, too, or would have the machine wait.
+    /// What the kernel may answer the machine on its own; `None` if the daemon would not answer the same,
+    /// or would make the machine wait.
     pub fn standing(&self, mac: Mac, now: Timestamp) -> Option<Standing> {
         if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) || !self.may_offer(mac) {
             return None;
@@ -189,8 +189,8 @@ impl Server {
         machines.filter_map(move |mac| Some((mac, self.standing(mac, now)?)))
     }
 
-    /// Everything that the kernel did before `until` was told by [`answered`](Server::answered), but
-    /// for what was lost on the way.
+    /// Everything that the kernel did before `until` was reported by [`answered`](Server::answered),
+    /// unless some of it was `lost`.
     pub fn heard(&mut self, until: Timestamp, lost: bool) {
         self.leases.heard(until, lost);
     }
@@ -213,7 +213,7 @@ impl Server {
             }
             _ => {
                 match self.leases.bind(mac, address, &Aliases::default(), now) {
-                    // Written anew when half of what was ahead is used up: the kernel's grant, too.
+                    // Rewritten when half of the time ahead is used up, and with it the kernel's grant.
                     Ok(changes) if changes.is_empty() => {}
                     Ok(changes) => {
                         commands.extend(changes.into_iter().map(Command::Persist));
@@ -253,7 +253,7 @@ impl Server {
             DhcpMode::Off => Vec::new(),
             DhcpMode::Proxy => self.proxy(&asked),
             DhcpMode::Authoritative if meta.port == port::PXE => self.boot_server(&asked),
-            // One subnet is configured; an address of it is of no use behind another relay.
+            // One subnet is configured; its addresses are useless behind another subnet's relay.
             DhcpMode::Authoritative if self.is_foreign(request.place()) => {
                 self.counters.foreign_relay += 1;
                 vec![Command::Unanswered { source: meta.source, why: "foreign-relay" }]
@@ -271,19 +271,19 @@ impl Server {
         }
     }
 
-    /// Another station spoke in a machine's name. Nothing of it is believed.
+    /// Another station sent a message in a machine's name. Its contents are ignored.
     pub fn forged(&mut self, mac: Mac, now: Timestamp) -> Vec<Command> {
         self.counters.forged += 1;
         self.forged = Some((mac, now));
         vec![Command::Forged(mac)]
     }
 
-    /// The machine in whose name another station spoke last, and when.
+    /// The machine in whose name the last forged message was, and when.
     pub fn last_forged(&self) -> Option<(Mac, Timestamp)> {
         self.forged
     }
 
-    /// A server's packet to a client was overheard. Ours do not come here.
+    /// Another server's packet to a client was overheard. Our own do not arrive here.
     pub fn overhear(&mut self, datagram: &[u8], source: Ipv4Addr, now: Timestamp) -> Vec<Command> {
         match status::replying_server(datagram, source) {
             Some((server, client)) => self.rival(server, client, Evidence::Replied, now),
@@ -299,7 +299,7 @@ impl Server {
             false => Verdict::Offer,
         };
         match verdict {
-            // A DISCOVER may begin another boot: what is noted of it comes after.
+            // A DISCOVER may begin another boot, so its notes come after it.
             Verdict::Wait { before } => {
                 commands.extend(self.hold(asked, datagram, before));
                 commands.push(Command::Noted(mac, noted(asked)));
@@ -320,7 +320,7 @@ impl Server {
         match self.leases.offer(mac, requested, &asked.aliases, now) {
             Ok((address, changes)) => {
                 commands.extend(changes.into_iter().map(Command::Persist));
-                // Its next packet may come before the kernel's word of an ACK does.
+                // Its next packet may arrive before the kernel's event of an ACK.
                 commands.push(Command::Bound { mac, address });
                 commands.push(Command::Standing(mac));
                 let sent = self.send(Kind::Offer, asked, address);
@@ -351,9 +351,9 @@ impl Server {
         }
         let mut commands = self.described(asked);
         commands.extend(event(asked, Stage::Request));
-        // Authoritative: an address that is free is confirmed also when we don't remember it (the
-        // store was lost, another server was here before), and every other one is refused aloud,
-        // so that the client asks anew instead of waiting out its timers.
+        // Authoritative: a free address is confirmed even if we have no record of it (the store was
+        // lost, another server was here before), and any other gets a NAK, so that the client starts
+        // over instead of waiting for its timeouts.
         match self.leases.bind(mac, wanted, &asked.aliases, now) {
             Ok(changes) => {
                 commands.extend(changes.into_iter().map(Command::Persist));
@@ -406,7 +406,7 @@ impl Server {
         if request.ciaddr.is_unspecified() {
             request.ciaddr = *asked.meta.source.ip();
         }
-        // The reply goes where the client says it is: not off this segment.
+        // The reply goes to the address that the client gives, but not outside this segment.
         if request.ciaddr.is_unspecified() || !self.scope.is_local(request.ciaddr) {
             self.counters.senseless += 1;
             return Vec::new();
@@ -428,13 +428,13 @@ impl Server {
         match message {
             MessageType::Discover => {
                 commands.extend(event(asked, Stage::Discover));
-                // A proxy offers a boot and nothing else: where there is none it is silent (PXE 2.1 section 2.2.3).
+                // A proxy offers only a boot; without one it is silent (PXE 2.1 section 2.2.3).
                 if self.would_boot(mac, firmware) {
                     commands.extend(event(asked, Stage::Offer));
                     commands.extend(self.send(Kind::ProxyOffer, asked, Ipv4Addr::UNSPECIFIED));
                 }
             }
-            // What the client asks the other server for is how we learn whose address it is.
+            // From the client's request to the other server we learn its address.
             MessageType::Request if !requested.is_unspecified() => {
                 commands.push(Command::Bound { mac, address: requested });
                 commands.extend(event(asked, Stage::Request));
@@ -444,7 +444,7 @@ impl Server {
         commands
     }
 
-    /// A PXE client asks port 4011 which file to boot: EDK2 does when option 43 did not stop it.
+    /// A PXE client asks port 4011 which file to boot, as EDK2 does unless option 43 prevents it.
     fn boot_server(&mut self, asked: &Asked<'_>) -> Vec<Command> {
         let wants_file = self.would_boot(asked.request.mac, asked.request.firmware);
         let asks = matches!(asked.request.message, MessageType::Request | MessageType::Inform);
@@ -454,11 +454,11 @@ impl Server {
         self.send(Kind::ProxyAck, asked, Ipv4Addr::UNSPECIFIED).into_iter().collect()
     }
 
-    /// Builds the reply, without the least needed options if the client takes no more.
+    /// Builds the reply, without the least needed options if it would be too long for the client.
     fn send(&mut self, kind: Kind, asked: &Asked<'_>, address: Ipv4Addr) -> Option<Command> {
         let Asked { request, packet, meta, .. } = asked;
         let mut grant = self.scope.grant(request.mac, address);
-        // RFC 5107: the relay wants to see whatever the client sends to its server.
+        // RFC 5107: the relay wants to see everything that the client sends to its server.
         if !request.relay.server.is_unspecified() {
             grant.server = request.relay.server.octets();
         }
@@ -492,7 +492,7 @@ impl Server {
         }
     }
 
-    /// Another server dealt with `client`.
+    /// Another server answered `client`.
     fn rival(
         &mut self,
         server: Ipv4Addr,
@@ -500,7 +500,7 @@ impl Server {
         evidence: Evidence,
         now: Timestamp,
     ) -> Vec<Command> {
-        // A proxy lives beside another server by design.
+        // A proxy is meant to run beside another server.
         if server == self.scope.address() || self.scope.mode() != DhcpMode::Authoritative {
             return Vec::new();
         }

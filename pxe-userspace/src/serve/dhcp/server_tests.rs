@@ -424,7 +424,7 @@ fn a_proxy_names_the_file_and_gives_no_address() {
     let (to, ack) = asks.reply(Type::Ack);
     assert_eq!(to, To::Ip(SocketAddrV4::new(ip(50), 68)));
     assert_eq!(file(ack).as_deref(), Some("grub/x86_64-efi.efi"));
-    // What it has nothing for (IANA's processor architecture types): arm64, RISC-V, IA-32 UEFI, one that nobody has.
+    // Without a loader (IANA's processor architecture types): arm64, RISC-V, IA-32 UEFI, one that does not exist.
     for architecture in [0x0b, 0x1b, 0x06, 0xffff] {
         Client::new(Type::Discover).pxe(architecture).to(&mut server).silent();
         let asks = Client { port: port::PXE, ..Client::new(Type::Request).pxe(architecture).source(ip(50)) };

@@ -25,10 +25,10 @@ use crate::machines::Machines;
 use crate::machines::timeline::{Timeline, Who};
 use crate::store::{ReadError, Store};
 
-/// How often the machines that wait are checked, though nothing happened.
+/// How often waiting machines are checked even if nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What was seen so long ago is no longer told of.
+/// Sightings older than this are no longer reported.
 const LATELY: Duration = Duration::from_secs(600);
 
 /// The DHCP server as the rest of the daemon sees it. Cloning it is cheap.
@@ -39,7 +39,7 @@ pub struct Dhcp {
     reached: mpsc::UnboundedSender<(Mac, Stage)>,
 }
 
-/// What [`Bound::run`] needs of a server that was opened.
+/// What [`Bound::run`] needs from [`Dhcp::open`].
 pub struct Opened {
     store: LeaseStore,
     reached: mpsc::UnboundedReceiver<(Mac, Stage)>,
@@ -56,30 +56,29 @@ pub struct Status {
     pub bound: usize,
     /// How full the range is.
     pub room: Room,
-    /// The machine in whose name another station spoke of late.
+    /// The machine in whose name a forged message was seen lately.
     #[serde(skip)]
     pub forged: Option<Mac>,
     pub pacing: PacingStatus,
 }
 
-/// How many boots go on, and how many wait.
+/// How many boots are in progress, and how many wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PacingStatus {
-    /// Boots at a time that the links carry; `None` when their speed is not known.
+    /// Boots that the links carry at a time; `None` if their speed is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub most: Option<usize>,
-    /// Boots that are counted; none are where there is no limit.
+    /// Boots in progress; they are counted only if there is a limit.
     pub under_way: usize,
     pub waiting: usize,
-    /// Bytes a second that the limit follows from.
+    /// The capacity in bytes a second from which the limit is computed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub capacity: Option<u64>,
 }
 
 impl Dhcp {
-    /// Takes up the leases of the store, and tells `machines` who holds which address, and `kernel` whom it may
-    /// answer.
+    /// Loads the leases of the store, and tells `machines` who holds which address, and `kernel` whom it may answer.
     pub fn open(
         config: Arc<Config>,
         store: Store,
@@ -89,7 +88,7 @@ impl Dhcp {
         let store = LeaseStore::new(store);
         let mut server = Server::new(config, store.load()?);
         if kernel.is_some() {
-            // Whatever it did while nobody listened.
+            // The kernel may have done anything while no daemon ran.
             server.heard(Timestamp::MIN, false);
         }
         for lease in server.leases().bound(Timestamp::now()) {
@@ -102,8 +101,8 @@ impl Dhcp {
         Ok((dhcp, Opened { store, reached }))
     }
 
-    /// Goes on under another configuration. Switching `dhcp.mode` to or from `off` needs
-    /// [`Bound::run`] to be started or stopped.
+    /// Changes the configuration. If `dhcp.mode` changes to or from `off`, [`Bound::run`] has to be
+    /// stopped or started.
     pub fn reconfigure(&self, config: Arc<Config>) {
         let mut server = self.lock();
         server.reconfigure(config);
@@ -111,19 +110,19 @@ impl Dhcp {
         self.tell_kernel_all(&server);
     }
 
-    /// A machine got on in its boot: who waits for its turn may come next. Waits for nothing.
+    /// A machine made progress in its boot, so it may be a waiting machine's turn. Never blocks.
     pub fn reached(&self, mac: Mac, stage: Stage) {
-        // Nobody takes it where DHCP is not served.
+        // Nobody receives it if DHCP is not served.
         let _ = self.reached.send((mac, stage));
     }
 
-    /// What it goes by now.
+    /// The present configuration.
     #[cfg(test)]
     pub(crate) fn config(&self) -> Arc<Config> {
         self.lock().scope().config().clone()
     }
 
-    /// The links to the machines carry this many bytes a second, as far as is known.
+    /// The links to the machines carry this many bytes a second, if known.
     pub fn set_link_speed(&self, bytes_per_second: Option<u64>) {
         let mut server = self.lock();
         if !server.set_link_speed(bytes_per_second).is_empty() {
@@ -156,8 +155,8 @@ impl Dhcp {
         }
     }
 
-    /// Has the kernel answer the machine as the server would now, or not at all. Under the lock,
-    /// so that a reload comes before it or after it.
+    /// Makes the kernel answer the machine as the server would now, or not at all. Under the lock, so that
+    /// a reload happens before or after it.
     fn tell_kernel(&self, mac: Mac) {
         if let Some(kernel) = &self.kernel {
             let (server, now) = (self.lock(), Timestamp::now());
@@ -196,7 +195,7 @@ pub fn bind(bridge: &BridgeInfo) -> Result<Bound, ServeError> {
 }
 
 impl Bound {
-    /// Serves DHCP until `shutdown`; `told` comes from the kernel programs.
+    /// Serves DHCP until `shutdown`; `told` receives the kernel programs' messages.
     pub async fn run(
         self,
         dhcp: Dhcp,
@@ -242,7 +241,7 @@ struct Task {
 }
 
 impl Task {
-    /// Decides about a batch, commits what it changed, and only then lets anything out.
+    /// Decides about a batch, commits its changes, and only then sends anything.
     async fn answer(&mut self, batch: Vec<Received>) {
         let commands = self.decide(batch);
         let changes: Vec<Change> = commands
@@ -257,7 +256,7 @@ impl Task {
         for command in commands {
             self.perform(command, durable);
         }
-        // Once the kernel can promise it no more.
+        // Once the kernel can no longer promise it.
         if ends && let Some(kernel) = &self.dhcp.kernel {
             kernel.settle();
         }
@@ -303,7 +302,7 @@ impl Task {
                 self.dhcp.lock().not_durable(&changes);
                 false
             }
-            // Only a panic in the commit or the runtime's end gets here; nothing was stored for sure.
+            // Only after a panic in the commit or the runtime's end; it is unknown whether anything was stored.
             Err(error) => {
                 tracing::error!(%error, "leases were not stored");
                 false
@@ -323,7 +322,7 @@ impl Task {
             Command::Described { mac, firmware, uuid, profile } => {
                 self.machines.described(mac, firmware, uuid, profile);
             }
-            // Also after a failed commit, which the server knows of: then it is taken back.
+            // Also after a failed commit, of which the server knows: then the grant is revoked.
             Command::Standing(mac) => self.dhcp.tell_kernel(mac),
             Command::AllStanding => self.dhcp.tell_kernel_all(&self.dhcp.lock()),
             Command::Waits(mac, before) => self.machines.waits(mac, before),
@@ -352,20 +351,20 @@ impl Task {
 
 enum Received {
     Packet(Heard),
-    /// The kernel dealt with something.
+    /// A message of the kernel.
     Told(Told),
-    /// A machine got on in its boot.
+    /// A machine made progress in its boot.
     Reached(Mac, Stage),
     Tick,
 }
 
-/// Everything that the kernel told by now, `first` included.
+/// All messages of the kernel up to now, `first` included.
 fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
     let more = std::iter::from_fn(|| told.try_recv().ok());
     std::iter::once(first).chain(more).take(BATCH).map(Received::Told).collect()
 }
 
-/// The stages that machines reached by now, that of `first` included.
+/// The stages that machines have reached up to now, `first` included.
 fn got_on(first: (Mac, Stage), reached: &mut mpsc::UnboundedReceiver<(Mac, Stage)>) -> Vec<Received> {
     let more = std::iter::from_fn(|| reached.try_recv().ok());
     let all = std::iter::once(first).chain(more).take(BATCH);

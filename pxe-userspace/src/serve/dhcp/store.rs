@@ -20,7 +20,7 @@ impl LeaseStore {
         Self(store)
     }
 
-    /// Every lease, by address. What memory knew more precisely is gone: a lease runs to its durable end.
+    /// Every lease, by address. The more precise end in memory is lost: a lease runs to its durable end.
     pub fn load(&self) -> Result<Vec<Lease>, ReadError> {
         let reader = self.0.reader();
         let mut leases =

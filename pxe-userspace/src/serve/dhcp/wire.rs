@@ -16,17 +16,17 @@ use crate::host::net::BridgeInfo;
 use crate::host::net::packet::{self, PacketSocket};
 use crate::host::net::room::make_room;
 
-/// Packets that share one commit at most.
+/// The most packets that share one commit.
 pub(super) const BATCH: usize = 512;
 
-/// The largest datagram that is looked at: a DHCP message never fills more than one frame, and
-/// longer ones are counted as too long whatever follows.
+/// The largest datagram that is read: a DHCP message never fills more than one frame, and longer ones
+/// are counted as too long in any case.
 const MAX_DATAGRAM: usize = 2048;
 
-/// A packet that came in.
+/// A received packet.
 pub(super) enum Heard {
     Request(Meta, Vec<u8>),
-    /// A message in a machine's name from another station than it, as [`filter`] found.
+    /// A message in a machine's name from another station, as [`filter`] found.
     Forged(Mac),
     /// A packet to clients' port 68 from somebody else.
     Overheard(Ipv4Addr, Vec<u8>),
@@ -89,7 +89,7 @@ impl Sockets {
                 let (len, source) = match socket.try_recv_from(&mut buffer) {
                     Ok(received) => received,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error for something that was sent: not this socket's end.
+                    // An ICMP error for a sent packet: the socket still works.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                     Err(error) => return Err(error),
                 };
@@ -164,7 +164,7 @@ fn overheard(frame: &[u8]) -> Option<Heard> {
     Some(Heard::Overheard(datagram.source, message.to_vec()))
 }
 
-/// Without SO_REUSEADDR on purpose: a second server on this host must be an error, not a thief.
+/// Without SO_REUSEADDR on purpose: a second server on this host must be an error, and not take packets.
 fn udp(bridge: &BridgeInfo, port: u16) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;

@@ -14,16 +14,15 @@ use super::server::Tell;
 use crate::machines::diagnosis::Note;
 use crate::machines::timeline::{Happened, Timeline, Who};
 
-/// Files that were not served are noted while no more than this waits. Requests for them cost their sender
-/// nothing, and a flood of them tells nothing new.
+/// Requests for files that are not served are noted while no more than this is queued: they cost their sender
+/// nothing, and a flood of them is no news.
 const WAITING_MAX: usize = 4096;
 
-/// One thread, so that what is told stays in order, whichever machine's it is.
+/// One thread, so that all events stay in order, whichever machine's they are.
 ///
-/// Its queue has no bound of its own, and nothing in it is thrown away but notes of files that were not served. A
-/// transfer puts a handful of things there in its whole life (that it opened, five marks, its end, a line of the
-/// timeline, its grant), and there are so many transfers at a time and no more. It is empty but while somebody holds
-/// the timeline's locks.
+/// Its queue has no bound of its own, and nothing is dropped but notes of files that were not served. A transfer queues
+/// a handful of entries in its whole life (its opening, five marks, its end, a line of the timeline, its grant), and the
+/// number of transfers is bounded. The queue is empty except while somebody holds the timeline's locks.
 pub(super) struct Aside {
     work: mpsc::Sender<(Instant, Work)>,
     waiting: Arc<AtomicUsize>,
@@ -36,7 +35,7 @@ enum Work {
 }
 
 impl Aside {
-    /// Starts the thread. It says of each grant that it is closed; that end is dropped only when it has ended.
+    /// Starts the thread. It reports each grant that it closed, on a channel that it drops only when it has ended.
     pub(super) fn start(
         timeline: Timeline,
         fast_path: Option<Arc<dyn FastPath>>,
@@ -59,7 +58,7 @@ impl Aside {
                     }
                 }
             }
-            // The daemon ends: what was told last is on disk before.
+            // The daemon ends: the last events must be on disk before.
             timeline.flush();
         })?;
         Ok(Self { work, waiting, thread })

@@ -6,7 +6,7 @@ use pxe_common::map::Stations;
 
 use crate::machines::segment::Standing;
 
-/// Where a packet came from, as its frame says.
+/// The source of a packet: its address, and the MACs of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sender {
     pub(super) address: SocketAddrV4,

@@ -12,8 +12,8 @@ use crate::provision::blob::{Blob, BlobKey};
 
 /// Takes transfers over. Implemented by the dataplane.
 pub trait FastPath: Send + Sync {
-    /// From now on the transfer's ACKs may be answered without the daemon, where they come from its `stations`, until
-    /// nothing has been sent for `idle`. May read the whole blob, so may block.
+    /// From now on the transfer's ACKs may be answered without the daemon, if they come from its `stations`, until
+    /// nothing has been sent for `idle`. May read the whole blob, and so block.
     fn open(
         &self,
         key: SessionKey,
@@ -24,21 +24,20 @@ pub trait FastPath: Send + Sync {
         idle: Duration,
     ) -> Result<(), Declined>;
 
-    /// Keeps with a transfer what the next daemon needs to go on with it, should this one be killed.
+    /// Stores with a transfer what the next daemon needs to continue it, should this one be killed.
     fn note(&self, key: &SessionKey, note: &Note);
 
-    /// Transfers that a killed daemon left, which go on. Told once.
+    /// Transfers that a killed daemon left, and that go on. Returned once.
     fn left(&self) -> Vec<Left>;
 
-    /// How far a transfer is. A system call, and a lock that nobody holds for longer than a few of them.
+    /// A transfer's progress. Takes a system call, and a lock that nobody holds for longer than a few of them.
     fn look(&self, key: &SessionKey) -> Option<map::Session>;
 
-    /// From now on nothing answers the transfer's ACKs but the daemon; says how far it got. The grant stays, until
-    /// it is closed. Costs what [`look`](FastPath::look) does.
+    /// From now on only the daemon answers the transfer's ACKs; returns its progress. The grant stays until it is closed.
+    /// Costs what [`look`](FastPath::look) does.
     fn take_back(&self, key: &SessionKey) -> Option<map::Session>;
 
-    /// Ends the grant; says how far the transfer got, unless it was taken back. May wait for others who open or
-    /// close.
+    /// Ends the grant; returns the transfer's progress, unless it was taken back. May wait for other opens and closes.
     fn close(&self, key: &SessionKey) -> Option<map::Session>;
 }
 
@@ -50,8 +49,8 @@ pub struct Note {
     pub started_ns: u64,
     pub blob: BlobKey,
     pub len: u64,
-    /// What begins the transfer, to be said again until the client acknowledges it: no request
-    /// comes any more from one that has seen it, and GRUB does not repeat its ACK.
+    /// The transfer's first packet, to be retransmitted until the client acknowledges it: a client that
+    /// has received it sends no further request, and GRUB does not retransmit its ACK.
     #[serde(default)]
     pub oack: Option<Vec<u8>>,
 }
@@ -62,7 +61,7 @@ pub struct Left {
     pub key: SessionKey,
     pub session: map::Session,
     pub note: Note,
-    /// Read from the kernel's copy: the file may be another one by now.
+    /// Read from the kernel's copy, because the file may have been replaced.
     pub blob: Blob,
 }
 

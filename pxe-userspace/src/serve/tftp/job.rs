@@ -14,7 +14,7 @@ use crate::machines::timeline::Stage;
 use crate::provision::blob::Blob;
 use crate::serve::files::{Files, OpenError, Opened};
 
-/// Text that is converted to netascii at most; nobody boots from a larger one.
+/// The largest text that is converted to netascii; nobody boots from a larger one.
 const MAX_NETASCII: u64 = 4 << 20;
 
 /// A request to be opened.
@@ -22,7 +22,7 @@ const MAX_NETASCII: u64 = 4 << 20;
 pub(super) struct Job {
     pub(super) key: SessionKey,
     pub(super) client: SocketAddrV4,
-    /// Between which it is.
+    /// The two ends of the transfer.
     pub(super) stations: Stations,
     /// What is known of the client.
     pub(super) standing: Standing,
@@ -32,7 +32,7 @@ pub(super) struct Job {
     /// The request's bytes.
     pub(super) request: Vec<u8>,
     pub(super) mtu: u16,
-    /// A transfer that ended left a grant between these ports.
+    /// An ended transfer still has a grant between these ports, to be closed first.
     pub(super) close_first: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Accepted {
     pub(super) in_kernel: bool,
 }
 
-/// Why not. The text goes to the client.
+/// Why a request is refused. The text is sent to the client.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
     #[error(transparent)]
@@ -105,7 +105,7 @@ impl Job {
             [] => None,
             options => Some(packet::oack(&mut buf, options).ok_or(Refused::Malformed)?.to_vec()),
         };
-        // The grant is there before the client can know of the transfer: no ACK is early.
+        // The grant is made before the client can know of the transfer, so no ACK is too early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
         let mut accepted = Accepted { blob, stage, transfer, first, in_kernel: false };
         // A converted text is read once, by somebody at a terminal: not worth a place in the block map.

@@ -9,10 +9,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::provision::blob::{Blob, BlobKey, ReadAt};
 
-/// Bytes of the file from one known place to the next. A block is found by converting at most this much before it.
+/// Bytes of the file between two known positions. To find a block, at most this much before it is converted.
 const PIECE: usize = 8 << 10;
 
-/// `blob` in netascii. Reads it once, for how long it gets.
+/// `blob` in netascii. Reads it once, to learn the text's length.
 pub(super) fn converted(blob: &Blob) -> io::Result<Blob> {
     let (mut places, mut len, mut digest) = (Vec::new(), 0, Sha256::new());
     let mut text = Vec::with_capacity(2 * PIECE);
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(out, b"a\r\nb\r\0\r\nc");
     }
 
-    /// A text whose bytes tell where they are, with many ends of lines.
+    /// A text whose bytes reveal their position, with many line ends.
     fn text(len: usize) -> Vec<u8> {
         (0..len).map(|n| if n % 3 == 0 { b"\n\r"[n / 3 % 2] } else { (n / 7) as u8 }).collect()
     }

@@ -15,9 +15,9 @@ const MAX_WINDOW: u16 = 64;
 pub(super) struct Terms {
     pub(super) blksize: NonZeroU16,
     pub(super) window: NonZeroU16,
-    /// Asked for by the client; absent when the server chooses.
+    /// The client's; `None` if the server chooses.
     pub(super) timeout: Option<Duration>,
-    /// What the OACK says, in the client's order; nothing when no option was taken.
+    /// The options of the OACK, in the client's order; empty if none was accepted.
     pub(super) accepted: Vec<(&'static str, u64)>,
 }
 

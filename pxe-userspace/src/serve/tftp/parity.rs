@@ -1,9 +1,9 @@
 //! Design invariant 4: for every frame that the kernel answers, the daemon would have sent the
-//! same bytes. Whole sessions are played to a daemon alone and to one with the programs before it
-//! (`BPF_PROG_TEST_RUN`), and compared packet by packet; so is what people see of them.
+//! same bytes. Whole sessions are sent to a daemon alone and to one behind the programs
+//! (`BPF_PROG_TEST_RUN`), and compared packet by packet, as are the events that people see.
 //!
-//! Needs root, for the programs and for a network namespace in which what they send by themselves,
-//! the blocks of a window but the last, can be caught.
+//! Needs root, for the programs and for a network namespace that catches the frames that they send
+//! themselves: all blocks of a window but the last.
 
 mod daemon;
 mod frozen;
@@ -45,16 +45,16 @@ const SIZES: [usize; 12] =
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// An ACK so far from the last block that came.
+    /// An ACK at this distance from the last received block.
     Ack(i32),
-    /// Likewise, with something behind it.
+    /// The same, with trailing bytes.
     LongAck(i32),
     /// An ACK on the port of the transfer before.
     OldPort(i32),
     Error(u16),
     /// Bytes to the transfer's port.
     Noise(Vec<u8>),
-    /// The request again: nothing may have come.
+    /// The request again, as if nothing had arrived.
     AskAgain,
     /// Another request from the same port.
     Ask(Request),
@@ -246,7 +246,7 @@ impl Pair {
     }
 
     fn begin(&mut self, mtu: u16, xdp: bool) {
-        // What a failed run left, so that the next one, with a smaller case, is not misled.
+        // Clean up after a failed run, so that the next one, with a smaller case, is not misled.
         let left: Vec<_> = self.frozen.state.lock().unwrap().sessions.keys().copied().collect();
         for key in &left {
             self.frozen.close(key);
@@ -288,8 +288,8 @@ impl Pair {
             Step::Ask(request) => self.ask(request),
             Step::Wait(times) => {
                 self.frozen.wait(times * 50 * MS);
-                // The daemon looks when a timeout has come. One that slept through a second would take the kernel's
-                // repeat of a block for the time of its first acknowledgement.
+                // The daemon looks when a timeout is due. If it slept for a second, it would take the time of the
+                // kernel's retransmission for that of the first acknowledgement.
                 if times >= 2 {
                     self.take(Step::Tick);
                 }
@@ -298,8 +298,8 @@ impl Pair {
                 let now_ns = self.frozen.now();
                 self.alone.time(now_ns);
                 self.with.time(now_ns);
-                // The programs do not know of the daemon's repeats, and may repeat a block again that
-                // it repeated just now. Once it may be lost, both do.
+                // The programs do not know of the daemon's retransmissions, and may retransmit a block again that
+                // it has just sent. Once the block may be lost, both do.
                 if !self.alone.world.sent.is_empty() {
                     self.frozen.wait(100 * MS);
                 }
@@ -330,7 +330,7 @@ impl Pair {
             self.last_block = 0;
         }
         self.compare();
-        // What is in flight after the part that was skipped has come, too.
+        // The blocks in flight after the skipped part have arrived, too.
         if let Some(acked) = self.port.and_then(|port| self.frozen.skipped(&self.key(port))) {
             self.last_block = acked;
         }
@@ -360,8 +360,8 @@ impl Pair {
         while let Some(event) = self.events.next() {
             self.with.input(now_ns, |server| server.on_event(&event));
         }
-        // The timeouts follow what a daemon sees of the client's pace. One that looks as often as the other
-        // sees as much.
+        // The timeouts follow the client's round-trip time as the daemon sees it. With equally many looks both
+        // see the same.
         if let Some(session) = self.frozen.look(&key) {
             self.with.server.observe(&key, &session, now_ns);
         }
@@ -379,7 +379,7 @@ impl Pair {
         self.compare();
     }
 
-    /// What the programs answer; none when the frame goes on.
+    /// The programs' answer; `None` if they pass the frame.
     fn programs(&self, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
         let dataplane = &self.frozen.dataplane;
         if self.xdp {
@@ -402,7 +402,7 @@ impl Pair {
         Some(frames)
     }
 
-    /// Both sent the same, and show the same.
+    /// Asserts that both sent the same, and show the same.
     fn compare(&mut self) {
         let sent = |daemon: &mut Daemon| {
             let mut sent = std::mem::take(&mut daemon.world.sent);

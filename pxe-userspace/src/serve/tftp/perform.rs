@@ -12,7 +12,7 @@ use super::server::{Command, Outgoing, Server, Tell, What};
 use super::stats::{Stat, Stats};
 use crate::provision::blob::Blob;
 
-/// What surrounds the server. Nothing here waits.
+/// The server's environment. No function here blocks.
 pub(super) trait World {
     /// The clock of sessions, CLOCK_MONOTONIC.
     fn now_ns(&self) -> u64;
@@ -20,14 +20,14 @@ pub(super) trait World {
     /// Sends from data port number `port`.
     fn send(&mut self, port: usize, to: SocketAddrV4, packet: &[u8]);
 
-    /// Begins to open a file. What comes of it goes to the server later.
+    /// Begins to open a file. The server gets the result later.
     fn open(&mut self, job: Job);
 
     fn look(&mut self, key: &SessionKey) -> Option<Session>;
 
     fn take_back(&mut self, key: &SessionKey) -> Option<Session>;
 
-    /// Begins to close a grant. That it is closed goes to the server later.
+    /// Begins to close a grant. The server is told later that it is closed.
     fn close(&mut self, key: SessionKey);
 
     fn tell(&mut self, tell: Tell);
@@ -44,7 +44,7 @@ impl Performer {
         Self { packet: Vec::new(), stats }
     }
 
-    /// Everything that an input led to, and what the answers lead to.
+    /// Performs all Commands of an input, and those that result from their answers.
     pub(super) fn perform(&mut self, server: &mut Server, world: &mut impl World) {
         while let Some(command) = server.next_command() {
             match command {
@@ -89,8 +89,8 @@ impl Performer {
             packet.clear();
             packet.extend_from_slice(&packet::data_header(BlockNo::of(index)));
             packet.resize(HEADER_LEN + len, 0);
-            // From the page cache as a rule; a slow disk delays everyone, which the fast path and
-            // the clients' patience bound.
+            // Usually from the page cache. A slow disk delays all transfers; the fast path avoids that, and
+            // clients wait.
             match blob.read_at(session.offset_of(index), &mut packet[HEADER_LEN..]) {
                 Ok(read) if read == len => {}
                 Ok(_) | Err(_) => return Err(Unreadable(index)),

@@ -1,13 +1,13 @@
-//! What readers of the API cost a transfer: nothing that it would wait for; and how long a block takes meanwhile, in a
-//! measurement, which prints numbers and judges nothing:
+//! Readers of the API never block a transfer. An ignored test measures how long a block takes meanwhile; it prints
+//! numbers and asserts nothing:
 //!
 //! ```text
 //! cargo test --release -p pxe-userspace --lib -- --ignored --nocapture tftp::scraped
 //! ```
 //!
-//! There a client fetches a small kernel over and over, lock-step and by the daemon, so that a hundredth of its blocks come
-//! with something to be told of. First nobody reads; then `/api/why` and `/metrics` are read without a pause, of
-//! 10,000 machines whose boots are in progress.
+//! A client fetches a small kernel over and over, in lock-step and from the daemon, so that for a hundredth of its blocks
+//! there is an event to record. First nobody reads; then `/api/why` and `/metrics` are read without a pause, with 10,000
+//! machines whose boots are in progress.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -56,7 +56,7 @@ fn a_transfer_waits_for_no_reader_and_all_of_it_is_told() {
     let shutdown = CancellationToken::new();
     let serving = runtime.spawn(tftp.run(files, None, told, timeline.clone(), shutdown.clone()));
 
-    // A reader that does not let go.
+    // A reader that keeps the lock.
     let watch = timeline.watch();
     for _ in 0..3 {
         fetch(server, &mut Vec::new());
@@ -136,7 +136,7 @@ fn register(daemon: &Daemon) {
 
 /// From each ACK to the block after it.
 fn blocks(server: SocketAddr) -> Vec<Duration> {
-    // The client is not what is measured.
+    // The client's scheduling must not be part of the measurement.
     // SAFETY: no memory is handed over; 0 is the calling thread.
     let first = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } == 0;
     if !first {
@@ -154,7 +154,7 @@ fn blocks(server: SocketAddr) -> Vec<Duration> {
 fn fetch(server: SocketAddr, took: &mut Vec<Duration>) {
     let mut packet = [0; 4 + BLKSIZE];
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    // A repeat of the server's counts for what it is.
+    // A retransmission by the server counts as such.
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     socket.send_to(b"\0\x01kernel\0octet\0blksize\x001024\0", server).unwrap();
     let (_, from) = socket.recv_from(&mut packet).unwrap();

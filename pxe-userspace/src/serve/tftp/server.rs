@@ -36,14 +36,14 @@ use live::Live;
 use command::Then;
 pub(super) use command::{Command, Look, Outgoing, Tell, What};
 
-/// Transfers at a time, including requests in progress and ports that rest, where the daemon may have the descriptors.
+/// Transfers at a time, including requests in progress and grants being closed, if the limit of descriptors allows it.
 pub(super) const MAX_TRANSFERS: usize = 4096;
 
-/// Of one address. A rack behind one router, or a host with two hundred clients, is served; one that only asks keeps
-/// nobody else out.
+/// Transfers of one address: enough for a rack behind one router, or a host with two hundred clients, but a client that
+/// only asks can't keep others out.
 const MAX_OF_ADDRESS: usize = 256;
 
-/// Transfers that one call of [`Server::on_timeout`] attends to: packets come between.
+/// Transfers that one call of [`Server::on_timeout`] handles: then packets have their turn.
 const DUE_AT_ONCE: usize = 64;
 
 pub(super) struct Server {
@@ -54,10 +54,10 @@ pub(super) struct Server {
     limits: Limits,
     /// Transfers of clients that are no machines.
     others: usize,
-    /// Until then nothing can give way.
+    /// Until this time no transfer can be ended to make room.
     full_until_ns: u64,
     transfers: HashMap<SessionKey, Entry>,
-    /// Those that have transfers. Addresses are easily made up, so no others are remembered.
+    /// The clients that have transfers. No others are remembered, because addresses are easily forged.
     clients: HashMap<[u8; 4], Client>,
     deadlines: Deadlines,
     commands: VecDeque<Command>,
@@ -92,16 +92,15 @@ enum Entry {
         since_ns: u64,
     },
     Live(Box<Live>),
-    /// It is over, and its grant is being closed. What would be granted between these ports now, that would be
-    /// closed with it.
+    /// It is over, and its grant is being closed. A new grant between the same ports would be closed with it.
     Closing,
 }
 
 struct Client {
     transfers: usize,
     standing: Standing,
-    /// Its transfers in the order of their requests, for who has to give way. Those that ended, or were answered, are
-    /// taken out when they come up.
+    /// Its transfers in the order of their requests, to find those to end for others. Those that ended, or were answered,
+    /// are removed when it is their turn.
     waiting: VecDeque<SessionKey>,
     /// When it last asked for something.
     asked_ns: u64,
@@ -125,12 +124,12 @@ impl Server {
         }
     }
 
-    /// As many transfers as the process has descriptors for.
+    /// Limits the transfers to those for which the process has descriptors.
     pub(super) fn limit(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// Goes on with what a killed daemon left in the kernel.
+    /// Continues the transfers that a killed daemon left in the kernel.
     pub(super) fn resume(&mut self, left: Vec<Left>, now_ns: u64) {
         for Left { key, session, note, blob } in left {
             let port = self.ports.iter().position(|port| *port == key.server_port);
@@ -147,7 +146,7 @@ impl Server {
                 client,
                 stations: session.stations,
                 standing: Standing::Machine,
-                // A repeated request means that the client saw no answer: it begins again.
+                // A repeated request means that the client saw no answer and starts over.
                 request: Vec::new(),
                 path: note.path,
                 blob,
@@ -168,7 +167,7 @@ impl Server {
         }
     }
 
-    /// The next thing to do. Until nothing is left, no other input may come but the answers to what was taken.
+    /// The next Command. Until none is left, no other input is allowed but answers to Commands.
     pub(super) fn next_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
     }
@@ -182,7 +181,7 @@ impl Server {
     pub(super) fn on_opened(&mut self, job: &Job, opened: Result<Accepted, Refused>, now_ns: u64) {
         let entry = self.transfers.get(&job.key);
         if !matches!(entry, Some(Entry::Opening { request, .. }) if *request == job.request) {
-            // It took so long that nobody waits any more.
+            // It took so long that the client is gone.
             if opened.is_ok_and(|accepted| accepted.in_kernel) {
                 if entry.is_none() {
                     self.insert(job.key, Entry::Closing, now_ns, job.standing);
@@ -240,8 +239,8 @@ impl Server {
         let Sender { address: client, stations } = from.into();
         let key = self.key(client, port);
         let Some(Entry::Live(live)) = self.transfers.get_mut(&key) else {
-            // Late packets of transfers that ended. An ERROR would hit whatever the client's port
-            // is used for by now.
+            // Late packets of ended transfers. An ERROR would hit whatever uses the client's port by
+            // now.
             self.stats.add(Stat::Unknown, 1);
             return;
         };
@@ -250,8 +249,8 @@ impl Server {
             return;
         }
         match Packet::parse(bytes) {
-            // The programs passed an ACK of a transfer of theirs: they can't answer it (no room in
-            // the driver's buffer and no tc, a grant that ended). The daemon goes on by itself.
+            // The programs passed an ACK of a transfer of theirs, because they can't answer it (no room in
+            // the driver's buffer and no tc, a grant that ended). The daemon continues the transfer.
             Ok(Packet::Ack(ack)) if live.in_kernel => {
                 self.commands.push_back(Command::TakeBack { key, ack });
             }
@@ -268,7 +267,7 @@ impl Server {
         }
     }
 
-    /// The kernel answers no more ACKs of this transfer, and got so far; nothing when it had forgotten it.
+    /// The kernel answers no more ACKs of this transfer; `session` is its progress, `None` if the kernel has lost it.
     pub(super) fn on_taken_back(
         &mut self,
         key: &SessionKey,
@@ -289,8 +288,8 @@ impl Server {
         self.act(key, action, now_ns);
     }
 
-    /// The kernel did something to a transfer. What it was is the session's to say: an event may be of
-    /// an earlier transfer between the same ports.
+    /// The kernel did something with a transfer. Only the session says what it was, because an event may
+    /// belong to an earlier transfer between the same ports.
     pub(super) fn on_event(&mut self, event: &Event) {
         let (key, code) = event.transfer();
         if self.is_in_kernel(&key) {
@@ -299,7 +298,7 @@ impl Server {
         }
     }
 
-    /// The kernel is so far with a transfer; it has none when it has forgotten it.
+    /// The kernel's progress with a transfer; `None` if the kernel has lost it.
     pub(super) fn on_looked(&mut self, look: Look, session: Option<&Session>, now_ns: u64) {
         let Look { key, then } = look;
         let mut ended = false;
@@ -316,7 +315,7 @@ impl Server {
             Then::Asked { asker, request, next_port } => self.ask(asker, &request, next_port, now_ns),
             Then::End => self.end_now(&key, now_ns),
         }
-        // What was seen may have put its timeout forward.
+        // This may have moved its timeout forward.
         self.arm(&key, now_ns);
     }
 
@@ -327,7 +326,7 @@ impl Server {
         }
     }
 
-    /// A block could not be read that was to be sent.
+    /// A block that was to be sent could not be read.
     pub(super) fn on_unreadable(&mut self, port: usize, client: SocketAddrV4, index: u32) {
         if let Some(Entry::Live(live)) = self.transfers.get(&self.key(client, port)) {
             tracing::error!(path = live.path, index, "the file became unreadable while it was sent");
@@ -335,13 +334,13 @@ impl Server {
         self.send_error(port, client, ErrorCode::OTHER, "the file became unreadable");
     }
 
-    /// Time passed: repeats what was lost, notices what no event told, forgets the dead. Attends to a bounded
-    /// number of transfers; when more are due, [`next_timeout`](Server::next_timeout) has passed still.
+    /// Time passed: retransmits lost blocks, notices what no event reported, and ends transfers of gone clients. Handles a
+    /// bounded number of transfers; if more are due, [`next_timeout`](Server::next_timeout) stays in the past.
     pub(super) fn on_timeout(&mut self, now_ns: u64) {
         for _ in 0..DUE_AT_ONCE {
             let Some(key) = self.deadlines.pop_due(now_ns) else { return };
             match self.transfers.get_mut(&key) {
-                // An opening that takes longer will not end: its client is gone, or its thread panicked.
+                // An opening that takes longer has no use: its client is gone, or its thread panicked.
                 Some(Entry::Opening { .. }) => drop(self.remove(&key)),
                 Some(Entry::Live(live)) => {
                     live.armed_ns = None;
@@ -361,7 +360,7 @@ impl Server {
         }
     }
 
-    /// Ends every grant, and takes note of what ended unheard until now.
+    /// Ends every grant, and records transfers whose end was not reported yet.
     pub(super) fn shut_down(&mut self) {
         for key in self.transfers.keys().copied().collect::<Vec<_>>() {
             match self.transfers.get(&key) {
@@ -383,12 +382,12 @@ impl Server {
         } else if !ended {
             self.report(key);
         } else if let Some(code) = error {
-            // Not of a mark that was told before: only this one has the ERROR's code.
+            // Not of a mark that was reported before: only this one has the ERROR's code.
             self.aborted(key, code, b"", now_ns);
         }
     }
 
-    /// A transfer's time has come, and all is known of it that there is to know.
+    /// A transfer's timeout is due, and its state is up to date.
     fn timed_out(&mut self, key: &SessionKey, now_ns: u64) {
         let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
         let action = live.on_tick(now_ns);
@@ -413,7 +412,7 @@ impl Server {
         }
     }
 
-    /// Tells how much of one of its boot's files a machine has.
+    /// Reports how much of a file of its boot a machine has.
     fn report(&mut self, key: &SessionKey) {
         let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
         if let (Some(percent), Some(_)) = (live.passed_mark(), live.stage) {
@@ -439,8 +438,8 @@ impl Server {
         matches!(self.transfers.get(key), Some(Entry::Live(live)) if live.in_kernel)
     }
 
-    /// Has a transfer come up in time. One that comes up too early is entered anew then, so an ACK only puts
-    /// forward what a silent client had put off.
+    /// Makes sure that a transfer is due in time. One that is due too early is entered again then, so an ACK has to move
+    /// only a deadline that a silent client had postponed.
     fn arm(&mut self, key: &SessionKey, now_ns: u64) {
         let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
         let at_ns = live.deadline_ns(now_ns);
@@ -449,7 +448,7 @@ impl Server {
         }
     }
 
-    /// Has it come up again even if the answer stays away.
+    /// Makes sure that it is due again even if no answer comes.
     fn arm_after_look(&mut self, key: &SessionKey, now_ns: u64) {
         let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
         let at_ns = now_ns + IDLE.as_nanos() as u64;
@@ -497,7 +496,7 @@ impl Server {
         self.transfers.is_empty()
     }
 
-    /// Catches up with the kernel for no reason.
+    /// Updates a transfer from the kernel without an event.
     #[cfg(test)]
     pub(super) fn observe(&mut self, key: &SessionKey, session: &Session, now_ns: u64) {
         if let Some(Entry::Live(live)) = self.transfers.get_mut(key)
@@ -522,7 +521,7 @@ fn opening_ends(since_ns: u64) -> u64 {
     since_ns + IDLE.as_nanos() as u64
 }
 
-/// What a client wrote, as people may see it: a path becomes evidence, a line of the log, words on a terminal.
+/// A client's text, escaped: paths appear in evidence, in the log and on terminals.
 fn text(bytes: &[u8]) -> String {
     visible(&String::from_utf8_lossy(bytes))
 }

@@ -46,10 +46,10 @@ const DATA_PORTS: usize = 8;
 /// Files that are opened at a time.
 const OPENERS: usize = 8;
 
-/// Requests of hosts that are being found out about.
+/// Requests of hosts whose MAC is being looked up.
 const UNKNOWN_AT_ONCE: usize = 64;
 
-/// When it is looked whether a host has answered ARP.
+/// When to check whether a host has answered ARP.
 const FOUND_OUT_AFTER: [Duration; 4] = [
     Duration::from_millis(2),
     Duration::from_millis(8),
@@ -110,7 +110,7 @@ impl Tftp {
         Ok(Self { sockets, address, mtu: bridge.mtu as u16, stats: Arc::default() })
     }
 
-    /// At any address and port, for tests: frames are not seen there, and everybody is a machine.
+    /// At any address and port, for tests: without frames, and with every client as a machine.
     pub fn bind_at(requests: SocketAddrV4, mtu: u16) -> Result<Self, BindError> {
         let address = *requests.ip();
         let requests = bind(requests, None)?;
@@ -166,20 +166,20 @@ impl Tftp {
                 wired.aside.finish();
                 served
             });
-            // Nobody waits when the daemon has lost its patience.
+            // Nobody receives if the daemon has stopped waiting.
             let _ = done.send(served);
         })?;
         ended.await.unwrap_or_else(|_| Err(io::Error::other("the thread of TFTP panicked")))
     }
 }
 
-/// What comes to the server but packets and time.
+/// The server's inputs other than packets and time.
 struct Inputs {
     events: mpsc::Receiver<Event>,
     results: mpsc::UnboundedReceiver<(Job, Result<Accepted, Refused>)>,
     /// Grants that are closed.
     closes: mpsc::UnboundedReceiver<SessionKey>,
-    /// Requests of hosts that were found out about.
+    /// Requests of hosts whose MAC is known now.
     founds: mpsc::UnboundedReceiver<(Asker, Vec<u8>)>,
 }
 
@@ -204,12 +204,12 @@ async fn serve(
     let mut told_to_end = pin!(shutdown.cancelled());
     loop {
         performer.perform(&mut server, wired);
-        // An alarm that stands is left alone: packets move it a few times a second at most.
+        // A timer that is set already stays: packets move it a few times a second at most.
         let next = server.next_timeout();
         if next != set_for {
             set_for = next;
             let pause = next.map(|at_ns| Duration::from_nanos(at_ns.saturating_sub(monotonic_ns())));
-            // Many were due at once, and the rest has its turn among packets. An alarm would take a millisecond.
+            // Many were due at once, and the rest is handled between packets. A timer would take a millisecond.
             overdue = pause == Some(Duration::ZERO);
             alarm.as_mut().reset(Instant::now() + pause.unwrap_or_default());
         }
@@ -249,7 +249,7 @@ async fn serve(
     Ok(())
 }
 
-/// What surrounds the server, in earnest.
+/// The server's real environment.
 struct Wired {
     sockets: Sockets,
     fast_path: Option<Arc<dyn FastPath>>,
@@ -258,15 +258,15 @@ struct Wired {
     finding: Finding,
 }
 
-/// Requests of hosts of which the kernel does not know yet whose their address is. They have not asked it for ours,
-/// which is rare.
+/// Requests from addresses whose MAC the kernel does not know yet. This is rare, because a host's own ARP request tells
+/// the kernel.
 struct Finding {
     permits: Arc<Semaphore>,
     found: mpsc::UnboundedSender<(Asker, Vec<u8>)>,
 }
 
 impl Wired {
-    /// Whether who asks at port 69 is answered. Packets of transfers are judged by who asked for those.
+    /// Whether a request to port 69 is answered. For packets of transfers, their request decides.
     fn source_of_request(&self, port: Option<usize>, from: &Sender) -> Origin {
         match &self.sockets.frames {
             Some(frames) if port.is_none() => frames.segment.source(*from.address.ip(), from.stations.client),
@@ -274,13 +274,13 @@ impl Wired {
         }
     }
 
-    /// Has the kernel ask for the station, and looks a little later. The datagram for it says nothing, and is shorter
+    /// Makes the kernel send an ARP request, and looks a little later. The datagram that causes it is empty, and shorter
     /// than the request.
     fn find_out(&self, from: Sender, request: Vec<u8>) {
         let Some(frames) = &self.sockets.frames else { return };
         let Ok(permit) = self.finding.permits.clone().try_acquire_owned() else { return };
         let address = *from.address.ip();
-        // It is sent when the station has answered; if it is not, nobody will be found.
+        // The kernel sends it when the station has answered; if this fails, the host will not be found.
         let _ = self.sockets.data[0].try_send_to(&[], SocketAddrV4::new(address, DISCARD).into());
         let (segment, found) = (frames.segment.clone(), self.finding.found.clone());
         tokio::spawn(async move {
@@ -374,8 +374,8 @@ struct StdSockets {
     frames: Option<Frames<Socket>>,
 }
 
-/// What comes is taken from the link, because only frames say which station they are from. The UDP sockets have the
-/// ports, and send.
+/// Packets are read from the link, because only frames have the sender's MAC. The UDP sockets reserve the ports, and
+/// send.
 struct Frames<S> {
     requests: S,
     transfers: S,
@@ -387,7 +387,7 @@ struct Frames<S> {
 }
 
 impl<S> Frames<S> {
-    /// What a frame has for us. A bridge whose frames are traced sees those of others, too.
+    /// The packet in a frame, if it is for us. While a bridge is traced, it receives others' frames, too.
     fn taken_apart(&self, frame: &[u8]) -> Option<Received> {
         let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
         if datagram.destination_mac != self.mac {
@@ -425,7 +425,7 @@ fn ports(data: &[impl AsFd]) -> io::Result<Vec<u16>> {
 }
 
 impl Sockets {
-    /// Gives them to the reactor of the caller's runtime.
+    /// Registers them with the reactor of the caller's runtime.
     fn from_std(StdSockets { requests, data, frames }: StdSockets) -> io::Result<Self> {
         let data = data.into_iter().map(UdpSocket::from_std).collect::<io::Result<_>>()?;
         let frames = match frames {
@@ -494,13 +494,13 @@ fn poll_receive(socket: &UdpSocket, cx: &mut Context<'_>, buf: &mut [u8]) -> Pol
         match std::task::ready!(socket.poll_recv_from(cx, &mut read)) {
             Ok(SocketAddr::V4(client)) => return Poll::Ready((client, read.filled().len())),
             Ok(SocketAddr::V6(_)) => {}
-            // An ICMP error of an earlier packet: the client's port is closed. Its timer tells, too.
+            // An ICMP error for an earlier packet: the client's port is closed. The transfer's timer notices it, too.
             Err(error) => tracing::debug!(%error, "a client can't be reached"),
         }
     }
 }
 
-/// On a bridge the socket only keeps the port, and sends: nothing arrives by it.
+/// On a bridge the socket only reserves the port, and sends: it receives nothing.
 fn bind(address: SocketAddrV4, bridge: Option<&str>) -> Result<std::net::UdpSocket, BindError> {
     let everywhere = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;

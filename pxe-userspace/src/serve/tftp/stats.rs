@@ -15,7 +15,7 @@ pub(super) enum Stat {
     Malformed,
     Unknown,
     FastPath,
-    /// A transfer of the programs' whose ACK they passed on.
+    /// Transfers of the programs whose ACK they passed on.
     HandedBack,
     Finished,
     Aborted,
@@ -23,9 +23,9 @@ pub(super) enum Stat {
     Repeated,
     /// Requests to write.
     Writes,
-    /// From beyond the segment, or from another station than the address's or the transfer's.
+    /// Packets from outside the segment, or from another station than the address's or the transfer's.
     Foreign,
-    /// Transfers that ended for others, because nobody had answered them.
+    /// Unanswered transfers that were ended to make room for others.
     GaveWay,
     Bytes,
 }

@@ -114,8 +114,8 @@ impl Transfer {
         }
     }
 
-    /// The kernel moved the session on, to here. An ACK that it passed was taken here, and may have been taken after
-    /// the kernel was asked: what is older changes nothing.
+    /// The kernel advanced the session to this state. An ACK that it passed may have been handled here after the kernel
+    /// was asked, so an older state changes nothing.
     pub fn observed(&mut self, session: Session) {
         if place(&session) < place(&self.session) {
             return;
@@ -169,8 +169,8 @@ impl Transfer {
         self.progress_ns
     }
 
-    /// Whether its next timeout may be shorter than those of a transfer without loss. That of a client that is gone
-    /// may not.
+    /// Whether its next timeout may be shorter than those of a transfer without loss, which that of a gone client may
+    /// not.
     pub fn is_quick(&self) -> bool {
         self.follows_rounds() && self.wait <= FIRST_TIMEOUT
     }
@@ -208,8 +208,8 @@ fn advanced(before: &Session, after: &Session) -> bool {
     place(before) < place(after)
 }
 
-/// How far a session is: by acknowledged blocks, and by whether the first DATA, which answers the OACK's, was sent. After
-/// the last block nothing is in flight, and no session goes on from there.
+/// A session's progress: its acknowledged blocks, and whether the first DATA, which answers the ACK of the OACK, was sent.
+/// After the last block nothing is in flight, and no session goes on from there.
 fn place(session: &Session) -> (u32, bool) {
     (session.acked(), session.in_flight().is_some() || session.finished())
 }
@@ -303,7 +303,7 @@ mod tests {
         let at = rounds(&mut t, 122..=180, 20);
         assert_eq!(lost(&mut t, at), 160, "a slow client, or a full network");
 
-        // The kernel's are counted by what it did between two looks.
+        // The kernel's retransmissions are counted from the changes between two looks.
         let mut kernel = *t.session();
         let mut at = at + 200 * MS;
         for block in 181..190 {

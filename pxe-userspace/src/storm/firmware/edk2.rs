@@ -14,7 +14,7 @@ pub(in super::super) static ROM: Rom = Rom {
         // mPxeDhcpTimeout, after PXE 2.1.
         discover: &[4000, 8000, 16_000, 32_000],
         request: &[4000, 8000, 16_000, 32_000],
-        // Measured: 3.8 s after the DISCOVER, however early the offer came.
+        // Measured: 3.8 s after the DISCOVER, however early the offer arrived.
         offers: Offers::Collected(3800),
         no_offer: "PXE-E16: No valid offer received.",
         no_ack: "PXE-E18: Server response timeout. (DHCPACK)",

@@ -28,25 +28,25 @@ pub(in super::super) static TFTP: Habits = Habits {
 
 pub(in super::super) const ARP: Waits = &TRIES;
 
-/// Its first UDP port; the next file has the next one, and so it is again after every boot.
+/// Its first UDP port, the same after every boot; each further file uses the next one.
 pub(in super::super) const FIRST_PORT: u16 = 25_300;
 
-/// What it asks for first, and again when it has looked for its lists.
+/// Requested first, and again after the lists.
 pub(in super::super) fn config_path(mac: Mac) -> String {
     format!("/grub/grub.cfg-01-{}", mac.to_string().replace(':', "-"))
 }
 
-/// The lists that normal mode looks for before it reads the configuration. Not there is fine.
+/// The lists that normal mode looks for before it reads the configuration. They need not exist.
 pub(in super::super) fn lists(platform: &str) -> [String; 4] {
     ["command", "fs", "crypto", "terminal"].map(|name| format!("/grub/{platform}/{name}.lst"))
 }
 
-/// What a configuration of the appliance's says (`boot::grub`).
+/// The contents of a configuration from the appliance (`boot::grub`).
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) enum Config {
     /// The kernel's path, the initrds', and the kernel's command line.
     Boot { files: Vec<String>, cmdline: Vec<String> },
-    /// Why not, and after how many seconds to ask again.
+    /// The reason, and after how many seconds to ask again.
     Refused { cause: String, pause: u64 },
 }
 
@@ -60,7 +60,7 @@ pub(in super::super) fn config(text: &str) -> Config {
                 files.extend(words.next());
                 cmdline = words.collect();
             }
-            // What comes by HTTP is a kilobyte, and no load to speak of.
+            // The file that comes over HTTP has a kilobyte: no load worth simulating.
             Some("initrd") => files.extend(words.filter(|word| !word.starts_with('('))),
             Some("echo") => said.extend(words),
             Some("set") => {

@@ -1,5 +1,5 @@
 //! iPXE in the ROM of a BIOS machine's network card, as QEMU 7.2 has it: tests/corpus/bios-virtio.pcap;
-//! and its scripts, when it is given one.
+//! and its scripts, when the appliance sends one.
 
 use super::super::dhcp::{self, Identity, Kind, Offers};
 use super::super::tftp::{self, Silence, Stray};
@@ -65,12 +65,12 @@ fn options(who: &Identity, kind: &Kind) -> Vec<u8> {
     all
 }
 
-/// What a script of the appliance's says (`boot::ipxe`).
+/// The contents of a script from the appliance (`boot::ipxe`).
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) enum Script {
     /// The kernel's URL, the initrds', and the kernel's command line.
     Boot { files: Vec<String>, cmdline: String },
-    /// Why not, and after how many seconds to ask again.
+    /// The reason, and after how many seconds to ask again.
     Refused { cause: String, pause: u64 },
 }
 

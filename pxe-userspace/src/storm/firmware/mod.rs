@@ -1,7 +1,7 @@
-//! The firmwares that are simulated: what each sends, how long it waits, when it gives up.
+//! The simulated firmwares: what each sends, how long it waits, when it gives up.
 //!
-//! [`edk2`] and [`ipxe`] send, byte for byte, the options that tests/corpus has of them; [`pxe_rom`]
-//! follows the PXE specification, for lack of a capture. [`grub`] and [`node`] are what runs after.
+//! [`edk2`] and [`ipxe`] send, byte for byte, the options captured in tests/corpus; [`pxe_rom`] follows
+//! the PXE specification, for lack of a capture. [`grub`] and [`node`] run after them.
 
 pub(super) mod edk2;
 pub(super) mod grub;
@@ -27,18 +27,18 @@ pub(crate) enum Firmware {
     Ipxe,
 }
 
-/// Everything that one firmware is to a network.
+/// A firmware's behaviour on the network.
 #[derive(Debug)]
 pub(super) struct Rom {
     pub(super) dhcp: dhcp::Habits,
     pub(super) tftp: tftp::Habits,
-    /// After an ARP request without an answer.
+    /// The waits after an ARP request without an answer.
     pub(super) arp: Waits,
     /// Announces its address by ARP.
     pub(super) announces: bool,
     /// GRUB's name for the platform it is started on.
     pub(super) platform: &'static str,
-    /// What its screen says of a server that stops answering, and of one that refuses a file.
+    /// Its message on the screen when a server stops answering, and when one refuses a file.
     pub(super) no_answer: &'static str,
     pub(super) refused: &'static str,
 }

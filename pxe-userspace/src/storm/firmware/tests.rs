@@ -1,4 +1,4 @@
-//! What is simulated against what real firmware sent (tests/corpus), and what our own loaders' files say.
+//! Compares the simulation with captures of real firmware (tests/corpus), and reads the appliance's loader files.
 
 use std::net::Ipv4Addr;
 use std::path::Path;

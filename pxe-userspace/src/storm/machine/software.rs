@@ -1,4 +1,4 @@
-//! What the software on a machine does next: GRUB after the ROM, or iPXE's script, then Linux.
+//! The software that a machine runs: GRUB after the ROM, or iPXE's script, then Linux.
 
 use pxe_contract::paths;
 use pxe_contract::stage::Stage;
@@ -97,7 +97,7 @@ impl Machine {
                 self.port = 32_768 + self.port % 28_000;
                 self.resolve(&[1000, 1000, 1000], world);
             }
-            // A kernel that is not ours tells nobody.
+            // A kernel by hand reports nothing.
             None => self.task = Task::Booted,
         }
     }
@@ -113,7 +113,7 @@ impl Machine {
         self.exchange(to, paths::node::REPORT, request, Sink::keep(), world);
     }
 
-    /// The loader says why it can't go on, and begins again from its configuration after a while.
+    /// The loader shows why it can't go on, and starts over from its configuration after a while.
     pub(super) fn pause(&mut self, seconds: u64, why: String, world: &mut World<'_>) {
         self.link.tally.restarts += 1;
         self.refusal = Some(why);

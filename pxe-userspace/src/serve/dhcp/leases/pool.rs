@@ -14,24 +14,24 @@ pub struct Pool {
     /// Addresses inside the range that are in use otherwise: by the appliance, the router, workloads.
     pub taken: BTreeSet<Ipv4Addr>,
     pub reservations: HashMap<Mac, Ipv4Addr>,
-    /// Machines without a reservation that shall get an address whoever else comes.
+    /// Machines without a reservation for which an address is kept free.
     pub declared: Vec<Mac>,
     pub lease_time: Duration,
 }
 
-/// A pool with what it keeps back: an address for each machine that is declared, which nobody else gets anew.
+/// A pool with the addresses that it keeps for declared machines: no other machine gets one of these.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Addresses {
     pub(super) pool: Pool,
     /// The addresses that the pool reserves for somebody.
     reserved: HashSet<Ipv4Addr>,
-    /// The address kept back for a machine, both ways round.
+    /// The address kept for each machine, and the reverse.
     kept: HashMap<Mac, Ipv4Addr>,
     kept_for: BTreeMap<Ipv4Addr, Mac>,
 }
 
 impl Addresses {
-    /// Those of `pool`. `present`: the address that a machine has; `free`: those that can be kept back, the best first.
+    /// Those of `pool`. `present`: the address that a machine has; `free`: addresses that can be kept, the best first.
     pub(super) fn new(
         pool: Pool,
         present: impl Fn(Mac) -> Option<Ipv4Addr>,
@@ -58,14 +58,14 @@ impl Addresses {
         addresses
     }
 
-    /// Whether the address is one of the range that can be anybody's.
+    /// Whether the address is one of the range that any machine may get.
     pub(super) fn is_pooled(&self, address: Ipv4Addr) -> bool {
         self.pool.range.is_some_and(|(first, last)| (first..=last).contains(&address))
             && !self.pool.taken.contains(&address)
             && !self.reserved.contains(&address)
     }
 
-    /// How many addresses of the range can be anybody's.
+    /// How many addresses of the range any machine may get.
     pub(super) fn size(&self) -> usize {
         let Some((first, last)) = self.pool.range else { return 0 };
         let apart: HashSet<_> = self.pool.taken.iter().chain(&self.reserved).collect();
@@ -83,7 +83,7 @@ impl Addresses {
         self.kept.get(&mac).copied()
     }
 
-    /// The machine has `address` now. Returns what was kept back for it, where that is another one.
+    /// The machine has `address` now. Returns the address that was kept for it, if that is another one.
     pub(super) fn has(&mut self, mac: Mac, address: Ipv4Addr) -> Option<Ipv4Addr> {
         let before = self.kept(mac).filter(|kept| *kept != address && self.is_pooled(address))?;
         self.kept_for.remove(&before);

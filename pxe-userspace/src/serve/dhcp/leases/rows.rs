@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use super::Lease;
 
-/// Every address that was given out. What ended can be found without a look at what didn't: a storm of strangers must
-/// not look through everybody's lease for each of them.
+/// Every address that was given out. Ended leases are found without a search of the others, so that a storm of unknown
+/// machines does not search all leases for each of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rows {
     by_address: BTreeMap<Ipv4Addr, Lease>,
-    /// Of the rows whose addresses may be given out again.
+    /// The rows whose addresses may be given out again.
     by_end: BTreeSet<(Timestamp, Ipv4Addr)>,
 }
 
@@ -30,12 +30,12 @@ impl Rows {
         self.by_address.values()
     }
 
-    /// The rows that may be given out again, those that ended first before the others.
+    /// The rows whose addresses may be given out again, by their end.
     pub(super) fn by_end(&self) -> impl Iterator<Item = &Lease> {
         self.by_end.iter().map(|(_, address)| &self.by_address[address])
     }
 
-    /// Enters a row, in place of what the address had. `pooled`: whether the address may be given out again.
+    /// Enters a row, in place of the address's old one. `pooled`: whether the address may be given out again.
     pub(super) fn insert(&mut self, lease: Lease, pooled: bool) {
         self.remove(lease.address);
         if pooled {
@@ -50,7 +50,7 @@ impl Rows {
         }
     }
 
-    /// Changes a row, and returns it as it is then.
+    /// Changes a row, and returns the changed row.
     pub(super) fn edit(&mut self, address: Ipv4Addr, edit: impl FnOnce(&mut Lease)) -> Option<&Lease> {
         let lease = self.by_address.get_mut(&address)?;
         let pooled = self.by_end.remove(&(lease.expires, address));
@@ -61,7 +61,7 @@ impl Rows {
         Some(lease)
     }
 
-    /// Says of every row whether its address may be given out again.
+    /// Sets for every row whether its address may be given out again.
     pub(super) fn arrange(&mut self, pooled: impl Fn(Ipv4Addr) -> bool) {
         let again = self.by_address.values().filter(|lease| pooled(lease.address));
         self.by_end = again.map(|lease| (lease.expires, lease.address)).collect();

@@ -52,21 +52,21 @@ pub(super) fn recipient(kind: Kind, request: &Request, meta: Meta, yiaddr: Ipv4A
     if !request.ciaddr.is_unspecified() {
         return To::Ip(SocketAddrV4::new(request.ciaddr, port::DHCP_CLIENT));
     }
-    // A proxy's offer has no address that it could be sent to.
+    // A proxy's offer has no address to which it could be sent.
     if request.broadcast() || yiaddr.is_unspecified() {
         return broadcast;
     }
     To::Link { mac: request.mac, address: yiaddr }
 }
 
-/// A stage of a network boot. An operating system that asks for or renews its lease is no boot:
-/// it must not put a machine that runs its workload back to the start.
+/// A stage of a network boot. A request or renewal by an operating system is no boot: it must not reset
+/// the stage of a machine that runs its workload.
 pub(super) fn event(asked: &Asked<'_>, stage: Stage) -> Option<Command> {
     let Request { mac, firmware, .. } = asked.request;
     firmware.boots().then(|| Command::Event(Happened::new(Who::Mac(mac), stage).firmware(firmware)))
 }
 
-/// What a DISCOVER says beside what it asks for.
+/// What a DISCOVER reveals beside its request.
 pub(super) fn noted(asked: &Asked<'_>) -> Note {
     let [a, b] = [asked.packet[field::SECS], asked.packet[field::SECS + 1]];
     if asked.request.firmware.boots() { Note::Secs(u16::from_be_bytes([a, b])) } else { Note::SystemAsked }

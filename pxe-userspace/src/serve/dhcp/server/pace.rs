@@ -1,4 +1,4 @@
-//! Which machines the server lets wait, and when their turn comes ([`crate::machines::pacing`] decides).
+//! Makes machines wait, and answers them when it is their turn ([`crate::machines::pacing`] decides).
 
 use jiff::Timestamp;
 use pxe_common::Mac;
@@ -11,7 +11,7 @@ use crate::machines::pacing::Pacing;
 use crate::machines::timeline::{Happened, Who};
 
 impl Server {
-    /// Who boots now, and who waits for it.
+    /// Who boots now, and who waits.
     pub fn pacing(&self) -> &Pacing {
         &self.pacing
     }
@@ -21,14 +21,14 @@ impl Server {
         self.ceiling.into_iter().chain(self.link_speed).min()
     }
 
-    /// The links carry this many bytes a second, as far as is known.
+    /// The links carry this many bytes a second, if known.
     pub fn set_link_speed(&mut self, bytes_per_second: Option<u64>) -> Vec<Command> {
         self.link_speed = bytes_per_second;
         self.pacing.set_capacity(self.capacity());
         self.tighten().into_iter().collect()
     }
 
-    /// A machine reached a stage of its boot, by whoever's help.
+    /// A machine reached a stage of its boot, whoever served it.
     pub fn reached(&mut self, mac: Mac, stage: Stage, now: Timestamp) -> Vec<Command> {
         let had_place = self.pacing.is_under_way(mac);
         self.pacing.reached(mac, stage, now);
@@ -52,13 +52,13 @@ impl Server {
         firmware.slot() != Firmware::NO_BOOT && self.scope.profile(mac).is_some()
     }
 
-    /// Whether the kernel may answer the machine. All whom it knows may come at once, faster than grants are
-    /// taken back. If they were too many, each is answered by the daemon until it has its place.
+    /// Whether the kernel may answer the machine. All machines with a grant may boot at once, faster than grants can
+    /// be revoked. If these would be too many, the daemon answers each until it has a place.
     pub(super) fn may_offer(&self, mac: Mac) -> bool {
         !self.tight || self.pacing.is_under_way(mac)
     }
 
-    /// Looks whether all known machines could boot at once.
+    /// Updates whether all known machines could boot at once.
     pub(super) fn tighten(&mut self) -> Option<Command> {
         let tight = self.pacing.most().is_some_and(|most| self.leases.machines() > most);
         let before = std::mem::replace(&mut self.tight, tight);
@@ -77,7 +77,7 @@ impl Server {
         [Command::Event(event), Command::Noted(mac, Note::Waits { before }), Command::Waits(mac, before)]
     }
 
-    /// Answers those whose turn has come: a client takes an OFFER at any time until it gives up.
+    /// Answers the machines whose turn it is: a client accepts an OFFER at any time until it gives up.
     fn admit(&mut self, now: Timestamp) -> Vec<Command> {
         let admitted = self.pacing.admit(now);
         let mut commands = Vec::new();

@@ -11,13 +11,13 @@ use pxe_common::Mac;
 use pxe_common::dhcp::{Kind, MessageType, Pass};
 use serde::Serialize;
 
-/// A rival is told of again after this long, not with every packet.
+/// A rival is reported again after this long, not with every packet.
 const TELL_AGAIN: Duration = Duration::from_secs(600);
 
 /// Rivals remembered; a machine that invents server identifiers must not fill the memory.
 const MAX_RIVALS: usize = 32;
 
-/// Packets by what became of them, since the start.
+/// Packets since the start, by their outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Counters {
@@ -29,11 +29,11 @@ pub struct Counters {
     pub offers: u64,
     pub acks: u64,
     pub naks: u64,
-    /// Dropped because they are not what DHCP allows, by reason.
+    /// Dropped because DHCP does not allow them, by reason.
     pub malformed: BTreeMap<&'static str, u64>,
     /// Requests of which an option was ignored: shorter than its definition, or cut off.
     pub odd: u64,
-    /// In a machine's name, from another station than it.
+    /// In a machine's name, from another station.
     pub forged: u64,
     /// From machines that `dhcp.unknown = "ignore"` leaves alone.
     pub ignored: u64,
@@ -47,12 +47,12 @@ pub struct Counters {
     pub exhausted: u64,
     /// Leases that the kernel confirmed after they had ended here.
     pub overtaken: u64,
-    /// Not sent: longer than the client takes, with every option left out that can be.
+    /// Not sent: too long for the client even without the options that can be left out.
     pub reply_too_long: u64,
 }
 
 impl Counters {
-    /// Every reason is there from the start: what was never seen is 0.
+    /// Every reason is there from the start, with 0.
     pub(super) fn new() -> Self {
         Self { malformed: Pass::ALL.into_iter().map(|pass| (pass.name(), 0)).collect(), ..Self::default() }
     }
@@ -112,7 +112,7 @@ impl Rivals {
         self.0.values().map(|(rival, _)| rival)
     }
 
-    /// Notes a sighting; returns the rival when it is time to tell of it.
+    /// Notes a sighting; returns the rival when it is time to report it.
     pub(super) fn seen(&mut self, server: Ipv4Addr, evidence: Evidence, now: Timestamp) -> Option<Rival> {
         if let Some((rival, told)) = self.0.get_mut(&server) {
             rival.evidence = evidence;

@@ -1,4 +1,4 @@
-//! What real firmware sent (tests/corpus) is answered, and dhcproto and tshark read the answers.
+//! Requests of real firmware (tests/corpus) are answered, and dhcproto and tshark read the answers.
 
 use std::io::Write as _;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Requests that are not as the book has them, by relays of other subnets, and what names a machine.
+//! Unusual requests: malformed options, relays of other subnets, and what identifies a machine.
 
 use super::*;
 
@@ -78,7 +78,7 @@ fn a_relay_says_where_the_client_is() {
     assert!(matches!(told[..], [Command::Unanswered { why: "foreign-relay", .. }]), "{told:?}");
 }
 
-/// RFC 5107: the client renews with its relay, which hands it on to us.
+/// RFC 5107: the client renews with its relay, which forwards the request to us.
 #[test]
 fn a_relay_may_stand_in_for_the_server() {
     let (relay, mut server) = (ip(5), server());
@@ -123,7 +123,7 @@ fn a_machine_is_told_its_name_and_what_is_configured() {
     let search: Vec<_> = search.iter().map(ToString::to_string).collect();
     assert_eq!(search, ["lab.example.", "rack.example."]);
 
-    // A client that takes little gets the address and what leads to the world; an unknown machine has no name.
+    // A client with a small limit gets its address and the way to the network; an unknown machine has no name.
     let mut small = config.clone();
     small.dhcp.options = [(224, vec![9; 150])].into();
     let mut server = Server::new(small.into(), []);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A server on whose links four machines may boot at a time.
+/// A server whose links carry four boots at a time.
 fn server() -> Server {
     let mut config = config();
     config.network.ceiling = Some(125_000);

@@ -1,7 +1,6 @@
 //! Design invariant 4: for every frame that the kernel answers, the daemon would have sent the
-//! same bytes to the same place. Random requests go to the daemon, to the engine as the programs
-//! use it, and to the programs themselves where they can be loaded; so does what real firmware
-//! sent.
+//! same bytes to the same place. Random requests, and those of real firmware, go to the daemon, to the
+//! engine as the programs use it, and to the programs themselves where they can be loaded.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
@@ -19,7 +18,7 @@ use crate::serve::dhcp::{LeaseMap as _, kernel};
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const OTHER_MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
-/// What the engine answers, as the programs use it: where to, and what.
+/// The answer of the engine, as the programs use it, and its destination.
 fn answer_of_engine(lease: &KernelLease, frame: &[u8]) -> Option<(Datagram, Vec<u8>)> {
     let datagram = Datagram::parse(frame.first_chunk().unwrap(), frame.len()).unwrap();
     let (packet, request) = super::parse(&frame[HEADERS_LEN..]).ok()?;
@@ -42,7 +41,7 @@ fn frame_of(datagram: Datagram, message: &[u8]) -> Vec<u8> {
     [&datagram.headers(Checksum::ZERO.bytes(message))[..], message].concat()
 }
 
-/// A server that has given `mac` an address, and what the kernel is told of it.
+/// A server that has given `mac` an address, and the kernel's lease for it.
 fn bound(mac: Mac) -> (Server, Ipv4Addr, KernelLease) {
     let mut server = server();
     let none = Aliases::default();
@@ -167,7 +166,7 @@ fn random_requests_get_the_same_answer_everywhere() {
     let server = std::cell::RefCell::new(&mut server);
     TestRunner::new(Cases::with_cases(2000))
         .run(&frame(), |frame| {
-            // A request for another address moves the lease: each begins anew.
+            // A request for another address moves the lease, so each case starts with a new server.
             let (mut fresh, _, _) = bound(MAC);
             std::mem::swap(*server.borrow_mut(), &mut fresh);
             let reply = check(&mut server.borrow_mut(), &lease, dataplane, &frame);

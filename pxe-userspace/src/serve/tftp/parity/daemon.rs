@@ -1,4 +1,4 @@
-//! A daemon, in a time that the test makes.
+//! A daemon, whose time the test sets.
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::serve::tftp::job::Job;
 use crate::serve::tftp::perform::{Performer, World};
 use crate::serve::tftp::server::{Server, Tell};
 
-/// A server with what surrounds it.
+/// A server and its environment.
 pub(super) struct Daemon {
     pub(super) server: Server,
     pub(super) performer: Performer,
@@ -27,7 +27,7 @@ pub(super) struct Daemon {
     _dir: tempfile::TempDir,
 }
 
-/// What surrounds a server here: all is done at once.
+/// A server's environment here, in which everything is done at once.
 pub(super) struct Surroundings {
     pub(super) now_ns: u64,
     pub(super) fast_path: Option<Arc<Frozen>>,
@@ -117,7 +117,7 @@ impl Daemon {
         self.input(now_ns, |server| server.on_timeout(now_ns));
     }
 
-    /// An input, and all that comes of it.
+    /// Performs an input, and everything that results from it.
     pub(super) fn input(&mut self, now_ns: u64, input: impl FnOnce(&mut Server)) {
         self.world.now_ns = now_ns;
         input(&mut self.server);

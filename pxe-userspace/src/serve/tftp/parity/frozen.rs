@@ -1,4 +1,4 @@
-//! The programs, in a time that the test makes.
+//! The programs, whose time the test sets.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -12,8 +12,8 @@ use crate::dataplane::tests::{now_ns, retime};
 use crate::provision::blob::Blob;
 use crate::serve::tftp::{Declined, FastPath, Left, Note};
 
-/// The fast path, in a time that stands still but for [`Frozen::wait`]: sessions get the age that they have
-/// in it whenever a program looks at them.
+/// The fast path, in a time that advances only by [`Frozen::wait`]: whenever a program looks at a session, the
+/// session gets its age in that time.
 pub(super) struct Frozen {
     pub(super) dataplane: Dataplane,
     pub(super) state: Mutex<State>,
@@ -47,7 +47,7 @@ impl Frozen {
         self.state.lock().unwrap().sessions.get_mut(key)?.skipped.take()
     }
 
-    /// Gives the session its age, for the programs.
+    /// Gives the session its age, before a program looks at it.
     pub(super) fn thaw(&self, key: &SessionKey) {
         let mut state = self.state.lock().unwrap();
         let frozen_ns = state.now_ns;
@@ -60,7 +60,7 @@ impl Frozen {
         retime(&self.dataplane, key, &session);
     }
 
-    /// A block that a program sent in the meantime was sent now.
+    /// Dates a block that a program has just sent to the present.
     pub(super) fn freeze(&self, key: &SessionKey) {
         let mut state = self.state.lock().unwrap();
         let frozen_ns = state.now_ns;
@@ -125,7 +125,7 @@ impl FastPath for Frozen {
     }
 }
 
-/// The session as it is when `blocks` blocks were acknowledged, window by window.
+/// The session's state when `blocks` blocks were acknowledged, window by window.
 pub(super) fn advanced(mut session: Session, blocks: u32, now_ns: u64) -> Session {
     while session.acked() < blocks && session.in_flight().is_none_or(|b| b.last < session.blocks()) {
         let ack = session.in_flight().map_or(0, |blocks| blocks.last);

@@ -1,4 +1,4 @@
-//! What the server wants done. Commands are performed in order, and before the next packet.
+//! The server's Commands. They are performed in order, and before the next packet.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -16,20 +16,20 @@ use crate::serve::tftp::job::Job;
 #[derive(Debug)]
 pub(in crate::serve::tftp) enum Command {
     Send(Outgoing),
-    /// Open this file, and tell [`Server::on_opened`](super::Server::on_opened). It may take its time.
+    /// Open this file, and tell [`Server::on_opened`](super::Server::on_opened). It may take long.
     Open(Box<Job>),
     /// Read a transfer's progress in the kernel, and tell [`Server::on_looked`](super::Server::on_looked).
     Look(Look),
-    /// The kernel must answer this transfer's ACKs no more. How far it got goes to
+    /// Stop the kernel from answering this transfer's ACKs, and pass its progress to
     /// [`Server::on_taken_back`](super::Server::on_taken_back), with the ACK that the daemon answers next.
     TakeBack {
         key: SessionKey,
         ack: BlockNo,
     },
     /// Close the transfer's grant, then tell [`Server::on_closed`](super::Server::on_closed): until then its
-    /// ports rest. It may take its time.
+    /// ports are not used again. It may take long.
     Close(SessionKey),
-    /// Record something in the timeline. It may take its time, but the order for one machine is kept.
+    /// Record something in the timeline. It may take long, but the order for one machine is kept.
     Tell(Tell),
 }
 
@@ -45,7 +45,7 @@ pub(in crate::serve::tftp) struct Outgoing {
 #[derive(Debug)]
 pub(in crate::serve::tftp) enum What {
     Packet(Vec<u8>),
-    /// A DATA packet each. The sender reads their bytes: the server never waits for a disk.
+    /// One DATA packet per block. The sender reads their bytes, because the server never waits for a disk.
     Blocks {
         blob: Blob,
         session: Session,
@@ -53,8 +53,8 @@ pub(in crate::serve::tftp) enum What {
     },
 }
 
-/// A question to the kernel. It carries all that is needed to process the answer, so that the server keeps no state
-/// for it.
+/// A question to the kernel. It contains everything that is needed to process the answer, so that the server keeps no
+/// state for it.
 #[derive(Debug)]
 pub(in crate::serve::tftp) struct Look {
     pub(in crate::serve::tftp) key: SessionKey,
@@ -66,19 +66,19 @@ pub(in crate::serve::tftp) struct Look {
 pub(super) enum Then {
     /// The client keeps us waiting, as far as the server knows.
     Due,
-    /// A program told of the transfer; with the code of an ERROR, when it was one.
+    /// A program reported an event of the transfer; with the code, if it was an ERROR.
     Told { error: Option<ErrorCode> },
-    /// The client asks for something, and its transfers on the ports before this one were looked at.
+    /// The client sent a request, and its transfers on the ports before this one were looked at.
     Asked { asker: Asker, request: Vec<u8>, next_port: usize },
     /// The daemon ends.
     End,
 }
 
-/// What people are told.
+/// What is reported to people.
 #[derive(Debug)]
 pub(in crate::serve::tftp) enum Tell {
     Note(Ipv4Addr, Note),
-    /// What the machine fetches just now; nothing when it has ended.
+    /// What the machine fetches at present; `None` when that has ended.
     Fetching(Ipv4Addr, Option<Fetching>),
     Record(Happened),
 }

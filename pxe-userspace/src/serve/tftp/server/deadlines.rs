@@ -4,20 +4,20 @@ use std::collections::BTreeSet;
 
 use pxe_common::map::SessionKey;
 
-/// One entry a transfer, soonest first; a step costs the logarithm of their number.
+/// One entry per transfer, soonest first; a step costs the logarithm of their number.
 ///
-/// An ACK puts a transfer's timeout off and leaves its entry where it is: the entry comes up, and is entered
-/// anew for what the timeout is by then. So an entry moves a few times a second, whatever the packets do, and
-/// its time is never later than the transfer's own.
+/// An ACK postpones a transfer's timeout, but leaves its entry where it is: when the entry is due, it is entered again
+/// for the timeout as it is then. So an entry moves a few times a second, whatever the packets do, and its time is never
+/// later than the transfer's own.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
     entries: BTreeSet<(u64, Place)>,
-    /// Entries that were made, moved or taken, for tests of what a step costs.
+    /// Counts entries that were added, moved or removed, for tests of a step's cost.
     #[cfg(test)]
     pub(super) steps: usize,
 }
 
-/// A [`SessionKey`], in an order.
+/// A [`SessionKey`] that can be ordered.
 type Place = ([u8; 4], [u8; 4], u16, u16);
 
 impl Deadlines {
@@ -43,7 +43,7 @@ impl Deadlines {
         self.entries.first().map(|(at_ns, _)| *at_ns)
     }
 
-    /// Takes the soonest out, when it has come.
+    /// Removes the soonest, if it is due.
     pub(super) fn pop_due(&mut self, now_ns: u64) -> Option<SessionKey> {
         self.first().filter(|at_ns| *at_ns <= now_ns)?;
         let (_, (client, server, client_port, server_port)) = self.entries.pop_first()?;

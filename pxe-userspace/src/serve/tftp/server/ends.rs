@@ -8,7 +8,7 @@ use pxe_common::tftp::packet::ErrorCode;
 use super::{Command, Entry, Live, Note, Server, Stat, Tell, text};
 use crate::machines::timeline::{Happened, Who};
 
-/// What a client says of its error is cut there.
+/// The longest message that is kept of a client's ERROR.
 const WORDS_MAX: usize = 200;
 
 impl Server {
@@ -34,7 +34,7 @@ impl Server {
         self.commands.push_back(Command::Tell(Tell::Record(happened)));
     }
 
-    /// The client ended the transfer. Mostly that is no failure: EDK2 asks for a size and stops at
+    /// The client ended the transfer. Usually that is no failure: EDK2 asks for a size and stops at
     /// the OACK with error 8, GRUB reads a file's beginning and closes it.
     pub(super) fn aborted(&mut self, key: &SessionKey, code: ErrorCode, message: &[u8], now_ns: u64) {
         let Some(live) = self.close(key) else { return };
@@ -59,7 +59,7 @@ impl Server {
     /// The client is gone. A boot failed if it was in the middle of one of its files, and has asked
     /// for nothing since.
     pub(super) fn expired(&mut self, key: &SessionKey, now_ns: u64) {
-        // Before its last transfer is closed, and with it the client forgotten.
+        // Before its last transfer is closed, which also removes the client.
         let asked_ns = self.clients.get(&key.client).map(|client| client.asked_ns);
         let Some(live) = self.close(key) else { return };
         self.stats.add(Stat::Expired, 1);
@@ -81,14 +81,14 @@ impl Server {
         }
     }
 
-    /// Ends a transfer for a new one of its client.
+    /// Ends a transfer to make room for a new one.
     pub(super) fn gave_way(&mut self, key: &SessionKey) {
         if let Some(live) = self.close(key) {
             self.stalled(&live);
         }
     }
 
-    /// Likewise, for one between the same ports. Returns whether there is a grant, whose end is the caller's.
+    /// The same, for a new one between the same ports. Returns whether there is a grant, which the caller must end.
     pub(super) fn replaced(&mut self, key: &SessionKey) -> bool {
         let Some(live) = self.take(key) else { return false };
         self.stalled(&live);
@@ -104,7 +104,7 @@ impl Server {
         }
     }
 
-    /// Keeps how a transfer ended that its client left.
+    /// Records the end of a transfer whose client is gone.
     fn stalled(&mut self, live: &Live) {
         let session = live.transfer.session();
         let note = Note::Stalled {

@@ -1,4 +1,4 @@
-//! A transfer with its ends.
+//! A transfer in progress, with its two ends.
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
@@ -12,15 +12,15 @@ use crate::machines::timeline::{AnsweredBy, Stage};
 use crate::provision::blob::Blob;
 use crate::serve::tftp::transfer::{Action, Transfer};
 
-/// Repeats for a client that has acknowledged nothing at all: the fifth comes after nine seconds, and before it gives
-/// up it asks again by itself.
+/// Retransmissions to a client that has acknowledged nothing at all: the fifth comes after nine seconds, and a live client
+/// repeats its request before it gives up.
 const UNANSWERED_REPEATS: u32 = 5;
 
 /// A transfer in progress.
 pub(super) struct Live {
     pub(super) port: usize,
     pub(super) client: SocketAddrV4,
-    /// Whose packets are its.
+    /// The stations whose packets belong to it.
     pub(super) stations: Stations,
     pub(super) standing: Standing,
     pub(super) request: Vec<u8>,
@@ -28,31 +28,31 @@ pub(super) struct Live {
     pub(super) blob: Blob,
     pub(super) stage: Option<Stage>,
     pub(super) transfer: Transfer,
-    /// The kernel has a grant of it, which is closed at its end.
+    /// The kernel has a grant for it, which is closed at its end.
     pub(super) granted: bool,
     /// The kernel answers its ACKs.
     pub(super) in_kernel: bool,
-    /// Blocks that the programs had sent when they were looked at last: XDP's, tc's.
+    /// Blocks that the programs had sent at the last look: XDP's, tc's.
     pub(super) sent_by_kernel: (u32, u32),
     pub(super) sent_by_daemon: u32,
     pub(super) started_ns: u64,
-    /// How often what was in flight was retransmitted.
+    /// How often the blocks in flight were retransmitted.
     pub(super) repeated: u32,
-    /// Its marks of which people were told.
+    /// The marks that were reported.
     pub(super) marks: u16,
-    /// When it comes up in the deadlines; none while it is not in there.
+    /// The time of its entry in the deadlines; `None` while it has none.
     pub(super) armed_ns: Option<u64>,
 }
 
 impl Live {
-    /// Catches up with what the kernel did.
+    /// Updates it from the kernel's session.
     pub(super) fn observe(&mut self, session: &map::Session) {
         self.transfer.observed(session.transfer);
         self.sent_by_kernel = (session.sent_by_xdp, session.sent_by_tc);
     }
 
-    /// Time passed. Nobody may be there: a client that never answered is not asked for ever, and one that is no machine
-    /// gets a block again and not a window.
+    /// Time passed. The client may not exist, so one that never answered gets a limited number of retransmissions, and one
+    /// that is no machine only a single block, not a window.
     pub(super) fn on_tick(&mut self, now_ns: u64) -> Action {
         let unanswered = self.transfer.unanswered();
         match self.transfer.on_tick(now_ns) {
@@ -80,7 +80,7 @@ impl Live {
         }
     }
 
-    /// How much of the file the client has, when a mark was passed since the last time.
+    /// The client's share of the file, if a mark was passed since the last call.
     pub(super) fn passed_mark(&mut self) -> Option<u8> {
         let session = self.transfer.session();
         let before = std::mem::replace(&mut self.marks, session.marks());
@@ -88,9 +88,9 @@ impl Live {
         (before != session.marks()).then_some(percent as u8)
     }
 
-    /// Who sent most of it.
+    /// The tier that sent most of it.
     pub(super) fn answered_by(&self) -> AnsweredBy {
-        // What the daemon took back it sends to the end.
+        // A transfer that was taken back is sent by the daemon to its end.
         let (xdp, tc) = if self.in_kernel { self.sent_by_kernel } else { (0, 0) };
         if self.sent_by_daemon > xdp.max(tc) || xdp.max(tc) == 0 {
             AnsweredBy::Daemon

@@ -11,24 +11,24 @@ use super::{
 };
 use crate::serve::tftp::transfer::Action;
 
-/// A transfer without progress for this long gives way to a new request from the same port: GRUB
-/// uses ports 25300 upward after every boot, and would take an old transfer's packets for the new.
+/// A transfer without progress for this long is ended by a new request from the same port: GRUB uses
+/// ports 25300 upward after every boot, and would take an old transfer's packets for the new one's.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 
-/// A transfer may be answered within this time before it has to give way. The programs tell of a first ACK at once,
-/// and a plain one is seen when a block would be repeated.
+/// A transfer may be answered within this time before it can be ended for another. The programs report a first ACK at
+/// once, and other ACKs are seen when a block would be retransmitted.
 const UNANSWERED_STAYS: Duration = Duration::from_millis(400);
 
-/// When nothing gave way, nothing is looked for again before this.
+/// If no transfer could be ended to make room, none is looked for again for this long.
 const FULL_FOR: Duration = Duration::from_millis(20);
 
-/// How many addresses are looked at for a transfer that can give way.
+/// How many addresses are searched for a transfer that can be ended.
 const GREEDY_ASKED: usize = 16;
 
 /// Where a new transfer goes.
 struct Place {
     port: usize,
-    /// A transfer of before is there, and ends.
+    /// An old transfer is there, and has to end.
     taken: bool,
 }
 
@@ -58,7 +58,7 @@ impl Server {
             Err(why) => {
                 self.stats.add(Stat::Malformed, 1);
                 tracing::debug!(%client, ?why, "not a TFTP packet");
-                // Silence would have the client ask again and again (RFC 1350 section 5, code 4).
+                // After silence the client would ask again and again (RFC 1350 section 5, code 4).
                 let message = match why {
                     Malformed::Mode => "the mode is neither octet nor netascii",
                     Malformed::Opcode => "this is no TFTP operation",
@@ -71,8 +71,8 @@ impl Server {
         }
     }
 
-    /// Has the kernel asked about the client's transfers from data port number `port` on, one after the other:
-    /// what becomes of the request depends on how far they are.
+    /// Asks the kernel about the client's transfers from data port number `port` on, one after the other, because
+    /// their progress decides what happens with the request.
     pub(super) fn ask(&mut self, asker: Asker, request: &[u8], port: usize, now_ns: u64) {
         let client = asker.sender.address;
         let in_kernel = |port: &usize| self.is_in_kernel(&self.key(client, *port));
@@ -113,8 +113,8 @@ impl Server {
         })));
     }
 
-    /// Whether this request is one that was answered already, whose answer the client has not
-    /// seen: then the same transfer's first packet goes out again.
+    /// Whether this request was answered already and the client has not seen the answer: then the same
+    /// transfer's first packet is sent again.
     fn repeat(&mut self, client: SocketAddrV4, stations: Stations, bytes: &[u8], now_ns: u64) -> bool {
         for port in 0..self.ports.len() {
             let key = self.key(client, port);
@@ -137,9 +137,9 @@ impl Server {
         false
     }
 
-    /// A data port on which the client's port has no transfer: round and round, so that a port
-    /// rests after a transfer. Ends dead transfers on the way, and the longest idle one when no
-    /// port is free; none while that many files are being opened for the client's port.
+    /// A data port on which the client's port has no transfer. Ports are used in turn, so that each is
+    /// idle for a while after a transfer. Ends dead transfers on the way, and the longest idle one if no
+    /// port is free; `None` while that many files are being opened for the client's port.
     fn place_for(&mut self, client: SocketAddrV4, now_ns: u64) -> Option<Place> {
         let (mut free, mut dead) = (None, Vec::new());
         let mut idlest: Option<(u64, usize)> = None;
@@ -171,8 +171,8 @@ impl Server {
         Some(Place { port, taken: free.is_none() })
     }
 
-    /// Whether there is a place for another transfer, or one is made: transfers that nobody ever answered give way,
-    /// the oldest of the greediest address first, and never a machine's for somebody else's.
+    /// Whether there is a place for another transfer, or one is made: transfers that were never answered are ended, first
+    /// the oldest of the address that has most, but never a machine's for another client's.
     fn has_room(&mut self, client: SocketAddrV4, standing: Standing, now_ns: u64) -> bool {
         let own = client.ip().octets();
         if self.clients.get(&own).is_some_and(|known| known.transfers >= MAX_OF_ADDRESS) {
@@ -182,11 +182,11 @@ impl Server {
         if self.transfers.len() < self.limits.all && !(others && self.others >= self.limits.of_others()) {
             return true;
         }
-        // A flood of requests looks once in a while.
+        // So that a flood of requests searches only once in a while.
         if now_ns < self.full_until_ns {
             return false;
         }
-        // Few are greedy. Those of whom none can give way are passed by.
+        // Few addresses have many transfers. Those of which none can be ended are skipped.
         let mut greedy: Vec<_> = self.clients.iter().map(|(a, c)| (c.standing, c.transfers, *a)).collect();
         greedy.sort_unstable_by_key(|(standing, transfers, _)| (*standing, std::cmp::Reverse(*transfers)));
         greedy.retain(|(of, ..)| *of != Standing::Machine || !others);

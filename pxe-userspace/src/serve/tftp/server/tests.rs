@@ -1,4 +1,4 @@
-//! The server by itself: what goes in, what comes out, and when it wants to be called.
+//! The server alone: its inputs, its Commands, and when it wants to be called.
 
 mod random;
 
@@ -17,10 +17,10 @@ use crate::serve::files::{Files, OpenError, Opened};
 const MS: u64 = 1_000_000;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 100), 2070);
-/// Enough for all numbers of blocks here.
+/// Long enough for all block numbers here.
 const LEN: u64 = 1 << 20;
 
-/// Every path is a kernel of so many bytes.
+/// Every path is a kernel of this many bytes.
 struct Kernel;
 
 impl Files for Kernel {
@@ -47,7 +47,7 @@ fn commands(server: &mut Server) -> Vec<Command> {
     std::iter::from_fn(|| server.next_command()).collect()
 }
 
-/// What is sent, with everything else left out: blocks, or none for another packet.
+/// Only what is sent: blocks, or `None` for another packet.
 fn sent(commands: &[Command]) -> Vec<Option<Blocks>> {
     let sent = commands.iter().filter_map(|command| match command {
         Command::Send(Outgoing { what: What::Blocks { blocks, .. }, .. }) => Some(Some(*blocks)),
@@ -61,7 +61,7 @@ fn blocks(first: u32, last: u32) -> Vec<Option<Blocks>> {
     vec![Some(Blocks { first, last })]
 }
 
-/// The files to open. The kernel knows nothing that is new, and the rest is let go.
+/// The files to open. Questions to the kernel bring nothing new, and other Commands are dropped.
 fn jobs(server: &mut Server, now_ns: u64) -> Vec<Job> {
     let mut jobs = Vec::new();
     while let Some(command) = server.next_command() {
@@ -90,7 +90,7 @@ fn closes(commands: &[Command]) -> Vec<SessionKey> {
     closes.collect()
 }
 
-/// Opens the file of a request that was taken.
+/// Opens the file of an accepted request.
 fn open(server: &mut Server, job: &Job, in_kernel: bool, now_ns: u64) -> map::Session {
     let mut accepted = job.run(&Kernel, None, || now_ns).unwrap();
     accepted.in_kernel = in_kernel;
@@ -134,7 +134,7 @@ fn a_lock_step_transfer_wants_to_be_called_at_its_timeout_and_no_sooner() {
         server.on_packet(port, CLIENT, &ack(block), u64::from(block + 1) * MS);
         assert_eq!(sent(&commands(&mut server)), blocks(u32::from(block) + 1, u32::from(block) + 1));
     }
-    // Entered anew when it comes up, for the last ACK's time.
+    // When it is due it is entered again, for the last ACK's time.
     assert_eq!(server.next_timeout(), Some(300 * MS));
     server.on_timeout(300 * MS);
     assert!(commands(&mut server).is_empty());
@@ -172,7 +172,7 @@ fn an_ack_puts_forward_what_silence_had_put_off() {
     server.on_packet(port, CLIENT, &ack(0), MS);
     assert_eq!(sent(&commands(&mut server)), blocks(1, 4), "one command a window");
     for at in [301, 901, 2_101] {
-        // The first time it is only entered anew.
+        // The first time it is only entered again.
         server.on_timeout((at - 1) * MS);
         assert!(commands(&mut server).is_empty());
         server.on_timeout(at * MS);
@@ -238,7 +238,7 @@ fn the_kernel_is_asked_when_its_transfer_may_stall_and_while_it_does() {
     assert!(sent(&ask(&mut server, 750 * MS, &kernel)).is_empty());
     assert_eq!(server.next_timeout(), Some(1_000 * MS), "300 ms after its ACK");
 
-    // Nobody answers any more, neither client nor, once, whoever asks the kernel.
+    // Nobody answers any more: not the client and, once, not the kernel.
     let mut last = 0;
     while let Some(at) = server.next_timeout().filter(|at| *at < 30_700 * MS) {
         assert!(at > last, "time goes on");
@@ -302,7 +302,7 @@ fn a_request_looks_at_its_clients_transfers_first_and_takes_a_dead_ones_place() 
         kernels.insert(key, kernel);
     }
     let at = 2_000 * MS;
-    // One of them lives.
+    // One of them is alive.
     let lives = *kernels.keys().next().unwrap();
     kernels.get_mut(&lives).unwrap().transfer.on_ack(BlockNo(0), at);
     server.on_request(CLIENT, &read("blksize 1024 "), at);
@@ -332,7 +332,7 @@ fn neighbour(address: SocketAddrV4) -> Asker {
     Asker { sender: Sender { address, stations }, standing: Standing::Neighbour }
 }
 
-/// Has a request opened, if it is taken.
+/// Opens a request, if it is accepted.
 fn asked(server: &mut Server, asker: Asker, now_ns: u64) -> bool {
     server.on_request(asker, &read("blksize 1024 windowsize 16 "), now_ns);
     let jobs = jobs(server, now_ns);
@@ -515,7 +515,7 @@ fn four_thousand_transfers_cost_a_packet_nothing_and_a_timeout_only_those_that_a
     server.on_timeout(300 * MS + 9_000);
     assert_eq!(server.deadlines.steps - before, 2 * 10, "ten came up, and are entered anew");
     assert!(commands(&mut server).is_empty());
-    // All are due: they are attended to in parts, and packets come between.
+    // All are due: they are handled in parts, with packets in between.
     let mut calls = 0;
     while server.next_timeout().is_some_and(|at| at <= 320 * MS) {
         let before = server.deadlines.steps;

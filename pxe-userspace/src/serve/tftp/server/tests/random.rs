@@ -1,12 +1,12 @@
-//! Whatever comes, in whatever order, a transfer has a deadline and the server wants little at a time.
+//! Whatever inputs arrive, in whatever order, a transfer has a deadline, and an input leads to few Commands.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Commands of one input, at most: a request ends seven transfers, each with three, and opens a file.
+/// The most Commands of one input: a request ends seven transfers, each with three, and opens a file.
 const COMMANDS_MAX: usize = 3 * 8 + 2;
-/// Likewise of each transfer that is due: it ends, with two notes, a line of the timeline, and its grant.
+/// The most for each transfer that is due: it ends, with two notes, a line of the timeline, and its grant.
 const COMMANDS_PER_DUE: usize = 4;
 
 #[derive(Clone, Debug)]
@@ -15,13 +15,13 @@ enum Input {
         client: u8,
         options: &'static str,
     },
-    /// A file that waits is opened, by the fast path or not; or it fails.
+    /// A pending file is opened, with the fast path or without; or that fails.
     Opened {
         which: usize,
         in_kernel: bool,
         fails: bool,
     },
-    /// An ACK of a transfer, so far from its last.
+    /// An ACK of a transfer, at this distance from its last one.
     Ack {
         which: usize,
         by: i8,
@@ -34,12 +34,12 @@ enum Input {
         which: usize,
         aborts: bool,
     },
-    /// It tells of one.
+    /// The kernel reports an event of a transfer.
     Event {
         which: usize,
         aborted: bool,
     },
-    /// Some question that waits is answered.
+    /// A pending question is answered.
     Looked {
         which: usize,
         forgotten: bool,
@@ -82,7 +82,7 @@ fn input() -> impl Strategy<Value = Input> {
     ]
 }
 
-/// A server, and what it waits for.
+/// A server, and its pending answers.
 struct Play {
     server: Server,
     now_ns: u64,
@@ -115,7 +115,7 @@ proptest! {
 }
 
 impl Play {
-    /// Returns how many commands may come of it.
+    /// Hands the server an input; returns how many Commands it may cause.
     fn take(&mut self, input: Input) -> usize {
         let due = self.server.deadlines.len().min(DUE_AT_ONCE);
         let most = if matches!(input, Input::Time { .. }) { COMMANDS_PER_DUE * due } else { COMMANDS_MAX };
@@ -198,7 +198,7 @@ impl Play {
         }
     }
 
-    /// Takes the commands, and looks at the server.
+    /// Takes the Commands, and checks the server.
     fn check(&mut self, most: usize) {
         let commands = commands(&mut self.server);
         assert!(commands.len() <= most, "{commands:?}");
@@ -231,7 +231,7 @@ impl Play {
         assert_eq!(counted, self.server.transfers.len());
     }
 
-    /// Time alone ends everything, once all that was begun is answered.
+    /// Time alone ends everything, once all pending questions are answered.
     fn end(mut self) {
         for _ in 0..10_000 {
             while let Some(look) = self.looks.pop() {
@@ -257,7 +257,7 @@ impl Play {
         panic!("{} transfers do not end", self.server.transfers.len());
     }
 
-    /// A live transfer's client, its data port, and how far it is.
+    /// A live transfer's client, its data port, and its progress.
     fn live(&self, which: usize) -> Option<(SocketAddrV4, usize, u32)> {
         let live = self.server.transfers.values().filter_map(|entry| match entry {
             Entry::Live(live) => Some((live.client, live.port, live.transfer.session().acked())),
