@@ -29,6 +29,7 @@ use crate::dataplane::{self, Pins};
 use crate::host::net::{Bridge, BridgeInfo, Ports};
 use crate::host::trace::Tracer;
 use crate::machines::Machines;
+use crate::machines::kept::Kept;
 use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
@@ -149,6 +150,7 @@ struct Appliance {
     started: Timestamp,
     /// The one owner: everybody else has a receiver, or the `Arc` for as long as a decision takes.
     config: watch::Sender<Arc<Config>>,
+    kept: Kept,
     bridge: BridgeInfo,
     ports: Ports,
     machines: Machines,
@@ -165,7 +167,7 @@ struct Appliance {
     workloads: Workloads,
     watched: wave::Watched,
     audit: Audit,
-    /// One reload at a time.
+    /// One change of the configuration at a time: a reload, or of the machines that are kept.
     reloading: tokio::sync::Mutex<()>,
 }
 

@@ -8,6 +8,7 @@ use super::Appliance;
 use crate::api::documents::Reloaded;
 use crate::config::{self, Api, Boot, Carousel, Config, Dhcp, Docker, Http, Network, Problem};
 use crate::machines::Machines;
+use crate::machines::kept::{Done, Kept, Order, OrderError};
 use crate::nodes::workload::Workloads;
 use crate::provision::image::Wanted;
 use crate::serve::dhcp;
@@ -25,23 +26,39 @@ pub(super) enum ReloadError {
 impl Appliance {
     /// Applies what can be applied to a running daemon, and says what waits for the next start.
     pub(super) async fn reload(&self) -> Result<Reloaded, ReloadError> {
-        let _reloading = self.reloading.lock().await;
+        let _one_at_a_time = self.reloading.lock().await;
         let new = config::load(&self.file).map_err(ReloadError::Config)?;
-        let parts = Parts {
+        Ok(self.parts().take_over(new).await?)
+    }
+
+    /// Changes the machines that are kept, and has everybody go by it.
+    pub(super) async fn order(&self, order: Order) -> Result<Done, OrderError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let config = self.config();
+        let done = tokio::task::block_in_place(|| self.kept.order(&config, order))?;
+        if done != Done::default() {
+            self.parts().publish(config.with_nodes(&self.kept.all())).await;
+        }
+        Ok(done)
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        Parts {
             config: &self.config,
+            kept: &self.kept,
             catalog: &self.catalog,
             dhcp: &self.dhcp,
             machines: &self.machines,
             wanted: &self.wanted,
             workloads: &self.workloads,
-        };
-        Ok(parts.take_over(new).await?)
+        }
     }
 }
 
 /// The configuration's owner, and the parts that have something to do when it changes.
 struct Parts<'a> {
     config: &'a watch::Sender<Arc<Config>>,
+    kept: &'a Kept,
     catalog: &'a Catalog,
     dhcp: &'a dhcp::Dhcp,
     machines: &'a Machines,
@@ -52,17 +69,29 @@ struct Parts<'a> {
 impl Parts<'_> {
     /// Takes over what of `new` can be. What may fail comes first, and changes nothing.
     async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
-        let (config, done) = decide(&self.config.borrow().clone(), new);
-        let config = Arc::new(config);
+        let of_file = self.config.borrow().with_nodes([]);
+        let (config, done) = decide(&of_file, new);
         let root = OpenRoot::of(&config)?;
 
         self.catalog.serve(root);
+        let config = config.with_nodes(&self.kept.all());
+        for node in config.nodes.iter().chain(config.nodes.shadowed()) {
+            if let Some(problem) = &node.problem {
+                tracing::warn!(node = node.name, problem, "of the machines that are kept");
+            }
+        }
+        self.publish(config).await;
+        Ok(done)
+    }
+
+    /// Has everybody go by it.
+    async fn publish(&self, config: Config) {
+        let config = Arc::new(config);
         self.config.send_replace(config.clone());
         self.machines.declare(&config);
         self.wanted.want(&config);
         self.dhcp.reconfigure(config);
         self.workloads.apply().await;
-        Ok(done)
     }
 }
 

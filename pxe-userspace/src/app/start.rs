@@ -23,6 +23,7 @@ use crate::host::trace::{self, Tracer};
 use crate::machines::Machines;
 use crate::machines::console::{Consoles, crash};
 use crate::machines::holds::Holds;
+use crate::machines::kept::Kept;
 use crate::machines::rescue::Rescues;
 use crate::machines::segment::Segment;
 use crate::machines::timeline::Timeline;
@@ -37,7 +38,7 @@ use crate::provision::storage::Storage;
 use crate::provision::trials::Trials;
 use crate::serve::carousel::Carousel;
 use crate::serve::dhcp::{self, Dhcp, Kernel, Told};
-use crate::serve::files::{Catalog, Kept};
+use crate::serve::files::{self, Catalog};
 use crate::serve::tftp::socket::Tftp;
 use crate::serve::tftp::{self, FastPath};
 use crate::store::{self, Store};
@@ -66,8 +67,10 @@ impl Appliance {
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
         let mut starting = Starting { parts, shutdown };
-        let (sender, receiver) = watch::channel(config.clone());
         let store = Store::open(&config.state_dir.join(store::FILE))?;
+        let kept = Kept::open(store.clone())?;
+        let config = Arc::new(config.with_nodes(&kept.all()));
+        let (sender, receiver) = watch::channel(config.clone());
         let info = bridge.info().clone();
         let address = info.address.addr();
         let machines = Machines::new(&config);
@@ -83,9 +86,10 @@ impl Appliance {
         let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
         let planner =
             Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials.clone());
-        let kept = Kept { rescues: rescues.clone(), trust: trust.clone(), segment: Some(segment.clone()) };
+        let of_boots =
+            files::Kept { rescues: rescues.clone(), trust: trust.clone(), segment: Some(segment.clone()) };
         let catalog =
-            Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), kept)?);
+            Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), of_boots)?);
 
         let (fast_path, told) = starting.fast_path(&config, bridge);
         starting.solicitations(&info);
@@ -135,6 +139,7 @@ impl Appliance {
             file: file.to_owned(),
             started: Timestamp::now(),
             config: sender,
+            kept,
             bridge: info,
             ports: bridge.ports().clone(),
             machines,

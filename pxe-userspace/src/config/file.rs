@@ -179,6 +179,8 @@ pub(super) struct NodeTable {
     pub(super) memory: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) labels: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) keys: BTreeMap<Spanned<String>, Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

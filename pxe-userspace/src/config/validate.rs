@@ -73,7 +73,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
         default_profile,
         profiles,
         storage,
-        nodes,
+        nodes: nodes.into(),
         workloads,
     })
 }

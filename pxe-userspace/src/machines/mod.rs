@@ -2,16 +2,17 @@
 //!
 //! The register has one row for each machine, [`timeline`] what happened to it ([`event`]), [`diagnosis`] why its boot fails,
 //! [`pacing`] when its turn is, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot. [`segment`] says
-//! who is who among those that ask.
+//! who is who among those that ask. [`kept`] has those that people declare while the daemon runs.
 
 pub mod console;
 pub mod diagnosis;
 pub mod event;
 pub mod holds;
+pub mod kept;
 pub mod pacing;
 mod register;
 pub mod rescue;
 pub mod segment;
 pub mod timeline;
 
-pub use register::{Fetching, Hold, Machine, Machines};
+pub use register::{Fetching, Hold, Machine, Machines, Place};

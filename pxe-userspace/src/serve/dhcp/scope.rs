@@ -1,6 +1,6 @@
 //! What the configuration means for replies: who gets a boot file, and the grant for each machine.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +39,6 @@ const OWNED: [u8; 16] = [
 #[derive(Clone, Debug)]
 pub struct Scope {
     config: Arc<Config>,
-    /// Where the configuration has each declared machine.
-    nodes: HashMap<Mac, usize>,
     common: [u8; OPTIONS_CAP],
     /// Where each common option ends, so that a reply can be shortened option by option.
     ends: Vec<u16>,
@@ -51,9 +49,7 @@ pub struct Scope {
 impl Scope {
     pub fn new(config: Arc<Config>) -> Self {
         let common = common_options(&config);
-        let nodes = config.nodes.iter().enumerate().map(|(i, node)| (node.mac, i)).collect();
-        let mut scope =
-            Self { config, nodes, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
+        let mut scope = Self { config, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
         for (code, value) in common {
             scope.append(code, &value);
         }
@@ -84,12 +80,12 @@ impl Scope {
 
     /// The machines that the configuration names.
     pub fn declared(&self) -> HashSet<Mac> {
-        self.nodes.keys().copied().collect()
+        self.config.nodes.iter().map(|node| node.mac).collect()
     }
 
     /// What the configuration says of the machine.
     fn node(&self, mac: Mac) -> Option<&Node> {
-        self.nodes.get(&mac).map(|i| &self.config.nodes[*i])
+        self.config.node(mac)
     }
 
     /// Whether an address of the boot segment.

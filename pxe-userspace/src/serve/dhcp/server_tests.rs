@@ -79,14 +79,13 @@ fn config() -> Config {
             run: config::Run::Image,
         }],
         storage: Vec::new(),
-        nodes: Vec::new(),
+        nodes: Default::default(),
         workloads: Vec::new(),
     }
 }
 
 fn node(mac: Mac, address: Option<Ipv4Addr>) -> config::Node {
-    let labels = Vec::new();
-    config::Node { name: "n1".into(), mac, address, profile: None, rescue: None, memory: None, labels }
+    config::Node { address, ..config::Node::new("n1", mac) }
 }
 
 /// A request as dhcproto writes it.
@@ -308,7 +307,7 @@ fn unknown_machines_by_policy() {
     let mut server = Server::new(config.clone().into(), []);
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     assert_eq!(file(offer.reply(Type::Offer).1), None);
-    config.nodes.push(node(MAC, Some(ip(11))));
+    config.nodes = vec![node(MAC, Some(ip(11)))].into();
     server.reconfigure(config.clone().into());
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     let (_, message) = offer.reply(Type::Offer);
@@ -317,7 +316,7 @@ fn unknown_machines_by_policy() {
     config.dhcp.unknown = config::Unknown::Ignore;
     server.reconfigure(config.clone().into());
     Client::new(Type::Discover).to(&mut server).reply(Type::Offer);
-    config.nodes.clear();
+    config.nodes = Default::default();
     server.reconfigure(config.clone().into());
     Client::new(Type::Discover).to(&mut server).silent();
     Client::new(Type::Request).requested([1, 2, 3, 4].into()).to(&mut server).silent();
