@@ -184,13 +184,14 @@ impl NodesChanged {
 }
 
 impl From<&Done> for NodesChanged {
-    fn from(Done { before, after, meant }: &Done) -> Self {
+    fn from(Done { before, after, meant, forgotten }: &Done) -> Self {
         let names = |nodes: &[Arc<Node>]| -> BTreeMap<String, String> {
             nodes.iter().map(|node| (node.name.to_ascii_lowercase(), node.name.clone())).collect()
         };
         let (before, after) = (names(before), names(after));
         let (changed, added) = after.iter().partition::<Vec<_>, _>(|(id, _)| before.contains_key(*id));
         let removed = before.iter().filter(|(id, _)| !after.contains_key(*id)).map(|(_, name)| name.clone());
+        let removed = removed.chain(forgotten.iter().map(|node| node.name.clone()));
         let owned =
             |names: Vec<(&String, &String)>| names.into_iter().map(|(_, name)| name.clone()).collect();
         Self { meant: *meant, added: owned(added), changed: owned(changed), removed: removed.collect() }

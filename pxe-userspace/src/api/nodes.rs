@@ -1,5 +1,7 @@
 //! Machines: which there are, and those that are declared here and kept in the database.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
@@ -230,7 +232,8 @@ async fn order(state: &ApiState, by: By, what: &'static str, order: Order) -> Re
 
 /// What was done, machine by machine where they are few.
 fn told(what: &str, done: &Done) -> Vec<Did> {
-    let Done { before, after, .. } = done;
+    let nodes = |of: &[Arc<Node>]| of.iter().map(|node| Node::clone(node)).collect::<Vec<_>>();
+    let (before, after) = (nodes(&[&done.before[..], &done.forgotten].concat()), nodes(&done.after));
     if before.len().max(after.len()) > TOLD_MAX {
         let changed = NodesChanged::from(done);
         let counts = serde_json::json!({
@@ -238,14 +241,15 @@ fn told(what: &str, done: &Done) -> Vec<Did> {
         });
         return vec![Did::new(what).on(format!("{} machines", changed.len())).after(counts)];
     }
-    let was = |node: &Node| before.iter().find(|other| other.name.eq_ignore_ascii_case(&node.name));
-    let is_gone =
-        |node: &&std::sync::Arc<Node>| !after.iter().any(|other| other.name.eq_ignore_ascii_case(&node.name));
-    let gone = before.iter().filter(is_gone).map(|node| Did::new(what).on(&node.name).before(&**node));
+    let among = |nodes: &[Node], name: &str| -> Option<Node> {
+        nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)).cloned()
+    };
+    let gone = before.iter().filter(|node| among(&after, &node.name).is_none());
+    let gone = gone.map(|node| Did::new(what).on(&node.name).before(node));
     let now = after.iter().map(|node| {
-        let did = Did::new(what).on(&node.name).after(&**node);
-        match was(node) {
-            Some(before) => did.before(&**before),
+        let did = Did::new(what).on(&node.name).after(node);
+        match among(&before, &node.name) {
+            Some(before) => did.before(before),
             None => did,
         }
     });

@@ -3,6 +3,7 @@
 mod closed;
 mod follower;
 mod lock;
+mod naming;
 mod offers;
 mod people;
 mod ports;
@@ -29,7 +30,7 @@ use crate::dataplane::{self, Pins};
 use crate::host::net::{Bridge, BridgeInfo, Ports};
 use crate::host::trace::Tracer;
 use crate::machines::Machines;
-use crate::machines::kept::Kept;
+use crate::machines::kept::{Kept, Names};
 use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
@@ -151,6 +152,7 @@ struct Appliance {
     /// The one owner: everybody else has a receiver, or the `Arc` for as long as a decision takes.
     config: watch::Sender<Arc<Config>>,
     kept: Kept,
+    names: Names,
     bridge: BridgeInfo,
     ports: Ports,
     machines: Machines,

@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Appliance;
+use super::{Appliance, naming};
 use crate::api::documents::Reloaded;
+use crate::config::rules::Facts;
 use crate::config::{self, Api, Boot, Carousel, Config, Dhcp, Docker, Http, Network, Problem};
 use crate::machines::Machines;
-use crate::machines::kept::{Done, Kept, Order, OrderError};
+use crate::machines::kept::{Done, Kept, Names, Order, OrderError};
 use crate::nodes::workload::Workloads;
 use crate::provision::image::Wanted;
 use crate::serve::dhcp;
 use crate::serve::files::{Catalog, OpenRoot, RootError};
+use crate::store::WriteError;
 
 /// The file can't be taken over; everything goes on as it was.
 #[derive(Debug, thiserror::Error)]
@@ -36,16 +38,27 @@ impl Appliance {
         let _one_at_a_time = self.reloading.lock().await;
         let config = self.config();
         let done = tokio::task::block_in_place(|| self.kept.order(&config, order))?;
+        if !done.forgotten.is_empty() {
+            let gone: Vec<String> = done.forgotten.iter().map(|node| node.name.clone()).collect();
+            tokio::task::block_in_place(|| self.names.forget(&gone))?;
+        }
         if done != Done::default() {
-            self.parts().publish(config.with_nodes(&self.kept.all())).await;
+            self.parts().publish(self.parts().whole(&config)).await;
         }
         Ok(done)
+    }
+
+    /// Names machines that were seen, by the rules, and has everybody go by it.
+    pub(super) async fn name(&self, seen: Vec<Facts>) -> Result<(), WriteError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        self.parts().name(seen).await
     }
 
     fn parts(&self) -> Parts<'_> {
         Parts {
             config: &self.config,
             kept: &self.kept,
+            names: &self.names,
             catalog: &self.catalog,
             dhcp: &self.dhcp,
             machines: &self.machines,
@@ -59,6 +72,7 @@ impl Appliance {
 struct Parts<'a> {
     config: &'a watch::Sender<Arc<Config>>,
     kept: &'a Kept,
+    names: &'a Names,
     catalog: &'a Catalog,
     dhcp: &'a dhcp::Dhcp,
     machines: &'a Machines,
@@ -74,14 +88,34 @@ impl Parts<'_> {
         let root = OpenRoot::of(&config)?;
 
         self.catalog.serve(root);
-        let config = config.with_nodes(&self.kept.all());
+        let config = self.whole(&config);
         for node in config.nodes.iter().chain(config.nodes.shadowed()) {
             if let Some(problem) = &node.problem {
                 tracing::warn!(node = node.name, problem, "of the machines that are kept");
             }
         }
         self.publish(config).await;
+        // A rule that is new takes those that were seen before it.
+        if let Err(error) = self.name(naming::seen(self.machines)).await {
+            tracing::error!("machines were not named: {error}");
+        }
         Ok(done)
+    }
+
+    async fn name(&self, seen: Vec<Facts>) -> Result<(), WriteError> {
+        let config = self.config.borrow().clone();
+        if config.rules.is_empty() {
+            return Ok(());
+        }
+        if tokio::task::block_in_place(|| self.names.take(&config, seen))? {
+            self.publish(self.whole(&config)).await;
+        }
+        Ok(())
+    }
+
+    /// The configuration with the machines that its file does not declare.
+    fn whole(&self, config: &Config) -> Config {
+        naming::whole(config, self.kept, self.names)
     }
 
     /// Has everybody go by it.
@@ -117,6 +151,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
         profiles,
         storage,
         nodes,
+        rules,
         workloads,
     } = new;
     let mut keys = Keys { all_wait: old.network.address != network.address, ..Keys::default() };
@@ -134,6 +169,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
         profiles: keys.now("profiles", &old.profiles, profiles),
         storage: keys.now("storage", &old.storage, storage),
         nodes: keys.now("nodes", &old.nodes, nodes),
+        rules: keys.now("rules", &old.rules, rules),
         workloads: keys.now("workloads", &old.workloads, workloads),
     };
     (config, keys.decided)

@@ -75,6 +75,7 @@ fn what_was_judged_by_something_that_waits_waits_with_it() {
 struct Running {
     config: watch::Sender<Arc<Config>>,
     kept: Kept,
+    names: Names,
     catalog: Catalog,
     dhcp: dhcp::Dhcp,
     machines: Machines,
@@ -101,11 +102,11 @@ impl Running {
             segment: None,
         };
         let catalog = Catalog::new(receiver.clone(), planner, images, machines.clone(), of_boots);
-        let kept = Kept::open(store.clone()).unwrap();
+        let (kept, names) = (Kept::open(store.clone()).unwrap(), Names::open(store.clone()).unwrap());
         let (dhcp, _) = dhcp::Dhcp::open(config, store.clone(), &machines, None).unwrap();
         let fleet = Fleet::open(dir, store.clone(), machines.clone(), timeline).unwrap();
         let workloads = Workloads::start(receiver, engine, fleet).await;
-        Self { config: sender, kept, catalog: catalog.unwrap(), dhcp, machines, wanted, workloads }
+        Self { config: sender, kept, names, catalog: catalog.unwrap(), dhcp, machines, wanted, workloads }
     }
 
     async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
@@ -113,8 +114,8 @@ impl Running {
     }
 
     fn parts(&self) -> Parts<'_> {
-        let Self { config, kept, catalog, dhcp, machines, wanted, workloads } = self;
-        Parts { config, kept, catalog, dhcp, machines, wanted, workloads }
+        let Self { config, kept, names, catalog, dhcp, machines, wanted, workloads } = self;
+        Parts { config, kept, names, catalog, dhcp, machines, wanted, workloads }
     }
 
     /// As [`Appliance::order`] does.

@@ -13,17 +13,16 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Appliance, Parts, follower, people, port_names, ports, wave};
+use super::{Appliance, Parts, follower, naming, people, port_names, ports, wave};
 use crate::api::people::Socket;
 use crate::api::{self, BootState, Connections};
-use crate::config::{Config, DhcpMode};
+use crate::config::Config;
 use crate::dataplane::Pins;
 use crate::host::net::{self, Bridge, BridgeInfo};
 use crate::host::trace::{self, Tracer};
 use crate::machines::Machines;
 use crate::machines::console::{Consoles, crash};
 use crate::machines::holds::Holds;
-use crate::machines::kept::Kept;
 use crate::machines::rescue::Rescues;
 use crate::machines::segment::Segment;
 use crate::machines::timeline::Timeline;
@@ -37,7 +36,7 @@ use crate::provision::planner::Planner;
 use crate::provision::storage::Storage;
 use crate::provision::trials::Trials;
 use crate::serve::carousel::Carousel;
-use crate::serve::dhcp::{self, Dhcp, Kernel, Told};
+use crate::serve::dhcp::{self, Dhcp, Kernel, Told, Unnamed};
 use crate::serve::files::{self, Catalog};
 use crate::serve::tftp::socket::Tftp;
 use crate::serve::tftp::{self, FastPath};
@@ -68,11 +67,9 @@ impl Appliance {
     ) -> anyhow::Result<Arc<Self>> {
         let mut starting = Starting { parts, shutdown };
         let store = Store::open(&config.state_dir.join(store::FILE))?;
-        let kept = Kept::open(store.clone())?;
-        let config = Arc::new(config.with_nodes(&kept.all()));
+        let (config, kept, names) = naming::open(&config, &store)?;
         let (sender, receiver) = watch::channel(config.clone());
         let info = bridge.info().clone();
-        let address = info.address.addr();
         let machines = Machines::new(&config);
         let segment = Segment::new(&info, machines.clone());
         let timeline = Timeline::open(store.clone(), machines.clone())?;
@@ -94,7 +91,8 @@ impl Appliance {
         let (fast_path, told) = starting.fast_path(&config, bridge);
         starting.solicitations(&info);
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
-        let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
+        let (dhcp, mut opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
+        let unnamed = opened.take_unnamed();
         let (connections, holds) =
             (Connections::on(segment.clone()), Holds::open(store.clone(), machines.clone())?);
         // Before anything answers a machine.
@@ -106,9 +104,7 @@ impl Appliance {
             trust: trust.clone(),
             dhcp: dhcp.clone(),
         });
-        if config.dhcp.mode != DhcpMode::Off {
-            starting.dhcp(&info, (dhcp.clone(), opened, told.dhcp), machines.clone(), timeline.clone())?;
-        }
+        starting.dhcp(&info, (dhcp.clone(), opened, told.dhcp), machines.clone(), timeline.clone())?;
         let tftp =
             starting.tftp(&info, &segment, &fast_path, catalog.clone(), told.tftp, timeline.clone())?;
 
@@ -125,21 +121,20 @@ impl Appliance {
             fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust,
-            carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
+            carousel: Carousel::new(config.carousel.clone(), info.address.addr(), info.mtu),
             rates: api::Rates::default(),
         };
         starting.boots(&config, &info, &segment, &boot, &connections)?;
 
-        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
-        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
+        let tracer = tracer(bridge, &fast_path, timeline.clone());
         let workloads = Workloads::start(receiver, engine, fleet).await;
         wanted.want(&config);
-        let audit = Audit::open(store.clone())?;
         let appliance = Arc::new(Self {
             file: file.to_owned(),
             started: Timestamp::now(),
             config: sender,
             kept,
+            names,
             bridge: info,
             ports: bridge.ports().clone(),
             machines,
@@ -155,17 +150,17 @@ impl Appliance {
             tracer,
             workloads,
             watched: Default::default(),
-            audit,
+            audit: Audit::open(store.clone())?,
             reloading: Default::default(),
         });
-        starting.watch(&appliance);
+        starting.watch(&appliance, unnamed);
         people::serve(&config, &appliance, boot, store, socket, &mut starting).await?;
         Ok(appliance)
     }
 }
 
 impl Starting<'_> {
-    /// Serves DHCP, with what the kernel tells of it.
+    /// Serves DHCP, unless the configuration has it off, with what the kernel tells of it.
     fn dhcp(
         &mut self,
         bridge: &BridgeInfo,
@@ -173,6 +168,9 @@ impl Starting<'_> {
         machines: Machines,
         timeline: Timeline,
     ) -> anyhow::Result<()> {
+        if dhcp.is_off() {
+            return Ok(());
+        }
         let serving = dhcp::bind(bridge)?.run(dhcp, opened, machines, timeline, told, self.shutdown.clone());
         self.parts.spawn(async { serving.await.context("serving DHCP") });
         Ok(())
@@ -245,11 +243,17 @@ impl Starting<'_> {
         Ok(())
     }
 
-    /// What looks after the ports and waves of boots meanwhile.
-    fn watch(&mut self, appliance: &Arc<Appliance>) {
+    /// What looks after the ports, waves of boots and machines without names meanwhile.
+    fn watch(&mut self, appliance: &Arc<Appliance>, unnamed: mpsc::Receiver<Unnamed>) {
+        self.parts.spawn(naming::give(appliance.clone(), unnamed, self.shutdown.clone()).map(Ok));
         self.parts.spawn(wave::watch(appliance.clone(), self.shutdown.clone()));
         self.parts.spawn(ports::watch(appliance.clone(), self.shutdown.clone()));
     }
+}
+
+fn tracer(bridge: &Bridge, fast_path: &ports::Loaded, timeline: Timeline) -> Tracer {
+    let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
+    Tracer::new(bridge.info().clone(), bridge.ports().clone(), timeline, programs)
 }
 
 pub(super) async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

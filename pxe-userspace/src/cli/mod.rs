@@ -4,6 +4,7 @@ mod access;
 mod debug;
 mod kernel;
 mod node;
+mod rules;
 mod sending;
 mod show;
 #[cfg(test)]
@@ -261,6 +262,7 @@ pub fn check(file: &Path) -> Result<Config, Vec<Problem>> {
         config.network.address,
     );
     print!("{}", fast_path(config.network.fast_path));
+    print!("{}", text::visible_lines(&rules::taken(&config)));
     if !config.boot.assets.is_dir() {
         eprintln!(
             "warning: {} is missing: `serve` needs the netboot images there (`cargo xtask setup`)",

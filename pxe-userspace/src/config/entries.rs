@@ -211,7 +211,7 @@ pub(super) fn default_profile(
     }
 }
 
-fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Findings<'_>) {
+pub(super) fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Findings<'_>) {
     if profiles.iter().all(|p| p.name != *name.get_ref()) {
         let names: Vec<&str> = profiles.iter().map(|p| p.name.as_str()).collect();
         let right = if names.is_empty() {
@@ -303,6 +303,7 @@ pub(super) fn nodes(
             labels: assignment::labels(labels, findings),
             keys: free_keys(keys, findings),
             origin: Origin::File(findings.place(name.span())),
+            uuid: None,
             problem: None,
         });
     }

@@ -9,6 +9,7 @@ mod entries;
 mod file;
 mod findings;
 pub mod nodes;
+pub mod rules;
 mod segment;
 pub mod storage;
 mod survey;
@@ -100,6 +101,8 @@ pub struct Config {
     pub profiles: Vec<Profile>,
     pub storage: Vec<StoragePlan>,
     pub nodes: Nodes,
+    /// What other machines become.
+    pub rules: Vec<rules::Rule>,
     pub workloads: Vec<Workload>,
 }
 

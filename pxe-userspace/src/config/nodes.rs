@@ -54,6 +54,9 @@ pub struct Node {
     /// Where it is declared.
     #[serde(skip)]
     pub origin: Origin,
+    /// Of one that a rule took: the UUID that it had.
+    #[serde(skip)]
+    pub uuid: Option<String>,
     /// What of it is not in effect, and why.
     #[serde(skip)]
     pub problem: Option<String>,
@@ -117,6 +120,7 @@ impl Node {
             labels: Vec::new(),
             keys: BTreeMap::new(),
             origin: Origin::Kept,
+            uuid: None,
             problem: None,
         }
     }
@@ -196,6 +200,10 @@ impl Nodes {
     fn join(&mut self, node: &Arc<Node>, taken: impl Fn(Ipv4Addr) -> Option<String>) {
         let holder = self.by_mac(node.mac).or_else(|| self.by_name(&node.name));
         if let Some(holder) = holder {
+            // What a rule would make of a machine that somebody declared is nothing that anybody misses.
+            if matches!(node.origin, Origin::Rule(_)) {
+                return;
+            }
             let what = if holder.mac == node.mac { format!("MAC {}", node.mac) } else { "name".to_owned() };
             let problem =
                 format!("{} is not in effect: its {what} is that of {}", node.whose(), holder.whose());

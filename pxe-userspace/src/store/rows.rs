@@ -96,9 +96,7 @@ pub struct NodeRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRow {
     pub name: String,
-    pub mac: Mac,
-    pub uuid: Option<String>,
-    /// What else the rules go by, in JSON.
+    /// What it is known again by, and what rules go by, in JSON.
     pub facts: String,
 }
 

@@ -2,8 +2,10 @@
 //!
 //! What is kept says the same of a machine as a `[[node]]` of the file does. The configuration has both
 //! ([`config::nodes`](crate::config::nodes)), so that whoever asks for a machine asks in one place. [`orders`] is what
-//! people want of those that are kept, [`selector`] how they name several, [`table`] the same as CSV.
+//! people want of those that are kept, [`selector`] how they name several, [`table`] the same as CSV. [`named`] has
+//! the machines that rules took.
 
+mod named;
 mod orders;
 pub mod selector;
 pub mod table;
@@ -17,6 +19,7 @@ use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, Node};
 use crate::store::{Change, NodeRow, ReadError, Store};
 
+pub use named::{Names, says_more};
 pub use orders::{Done, Order, OrderError, Patch};
 
 /// Machines that are kept at most.

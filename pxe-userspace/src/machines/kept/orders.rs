@@ -62,6 +62,8 @@ pub struct Done {
     pub after: Vec<Arc<Node>>,
     /// Machines that were meant.
     pub meant: usize,
+    /// Machines that rules took, and whose names are to be forgotten.
+    pub forgotten: Vec<Arc<Node>>,
 }
 
 /// Nothing was changed.
@@ -116,7 +118,7 @@ fn lines(wrong: &[Wrong]) -> String {
 
 /// The machines as they are to be kept from now on, and what that changes.
 pub(super) fn plan(config: &Config, kept: &ByName, order: Order) -> Result<(ByName, Done), OrderError> {
-    let mut new = kept.clone();
+    let (mut new, mut forgotten) = (kept.clone(), Vec::new());
     let meant = match order {
         Order::Add(node) => {
             let mut faults = config.faults_of(&node);
@@ -137,7 +139,12 @@ pub(super) fn plan(config: &Config, kept: &ByName, order: Order) -> Result<(ByNa
             vec![put(&mut new, node)]
         }
         Order::Set(selector, patch) => {
-            let chosen = choose(config, kept, &selector)?;
+            let Chosen { kept: chosen, ruled } = choose(config, kept, &selector)?;
+            if !ruled.is_empty() {
+                return Err(OrderError::Elsewhere(
+                    ruled.iter().map(|node| made_by_rule(node)).collect::<Vec<_>>().join("\n"),
+                ));
+            }
             if chosen.len() > 1 && patch.is_of_one() {
                 return Err(OrderError::Several(chosen.len()));
             }
@@ -153,10 +160,11 @@ pub(super) fn plan(config: &Config, kept: &ByName, order: Order) -> Result<(ByNa
             chosen.iter().map(&mut set).collect::<Result<_, _>>()?
         }
         Order::Remove(selector) => {
-            let chosen = choose(config, kept, &selector)?;
+            let Chosen { kept: chosen, ruled } = choose(config, kept, &selector)?;
             for name in &chosen {
                 new.remove(name);
             }
+            forgotten = ruled;
             chosen
         }
         Order::Import(table) => return import(config, kept, &table),
@@ -169,8 +177,12 @@ pub(super) fn plan(config: &Config, kept: &ByName, order: Order) -> Result<(ByNa
     if !faults.is_empty() {
         return Err(OrderError::Faults(faults));
     }
-    let done = done(kept, &new, meant.len());
-    Ok((new, done))
+    let meant = meant.len() + forgotten.len();
+    Ok((new.clone(), Done { forgotten, ..done(kept, &new, meant) }))
+}
+
+fn made_by_rule(node: &Node) -> String {
+    format!("{}; `bridgehead node adopt {}` keeps it, to be changed", node.whose(), node.mac)
 }
 
 fn id(name: &str) -> String {
@@ -178,7 +190,7 @@ fn id(name: &str) -> String {
 }
 
 fn put(new: &mut ByName, mut node: Node) -> String {
-    (node.origin, node.problem) = (Origin::Kept, None);
+    (node.origin, node.uuid, node.problem) = (Origin::Kept, None, None);
     node.labels.sort();
     node.labels.dedup();
     let id = id(&node.name);
@@ -196,8 +208,8 @@ fn taken(what: &str, holder: &Node, right: &str) -> Fault {
 
 /// What is wrong with each machine that is new or different, by its id.
 fn faults_among(config: &Config, old: &ByName, new: &ByName) -> Vec<(String, Vec<Fault>)> {
-    let (mut macs, mut addresses): (HashMap<Mac, Vec<&str>>, HashMap<Ipv4Addr, Vec<&str>>) =
-        Default::default();
+    let mut macs: HashMap<Mac, Vec<&str>> = HashMap::new();
+    let mut addresses: HashMap<Ipv4Addr, Vec<&str>> = HashMap::new();
     for (id, node) in new {
         macs.entry(node.mac).or_default().push(id);
         if let Some(address) = node.address {
@@ -231,7 +243,7 @@ fn done(old: &ByName, new: &ByName, meant: usize) -> Done {
     let differ = |of: &ByName, from: &ByName| -> Vec<Arc<Node>> {
         of.iter().filter(|(id, node)| from.get(*id) != Some(node)).map(|(_, node)| node.clone()).collect()
     };
-    Done { before: differ(old, new), after: differ(new, old), meant }
+    Done { before: differ(old, new), after: differ(new, old), meant, forgotten: Vec::new() }
 }
 
 fn adopted(config: &Config, mac: Mac, name: Option<String>) -> Result<Node, OrderError> {
@@ -286,7 +298,7 @@ fn import(config: &Config, kept: &ByName, table: &[u8]) -> Result<(ByName, Done)
 
 /// A machine that may be meant, with the profile that it boots.
 struct Declared<'a> {
-    node: &'a Node,
+    node: &'a Arc<Node>,
     profile: Option<&'a str>,
 }
 
@@ -305,29 +317,30 @@ impl Selectable for Declared<'_> {
     }
 }
 
-/// The ids of the machines that are meant, which are all kept here.
-fn choose(config: &Config, kept: &ByName, selector: &Selector) -> Result<Vec<String>, OrderError> {
+/// Machines that are meant, none of which is the file's.
+struct Chosen {
+    /// By their ids.
+    kept: Vec<String>,
+    ruled: Vec<Arc<Node>>,
+}
+
+fn choose(config: &Config, kept: &ByName, selector: &Selector) -> Result<Chosen, OrderError> {
     // One that the file's leaves no room for can still be changed.
-    let elsewhere =
-        config.nodes.iter().filter(|node| node.origin != Origin::Kept && !kept.contains_key(&id(&node.name)));
-    let all = kept.values().chain(elsewhere);
+    let is_elsewhere = |node: &&Arc<Node>| node.origin != Origin::Kept && !kept.contains_key(&id(&node.name));
+    let all = kept.values().chain(config.nodes.iter().filter(is_elsewhere));
     let profile = |node| config.profile_for(Some(node)).map(|profile| profile.name.as_str());
-    let chosen = selector.choose(all.map(|node| Declared { node, profile: profile(node) }))?;
-    let mut refused = Vec::new();
-    for Declared { node, .. } in &chosen {
+    let meant = selector.choose(all.map(|node| Declared { node, profile: profile(node) }))?;
+    let (mut chosen, mut refused) = (Chosen { kept: Vec::new(), ruled: Vec::new() }, Vec::new());
+    for Declared { node, .. } in meant {
         match &node.origin {
-            Origin::Kept => {}
-            Origin::File(place) => refused.push(format!("{} is of the file; changed there: {place}", node.name)),
-            Origin::Rule(place) => refused.push(format!(
-                "{} is what the rule at {place} made of it; `bridgehead node adopt {}` keeps it, to be changed",
-                node.name, node.mac
-            )),
+            Origin::Kept => chosen.kept.push(id(&node.name)),
+            Origin::Rule(_) => chosen.ruled.push(node.clone()),
+            Origin::File(place) => {
+                refused.push(format!("{} is of the file; changed there: {place}", node.name))
+            }
         }
     }
-    if !refused.is_empty() {
-        return Err(OrderError::Elsewhere(refused.join("\n")));
-    }
-    Ok(chosen.iter().map(|machine| id(&machine.node.name)).collect())
+    if refused.is_empty() { Ok(chosen) } else { Err(OrderError::Elsewhere(refused.join("\n"))) }
 }
 
 impl Patch {

@@ -47,6 +47,7 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
             ..config::Node::new("n1", pxe_common::Mac([2, 0, 0, 0, 0, 1]))
         }]
         .into(),
+        rules: Vec::new(),
         workloads,
     }
 }

@@ -10,7 +10,9 @@ use pxe_common::dhcp::{Boot, Firmware, Grant, option, reply::OPTIONS_CAP};
 use pxe_contract::paths::{GRUB_BIOS, GRUB_EFI_X64};
 
 use super::leases::Pool;
-use crate::config::{Config, DhcpMode, IpxeLoader, Node, Unknown};
+use crate::config::rules::Facts;
+use crate::config::{Config, DhcpMode, IpxeLoader, Node, Origin, Unknown};
+use crate::machines::kept::says_more;
 use crate::provision::boot::Appliance;
 use crate::provision::boot::Generated;
 
@@ -86,6 +88,22 @@ impl Scope {
     /// What the configuration says of the machine.
     fn node(&self, mac: Mac) -> Option<&Node> {
         self.config.node(mac)
+    }
+
+    /// Whether a rule may take the machine, once more is known of it; or whether it may be another machine than the one
+    /// that a rule took.
+    pub fn may_be_named(&self, facts: &Facts) -> bool {
+        let node = match self.config.rules.is_empty() {
+            true => return false,
+            false => self.node(facts.mac),
+        };
+        match node {
+            None => self.config.rules.iter().any(|rule| rule.matches.may_fit(facts)),
+            Some(node) if matches!(node.origin, Origin::Rule(_)) => {
+                says_more(node.uuid.as_deref(), facts.uuid.as_deref())
+            }
+            Some(_) => false,
+        }
     }
 
     /// Whether an address of the boot segment.

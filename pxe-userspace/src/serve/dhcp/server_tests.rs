@@ -80,6 +80,7 @@ fn config() -> Config {
         }],
         storage: Vec::new(),
         nodes: Default::default(),
+        rules: Vec::new(),
         workloads: Vec::new(),
     }
 }
@@ -157,6 +158,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Unanswered { why, .. } => outcome.unanswered = Some(why),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
             Command::Noted(_, note) => outcome.noted.push(note),
+            Command::Unnamed(unnamed) => outcome.unnamed = Some(unnamed),
             Command::Described { firmware, uuid, profile, .. } => {
                 outcome.described = Some((firmware, uuid, profile));
             }
@@ -167,6 +169,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
 
 #[derive(Debug, Default)]
 struct Outcome {
+    unnamed: Option<Unnamed>,
     replies: Vec<(To, Message)>,
     changes: Vec<Change>,
     stages: Vec<Stage>,
@@ -298,6 +301,42 @@ fn inform_is_answered_without_a_lease() {
     assert!(inform.changes.is_empty());
     Client::new(Type::Inform).source(ip(50)).to(&mut server).reply(Type::Ack);
     Client::new(Type::Inform).set(|m| m.set_ciaddr([8, 8, 8, 8])).to(&mut server).silent();
+}
+
+/// The machine is named first, also where strangers are given nothing; then what it asked for is answered.
+#[test]
+fn a_machine_that_a_rule_may_take_is_named_before_it_is_answered() {
+    let text = "network = { bridge = \"b\", address = \"10.77.0.1/24\" }\n\
+        dhcp = { range = [\"10.77.0.100\", \"10.77.0.199\"], unknown = \"ignore\" }\n\
+        [[profile]]\nname = \"web\"\nimage = \"a\"\n\
+        [[rule]]\nmatch = { mac = \"MACS\" }\nname = \"c{n:03}\"\nprofile = \"web\"\n";
+    let text = text.replace("MACS", &MAC.to_string()[..5]);
+    let config = config::parse(&text, std::path::Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
+    let mut server = Server::new(config.clone().into(), []);
+    let asked = Client::new(Type::Discover).pxe(7).to(&mut server);
+    let unnamed = asked.unnamed.expect("it is to be named");
+    assert_eq!((unnamed.facts.mac, asked.replies.len(), asked.stages.len()), (MAC, 0, 0));
+    // No rule took it after all: it is a stranger.
+    let now = Timestamp::now();
+    assert!(server.handle_named(unnamed.meta, &unnamed.datagram, now).is_empty());
+    // An operating system that asks is no machine that boots.
+    Client::new(Type::Discover).to(&mut server).silent();
+
+    let named = config::Node {
+        profile: Some("web".into()),
+        origin: config::Origin::Rule(config::Place("/c.toml:6".into())),
+        ..config::Node::new("c001", MAC)
+    };
+    server.reconfigure(config.with_nodes([&Arc::new(named)]).into());
+    let commands = server.handle_named(unnamed.meta, &unnamed.datagram, now);
+    let sent = commands.iter().filter(|command| matches!(command, Command::Send(_))).count();
+    assert_eq!(sent, 1, "{commands:?}");
+    let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
+    assert_eq!(
+        file(offer.reply(Type::Offer).1).as_deref(),
+        Some("grub/x86_64-efi.efi"),
+        "and from now on at once"
+    );
 }
 
 #[test]

@@ -84,8 +84,6 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE named (
         name   TEXT PRIMARY KEY,
-        mac    TEXT NOT NULL,
-        uuid   TEXT,
         facts  TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",

@@ -159,8 +159,8 @@ impl Reader for Arc<Connections> {
     }
 
     fn named(&self) -> Result<Vec<NamedRow>, ReadError> {
-        self.all("names of machines", "SELECT name, mac, uuid, facts FROM named ORDER BY name", [], |row| {
-            Ok(NamedRow { name: row.get(0)?, mac: parsed(row, 1)?, uuid: row.get(2)?, facts: row.get(3)? })
+        self.all("names of machines", "SELECT name, facts FROM named ORDER BY name", [], |row| {
+            Ok(NamedRow { name: row.get(0)?, facts: row.get(1)? })
         })
     }
 }

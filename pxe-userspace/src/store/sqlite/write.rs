@@ -95,9 +95,8 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             db.prepare_cached("DELETE FROM node WHERE name = ?")?.execute([name])?;
         }
         Change::PutNamed(named) => {
-            let insert = "INSERT OR REPLACE INTO named (name, mac, uuid, facts) VALUES (?, ?, ?, ?)";
-            let values = params![named.name, named.mac.to_string(), named.uuid, named.facts];
-            db.prepare_cached(insert)?.execute(values)?;
+            let insert = "INSERT OR REPLACE INTO named (name, facts) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![named.name, named.facts])?;
         }
         Change::RemoveNamed(name) => {
             db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
