@@ -167,7 +167,8 @@ fn a_rule_goes_by_the_port_that_a_machine_is_behind() {
         let appliance = Appliance::start(world, &config)?;
         let program = program()?;
         let mut storm = rack.command(program.to_str().context("a path")?);
-        let storm = storm.args(["storm", "--json", "--nodes", "5", "--interface", "eth0"]).output()?;
+        let storm =
+            storm.args(["storm", "--json", "--yes", "--nodes", "5", "--interface", "eth0"]).output()?;
         let words = String::from_utf8_lossy(&storm.stderr).into_owned();
         ensure!(storm.status.success(), "{words}{}", String::from_utf8_lossy(&storm.stdout));
         let named = appliance.json(&["nodes", "rack[1-5]"])?;
