@@ -150,6 +150,10 @@ impl Client {
         self.ask(Method::PUT, path, Some(json(document)))
     }
 
+    pub(crate) fn patch(&self, path: &str, document: &serde_json::Value) -> Result<Answer, AskError> {
+        self.ask(Method::PATCH, path, Some(json(document)))
+    }
+
     pub(crate) fn delete(&self, path: &str) -> Result<Answer, AskError> {
         self.ask(Method::DELETE, path, None)
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -11,6 +12,8 @@ use pxe_contract::failure::ErrorDocument;
 use serde::{Deserialize, Serialize};
 
 use crate::base::text;
+use crate::config::Node;
+use crate::machines::kept::Done;
 use crate::operate::access::{Role, Token};
 use crate::provision::image::ImageRecord;
 
@@ -157,6 +160,42 @@ pub struct WayIn {
     /// When the machine was last heard of.
     #[serde(serialize_with = "crate::base::text::micros")]
     pub heard: Timestamp,
+}
+
+/// What a change of machines that are kept did, by their names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodesChanged {
+    /// Machines that were meant. Those that were so already are in none of the lists.
+    pub meant: usize,
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+impl NodesChanged {
+    pub fn len(&self) -> usize {
+        self.added.len() + self.changed.len() + self.removed.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<&Done> for NodesChanged {
+    fn from(Done { before, after, meant, forgotten }: &Done) -> Self {
+        let names = |nodes: &[Arc<Node>]| -> BTreeMap<String, String> {
+            nodes.iter().map(|node| (node.name.to_ascii_lowercase(), node.name.clone())).collect()
+        };
+        let (before, after) = (names(before), names(after));
+        let (changed, added) = after.iter().partition::<Vec<_>, _>(|(id, _)| before.contains_key(*id));
+        let removed = before.iter().filter(|(id, _)| !after.contains_key(*id)).map(|(_, name)| name.clone());
+        let removed = removed.chain(forgotten.iter().map(|node| node.name.clone()));
+        let owned =
+            |names: Vec<(&String, &String)>| names.into_iter().map(|(_, name)| name.clone()).collect();
+        Self { meant: *meant, added: owned(added), changed: owned(changed), removed: removed.collect() }
+    }
 }
 
 /// What a changed configuration file changed.

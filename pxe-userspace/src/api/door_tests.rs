@@ -80,9 +80,15 @@ fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
         ("DELETE", "/api/kernels/{name}") => "/api/kernels/6.1~rc1".to_owned(),
         ("DELETE", "/api/images/{*reference}") => "/api/images/reg.example/a/b:1".to_owned(),
         ("DELETE", "/api/tokens/{name}") => "/api/tokens/made".to_owned(),
+        ("PATCH" | "DELETE", "/api/nodes") => "/api/nodes?select=made".to_owned(),
         _ => path,
     };
     let body = match (method.as_str(), path.as_str()) {
+        ("POST", "/api/nodes") => Some(json!({ "name": "made", "mac": "02:00:00:00:00:77" })),
+        ("PATCH", "/api/nodes?select=made") => Some(json!({ "labels": ["a"] })),
+        ("POST", path) if path.ends_with("/adopt") => Some(json!({})),
+        // A table of one column is one text, in JSON as well.
+        ("POST", "/api/nodes.csv") => None,
         ("POST", "/api/images") => Some(json!({ "reference": "a" })),
         ("POST", "/api/kernels") => Some(json!({ "source": { "image": "a" } })),
         ("PUT", "/api/default-kernel") => Some(json!({ "name": null })),

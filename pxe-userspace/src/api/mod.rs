@@ -29,6 +29,9 @@ mod kernels;
 mod listener;
 mod login;
 mod metrics;
+mod nodes;
+#[cfg(test)]
+mod nodes_tests;
 mod page;
 pub mod people;
 mod places;
@@ -60,10 +63,12 @@ use futures_util::future::BoxFuture;
 use pxe_contract::paths::{self, node};
 use tokio::sync::mpsc;
 
+use crate::config::Node;
 use crate::host::trace::{TraceError, Wanted};
 use crate::machines::Machines;
 use crate::machines::console::Consoles;
 use crate::machines::holds::Holds;
+use crate::machines::kept::{Done, Order, OrderError};
 use crate::machines::rescue::Rescues;
 use crate::machines::timeline::Timeline;
 use crate::nodes::trust::Trust;
@@ -95,6 +100,10 @@ pub trait Appliance: Send + Sync + 'static {
     fn workloads(&self) -> Vec<Workload>;
     /// Starts a packet trace, which arrives in pieces.
     fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError>;
+    /// Machines that are kept beside those of the file, by name.
+    fn kept(&self) -> Vec<Arc<Node>>;
+    /// Changes them. All of it is done, and on disk, or nothing.
+    fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>>;
     /// Applies a changed configuration file.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>>;
 }

@@ -29,10 +29,6 @@ pub(super) async fn whole_status(state: ApiState) -> Result<Status, Failure> {
     Ok(status)
 }
 
-pub(super) async fn nodes(State(state): State<ApiState>) -> Json<Vec<Machine>> {
-    Json(state.boot.machines.all())
-}
-
 pub(super) async fn node(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Machine> {
     find(&state.boot.machines, &name).map(Json)
 }
@@ -54,7 +50,7 @@ pub(super) async fn all_why(State(state): State<ApiState>) -> Result<Response, F
 /// The machine that goes by this name or MAC.
 pub(super) fn find(machines: &Machines, name: &str) -> Result<Machine, Failure> {
     let by_mac = name.parse::<Mac>().ok().and_then(|mac| machines.get(mac));
-    by_mac.or_else(|| machines.all().into_iter().find(|m| m.name.as_deref() == Some(name))).ok_or_else(|| {
+    by_mac.or_else(|| machines.by_name(name)).ok_or_else(|| {
         let error = format!("no machine is called `{name}`, by name or MAC address");
         Failure::new(Kind::NotFound, error, "`bridgehead nodes` lists them")
     })

@@ -1,7 +1,7 @@
 //! The API's routes, each with its least role.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::{Next, from_fn_with_state};
@@ -11,9 +11,10 @@ use axum::routing::{MethodFilter, on};
 use super::door::{self, By, is_reading};
 use super::{ApiState, Failure, Kind};
 use super::{
-    audit, console, events, failure, files, hold, images, kernels, login, metrics, page, read, rescue,
+    audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, read, rescue,
     tokens, trace,
 };
+use crate::machines::kept::table::TABLE_MAX;
 use crate::operate::access::{Caller, Role};
 use crate::operate::audit::{Audit, Did};
 
@@ -81,7 +82,9 @@ fn routes(audit: Audit) -> Routes {
         .on(Viewer, get.clone(), "/", page::page)
         .on(Viewer, get.clone(), "/metrics", metrics::metrics)
         .on(Viewer, get.clone(), "/api/status", read::status)
-        .on(Viewer, get.clone(), "/api/nodes", read::nodes)
+        .on(Viewer, get.clone(), "/api/nodes", nodes::list)
+        // No name has a dot.
+        .on(Viewer, get.clone(), "/api/nodes.csv", nodes::export)
         .on(Viewer, get.clone(), "/api/nodes/{name}", read::node)
         .on(Viewer, get.clone(), "/api/nodes/{name}/why", read::why)
         .on(Viewer, get.clone(), "/api/why", read::all_why)
@@ -101,6 +104,16 @@ fn routes(audit: Audit) -> Routes {
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)
         .on(Operator, get.clone(), "/api/nodes/{name}/trace", trace::trace)
+        .on(Admin, post.clone(), "/api/nodes", nodes::add)
+        .on(Admin, Method::PATCH, "/api/nodes", nodes::set)
+        .on(Admin, delete.clone(), "/api/nodes", nodes::remove)
+        .on(Admin, post.clone(), "/api/nodes/{name}/adopt", nodes::adopt)
+        .on(
+            Admin,
+            post.clone(),
+            "/api/nodes.csv",
+            Handler::<_, ApiState>::layer(nodes::import, DefaultBodyLimit::max(TABLE_MAX)),
+        )
         .on(Admin, post.clone(), "/api/images", images::add)
         .on(Admin, post.clone(), "/api/images/gc", images::collect)
         // A reference has slashes in it.

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -18,6 +19,7 @@ use super::documents::{BridgeStatus, PortStatus, Tier};
 use super::people::Socket;
 use super::*;
 use crate::config;
+use crate::machines::kept::Kept;
 use crate::machines::timeline::{Event, Happened, Stage, Who};
 use crate::operate::access::Tokens;
 use crate::operate::audit::Audit;
@@ -87,11 +89,11 @@ impl Daemon {
         let api_by_tcp = people.local_addr().unwrap();
         let audit = Audit::open(store.clone()).unwrap();
         let hosts = Hosts { addresses: Vec::new(), names: vec!["boot.example.org".into()] };
-        let tokens = Tokens::open(store).unwrap();
+        let tokens = Tokens::open(store.clone()).unwrap();
         let access = Access::new(tokens, audit, hosts, vec![format!("http://{api_by_tcp}")]);
         let api_state = ApiState {
             boot: boot_state.clone(),
-            appliance: Arc::new(Fake),
+            appliance: Arc::new(Fake::new(store.clone(), machines.clone())),
             images: Arc::new(FakeImages(state.path().to_owned())),
             access: access.clone(),
         };
@@ -167,12 +169,50 @@ impl Files for Catalogue {
     }
 }
 
-struct Fake;
+/// Machines that are kept, with the configuration that they are kept beside.
+struct Fake {
+    kept: Kept,
+    machines: Machines,
+    config: Mutex<config::Config>,
+}
+
+impl Fake {
+    fn new(store: Store, machines: Machines) -> Self {
+        let config = config::parse(CONFIG, Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
+        Self { kept: Kept::open(store).unwrap(), machines, config: Mutex::new(config) }
+    }
+}
+
+pub(super) const CONFIG: &str = r#"
+    network = { bridge = "pxe0", address = "10.77.0.1/24" }
+    dhcp = { range = ["10.77.0.100", "10.77.0.199"] }
+    default = { profile = "web" }
+    [[profile]]
+    name = "web"
+    image = "a"
+    [[profile]]
+    name = "db"
+    image = "b"
+    [[node]]
+    name = "filed"
+    mac = "52:54:00:77:00:f1"
+    address = "10.77.0.11"
+"#;
 
 /// Keeps what is sent in this directory.
 struct FakeImages(PathBuf);
 
 impl Appliance for Fake {
+    fn kept(&self) -> Vec<Arc<Node>> {
+        self.kept.all()
+    }
+    fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>> {
+        let mut config = self.config.lock().unwrap();
+        let done = self.kept.order(&config, order);
+        *config = config.with_nodes(&self.kept.all());
+        self.machines.declare(&config);
+        async { done }.boxed()
+    }
     fn status(&self) -> Status {
         Status {
             version: "1.2.3".into(),

@@ -3,6 +3,7 @@
 mod closed;
 mod follower;
 mod lock;
+mod naming;
 mod offers;
 mod people;
 mod ports;
@@ -29,6 +30,7 @@ use crate::dataplane::{self, Pins};
 use crate::host::net::{Bridge, BridgeInfo, Ports};
 use crate::host::trace::Tracer;
 use crate::machines::Machines;
+use crate::machines::kept::{Kept, Names};
 use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
@@ -149,6 +151,8 @@ struct Appliance {
     started: Timestamp,
     /// The one owner: everybody else has a receiver, or the `Arc` for as long as a decision takes.
     config: watch::Sender<Arc<Config>>,
+    kept: Kept,
+    names: Names,
     bridge: BridgeInfo,
     ports: Ports,
     machines: Machines,
@@ -165,7 +169,7 @@ struct Appliance {
     workloads: Workloads,
     watched: wave::Watched,
     audit: Audit,
-    /// One reload at a time.
+    /// One change of the configuration at a time: a reload, or of the machines that are kept.
     reloading: tokio::sync::Mutex<()>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -16,8 +17,9 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
-use crate::config::{FastPath, Source, cmdline};
+use crate::config::{FastPath, Node, Source, cmdline};
 use crate::host::trace::{self, TraceError};
+use crate::machines::kept::{Done, Order, OrderError};
 use crate::provision::boot::{CmdlineError, ImageFacts, KernelFacts, plan};
 use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
@@ -138,6 +140,14 @@ impl api::Appliance for Appliance {
 
     fn trace(&self, wanted: trace::Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
         self.tracer.start(wanted)
+    }
+
+    fn kept(&self) -> Vec<Arc<Node>> {
+        self.kept.all()
+    }
+
+    fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>> {
+        Box::pin(Appliance::order(self, order))
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {

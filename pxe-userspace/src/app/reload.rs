@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Appliance;
+use super::{Appliance, naming};
 use crate::api::documents::Reloaded;
+use crate::config::rules::Facts;
 use crate::config::{self, Api, Boot, Carousel, Config, Dhcp, Docker, Http, Network, Problem};
 use crate::machines::Machines;
+use crate::machines::kept::{Done, Kept, Names, Order, OrderError};
 use crate::nodes::workload::Workloads;
 use crate::provision::image::Wanted;
 use crate::serve::dhcp;
 use crate::serve::files::{Catalog, OpenRoot, RootError};
+use crate::store::WriteError;
 
 /// The file can't be taken over; everything goes on as it was.
 #[derive(Debug, thiserror::Error)]
@@ -25,23 +28,51 @@ pub(super) enum ReloadError {
 impl Appliance {
     /// Applies what can be applied to a running daemon, and says what waits for the next start.
     pub(super) async fn reload(&self) -> Result<Reloaded, ReloadError> {
-        let _reloading = self.reloading.lock().await;
+        let _one_at_a_time = self.reloading.lock().await;
         let new = config::load(&self.file).map_err(ReloadError::Config)?;
-        let parts = Parts {
+        Ok(self.parts().take_over(new).await?)
+    }
+
+    /// Changes the machines that are kept, and has everybody go by it.
+    pub(super) async fn order(&self, order: Order) -> Result<Done, OrderError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let config = self.config();
+        let done = tokio::task::block_in_place(|| self.kept.order(&config, order))?;
+        if !done.forgotten.is_empty() {
+            let gone: Vec<String> = done.forgotten.iter().map(|node| node.name.clone()).collect();
+            tokio::task::block_in_place(|| self.names.forget(&gone))?;
+        }
+        if done != Done::default() {
+            self.parts().publish(self.parts().whole(&config)).await;
+        }
+        Ok(done)
+    }
+
+    /// Names machines that were seen, by the rules, and has everybody go by it.
+    pub(super) async fn name(&self, seen: Vec<Facts>) -> Result<(), WriteError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        self.parts().name(seen).await
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        Parts {
             config: &self.config,
+            kept: &self.kept,
+            names: &self.names,
             catalog: &self.catalog,
             dhcp: &self.dhcp,
             machines: &self.machines,
             wanted: &self.wanted,
             workloads: &self.workloads,
-        };
-        Ok(parts.take_over(new).await?)
+        }
     }
 }
 
 /// The configuration's owner, and the parts that have something to do when it changes.
 struct Parts<'a> {
     config: &'a watch::Sender<Arc<Config>>,
+    kept: &'a Kept,
+    names: &'a Names,
     catalog: &'a Catalog,
     dhcp: &'a dhcp::Dhcp,
     machines: &'a Machines,
@@ -52,17 +83,49 @@ struct Parts<'a> {
 impl Parts<'_> {
     /// Takes over what of `new` can be. What may fail comes first, and changes nothing.
     async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
-        let (config, done) = decide(&self.config.borrow().clone(), new);
-        let config = Arc::new(config);
+        let of_file = self.config.borrow().with_nodes([]);
+        let (config, done) = decide(&of_file, new);
         let root = OpenRoot::of(&config)?;
 
         self.catalog.serve(root);
+        let config = self.whole(&config);
+        for node in config.nodes.iter().chain(config.nodes.shadowed()) {
+            if let Some(problem) = &node.problem {
+                tracing::warn!(node = node.name, problem, "of the machines that are kept");
+            }
+        }
+        self.publish(config).await;
+        // A rule that is new takes those that were seen before it.
+        if let Err(error) = self.name(naming::seen(self.machines)).await {
+            tracing::error!("machines were not named: {error}");
+        }
+        Ok(done)
+    }
+
+    async fn name(&self, seen: Vec<Facts>) -> Result<(), WriteError> {
+        let config = self.config.borrow().clone();
+        if config.rules.is_empty() {
+            return Ok(());
+        }
+        if tokio::task::block_in_place(|| self.names.take(&config, seen))? {
+            self.publish(self.whole(&config)).await;
+        }
+        Ok(())
+    }
+
+    /// The configuration with the machines that its file does not declare.
+    fn whole(&self, config: &Config) -> Config {
+        naming::whole(config, self.kept, self.names)
+    }
+
+    /// Has everybody go by it.
+    async fn publish(&self, config: Config) {
+        let config = Arc::new(config);
         self.config.send_replace(config.clone());
         self.machines.declare(&config);
         self.wanted.want(&config);
         self.dhcp.reconfigure(config);
         self.workloads.apply().await;
-        Ok(done)
     }
 }
 
@@ -88,6 +151,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
         profiles,
         storage,
         nodes,
+        rules,
         workloads,
     } = new;
     let mut keys = Keys { all_wait: old.network.address != network.address, ..Keys::default() };
@@ -105,6 +169,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
         profiles: keys.now("profiles", &old.profiles, profiles),
         storage: keys.now("storage", &old.storage, storage),
         nodes: keys.now("nodes", &old.nodes, nodes),
+        rules: keys.now("rules", &old.rules, rules),
         workloads: keys.now("workloads", &old.workloads, workloads),
     };
     (config, keys.decided)

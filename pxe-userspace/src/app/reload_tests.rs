@@ -11,7 +11,7 @@ use crate::nodes::workload::fleet::Fleet;
 use crate::provision::image::Images;
 use crate::provision::planner::Planner;
 use crate::provision::trials::Trials;
-use crate::serve::files::Kept;
+use crate::serve::files;
 use crate::store::{self, Store};
 
 fn config(rest: &str) -> Config {
@@ -74,6 +74,8 @@ fn what_was_judged_by_something_that_waits_waits_with_it() {
 /// The parts that go by the configuration, in a state directory of their own.
 struct Running {
     config: watch::Sender<Arc<Config>>,
+    kept: Kept,
+    names: Names,
     catalog: Catalog,
     dhcp: dhcp::Dhcp,
     machines: Machines,
@@ -94,21 +96,33 @@ impl Running {
         let trials = Trials::open(store.clone()).unwrap();
         let planner =
             Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials);
-        let kept = Kept {
+        let of_boots = files::Kept {
             rescues: Rescues::default(),
             trust: Trust::open(dir, store.clone(), timeline.clone()).unwrap(),
             segment: None,
         };
-        let catalog = Catalog::new(receiver.clone(), planner, images, machines.clone(), kept);
+        let catalog = Catalog::new(receiver.clone(), planner, images, machines.clone(), of_boots);
+        let (kept, names) = (Kept::open(store.clone()).unwrap(), Names::open(store.clone()).unwrap());
         let (dhcp, _) = dhcp::Dhcp::open(config, store.clone(), &machines, None).unwrap();
         let fleet = Fleet::open(dir, store.clone(), machines.clone(), timeline).unwrap();
         let workloads = Workloads::start(receiver, engine, fleet).await;
-        Self { config: sender, catalog: catalog.unwrap(), dhcp, machines, wanted, workloads }
+        Self { config: sender, kept, names, catalog: catalog.unwrap(), dhcp, machines, wanted, workloads }
     }
 
     async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
-        let Self { config, catalog, dhcp, machines, wanted, workloads } = self;
-        Parts { config, catalog, dhcp, machines, wanted, workloads }.take_over(new).await
+        self.parts().take_over(new).await
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        let Self { config, kept, names, catalog, dhcp, machines, wanted, workloads } = self;
+        Parts { config, kept, names, catalog, dhcp, machines, wanted, workloads }
+    }
+
+    /// As [`Appliance::order`] does.
+    async fn order(&self, order: Order) {
+        let config = self.config.borrow().clone();
+        self.kept.order(&config, order).unwrap();
+        self.parts().publish(config.with_nodes(&self.kept.all())).await;
     }
 
     /// Every part's configuration is this one, and no copy of it.
@@ -140,9 +154,44 @@ async fn all_parts_go_by_one_configuration_and_a_refused_one_changes_nothing() {
     assert_eq!(*second, new);
     running.all_go_by(&second);
 
-    let missing = Config { files_root: Some(dir.path().join("missing")), nodes: Vec::new(), ..new };
+    let missing = Config { files_root: Some(dir.path().join("missing")), nodes: Default::default(), ..new };
     let error = running.take_over(missing).await.unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
     running.all_go_by(&second);
+    running.workloads.stop().await;
+}
+
+/// A machine that is kept is one of the configuration's for all parts, and stays through reloads, also where the file
+/// takes its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_are_kept_go_with_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dhcp("authoritative", "1h"), dir.path()).await;
+    let mac = pxe_common::Mac([2, 0, 0, 0, 0, 7]);
+    let node = config::Node { address: Some([10, 77, 0, 7].into()), ..config::Node::new("n7", mac) };
+    running.order(Order::Add(Box::new(node))).await;
+    let present = running.config.borrow().clone();
+    running.all_go_by(&present);
+    assert_eq!(present.node(mac).map(|node| node.name.as_str()), Some("n7"));
+    assert_eq!(running.machines.get(mac).and_then(|machine| machine.name).as_deref(), Some("n7"));
+
+    let with = |node: &str| {
+        let base = dhcp("authoritative", "1h");
+        let range = "[dhcp]\nrange = [\"10.77.0.100\", \"10.77.0.199\"]\n";
+        let other = config(&format!("{range}[[node]]\nname = \"n7\"\nmac = \"{node}\"\n"));
+        Config { state_dir: present.state_dir.clone(), nodes: other.nodes, ..base }
+    };
+    let done = running.take_over(with("02:00:00:00:00:08")).await.unwrap();
+    assert_eq!(done.changed, ["nodes"]);
+    let machine = running.machines.get(mac).unwrap();
+    assert_eq!((machine.name, machine.reserved), (None, None));
+    assert!(machine.problem.unwrap().contains("its name is that of node `n7`, /c.toml:"));
+    assert_eq!(running.kept.all().len(), 1, "and nothing of it is lost");
+
+    let gone = Config { nodes: Default::default(), ..with("02:00:00:00:00:08") };
+    running.take_over(gone).await.unwrap();
+    assert_eq!(running.machines.get(mac).unwrap().reserved, Some([10, 77, 0, 7].into()));
+    let last = running.config.borrow().clone();
+    running.all_go_by(&last);
     running.workloads.stop().await;
 }

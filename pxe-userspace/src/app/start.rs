@@ -13,10 +13,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Appliance, Parts, follower, people, port_names, ports, wave};
+use super::{Appliance, Parts, follower, naming, people, port_names, ports, wave};
 use crate::api::people::Socket;
 use crate::api::{self, BootState, Connections};
-use crate::config::{Config, DhcpMode};
+use crate::config::Config;
 use crate::dataplane::Pins;
 use crate::host::net::{self, Bridge, BridgeInfo};
 use crate::host::trace::{self, Tracer};
@@ -36,8 +36,8 @@ use crate::provision::planner::Planner;
 use crate::provision::storage::Storage;
 use crate::provision::trials::Trials;
 use crate::serve::carousel::Carousel;
-use crate::serve::dhcp::{self, Dhcp, Kernel, Told};
-use crate::serve::files::{Catalog, Kept};
+use crate::serve::dhcp::{self, Dhcp, Kernel, Told, Unnamed};
+use crate::serve::files::{self, Catalog};
 use crate::serve::tftp::socket::Tftp;
 use crate::serve::tftp::{self, FastPath};
 use crate::store::{self, Store};
@@ -66,10 +66,10 @@ impl Appliance {
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
         let mut starting = Starting { parts, shutdown };
-        let (sender, receiver) = watch::channel(config.clone());
         let store = Store::open(&config.state_dir.join(store::FILE))?;
+        let (config, kept, names) = naming::open(&config, &store)?;
+        let (sender, receiver) = watch::channel(config.clone());
         let info = bridge.info().clone();
-        let address = info.address.addr();
         let machines = Machines::new(&config);
         let segment = Segment::new(&info, machines.clone());
         let timeline = Timeline::open(store.clone(), machines.clone())?;
@@ -83,14 +83,16 @@ impl Appliance {
         let trust = Trust::open(&config.state_dir, store.clone(), timeline.clone())?;
         let planner =
             Planner::new(images.clone(), wanted.clone(), machines.clone(), timeline.clone(), trials.clone());
-        let kept = Kept { rescues: rescues.clone(), trust: trust.clone(), segment: Some(segment.clone()) };
+        let of_boots =
+            files::Kept { rescues: rescues.clone(), trust: trust.clone(), segment: Some(segment.clone()) };
         let catalog =
-            Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), kept)?);
+            Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), of_boots)?);
 
         let (fast_path, told) = starting.fast_path(&config, bridge);
         starting.solicitations(&info);
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
-        let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
+        let (dhcp, mut opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
+        let unnamed = opened.take_unnamed();
         let (connections, holds) =
             (Connections::on(segment.clone()), Holds::open(store.clone(), machines.clone())?);
         // Before anything answers a machine.
@@ -102,9 +104,7 @@ impl Appliance {
             trust: trust.clone(),
             dhcp: dhcp.clone(),
         });
-        if config.dhcp.mode != DhcpMode::Off {
-            starting.dhcp(&info, (dhcp.clone(), opened, told.dhcp), machines.clone(), timeline.clone())?;
-        }
+        starting.dhcp(&info, (dhcp.clone(), opened, told.dhcp), machines.clone(), timeline.clone())?;
         let tftp =
             starting.tftp(&info, &segment, &fast_path, catalog.clone(), told.tftp, timeline.clone())?;
 
@@ -121,20 +121,20 @@ impl Appliance {
             fleet: fleet.clone(),
             http_sent: Arc::default(),
             trust,
-            carousel: Carousel::new(config.carousel.clone(), address, info.mtu),
+            carousel: Carousel::new(config.carousel.clone(), info.address.addr(), info.mtu),
             rates: api::Rates::default(),
         };
         starting.boots(&config, &info, &segment, &boot, &connections)?;
 
-        let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
-        let tracer = Tracer::new(info.clone(), bridge.ports().clone(), timeline.clone(), programs);
+        let tracer = tracer(bridge, &fast_path, timeline.clone());
         let workloads = Workloads::start(receiver, engine, fleet).await;
         wanted.want(&config);
-        let audit = Audit::open(store.clone())?;
         let appliance = Arc::new(Self {
             file: file.to_owned(),
             started: Timestamp::now(),
             config: sender,
+            kept,
+            names,
             bridge: info,
             ports: bridge.ports().clone(),
             machines,
@@ -150,17 +150,17 @@ impl Appliance {
             tracer,
             workloads,
             watched: Default::default(),
-            audit,
+            audit: Audit::open(store.clone())?,
             reloading: Default::default(),
         });
-        starting.watch(&appliance);
+        starting.watch(&appliance, unnamed);
         people::serve(&config, &appliance, boot, store, socket, &mut starting).await?;
         Ok(appliance)
     }
 }
 
 impl Starting<'_> {
-    /// Serves DHCP, with what the kernel tells of it.
+    /// Serves DHCP, unless the configuration has it off, with what the kernel tells of it.
     fn dhcp(
         &mut self,
         bridge: &BridgeInfo,
@@ -168,6 +168,9 @@ impl Starting<'_> {
         machines: Machines,
         timeline: Timeline,
     ) -> anyhow::Result<()> {
+        if dhcp.is_off() {
+            return Ok(());
+        }
         let serving = dhcp::bind(bridge)?.run(dhcp, opened, machines, timeline, told, self.shutdown.clone());
         self.parts.spawn(async { serving.await.context("serving DHCP") });
         Ok(())
@@ -240,11 +243,17 @@ impl Starting<'_> {
         Ok(())
     }
 
-    /// What looks after the ports and waves of boots meanwhile.
-    fn watch(&mut self, appliance: &Arc<Appliance>) {
+    /// What looks after the ports, waves of boots and machines without names meanwhile.
+    fn watch(&mut self, appliance: &Arc<Appliance>, unnamed: mpsc::Receiver<Unnamed>) {
+        self.parts.spawn(naming::give(appliance.clone(), unnamed, self.shutdown.clone()).map(Ok));
         self.parts.spawn(wave::watch(appliance.clone(), self.shutdown.clone()));
         self.parts.spawn(ports::watch(appliance.clone(), self.shutdown.clone()));
     }
+}
+
+fn tracer(bridge: &Bridge, fast_path: &ports::Loaded, timeline: Timeline) -> Tracer {
+    let programs = fast_path.dataplane.clone().map(|d| d as Arc<dyn trace::Programs>);
+    Tracer::new(bridge.info().clone(), bridge.ports().clone(), timeline, programs)
 }
 
 pub(super) async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -3,6 +3,8 @@
 mod access;
 mod debug;
 mod kernel;
+mod node;
+mod rules;
 mod sending;
 mod show;
 #[cfg(test)]
@@ -89,13 +91,20 @@ pub enum Ask {
     /// Health, the fast path's tier on each port, counters.
     Status(Reading),
     /// Machines seen or declared, and how far each one is.
+    ///
+    /// DECLARED says where: FILE:LINE, `database` (`bridgehead node`), or the rule that took it.
     Nodes {
-        /// Only this one, by name or MAC address.
-        #[arg(value_name = "NAME|MAC")]
-        node: Option<String>,
+        /// Only these: names, n[1-40], MAC addresses, label=L, profile=P, all; several of them.
+        #[arg(value_name = "SELECTOR")]
+        selector: Vec<String>,
         #[command(flatten)]
         reading: Reading,
     },
+    /// Declare machines while the daemon runs: add, change, remove; adopt what was seen; tables in and out.
+    ///
+    /// They are kept in the database, beside those of the configuration file, and say the same: docs/machines.md.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Addresses given to machines.
     Leases(Reading),
     /// Files below the files root.
@@ -253,6 +262,7 @@ pub fn check(file: &Path) -> Result<Config, Vec<Problem>> {
         config.network.address,
     );
     print!("{}", fast_path(config.network.fast_path));
+    print!("{}", text::visible_lines(&rules::taken(&config)));
     if !config.boot.assets.is_dir() {
         eprintln!(
             "warning: {} is missing: `serve` needs the netboot images there (`cargo xtask setup`)",
@@ -274,13 +284,8 @@ pub fn ask(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
 fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
     match what {
         Ask::Status(reading) => read::<documents::Status>(&reading, "/api/status", out, show::status),
-        Ask::Nodes { node: None, reading } => {
-            read::<Vec<Machine>>(&reading, "/api/nodes", out, |all| show::nodes(&all))
-        }
-        Ask::Nodes { node: Some(node), reading } => {
-            let path = format!("/api/nodes/{}", percent(&node, ""));
-            read::<Machine>(&reading, &path, out, |machine| show::nodes(&[machine]))
-        }
+        Ask::Nodes { selector, reading } => nodes(&selector, &reading, out),
+        Ask::Node(command) => node::run(command, out),
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
         Ask::Files(reading) => read(&reading, "/api/files", out, show::files),
         Ask::Images(reading) => read(&reading, "/api/images", out, show::images),
@@ -333,6 +338,21 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             let client = Client::new(&reading.api);
             let done: Reloaded = client.document(client.post("/api/reload", None)?)?;
             print(&reading, &done, out, show::reloaded)
+        }
+    }
+}
+
+/// One that is named is one document; what may be several is a list.
+fn nodes(selector: &[String], reading: &Reading, out: &mut dyn Write) -> Result<(), AskError> {
+    match selector {
+        [] => read::<Vec<Machine>>(reading, "/api/nodes", out, |all| show::nodes(&all)),
+        [one] if one != "all" && !one.contains(['[', '=', ',', ' ']) => {
+            let path = format!("/api/nodes/{}", percent(one, ""));
+            read::<Machine>(reading, &path, out, |machine| show::nodes(&[machine]))
+        }
+        several => {
+            let path = format!("/api/nodes?select={}", percent(&several.join(","), ""));
+            read::<Vec<Machine>>(reading, &path, out, |all| show::nodes(&all))
         }
     }
 }

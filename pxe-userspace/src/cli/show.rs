@@ -3,11 +3,12 @@
 use jiff::Timestamp;
 
 use crate::api::documents::{
-    AuditEntry, Collected, FileEntry, Image, KernelStatus, Lease, Profile, ProgramState, ProgramStatus,
-    Progress, Reloaded, Status, WayIn, Workload,
+    AuditEntry, Collected, FileEntry, Image, KernelStatus, Lease, NodesChanged, Profile, ProgramState,
+    ProgramStatus, Progress, Reloaded, Status, WayIn, Workload,
 };
 use crate::base::table::{or_dash, size, table};
 use crate::base::text::{one_line, word};
+use crate::config::Origin;
 use crate::machines::diagnosis::{Cause, Evidence, Why};
 use crate::machines::timeline::{Event, Stage};
 use crate::machines::{Hold, Machine};
@@ -121,11 +122,41 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
                 or_dash(m.since.map(time)),
                 or_dash(m.stages),
                 or_dash(m.firmware.map(|f| f.to_string()).as_deref()),
+                or_dash(m.origin.as_ref().map(declared)),
+                or_dash((!m.labels.is_empty()).then(|| m.labels.join(" "))),
             ]
         })
         .collect();
-    let heads = ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "STAGES", "FIRMWARE"];
-    table(heads, &rows, "no machine was seen or declared")
+    let heads =
+        ["NODE", "MAC", "ADDRESS", "PROFILE", "STAGE", "SINCE", "STAGES", "FIRMWARE", "DECLARED", "LABELS"];
+    let mut shown = table(heads, &rows, "no machine was seen or declared");
+    for machine in machines {
+        if let Some(problem) = &machine.problem {
+            shown.push_str(&format!("{}: {problem}\n", machine.label()));
+        }
+    }
+    shown
+}
+
+fn declared(origin: &Origin) -> String {
+    match origin {
+        Origin::File(place) => place.to_string(),
+        Origin::Kept => "database".to_owned(),
+        Origin::Rule(place) => format!("rule {place}"),
+    }
+}
+
+/// In a line for each kind of change; of many machines, how many.
+pub(super) fn nodes_changed(changed: &NodesChanged) -> String {
+    const NAMED: usize = 20;
+    let NodesChanged { meant, added, changed: others, removed } = changed;
+    let line = |what: &str, names: &[String]| match names.len() {
+        0 => String::new(),
+        1..=NAMED => format!("{what} {}\n", names.join(" ")),
+        many => format!("{what} {many} machines\n"),
+    };
+    let lines = [line("added", added), line("changed", others), line("removed", removed)].concat();
+    if lines.is_empty() { format!("nothing to change of {meant}: they were so already\n") } else { lines }
 }
 
 pub(super) fn way_in(way_in: WayIn) -> String {

@@ -1,6 +1,6 @@
 //! The lists of a configuration: profiles, nodes, and what they refer to. Workloads have a file of their own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use pxe_common::Mac;
@@ -9,9 +9,12 @@ use toml::Spanned;
 use super::DOCKER_NODE;
 use super::file::{File, NodeTable, ProfileTable};
 use super::findings::Findings;
+use super::nodes::{is_key, is_value, quoted};
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Dhcp, DhcpMode, Node, OnExit, Profile, Run, Source, Unknown, assignment, storage, values};
+use super::{
+    Dhcp, DhcpMode, Node, OnExit, Origin, Profile, Run, Source, Unknown, assignment, storage, values,
+};
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
@@ -208,7 +211,7 @@ pub(super) fn default_profile(
     }
 }
 
-fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Findings<'_>) {
+pub(super) fn known_profile(name: &Spanned<String>, profiles: &[Profile], findings: &mut Findings<'_>) {
     if profiles.iter().all(|p| p.name != *name.get_ref()) {
         let names: Vec<&str> = profiles.iter().map(|p| p.name.as_str()).collect();
         let right = if names.is_empty() {
@@ -246,7 +249,7 @@ pub(super) fn nodes(
     findings: &mut Findings<'_>,
 ) -> Vec<Node> {
     let mut nodes: Vec<Node> = Vec::new();
-    for NodeTable { name, mac, address, profile, rescue, memory, labels } in &raw.nodes {
+    for NodeTable { name, mac, address, profile, rescue, memory, labels, keys } in &raw.nodes {
         if !is_host_label(name.get_ref()) {
             findings.add(
                 name.span(),
@@ -298,9 +301,33 @@ pub(super) fn nodes(
             rescue: *rescue,
             memory,
             labels: assignment::labels(labels, findings),
+            keys: free_keys(keys, findings),
+            origin: Origin::File(findings.place(name.span())),
+            uuid: None,
+            problem: None,
         });
     }
     nodes
+}
+
+fn free_keys(
+    keys: &BTreeMap<Spanned<String>, Spanned<String>>,
+    findings: &mut Findings<'_>,
+) -> BTreeMap<String, String> {
+    for (key, value) in keys {
+        if !is_key(key.get_ref()) {
+            findings.add(
+                key.span(),
+                format!("{} can't be a key of a node", quoted(key.get_ref())),
+                "small letters, digits and hyphens, at most 32, the first a letter, and no key that a node has",
+            );
+        }
+        if !is_value(value.get_ref()) {
+            let right = "at most 256 characters, and no control characters";
+            findings.add(value.span(), format!("{} can't be its value", quoted(value.get_ref())), right);
+        }
+    }
+    keys.iter().map(|(key, value)| (key.get_ref().clone(), value.get_ref().clone())).collect()
 }
 
 /// `add` is the command that takes an image from a file, to where its reference is looked up.

@@ -35,6 +35,8 @@ pub(super) struct File {
     pub(super) storage: Vec<StorageTable>,
     #[serde(default, rename = "node")]
     pub(super) nodes: Vec<NodeTable>,
+    #[serde(default, rename = "rule")]
+    pub(super) rules: Vec<Spanned<RuleTable>>,
     #[serde(default, rename = "workload")]
     pub(super) workloads: Vec<WorkloadTable>,
 }
@@ -179,6 +181,29 @@ pub(super) struct NodeTable {
     pub(super) memory: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) labels: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) keys: BTreeMap<Spanned<String>, Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RuleTable {
+    #[serde(rename = "match")]
+    pub(super) matches: Spanned<MatchTable>,
+    pub(super) name: Spanned<String>,
+    pub(super) profile: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) labels: Vec<Spanned<String>>,
+}
+
+/// What a machine has to be like; each one value or several, of which one fits.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct MatchTable {
+    pub(super) mac: Option<Spanned<OneOrMany<String>>>,
+    pub(super) relay: Option<Spanned<OneOrMany<String>>>,
+    pub(super) port: Option<Spanned<OneOrMany<String>>>,
+    pub(super) uuid: Option<Spanned<OneOrMany<String>>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::Config;
 use super::file::File;
+use super::{Config, Place};
 
 /// One thing that is wrong in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +34,18 @@ pub(super) struct Findings<'a> {
     text: &'a str,
     file: &'a Path,
     problems: Vec<Problem>,
+    /// Where its lines end: thousands of machines are told theirs.
+    ends: Vec<usize>,
 }
 
 impl<'a> Findings<'a> {
     pub(super) fn new(text: &'a str, file: &'a Path) -> Self {
-        Self { text, file, problems: Vec::new() }
+        let ends = text.match_indices('\n').map(|(at, _)| at).collect();
+        Self { text, file, problems: Vec::new(), ends }
     }
 
     pub(super) fn add(&mut self, at: Range<usize>, what: impl Into<String>, right: impl Into<String>) {
-        let before = self.text.get(..at.start).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
+        let (before, line) = self.before(&at);
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         self.problems.push(Problem {
             file: self.file.to_owned(),
@@ -52,6 +54,16 @@ impl<'a> Findings<'a> {
             what: what.into(),
             right: right.into(),
         });
+    }
+
+    fn before(&self, at: &Range<usize>) -> (&'a str, usize) {
+        let before = self.text.get(..at.start).unwrap_or(self.text);
+        (before, self.ends.partition_point(|end| *end < before.len()) + 1)
+    }
+
+    /// Where something stands.
+    pub(super) fn place(&self, at: Range<usize>) -> Place {
+        Place(format!("{}:{}", self.file.display(), self.before(&at).1))
     }
 
     /// The directory that relative paths start from.

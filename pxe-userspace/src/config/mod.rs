@@ -8,6 +8,8 @@ pub mod cmdline;
 mod entries;
 mod file;
 mod findings;
+pub mod nodes;
+pub mod rules;
 mod segment;
 pub mod storage;
 mod survey;
@@ -30,8 +32,10 @@ use findings::Findings;
 
 pub use carousel::Carousel;
 pub use findings::Problem;
+pub use nodes::{Node, Nodes, Origin, Place};
 pub use storage::StoragePlan;
 pub use validate::API_SOCKET;
+pub use values::{size, written_size};
 
 /// The image of nodes with `run = "docker"`, which comes with the assets.
 pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
@@ -96,7 +100,9 @@ pub struct Config {
     pub default_profile: Option<String>,
     pub profiles: Vec<Profile>,
     pub storage: Vec<StoragePlan>,
-    pub nodes: Vec<Node>,
+    pub nodes: Nodes,
+    /// What other machines become.
+    pub rules: Vec<rules::Rule>,
     pub workloads: Vec<Workload>,
 }
 
@@ -287,21 +293,6 @@ pub enum Rescue {
     Off,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Node {
-    pub name: String,
-    pub mac: Mac,
-    /// A reservation. May lie outside the dynamic range.
-    pub address: Option<Ipv4Addr>,
-    pub profile: Option<String>,
-    /// In place of the profile's.
-    pub rescue: Option<Rescue>,
-    /// The machine's memory in bytes, for the check that what it is sent fits.
-    pub memory: Option<u64>,
-    /// What workloads are assigned by.
-    pub labels: Vec<String>,
-}
-
 /// A container on the appliance itself, or on nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -383,7 +374,7 @@ impl Dhcp {
 impl Config {
     /// The node declared for `mac`.
     pub fn node(&self, mac: Mac) -> Option<&Node> {
-        self.nodes.iter().find(|n| n.mac == mac)
+        self.nodes.by_mac(mac).map(|node| &**node)
     }
 
     /// The profile named `name`.
@@ -403,8 +394,8 @@ impl Config {
 
     /// The declared nodes that run a Docker engine.
     pub fn docker_nodes(&self) -> impl Iterator<Item = &Node> {
-        let runs_docker = |node: &&Node| self.profile_of(node.mac).is_some_and(|p| p.run == Run::Docker);
-        self.nodes.iter().filter(runs_docker)
+        let runs_docker = |node: &&Node| self.profile_for(Some(node)).is_some_and(|p| p.run == Run::Docker);
+        self.nodes.iter().map(|node| &**node).filter(runs_docker)
     }
 
     /// Whether what a node's engine holds is still there after a reboot: a volume of its storage plan is

@@ -14,8 +14,8 @@ use super::findings::Findings;
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{
-    Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, assignment, carousel, entries, storage, values,
-    workloads,
+    Api, Boot, Config, Dhcp, DhcpMode, Docker, Http, Network, assignment, carousel, entries, rules, storage,
+    values, workloads,
 };
 
 /// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
@@ -48,6 +48,7 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let default_profile = entries::default_profile(raw, &profiles, &dhcp, findings);
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);
     let nodes = entries::nodes(raw, &segment, &profiles, &mut claimed, findings);
+    let rules = rules::rules(raw, &profiles, findings);
     let http = http(raw, findings);
     let carousel = carousel::carousel(raw, &network, findings);
     let engines = assignment::docker_nodes(&nodes, &profiles, &storage, default_profile.as_ref());
@@ -73,7 +74,8 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
         default_profile,
         profiles,
         storage,
-        nodes,
+        nodes: nodes.into(),
+        rules,
         workloads,
     })
 }

@@ -27,7 +27,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 }
 
 /// `512M`, `2G`, `65536K`; units are powers of 1024, as memory is sold.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub fn size(text: &str) -> Option<u64> {
     let number = text.trim_end_matches("iB").trim_end_matches(['K', 'M', 'G', 'T']);
     let unit: u64 = match text[number.len()..].trim_end_matches("iB") {
         "K" => 1 << 10,
@@ -37,6 +37,14 @@ pub(super) fn size(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// A size as [`size`] reads it: whole, in the largest unit that it has; what is less than a K is left out.
+pub fn written_size(bytes: u64) -> String {
+    let units = [("T", 40), ("G", 30), ("M", 20)];
+    let whole = units.iter().find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
+    let (unit, shift) = whole.unwrap_or(&("K", 10));
+    format!("{}{unit}", bytes >> shift)
 }
 
 /// `800M`, `2.5G`, `100Mbit`: bits a second, in powers of 1000 as links are sold. The result is in bytes.
@@ -141,6 +149,9 @@ mod tests {
     fn sizes() {
         assert_eq!(size("512M"), Some(512 << 20));
         assert_eq!(size("2GiB"), Some(2 << 30));
+        for text in ["512M", "2G", "3T", "1500M", "1K", "1025K"] {
+            assert_eq!(size(text).map(written_size).as_deref(), Some(text));
+        }
         for text in ["", "512", "M", "1.5G", "iB", "1iB", "99999999999T", "1MB"] {
             assert_eq!(size(text), None, "{text}");
         }

@@ -2,16 +2,18 @@
 //!
 //! The register has one row for each machine, [`timeline`] its events ([`event`]), [`diagnosis`] why its boot fails,
 //! [`pacing`] when it is its turn, [`console`] what it printed, [`holds`] and [`rescue`] what people do to its boot.
-//! [`segment`] identifies the hosts that send requests.
+//! [`segment`] identifies the hosts that send requests. [`kept`] has the machines that people declare while the daemon
+//! runs.
 
 pub mod console;
 pub mod diagnosis;
 pub mod event;
 pub mod holds;
+pub mod kept;
 pub mod pacing;
 mod register;
 pub mod rescue;
 pub mod segment;
 pub mod timeline;
 
-pub use register::{Fetching, Hold, Machine, Machines};
+pub use register::{Fetching, Hold, Machine, Machines, Place};

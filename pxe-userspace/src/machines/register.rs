@@ -1,7 +1,10 @@
 //! Every machine seen or declared: who it is, which address it holds, how far it got.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::Bound;
+use std::str::FromStr;
 use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
-use crate::config::{Config, Node};
+use crate::config::{Config, Node, Origin};
 
 /// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
 /// who forges MAC addresses.
@@ -57,6 +60,19 @@ pub struct Machine {
     /// Somebody wants it to stop in stage 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hold: Option<Hold>,
+    /// Where it is declared; `None` when it is not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub origin: Option<Origin>,
+    /// The address that is reserved for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reserved: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub labels: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub keys: BTreeMap<String, String>,
+    /// What of its declaration is not in effect, and why.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub problem: Option<String>,
 }
 
 /// Which boots stop in stage 1.
@@ -96,7 +112,23 @@ impl Machine {
             firmware: None,
             uuid: None,
             hold: None,
+            origin: None,
+            reserved: None,
+            labels: Vec::new(),
+            keys: BTreeMap::new(),
+            problem: None,
         }
+    }
+
+    /// Takes over what is declared of it, or that nothing is.
+    fn declare(&mut self, node: Option<&Node>, profile: Option<&str>) {
+        self.name = node.map(|n| n.name.clone());
+        self.profile = profile.map(str::to_owned);
+        self.origin = node.map(|n| n.origin.clone());
+        self.reserved = node.and_then(|n| n.address);
+        self.labels = node.map(|n| n.labels.clone()).unwrap_or_default();
+        self.keys = node.map(|n| n.keys.clone()).unwrap_or_default();
+        self.problem = node.and_then(|n| n.problem.clone());
     }
 
     /// Whether the firmware it booted with last is a UEFI.
@@ -122,9 +154,43 @@ pub struct Machines(Arc<RwLock<Register>>);
 #[derive(Default)]
 struct Register {
     by_mac: HashMap<Mac, Machine>,
+    /// All of them, in the order that they are shown in.
+    order: BTreeSet<Place>,
     by_address: HashMap<Ipv4Addr, Mac>,
     /// At this many machines some are to be forgotten. It grows, so that not every new machine causes a search.
     look_at: usize,
+}
+
+/// Where a machine stands among the others: those with names first, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    unnamed: bool,
+    name: String,
+    mac: Mac,
+}
+
+impl Place {
+    fn of(machine: &Machine) -> Self {
+        let name = machine.name.clone();
+        Self { unnamed: name.is_none(), name: name.unwrap_or_default(), mac: machine.mac }
+    }
+}
+
+/// As a cursor: what comes behind it is not changed by what comes and goes before.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", text::hex(&self.mac.0), self.name)
+    }
+}
+
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (mac, name) = text.split_at_checked(12).ok_or(())?;
+        let mac = text::unhex(mac).and_then(|mac| mac.try_into().ok()).ok_or(())?;
+        Ok(Self { unnamed: name.is_empty(), name: name.to_owned(), mac: Mac(mac) })
+    }
 }
 
 impl Machines {
@@ -138,15 +204,20 @@ impl Machines {
     /// Applies names and profiles of a configuration, also of a changed one.
     pub fn declare(&self, config: &Config) {
         let mut register = self.write();
-        for node in &config.nodes {
+        for node in config.nodes.iter() {
             register.machine(node.mac);
         }
-        let nodes: HashMap<Mac, &Node> = config.nodes.iter().map(|node| (node.mac, node)).collect();
-        for machine in register.by_mac.values_mut() {
-            let node = nodes.get(&machine.mac).copied();
-            machine.name = node.map(|n| n.name.clone());
-            machine.profile = config.profile_for(node).map(|p| p.name.clone());
+        for node in config.nodes.shadowed() {
+            register.machine(node.mac);
         }
+        for machine in register.by_mac.values_mut() {
+            let node = config.node(machine.mac);
+            machine.declare(node, config.profile_for(node).map(|p| p.name.as_str()));
+        }
+        for node in config.nodes.shadowed() {
+            register.machine(node.mac).problem = node.problem.clone();
+        }
+        register.order = register.by_mac.values().map(Place::of).collect();
     }
 
     /// The machine with this MAC, entered now if it is new.
@@ -171,9 +242,43 @@ impl Machines {
 
     /// All of them, by name, then MAC.
     pub fn all(&self) -> Vec<Machine> {
-        let mut all: Vec<_> = self.read().by_mac.values().cloned().collect();
-        all.sort_by(|a, b| (a.name.is_none(), &a.name, a.mac).cmp(&(b.name.is_none(), &b.name, b.mac)));
-        all
+        let register = self.read();
+        register.in_order(None).map(|(_, machine)| machine.clone()).collect()
+    }
+
+    /// The one of this name.
+    pub fn by_name(&self, name: &str) -> Option<Machine> {
+        let register = self.read();
+        let first = Place { unnamed: false, name: name.to_owned(), mac: Mac::default() };
+        let place =
+            register.order.range(first..).next().filter(|place| !place.unnamed && place.name == name)?;
+        register.by_mac.get(&place.mac).cloned()
+    }
+
+    /// The first `limit` of those behind a place that are wanted, in the order of [`all`](Machines::all), and the place
+    /// of the last one where there may be more. Others than these are looked at, and not copied.
+    pub fn page(
+        &self,
+        after: Option<&Place>,
+        limit: usize,
+        wanted: impl Fn(&Machine) -> bool,
+    ) -> (Vec<Machine>, Option<Place>) {
+        let register = self.read();
+        let mut found = register.in_order(after).filter(|(_, machine)| wanted(machine));
+        let mut page = Vec::new();
+        let mut last = None;
+        for (place, machine) in found.by_ref().take(limit) {
+            page.push(machine.clone());
+            last = Some(place);
+        }
+        let more = found.next().is_some();
+        (page, last.filter(|_| more).cloned())
+    }
+
+    /// Calls `look` with all machines, in their order.
+    pub fn look<T>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &Machine>) -> T) -> T {
+        let register = self.read();
+        look(&mut register.in_order(None).map(|(_, machine)| machine))
     }
 
     /// How many there are at each stage of their last boot; `None` for those that have not booted.
@@ -293,19 +398,33 @@ impl Register {
             self.forget_some();
             self.look_at = self.by_mac.len() + MACHINES_MAX / 2;
         }
-        self.by_mac.entry(mac).or_insert_with(|| Machine::new(mac))
+        self.by_mac.entry(mac).or_insert_with(|| {
+            let machine = Machine::new(mac);
+            self.order.insert(Place::of(&machine));
+            machine
+        })
+    }
+
+    fn in_order<'a>(&'a self, after: Option<&Place>) -> impl Iterator<Item = (&'a Place, &'a Machine)> {
+        let from = after.map_or(Bound::Unbounded, |place| Bound::Excluded(place.clone()));
+        let places = self.order.range((from, Bound::Unbounded));
+        places.filter_map(|place| Some((place, self.by_mac.get(&place.mac)?)))
     }
 
     /// Forgets half of the machines that are neither declared nor hold an address, those first that
     /// were not seen for the longest time.
     fn forget_some(&mut self) {
-        let forgettable =
-            self.by_mac.values().filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none());
+        let forgettable = self
+            .by_mac
+            .values()
+            .filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none() && m.problem.is_none());
         let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
         forgettable.sort_unstable();
         forgettable.truncate(forgettable.len().div_ceil(2));
         for (_, mac) in forgettable {
-            self.by_mac.remove(&mac);
+            if let Some(machine) = self.by_mac.remove(&mac) {
+                self.order.remove(&Place::of(&machine));
+            }
         }
     }
 }
@@ -333,7 +452,11 @@ mod tests {
     fn made_up_machines_are_forgotten_and_real_ones_are_not() {
         let machines = Machines::default();
         machines.bound(A, Ipv4Addr::new(10, 77, 0, 100));
-        machines.write().machine(B).name = Some("n1".into());
+        {
+            let mut register = machines.write();
+            register.machine(B).name = Some("n1".into());
+            register.order = register.by_mac.values().map(Place::of).collect();
+        }
         let made_up = |n: u32| {
             let [_, b, c, d] = n.to_be_bytes();
             Mac([6, 0, 0, b, c, d])
@@ -346,5 +469,45 @@ mod tests {
         assert!(machines.get(A).is_some() && machines.get(B).is_some());
         let last = 3 * MACHINES_MAX as u32 - 1;
         assert!(machines.get(made_up(last)).is_some() && machines.get(made_up(0)).is_none());
+        assert_eq!(machines.all().len(), machines.read().by_mac.len(), "the order has those that there are");
+    }
+
+    /// Ten thousand, a page at a time: each once, in order, and no more of them are looked at than a page has.
+    #[test]
+    fn pages_are_all_machines_once_and_copy_no_others() {
+        let machines = Machines::default();
+        {
+            let mut register = machines.write();
+            for n in 0..10_000u32 {
+                let [_, b, c, d] = n.to_be_bytes();
+                let name = (n < 7_000).then(|| format!("n{n}"));
+                let mac = Mac([2, 0, 0, b, c, d]);
+                register.by_mac.insert(mac, Machine { name, ..Machine::new(mac) });
+            }
+            register.order = register.by_mac.values().map(Place::of).collect();
+        }
+        let all = machines.all();
+        assert!(all.is_sorted_by_key(|m| (m.name.is_none(), m.name.clone(), m.mac)));
+        let (mut after, mut paged) = (None, Vec::new());
+        loop {
+            let looked = std::cell::Cell::new(0);
+            let wanted = |_: &Machine| {
+                looked.set(looked.get() + 1);
+                true
+            };
+            let (page, next) = machines.page(after.as_ref(), 100, wanted);
+            assert!(page.len() == 100 && looked.get() <= 101, "{} of {}", looked.get(), page.len());
+            paged.extend(page);
+            let Some(next) = next else { break };
+            // As it goes over the wire.
+            after = Some(next.to_string().parse::<Place>().unwrap());
+            assert_eq!(after, Some(next));
+        }
+        assert_eq!(paged, all);
+        assert_eq!(machines.by_name("n42").and_then(|m| m.name).as_deref(), Some("n42"));
+        assert_eq!(machines.by_name("n7000"), None);
+        for text in ["", "0", "xyz000000000", "00000000000é"] {
+            assert_eq!(text.parse::<Place>(), Err(()), "{text}");
+        }
     }
 }

@@ -4,7 +4,8 @@ use pxe_common::Mac;
 
 use super::ReadError;
 use super::rows::{
-    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow,
+    VolumeKeyId,
 };
 
 /// What an engine's own errors become.
@@ -65,4 +66,10 @@ pub trait Reader: Send + Sync + 'static {
 
     /// The newest entry's id; 0 when there is none.
     fn last_audit_id(&self) -> Result<u64, ReadError>;
+
+    /// Every machine that is kept, by name.
+    fn nodes(&self) -> Result<Vec<NodeRow>, ReadError>;
+
+    /// Every machine that a rule took, by name.
+    fn named(&self) -> Result<Vec<NamedRow>, ReadError>;
 }

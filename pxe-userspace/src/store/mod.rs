@@ -24,7 +24,8 @@ use std::time::Duration;
 
 pub use engine::{BoxError, Durability, Engine, Reader};
 pub use rows::{
-    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow,
+    VolumeKeyId,
 };
 use writer::Queue;
 

@@ -82,6 +82,24 @@ pub struct TokenRow {
     pub expires: Option<Timestamp>,
 }
 
+/// A machine that is kept here, and not in the configuration's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// As its owner tells names apart.
+    pub name: String,
+    pub mac: Mac,
+    /// JSON.
+    pub body: String,
+}
+
+/// A machine that a rule took, and the name that it has since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedRow {
+    pub name: String,
+    /// What it is known again by, and what rules go by, in JSON.
+    pub facts: String,
+}
+
 /// Something that somebody changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRow {
@@ -108,6 +126,12 @@ pub enum Change {
     AddToken(TokenRow),
     RemoveToken(String),
     AddAudit(AuditRow),
+    /// In place of what there was of that name.
+    PutNode(NodeRow),
+    RemoveNode(String),
+    /// In place of what there was of that name.
+    PutNamed(NamedRow),
+    RemoveNamed(String),
 }
 
 impl Change {
@@ -120,6 +144,10 @@ impl Change {
             }
             // A token that was removed must not come back, and what somebody changed is not forgotten.
             Self::AddToken(_) | Self::RemoveToken(_) | Self::AddAudit(_) => Durability::All,
+            // What a machine is, and what it is called, does not depend on when the power went.
+            Self::PutNode(_) | Self::RemoveNode(_) | Self::PutNamed(_) | Self::RemoveNamed(_) => {
+                Durability::All
+            }
             Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => match document {
                 Document::Hold => Durability::All,
                 // A count that a power cut takes back costs a boot, and so does a session.
@@ -139,6 +167,8 @@ impl Change {
             Self::AddVolumeKey(..) => "the key of a volume",
             Self::AddToken(_) | Self::RemoveToken(_) => "tokens",
             Self::AddAudit(_) => "the audit",
+            Self::PutNode(_) | Self::RemoveNode(_) => "machines",
+            Self::PutNamed(_) | Self::RemoveNamed(_) => "names of machines",
         }
     }
 }

@@ -358,7 +358,7 @@ mod tests {
         let fleet = fleet(dir.path(), &config);
         assert_eq!(fleet.node_of(config.nodes[0].mac).as_deref(), Some("n1"));
         assert_eq!(fleet.node_of(Mac([2, 0, 0, 0, 0, 9])), None);
-        fleet.declare(&Config { nodes: Vec::new(), ..config.clone() }, |_, _| async {});
+        fleet.declare(&Config { nodes: Default::default(), ..config.clone() }, |_, _| async {});
         assert_eq!(fleet.node_of(config.nodes[0].mac), None);
     }
 }

@@ -195,7 +195,7 @@ proptest! {
             let full = new.map_or(0, BTreeSet::len) >= on.count.unwrap_or(0) as usize && new.is_some();
             prop_assert!(full || second.short.contains_key(&workload.name), "short, and nobody is told");
         }
-        for node in &config.nodes {
+        for node in config.nodes.iter() {
             let here = config.workloads.iter().filter(|w| second.placed.get(&w.name).is_some_and(|on| on.contains(&node.name)));
             let mut ports: Vec<u16> = here.flat_map(|w| w.ports.iter().map(|port| port.host)).collect();
             let published = ports.len();

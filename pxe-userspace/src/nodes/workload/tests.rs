@@ -43,14 +43,11 @@ fn config(state_dir: &Path, workloads: Vec<Workload>) -> Config {
         profiles: Vec::new(),
         storage: Vec::new(),
         nodes: vec![config::Node {
-            name: "n1".into(),
-            mac: pxe_common::Mac([2, 0, 0, 0, 0, 1]),
             address: Some([10, 99, 0, 199].into()),
-            profile: None,
-            rescue: None,
-            memory: None,
-            labels: Vec::new(),
-        }],
+            ..config::Node::new("n1", pxe_common::Mac([2, 0, 0, 0, 0, 1]))
+        }]
+        .into(),
+        rules: Vec::new(),
         workloads,
     }
 }

@@ -1,6 +1,6 @@
 //! What the configuration means for replies: who gets a boot file, and the grant for each machine.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,9 @@ use pxe_common::dhcp::{Boot, Firmware, Grant, option, reply::OPTIONS_CAP};
 use pxe_contract::paths::{GRUB_BIOS, GRUB_EFI_X64};
 
 use super::leases::Pool;
-use crate::config::{Config, DhcpMode, IpxeLoader, Node, Unknown};
+use crate::config::rules::Facts;
+use crate::config::{Config, DhcpMode, IpxeLoader, Node, Origin, Unknown};
+use crate::machines::kept::says_more;
 use crate::provision::boot::Appliance;
 use crate::provision::boot::Generated;
 
@@ -39,8 +41,6 @@ const OWNED: [u8; 16] = [
 #[derive(Clone, Debug)]
 pub struct Scope {
     config: Arc<Config>,
-    /// Each declared machine's index in the configuration.
-    nodes: HashMap<Mac, usize>,
     common: [u8; OPTIONS_CAP],
     /// Where each common option ends, so that a reply can be shortened option by option.
     ends: Vec<u16>,
@@ -51,9 +51,7 @@ pub struct Scope {
 impl Scope {
     pub fn new(config: Arc<Config>) -> Self {
         let common = common_options(&config);
-        let nodes = config.nodes.iter().enumerate().map(|(i, node)| (node.mac, i)).collect();
-        let mut scope =
-            Self { config, nodes, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
+        let mut scope = Self { config, common: [0; OPTIONS_CAP], ends: Vec::new(), left_out: Vec::new() };
         for (code, value) in common {
             scope.append(code, &value);
         }
@@ -84,12 +82,28 @@ impl Scope {
 
     /// The machines that the configuration names.
     pub fn declared(&self) -> HashSet<Mac> {
-        self.nodes.keys().copied().collect()
+        self.config.nodes.iter().map(|node| node.mac).collect()
     }
 
     /// What the configuration says of the machine.
     fn node(&self, mac: Mac) -> Option<&Node> {
-        self.nodes.get(&mac).map(|i| &self.config.nodes[*i])
+        self.config.node(mac)
+    }
+
+    /// Whether a rule may take the machine, once more is known of it; or whether it may be another machine than the one
+    /// that a rule took.
+    pub fn may_be_named(&self, facts: &Facts) -> bool {
+        let node = match self.config.rules.is_empty() {
+            true => return false,
+            false => self.node(facts.mac),
+        };
+        match node {
+            None => self.config.rules.iter().any(|rule| rule.matches.may_fit(facts)),
+            Some(node) if matches!(node.origin, Origin::Rule(_)) => {
+                says_more(node.uuid.as_deref(), facts.uuid.as_deref())
+            }
+            Some(_) => false,
+        }
     }
 
     /// Whether the address is on the boot segment.

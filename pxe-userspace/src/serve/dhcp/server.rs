@@ -2,6 +2,7 @@
 //! what to send, what happened. Nothing here waits, reads a clock or touches a socket.
 
 mod asked;
+mod heard;
 mod pace;
 mod status;
 
@@ -11,18 +12,20 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
-use pxe_common::dhcp::{self, BUFFER, Firmware, Grant, Kind, MessageType, Request, TooLong};
+use pxe_common::dhcp::{self, BUFFER, Firmware, Grant, Kind, MessageType, Packet, Request, TooLong};
 use pxe_common::wire::port;
 
 use self::asked::{Asked, aliases, event, noted, parse, recipient};
 use super::Scope;
 use super::kernel::Answered;
 use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
+use crate::config::rules::Facts;
 use crate::config::{Config, DhcpMode};
 use crate::machines::diagnosis::Note;
 use crate::machines::pacing::{Pacing, Patience, Verdict};
 use crate::machines::timeline::{Happened, Stage, Who};
 
+pub use heard::Unnamed;
 pub use status::{Counters, Evidence, Rival};
 
 /// Who sent a datagram, and to which of our ports.
@@ -77,6 +80,8 @@ pub enum Command {
     Waits(Mac, usize),
     Event(Happened),
     Noted(Mac, Note),
+    /// A rule may give the machine a name: first that, then [`Server::handle_named`].
+    Unnamed(Unnamed),
     /// The request gets no answer, and no other Command reports it.
     Unanswered {
         source: SocketAddrV4,
@@ -175,6 +180,10 @@ impl Server {
         if self.scope.mode() != DhcpMode::Authoritative || !self.scope.serves(mac) || !self.may_offer(mac) {
             return None;
         }
+        // The daemon gives it a name first.
+        if self.scope.may_be_named(&Facts::new(mac)) {
+            return None;
+        }
         let Speakable { address, until } = self.leases.speakable(mac, now)?;
         Some(Standing {
             grant: self.scope.grant(mac, address),
@@ -232,15 +241,15 @@ impl Server {
         commands
     }
 
-    /// A datagram arrived on one of the server's ports.
-    pub fn handle(&mut self, meta: Meta, datagram: &[u8], now: Timestamp) -> Vec<Command> {
-        let (packet, request) = match parse(datagram) {
-            Ok(parsed) => parsed,
-            Err(pass) => {
-                self.counters.malformed(pass);
-                return vec![Command::Unanswered { source: meta.source, why: pass.name() }];
-            }
-        };
+    /// Decides about a request.
+    fn answer(
+        &mut self,
+        meta: Meta,
+        packet: Packet,
+        request: Request,
+        datagram: &[u8],
+        now: Timestamp,
+    ) -> Vec<Command> {
         self.counters.received(request.message);
         self.counters.odd += u64::from(request.odd);
         if !self.scope.serves(request.mac) {

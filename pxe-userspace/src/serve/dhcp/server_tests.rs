@@ -79,14 +79,14 @@ fn config() -> Config {
             run: config::Run::Image,
         }],
         storage: Vec::new(),
-        nodes: Vec::new(),
+        nodes: Default::default(),
+        rules: Vec::new(),
         workloads: Vec::new(),
     }
 }
 
 fn node(mac: Mac, address: Option<Ipv4Addr>) -> config::Node {
-    let labels = Vec::new();
-    config::Node { name: "n1".into(), mac, address, profile: None, rescue: None, memory: None, labels }
+    config::Node { address, ..config::Node::new("n1", mac) }
 }
 
 /// A request as dhcproto writes it.
@@ -158,6 +158,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Unanswered { why, .. } => outcome.unanswered = Some(why),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
             Command::Noted(_, note) => outcome.noted.push(note),
+            Command::Unnamed(unnamed) => outcome.unnamed = Some(unnamed),
             Command::Described { firmware, uuid, profile, .. } => {
                 outcome.described = Some((firmware, uuid, profile));
             }
@@ -168,6 +169,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
 
 #[derive(Debug, Default)]
 struct Outcome {
+    unnamed: Option<Unnamed>,
     replies: Vec<(To, Message)>,
     changes: Vec<Change>,
     stages: Vec<Stage>,
@@ -301,6 +303,42 @@ fn inform_is_answered_without_a_lease() {
     Client::new(Type::Inform).set(|m| m.set_ciaddr([8, 8, 8, 8])).to(&mut server).silent();
 }
 
+/// The machine is named first, also where strangers are given nothing; then what it asked for is answered.
+#[test]
+fn a_machine_that_a_rule_may_take_is_named_before_it_is_answered() {
+    let text = "network = { bridge = \"b\", address = \"10.77.0.1/24\" }\n\
+        dhcp = { range = [\"10.77.0.100\", \"10.77.0.199\"], unknown = \"ignore\" }\n\
+        [[profile]]\nname = \"web\"\nimage = \"a\"\n\
+        [[rule]]\nmatch = { mac = \"MACS\" }\nname = \"c{n:03}\"\nprofile = \"web\"\n";
+    let text = text.replace("MACS", &MAC.to_string()[..5]);
+    let config = config::parse(&text, std::path::Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
+    let mut server = Server::new(config.clone().into(), []);
+    let asked = Client::new(Type::Discover).pxe(7).to(&mut server);
+    let unnamed = asked.unnamed.expect("it is to be named");
+    assert_eq!((unnamed.facts.mac, asked.replies.len(), asked.stages.len()), (MAC, 0, 0));
+    // No rule took it after all: it is a stranger.
+    let now = Timestamp::now();
+    assert!(server.handle_named(unnamed.meta, &unnamed.datagram, now).is_empty());
+    // An operating system that asks is no machine that boots.
+    Client::new(Type::Discover).to(&mut server).silent();
+
+    let named = config::Node {
+        profile: Some("web".into()),
+        origin: config::Origin::Rule(config::Place("/c.toml:6".into())),
+        ..config::Node::new("c001", MAC)
+    };
+    server.reconfigure(config.with_nodes([&Arc::new(named)]).into());
+    let commands = server.handle_named(unnamed.meta, &unnamed.datagram, now);
+    let sent = commands.iter().filter(|command| matches!(command, Command::Send(_))).count();
+    assert_eq!(sent, 1, "{commands:?}");
+    let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
+    assert_eq!(
+        file(offer.reply(Type::Offer).1).as_deref(),
+        Some("grub/x86_64-efi.efi"),
+        "and from now on at once"
+    );
+}
+
 #[test]
 fn unknown_machines_by_policy() {
     let mut config = config();
@@ -308,7 +346,7 @@ fn unknown_machines_by_policy() {
     let mut server = Server::new(config.clone().into(), []);
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     assert_eq!(file(offer.reply(Type::Offer).1), None);
-    config.nodes.push(node(MAC, Some(ip(11))));
+    config.nodes = vec![node(MAC, Some(ip(11)))].into();
     server.reconfigure(config.clone().into());
     let offer = Client::new(Type::Discover).pxe(7).to(&mut server);
     let (_, message) = offer.reply(Type::Offer);
@@ -317,7 +355,7 @@ fn unknown_machines_by_policy() {
     config.dhcp.unknown = config::Unknown::Ignore;
     server.reconfigure(config.clone().into());
     Client::new(Type::Discover).to(&mut server).reply(Type::Offer);
-    config.nodes.clear();
+    config.nodes = Default::default();
     server.reconfigure(config.clone().into());
     Client::new(Type::Discover).to(&mut server).silent();
     Client::new(Type::Request).requested([1, 2, 3, 4].into()).to(&mut server).silent();

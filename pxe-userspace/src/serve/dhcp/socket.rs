@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::server::Command;
 use super::wire::{BATCH, Heard, ServeError, Sockets};
 use super::{
-    Answered, Change, Counters, Kernel, Lease, LeaseState, LeaseStore, Rival, Room, Server, Told, kernel,
+    Answered, Change, Counters, Kernel, Lease, LeaseState, LeaseStore, Rival, Room, Server, Told, Unnamed,
+    kernel,
 };
 use crate::base::lock::Unpoisoned as _;
-use crate::config::Config;
+use crate::config::{Config, DhcpMode};
 use crate::host::net::{BridgeInfo, Neighbours};
 use crate::machines::Machines;
 use crate::machines::timeline::{Timeline, Who};
@@ -37,12 +38,26 @@ pub struct Dhcp {
     server: Arc<Mutex<Server>>,
     kernel: Option<Kernel>,
     reached: mpsc::UnboundedSender<(Mac, Stage)>,
+    unnamed: mpsc::Sender<Unnamed>,
+    named: mpsc::UnboundedSender<Unnamed>,
 }
+
+/// Machines that may be given names at a time. Others are answered as they are.
+const UNNAMED: usize = 1024;
 
 /// What [`Bound::run`] needs from [`Dhcp::open`].
 pub struct Opened {
     store: LeaseStore,
     reached: mpsc::UnboundedReceiver<(Mac, Stage)>,
+    named: mpsc::UnboundedReceiver<Unnamed>,
+    unnamed: Option<mpsc::Receiver<Unnamed>>,
+}
+
+impl Opened {
+    /// Machines that may be given names: [`Dhcp::named`] is told of each. Once.
+    pub fn take_unnamed(&mut self) -> mpsc::Receiver<Unnamed> {
+        self.unnamed.take().expect("it is taken once")
+    }
 }
 
 /// What `bridgehead status` shows of DHCP.
@@ -96,9 +111,12 @@ impl Dhcp {
         }
         warn_left_out(&server);
         let (got_on, reached) = mpsc::unbounded_channel();
-        let dhcp = Self { server: Arc::new(Mutex::new(server)), kernel, reached: got_on };
+        let (to_name, unnamed) = mpsc::channel(UNNAMED);
+        let (was_named, named) = mpsc::unbounded_channel();
+        let server = Arc::new(Mutex::new(server));
+        let dhcp = Self { server, kernel, reached: got_on, unnamed: to_name, named: was_named };
         dhcp.tell_kernel_all(&dhcp.lock());
-        Ok((dhcp, Opened { store, reached }))
+        Ok((dhcp, Opened { store, reached, named, unnamed: Some(unnamed) }))
     }
 
     /// Changes the configuration. If `dhcp.mode` changes to or from `off`, [`Bound::run`] has to be
@@ -110,10 +128,21 @@ impl Dhcp {
         self.tell_kernel_all(&server);
     }
 
+    /// The machine has its name, or gets none: what it asked for is answered now.
+    pub fn named(&self, unnamed: Unnamed) {
+        // Nobody takes it where DHCP is not served.
+        let _ = self.named.send(unnamed);
+    }
+
     /// A machine made progress in its boot, so it may be a waiting machine's turn. Never blocks.
     pub fn reached(&self, mac: Mac, stage: Stage) {
         // Nobody receives it if DHCP is not served.
         let _ = self.reached.send((mac, stage));
+    }
+
+    /// Whether the configuration has it off.
+    pub fn is_off(&self) -> bool {
+        self.lock().scope().mode() == DhcpMode::Off
     }
 
     /// The present configuration.
@@ -199,7 +228,7 @@ impl Bound {
     pub async fn run(
         self,
         dhcp: Dhcp,
-        Opened { store, mut reached }: Opened,
+        Opened { store, mut reached, mut named, .. }: Opened,
         machines: Machines,
         timeline: Timeline,
         mut told: mpsc::Receiver<Told>,
@@ -220,6 +249,7 @@ impl Bound {
                 }
                 Some(first) = told.recv() => Ok(heard(first, &mut told)),
                 Some(first) = reached.recv() => Ok(got_on(first, &mut reached)),
+                Some(first) = named.recv() => Ok(were_named(first, &mut named)),
                 _ = tick.tick() => Ok(vec![Received::Tick]),
             };
             let bridge = || task.sockets.bridge.name.clone();
@@ -271,6 +301,7 @@ impl Task {
                 Received::Packet(Heard::Request(meta, bytes)) => server.handle(meta, &bytes, now),
                 Received::Packet(Heard::Forged(mac)) => server.forged(mac, now),
                 Received::Packet(Heard::Overheard(source, bytes)) => server.overhear(&bytes, source, now),
+                Received::Named(Unnamed { meta, datagram, .. }) => server.handle_named(meta, &datagram, now),
                 Received::Reached(mac, stage) => server.reached(mac, stage, now),
                 Received::Tick => server.tick(now, |mac| self.is_fetching(mac)),
                 Received::Told(Told::Event(event)) => {
@@ -326,6 +357,11 @@ impl Task {
             Command::Standing(mac) => self.dhcp.tell_kernel(mac),
             Command::AllStanding => self.dhcp.tell_kernel_all(&self.dhcp.lock()),
             Command::Waits(mac, before) => self.machines.waits(mac, before),
+            Command::Unnamed(unnamed) => {
+                if let Err(error) = self.dhcp.unnamed.try_send(unnamed) {
+                    self.dhcp.named(error.into_inner());
+                }
+            }
             _ if !durable => {}
             Command::Bound { mac, address } => {
                 self.machines.bound(mac, address);
@@ -353,6 +389,8 @@ enum Received {
     Packet(Heard),
     /// A message of the kernel.
     Told(Told),
+    /// Its machine has been named since it came in.
+    Named(Unnamed),
     /// A machine made progress in its boot.
     Reached(Mac, Stage),
     Tick,
@@ -362,6 +400,12 @@ enum Received {
 fn heard(first: Told, told: &mut mpsc::Receiver<Told>) -> Vec<Received> {
     let more = std::iter::from_fn(|| told.try_recv().ok());
     std::iter::once(first).chain(more).take(BATCH).map(Received::Told).collect()
+}
+
+/// What is to be answered by now, `first` included.
+fn were_named(first: Unnamed, named: &mut mpsc::UnboundedReceiver<Unnamed>) -> Vec<Received> {
+    let more = std::iter::from_fn(|| named.try_recv().ok());
+    std::iter::once(first).chain(more).take(BATCH).map(Received::Named).collect()
 }
 
 /// The stages that machines have reached up to now, `first` included.

@@ -75,6 +75,18 @@ const MIGRATIONS: &[&str] = &[
         body  TEXT NOT NULL
     ) STRICT;
     ",
+    // Machines that people keep here, and what machines are called that a rule took.
+    "
+    CREATE TABLE node (
+        name  TEXT PRIMARY KEY,
+        mac   TEXT NOT NULL,
+        body  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE named (
+        name   TEXT PRIMARY KEY,
+        facts  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The layout of today.

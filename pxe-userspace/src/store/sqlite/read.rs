@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 use super::connect;
 use crate::base::lock::Unpoisoned as _;
 use crate::store::{
-    AssignmentRow, AuditRow, Document, EventRow, LeaseRow, ReadError, Reader, SealedKey, TokenRow,
-    VolumeKeyId,
+    AssignmentRow, AuditRow, Document, EventRow, LeaseRow, NamedRow, NodeRow, ReadError, Reader, SealedKey,
+    TokenRow, VolumeKeyId,
 };
 
 /// Connections that are kept for the next reader. More are opened when more read at a time.
@@ -150,6 +150,18 @@ impl Reader for Arc<Connections> {
     fn last_audit_id(&self) -> Result<u64, ReadError> {
         let query = "SELECT coalesce(max(id), 0) FROM audit";
         self.with("the audit", |db| db.query_row(query, [], |row| row.get(0)))
+    }
+
+    fn nodes(&self) -> Result<Vec<NodeRow>, ReadError> {
+        self.all("machines", "SELECT name, mac, body FROM node ORDER BY name", [], |row| {
+            Ok(NodeRow { name: row.get(0)?, mac: parsed(row, 1)?, body: row.get(2)? })
+        })
+    }
+
+    fn named(&self) -> Result<Vec<NamedRow>, ReadError> {
+        self.all("names of machines", "SELECT name, facts FROM named ORDER BY name", [], |row| {
+            Ok(NamedRow { name: row.get(0)?, facts: row.get(1)? })
+        })
     }
 }
 

@@ -87,6 +87,20 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         Change::RemoveToken(name) => {
             db.prepare_cached("DELETE FROM token WHERE name = ?")?.execute([name])?;
         }
+        Change::PutNode(node) => {
+            let insert = "INSERT OR REPLACE INTO node (name, mac, body) VALUES (?, ?, ?)";
+            db.prepare_cached(insert)?.execute(params![node.name, node.mac.to_string(), node.body])?;
+        }
+        Change::RemoveNode(name) => {
+            db.prepare_cached("DELETE FROM node WHERE name = ?")?.execute([name])?;
+        }
+        Change::PutNamed(named) => {
+            let insert = "INSERT OR REPLACE INTO named (name, facts) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![named.name, named.facts])?;
+        }
+        Change::RemoveNamed(name) => {
+            db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
+        }
         Change::AddAudit(entry) => {
             let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
             db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;

@@ -103,7 +103,7 @@ fn a_relay_may_stand_in_for_the_server() {
 #[test]
 fn a_machine_is_told_its_name_and_what_is_configured() {
     let mut config = config();
-    config.nodes.push(node(MAC, None));
+    config.nodes = vec![node(MAC, None)].into();
     config.dhcp.search = vec!["rack.example".into()];
     config.dhcp.mtu = Some(1400);
     let minutes = |n: u64| Some(Duration::from_secs(60 * n));
@@ -131,7 +131,7 @@ fn a_machine_is_told_its_name_and_what_is_configured() {
         Client::new(Type::Discover).pxe(0).option(DhcpOption::ClientIdentifier(vec![7; 60])).to(&mut server);
     let options = crowded.reply(Type::Offer).1.opts().clone();
     assert!(options.contains(OptionCode::Router) && !options.contains(OptionCode::Hostname));
-    config.nodes.clear();
+    config.nodes = Default::default();
     let stranger = Client::new(Type::Discover).to(&mut Server::new(config.into(), []));
     assert!(!stranger.reply(Type::Offer).1.opts().contains(OptionCode::Hostname));
 }
