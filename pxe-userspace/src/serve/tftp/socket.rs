@@ -28,9 +28,10 @@ use super::aside::Aside;
 use super::asker::{Asker, Sender};
 use super::job::{Accepted, Job, Refused};
 use super::perform::{Performer, World};
-use super::server::{Limits, MAX_TRANSFERS, Server, Tell};
+use super::server::{HandOver, Limits, MAX_TRANSFERS, Server, Tell};
 use super::stats::{Stat, Stats};
-use super::{FastPath, priority};
+use super::transfer::IDLE;
+use super::{Declined, FastPath, priority};
 use crate::base::descriptors;
 use crate::host::net::BridgeInfo;
 use crate::host::net::packet::{self, PacketSocket};
@@ -322,6 +323,18 @@ impl World for Wired {
 
     fn take_back(&mut self, key: &SessionKey) -> Option<Session> {
         self.fast_path.as_ref()?.take_back(key)
+    }
+
+    fn hand_over(&mut self, over: &HandOver) -> Result<(), Declined> {
+        let HandOver { key, stations, blob, session, note, .. } = over;
+        let Some(fast_path) = &self.fast_path else { return Err(Declined::NotYet) };
+        let taken = fast_path.hand_over(*key, *stations, blob, *session, monotonic_ns(), IDLE);
+        match &taken {
+            Ok(()) => fast_path.note(key, note),
+            Err(Declined::NotYet) => {}
+            Err(why) => why.log(&note.path),
+        }
+        taken
     }
 
     fn close(&mut self, key: SessionKey) {
