@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use pxe_common::Mac;
 use pxe_common::map::{Event, Session, SessionKey, Stations};
-use pxe_common::wire::{Datagram, EtherType, HEADERS_LEN, port};
+use pxe_common::wire::{Datagram, EtherType, InFrame, port};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
@@ -217,10 +217,11 @@ async fn serve(
         tokio::select! {
             () = &mut told_to_end => break,
             received = wired.sockets.receive(&mut buf) => {
-                let Received { port, from, bytes } = received?;
+                let Received { port, from, bytes, is_fragment } = received?;
                 let bytes = &buf[bytes];
                 match (port, wired.source_of_request(port, &from)) {
                     (Some(port), _) => server.on_packet(port, from, bytes, monotonic_ns()),
+                    (None, Origin::Known(_)) if is_fragment => server.on_fragment(from, bytes),
                     (None, Origin::Known(standing)) => {
                         server.on_request(Asker { sender: from, standing }, bytes, monotonic_ns());
                     }
@@ -402,7 +403,7 @@ struct Frames<S> {
 impl<S> Frames<S> {
     /// What a frame has for us. A bridge whose frames are traced sees those of others, too.
     fn taken_apart(&self, frame: &[u8]) -> Option<Received> {
-        let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
+        let InFrame { datagram, payload, is_fragment } = Datagram::in_frame(frame).ok()?;
         if datagram.destination_mac != self.mac {
             return None;
         }
@@ -412,7 +413,8 @@ impl<S> Frames<S> {
         };
         let address = SocketAddrV4::new(datagram.source, datagram.source_port);
         let from = Sender { address, stations: Stations::of(&datagram) };
-        Some(Received { port, from, bytes: HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len) })
+        // No transfer's packet needs fragments.
+        (port.is_none() || !is_fragment).then_some(Received { port, from, bytes: payload, is_fragment })
     }
 }
 
@@ -423,6 +425,8 @@ struct Received {
     from: Sender,
     /// Where it is in the buffer.
     bytes: Range<usize>,
+    /// The rest of it is in other frames.
+    is_fragment: bool,
 }
 
 /// The data ports' numbers on the wire.
@@ -488,6 +492,7 @@ impl Sockets {
             port,
             from: client.into(),
             bytes: 0..len,
+            is_fragment: false,
         };
         std::future::poll_fn(|cx| {
             for (number, socket) in self.data.iter().enumerate() {
