@@ -69,8 +69,7 @@ impl Appliance {
         let (sender, receiver) = watch::channel(config.clone());
         let store = Store::open(&config.state_dir.join(store::FILE))?;
         let info = bridge.info().clone();
-        let address = info.address.addr();
-        let machines = Machines::new(&config);
+        let (address, machines) = (info.address.addr(), Machines::new(&config));
         let segment = Segment::new(&info, machines.clone());
         let timeline = Timeline::open(store.clone(), machines.clone())?;
 
@@ -88,7 +87,7 @@ impl Appliance {
             Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), kept)?);
 
         let (fast_path, told) = starting.fast_path(&config, bridge);
-        starting.solicitations(&info);
+        starting.hear(&info, &segment);
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
         let (dhcp, opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
         let (connections, holds) =
@@ -145,6 +144,7 @@ impl Appliance {
             catalog,
             dhcp,
             tftp,
+            segment,
             fast_path,
             serving: Mutex::default(),
             tracer,
@@ -187,9 +187,17 @@ impl Starting<'_> {
         (fast_path, told)
     }
 
-    fn solicitations(&mut self, bridge: &BridgeInfo) {
+    /// Router solicitations, and who says by ARP that a machine's address is theirs.
+    fn hear(&mut self, bridge: &BridgeInfo, segment: &Segment) {
         let answering = net::ra::serve(bridge.index, bridge.mac, self.shutdown.clone());
         self.parts.spawn(async { answering.await.context("answering router solicitations") });
+        let (bridge, segment, shutdown) = (bridge.clone(), segment.clone(), self.shutdown.clone());
+        self.parts.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => Ok(()),
+                heard = segment.listen(&bridge) => heard.context("hearing ARP"),
+            }
+        });
     }
 
     fn tftp(

@@ -32,7 +32,7 @@ use journal::Journal;
 use links::{Link, Links};
 use watch::{Wanted, Watch};
 
-pub use neighbours::Neighbours;
+pub use neighbours::{Certainty, Neighbours};
 
 /// The bridge as it stands after set-up.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use super::{
     Answered, Change, Counters, Kernel, Lease, LeaseState, LeaseStore, Rival, Room, Server, Told, kernel,
 };
 use crate::base::lock::Unpoisoned as _;
-use crate::config::Config;
-use crate::host::net::{BridgeInfo, Neighbours};
+use crate::config::{Config, DhcpMode};
+use crate::host::net::{BridgeInfo, Certainty, Neighbours};
 use crate::machines::Machines;
 use crate::machines::timeline::{Timeline, Who};
 use crate::store::{ReadError, Store};
@@ -210,7 +210,7 @@ impl Bound {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let neighbours = Neighbours::of(&self.0.bridge);
         for lease in dhcp.lock().leases().bound(Timestamp::now()) {
-            neighbours.learn(lease.address, lease.mac);
+            neighbours.learn(lease.address, lease.mac, Certainty::Lease);
         }
         let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours };
         loop {
@@ -294,18 +294,11 @@ impl Task {
         if changes.is_empty() {
             return true;
         }
-        let store = self.store.clone();
-        let committed = tokio::task::spawn_blocking(move || (store.commit(&changes), changes));
-        match committed.await {
-            Ok((Ok(()), _)) => true,
-            Ok((Err(error), changes)) => {
-                tracing::error!(%error, "leases were not stored");
-                self.dhcp.lock().not_durable(&changes);
-                false
-            }
-            // Only a panic in the commit or the runtime's end gets here; nothing was stored for sure.
+        match self.store.commit(&changes).await {
+            Ok(()) => true,
             Err(error) => {
                 tracing::error!(%error, "leases were not stored");
+                self.dhcp.lock().not_durable(&changes);
                 false
             }
         }
@@ -330,9 +323,18 @@ impl Task {
             _ if !durable => {}
             Command::Bound { mac, address } => {
                 self.machines.bound(mac, address);
-                self.neighbours.learn(address, mac);
+                let certainty = match self.dhcp.lock().scope().mode() {
+                    DhcpMode::Authoritative => Certainty::Lease,
+                    DhcpMode::Proxy | DhcpMode::Off => Certainty::Hearsay,
+                };
+                self.neighbours.learn(address, mac, certainty);
             }
-            Command::Released(mac) => self.machines.released(mac),
+            Command::Released(mac) => {
+                if let Some(address) = self.machines.get(mac).and_then(|machine| machine.address) {
+                    self.neighbours.unlearn(address);
+                }
+                self.machines.released(mac);
+            }
             Command::Event(happened) => self.timeline.record(happened),
             Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),
             Command::Forged(mac) => {
