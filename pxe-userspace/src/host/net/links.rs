@@ -105,6 +105,45 @@ impl Teller {
     }
 }
 
+/// Asks the kernel, which answers before the question's system call has returned.
+pub(super) struct Asker(rtnetlink::sys::Socket);
+
+impl Asker {
+    /// Of the network namespace that the thread is in.
+    pub(super) fn new() -> io::Result<Self> {
+        let socket = rtnetlink::sys::Socket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// The port behind which `bridge` saw the station last (Linux 5.0, `rtnl_fdb_get` in net/core/rtnetlink.c).
+    pub(super) fn port_of(&self, bridge: u32, station: Mac) -> io::Result<Option<u32>> {
+        let mut entry = NeighbourMessage::default();
+        entry.header.family = AddressFamily::Bridge;
+        entry.attributes.push(NeighbourAttribute::LinkLayerAddress(station.0.to_vec()));
+        entry.attributes.push(NeighbourAttribute::Controller(bridge));
+        let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(entry));
+        question.header.flags = NLM_F_REQUEST;
+        question.finalize();
+        let mut bytes = vec![0; question.buffer_len()];
+        question.serialize(&mut bytes);
+        self.0.send(&bytes, 0)?;
+        let mut answer = [0; 1024];
+        let len = self.0.recv(&mut &mut answer[..], 0)?;
+        let answer = NetlinkMessage::deserialize(&answer[..len]).map_err(io::Error::other)?;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) => {
+                Ok(Some(entry.header.ifindex))
+            }
+            NetlinkPayload::Error(error) => match error.to_io() {
+                error if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                error => Err(error),
+            },
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
 /// A netlink socket of the network namespace that the thread is in.
 pub(super) struct Links {
     handle: Handle,

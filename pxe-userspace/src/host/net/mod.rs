@@ -13,6 +13,7 @@ pub mod offload;
 pub mod packet;
 pub mod ra;
 pub(crate) mod room;
+mod stations;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use links::{Link, Links};
 use watch::{Wanted, Watch};
 
 pub use neighbours::{Certainty, Neighbours};
+pub use stations::Stations;
 
 /// The bridge as it stands after set-up.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,8 +20,9 @@ use super::{
 };
 use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, DhcpMode};
-use crate::host::net::{BridgeInfo, Certainty, Neighbours};
+use crate::host::net::{BridgeInfo, Certainty, Neighbours, Stations};
 use crate::machines::Machines;
+use crate::machines::pacing::ANYWHERE;
 use crate::machines::timeline::{Timeline, Who};
 use crate::store::{ReadError, Store};
 
@@ -150,7 +151,7 @@ impl Dhcp {
             pacing: PacingStatus {
                 most: server.pacing().most(),
                 under_way: server.pacing().under_way(),
-                waiting: server.pacing().waiting().len(),
+                waiting: server.pacing().waiting(),
                 capacity: server.capacity(),
             },
         }
@@ -212,7 +213,8 @@ impl Bound {
         for lease in dhcp.lock().leases().bound(Timestamp::now()) {
             neighbours.learn(lease.address, lease.mac, Certainty::Lease);
         }
-        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours };
+        let stations = Stations::of(&self.0.bridge);
+        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours, stations };
         loop {
             let received = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -239,6 +241,7 @@ struct Task {
     machines: Machines,
     timeline: Timeline,
     neighbours: Neighbours,
+    stations: Stations,
 }
 
 impl Task {
@@ -263,8 +266,12 @@ impl Task {
         }
     }
 
-    fn decide(&self, batch: Vec<Received>) -> Vec<Command> {
+    fn decide(&mut self, mut batch: Vec<Received>) -> Vec<Command> {
         let now = Timestamp::now();
+        // Without a limit it does not matter.
+        if self.dhcp.lock().pacing().most().is_some() {
+            batch.iter_mut().for_each(|received| self.place(received));
+        }
         let mut server = self.dhcp.lock();
         let mut commands = Vec::new();
         for received in batch {
@@ -284,6 +291,16 @@ impl Task {
             });
         }
         commands
+    }
+
+    /// Notes by which port of the bridge a client without an address asks: a relay's may be anywhere.
+    fn place(&mut self, received: &mut Received) {
+        if let Received::Packet(Heard::Request(meta, message)) = received
+            && meta.source.ip().is_unspecified()
+            && let Some(mac) = message.get(28..34).and_then(|bytes| bytes.try_into().ok())
+        {
+            meta.behind = self.stations.port_of(Mac(mac)).unwrap_or(ANYWHERE);
+        }
     }
 
     fn is_fetching(&self, mac: Mac) -> bool {
