@@ -233,6 +233,10 @@ fn tftp_errors_say_what_is_wrong() {
             ensure!(!words.is_empty(), "{path}: error {code} without words");
         }
         ensure!(!world.path("files/new").exists(), "a write was taken");
+
+        // A request that fills no frame comes in fragments. It is told so, from what the first one says.
+        let (code, words) = hosts[0].inside(|| tftp_error(READ, &"A".repeat(4_200)))?;
+        ensure!(code == 4 && words.contains("one packet"), "in fragments: error {code} {words:?}");
         Ok(())
     });
 }

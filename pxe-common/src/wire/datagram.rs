@@ -1,6 +1,7 @@
 //! A UDP datagram in an untagged IPv4 frame: the only shape the fast path reads or writes.
 
 use core::net::Ipv4Addr;
+use core::ops::Range;
 
 use super::{Checksum, ETHERNET_LEN, EtherType, IPV4_LEN, IpProtocol, Mac, UDP_LEN};
 
@@ -92,6 +93,44 @@ impl Datagram {
         }
     }
 
+    /// What a whole frame has of a datagram, for receivers that are no fast path: with options in the IPv4 header, which
+    /// say nothing to them, and also where it is the first of several fragments.
+    pub fn in_frame(frame: &[u8]) -> Result<InFrame, Malformed> {
+        let first: &Headers = frame.first_chunk().ok_or(Malformed::Length)?;
+        if be16(first, 12) != EtherType::IPV4 {
+            return Err(Malformed::NotIpv4);
+        }
+        let ip_len = usize::from(first[14] & 0xf) * 4;
+        if first[14] >> 4 != 4 || ip_len < IPV4_LEN {
+            return Err(Malformed::IpHeader);
+        }
+        // The offset, and what is reserved. Of the flags, one says that more fragments follow.
+        let place = be16(first, 20);
+        if place & 0x9fff != 0 {
+            return Err(Malformed::Fragment);
+        }
+        let total = usize::from(be16(first, 16));
+        let begin = ETHERNET_LEN + ip_len + UDP_LEN;
+        let ip = frame.get(ETHERNET_LEN..ETHERNET_LEN + ip_len).ok_or(Malformed::Length)?;
+        if total < ip_len + UDP_LEN || ETHERNET_LEN + total > frame.len() {
+            return Err(Malformed::Length);
+        }
+        if Checksum::ZERO.bytes(ip).folded() != 0xffff {
+            return Err(Malformed::Checksum);
+        }
+        let is_fragment = place & 0x2000 != 0;
+        // As it would be without options, and in one piece, for the other parser to judge.
+        let mut plain = *first;
+        plain[34..].copy_from_slice(&frame[begin - UDP_LEN..begin]);
+        plain[14] = 0x45;
+        put(&mut plain, 20, [0, 0]);
+        let udp = be16(&plain, 38);
+        let whole = IPV4_LEN as u16 + if is_fragment { udp } else { (total - ip_len) as u16 };
+        put(&mut plain, 16, whole.to_be_bytes());
+        let datagram = Self::parse(&plain, usize::MAX)?;
+        Ok(InFrame { datagram, payload: begin..ETHERNET_LEN + total, is_fragment })
+    }
+
     /// The way back: source and destination exchanged, with a payload of its own length.
     #[inline(always)]
     pub fn reply(&self, payload_len: u16) -> Self {
@@ -160,6 +199,17 @@ impl Datagram {
     }
 }
 
+/// What one frame has of a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InFrame {
+    /// What the headers say: of all of it, if it is a fragment.
+    pub datagram: Datagram,
+    /// Where its payload is in the frame, or the first part of it.
+    pub payload: Range<usize>,
+    /// Further fragments follow.
+    pub is_fragment: bool,
+}
+
 /// What headers sum up to, but for lengths and payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -200,6 +250,8 @@ fn put<const N: usize>(h: &mut Headers, at: usize, bytes: [u8; N]) {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     const SENT: Datagram = Datagram {
@@ -219,6 +271,55 @@ mod tests {
         assert_eq!(Checksum::ZERO.bytes(&h[14..34]).finish(), 0, "IPv4 header sums to zero");
         let udp = SENT.pseudo_header().bytes(&h[34..42]).bytes(b"hello");
         assert_eq!(udp.finish(), 0, "UDP sums to zero");
+    }
+
+    /// A frame with this many words of IPv4 options and these flags, of which `len` bytes of the payload are there.
+    fn frame(words: u8, flags: [u8; 2], payload: &[u8], len: usize) -> std::vec::Vec<u8> {
+        let sent = Datagram { payload_len: payload.len() as u16, ..SENT };
+        let h = sent.headers(Checksum::ZERO.bytes(payload));
+        let options = usize::from(words) * 4;
+        let mut frame = h[..34].to_vec();
+        frame.extend(std::vec![1; options]);
+        frame.extend(&h[34..]);
+        frame.extend(&payload[..len]);
+        frame[14] += words;
+        frame[16..18].copy_from_slice(&((28 + options + len) as u16).to_be_bytes());
+        frame[20..22].copy_from_slice(&flags);
+        frame[24..26].copy_from_slice(&[0, 0]);
+        let sum = Checksum::ZERO.bytes(&frame[14..34 + options]).finish();
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn options_and_first_fragments_are_read_where_nothing_is_fast() {
+        let plain = frame(0, [0x40, 0], b"hello", 5);
+        let InFrame { datagram, payload, is_fragment } = Datagram::in_frame(&plain).unwrap();
+        assert_eq!((datagram, &plain[payload], is_fragment), (SENT, &b"hello"[..], false));
+
+        let options = frame(10, [0, 0], b"hello", 5);
+        let InFrame { datagram, payload, is_fragment } = Datagram::in_frame(&options).unwrap();
+        assert_eq!((datagram, &options[payload], is_fragment), (SENT, &b"hello"[..], false));
+
+        let long = [7; 4000];
+        let first = frame(0, [0x20, 0], &long, 1472);
+        let InFrame { datagram, payload, is_fragment } = Datagram::in_frame(&first).unwrap();
+        assert_eq!(datagram, Datagram { payload_len: 4000, ..SENT });
+        assert_eq!((&first[payload], is_fragment), (&long[..1472], true));
+        let empty = frame(1, [0x20, 0], &long, 0);
+        let InFrame { payload, is_fragment, .. } = Datagram::in_frame(&empty).unwrap();
+        assert!(payload.is_empty() && is_fragment);
+
+        for flags in [[0x20, 1], [0, 1], [0x80, 0]] {
+            assert_eq!(Datagram::in_frame(&frame(0, flags, &long, 1472)), Err(Malformed::Fragment));
+        }
+        assert_eq!(Datagram::in_frame(&frame(0, [0, 0], &long, 1472)), Err(Malformed::Length));
+        let mut bent = first.clone();
+        bent[33] ^= 1;
+        assert_eq!(Datagram::in_frame(&bent), Err(Malformed::Checksum));
+        for cut in 0..first.len() {
+            assert!(Datagram::in_frame(&first[..cut]).is_err(), "{cut}");
+        }
     }
 
     #[test]

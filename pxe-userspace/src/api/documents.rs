@@ -225,3 +225,23 @@ pub enum ImageLine {
     Done(Box<Image>),
     Failed(ErrorDocument),
 }
+
+/// What a person's word did for the keys of a machine's volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rekey {
+    /// The machine's name, or its MAC address.
+    pub node: String,
+    pub keys: ReleasedTo,
+    /// Its next boot begins by then, or gets none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+/// Which boot gets the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReleasedTo {
+    ThisBoot,
+    NextBoot,
+}

@@ -12,7 +12,7 @@ use super::door::{self, By, is_reading};
 use super::{ApiState, Failure, Kind};
 use super::{
     audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, read, rescue,
-    tokens, trace,
+    session, tokens, trace,
 };
 use crate::machines::kept::table::TABLE_MAX;
 use crate::operate::access::{Caller, Role};
@@ -103,6 +103,7 @@ fn routes(audit: Audit) -> Routes {
         .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)
+        .on(Operator, post.clone(), "/api/nodes/{name}/rekey", session::rekey)
         .on(Operator, get.clone(), "/api/nodes/{name}/trace", trace::trace)
         .on(Admin, post.clone(), "/api/nodes", nodes::add)
         .on(Admin, Method::PATCH, "/api/nodes", nodes::set)

@@ -12,12 +12,15 @@ use pxe_contract::paths::Generated;
 use pxe_contract::ticket::{SessionAnswer, SessionRequest};
 use rustls::pki_types::CertificateDer;
 
+use super::documents::{Rekey, ReleasedTo};
+use super::door::By;
 use super::listener::Shown;
-use super::{BootState, Failure, Kind, files, report};
+use super::{ApiState, BootState, Failure, Kind, files, read, report};
 use crate::base::text;
 use crate::machines::diagnosis::{Note, Refusal};
 use crate::machines::timeline::{Happened, Stage, Who};
-use crate::nodes::trust::TradeError;
+use crate::nodes::trust::{Rekeyed, TradeError};
+use crate::operate::audit::Did;
 
 /// The client of a connection.
 pub(super) struct Speaker {
@@ -112,6 +115,23 @@ pub(super) async fn begin(
         Err(TradeError::Request(_)) => Err(invalid()),
         Err(error @ TradeError::Write(_)) => Err(Failure::internal(error)),
     }
+}
+
+/// A person says that a machine which seems to run already boots, and that it is the machine.
+pub(super) async fn rekey(
+    State(state): State<ApiState>,
+    by: By,
+    Path(name): Path<String>,
+) -> Result<Json<Rekey>, Failure> {
+    let machine = read::find(&state.boot.machines, &name)?;
+    let (trust, mac) = (state.boot.trust.clone(), machine.mac);
+    let rekeyed = tokio::task::spawn_blocking(move || trust.rekey(mac)).await;
+    let (keys, until) = match rekeyed.map_err(Failure::internal)?.map_err(Failure::internal)? {
+        Rekeyed::ThisBoot => (ReleasedTo::ThisBoot, None),
+        Rekeyed::NextBoot(until) => (ReleasedTo::NextBoot, Some(until)),
+    };
+    by.did(Did::new("node.rekey").on(machine.label()).after(Some(keys))).await;
+    Ok(Json(Rekey { node: machine.label(), keys, until }))
 }
 
 #[cfg(test)]

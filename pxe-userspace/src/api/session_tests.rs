@@ -182,7 +182,35 @@ async fn keys_of_volumes_are_for_the_session_of_a_boot_that_may_have_them() {
     assert!(!String::from_utf8_lossy(&garbled.body).contains("secret"));
 }
 
-/// Sessions survive a restart of the daemon, and nodes go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_session_gets_its_keys_by_a_persons_word_only() {
+    let daemon = Daemon::start().await;
+    let (node, second) = (Node::new(&daemon, "node"), Node::new(&daemon, "second"));
+    let (path, body) = ("/node/storage-keys", json!({ "mac": MAC.to_string() }).to_string());
+    let scope = || Some(Scope { owner: "n1".into(), plan: "data".into(), volumes: vec!["db".into()] });
+    let token = issue(&daemon, scope());
+    assert_eq!(node.trade(MAC, &token, "127.0.0.1").await.status, 200);
+    assert!(daemon.trust.issue(MAC, Ipv4Addr::LOCALHOST, scope()).is_err(), "it runs");
+
+    let rekey = "/api/nodes/52:54:00:77:00:01/rekey";
+    let rekeyed = curl(daemon.api, rekey, &["-X", "POST"]).await;
+    assert_eq!(rekeyed.status, 200, "{}", String::from_utf8_lossy(&rekeyed.body));
+    let rekeyed = rekeyed.json();
+    assert_eq!((&rekeyed["keys"], rekeyed["until"].is_string()), (&json!("next-boot"), true));
+    let token = daemon.trust.issue(MAC, Ipv4Addr::LOCALHOST, scope()).unwrap();
+    assert_eq!(second.trade(MAC, &token, "127.0.0.1").await.status, 200);
+    assert_eq!(second.says(path, &body).await.status, 200);
+    assert_eq!(node.says(path, &body).await.status, 403, "the session of the boot before");
+    let told = warnings(&daemon);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].cause.as_deref().unwrap().contains("said that it is the machine"), "{told:?}");
+    let audit = curl(daemon.api, "/api/audit", &[]).await.body;
+    let audit = String::from_utf8(audit).unwrap();
+    assert!(audit.contains("node.rekey") && audit.contains("next-boot"), "{audit}");
+    assert_eq!(curl(daemon.api, "/api/nodes/nobody/rekey", &["-X", "POST"]).await.status, 404);
+}
+
+/// Sessions outlive the daemon: nodes go on after a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_kept() {
     let daemon = Daemon::start().await;

@@ -31,6 +31,7 @@ use crate::host::net::{Bridge, BridgeInfo, Ports};
 use crate::host::trace::Tracer;
 use crate::machines::Machines;
 use crate::machines::kept::{Kept, Names};
+use crate::machines::segment::Segment;
 use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
@@ -163,6 +164,7 @@ struct Appliance {
     catalog: Arc<Catalog>,
     dhcp: Dhcp,
     tftp: Arc<tftp::Stats>,
+    segment: Segment,
     fast_path: ports::Loaded,
     serving: Mutex<serving::Serving>,
     tracer: Tracer,

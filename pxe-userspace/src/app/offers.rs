@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -20,6 +21,7 @@ use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
 use crate::config::{FastPath, Node, Source, cmdline};
 use crate::host::trace::{self, TraceError};
 use crate::machines::kept::{Done, Order, OrderError};
+use crate::machines::segment::Contradiction;
 use crate::provision::boot::{CmdlineError, ImageFacts, KernelFacts, plan};
 use crate::provision::image::{
     self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
@@ -28,12 +30,16 @@ use crate::provision::image::{
 use crate::serve::dhcp;
 use crate::serve::dhcp::Room;
 
+/// How long people are told of a host that said something wrong.
+const LATELY: Duration = Duration::from_secs(10 * 60);
+
 impl api::Appliance for Appliance {
     fn status(&self) -> Status {
         let dhcp = self.dhcp.status();
         let mut counters = BTreeMap::new();
         flatten("dhcp", &serde_json::to_value(&dhcp.counters).unwrap_or_default(), &mut counters);
         counters.insert("dhcp.bound".into(), dhcp.bound as u64);
+        counters.insert("segment.contradictions".into(), self.segment.contradictions().count);
         counters.extend(self.tftp.read().map(|(name, value)| (format!("tftp.{name}"), value)));
         if let Some(dataplane) = &self.fast_path.dataplane {
             let seen = serde_json::to_value(dataplane.counters()).unwrap_or_default();
@@ -306,9 +312,18 @@ impl Appliance {
                  that it comes by"
             )
         });
+        let contradicted = self.segment.contradictions().last.filter(|last| last.at.elapsed() < LATELY);
+        let contradicted = contradicted.map(|Contradiction { address, machine, station, .. }| {
+            let name = self.machines.get(machine).and_then(|m| m.name).unwrap_or_else(|| machine.to_string());
+            format!(
+                "{station} says by ARP that {address} is its own, and it is {name}'s, {machine}: the appliance is not \
+                 misled, other hosts may be. Find it on the port that it comes by"
+            )
+        });
         rivals
             .chain(room(dhcp.room))
             .chain(forged)
+            .chain(contradicted)
             .chain(full_disk(&self.config().state_dir))
             .chain(off)
             .chain(self.fast_path_alerts())

@@ -89,7 +89,7 @@ impl Appliance {
             Arc::new(Catalog::new(receiver.clone(), planner, images.clone(), machines.clone(), of_boots)?);
 
         let (fast_path, told) = starting.fast_path(&config, bridge);
-        starting.solicitations(&info);
+        starting.hear(&info, &segment);
         let answering = fast_path.dataplane.clone().map(|d| Kernel::new(d, info.mac));
         let (dhcp, mut opened) = Dhcp::open(config.clone(), store.clone(), &machines, answering)?;
         let unnamed = opened.take_unnamed();
@@ -145,6 +145,7 @@ impl Appliance {
             catalog,
             dhcp,
             tftp,
+            segment,
             fast_path,
             serving: Mutex::default(),
             tracer,
@@ -190,9 +191,17 @@ impl Starting<'_> {
         (fast_path, told)
     }
 
-    fn solicitations(&mut self, bridge: &BridgeInfo) {
+    /// Router solicitations, and who says by ARP that a machine's address is theirs.
+    fn hear(&mut self, bridge: &BridgeInfo, segment: &Segment) {
         let answering = net::ra::serve(bridge.index, bridge.mac, self.shutdown.clone());
         self.parts.spawn(async { answering.await.context("answering router solicitations") });
+        let (bridge, segment, shutdown) = (bridge.clone(), segment.clone(), self.shutdown.clone());
+        self.parts.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => Ok(()),
+                heard = segment.listen(&bridge) => heard.context("hearing ARP"),
+            }
+        });
     }
 
     fn tftp(

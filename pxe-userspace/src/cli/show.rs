@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use crate::api::documents::{
     AuditEntry, Collected, FileEntry, Image, KernelStatus, Lease, NodesChanged, Profile, ProgramState,
-    ProgramStatus, Progress, Reloaded, Status, WayIn, Workload,
+    ProgramStatus, Progress, Rekey, ReleasedTo, Reloaded, Status, WayIn, Workload,
 };
 use crate::base::table::{or_dash, size, table};
 use crate::base::text::{one_line, word};
@@ -171,6 +171,16 @@ pub(super) fn way_in(way_in: WayIn) -> String {
         time(heard),
         password.as_deref().unwrap_or("was used, and is worth nothing any more")
     )
+}
+
+pub(super) fn rekey(rekey: &Rekey) -> String {
+    let Rekey { node, keys, until } = rekey;
+    match (keys, until) {
+        (ReleasedTo::NextBoot, Some(until)) => {
+            format!("{node} gets its keys if it boots until {}, once\n", time(*until))
+        }
+        (ReleasedTo::ThisBoot | ReleasedTo::NextBoot, _) => format!("{node} has its keys in this boot\n"),
+    }
 }
 
 fn stage(machine: &Machine) -> String {

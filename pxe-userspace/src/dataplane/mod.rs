@@ -12,6 +12,7 @@
 mod chunks;
 mod counters;
 mod events;
+mod filling;
 mod grants;
 mod load;
 mod logs;
@@ -169,6 +170,26 @@ impl Dataplane {
     }
 }
 
+impl Dataplane {
+    /// For `bridgehead status`.
+    fn remember(&self, opened: &Result<(), Declined>) {
+        match opened {
+            Ok(()) => *lock(&self.not_taken) = None,
+            Err(why @ (Declined::Kernel(_) | Declined::Full { .. })) => {
+                *lock(&self.not_taken) = Some(chain(why));
+            }
+            // As it should be, or the file's own fault.
+            Err(
+                Declined::BlockSize
+                | Declined::Small
+                | Declined::Read(_)
+                | Declined::Changed
+                | Declined::NotYet,
+            ) => {}
+        }
+    }
+}
+
 impl FastPath for Dataplane {
     fn open(
         &self,
@@ -183,14 +204,28 @@ impl FastPath for Dataplane {
             .blobs
             .grant(blob, &transfer)
             .and_then(|grant| lock(&self.sessions).open(key, stations, grant, transfer, now_ns, idle));
-        match &opened {
-            Ok(()) => *lock(&self.not_taken) = None,
-            Err(why @ (Declined::Kernel(_) | Declined::Full { .. })) => {
-                *lock(&self.not_taken) = Some(chain(why));
-            }
-            // Intended, or the file's own fault.
-            Err(Declined::BlockSize | Declined::Small | Declined::Read(_)) => {}
+        self.remember(&opened);
+        opened
+    }
+
+    fn hand_over(
+        &self,
+        key: SessionKey,
+        stations: Stations,
+        blob: &Blob,
+        transfer: tftp::Session,
+        now_ns: u64,
+        idle: Duration,
+    ) -> Result<(), Declined> {
+        let mut waits = lock(&self.sessions).waits_for(&key);
+        let granted = self.blobs.grant_later(blob, &transfer, &mut waits);
+        let mut sessions = lock(&self.sessions);
+        if let Some(filling) = waits {
+            sessions.wait_for(key, filling);
         }
+        let opened = granted.and_then(|grant| sessions.open(key, stations, grant, transfer, now_ns, idle));
+        drop(sessions);
+        self.remember(&opened);
         opened
     }
 

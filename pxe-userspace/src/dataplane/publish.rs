@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use aya::maps::{Array, MapData, MapError};
 use pxe_common::map::{self, CHUNK_STRIDE, Chunk, MAX_BLKSIZE, MAX_BLOBS, SumPage};
 use pxe_common::tftp::Session;
 
+use super::filling::Filling;
 use super::load::{ChunkMap, SumMap};
 use super::{chunks, lock};
 use crate::provision::blob::{Blob, BlobKey, ReadAt};
@@ -19,18 +20,22 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 /// Publishing reads a whole blob, and each change of a map of maps waits for the programs that are running. So no
 /// lock is held meanwhile, except the one of the blob itself.
 pub(super) struct Blobs {
-    shelf: Mutex<Shelf>,
+    pub(super) shelf: Mutex<Shelf>,
     maps: Mutex<Maps>,
 }
 
 /// What is published, or being published.
-struct Shelf {
+pub(super) struct Shelf {
     published: HashMap<BlobKey, Entry>,
+    /// What is published beside now.
+    pub(super) filling: HashMap<BlobKey, Arc<Filling>>,
     uses: u64,
     limits: Limits,
 }
 
 struct Entry {
+    /// Its bytes are there.
+    whole: bool,
     /// Held by those who use it, too.
     slots: Arc<Mutex<Slots>>,
     bytes: u64,
@@ -61,6 +66,9 @@ pub(super) struct Limits {
     /// each for bytes and sums, and a small one is mostly the configuration of the one machine that
     /// asks for it.
     pub(super) least: u64,
+    /// A larger blob is published [beside](super::filling): to read it takes longer than a client should wait for its
+    /// first answer, which is 5 ms a MiB here.
+    pub(super) at_once: u64,
     /// For all blobs.
     pub(super) all: u64,
     /// For those that no transfer uses, kept because the next machine asks for the same.
@@ -72,7 +80,7 @@ impl Limits {
     fn of_this_machine() -> Self {
         // Only an invalid pointer fails the call.
         let all = nix::sys::sysinfo::sysinfo().map_or(0, |system| system.ram_total() / 2);
-        Self { least: 16 << 10, all, unused: all / 4 }
+        Self { least: 16 << 10, at_once: 4 << 20, all, unused: all / 4 }
     }
 }
 
@@ -86,21 +94,53 @@ pub(super) struct Grant {
 
 impl Blobs {
     pub(super) fn new(chunks: ChunkMap, sums: SumMap) -> Self {
-        let shelf = Shelf { published: HashMap::new(), uses: 0, limits: Limits::of_this_machine() };
+        let (published, filling) = Default::default();
+        let shelf = Shelf { published, filling, uses: 0, limits: Limits::of_this_machine() };
         Self { shelf: Mutex::new(shelf), maps: Mutex::new(Maps { chunks, sums, next_id: 1 }) }
     }
 
     /// Makes sure that `blob` and its sums for the transfer's block size are in the kernel. Reads
-    /// the blob when they are not, and waits while somebody else publishes the same.
+    /// the blob when they are not, and waits while somebody else publishes the same; but not a large one.
     pub(super) fn grant(&self, blob: &Blob, transfer: &Session) -> Result<Grant, Declined> {
         if transfer.blksize() > MAX_BLKSIZE {
             return Err(Declined::BlockSize);
         }
-        if blob.len() < lock(&self.shelf).limits.least {
+        let Limits { least, at_once, .. } = lock(&self.shelf).limits;
+        if blob.len() < least {
             return Err(Declined::Small);
         }
+        if blob.len() > at_once {
+            return self.ready(blob, transfer).ok_or(Declined::NotYet);
+        }
+        self.fill(blob, transfer, &|| true)
+    }
+
+    /// The grant of what is published already.
+    pub(super) fn ready(&self, blob: &Blob, transfer: &Session) -> Option<Grant> {
+        let shelf = &mut *lock(&self.shelf);
+        let entry = shelf.published.get_mut(&blob.key())?;
+        // Whoever publishes it holds it, for as long as that takes.
+        let slots = match entry.slots.try_lock() {
+            Ok(slots) => slots,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let (blob, sums) = (slots.chunks?, *slots.sums.get(&transfer.blksize())?);
+        drop(slots);
+        shelf.uses += 1;
+        entry.last_use = shelf.uses;
+        Some(Grant { blob, sums, _in_use: entry.slots.clone() })
+    }
+
+    /// Publishes what is not, while it is `wanted`.
+    pub(super) fn fill(
+        &self,
+        blob: &Blob,
+        transfer: &Session,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Grant, Declined> {
         let slots = self.reserve(blob)?;
-        let granted = self.publish(blob, transfer, slots);
+        let granted = self.publish(blob, transfer, slots, wanted);
         if granted.is_err() {
             lock(&self.shelf).forget_unpublished(&blob.key());
         }
@@ -116,6 +156,7 @@ impl Blobs {
         drop(maps);
         let mut shelf = lock(&self.shelf);
         let entry = shelf.published.entry(note.blob).or_insert_with(|| Entry {
+            whole: true,
             slots: Arc::new(Mutex::new(Slots { chunks: Some(session.blob), sums: HashMap::new() })),
             bytes: note.len,
             memory: chunks::chunks_memory(note.len),
@@ -159,7 +200,7 @@ impl Blobs {
 
     /// Bytes of all published blobs.
     pub(super) fn bytes(&self) -> u64 {
-        lock(&self.shelf).published.values().map(|e| e.bytes).sum()
+        lock(&self.shelf).published.values().filter(|e| e.whole).map(|e| e.bytes).sum()
     }
 
     /// Whether the unused blobs exceed what may be kept.
@@ -181,7 +222,8 @@ impl Blobs {
 
     #[cfg(test)]
     pub(super) fn take_all_sizes(&self) {
-        lock(&self.shelf).limits.least = 0;
+        let limits = &mut lock(&self.shelf).limits;
+        (limits.least, limits.at_once) = (0, u64::MAX);
     }
 
     /// The blob's place, made when it has none. It counts from now on.
@@ -198,7 +240,7 @@ impl Blobs {
         let (used, limit) = (shelf.memory(), shelf.limits.all);
         let slots = Arc::<Mutex<Slots>>::default();
         if used.saturating_add(memory) <= limit {
-            let entry = Entry { slots: slots.clone(), bytes: blob.len(), memory, last_use };
+            let entry = Entry { whole: false, slots: slots.clone(), bytes: blob.len(), memory, last_use };
             shelf.published.insert(blob.key(), entry);
         }
         drop(shelf);
@@ -209,16 +251,28 @@ impl Blobs {
         Ok(slots)
     }
 
-    fn publish(&self, blob: &Blob, transfer: &Session, in_use: Arc<Mutex<Slots>>) -> Result<Grant, Declined> {
+    fn publish(
+        &self,
+        blob: &Blob,
+        transfer: &Session,
+        in_use: Arc<Mutex<Slots>>,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Grant, Declined> {
         let mut slots = lock(&in_use);
         let chunks = match slots.chunks {
             Some(id) => id,
-            None => *slots.chunks.insert(self.publish_chunks(blob)?),
+            None => {
+                let id = *slots.chunks.insert(self.publish_chunks(blob, wanted)?);
+                if let Some(entry) = lock(&self.shelf).published.get_mut(&blob.key()) {
+                    entry.whole = true;
+                }
+                id
+            }
         };
         let sums = match slots.sums.get(&transfer.blksize()) {
             Some(id) => *id,
             None => {
-                let id = self.publish_sums(blob, transfer)?;
+                let id = self.publish_sums(blob, transfer, wanted)?;
                 slots.sums.insert(transfer.blksize(), id);
                 if let Some(entry) = lock(&self.shelf).published.get_mut(&blob.key()) {
                     entry.memory += chunks::sums_memory(transfer);
@@ -231,15 +285,17 @@ impl Blobs {
     }
 
     #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 66 KiB on the stack")]
-    fn publish_chunks(&self, blob: &Blob) -> Result<u32, Declined> {
+    fn publish_chunks(&self, blob: &Blob, wanted: &dyn Fn() -> bool) -> Result<u32, Declined> {
         // More chunks than an array can have are far more than any memory holds.
         let count = u32::try_from(chunks::chunk_count(blob.len())).unwrap_or(u32::MAX);
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
         let mut chunk = Box::new(Chunk([0; _]));
         for index in 0..count {
+            still(wanted)?;
             chunks::fill_chunk(blob, index.into(), &mut chunk)?;
             array.set(index, &*chunk, 0)?;
         }
+        unchanged(blob)?;
         let mut maps = lock(&self.maps);
         let id = maps.new_id();
         maps.chunks.insert(id, &array, 0)?;
@@ -248,14 +304,21 @@ impl Blobs {
     }
 
     #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it is 2 KiB on the stack")]
-    fn publish_sums(&self, blob: &Blob, transfer: &Session) -> Result<u32, Declined> {
+    fn publish_sums(
+        &self,
+        blob: &Blob,
+        transfer: &Session,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<u32, Declined> {
         let count = chunks::page_count(transfer);
         let mut array = Array::create(count, BPF_F_INNER_MAP)?;
         let (mut page, mut buf) = (Box::new(SumPage([0; _])), Vec::new());
         for index in 0..count {
+            still(wanted)?;
             chunks::fill_page(blob, transfer, index, &mut page, &mut buf)?;
             array.set(index, &*page, 0)?;
         }
+        unchanged(blob)?;
         let mut maps = lock(&self.maps);
         let id = maps.new_id();
         maps.sums.insert(id, &array, 0)?;
@@ -321,6 +384,15 @@ impl Maps {
         self.next_id = self.next_id.wrapping_add(1);
         id
     }
+}
+
+fn still(wanted: &dyn Fn() -> bool) -> Result<(), Declined> {
+    wanted().then_some(()).ok_or(Declined::NotYet)
+}
+
+/// What was read while somebody wrote is neither the old file nor the new one.
+fn unchanged(blob: &Blob) -> Result<(), Declined> {
+    blob.is_unchanged()?.then_some(()).ok_or(Declined::Changed)
 }
 
 /// A blob as the block map has it.

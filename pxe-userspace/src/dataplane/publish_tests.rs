@@ -38,7 +38,7 @@ fn open(
 #[test]
 fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { least: 0, all: 100 * CHUNK, unused: 5 * CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, at_once: u64::MAX, all: 100 * CHUNK, unused: 5 * CHUNK });
     let (small, big) = (Blob::from_bytes(contents(5000)), Blob::from_bytes(contents(200_000)));
     let open = |port, blob: &Blob, size| {
         open(&dataplane, key(port), blob, session(blob.len() as usize, size)).unwrap()
@@ -61,7 +61,7 @@ fn a_blob_is_published_once_and_retracted_when_room_is_needed() {
 #[test]
 fn what_is_unused_goes_when_it_is_more_than_is_kept() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { least: 0, all: 100 * CHUNK, unused: CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, at_once: u64::MAX, all: 100 * CHUNK, unused: CHUNK });
     let big = Blob::from_bytes(contents(200_000));
     open(&dataplane, key(1), &big, session(200_000, 512)).unwrap();
     open(&dataplane, key(2), &big, session(200_000, 512)).unwrap();
@@ -74,7 +74,7 @@ fn what_is_unused_goes_when_it_is_more_than_is_kept() {
 #[test]
 fn a_transfer_that_was_taken_back_keeps_its_blob_until_it_is_closed() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { least: 0, all: 100 * CHUNK, unused: CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, at_once: u64::MAX, all: 100 * CHUNK, unused: CHUNK });
     let big = Blob::from_bytes(contents(200_000));
     open(&dataplane, key(1), &big, session(200_000, 512)).unwrap();
     let last = dataplane.take_back(&key(1)).unwrap();
@@ -88,7 +88,7 @@ fn a_transfer_that_was_taken_back_keeps_its_blob_until_it_is_closed() {
 #[test]
 fn a_blob_that_does_not_fit_is_left_to_the_daemon() {
     let Some(dataplane) = loaded() else { return };
-    dataplane.blobs.limit(Limits { least: 0, all: 10 * CHUNK, unused: 5 * CHUNK });
+    dataplane.blobs.limit(Limits { least: 0, at_once: u64::MAX, all: 10 * CHUNK, unused: 5 * CHUNK });
     let (some, more) = (Blob::from_bytes(contents(400_000)), Blob::from_bytes(contents(400_001)));
     open(&dataplane, key(1), &some, session(400_000, 512)).unwrap();
     let full = open(&dataplane, key(2), &more, session(400_001, 512));
@@ -179,7 +179,125 @@ fn a_blob_that_can_not_be_read_leaves_nothing() {
     assert_eq!(dataplane.published_bytes(), 0);
 }
 
-/// Sessions keep the bytes that they began with, even if the file was replaced.
+/// Asks until the kernel has taken the transfer, or says why it will not.
+fn hand_over(dataplane: &Dataplane, key: SessionKey, blob: &Blob, transfer: Session) -> Result<(), Declined> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match dataplane.hand_over(key, STATIONS, blob, transfer, now_ns(), IDLE) {
+            Err(Declined::NotYet) => std::thread::sleep(Duration::from_millis(1)),
+            taken => return taken,
+        }
+        assert!(Instant::now() < end, "it takes too long");
+    }
+}
+
+fn asked_once(dataplane: &Dataplane, key: SessionKey, blob: &Blob) -> Result<(), Declined> {
+    dataplane.hand_over(key, STATIONS, blob, session(blob.len() as usize, 1468), now_ns(), IDLE)
+}
+
+const BESIDE: Limits = Limits { least: 0, at_once: 100_000, all: 100 * CHUNK, unused: 100 * CHUNK };
+
+#[test]
+fn a_large_blob_is_published_beside_and_for_who_goes_on_with_it_only() {
+    let Some(dataplane) = loaded() else { return };
+    dataplane.blobs.limit(BESIDE);
+    let slow = Arc::new(Slow { bytes: contents(300_000), ..Slow::default() });
+    let transfer = session(300_000, 1468);
+    let not_yet = open(&dataplane, key(1), &slow.blob(), transfer);
+    assert!(matches!(not_yet, Err(Declined::NotYet)), "{not_yet:?}");
+    assert_eq!(slow.first_reads.load(Ordering::SeqCst), 0, "who asks may want a size only");
+
+    // Nobody can read it yet, and nobody waits.
+    for port in 1..=3 {
+        assert!(matches!(asked_once(&dataplane, key(port), &slow.blob()), Err(Declined::NotYet)));
+    }
+    assert_eq!(dataplane.published_bytes(), 0);
+    slow.go();
+    let mut middle = transfer;
+    for block in 0..5 {
+        middle.on_ack(BlockNo(block), now_ns());
+    }
+    hand_over(&dataplane, SessionKey::of(&ACK), &slow.blob(), middle).unwrap();
+    let (verdict, frame) = run(&dataplane, Hook::Tc, &ack_frame(5));
+    assert_eq!(verdict, TC_ACT_REDIRECT);
+    check_data_frame(&frame, 6, &slow.bytes[5 * 1468..][..1468]);
+    assert_eq!(dataplane.published_bytes(), 300_000);
+    assert_eq!(slow.first_reads.load(Ordering::SeqCst), 1 + 1, "once for the chunks, once for the sums");
+    // Whoever comes now has it at once.
+    open(&dataplane, key(4), &slow.blob(), transfer).unwrap();
+    // But for another block size, of which there are no sums.
+    let other = session(300_000, 512);
+    assert!(matches!(open(&dataplane, key(5), &slow.blob(), other), Err(Declined::NotYet)));
+    hand_over(&dataplane, key(5), &slow.blob(), other).unwrap();
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_published() {
+    let Some(dataplane) = loaded() else { return };
+    dataplane.blobs.limit(BESIDE);
+    let slow = Arc::new(Slow { bytes: contents(3_000_000), ..Slow::default() });
+    for port in 1..=2 {
+        assert!(matches!(asked_once(&dataplane, key(port), &slow.blob()), Err(Declined::NotYet)));
+    }
+    while slow.first_reads.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    dataplane.close(&key(1));
+    dataplane.close(&key(2));
+    slow.go();
+    while !lock(&dataplane.blobs.shelf).filling.is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(dataplane.published_bytes(), 0);
+    // The next one begins anew.
+    hand_over(&dataplane, key(3), &slow.blob(), session(3_000_000, 1468)).unwrap();
+    assert_eq!(dataplane.published_bytes(), 3_000_000);
+}
+
+#[test]
+fn why_a_large_blob_was_not_published_is_told_to_who_waits() {
+    let Some(dataplane) = loaded() else { return };
+    dataplane.blobs.limit(Limits { all: 3 * CHUNK, ..BESIDE });
+    let blob = Blob::from_bytes(contents(300_000));
+    let full = hand_over(&dataplane, key(1), &blob, session(300_000, 1468));
+    assert!(matches!(full, Err(Declined::Full { limit, .. }) if limit == 3 * CHUNK), "{full:?}");
+    assert!(dataplane.not_taken().is_some());
+
+    dataplane.blobs.limit(BESIDE);
+    let slow = Arc::new(Slow { bytes: contents(300_000), broken: true, ..Slow::default() });
+    slow.go();
+    let failed = hand_over(&dataplane, key(1), &slow.blob(), session(300_000, 1468));
+    assert!(matches!(failed, Err(Declined::Read(_))), "{failed:?}");
+
+    // A file that is written to in place: its name of before stands for other bytes.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("initrd");
+    std::fs::write(&path, contents(300_000)).unwrap();
+    let file = Blob::open(&path).unwrap();
+    std::fs::File::options().append(true).open(&path).unwrap().set_len(300_001).unwrap();
+    let changed = hand_over(&dataplane, key(1), &file, session(300_000, 1468));
+    assert!(matches!(changed, Err(Declined::Changed)), "{changed:?}");
+    assert_eq!(dataplane.published_bytes(), 0);
+}
+
+#[test]
+fn what_somebody_waits_for_stays_when_room_is_needed() {
+    let Some(dataplane) = loaded() else { return };
+    dataplane.blobs.limit(Limits { all: 12 * CHUNK, ..BESIDE });
+    let (waited_for, other) = (Blob::from_bytes(contents(300_000)), Blob::from_bytes(contents(600_000)));
+    assert!(matches!(asked_once(&dataplane, key(1), &waited_for), Err(Declined::NotYet)));
+    while dataplane.published_bytes() == 0 {
+        std::thread::yield_now();
+    }
+    let full = hand_over(&dataplane, key(2), &other, session(600_000, 1468));
+    assert!(matches!(full, Err(Declined::Full { .. })), "{full:?}");
+    hand_over(&dataplane, key(1), &waited_for, session(300_000, 1468)).unwrap();
+    dataplane.close(&key(1));
+    hand_over(&dataplane, key(2), &other, session(600_000, 1468)).unwrap();
+    assert_eq!(dataplane.published_bytes(), 600_000);
+}
+
+/// Sessions keep the bytes that they began with, also when the file is another one now.
 #[test]
 fn a_replaced_file_is_another_blob_for_new_transfers_only() {
     let Some(dataplane) = loaded() else { return };
@@ -232,7 +350,7 @@ fn a_blob_of_more_than_four_gibibytes() {
     if available < 6 << 20 {
         return eprintln!("skipped: {} MiB of memory are free, 6 GiB are needed", available >> 10);
     }
-    dataplane.blobs.limit(Limits { least: 0, all: 5 << 30, unused: 1 << 30 });
+    dataplane.blobs.limit(Limits { least: 0, at_once: u64::MAX, all: 5 << 30, unused: 1 << 30 });
     let blob = Blob::elsewhere(BlobKey::Digest([4; 32]), LEN, Box::new(Pages));
     let mut transfer = session(LEN as usize, 1468);
     // In its last hundred blocks. The number has wrapped 44 times.

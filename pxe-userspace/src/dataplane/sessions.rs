@@ -1,11 +1,13 @@
 //! Transfers in the kernel.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pxe_common::map::{Session, SessionKey, Stations};
 use pxe_common::tftp;
 
+use super::filling::Filling;
 use super::load::{NOTE_LEN, NoteMap, SessionMap};
 use super::publish::{Blobs, Grant};
 use crate::serve::tftp::{Declined, Left, Note};
@@ -15,11 +17,13 @@ pub(super) struct Sessions {
     notes: NoteMap,
     /// The blob that a session may read stays published while the session is in here.
     open: HashMap<SessionKey, Grant>,
+    /// What transfers wait for that the daemon has begun.
+    waiting: HashMap<SessionKey, Arc<Filling>>,
 }
 
 impl Sessions {
     pub(super) fn new(map: SessionMap, notes: NoteMap) -> Self {
-        Self { map, notes, open: HashMap::new() }
+        Self { map, notes, open: HashMap::new(), waiting: HashMap::new() }
     }
 
     /// Returns the sessions of a killed daemon that have a note; the others are removed.
@@ -84,6 +88,14 @@ impl Sessions {
         Ok(())
     }
 
+    pub(super) fn waits_for(&mut self, key: &SessionKey) -> Option<Arc<Filling>> {
+        self.waiting.remove(key)
+    }
+
+    pub(super) fn wait_for(&mut self, key: SessionKey, filling: Arc<Filling>) {
+        self.waiting.insert(key, filling);
+    }
+
     pub(super) fn look(&self, key: &SessionKey) -> Option<Session> {
         self.map.get(key, 0).ok()
     }
@@ -102,6 +114,7 @@ impl Sessions {
         let last = self.take_back(key);
         // A very short transfer may have none.
         let _ = self.notes.remove(key);
+        self.waiting.remove(key);
         (last, self.open.remove(key))
     }
 }

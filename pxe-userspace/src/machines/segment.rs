@@ -3,14 +3,20 @@
 //! Anybody can write any source address into a packet. But the switch sends answers to the MAC address of the frame. If
 //! both belong together, the answer reaches whoever asked, and nobody else.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
+use pxe_common::wire::EtherType;
 
 use super::Machines;
+use crate::base::lock::Unpoisoned as _;
 use crate::host::net::BridgeInfo;
 use crate::host::net::neighbours;
+use crate::host::net::packet::{self, PacketSocket};
 
 /// What is known about the sender of a request that is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,11 +45,27 @@ pub struct Segment {
     bridge: String,
     own: Ipv4Net,
     machines: Machines,
+    contradictions: Arc<Mutex<Contradictions>>,
+}
+
+/// Who says by ARP that a machine's address is theirs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Contradictions {
+    pub count: u64,
+    pub last: Option<Contradiction>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Contradiction {
+    pub address: Ipv4Addr,
+    pub machine: Mac,
+    pub station: Mac,
+    pub at: Instant,
 }
 
 impl Segment {
     pub fn new(bridge: &BridgeInfo, machines: Machines) -> Self {
-        Self { bridge: bridge.name.clone(), own: bridge.address, machines }
+        Self { bridge: bridge.name.clone(), own: bridge.address, machines, contradictions: Arc::default() }
     }
 
     /// Whether a host of the segment may have this address.
@@ -52,6 +74,41 @@ impl Segment {
             && address != self.own.addr()
             && (self.own.prefix_len() >= 31
                 || (address != self.own.network() && address != self.own.broadcast()))
+    }
+
+    /// What was heard against what leases say.
+    pub fn contradictions(&self) -> Contradictions {
+        *self.contradictions.lock().unpoisoned()
+    }
+
+    /// Listens to the segment's ARP, for ever. The kernel has its neighbours from leases and is not misled; people are
+    /// told.
+    pub async fn listen(&self, bridge: &BridgeInfo) -> io::Result<()> {
+        let socket = PacketSocket::open(bridge.index, EtherType::ARP, &packet::everything())?;
+        let mut frame = [0; 64];
+        for heard in 1_u64.. {
+            // A flood of it has its turn among others.
+            if heard.is_multiple_of(64) {
+                tokio::task::yield_now().await;
+            }
+            match socket.try_receive(&mut frame) {
+                Ok(len) => self.heard(&frame[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// An ARP packet, in its frame (RFC 826): its sender says whose an address is.
+    fn heard(&self, frame: &[u8]) {
+        let Some(&[0, 1, 8, 0, 6, 4, _, _, a, b, c, d, e, f, w, x, y, z]) = frame.get(14..32) else { return };
+        let (station, address) = (Mac([a, b, c, d, e, f]), Ipv4Addr::new(w, x, y, z));
+        if let Some(machine) = self.machines.holder_of(address).filter(|machine| *machine != station) {
+            let last = Contradiction { address, machine, station, at: Instant::now() };
+            let mut contradictions = self.contradictions.lock().unpoisoned();
+            *contradictions = Contradictions { count: contradictions.count + 1, last: Some(last) };
+        }
     }
 
     /// A request from `address`, in a frame of `station`.
@@ -94,6 +151,37 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arp_against_a_lease_is_counted() {
+        let bridge = BridgeInfo {
+            name: "no-such-bridge".into(),
+            index: 1,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            address: "10.77.0.1/16".parse().unwrap(),
+            mtu: 1500,
+        };
+        let machines = Machines::default();
+        machines.bound(Mac([2, 0, 0, 0, 0, 7]), Ipv4Addr::new(10, 77, 0, 7));
+        let segment = Segment::new(&bridge, machines);
+        let arp = |station: u8, address: u8| {
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 0, station, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+            frame.extend([2, 0, 0, 0, 0, station, 10, 77, 0, address]);
+            frame.resize(60, 0);
+            frame
+        };
+        segment.heard(&arp(7, 7));
+        segment.heard(&arp(8, 9));
+        let (mut ipv6, thief) = (arp(8, 7), arp(8, 7));
+        ipv6[16] = 0x86;
+        segment.heard(&ipv6);
+        (0..42).for_each(|len| segment.heard(&thief[..len.min(31)]));
+        assert_eq!(segment.contradictions().count, 0);
+        segment.heard(&thief);
+        let Contradictions { count: 1, last: Some(last) } = segment.contradictions() else { panic!() };
+        assert_eq!((last.machine.0[5], last.station.0[5]), (7, 8));
+    }
 
     #[test]
     fn what_is_beyond_the_segment_is_nobodys() {

@@ -1,6 +1,6 @@
 //! Immutable bytes with a name: what TFTP, HTTP and the kernel's block map serve.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
@@ -20,6 +20,17 @@ pub enum BlobKey {
     Digest([u8; 32]),
     /// A file as it was when opened. A file that is replaced or written to gets another key.
     File { device: u64, inode: u64, modified_ns: i128, len: u64 },
+}
+
+impl BlobKey {
+    fn of(meta: &Metadata) -> Self {
+        Self::File {
+            device: meta.dev(),
+            inode: meta.ino(),
+            modified_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            len: meta.len(),
+        }
+    }
 }
 
 /// A handle on immutable bytes; cloning it is cheap. A blob stays readable while a handle is held,
@@ -69,12 +80,7 @@ impl Blob {
         if !meta.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let key = BlobKey::File {
-            device: meta.dev(),
-            inode: meta.ino(),
-            modified_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
-            len: meta.len(),
-        };
+        let key = BlobKey::of(&meta);
         Ok(Self(Arc::new(Inner { key, len: meta.len(), source: Source::File(file) })))
     }
 
@@ -110,6 +116,15 @@ impl Blob {
             BlobKey::File { modified_ns, .. } => {
                 Timestamp::from_second(i64::try_from(modified_ns.div_euclid(1_000_000_000)).ok()?).ok()
             }
+        }
+    }
+
+    /// Whether the file behind it is still as it was when opened. One that is written to in place has other bytes, which
+    /// its key does not name.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        match &self.0.source {
+            Source::File(file) => Ok(BlobKey::of(&file.metadata()?) == self.0.key),
+            Source::Memory(_) | Source::Elsewhere(_) => Ok(true),
         }
     }
 

@@ -22,12 +22,15 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use tokio::sync::oneshot;
+
 pub use engine::{BoxError, Durability, Engine, Reader};
 pub use rows::{
     AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow,
     VolumeKeyId,
 };
-use writer::Queue;
+use writer::{Answer, Queue};
 
 /// The database's name in the state directory.
 pub const FILE: &str = "bridgehead.db";
@@ -108,8 +111,16 @@ impl Store {
     pub fn write(&self, changes: Vec<Change>) -> Pending {
         let what = changes.first().map_or("nothing", Change::what);
         let (answer, pending) = mpsc::sync_channel(1);
-        self.0.queue.push(changes, Some(answer));
+        self.0.queue.push(changes, Some(Answer::Thread(answer)));
         Pending { what, answer: pending }
+    }
+
+    /// The same for a task, which no thread has to wait for. They are handed over now, also if it does not wait.
+    pub fn written(&self, changes: Vec<Change>) -> impl Future<Output = Result<(), WriteError>> + use<> {
+        let what = changes.first().map_or("nothing", Change::what);
+        let (answer, pending) = oneshot::channel();
+        self.0.queue.push(changes, Some(Answer::Task(answer)));
+        pending.map(move |written| written.unwrap_or(Err(WriteError::Ended { what })))
     }
 
     /// The same for whom nobody waits, as for the timeline's events. Where the disk has not taken up what came before

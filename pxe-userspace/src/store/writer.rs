@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use tokio::sync::oneshot;
+
 use super::{Change, Engine, WriteError};
 
 /// Changes in one transaction: about as many. An order is never split.
@@ -13,7 +15,11 @@ const BATCH: usize = 512;
 /// a disk has stood still for minutes by then.
 pub(super) const QUEUED_MAX: usize = 200_000;
 
-type Answer = mpsc::SyncSender<Result<(), WriteError>>;
+/// How the one who waits is told.
+pub(super) enum Answer {
+    Thread(mpsc::SyncSender<Result<(), WriteError>>),
+    Task(oneshot::Sender<Result<(), WriteError>>),
+}
 
 /// What one caller handed over.
 struct Order {
@@ -115,7 +121,8 @@ impl Writer {
 impl Order {
     fn tell(self, written: Result<(), WriteError>) {
         let unheard = match self.answer {
-            Some(answer) => answer.send(written).err().map(|unheard| unheard.0),
+            Some(Answer::Thread(answer)) => answer.send(written).err().map(|unheard| unheard.0),
+            Some(Answer::Task(answer)) => answer.send(written).err(),
             None => Some(written),
         };
         if let Some(Err(error)) = unheard {

@@ -7,7 +7,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -22,6 +22,7 @@ use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup, RouteMessageBuil
 use tokio_util::task::AbortOnDropHandle;
 
 use super::NetError;
+use super::neighbours::Certainty;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,113 @@ pub(super) struct Link {
     /// The index of its master.
     pub(super) master: Option<u32>,
     pub(super) is_bridge: bool,
+}
+
+/// Tells the kernel of neighbours, many with one system call, and waits for no answer: a thousand machines that come at
+/// once would have a thousand answers wake this process.
+pub(super) struct Teller {
+    socket: rtnetlink::sys::Socket,
+    index: u32,
+}
+
+impl Teller {
+    /// Of one interface, in the network namespace that the thread is in.
+    pub(super) fn of(index: u32) -> io::Result<Self> {
+        let socket = rtnetlink::sys::Socket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, index })
+    }
+
+    /// Each address is the machine's with this MAC, or is nobody's any more.
+    pub(super) fn tell(&self, news: &[(Ipv4Addr, Option<(Mac, Certainty)>)]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for (address, machine) in news {
+            let mut message = self.message(*address, *machine);
+            message.finalize();
+            let begin = bytes.len();
+            // A message begins at a multiple of four.
+            bytes.resize((begin + message.buffer_len()).next_multiple_of(4), 0);
+            message.serialize(&mut bytes[begin..]);
+        }
+        let sent = self.socket.send(&bytes, 0);
+        self.hear();
+        sent.map(|_| ())
+    }
+
+    fn message(
+        &self,
+        address: Ipv4Addr,
+        machine: Option<(Mac, Certainty)>,
+    ) -> NetlinkMessage<RouteNetlinkMessage> {
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = AddressFamily::Inet;
+        neighbour.header.ifindex = self.index;
+        neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        let Some((mac, certainty)) = machine else {
+            let mut message = NetlinkMessage::from(RouteNetlinkMessage::DelNeighbour(neighbour));
+            message.header.flags = NLM_F_REQUEST;
+            return message;
+        };
+        neighbour.header.state = match certainty {
+            Certainty::Lease => NeighbourState::Permanent,
+            Certainty::Hearsay => NeighbourState::Reachable,
+        };
+        neighbour.header.flags = NeighbourFlags::ExtLearned;
+        neighbour.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(neighbour));
+        message.header.flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE;
+        message
+    }
+
+    /// Only failures are answered: of an entry that somebody removed, say.
+    fn hear(&self) {
+        let mut answers = 0;
+        while self.socket.recv(&mut &mut [0; 512][..], 0).is_ok() {
+            answers += 1;
+        }
+        if answers > 0 {
+            tracing::debug!(answers, "the kernel did not take all neighbours");
+        }
+    }
+}
+
+/// Asks the kernel, which answers before the question's system call has returned.
+pub(super) struct Asker(rtnetlink::sys::Socket);
+
+impl Asker {
+    /// Of the network namespace that the thread is in.
+    pub(super) fn new() -> io::Result<Self> {
+        let socket = rtnetlink::sys::Socket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// The port behind which `bridge` saw the station last (Linux 5.0, `rtnl_fdb_get` in net/core/rtnetlink.c).
+    pub(super) fn port_of(&self, bridge: u32, station: Mac) -> io::Result<Option<u32>> {
+        let mut entry = NeighbourMessage::default();
+        entry.header.family = AddressFamily::Bridge;
+        entry.attributes.push(NeighbourAttribute::LinkLayerAddress(station.0.to_vec()));
+        entry.attributes.push(NeighbourAttribute::Controller(bridge));
+        let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(entry));
+        question.header.flags = NLM_F_REQUEST;
+        question.finalize();
+        let mut bytes = vec![0; question.buffer_len()];
+        question.serialize(&mut bytes);
+        self.0.send(&bytes, 0)?;
+        let mut answer = [0; 1024];
+        let len = self.0.recv(&mut &mut answer[..], 0)?;
+        let answer = NetlinkMessage::deserialize(&answer[..len]).map_err(io::Error::other)?;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) => {
+                Ok(Some(entry.header.ifindex))
+            }
+            NetlinkPayload::Error(error) => match error.to_io() {
+                error if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                error => Err(error),
+            },
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
 }
 
 /// A netlink socket of the network namespace that the thread is in.
@@ -144,24 +252,27 @@ impl Links {
         Ok(())
     }
 
+    /// The neighbours of an interface that a [`Teller`] entered, also one of a daemon that was killed.
+    pub(super) async fn learned(&self, index: u32) -> Result<Vec<Ipv4Addr>, NetError> {
+        let all = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let all: Vec<NeighbourMessage> =
+            all.try_collect().await.map_err(|e| failed("listing the neighbours".to_owned(), e))?;
+        let ours = all.into_iter().filter(|neighbour| {
+            let header = &neighbour.header;
+            header.ifindex == index
+                && header.state == NeighbourState::Permanent
+                && header.flags.contains(NeighbourFlags::ExtLearned)
+        });
+        let address = |neighbour: NeighbourMessage| {
+            neighbour.attributes.into_iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(address),
+                _ => None,
+            })
+        };
+        Ok(ours.filter_map(address).collect())
+    }
+
     /// The queueing disciplines of an interface.
-    /// Enters that `address` belongs to this `mac`, as is known without ARP.
-    pub(super) async fn learn(&self, index: u32, address: Ipv4Addr, mac: Mac) -> Result<(), NetError> {
-        let neighbour = self.handle.neighbours().add(index, address.into()).link_layer_address(&mac.0);
-        let known = neighbour.state(NeighbourState::Reachable).flags(NeighbourFlags::ExtLearned);
-        known.replace().execute().await.map_err(|e| failed(format!("entering neighbour {address}"), e))
-    }
-
-    /// Removes the entry for `address`.
-    pub(super) async fn forget(&self, index: u32, address: Ipv4Addr) -> Result<(), NetError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.ifindex = index;
-        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
-        let deleted = self.handle.neighbours().del(message).execute().await;
-        deleted.map_err(|e| failed(format!("removing neighbour {address}"), e))
-    }
-
     pub(super) async fn disciplines(&self, index: u32) -> io::Result<Vec<TcMessage>> {
         let all = self.handle.qdisc().get().index(index as i32).execute();
         // The kernel lists those of all interfaces all the same.

@@ -13,6 +13,7 @@ pub mod offload;
 pub mod packet;
 pub mod ra;
 pub(crate) mod room;
+mod stations;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ use journal::Journal;
 use links::{Link, Links};
 use watch::{Wanted, Watch};
 
-pub use neighbours::Neighbours;
+pub use neighbours::{Certainty, Neighbours};
+pub use stations::Stations;
 
 /// The bridge after set-up.
 #[derive(Clone, Debug, PartialEq, Eq)]

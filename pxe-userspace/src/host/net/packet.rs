@@ -147,6 +147,11 @@ pub fn of_machine(mac: Mac) -> [SockFilter; 21] {
     ]
 }
 
+/// Lets everything through.
+pub fn everything() -> [SockFilter; 1] {
+    [PASS]
+}
+
 /// Lets through unfragmented IPv4 UDP to one port.
 pub fn udp_to(port: u16) -> [SockFilter; 11] {
     [

@@ -5,8 +5,9 @@
 //! at a time as the links carry without delaying blocks; all others wait at their DISCOVER, in order of arrival, but
 //! never past their firmware's last one.
 //!
-//! Declared machines wait only for each other: whoever forges MAC addresses, or connects a thousand unknown machines,
-//! delays none of them.
+//! Each port of the bridge has places of its own, because each has a link of its own: who fills one port's holds up
+//! nobody behind another. Machines that are declared wait for each other, and for nobody else: who makes up MAC addresses, or plugs in a
+//! thousand machines, holds up none of them.
 //!
 //! Pure: time is passed in. `docs/pacing.md` has the reasons and the numbers.
 
@@ -64,10 +65,11 @@ pub struct Pacing {
     /// Boots at a time; `None` when the links' speed is unknown, and nobody waits.
     most: Option<usize>,
     under_way: HashMap<Mac, Place>,
-    /// Machines that the configuration names, and how many of them are under way.
+    /// How many of them each port has.
+    taken: HashMap<Port, Taken>,
+    /// Machines that the configuration names.
     declared: HashSet<Mac>,
-    declared_under_way: usize,
-    /// The declared before the others, each in order of arrival.
+    /// Of each port the declared before the others, each in order of arrival.
     queue: BTreeMap<Turn, Mac>,
     waiting: HashMap<Mac, Waiting>,
     /// The same machines, by their firmware's last DISCOVER.
@@ -75,8 +77,21 @@ pub struct Pacing {
     arrivals: u64,
 }
 
-/// Whether the machine is undeclared, then its order of arrival.
-type Turn = (bool, u64);
+/// A port of the bridge, by its index, or [`ANYWHERE`].
+pub type Port = u32;
+
+/// Nobody knows behind which port the machine is. It counts at each of them.
+pub const ANYWHERE: Port = 0;
+
+/// The port, whether it is a stranger, then its arrival.
+type Turn = (Port, bool, u64);
+
+/// Boots behind one port.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    all: usize,
+    declared: usize,
+}
 
 /// A boot that is counted.
 #[derive(Debug)]
@@ -85,6 +100,7 @@ struct Place {
     sign: Timestamp,
     /// After this long without a sign of life it is over.
     quiet: Duration,
+    port: Port,
 }
 
 #[derive(Debug)]
@@ -108,11 +124,16 @@ impl Pacing {
 
     /// Sets the declared machines, which do not wait for others.
     pub fn set_declared(&mut self, declared: HashSet<Mac>) {
-        self.declared_under_way = self.under_way.keys().filter(|mac| declared.contains(mac)).count();
         self.declared = declared;
+        self.taken.clear();
+        for (mac, place) in &self.under_way {
+            let taken = self.taken.entry(place.port).or_default();
+            taken.all += 1;
+            taken.declared += usize::from(self.declared.contains(mac));
+        }
     }
 
-    /// How many boots are admitted at a time, if that is limited.
+    /// How many boots go on at a time behind one port, if that is limited.
     pub fn most(&self) -> Option<usize> {
         self.most
     }
@@ -122,9 +143,18 @@ impl Pacing {
         self.under_way.len()
     }
 
-    /// The waiting machines, in order.
-    pub fn waiting(&self) -> impl ExactSizeIterator<Item = Mac> {
-        self.queue.values().copied()
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Those who wait, and how many are before each, at its port.
+    pub fn turns(&self) -> impl Iterator<Item = (Mac, usize)> {
+        self.queue.iter().scan((ANYWHERE, 0), |(port, next), ((at, ..), mac)| {
+            let before = if at == port { *next } else { 0 };
+            (*port, *next) = (*at, before + 1);
+            Some((*mac, before))
+        })
     }
 
     /// Whether the machine has a place.
@@ -132,10 +162,10 @@ impl Pacing {
         self.under_way.contains_key(&mac)
     }
 
-    /// A machine that would boot sends a DISCOVER.
-    pub fn asked(&mut self, mac: Mac, patience: Patience, now: Timestamp) -> Verdict {
+    /// A machine that would boot sends a DISCOVER, by this port of the bridge.
+    pub fn asked(&mut self, mac: Mac, port: Port, patience: Patience, now: Timestamp) -> Verdict {
         if self.most.is_none() || self.is_under_way(mac) {
-            self.enter(mac, now);
+            self.enter(mac, port, now);
             return Verdict::Offer;
         }
         let stranger = !self.declared.contains(&mac);
@@ -148,10 +178,10 @@ impl Pacing {
             (waiting.turn, waiting.due)
         });
         let may_wait = known.map_or(self.queue.len() < REMEMBERED, |(_, due)| due > now);
-        let turn = known.map_or((stranger, self.arrivals), |(turn, _)| turn);
+        let turn = known.map_or((port, stranger, self.arrivals), |(turn, _)| turn);
         let before = self.before(turn);
-        if !may_wait || before < self.places(stranger) {
-            self.enter(mac, now);
+        if !may_wait || before < self.places(turn.0, stranger) {
+            self.enter(mac, turn.0, now);
             return Verdict::Offer;
         }
         if known.is_none() {
@@ -164,18 +194,19 @@ impl Pacing {
         Verdict::Wait { before }
     }
 
-    /// How many waiting machines come before this turn.
-    fn before(&self, turn: Turn) -> usize {
-        // For the last in the queue nothing has to be counted.
-        match self.queue.last_key_value().is_none_or(|(last, _)| *last < turn) {
+    /// How many machines wait whose turn comes before this one, as far as that matters to anybody.
+    fn before(&self, turn @ (port, ..): Turn) -> usize {
+        // Where all are behind one port, who comes last needs no count.
+        let is_last = self.queue.last_key_value().is_none_or(|(last, _)| *last < turn);
+        match is_last && self.queue.first_key_value().is_none_or(|((first, ..), _)| *first == port) {
             true => self.queue.len(),
-            false => self.queue.range(..turn).count(),
+            false => self.queue.range((port, false, 0)..turn).count(),
         }
     }
 
     /// The kernel offered an address to a machine that boots.
     pub fn offered(&mut self, mac: Mac, now: Timestamp) {
-        self.enter(mac, now);
+        self.enter(mac, ANYWHERE, now);
     }
 
     /// The machine reached a stage of its boot.
@@ -185,12 +216,12 @@ impl Pacing {
             Stage::Discover | Stage::Offer | Stage::Warning => {}
             // A boot that makes progress has a place, also after a silence, or if an earlier daemon admitted it.
             Stage::Request | Stage::Ack | Stage::Loader | Stage::Config | Stage::Kernel | Stage::Stage1 => {
-                self.enter(mac, now);
+                self.enter(mac, ANYWHERE, now);
             }
             // It has what it needs for now, or all but another initrd, while its kernel starts. Stage 1 comes
             // back for the image.
             Stage::Initrd => {
-                self.enter(mac, now);
+                self.enter(mac, ANYWHERE, now);
                 if let Some(place) = self.under_way.get_mut(&mac) {
                     place.quiet = SETTLED;
                 }
@@ -220,29 +251,44 @@ impl Pacing {
     /// Time passed, or a place became free: returns who is to be offered an address now, without another DISCOVER.
     pub fn admit(&mut self, now: Timestamp) -> Vec<Mac> {
         let mut admitted = Vec::new();
-        while let Some((&(stranger, _), &mac)) = self.queue.first_key_value()
-            && self.places(stranger) > 0
-        {
-            self.enter(mac, now);
-            admitted.push(mac);
+        let mut next = (ANYWHERE, false, 0);
+        while let Some((&(port, stranger, _), &mac)) = self.queue.range(next..).next() {
+            if self.places(port, stranger) > 0 {
+                self.enter(mac, port, now);
+                admitted.push(mac);
+            } else {
+                // Where the first has no place, no other of its port has.
+                let Some(port) = port.checked_add(1) else { break };
+                next = (port, false, 0);
+            }
         }
         while let Some(&(due, turn)) = self.due.first()
             && due <= now
         {
             let mac = self.queue[&turn];
-            self.enter(mac, now);
+            self.enter(mac, turn.0, now);
             admitted.push(mac);
         }
         admitted
     }
 
-    /// How many more may boot now.
-    fn places(&self, stranger: bool) -> usize {
-        let taken = if stranger { self.under_way.len() } else { self.declared_under_way };
+    /// How many more may boot now behind a port.
+    fn places(&self, port: Port, stranger: bool) -> usize {
+        let taken = |port| {
+            let taken = self.taken.get(&port).copied().unwrap_or_default();
+            if stranger { taken.all } else { taken.declared }
+        };
+        let taken = if port == ANYWHERE { self.everywhere(stranger) } else { taken(port) + taken(ANYWHERE) };
         self.most.map_or(usize::MAX, |most| most.saturating_sub(taken))
     }
 
-    fn enter(&mut self, mac: Mac, now: Timestamp) {
+    fn everywhere(&self, stranger: bool) -> usize {
+        self.taken.values().map(|taken| if stranger { taken.all } else { taken.declared }).sum()
+    }
+
+    /// `port` is where a new one is, unless it waited there.
+    fn enter(&mut self, mac: Mac, port: Port, now: Timestamp) {
+        let waited = self.waiting.get(&mac).map(|waiting| waiting.turn.0);
         if let Some(Waiting { turn, due, .. }) = self.waiting.remove(&mac) {
             self.queue.remove(&turn);
             self.due.remove(&(due, turn));
@@ -251,14 +297,22 @@ impl Pacing {
         let declared = self.declared.contains(&mac);
         let room = declared || self.under_way.len() < REMEMBERED || self.is_under_way(mac);
         if self.most.is_some() && room {
-            let new = self.under_way.insert(mac, Place { sign: now, quiet: QUIET }).is_none();
-            self.declared_under_way += usize::from(new && declared);
+            let before = self.under_way.get(&mac).map(|place| place.port);
+            let port = before.or(waited).unwrap_or(port);
+            self.under_way.insert(mac, Place { sign: now, quiet: QUIET, port });
+            if before.is_none() {
+                let taken = self.taken.entry(port).or_default();
+                taken.all += 1;
+                taken.declared += usize::from(declared);
+            }
         }
     }
 
     fn leave(&mut self, mac: Mac) {
-        if self.under_way.remove(&mac).is_some() && self.declared.contains(&mac) {
-            self.declared_under_way -= 1;
+        let Some(place) = self.under_way.remove(&mac) else { return };
+        if let Some(taken) = self.taken.get_mut(&place.port) {
+            taken.all -= 1;
+            taken.declared -= usize::from(self.declared.contains(&mac));
         }
     }
 }

@@ -85,7 +85,7 @@ proptest! {
                     arrived.push(n);
                 }
                 let before = pacing.under_way();
-                match pacing.asked(mac(n), machine.patience(), at(ms)) {
+                match pacing.asked(mac(n), ANYWHERE, machine.patience(), at(ms)) {
                     Verdict::Offer => {
                         now_offered.push(n);
                         let queued = arrived.iter().filter(|m| offered[**m].is_none() && !now_offered.contains(m)).count();
@@ -113,8 +113,8 @@ proptest! {
                 let n = (0..machines.len()).find(|n| self::mac(*n) == mac).unwrap();
                 now_offered.push(n);
             }
-            prop_assert!(pacing.waiting().len() == 0 || pacing.under_way() as u64 >= most, "a place is empty");
-            prop_assert!(pacing.waiting().len() == pacing.waiting.len());
+            prop_assert!(pacing.waiting() == 0 || pacing.under_way() as u64 >= most, "a place is empty");
+            prop_assert!(pacing.waiting() == pacing.waiting.len());
             for n in now_offered {
                 prop_assert!(offered[n].is_none());
                 prop_assert!(ms < machines[n].gives_up_ms(), "machine {n} gave up before {ms}");
@@ -142,10 +142,10 @@ proptest! {
 fn without_a_known_speed_everybody_is_served_and_nobody_remembered() {
     let mut pacing = Pacing::new(None);
     for n in 0..100_000 {
-        assert_eq!(pacing.asked(mac(n), Patience::of(Firmware::Bios), at(0)), Verdict::Offer);
+        assert_eq!(pacing.asked(mac(n), ANYWHERE, Patience::of(Firmware::Bios), at(0)), Verdict::Offer);
         pacing.reached(mac(n), Stage::Ack, at(0));
     }
-    assert_eq!((pacing.under_way(), pacing.waiting().len()), (0, 0));
+    assert_eq!((pacing.under_way(), pacing.waiting()), (0, 0));
     assert_eq!(pacing.admit(at(1)), []);
 }
 
@@ -154,29 +154,29 @@ fn who_waits_is_told_how_many_are_before_it_and_comes_in_in_that_order() {
     let mut pacing = Pacing::new(room_for(4));
     let patience = Patience::of(Firmware::Bios);
     for n in 0..4 {
-        assert_eq!(pacing.asked(mac(n), patience, at(n as u64)), Verdict::Offer);
+        assert_eq!(pacing.asked(mac(n), ANYWHERE, patience, at(n as u64)), Verdict::Offer);
     }
-    assert_eq!(pacing.asked(mac(4), patience, at(10)), Verdict::Wait { before: 0 });
-    assert_eq!(pacing.asked(mac(5), patience, at(10)), Verdict::Wait { before: 1 });
-    assert_eq!(pacing.asked(mac(5), patience, at(4010)), Verdict::Wait { before: 1 });
-    assert_eq!(pacing.asked(mac(3), patience, at(4010)), Verdict::Offer, "it was let in already");
+    assert_eq!(pacing.asked(mac(4), ANYWHERE, patience, at(10)), Verdict::Wait { before: 0 });
+    assert_eq!(pacing.asked(mac(5), ANYWHERE, patience, at(10)), Verdict::Wait { before: 1 });
+    assert_eq!(pacing.asked(mac(5), ANYWHERE, patience, at(4010)), Verdict::Wait { before: 1 });
+    assert_eq!(pacing.asked(mac(3), ANYWHERE, patience, at(4010)), Verdict::Offer, "it was let in already");
     pacing.reached(mac(0), Stage::Initrd, at(3900));
     assert_eq!(pacing.forget_quiet(at(4800), |_| false), [], "there may be another initrd");
     assert_eq!(pacing.forget_quiet(at(4950), |m| m == mac(0)), [], "there is");
     pacing.reached(mac(0), Stage::Initrd, at(4960));
     pacing.reached(mac(1), Stage::Failed, at(4960));
-    assert_eq!(pacing.asked(mac(6), patience, at(5000)), Verdict::Wait { before: 2 });
+    assert_eq!(pacing.asked(mac(6), ANYWHERE, patience, at(5000)), Verdict::Wait { before: 2 });
     assert_eq!(pacing.admit(at(5000)), [mac(4)]);
     assert_eq!(pacing.forget_quiet(at(5960), |_| false), [mac(0)]);
     assert_eq!(pacing.admit(at(5960)), [mac(5)]);
-    assert_eq!(pacing.waiting().collect::<Vec<_>>(), [mac(6)]);
+    assert_eq!(pacing.turns().collect::<Vec<_>>(), [(mac(6), 0)]);
 }
 
 #[test]
 fn a_boot_in_which_nothing_happens_loses_its_place_and_takes_it_again() {
     let mut pacing = Pacing::new(room_for(4));
     for n in 0..4 {
-        pacing.asked(mac(n), Patience::of(Firmware::Bios), at(0));
+        pacing.asked(mac(n), ANYWHERE, Patience::of(Firmware::Bios), at(0));
     }
     // One fetches a large file slowly, one was switched off.
     pacing.reached(mac(2), Stage::Kernel, at(15_000));
@@ -192,10 +192,10 @@ fn made_up_machines_fill_no_memory_and_delay_nobody() {
     let mut pacing = Pacing::new(room_for(4));
     let patience = Patience::of(Firmware::Bios);
     for n in 0..3 * REMEMBERED {
-        pacing.asked(mac(n), patience, at(0));
+        pacing.asked(mac(n), ANYWHERE, patience, at(0));
     }
-    assert!(pacing.waiting().len() <= REMEMBERED && pacing.under_way() <= REMEMBERED);
-    assert_eq!(pacing.asked(mac(usize::MAX >> 8), patience, at(1)), Verdict::Offer);
+    assert!(pacing.waiting() <= REMEMBERED && pacing.under_way() <= REMEMBERED);
+    assert_eq!(pacing.asked(mac(usize::MAX >> 8), ANYWHERE, patience, at(1)), Verdict::Offer);
 }
 
 #[test]
@@ -204,13 +204,14 @@ fn declared_machines_wait_for_each_other_and_for_nobody_else() {
     let declared: Vec<Mac> = (0..6).map(mac).collect();
     pacing.set_declared(declared.iter().copied().collect());
     for n in 100..5100 {
-        pacing.asked(mac(n), patience, at(0));
+        pacing.asked(mac(n), ANYWHERE, patience, at(0));
     }
-    assert_eq!((pacing.under_way(), pacing.waiting().len()), (4, 4996));
-    let asked: Vec<Verdict> = declared.iter().map(|mac| pacing.asked(*mac, patience, at(10))).collect();
+    assert_eq!((pacing.under_way(), pacing.waiting()), (4, 4996));
+    let asked: Vec<Verdict> =
+        declared.iter().map(|mac| pacing.asked(*mac, ANYWHERE, patience, at(10))).collect();
     let [wait0, wait1] = [0, 1].map(|before| Verdict::Wait { before });
     assert_eq!(asked, [Verdict::Offer, Verdict::Offer, Verdict::Offer, Verdict::Offer, wait0, wait1]);
-    assert_eq!(pacing.waiting().next(), Some(mac(4)), "before every stranger");
+    assert_eq!(pacing.turns().next(), Some((mac(4), 0)), "before every stranger");
     pacing.reached(mac(0), Stage::Workload, at(20));
     assert_eq!(pacing.admit(at(20)), [mac(4)]);
     pacing.reached(mac(100), Stage::Failed, at(30));
@@ -220,4 +221,42 @@ fn declared_machines_wait_for_each_other_and_for_nobody_else() {
     pacing.reached(mac(1), Stage::Workload, at(40));
     pacing.set_declared(declared.into_iter().collect());
     assert_eq!(pacing.admit(at(40)), [mac(5)]);
+}
+
+#[test]
+fn a_flood_behind_one_port_holds_up_nobody_behind_another() {
+    let patience = Patience::of(Firmware::UefiX64);
+    let mut pacing = Pacing::new(room_for(4));
+    pacing.set_declared([mac(9_000)].into());
+    let asked = |pacing: &mut Pacing, n, port, ms| pacing.asked(mac(n), port, patience, at(ms));
+    for n in 0..5_000 {
+        let verdict = asked(&mut pacing, n, 3, 0);
+        assert_eq!(verdict == Verdict::Offer, n < 4, "{n}: {verdict:?}");
+    }
+    // Four at each other port, and then they wait for their own.
+    for n in 6_000..6_004 {
+        assert_eq!(asked(&mut pacing, n, 2, 1), Verdict::Offer);
+        assert_eq!(asked(&mut pacing, n + 100, 4, 1), Verdict::Offer);
+    }
+    assert_eq!(asked(&mut pacing, 6_004, 2, 2), Verdict::Wait { before: 0 });
+    assert_eq!(asked(&mut pacing, 6_104, 4, 2), Verdict::Wait { before: 0 });
+    assert_eq!(asked(&mut pacing, 6_005, 2, 2), Verdict::Wait { before: 1 });
+    assert_eq!(asked(&mut pacing, 9_000, 3, 2), Verdict::Offer, "a declared one behind the flood");
+    // What is seen later has the port that it asked by.
+    pacing.reached(mac(6_000), Stage::Kernel, at(3));
+    assert_eq!(pacing.admit(at(3)), []);
+    pacing.reached(mac(6_000), Stage::Workload, at(4));
+    assert_eq!(pacing.admit(at(4)), [mac(6_004)]);
+    pacing.reached(mac(6_100), Stage::Workload, at(4));
+    pacing.reached(mac(0), Stage::Workload, at(4));
+    // The declared one has the flood's place.
+    assert_eq!(pacing.admit(at(4)), [mac(6_104)]);
+    assert!(pacing.turns().any(|turn| turn == (mac(6_005), 0)));
+    assert_eq!(pacing.turns().last(), Some((mac(4_999), 4_995)));
+    // One of whom nobody knows where it is counts everywhere.
+    pacing.reached(mac(6_001), Stage::Workload, at(5));
+    pacing.offered(mac(7_000), at(5));
+    assert_eq!(pacing.admit(at(5)), []);
+    assert_eq!(pacing.forget_quiet(at(60_000), |_| false).len(), 12);
+    assert!(pacing.taken.values().all(|taken| taken.all == 0 && taken.declared == 0));
 }

@@ -36,6 +36,9 @@ pub struct Boot {
     /// The same of the boot before, to tell a stolen token from a guessed one.
     previous: Option<String>,
     pub keys: Option<Scope>,
+    /// The same, kept back until a person says that this boot is the machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    withheld: Option<Scope>,
     pub session: Option<Session>,
 }
 
@@ -91,6 +94,17 @@ pub struct Boots {
     running: HashSet<Mac>,
     /// Machines of which that is not known, because the daemon was not there. One that boots sends a DISCOVER.
     doubtful: HashSet<Mac>,
+    /// Machines of which a person says that who asks next is the machine, until then.
+    vouched: HashMap<Mac, Timestamp>,
+}
+
+/// What a person's word did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rekeyed {
+    /// The present boot has its keys.
+    ThisBoot,
+    /// The next token's boot will, if it comes by then.
+    NextBoot(Timestamp),
 }
 
 /// What a token is worth.
@@ -100,6 +114,8 @@ pub enum Issued {
     Boot,
     /// The machine may still run what it booted, and somebody else may ask: its session gets no keys.
     Second,
+    /// The same, but a person said that it is the machine: its session gets its keys.
+    Vouched,
 }
 
 impl Boots {
@@ -108,7 +124,7 @@ impl Boots {
         let by_mac: HashMap<Mac, Boot> = boots.into_iter().collect();
         let had_session = |(mac, boot): (&Mac, &Boot)| boot.session.as_ref().map(|_| *mac);
         let doubtful = by_mac.iter().filter_map(had_session).collect();
-        Self { by_mac, running: HashSet::new(), doubtful }
+        Self { by_mac, running: HashSet::new(), doubtful, vouched: HashMap::new() }
     }
 
     pub fn get(&self, mac: Mac) -> Option<&Boot> {
@@ -124,14 +140,23 @@ impl Boots {
         keys: Option<Scope>,
         now: Timestamp,
     ) -> Result<Issued, Running> {
-        if self.running.contains(&mac) {
-            return Err(Running);
+        let (runs, may_run) = (self.running.contains(&mac), self.doubtful.contains(&mac));
+        // Good once.
+        let vouched = self.vouched.remove(&mac).is_some_and(|until| now <= until);
+        let issued = match (runs || may_run, vouched) {
+            (false, _) => Issued::Boot,
+            (true, true) => Issued::Vouched,
+            (true, false) if runs => return Err(Running),
+            (true, false) => Issued::Second,
+        };
+        if issued == Issued::Vouched {
+            self.restarted(mac);
         }
-        let issued = if self.doubtful.contains(&mac) { Issued::Second } else { Issued::Boot };
-        let keys = keys.filter(|_| issued == Issued::Boot);
+        let (keys, withheld) = if issued == Issued::Second { (None, keys) } else { (keys, None) };
         let previous = self.by_mac.remove(&mac).and_then(|boot| boot.token.or(boot.previous));
         let token = Some(digest(token.as_bytes()));
-        self.by_mac.insert(mac, Boot { address, issued: now, token, previous, keys, session: None });
+        self.by_mac
+            .insert(mac, Boot { address, issued: now, token, previous, keys, withheld, session: None });
         Ok(issued)
     }
 
@@ -176,6 +201,22 @@ impl Boots {
             boot.session = Some(Session { request: digest(request), certificate });
             self.running.insert(mac);
         }
+    }
+
+    /// A person says that the machine boots, and that it is the machine.
+    pub fn rekey(&mut self, mac: Mac, now: Timestamp) -> Rekeyed {
+        if let Some(boot) = self.by_mac.get_mut(&mac)
+            && let Some(keys) = boot.withheld.take()
+        {
+            boot.keys = Some(keys);
+            self.doubtful.remove(&mac);
+            return Rekeyed::ThisBoot;
+        }
+        let until = now + LIFETIME;
+        // Those of whom nobody came are of no use any more.
+        self.vouched.retain(|_, until| now <= *until);
+        self.vouched.insert(mac, until);
+        Rekeyed::NextBoot(until)
     }
 
     /// The machine restarted: it may have another token.
@@ -227,6 +268,42 @@ mod tests {
         again.restarted(MAC);
         assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW), Ok(Issued::Boot));
         assert_eq!(again.get(MAC).unwrap().keys, keys());
+    }
+
+    #[test]
+    fn a_persons_word_releases_what_was_kept_back_once() {
+        let keys = || Some(Scope { owner: "n1".into(), plan: "p".into(), volumes: vec!["db".into()] });
+        let mut boots = Boots::default();
+        boots.issue(MAC, ADDRESS, "first", keys(), NOW).unwrap();
+        boots.begin(MAC, b"key", "certificate".into());
+        let runs = boots.get(MAC).unwrap().clone();
+        let kept = || Boots::kept([(MAC, runs.clone())]);
+
+        // After the boot, which asked in vain.
+        let mut again = kept();
+        assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW), Ok(Issued::Second));
+        again.begin(MAC, b"key", "certificate".into());
+        let text = serde_json::to_string(again.get(MAC).unwrap()).unwrap();
+        let mut again = Boots::kept([(MAC, serde_json::from_str(&text).unwrap())]);
+        assert_eq!(again.rekey(MAC, NOW), Rekeyed::ThisBoot);
+        assert_eq!(again.get(MAC).unwrap().keys, keys());
+        assert_eq!(again.rekey(MAC, NOW), Rekeyed::NextBoot(NOW + LIFETIME), "it has them");
+
+        // Before it, also of one that runs, as far as is known. Good for one token, and not for ever.
+        let mut again = kept();
+        assert_eq!(again.rekey(MAC, NOW), Rekeyed::NextBoot(NOW + LIFETIME));
+        assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW + LIFETIME), Ok(Issued::Vouched));
+        assert_eq!(again.get(MAC).unwrap().keys, keys());
+        again.begin(MAC, b"key", "certificate".into());
+        assert_eq!(again.issue(MAC, ADDRESS, "third", keys(), NOW), Err(Running));
+        assert_eq!(again.rekey(OTHER, NOW), Rekeyed::NextBoot(NOW + LIFETIME));
+        assert_eq!(again.issue(MAC, ADDRESS, "third", keys(), NOW), Err(Running), "another machine's");
+        assert_eq!(again.rekey(MAC, NOW), Rekeyed::NextBoot(NOW + LIFETIME));
+        let late = NOW + LIFETIME + Duration::from_secs(1);
+        assert_eq!(again.issue(MAC, ADDRESS, "third", keys(), late), Err(Running));
+        let mut again = kept();
+        again.rekey(MAC, NOW);
+        assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), late), Ok(Issued::Second));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::store::{Change, Document, Pending, ReadError, Store, WriteError};
 
 pub use authority::{Authority, AuthorityError, Identity, Usage};
 use boots::{Boots, Good, Issued, Misused, Refused};
-pub use boots::{Running, Scope};
+pub use boots::{Rekeyed, Running, Scope};
 
 /// A session ends with the next boot; its certificate only has to last as long as machines run.
 const SESSION: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
@@ -96,12 +96,36 @@ impl Trust {
             (issued, self.keep(mac, &boots))
         };
         kept.wait()?;
-        if issued == Issued::Second {
-            let words = "it was given a second token without having asked for an address since its session began: if it \
-                         still runs, somebody boots in its name. No keys are released to this boot; power it off and on";
+        let second = "it was given a second token without having asked for an address since its session began: if it \
+                      still runs, somebody boots in its name.";
+        let words = match issued {
+            Issued::Boot => return Ok(token),
+            Issued::Second => {
+                "No keys are released to this boot; power it off and on, or say by `bridgehead rekey` that it is the \
+                 machine"
+            }
+            Issued::Vouched => {
+                "Its keys are released to this boot: `bridgehead rekey` said that it is the machine"
+            }
+        };
+        self.0.timeline.record(Happened::warning(Who::Mac(mac), format!("{second} {words}")));
+        Ok(token)
+    }
+
+    /// A person says that the machine boots, and that it is the machine: what was kept back from its boot is released,
+    /// or will be to its next one.
+    pub fn rekey(&self, mac: Mac) -> Result<Rekeyed, WriteError> {
+        let (rekeyed, kept) = {
+            let mut boots = self.boots();
+            (boots.rekey(mac, Timestamp::now()), self.keep(mac, &boots))
+        };
+        kept.wait()?;
+        if rekeyed == Rekeyed::ThisBoot {
+            let words = "the keys that were kept back from this boot are released: `bridgehead rekey` said that it is the \
+                         machine";
             self.0.timeline.record(Happened::warning(Who::Mac(mac), words));
         }
-        Ok(token)
+        Ok(rekeyed)
     }
 
     /// A certificate, in PEM, for the key of `request`, which came with `token` from `mac` at `address`. A token

@@ -22,7 +22,7 @@ use super::leases::{Aliases, Change, Lease, Leases, Refused, Speakable};
 use crate::config::rules::Facts;
 use crate::config::{Config, DhcpMode};
 use crate::machines::diagnosis::Note;
-use crate::machines::pacing::{Pacing, Patience, Verdict};
+use crate::machines::pacing::{self, Pacing, Patience, Verdict};
 use crate::machines::timeline::{Happened, Stage, Who};
 
 pub use heard::Unnamed;
@@ -34,6 +34,8 @@ pub struct Meta {
     pub source: SocketAddrV4,
     /// 67, or 4011 for PXE clients that look for a boot server.
     pub port: u16,
+    /// By which port of the bridge it came, as far as somebody looked.
+    pub behind: pacing::Port,
 }
 
 /// How a reply finds its client (RFC 2131 section 4.1).
@@ -304,7 +306,7 @@ impl Server {
         let Request { mac, firmware, .. } = asked.request;
         let mut commands = self.described(asked);
         let verdict = match self.would_boot(mac, firmware) {
-            true => self.pacing.asked(mac, Patience::of(firmware), now),
+            true => self.pacing.asked(mac, asked.meta.behind, Patience::of(firmware), now),
             false => Verdict::Offer,
         };
         match verdict {

@@ -140,7 +140,7 @@ impl Client {
 }
 
 fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Timestamp) -> Outcome {
-    let meta = Meta { source: SocketAddrV4::new(source, 68), port };
+    let meta = Meta { source: SocketAddrV4::new(source, 68), port, behind: 0 };
     let mut outcome = Outcome::default();
     for command in server.handle(meta, bytes, now) {
         match command {

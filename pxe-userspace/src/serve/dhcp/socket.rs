@@ -21,8 +21,9 @@ use super::{
 };
 use crate::base::lock::Unpoisoned as _;
 use crate::config::{Config, DhcpMode};
-use crate::host::net::{BridgeInfo, Neighbours};
+use crate::host::net::{BridgeInfo, Certainty, Neighbours, Stations};
 use crate::machines::Machines;
+use crate::machines::pacing::ANYWHERE;
 use crate::machines::timeline::{Timeline, Who};
 use crate::store::{ReadError, Store};
 
@@ -178,7 +179,7 @@ impl Dhcp {
             pacing: PacingStatus {
                 most: server.pacing().most(),
                 under_way: server.pacing().under_way(),
-                waiting: server.pacing().waiting().len(),
+                waiting: server.pacing().waiting(),
                 capacity: server.capacity(),
             },
         }
@@ -238,9 +239,10 @@ impl Bound {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let neighbours = Neighbours::of(&self.0.bridge);
         for lease in dhcp.lock().leases().bound(Timestamp::now()) {
-            neighbours.learn(lease.address, lease.mac);
+            neighbours.learn(lease.address, lease.mac, Certainty::Lease);
         }
-        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours };
+        let stations = Stations::of(&self.0.bridge);
+        let mut task = Task { sockets: self.0, dhcp, store, machines, timeline, neighbours, stations };
         loop {
             let received = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -268,6 +270,7 @@ struct Task {
     machines: Machines,
     timeline: Timeline,
     neighbours: Neighbours,
+    stations: Stations,
 }
 
 impl Task {
@@ -292,8 +295,12 @@ impl Task {
         }
     }
 
-    fn decide(&self, batch: Vec<Received>) -> Vec<Command> {
+    fn decide(&mut self, mut batch: Vec<Received>) -> Vec<Command> {
         let now = Timestamp::now();
+        // Without a limit it does not matter.
+        if self.dhcp.lock().pacing().most().is_some() {
+            batch.iter_mut().for_each(|received| self.place(received));
+        }
         let mut server = self.dhcp.lock();
         let mut commands = Vec::new();
         for received in batch {
@@ -316,6 +323,16 @@ impl Task {
         commands
     }
 
+    /// Notes by which port of the bridge a client without an address asks: a relay's may be anywhere.
+    fn place(&mut self, received: &mut Received) {
+        if let Received::Packet(Heard::Request(meta, message)) = received
+            && meta.source.ip().is_unspecified()
+            && let Some(mac) = message.get(28..34).and_then(|bytes| bytes.try_into().ok())
+        {
+            meta.behind = self.stations.port_of(Mac(mac)).unwrap_or(ANYWHERE);
+        }
+    }
+
     fn is_fetching(&self, mac: Mac) -> bool {
         self.machines.get(mac).is_some_and(|machine| machine.fetching.is_some())
     }
@@ -324,18 +341,11 @@ impl Task {
         if changes.is_empty() {
             return true;
         }
-        let store = self.store.clone();
-        let committed = tokio::task::spawn_blocking(move || (store.commit(&changes), changes));
-        match committed.await {
-            Ok((Ok(()), _)) => true,
-            Ok((Err(error), changes)) => {
-                tracing::error!(%error, "leases were not stored");
-                self.dhcp.lock().not_durable(&changes);
-                false
-            }
-            // Only after a panic in the commit or the runtime's end; it is unknown whether anything was stored.
+        match self.store.commit(&changes).await {
+            Ok(()) => true,
             Err(error) => {
                 tracing::error!(%error, "leases were not stored");
+                self.dhcp.lock().not_durable(&changes);
                 false
             }
         }
@@ -365,9 +375,18 @@ impl Task {
             _ if !durable => {}
             Command::Bound { mac, address } => {
                 self.machines.bound(mac, address);
-                self.neighbours.learn(address, mac);
+                let certainty = match self.dhcp.lock().scope().mode() {
+                    DhcpMode::Authoritative => Certainty::Lease,
+                    DhcpMode::Proxy | DhcpMode::Off => Certainty::Hearsay,
+                };
+                self.neighbours.learn(address, mac, certainty);
             }
-            Command::Released(mac) => self.machines.released(mac),
+            Command::Released(mac) => {
+                if let Some(address) = self.machines.get(mac).and_then(|machine| machine.address) {
+                    self.neighbours.unlearn(address);
+                }
+                self.machines.released(mac);
+            }
             Command::Event(happened) => self.timeline.record(happened),
             Command::Noted(mac, note) => self.timeline.note(Who::Mac(mac), note),
             Command::Forged(mac) => {

@@ -30,11 +30,11 @@ impl LeaseStore {
     }
 
     /// Writes `changes` in order, in one transaction. When this returns, they survive a power cut.
-    pub fn commit(&self, changes: &[Change]) -> Result<(), CommitError> {
+    pub async fn commit(&self, changes: &[Change]) -> Result<(), CommitError> {
         if changes.is_empty() {
             return Ok(());
         }
-        Ok(self.0.write(changes.iter().map(row).collect()).wait()?)
+        Ok(self.0.written(changes.iter().map(row).collect()).await?)
     }
 }
 

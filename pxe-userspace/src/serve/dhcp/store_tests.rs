@@ -7,6 +7,11 @@ use super::*;
 use crate::serve::dhcp::leases::{Aliases, Leases, Pool};
 use pxe_common::Mac;
 
+fn commit(store: &LeaseStore, changes: &[Change]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(store.commit(changes)).unwrap();
+}
+
 fn open(path: &Path) -> LeaseStore {
     LeaseStore::new(Store::open(path).unwrap())
 }
@@ -28,11 +33,11 @@ fn leases_are_there_after_a_restart() {
     let wanted = std::net::Ipv4Addr::UNSPECIFIED;
     for n in 0..4 {
         let (address, changes) = before.offer(machine(n), wanted, &aliases, now).unwrap();
-        store.commit(&changes).unwrap();
-        store.commit(&before.bind(machine(n), address, &aliases, now).unwrap()).unwrap();
+        commit(&store, &changes);
+        commit(&store, &before.bind(machine(n), address, &aliases, now).unwrap());
         match n {
-            1 => store.commit(&before.release(machine(n), address, now)).unwrap(),
-            2 => store.commit(&before.decline(machine(n), address, now)).unwrap(),
+            1 => commit(&store, &before.release(machine(n), address, now)),
+            2 => commit(&store, &before.decline(machine(n), address, now)),
             _ => {}
         }
     }
@@ -61,8 +66,8 @@ fn a_removed_row_stays_removed() {
     let now = Timestamp::from_second(1_800_000_000).unwrap();
     let (address, changes) = leases.offer(Mac([2; 6]), [0; 4].into(), &Aliases::default(), now).unwrap();
     let store = open(&path);
-    store.commit(&changes).unwrap();
-    store.commit(&[Change::Remove(address)]).unwrap();
+    commit(&store, &changes);
+    commit(&store, &[Change::Remove(address)]);
     assert_eq!(store.load().unwrap(), []);
 }
 

@@ -15,6 +15,7 @@ use super::server::{Meta, Reply, To};
 use crate::host::net::BridgeInfo;
 use crate::host::net::packet::{self, PacketSocket};
 use crate::host::net::room::make_room;
+use crate::machines::pacing::ANYWHERE;
 
 /// The most packets that share one commit.
 pub(super) const BATCH: usize = 512;
@@ -98,7 +99,7 @@ impl Sockets {
                         batch.push(Heard::Forged(Mac([*a, *b, *c, *d, *e, *f])));
                     }
                     (message, SocketAddr::V4(source)) => {
-                        batch.push(Heard::Request(Meta { source, port }, message.to_vec()));
+                        batch.push(Heard::Request(Meta { source, port, behind: ANYWHERE }, message.to_vec()));
                     }
                     (_, SocketAddr::V6(_)) => {}
                 }

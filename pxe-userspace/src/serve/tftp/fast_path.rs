@@ -12,8 +12,9 @@ use crate::provision::blob::{Blob, BlobKey};
 
 /// Takes transfers over. Implemented by the dataplane.
 pub trait FastPath: Send + Sync {
-    /// From now on the transfer's ACKs may be answered without the daemon, if they come from its `stations`, until
-    /// nothing has been sent for `idle`. May read the whole blob, and so block.
+    /// From now on the transfer's ACKs may be answered without the daemon, where they come from its `stations`, until
+    /// nothing has been sent for `idle`. May read the whole blob, so may block, but for no longer than a client waits:
+    /// a large blob that nobody has asked for yet is [`NotYet`](Declined::NotYet) the kernel's.
     fn open(
         &self,
         key: SessionKey,
@@ -24,7 +25,20 @@ pub trait FastPath: Send + Sync {
         idle: Duration,
     ) -> Result<(), Declined>;
 
-    /// Stores with a transfer what the next daemon needs to continue it, should this one be killed.
+    /// The same for a transfer that the daemon began, because the blob was [`NotYet`](Declined::NotYet) the kernel's.
+    /// It is made so beside, while somebody waits for it: until the grant is [closed](FastPath::close). Costs what
+    /// [`look`](FastPath::look) does, and once a blob the start of a thread.
+    fn hand_over(
+        &self,
+        key: SessionKey,
+        stations: Stations,
+        blob: &Blob,
+        transfer: Session,
+        now_ns: u64,
+        idle: Duration,
+    ) -> Result<(), Declined>;
+
+    /// Keeps with a transfer what the next daemon needs to go on with it, should this one be killed.
     fn note(&self, key: &SessionKey, note: &Note);
 
     /// Transfers that a killed daemon left, and that go on. Returned once.
@@ -81,4 +95,42 @@ pub enum Declined {
     Kernel(#[source] io::Error),
     #[error("the file could not be read")]
     Read(#[from] io::Error),
+    #[error("the file was written to while it went into the block map")]
+    Changed,
+    #[error("the file is large, and goes into the block map while it is sent")]
+    NotYet,
+}
+
+impl Declined {
+    /// The same, for the next who asks.
+    pub fn again(&self) -> Self {
+        // An error of the system has its number, by which it is made again.
+        let again = |error: &io::Error| match error.raw_os_error() {
+            Some(number) => io::Error::from_raw_os_error(number),
+            None => io::Error::new(error.kind(), error.to_string()),
+        };
+        match self {
+            Self::BlockSize => Self::BlockSize,
+            Self::Small => Self::Small,
+            Self::Full { needed, used, limit } => Self::Full { needed: *needed, used: *used, limit: *limit },
+            Self::Kernel(error) => Self::Kernel(again(error)),
+            Self::Read(error) => Self::Read(again(error)),
+            Self::Changed => Self::Changed,
+            Self::NotYet => Self::NotYet,
+        }
+    }
+
+    /// Says in the log that the daemon sends a file by itself.
+    pub(super) fn log(&self, path: &str) {
+        match self {
+            Self::Kernel(_) => {
+                let why: &dyn std::error::Error = self;
+                tracing::warn!(path, why, "the fast path failed; the daemon goes on");
+            }
+            Self::Full { .. } => tracing::warn!(path, why = %self, "the daemon sends it, which is slower"),
+            Self::BlockSize | Self::Small | Self::Read(_) | Self::Changed | Self::NotYet => {
+                tracing::debug!(path, why = %self, "left to the daemon");
+            }
+        }
+    }
 }

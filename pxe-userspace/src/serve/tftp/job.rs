@@ -44,6 +44,8 @@ pub(super) struct Accepted {
     pub(super) first: Action,
     /// The fast path answers its ACKs.
     pub(super) in_kernel: bool,
+    /// It may do so later, once the file is in the block map.
+    pub(super) later: bool,
 }
 
 /// Why a request is refused. The text is sent to the client.
@@ -78,8 +80,8 @@ impl Refused {
 }
 
 impl Job {
-    /// Opens the file and hands the transfer to the fast path. May wait for disks, also when the
-    /// blob goes into the block map for the first time.
+    /// Opens the file and hands the transfer to the fast path. May wait for disks, also when a blob that is not
+    /// large goes into the block map for the first time.
     pub(super) fn run(
         &self,
         files: &dyn Files,
@@ -107,45 +109,35 @@ impl Job {
         };
         // The grant is made before the client can know of the transfer, so no ACK is too early.
         let (transfer, first) = Transfer::start(session, oack, timeout, now_ns());
-        let mut accepted = Accepted { blob, stage, transfer, first, in_kernel: false };
+        let mut accepted = Accepted { blob, stage, transfer, first, in_kernel: false, later: false };
         // A converted text is read once, by somebody at a terminal: not worth a place in the block map.
         if let Some(fast_path) = fast_path.filter(|_| request.mode == Mode::Octet) {
-            accepted.in_kernel = self.grant(fast_path, &accepted, now_ns());
+            match self.grant(fast_path, &accepted, now_ns()) {
+                Ok(()) => accepted.in_kernel = true,
+                Err(why) => {
+                    why.log(&self.path);
+                    accepted.later = matches!(why, Declined::NotYet);
+                }
+            }
         }
         Ok(accepted)
     }
 
-    /// Hands it to the fast path, with what the next daemon needs to know of it. Returns whether it was taken.
-    fn grant(&self, fast_path: &dyn FastPath, accepted: &Accepted, now_ns: u64) -> bool {
+    /// Hands it to the fast path, with what the next daemon needs to know of it.
+    fn grant(&self, fast_path: &dyn FastPath, accepted: &Accepted, now_ns: u64) -> Result<(), Declined> {
         let Accepted { blob, stage, transfer, .. } = accepted;
-        match fast_path.open(self.key, self.stations, blob, *transfer.session(), now_ns, IDLE) {
-            Ok(()) => {
-                fast_path.note(
-                    &self.key,
-                    &Note {
-                        path: self.path.clone(),
-                        stage: *stage,
-                        started_ns: now_ns,
-                        blob: blob.key(),
-                        len: blob.len(),
-                        oack: transfer.oack().map(<[u8]>::to_vec),
-                    },
-                );
-                true
-            }
-            Err(why @ Declined::Kernel(_)) => {
-                let why: &dyn std::error::Error = &why;
-                tracing::warn!(path = self.path, why, "the fast path failed; the daemon goes on");
-                false
-            }
-            Err(why @ Declined::Full { .. }) => {
-                tracing::warn!(path = self.path, %why, "the daemon sends it, which is slower");
-                false
-            }
-            Err(why @ (Declined::BlockSize | Declined::Small | Declined::Read(_))) => {
-                tracing::debug!(path = self.path, %why, "left to the daemon");
-                false
-            }
-        }
+        fast_path.open(self.key, self.stations, blob, *transfer.session(), now_ns, IDLE)?;
+        fast_path.note(
+            &self.key,
+            &Note {
+                path: self.path.clone(),
+                stage: *stage,
+                started_ns: now_ns,
+                blob: blob.key(),
+                len: blob.len(),
+                oack: transfer.oack().map(<[u8]>::to_vec),
+            },
+        );
+        Ok(())
     }
 }

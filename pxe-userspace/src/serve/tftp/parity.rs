@@ -130,14 +130,17 @@ fn whole_sessions_are_the_same_with_the_programs_and_without() {
         let Some(loaded) = loaded_with_events() else { return };
         let mut pair = Pair::new(loaded);
         let mtu = prop_oneof![3 => Just(1500u16), 2 => Just(9000), 1 => Just(16_000)];
-        let session = (mtu, any::<bool>(), request(), prop::collection::vec(step(), 1..60));
+        // Now and then the kernel has the file later, and takes over what the daemon began.
+        let not_yet = prop_oneof![2 => Just(0), 1 => 1..6u32];
+        let session = (mtu, any::<bool>(), not_yet, request(), prop::collection::vec(step(), 1..60));
         let cases = Cases { failure_persistence: None, ..Cases::with_cases(300) };
         let answered = Mutex::new(0);
         let pair = Mutex::new(&mut pair);
         TestRunner::new(cases)
-            .run(&session, |(mtu, xdp, request, steps)| {
+            .run(&session, |(mtu, xdp, not_yet, request, steps)| {
                 let mut pair = pair.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 pair.begin(mtu, xdp);
+                pair.frozen.state.lock().unwrap().not_yet = not_yet;
                 pair.ask(request);
                 steps.into_iter().for_each(|step| pair.take(step));
                 pair.end();
@@ -147,6 +150,76 @@ fn whole_sessions_are_the_same_with_the_programs_and_without() {
             .unwrap_or_else(|error| panic!("{error}"));
         let answered = answered.into_inner().unwrap();
         assert!(answered > 1_000, "the kernel answered {answered} frames only");
+        let handed_over = pair.into_inner().unwrap().frozen.state.lock().unwrap().handed_over;
+        assert!(handed_over > 20, "the kernel took over {handed_over} transfers only");
+    });
+}
+
+/// Whichever block the kernel begins with, in lock-step and in windows, also where numbers wrap.
+#[test]
+fn the_kernel_goes_on_where_the_daemon_is() {
+    in_namespace(|| {
+        let Some(loaded) = loaded_with_events() else { return };
+        let mut pair = Pair::new(loaded);
+        for (skip, window, not_yet) in
+            [(0, 1, 1), (0, 1, 4), (0, 4, 3), (65_530, 1, 5), (65_520, 8, 2), (131_000, 2, 3)]
+        {
+            pair.begin(1500, false);
+            pair.frozen.state.lock().unwrap().not_yet = not_yet;
+            let options = vec![("blksize", 8), ("windowsize", window)];
+            pair.ask(Request { file: 11, mode: "octet", options, skip });
+            let key = pair.key(pair.port.unwrap());
+            for asked in 0..40 {
+                // It is asked at the first ACK, and 10 ms later at the soonest.
+                let in_kernel = pair.frozen.dataplane.look(&key).is_some();
+                assert_eq!(in_kernel, asked >= not_yet, "{skip} {window}: {asked}");
+                assert_eq!(pair.answered_by_kernel as u32, asked.saturating_sub(not_yet));
+                // A lost window, its repeat, and an ACK that comes twice change nothing.
+                if asked == not_yet + 5 {
+                    (0..7).for_each(|_| pair.take(Step::Wait(1)));
+                    pair.take(Step::Tick);
+                }
+                pair.take(Step::Wait(1));
+                pair.take(Step::Ack(0));
+                if asked == not_yet + 7 {
+                    pair.take(Step::Ack(-(window as i32)));
+                }
+            }
+            pair.take(Step::Error(0));
+            pair.answered_by_kernel = 0;
+            pair.end();
+        }
+    });
+}
+
+/// Of an ACK that was on its way twice when the kernel took over, the daemon gets the second one.
+#[test]
+fn what_comes_back_is_handed_over_again() {
+    in_namespace(|| {
+        let Some(loaded) = loaded_with_events() else { return };
+        let mut pair = Pair::new(loaded);
+        pair.begin(1500, false);
+        pair.frozen.state.lock().unwrap().not_yet = 1;
+        pair.ask(Request { file: 11, mode: "octet", options: vec![("blksize", 512)], skip: 0 });
+        let (port, before) = (pair.port.unwrap(), pair.frozen.state.lock().unwrap().handed_over);
+        let key = pair.key(port);
+        for times in 1..=4 {
+            let twice = [[0, 4], pair.last_block.to_be_bytes()].concat();
+            pair.take(Step::Wait(1));
+            pair.take(Step::Ack(0));
+            assert_eq!(pair.frozen.state.lock().unwrap().handed_over - before, times);
+            let now_ns = pair.frozen.now();
+            pair.alone.packet(port, &twice, now_ns);
+            pair.with.packet(port, &twice, now_ns);
+            pair.compare();
+            assert_eq!(pair.frozen.dataplane.look(&key), None, "the daemon answers the next");
+        }
+        pair.take(Step::Wait(1));
+        pair.take(Step::Ack(0));
+        assert_eq!(pair.frozen.state.lock().unwrap().handed_over - before, 4, "enough of it");
+        pair.take(Step::Error(0));
+        pair.answered_by_kernel = 0;
+        pair.end();
     });
 }
 
@@ -256,7 +329,9 @@ impl Pair {
         self.clones.take();
         while self.events.next().is_some() {}
 
-        self.frozen.state.lock().unwrap().now_ns = now_ns();
+        let mut state = self.frozen.state.lock().unwrap();
+        (state.now_ns, state.not_yet) = (now_ns(), 0);
+        drop(state);
         (self.xdp, self.port, self.old_port) = (xdp, None, None);
     }
 

@@ -7,8 +7,9 @@ use pxe_common::map::{Session, SessionKey};
 use pxe_common::tftp::packet;
 use pxe_common::tftp::{BlockNo, Blocks, HEADER_LEN};
 
+use super::Declined;
 use super::job::Job;
-use super::server::{Command, Outgoing, Server, Tell, What};
+use super::server::{Command, HandOver, Outgoing, Server, Tell, What};
 use super::stats::{Stat, Stats};
 use crate::provision::blob::Blob;
 
@@ -27,7 +28,9 @@ pub(super) trait World {
 
     fn take_back(&mut self, key: &SessionKey) -> Option<Session>;
 
-    /// Begins to close a grant. The server is told later that it is closed.
+    fn hand_over(&mut self, over: &HandOver) -> Result<(), Declined>;
+
+    /// Begins to close a grant. That it is closed goes to the server later.
     fn close(&mut self, key: SessionKey);
 
     fn tell(&mut self, tell: Tell);
@@ -67,6 +70,11 @@ impl Performer {
                 Command::TakeBack { key, ack } => {
                     let last = world.take_back(&key);
                     server.on_taken_back(&key, ack, last.as_ref(), world.now_ns());
+                }
+                // Likewise: the kernel has to be ready before the client can answer.
+                Command::HandOver(over) => {
+                    let taken = world.hand_over(&over);
+                    server.on_handed_over(&over.key, over.blocks, &taken, world.now_ns());
                 }
                 Command::Close(key) => world.close(key),
                 Command::Tell(tell) => world.tell(tell),

@@ -19,13 +19,13 @@ use std::sync::Arc;
 
 use pxe_common::map::{Event, EventKind, Session, SessionKey, Stations};
 use pxe_common::tftp::packet::ErrorCode;
-use pxe_common::tftp::{BlockNo, Packet};
+use pxe_common::tftp::{BlockNo, Blocks, Packet};
 
-use super::Left;
 use super::asker::{Asker, Sender};
 use super::job::{Accepted, Job, Refused};
 use super::stats::{Stat, Stats};
 use super::transfer::{Action, IDLE, Transfer};
+use super::{Declined, Left};
 use crate::base::text::visible;
 use crate::machines::Fetching;
 use crate::machines::diagnosis::Note;
@@ -34,7 +34,7 @@ use deadlines::Deadlines;
 use live::Live;
 
 use command::Then;
-pub(super) use command::{Command, Look, Outgoing, Tell, What};
+pub(super) use command::{Command, HandOver, Look, Outgoing, Tell, What};
 
 /// Transfers at a time, including requests in progress and grants being closed, if the limit of descriptors allows it.
 pub(super) const MAX_TRANSFERS: usize = 4096;
@@ -154,6 +154,8 @@ impl Server {
                 transfer: Transfer::resume(session.transfer, note.oack, note.started_ns, now_ns),
                 granted: true,
                 in_kernel: true,
+                hand_over_ns: None,
+                handed_over: 0,
                 sent_by_kernel: (session.sent_by_xdp, session.sent_by_tc),
                 sent_by_daemon: 0,
                 started_ns: note.started_ns,
@@ -203,7 +205,7 @@ impl Server {
                 return;
             }
         };
-        let Accepted { blob, stage, transfer, first, in_kernel } = accepted;
+        let Accepted { blob, stage, transfer, first, in_kernel, later } = accepted;
         self.stats.add(Stat::FastPath, u64::from(in_kernel));
         let mut live = Box::new(Live {
             port: job.port,
@@ -217,6 +219,8 @@ impl Server {
             transfer,
             granted: in_kernel,
             in_kernel,
+            hand_over_ns: later.then_some(now_ns),
+            handed_over: 0,
             sent_by_kernel: (0, 0),
             sent_by_daemon: 0,
             started_ns: now_ns,
@@ -255,7 +259,13 @@ impl Server {
                 self.commands.push_back(Command::TakeBack { key, ack });
             }
             Ok(Packet::Ack(ack)) => {
+                let in_flight = live.transfer.session().in_flight();
                 let action = live.transfer.on_ack(ack, now_ns);
+                if let Action::Send(blocks) = action
+                    && let Some(over) = live.hand_over(&key, in_flight, blocks, now_ns)
+                {
+                    return self.commands.push_back(Command::HandOver(Box::new(over)));
+                }
                 self.act(&key, action, now_ns);
             }
             Ok(Packet::Error(code, message)) => self.aborted(&key, code, message, now_ns),
@@ -267,7 +277,34 @@ impl Server {
         }
     }
 
-    /// The kernel answers no more ACKs of this transfer; `session` is its progress, `None` if the kernel has lost it.
+    /// The kernel answers this transfer's next ACKs; or not, or not yet. What the client waits for is sent now.
+    pub(super) fn on_handed_over(
+        &mut self,
+        key: &SessionKey,
+        blocks: Blocks,
+        taken: &Result<(), Declined>,
+        now_ns: u64,
+    ) {
+        let Some(Entry::Live(live)) = self.transfers.get_mut(key) else { return };
+        match taken {
+            Ok(()) => {
+                live.taken_by_kernel();
+                self.stats.add(Stat::FastPath, 1);
+            }
+            Err(Declined::NotYet) => {}
+            Err(
+                Declined::BlockSize
+                | Declined::Small
+                | Declined::Full { .. }
+                | Declined::Kernel(_)
+                | Declined::Read(_)
+                | Declined::Changed,
+            ) => live.hand_over_ns = None,
+        }
+        self.act(key, Action::Send(blocks), now_ns);
+    }
+
+    /// The kernel answers no more ACKs of this transfer, and got so far; nothing when it had forgotten it.
     pub(super) fn on_taken_back(
         &mut self,
         key: &SessionKey,
@@ -282,7 +319,7 @@ impl Server {
         if live.transfer.session().finished() {
             return self.finished(key, now_ns);
         }
-        live.in_kernel = false;
+        live.taken_back(now_ns);
         let action = live.transfer.on_ack(ack, now_ns);
         self.stats.add(Stat::HandedBack, 1);
         self.act(key, action, now_ns);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use pxe_common::Mac;
 use pxe_common::map::{Event, Session, SessionKey, Stations};
-use pxe_common::wire::{Datagram, EtherType, HEADERS_LEN, port};
+use pxe_common::wire::{Datagram, EtherType, InFrame, port};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
@@ -28,9 +28,10 @@ use super::aside::Aside;
 use super::asker::{Asker, Sender};
 use super::job::{Accepted, Job, Refused};
 use super::perform::{Performer, World};
-use super::server::{Limits, MAX_TRANSFERS, Server, Tell};
+use super::server::{HandOver, Limits, MAX_TRANSFERS, Server, Tell};
 use super::stats::{Stat, Stats};
-use super::{FastPath, priority};
+use super::transfer::IDLE;
+use super::{Declined, FastPath, priority};
 use crate::base::descriptors;
 use crate::host::net::BridgeInfo;
 use crate::host::net::packet::{self, PacketSocket};
@@ -216,10 +217,11 @@ async fn serve(
         tokio::select! {
             () = &mut told_to_end => break,
             received = wired.sockets.receive(&mut buf) => {
-                let Received { port, from, bytes } = received?;
+                let Received { port, from, bytes, is_fragment } = received?;
                 let bytes = &buf[bytes];
                 match (port, wired.source_of_request(port, &from)) {
                     (Some(port), _) => server.on_packet(port, from, bytes, monotonic_ns()),
+                    (None, Origin::Known(_)) if is_fragment => server.on_fragment(from, bytes),
                     (None, Origin::Known(standing)) => {
                         server.on_request(Asker { sender: from, standing }, bytes, monotonic_ns());
                     }
@@ -324,6 +326,18 @@ impl World for Wired {
         self.fast_path.as_ref()?.take_back(key)
     }
 
+    fn hand_over(&mut self, over: &HandOver) -> Result<(), Declined> {
+        let HandOver { key, stations, blob, session, note, .. } = over;
+        let Some(fast_path) = &self.fast_path else { return Err(Declined::NotYet) };
+        let taken = fast_path.hand_over(*key, *stations, blob, *session, monotonic_ns(), IDLE);
+        match &taken {
+            Ok(()) => fast_path.note(key, note),
+            Err(Declined::NotYet) => {}
+            Err(why) => why.log(&note.path),
+        }
+        taken
+    }
+
     fn close(&mut self, key: SessionKey) {
         self.aside.close(key);
     }
@@ -389,7 +403,7 @@ struct Frames<S> {
 impl<S> Frames<S> {
     /// The packet in a frame, if it is for us. While a bridge is traced, it receives others' frames, too.
     fn taken_apart(&self, frame: &[u8]) -> Option<Received> {
-        let datagram = Datagram::parse_sound(frame.first_chunk()?, frame.len()).ok()?;
+        let InFrame { datagram, payload, is_fragment } = Datagram::in_frame(frame).ok()?;
         if datagram.destination_mac != self.mac {
             return None;
         }
@@ -399,7 +413,8 @@ impl<S> Frames<S> {
         };
         let address = SocketAddrV4::new(datagram.source, datagram.source_port);
         let from = Sender { address, stations: Stations::of(&datagram) };
-        Some(Received { port, from, bytes: HEADERS_LEN..HEADERS_LEN + usize::from(datagram.payload_len) })
+        // No transfer's packet needs fragments.
+        (port.is_none() || !is_fragment).then_some(Received { port, from, bytes: payload, is_fragment })
     }
 }
 
@@ -410,6 +425,8 @@ struct Received {
     from: Sender,
     /// Where it is in the buffer.
     bytes: Range<usize>,
+    /// The rest of it is in other frames.
+    is_fragment: bool,
 }
 
 /// The data ports' numbers on the wire.
@@ -475,6 +492,7 @@ impl Sockets {
             port,
             from: client.into(),
             bytes: 0..len,
+            is_fragment: false,
         };
         std::future::poll_fn(|cx| {
             for (number, socket) in self.data.iter().enumerate() {

@@ -43,7 +43,7 @@ impl Server {
         let standing = gone.into_iter().filter(|_| self.tight).map(Command::Standing);
         let mut commands: Vec<_> = standing.collect();
         commands.extend(self.admit(now));
-        commands.extend(self.pacing.waiting().enumerate().map(|(before, mac)| Command::Waits(mac, before)));
+        commands.extend(self.pacing.turns().map(|(mac, before)| Command::Waits(mac, before)));
         commands
     }
 

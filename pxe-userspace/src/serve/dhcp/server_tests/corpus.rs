@@ -52,7 +52,7 @@ fn boot(file: &str, firmware: Firmware, boot_file: &str) -> Vec<Vec<u8>> {
             }
             _ => bytes,
         };
-        let meta = Meta { source: SocketAddrV4::new(NONE, 68), port: 67 };
+        let meta = Meta { source: SocketAddrV4::new(NONE, 68), port: 67, behind: 0 };
         let sent: Vec<_> = server.handle(meta, &bytes, now());
         let sent = sent.into_iter().find_map(|c| if let Command::Send(r) = c { Some(r) } else { None });
         let sent = sent.unwrap_or_else(|| panic!("{file}: {message:?} is not answered"));

@@ -18,7 +18,7 @@ fn relayed(options: &[u8], giaddr: Ipv4Addr) -> Vec<u8> {
 
 /// From the relay's port 1067.
 fn by_relay(server: &mut Server, bytes: &[u8], giaddr: Ipv4Addr) -> Vec<Command> {
-    let meta = Meta { source: SocketAddrV4::new(giaddr, 1067), port: port::DHCP_SERVER };
+    let meta = Meta { source: SocketAddrV4::new(giaddr, 1067), port: port::DHCP_SERVER, behind: 0 };
     server.handle(meta, bytes, now())
 }
 

@@ -56,7 +56,7 @@ fn discover(server: &mut Server, n: u8, xid: u32, at: Timestamp) -> Told {
 
 fn ask(server: &mut Server, client: Client, n: u8, xid: u32, at: Timestamp) -> Told {
     let client = client.set(|m| m.set_chaddr(&mac(n).0).set_xid(xid));
-    let meta = Meta { source: SocketAddrV4::new(NONE, 68), port: port::DHCP_SERVER };
+    let meta = Meta { source: SocketAddrV4::new(NONE, 68), port: port::DHCP_SERVER, behind: 0 };
     told(server.handle(meta, &client.message.to_vec().unwrap(), at))
 }
 

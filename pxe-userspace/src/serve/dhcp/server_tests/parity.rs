@@ -31,7 +31,7 @@ fn answer_of_engine(lease: &KernelLease, frame: &[u8]) -> Option<(Datagram, Vec<
 fn answer_of_daemon(server: &mut Server, frame: &[u8]) -> Option<Reply> {
     let datagram = Datagram::parse(frame.first_chunk().unwrap(), frame.len()).unwrap();
     let source = SocketAddrV4::new(datagram.source, datagram.source_port);
-    let meta = Meta { source, port: datagram.destination_port };
+    let meta = Meta { source, port: datagram.destination_port, behind: 0 };
     let commands = server.handle(meta, &frame[HEADERS_LEN..], now());
     commands.into_iter().find_map(|c| if let Command::Send(reply) = c { Some(reply) } else { None })
 }

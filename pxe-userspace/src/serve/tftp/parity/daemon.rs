@@ -11,11 +11,12 @@ use super::frozen::{Frozen, advanced};
 use super::{CLIENT, CLIENT_MAC, PORTS, Pool, SERVER};
 use crate::machines::Machines;
 use crate::machines::timeline::{Event, Timeline, Who};
-use crate::serve::tftp::FastPath as _;
 use crate::serve::tftp::aside::tell_people;
 use crate::serve::tftp::job::Job;
 use crate::serve::tftp::perform::{Performer, World};
-use crate::serve::tftp::server::{Server, Tell};
+use crate::serve::tftp::server::{HandOver, Server, Tell};
+use crate::serve::tftp::transfer::IDLE;
+use crate::serve::tftp::{Declined, FastPath as _};
 
 /// A server and its environment.
 pub(super) struct Daemon {
@@ -56,6 +57,12 @@ impl World for Surroundings {
 
     fn take_back(&mut self, key: &SessionKey) -> Option<map::Session> {
         self.fast_path.as_ref()?.take_back(key)
+    }
+
+    fn hand_over(&mut self, over: &HandOver) -> Result<(), Declined> {
+        let HandOver { key, stations, blob, session, .. } = over;
+        let Some(fast_path) = &self.fast_path else { return Err(Declined::NotYet) };
+        fast_path.hand_over(*key, *stations, blob, *session, self.now_ns, IDLE)
     }
 
     fn close(&mut self, key: SessionKey) {

@@ -24,14 +24,17 @@ pub(super) struct State {
     pub(super) now_ns: u64,
     /// Blocks to skip in transfers that are opened.
     pub(super) skip: u32,
+    /// How often it is asked to take a transfer over before it has the file. At 0 it has it from the beginning.
+    pub(super) not_yet: u32,
     pub(super) sessions: HashMap<SessionKey, Times>,
+    pub(super) skipped: HashMap<SessionKey, u16>,
+    pub(super) handed_over: u32,
 }
 
 pub(super) struct Times {
     sent_ns: u64,
     opened_ns: u64,
     thawed_at_ns: u64,
-    skipped: Option<u16>,
 }
 
 impl Frozen {
@@ -44,7 +47,7 @@ impl Frozen {
     }
 
     pub(super) fn skipped(&self, key: &SessionKey) -> Option<u16> {
-        self.state.lock().unwrap().sessions.get_mut(key)?.skipped.take()
+        self.state.lock().unwrap().skipped.remove(key)
     }
 
     /// Gives the session its age, before a program looks at it.
@@ -91,14 +94,36 @@ impl FastPath for Frozen {
     ) -> Result<(), Declined> {
         let mut state = self.state.lock().unwrap();
         let transfer = advanced(transfer, state.skip, now_ns);
+        let skipped = transfer.in_flight().map(|blocks| BlockNo::of(blocks.last).0);
+        if state.not_yet > 0 {
+            state.skipped.extend(skipped.map(|block| (key, block)));
+            return Err(Declined::NotYet);
+        }
         self.dataplane.open(key, stations, blob, transfer, now_ns, idle)?;
-        let times = Times {
-            sent_ns: transfer.sent_ns(),
-            opened_ns: now_ns,
-            thawed_at_ns: 0,
-            skipped: transfer.in_flight().map(|blocks| BlockNo::of(blocks.last).0),
-        };
+        let times = Times { sent_ns: transfer.sent_ns(), opened_ns: now_ns, thawed_at_ns: 0 };
         state.sessions.insert(key, times);
+        state.skipped.extend(skipped.map(|block| (key, block)));
+        Ok(())
+    }
+
+    fn hand_over(
+        &self,
+        key: SessionKey,
+        stations: Stations,
+        blob: &Blob,
+        transfer: Session,
+        now_ns: u64,
+        idle: Duration,
+    ) -> Result<(), Declined> {
+        let mut state = self.state.lock().unwrap();
+        state.not_yet = state.not_yet.saturating_sub(1);
+        if state.not_yet > 0 {
+            return Err(Declined::NotYet);
+        }
+        self.dataplane.open(key, stations, blob, transfer, now_ns, idle)?;
+        let times = Times { sent_ns: transfer.sent_ns(), opened_ns: now_ns, thawed_at_ns: 0 };
+        state.sessions.insert(key, times);
+        state.handed_over += 1;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use pxe_common::map::SessionKey;
+use pxe_common::map::{SessionKey, Stations};
 use pxe_common::tftp::packet::{self, ErrorCode};
 use pxe_common::tftp::{BlockNo, Blocks, Session};
 
@@ -10,6 +10,7 @@ use crate::machines::Fetching;
 use crate::machines::diagnosis::Note;
 use crate::machines::timeline::Happened;
 use crate::provision::blob::Blob;
+use crate::serve::tftp::Note as KernelNote;
 use crate::serve::tftp::asker::Asker;
 use crate::serve::tftp::job::Job;
 
@@ -26,6 +27,10 @@ pub(in crate::serve::tftp) enum Command {
         key: SessionKey,
         ack: BlockNo,
     },
+    /// Ask the kernel to go on with this transfer, whose file it may have by now, and tell
+    /// [`Server::on_handed_over`](super::Server::on_handed_over). What its client is to be sent next waits for that,
+    /// so that the answer to it finds the kernel ready.
+    HandOver(Box<HandOver>),
     /// Close the transfer's grant, then tell [`Server::on_closed`](super::Server::on_closed): until then its
     /// ports are not used again. It may take long.
     Close(SessionKey),
@@ -53,8 +58,21 @@ pub(in crate::serve::tftp) enum What {
     },
 }
 
-/// A question to the kernel. It contains everything that is needed to process the answer, so that the server keeps no
-/// state for it.
+/// A transfer on its way to the kernel.
+#[derive(Debug)]
+pub(in crate::serve::tftp) struct HandOver {
+    pub(in crate::serve::tftp) key: SessionKey,
+    pub(in crate::serve::tftp) stations: Stations,
+    pub(in crate::serve::tftp) blob: Blob,
+    /// As it is once `blocks` are sent.
+    pub(in crate::serve::tftp) session: Session,
+    /// What the daemon sends now.
+    pub(in crate::serve::tftp) blocks: Blocks,
+    pub(in crate::serve::tftp) note: KernelNote,
+}
+
+/// A question to the kernel. It carries all that is needed to process the answer, so that the server keeps no state
+/// for it.
 #[derive(Debug)]
 pub(in crate::serve::tftp) struct Look {
     pub(in crate::serve::tftp) key: SessionKey,

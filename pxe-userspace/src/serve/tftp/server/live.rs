@@ -2,18 +2,27 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
-use pxe_common::map::{self, Stations};
+use pxe_common::map::{self, SessionKey, Stations};
 use pxe_common::tftp::Blocks;
 
-use super::command::{Command, Outgoing, What};
+use super::command::{Command, HandOver, Outgoing, What};
 use crate::machines::segment::Standing;
 use crate::machines::timeline::{AnsweredBy, Stage};
 use crate::provision::blob::Blob;
+use crate::serve::tftp::Note as KernelNote;
 use crate::serve::tftp::transfer::{Action, Transfer};
 
-/// Retransmissions to a client that has acknowledged nothing at all: the fifth comes after nine seconds, and a live client
-/// repeats its request before it gives up.
+/// How often the kernel is asked whether it has a transfer's file by now.
+const HAND_OVER_EVERY: Duration = Duration::from_millis(10);
+
+/// How often a transfer that came back is handed over again. An ACK that was on its way twice when the kernel took it
+/// brings it back, and so does a driver without room for its answers, every time.
+const HAND_OVERS: u8 = 4;
+
+/// Repeats for a client that has acknowledged nothing at all: the fifth comes after nine seconds, and before it gives
+/// up it asks again by itself.
 const UNANSWERED_REPEATS: u32 = 5;
 
 /// A transfer in progress.
@@ -32,7 +41,11 @@ pub(super) struct Live {
     pub(super) granted: bool,
     /// The kernel answers its ACKs.
     pub(super) in_kernel: bool,
-    /// Blocks that the programs had sent at the last look: XDP's, tc's.
+    /// From when on the kernel is asked to take it; none where it has it, or never will.
+    pub(super) hand_over_ns: Option<u64>,
+    /// How often it took it.
+    pub(super) handed_over: u8,
+    /// Blocks that the programs had sent when they were looked at last: XDP's, tc's.
     pub(super) sent_by_kernel: (u32, u32),
     pub(super) sent_by_daemon: u32,
     pub(super) started_ns: u64,
@@ -51,8 +64,49 @@ impl Live {
         self.sent_by_kernel = (session.sent_by_xdp, session.sent_by_tc);
     }
 
-    /// Time passed. The client may not exist, so one that never answered gets a limited number of retransmissions, and one
-    /// that is no machine only a single block, not a window.
+    /// The transfer for the kernel, when `blocks` are sent next, and it may be asked. An ACK for all that was `in_flight`
+    /// says that no other is on its way, which the daemon would get after the kernel took over.
+    pub(super) fn hand_over(
+        &mut self,
+        key: &SessionKey,
+        in_flight: Option<Blocks>,
+        blocks: Blocks,
+        now_ns: u64,
+    ) -> Option<HandOver> {
+        let all = in_flight.is_none_or(|before| before.last == self.transfer.session().acked());
+        if !all || self.hand_over_ns.is_none_or(|at_ns| now_ns < at_ns) {
+            return None;
+        }
+        self.hand_over_ns = Some(now_ns + HAND_OVER_EVERY.as_nanos() as u64);
+        // It is waited for in the block map from now on, which the transfer's end is told to.
+        self.granted = true;
+        let note = KernelNote {
+            path: self.path.clone(),
+            stage: self.stage,
+            started_ns: self.started_ns,
+            blob: self.blob.key(),
+            len: self.blob.len(),
+            oack: self.transfer.oack().map(<[u8]>::to_vec),
+        };
+        let (stations, blob, session) = (self.stations, self.blob.clone(), *self.transfer.session());
+        Some(HandOver { key: *key, stations, blob, session, blocks, note })
+    }
+
+    /// The kernel answers its ACKs from now on.
+    pub(super) fn taken_by_kernel(&mut self) {
+        (self.in_kernel, self.hand_over_ns) = (true, None);
+        self.handed_over = self.handed_over.saturating_add(1);
+    }
+
+    /// The kernel answers no more of its ACKs.
+    pub(super) fn taken_back(&mut self, now_ns: u64) {
+        self.in_kernel = false;
+        let again = (1..HAND_OVERS).contains(&self.handed_over);
+        self.hand_over_ns = again.then(|| now_ns + HAND_OVER_EVERY.as_nanos() as u64);
+    }
+
+    /// Time passed. Nobody may be there: a client that never answered is not asked for ever, and one that is no machine
+    /// gets a block again and not a window.
     pub(super) fn on_tick(&mut self, now_ns: u64) -> Action {
         let unanswered = self.transfer.unanswered();
         match self.transfer.on_tick(now_ns) {

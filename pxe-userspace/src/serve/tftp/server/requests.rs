@@ -71,8 +71,21 @@ impl Server {
         }
     }
 
-    /// Asks the kernel about the client's transfers from data port number `port` on, one after the other, because
-    /// their progress decides what happens with the request.
+    /// The first fragment of what came to port 69. No loader's path is so long, and nothing is put together here; but
+    /// who asks is told.
+    pub(in crate::serve::tftp) fn on_fragment(&mut self, sender: impl Into<Sender>, bytes: &[u8]) {
+        let client = sender.into().address;
+        self.stats.add(Stat::Malformed, 1);
+        tracing::debug!(%client, "a request in IP fragments");
+        // An ERROR is never answered, and nor is what may be one.
+        if matches!(bytes, [0, 1 | 2, ..]) {
+            let port = self.next_port();
+            self.send_error(port, client, ErrorCode::ILLEGAL, "a request has to fit in one packet");
+        }
+    }
+
+    /// Has the kernel asked about the client's transfers from data port number `port` on, one after the other:
+    /// what becomes of the request depends on how far they are.
     pub(super) fn ask(&mut self, asker: Asker, request: &[u8], port: usize, now_ns: u64) {
         let client = asker.sender.address;
         let in_kernel = |port: &usize| self.is_in_kernel(&self.key(client, *port));

@@ -477,6 +477,30 @@ fn what_is_no_request_is_told_so() {
 }
 
 #[test]
+fn a_request_in_fragments_is_told_so() {
+    let mut server = server();
+    for (bytes, told) in [
+        (&b"\0\x01AAAAAAAA"[..], true),
+        (b"\0\x02AAAAAAAA", true),
+        (b"\0\x05\0\0AAAA", false),
+        (b"\0\x04", false),
+        (b"\0", false),
+        (b"", false),
+    ] {
+        server.on_fragment(CLIENT, bytes);
+        let commands = commands(&mut server);
+        assert_eq!(commands.len(), usize::from(told), "{bytes:?}");
+        for command in commands {
+            let Command::Send(Outgoing { to: CLIENT, what: What::Packet(error), .. }) = command else {
+                panic!("{command:?}")
+            };
+            assert_eq!(error[..4], [0, 5, 0, 4]);
+        }
+    }
+    assert!(server.is_idle());
+}
+
+#[test]
 fn a_path_can_do_nothing_to_a_terminal() {
     let mut server = server();
     server.on_request(CLIENT, b"\0\x01\x1b]0;x\x07\nFAKE\xe2\x80\xae\xff\0octet\0", 0);

@@ -15,10 +15,11 @@ enum Input {
         client: u8,
         options: &'static str,
     },
-    /// A pending file is opened, with the fast path or without; or that fails.
+    /// A file that waits is opened, by the fast path at once, later or not; or it fails.
     Opened {
         which: usize,
         in_kernel: bool,
+        later: bool,
         fails: bool,
     },
     /// An ACK of a transfer, at this distance from its last one.
@@ -47,6 +48,11 @@ enum Input {
     TakenBack {
         which: usize,
     },
+    /// The kernel is asked to take one over, and has its file, or not yet, or never will.
+    HandedOver {
+        which: usize,
+        taken: u8,
+    },
     Closed {
         which: usize,
     },
@@ -67,8 +73,8 @@ fn input() -> impl Strategy<Value = Input> {
     let which = any::<usize>();
     prop_oneof![
         5 => (0..3u8, options).prop_map(|(client, options)| Input::Request { client, options }),
-        5 => (which, any::<bool>(), prop::bool::weighted(0.1))
-            .prop_map(|(which, in_kernel, fails)| Input::Opened { which, in_kernel, fails }),
+        5 => (which, any::<bool>(), any::<bool>(), prop::bool::weighted(0.1))
+            .prop_map(|(which, in_kernel, later, fails)| Input::Opened { which, in_kernel, later, fails }),
         9 => (which, -2..3i8).prop_map(|(which, by)| Input::Ack { which, by }),
         1 => which.prop_map(|which| Input::Error { which }),
         6 => (which, prop::bool::weighted(0.1)).prop_map(|(which, aborts)| Input::Kernel { which, aborts }),
@@ -76,6 +82,7 @@ fn input() -> impl Strategy<Value = Input> {
         9 => (which, prop::bool::weighted(0.1))
             .prop_map(|(which, forgotten)| Input::Looked { which, forgotten }),
         4 => which.prop_map(|which| Input::TakenBack { which }),
+        6 => (which, 0..3u8).prop_map(|(which, taken)| Input::HandedOver { which, taken }),
         4 => which.prop_map(|which| Input::Closed { which }),
         9 => prop_oneof![Just(1u64), Just(11), Just(99), Just(301), Just(5_000), Just(31_000)]
             .prop_map(|ms| Input::Time { ms }),
@@ -90,6 +97,7 @@ struct Play {
     jobs: Vec<Job>,
     looks: Vec<Look>,
     take_backs: Vec<(SessionKey, BlockNo)>,
+    hand_overs: Vec<Box<HandOver>>,
     closes: Vec<SessionKey>,
 }
 
@@ -104,6 +112,7 @@ proptest! {
             jobs: Vec::new(),
             looks: Vec::new(),
             take_backs: Vec::new(),
+            hand_overs: Vec::new(),
             closes: Vec::new(),
         };
         for input in inputs {
@@ -130,7 +139,7 @@ impl Play {
                 let client = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 100 + client), 2070);
                 self.server.on_request(client, &read(options), now_ns);
             }
-            Input::Opened { which, in_kernel, fails } => {
+            Input::Opened { which, in_kernel, later, fails } => {
                 let Some(job) = pick(&mut self.jobs, which) else { return };
                 if job.close_first {
                     self.kernels.remove(&job.key);
@@ -138,6 +147,7 @@ impl Play {
                 let mut opened = job.run(&Kernel, None, || now_ns);
                 if let Ok(accepted) = &mut opened {
                     accepted.in_kernel = in_kernel;
+                    accepted.later = later && !in_kernel;
                 }
                 match opened {
                     Ok(accepted) if !fails => {
@@ -186,6 +196,18 @@ impl Play {
                 let last = self.kernels.remove(&key);
                 self.server.on_taken_back(&key, ack, last.as_ref(), now_ns);
             }
+            Input::HandedOver { which, taken } => {
+                let Some(over) = pick(&mut self.hand_overs, which) else { return };
+                let taken = match taken {
+                    0 => Ok(()),
+                    1 => Err(Declined::NotYet),
+                    _ => Err(Declined::Changed),
+                };
+                if taken.is_ok() {
+                    self.kernels.insert(over.key, kernel(over.session, now_ns));
+                }
+                self.server.on_handed_over(&over.key, over.blocks, &taken, now_ns);
+            }
             Input::Closed { which } => {
                 let Some(key) = pick(&mut self.closes, which) else { return };
                 self.kernels.remove(&key);
@@ -207,6 +229,7 @@ impl Play {
                 Command::Open(job) => self.jobs.push(*job),
                 Command::Look(look) => self.looks.push(look),
                 Command::TakeBack { key, ack } => self.take_backs.push((key, ack)),
+                Command::HandOver(over) => self.hand_overs.push(over),
                 Command::Close(key) => self.closes.push(key),
                 Command::Send(_) | Command::Tell(_) => {}
             }
@@ -240,6 +263,10 @@ impl Play {
             }
             while let Some((key, ack)) = self.take_backs.pop() {
                 self.server.on_taken_back(&key, ack, None, self.now_ns);
+                self.check(COMMANDS_MAX);
+            }
+            while let Some(over) = self.hand_overs.pop() {
+                self.server.on_handed_over(&over.key, over.blocks, &Err(Declined::NotYet), self.now_ns);
                 self.check(COMMANDS_MAX);
             }
             while let Some(key) = self.closes.pop() {
