@@ -1,8 +1,8 @@
 //! Machines that people declare while the daemon runs, and that are kept in the database.
 //!
 //! What is kept says the same of a machine as a `[[node]]` of the file does. The configuration has both
-//! ([`config::nodes`](crate::config::nodes)), so that whoever asks for a machine asks in one place. [`orders`] is what
-//! people want of those that are kept, [`selector`] how they name several, [`table`] the same as CSV. [`named`] has
+//! ([`config::nodes`](crate::config::nodes)), so that whoever asks for a machine asks in one place. [`Order`] is what
+//! people want of those that are kept, [`selector`] how they name several, [`table`] the same as CSV. [`Names`] has
 //! the machines that rules took.
 
 mod named;
