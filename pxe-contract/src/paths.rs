@@ -67,10 +67,14 @@ pub enum Generated<M> {
     /// grub.cfg for this machine. GRUB asks for `grub.cfg-01-MAC` first (01 is Ethernet's ARP
     /// hardware type), so answering that saves it twelve further requests.
     GrubConfig(M),
-    /// The plain `grub.cfg`: the machine is identified by its address.
+    /// The same, asked for again by a loader that could not do what it was told before.
+    GrubConfigAgain(LoadFailure, M),
+    /// The plain `grub.cfg`: whoever asks, known by address.
     GrubConfigByAddress,
     /// An iPXE script for this machine.
     IpxeScript(M),
+    /// The same, asked for again.
+    IpxeScriptAgain(LoadFailure, M),
     /// The tools and drivers for storage plans.
     StorageTools,
     /// The machine's own initrd, for one boot.
@@ -86,7 +90,70 @@ pub enum Generated<M> {
     },
 }
 
-/// A file that is made from an image.
+/// What a loader could not do. It has no other words for it than the path that it asks for next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadFailure {
+    /// How far it came.
+    pub step: LoadStep,
+    /// Secure Boot has it take signed kernels only.
+    pub locked: bool,
+}
+
+/// A step of a loader's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadStep {
+    /// Loading the kernel.
+    Kernel,
+    /// Loading the initrds.
+    Initrd,
+    /// Starting what was loaded.
+    Boot,
+}
+
+impl LoadStep {
+    const ALL: [Self; 3] = [Self::Kernel, Self::Initrd, Self::Boot];
+
+    /// As loaders write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Boot => "boot",
+        }
+    }
+}
+
+/// Behind a step's name, in a path.
+pub const LOCKED: &str = "-locked";
+
+impl LoadFailure {
+    fn parse(name: &str) -> Option<Self> {
+        let (name, locked) = match name.strip_suffix(LOCKED) {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
+        let step = LoadStep::ALL.into_iter().find(|step| step.name() == name)?;
+        Some(Self { step, locked })
+    }
+}
+
+impl fmt::Display for LoadFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.step.name(), if self.locked { LOCKED } else { "" })
+    }
+}
+
+/// The path of [`Generated::GrubConfigAgain`]; `failure` is one, or what a loader replaces by one.
+pub fn grub_config_again(failure: impl fmt::Display, mac: impl fmt::Display) -> String {
+    format!("grub/failed/{failure}/grub.cfg-01-{}", mac.to_string().replace(':', "-"))
+}
+
+/// The path of [`Generated::IpxeScriptAgain`].
+pub fn ipxe_script_again(failure: impl fmt::Display, mac: impl fmt::Display) -> String {
+    format!("boot/ipxe/failed/{failure}/{mac}.ipxe")
+}
+
+/// A file that is made of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePart {
     /// The kernel.
@@ -120,12 +187,24 @@ impl<M: FromStr> Generated<M> {
                 "grub.cfg" => Some(Self::GrubConfigByAddress),
                 _ if path == GRUB_BIOS => Some(Self::Loader(GRUB_BIOS)),
                 _ if path == GRUB_EFI_X64 => Some(Self::Loader(GRUB_EFI_X64)),
+                _ if name.starts_with("failed/") => {
+                    let (failure, name) = name.strip_prefix("failed/")?.split_once('/')?;
+                    let mac = name.strip_prefix("grub.cfg-01-")?.parse().ok()?;
+                    Some(Self::GrubConfigAgain(LoadFailure::parse(failure)?, mac))
+                }
                 _ => name.strip_prefix("grub.cfg-01-")?.parse().ok().map(Self::GrubConfig),
             };
         }
         let rest = path.strip_prefix("boot/")?;
         if let Some(name) = rest.strip_prefix("ipxe/") {
-            return name.strip_suffix(".ipxe")?.parse().ok().map(Self::IpxeScript);
+            let name = name.strip_suffix(".ipxe")?;
+            return match name.strip_prefix("failed/") {
+                Some(again) => {
+                    let (failure, mac) = again.split_once('/')?;
+                    Some(Self::IpxeScriptAgain(LoadFailure::parse(failure)?, mac.parse().ok()?))
+                }
+                None => name.parse().ok().map(Self::IpxeScript),
+            };
         }
         if rest == "storage/tools" {
             return Some(Self::StorageTools);
@@ -149,8 +228,10 @@ impl<M: fmt::Display> fmt::Display for Generated<M> {
         match self {
             Self::Loader(path) => f.write_str(path),
             Self::GrubConfig(mac) => write!(f, "grub/grub.cfg-01-{}", mac.to_string().replace(':', "-")),
+            Self::GrubConfigAgain(failure, mac) => f.write_str(&grub_config_again(failure, mac)),
             Self::GrubConfigByAddress => f.write_str("grub/grub.cfg"),
             Self::IpxeScript(mac) => write!(f, "boot/ipxe/{mac}.ipxe"),
+            Self::IpxeScriptAgain(failure, mac) => f.write_str(&ipxe_script_again(failure, mac)),
             Self::StorageTools => f.write_str("boot/storage/tools"),
             Self::Node(mac) => write!(f, "boot/node/{mac}"),
             Self::RescueTools => f.write_str("boot/rescue/tools"),
@@ -178,6 +259,7 @@ mod tests {
             Generated::Loader(GRUB_BIOS),
             Generated::GrubConfigByAddress,
             Generated::IpxeScript(MAC.to_owned()),
+            Generated::IpxeScriptAgain(LoadFailure { step: LoadStep::Initrd, locked: false }, MAC.to_owned()),
             Generated::StorageTools,
             Generated::Node(MAC.to_owned()),
             Generated::RescueTools,
@@ -185,7 +267,22 @@ mod tests {
         ] {
             assert_eq!(Generated::parse(&path.to_string()), Some(path));
         }
-        for other in ["grub/grub.cfg-0A4D000B", "grub/x", "boot/abc/kernel", "boot/storage/x", "boot", ""] {
+        for step in LoadStep::ALL {
+            // GRUB writes a MAC with dashes.
+            let failure = LoadFailure { step, locked: step == LoadStep::Kernel };
+            let path = Generated::GrubConfigAgain(failure, MAC.replace(':', "-"));
+            assert_eq!(Generated::parse(&path.to_string()), Some(path));
+        }
+        for other in [
+            "grub/failed/disk/grub.cfg-01-x",
+            "boot/ipxe/failed/x.ipxe",
+            "grub/grub.cfg-0A4D000B",
+            "grub/x",
+            "boot/abc/kernel",
+            "boot/storage/x",
+            "boot",
+            "",
+        ] {
             assert_eq!(Generated::<String>::parse(other), None, "{other}");
         }
         let long = format!("boot/{DIGEST}/kernel/x");

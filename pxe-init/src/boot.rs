@@ -24,7 +24,7 @@ use crate::link::{self, LinkError};
 use crate::modules::Modules;
 use crate::mounts::{self, MountError};
 use crate::netconsole;
-use crate::output;
+use crate::output::{self, Terminal};
 use crate::power;
 use crate::renewal::Renewal;
 use crate::report::Reporter;
@@ -243,13 +243,10 @@ impl Node<'_> {
         let mut times = 0;
         loop {
             let started = Instant::now();
-            let console = PathBuf::from(mounts::terminal());
-            let logged = self.told.appliance.clone().filter(|_| settings.boot.logs).and_then(|appliance| {
-                output::terminal(&console, appliance, &settings.mac)
-                    .inspect_err(|e| say!("what the workload says goes to the console only: {e}"))
-                    .ok()
-            });
-            let pid = self.start(logged.as_ref().map_or(&console, |terminal| terminal.path()))?;
+            let consoles = mounts::terminals();
+            let logged = self.terminal(&consoles);
+            let terminal = logged.as_ref().map(Terminal::path).or(consoles.first().map(PathBuf::as_path));
+            let pid = self.start(terminal.unwrap_or(Path::new("/dev/console")))?;
             let ended = self.wait_for(pid);
             // The console is ours again, and all output is queued.
             drop(logged);
@@ -275,6 +272,18 @@ impl Node<'_> {
                 }
             }
         }
+    }
+
+    /// A terminal that shows on all consoles, and whose lines the appliance gets. None where the workload can have the
+    /// console itself.
+    fn terminal(&self, consoles: &[PathBuf]) -> Option<Terminal> {
+        let Told { settings, appliance } = self.told;
+        let opened = match appliance.clone().filter(|_| settings.boot.logs) {
+            Some(appliance) => output::terminal(consoles, appliance, &settings.mac),
+            None if consoles.len() > 1 => Terminal::open(consoles, drop),
+            None => return None,
+        };
+        opened.inspect_err(|e| say!("what the workload says goes to one console only: {e}")).ok()
     }
 
     fn start(&mut self, terminal: &Path) -> Result<Pid, StartError> {

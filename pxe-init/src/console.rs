@@ -10,11 +10,13 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pxe_contract::console::{LINES_MAX, Said, Source};
 use pxe_contract::paths::node;
@@ -30,11 +32,29 @@ const OWN_MAX: usize = 1024;
 /// Whether the console is in raw mode (`output`).
 pub(crate) static RAW: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line on the console, and keeps it for the appliance. A console that is gone is no error.
+/// The kernel's consoles besides `/dev/console`.
+static OTHERS: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// From now on, our own lines appear on these terminals, too.
+pub(crate) fn also_on(terminals: &[PathBuf]) {
+    *OTHERS.lock().unpoisoned() = terminals.iter().filter_map(|path| open(path).ok()).collect();
+}
+
+/// A terminal that holds nobody up: what it can't take is lost.
+pub(crate) fn open(terminal: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    File::options().read(true).write(true).custom_flags(flags).open(terminal)
+}
+
+/// Says a line on the consoles, and keeps it for the appliance. A console that is gone stops nothing.
 pub fn say(words: fmt::Arguments<'_>) {
     let text = format!("bridgehead: {words}");
-    // In raw mode, for the workload's terminal, the console adds no carriage return before a line feed.
-    let _ = write!(io::stderr(), "{text}{}", if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" });
+    // While the workload's terminal is behind the console, the console puts no carriage return before a line feed.
+    let line = format!("{text}{}", if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" });
+    let _ = io::stderr().write_all(line.as_bytes());
+    for console in OTHERS.lock().unpoisoned().iter_mut() {
+        let _ = console.write_all(line.as_bytes());
+    }
     let mut own = own();
     if own.lines.len() == OWN_MAX {
         own.lines.pop_front();
@@ -57,7 +77,7 @@ pub(crate) fn ship(appliance: Option<Appliance>, mac: &str, sender: netconsole::
     let at = appliance.address();
     let mut shipper = Shipper {
         sender: Sender::new(appliance, node::CONSOLE, mac),
-        messages: File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok(),
+        messages: File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").ok(),
         woken,
     };
     let run = move || {

@@ -1,13 +1,14 @@
 //! The kernel's file systems, and the console.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use crate::say;
+use crate::{console, say};
 
 #[derive(Debug, thiserror::Error)]
 #[error("mounting {kind} at {target}: {source}")]
@@ -86,14 +87,46 @@ pub(crate) fn mount_all() -> Result<(), MountError> {
 pub(crate) fn use_console() {
     let Ok(console) = File::options().read(true).write(true).open("/dev/console") else { return };
     let _ = dup2_stdin(&console).and_then(|()| dup2_stdout(&console)).and_then(|()| dup2_stderr(&console));
+    if let [_, others @ ..] = terminals().as_slice() {
+        console::also_on(others);
+    }
 }
 
-/// The terminal behind `/dev/console`, which itself can't be a session's controlling terminal: it is the
-/// last one that the kernel lists, from which input is read.
-pub(crate) fn terminal() -> String {
+/// The terminals that the kernel writes to, the one behind `/dev/console` first, which itself can't be a session's
+/// controlling terminal. What people are to see or to type at is on all of them.
+pub(crate) fn terminals() -> Vec<PathBuf> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-    let name = active.split_whitespace().last().unwrap_or("console");
+    let mut terminals = listed(&active);
+    // A serial console whose port does not exist refuses every write.
+    let first = terminals.first().cloned();
+    terminals.retain(|path| Some(path) == first.as_ref() || takes(path));
+    terminals
+}
+
+/// Of the kernel's list: the last is the one behind `/dev/console`.
+fn listed(active: &str) -> Vec<PathBuf> {
+    let mut names: Vec<&str> = active.split_whitespace().rev().collect();
+    if names.is_empty() {
+        names.push("console");
+    }
     // tty0 stands for whichever virtual terminal is shown; a session needs a real one.
-    let name = if name == "tty0" { "tty1" } else { name };
-    format!("/dev/{name}")
+    let path = |name: &str| PathBuf::from("/dev").join(if name == "tty0" { "tty1" } else { name });
+    names.into_iter().map(path).collect()
+}
+
+fn takes(terminal: &Path) -> bool {
+    console::open(terminal).is_ok_and(|mut device| device.write(&[]).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_the_kernel_s_consoles_is_the_first_of_ours() {
+        let dev = |names: &[&str]| names.iter().map(|n| Path::new("/dev").join(n)).collect::<Vec<_>>();
+        assert_eq!(listed("ttyS0 tty0\n"), dev(&["tty1", "ttyS0"]));
+        assert_eq!(listed("tty0 ttyS1\n"), dev(&["ttyS1", "tty1"]));
+        assert_eq!(listed("\n"), dev(&["console"]));
+    }
 }

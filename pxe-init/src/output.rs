@@ -1,6 +1,6 @@
-//! The workload's output. The workload has a pseudo-terminal whose other end is here: a thread copies the output to the
-//! console unchanged, and keeps its lines for the appliance; keyboard input goes the other way. So programs are
-//! line-buffered, ask for passwords and are interrupted as on the console itself.
+//! The workload's output. It has a pseudo-terminal whose other end is here: a thread copies the output to the
+//! consoles, as the workload wrote it, and keeps its lines for the appliance; what is typed on a console goes the
+//! other way. So programs are line-buffered, ask for passwords and are interrupted as on the console itself.
 //!
 //! Neither a console that blocks nor an appliance that does not answer blocks the workload: output that can't be
 //! delivered in time is dropped, and counted.
@@ -9,7 +9,6 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -18,7 +17,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
@@ -26,7 +24,7 @@ use pxe_contract::console::{LINES_MAX, Said, Source};
 use pxe_contract::paths::node;
 
 use crate::appliance::Appliance;
-use crate::console::RAW;
+use crate::console::{self, RAW};
 use crate::lock::Unpoisoned as _;
 use crate::ship::{PAUSE, Sender, said};
 
@@ -52,15 +50,16 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// A terminal behind `console`. Its lines go to `keep`.
-    pub fn open(console: &Path, keep: impl FnMut(Said) + Send + 'static) -> io::Result<Self> {
+    /// A terminal behind `consoles`. Its lines go to `keep`.
+    pub fn open(consoles: &[PathBuf], keep: impl FnMut(Said) + Send + 'static) -> io::Result<Self> {
         let pty = openpty(None, None)?;
         let far = File::from(pty.master);
         fcntl(&far, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let path = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave)))?;
         let (stop, stopped) = UnixStream::pair()?;
-        let console = Console::open(console);
-        let mut relay = Relay { far, console, stopped, keep, lines: Lines::default() };
+        // One that can't be opened shows nothing: the lines are kept all the same.
+        let consoles = consoles.iter().filter_map(|console| Console::open(console).ok()).collect();
+        let mut relay = Relay { far, consoles, stopped, keep, lines: Lines::default() };
         let thread = std::thread::Builder::new().name("output".into()).spawn(move || relay.run())?;
         Ok(Self { path, _near: pty.slave, stop: Some(stop), thread: Some(thread) })
     }
@@ -81,7 +80,7 @@ impl Drop for Terminal {
 }
 
 /// The terminal of a node whose lines go to `appliance`.
-pub(crate) fn terminal(console: &Path, appliance: Appliance, mac: &str) -> io::Result<Terminal> {
+pub(crate) fn terminal(consoles: &[PathBuf], appliance: Appliance, mac: &str) -> io::Result<Terminal> {
     static SHIPS: Once = Once::new();
     let mut sender = Sender::new(appliance, node::LOGS, mac);
     let mut started = Ok(());
@@ -90,7 +89,7 @@ pub(crate) fn terminal(console: &Path, appliance: Appliance, mac: &str) -> io::R
         started = thread.spawn(move || ship(&mut sender)).map(drop);
     });
     started?;
-    Terminal::open(console, |line| waiting().push(line))
+    Terminal::open(consoles, |line| waiting().push(line))
 }
 
 /// Waits until the appliance has all lines, for a limited time.
@@ -103,7 +102,7 @@ pub(crate) fn flush(at_most: Duration) {
 
 struct Relay<F> {
     far: File,
-    console: Option<Console>,
+    consoles: Vec<Console>,
     stopped: UnixStream,
     keep: F,
     lines: Lines,
@@ -120,7 +119,7 @@ impl<F: FnMut(Said)> Relay<F> {
                 for line in self.lines.take(&buffer[..len]) {
                     (self.keep)(line);
                 }
-                if let Some(console) = &mut self.console {
+                for console in &mut self.consoles {
                     console.write(&buffer[..len]);
                 }
                 if read >= 64 * buffer.len() {
@@ -131,7 +130,7 @@ impl<F: FnMut(Said)> Relay<F> {
             if let Some(line) = self.lines.unfinished(stopped) {
                 (self.keep)(line);
             }
-            if let Some(console) = &mut self.console {
+            for (console, typed) in self.consoles.iter_mut().zip(typed) {
                 console.write(b"");
                 if typed {
                     console.type_into(&mut self.far);
@@ -143,13 +142,15 @@ impl<F: FnMut(Said)> Relay<F> {
         }
     }
 
-    /// Waits until there is something to do. Returns whether to stop, and whether something was typed.
-    fn wait(&self) -> (bool, bool) {
+    /// Until there is something to do. Whether to stop, and on which consoles something was typed.
+    fn wait(&self) -> (bool, Vec<bool>) {
         let mut fds = vec![
             PollFd::new(self.far.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN),
         ];
-        if let Some(console) = self.console.as_ref().filter(|c| !c.wanted().is_empty()) {
+        // One that nothing is wanted of still tells of its end, at which poll(2) would return at once, for ever.
+        let waited: Vec<bool> = self.consoles.iter().map(|console| !console.wanted().is_empty()).collect();
+        for console in self.consoles.iter().filter(|console| !console.wanted().is_empty()) {
             fds.push(PollFd::new(console.device.as_fd(), console.wanted()));
         }
         let timeout = self.lines.due().map_or(PollTimeout::NONE, |due| {
@@ -161,11 +162,13 @@ impl<F: FnMut(Said)> Relay<F> {
             fd.and_then(PollFd::revents).is_some_and(|r| r.intersects(flags))
         };
         let gone = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
-        (any(fds.get(1), gone), any(fds.get(2), gone))
+        let mut looked = fds.iter().skip(2);
+        let typed = waited.into_iter().map(|waited| waited && any(looked.next(), gone)).collect();
+        (any(fds.get(1), gone), typed)
     }
 }
 
-/// The machine's console, behind which the terminal is.
+/// One of the machine's consoles, behind which the terminal is.
 struct Console {
     device: File,
     /// Its former settings, if it is a terminal.
@@ -176,10 +179,8 @@ struct Console {
 }
 
 impl Console {
-    /// `None` if it can't be opened: the lines are kept all the same.
-    fn open(path: &Path) -> Option<Self> {
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let device = File::options().read(true).write(true).custom_flags(flags).open(path).ok()?;
+    fn open(path: &Path) -> io::Result<Self> {
+        let device = console::open(path)?;
         let before = tcgetattr(&device).ok();
         if let Some(before) = &before {
             // Echo, editing and Ctrl-C are handled by the inner terminal.
@@ -190,7 +191,7 @@ impl Console {
             }
         }
         let readable = before.is_some();
-        Some(Self { device, before, pending: VecDeque::new(), dropped: 0, readable })
+        Ok(Self { device, before, pending: VecDeque::new(), dropped: 0, readable })
     }
 
     fn wanted(&self) -> PollFlags {

@@ -1,5 +1,8 @@
-//! A shell on the console, for people.
+//! Shells on the consoles, for people.
 
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +15,15 @@ use pxe_contract::rescue::Standing;
 use pxe_contract::settings::OnFailure;
 
 use crate::appliance::Told;
-use crate::power;
 use crate::renewal::Renewal;
 use crate::report::Reporter;
 use crate::say;
 use crate::ssh::Ssh;
 use crate::supervise::{Happening, Power, Supervisor};
 use crate::system::unblock_signals;
+use crate::{mounts, power};
 
-/// Runs shells on the console, one after the other, until somebody shuts the machine down.
+/// Shells on each console, one after the other, until someone asks for the machine's end.
 pub(crate) fn shells(supervisor: &Supervisor, reporter: &Reporter) -> ! {
     loop {
         shells_until(supervisor, reporter, &AtomicBool::new(false), None);
@@ -101,36 +104,65 @@ fn shells_until(
     done: &AtomicBool,
     mut renewal: Option<Renewal>,
 ) {
+    let mut shells: Vec<Shell> = mounts::terminals().into_iter().enumerate().map(Shell::on).collect();
     loop {
-        say!("a shell on the console; `reboot -f` or `poweroff -f` ends the machine");
-        let shell = unblock_signals(&mut shell()).spawn();
-        let mut running = match shell {
-            Ok(child) => Some(Pid::from_raw(child.id().cast_signed())),
+        if shells.iter().any(Shell::is_due) {
+            say!("a shell on the console; `reboot -f` or `poweroff -f` ends the machine");
+        }
+        shells.iter_mut().filter(|shell| shell.is_due()).for_each(Shell::start);
+        if done.load(Ordering::Acquire) {
+            for pid in shells.iter().filter_map(|shell| shell.running) {
+                // An interactive shell ignores SIGTERM.
+                supervisor.stop(pid, Signal::SIGHUP as i32, Duration::from_secs(2));
+            }
+            return;
+        }
+        match supervisor.next(Some(Instant::now() + LOOK_EVERY)) {
+            Happening::Ended(pid, _) => match shells.iter_mut().find(|shell| shell.running == Some(pid)) {
+                Some(shell) => shell.ended(),
+                None => renewal.iter_mut().for_each(|r| r.ended(pid)),
+            },
+            Happening::Timeout => renewal.iter_mut().for_each(Renewal::start),
+            Happening::Asked(power) => power::end(power, supervisor, reporter),
+        }
+    }
+}
+
+/// A console, and the shell on it.
+struct Shell {
+    /// None for the one behind `/dev/console`, which pxe-init has open.
+    console: Option<PathBuf>,
+    running: Option<Pid>,
+    again: Instant,
+}
+
+impl Shell {
+    fn on((index, console): (usize, PathBuf)) -> Self {
+        Self { console: (index > 0).then_some(console), running: None, again: Instant::now() }
+    }
+
+    fn is_due(&self) -> bool {
+        self.running.is_none() && self.again <= Instant::now()
+    }
+
+    fn start(&mut self) {
+        let started = match &self.console {
+            None => unblock_signals(&mut shell()).spawn(),
+            Some(console) => shell_on(console).and_then(|mut shell| unblock_signals(&mut shell).spawn()),
+        };
+        match started {
+            Ok(child) => self.running = Some(Pid::from_raw(child.id().cast_signed())),
             Err(e) => {
                 say!("no shell can be started: {e}");
-                None
-            }
-        };
-        // Without a console a shell ends at once; so the next one has to wait.
-        let mut again = running.is_none().then(|| Instant::now() + Duration::from_secs(60));
-        while again.is_none_or(|again| Instant::now() < again) {
-            if done.load(Ordering::Acquire) {
-                if let Some(pid) = running {
-                    // An interactive shell ignores SIGTERM.
-                    supervisor.stop(pid, Signal::SIGHUP as i32, Duration::from_secs(2));
-                }
-                return;
-            }
-            match supervisor.next(Some(Instant::now() + LOOK_EVERY)) {
-                Happening::Ended(ended, _) if Some(ended) == running => {
-                    running = None;
-                    again = Some(Instant::now() + Duration::from_secs(1));
-                }
-                Happening::Ended(pid, _) => renewal.iter_mut().for_each(|r| r.ended(pid)),
-                Happening::Timeout => renewal.iter_mut().for_each(Renewal::start),
-                Happening::Asked(power) => power::end(power, supervisor, reporter),
+                self.again = Instant::now() + Duration::from_secs(60);
             }
         }
+    }
+
+    /// Without a console a shell ends at once: no faster than one a second.
+    fn ended(&mut self) {
+        self.running = None;
+        self.again = Instant::now() + Duration::from_secs(1);
     }
 }
 
@@ -144,8 +176,20 @@ pub(crate) fn shells_after_panic() -> ! {
 
 /// BusyBox finds the terminal behind /dev/console and makes it the session's.
 fn shell() -> Command {
+    busybox(&["setsid", "cttyhack", "sh", "-l"])
+}
+
+/// The same on another terminal.
+fn shell_on(terminal: &Path) -> io::Result<Command> {
+    let device = File::options().read(true).write(true).open(terminal)?;
+    let mut shell = busybox(&["setsid", "-c", "sh", "-l"]);
+    shell.stdin(device.try_clone()?).stdout(device.try_clone()?).stderr(device);
+    Ok(shell)
+}
+
+fn busybox(args: &[&str]) -> Command {
     let mut shell = Command::new("/bin/busybox");
-    shell.args(["setsid", "cttyhack", "sh", "-l"]);
+    shell.args(args);
     shell.env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin").env("HOME", "/").env("TERM", "linux");
     shell
 }

@@ -250,12 +250,14 @@ fn health(supervisor: &Supervisor) {
 fn terminal(supervisor: &Supervisor) {
     let fixture = Fixture::new();
     let console = nix::pty::openpty(None, None).expect("a console");
-    let path = fs::read_link(format!("/proc/self/fd/{}", console.slave.as_raw_fd())).expect("its name");
+    let beside = nix::pty::openpty(None, None).expect("another console");
+    let path = |of: &std::os::fd::OwnedFd| fs::read_link(format!("/proc/self/fd/{}", of.as_raw_fd()));
+    let consoles = [path(&console.slave).expect("its name"), path(&beside.slave).expect("its name")];
     let (sender, lines) = mpsc::channel();
     let run = |argv: &[&str]| {
         let sender = sender.clone();
         let terminal =
-            Terminal::open(&path, move |line| sender.send(line.text).expect("a test")).expect("a pty");
+            Terminal::open(&consoles, move |line| sender.send(line.text).expect("a test")).expect("a pty");
         let image = fixture.image(argv, r#","env":["PATH=/bin"]"#);
         let pid = workload::start(&image, &[], terminal.path()).expect("it starts");
         (terminal, pid)
@@ -271,10 +273,13 @@ fn terminal(supervisor: &Supervisor) {
     assert_eq!(wait_for(supervisor, pid), Ended::Exited(0));
     drop(open);
     assert_eq!([line(), line(), line()], ["hello mole", "gone", "unfinished"]);
-    let mut shown = [0; 4096];
-    let len = far.read(&mut shown).expect("the console shows something");
-    let shown = String::from_utf8_lossy(&shown[..len]).into_owned();
+    let mut bytes = [0; 4096];
+    let len = far.read(&mut bytes).expect("the console shows something");
+    let shown = String::from_utf8_lossy(&bytes[..len]).into_owned();
     assert_eq!(shown, "ready\r\nname? hello mole\r\ngone\r\nunfinished");
+    let mut other = fs::File::from(beside.master);
+    let len = other.read(&mut bytes).expect("the other console shows the same");
+    assert_eq!(String::from_utf8_lossy(&bytes[..len]), shown);
     let restored = nix::sys::termios::tcgetattr(&console.slave).expect("a terminal");
     assert!(restored.local_flags.contains(nix::sys::termios::LocalFlags::ICANON), "the console is as it was");
 
@@ -291,6 +296,12 @@ fn terminal(supervisor: &Supervisor) {
     assert_eq!(line(), "up");
     far.write_all(b"\x03").expect("somebody types");
     assert_eq!(wait_for(supervisor, pid), Ended::Exited(9));
+    drop(open);
+
+    // So is what is typed on the other one.
+    let (open, pid) = run(&["sh", "-c", "read code && exit $code"]);
+    other.write_all(b"7\r").expect("somebody types");
+    assert_eq!(wait_for(supervisor, pid), Ended::Exited(7));
     drop(open);
 }
 

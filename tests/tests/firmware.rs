@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::appliance::{find, program};
+use lab::appliance::{self, find, program};
 use lab::boot::{Boot, Booting, News};
 use lab::machine::{Firmware, Spec};
 use lab::needs::Needs;
@@ -103,6 +103,34 @@ fn bios_boots_without_the_fast_path_and_stops_where_it_is_held() {
         in_order(booting)?;
         let others: Vec<_> = booting.stages.iter().filter(|(_, by, _)| by != "daemon").collect();
         ensure!(others.is_empty(), "answered without the daemon: {others:?}");
+        boot.stop()
+    });
+}
+
+/// Whoever looks at a machine sees it, at the screen or at the serial line: what a profile is given that names no console.
+#[test]
+fn a_node_without_a_console_of_its_own_shows_on_the_serial_line() {
+    world::test(Needs::of(&PROGRAMS).machine(512).machine(512), |world| {
+        let specs = vec![Spec::numbered(1), Spec::numbered(2)];
+        let ports: Vec<String> = specs.iter().map(|s| s.tap.clone()).collect();
+        let config = appliance::demo(world, &ports, &specs, "auto").replacen("console=ttyS0 ", "", 1);
+        let mut boot = Boot::prepare(world, &specs, &config, 0, |step| println!("{step}"))?;
+        boot.power_on(world, specs)?;
+        watch(&mut boot)?;
+        for booting in &boot.machines {
+            let machine = &booting.machine;
+            wait_for(PATIENCE, || {
+                let shown = String::from_utf8_lossy(&fs::read(machine.console())?).into_owned();
+                let all = [
+                    "Linux version 6.",
+                    "console=ttyS0,115200 console=tty0",
+                    "bridgehead: 52:54:00:77:00:",
+                    "runs: ",
+                ];
+                Ok(all.iter().all(|words| shown.contains(words)).then_some(()))
+            })
+            .with_context(|| format!("the serial line of {}", machine.spec.name))?;
+        }
         boot.stop()
     });
 }

@@ -61,9 +61,11 @@ const BUSYBOX: &str = "/bin/busybox";
 const GRUB_MODULES: &str = "net tftp http normal configfile linux echo test minicmd boot sleep serial terminal \
                             reboot halt";
 
-/// The two images: GRUB's name for the format, the module for its network, the file.
+/// The two images: GRUB's name for the format, the modules for its network and its screen, the file. Without a driver
+/// of the firmware's screen (GOP; UGA before UEFI 2.0), GRUB tells no kernel where that is, and whatever runs there
+/// never writes on it.
 const GRUB_IMAGES: [(&str, &str, &str); 2] =
-    [("i386-pc-pxe", "pxe", "i386-pc.0"), ("x86_64-efi", "efinet", "x86_64-efi.efi")];
+    [("i386-pc-pxe", "pxe", "i386-pc.0"), ("x86_64-efi", "efinet efi_gop efi_uga", "x86_64-efi.efi")];
 
 fn grub_recipe() -> String {
     let version = std::fs::read_to_string("/var/lib/dpkg/info/grub-common.md5sums").unwrap_or_default();
@@ -71,10 +73,10 @@ fn grub_recipe() -> String {
 }
 
 fn grub(into: &Path) -> anyhow::Result<()> {
-    for (format, network, file) in GRUB_IMAGES {
+    for (format, own, file) in GRUB_IMAGES {
         let mut mkimage = Command::new("grub-mkimage");
         mkimage.args(["-O", format, "-p", "/grub", "-o"]).arg(into.join(file));
-        mkimage.arg(network).args(GRUB_MODULES.split_whitespace());
+        mkimage.args(own.split_whitespace()).args(GRUB_MODULES.split_whitespace());
         run(&mut mkimage)?;
     }
     Ok(())

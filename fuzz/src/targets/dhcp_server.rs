@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use bridgehead::config::{self, Config};
+use bridgehead::machines::pacing::ANYWHERE;
 use bridgehead::serve::dhcp::leases::{Change, Lease};
 use bridgehead::serve::dhcp::server::{Command, Meta, Server};
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
@@ -39,7 +40,7 @@ pub(crate) fn run(bytes: &[u8]) {
         let (packet, tail) = tail.split_at(len);
         rest = tail;
         now += SignedDuration::from_mins((*minutes).into());
-        let meta = Meta { source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), port: 67 };
+        let meta = Meta { source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), port: 67, behind: ANYWHERE };
         for command in server.handle(meta, packet, now) {
             match command {
                 Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),

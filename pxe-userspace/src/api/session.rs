@@ -78,7 +78,15 @@ pub(super) async fn initrd(
         mac.parse().map_err(|_| files::failure(&name, crate::serve::files::OpenError::NotFound))?;
     let (files, address) = (state.files.clone(), speaker.address);
     let made = tokio::task::spawn_blocking(move || files.node(mac, address)).await;
-    let initrd = made.map_err(Failure::internal)?.map_err(|error| files::failure(&name, error))?;
+    let initrd = made.map_err(Failure::internal)?.map_err(|error| {
+        let note = Note::NotServed { path: name.clone(), why: error.to_string() };
+        state.timeline.note(Who::Address(address), note);
+        files::failure(&name, error)
+    })?;
+    let opened = Note::Opened { path: name.clone(), bytes: initrd.len() as u64, blksize: None };
+    for note in [opened, Note::Sent { path: name.clone(), repeated: 0 }] {
+        state.timeline.note(Who::Mac(mac), note);
+    }
     let happened = Happened::new(Who::Mac(mac), Stage::Initrd).detail(name);
     state.timeline.record(Happened { bytes: Some(initrd.len() as u64), ..happened });
     let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "application/octet-stream")];

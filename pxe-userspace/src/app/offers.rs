@@ -18,7 +18,7 @@ use crate::api::documents::{
     Status, Tier, Workload,
 };
 use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
-use crate::config::{FastPath, Node, Source, cmdline};
+use crate::config::{FastPath, Node, Source, cmdline, kernel};
 use crate::host::trace::{self, TraceError};
 use crate::machines::kept::{Done, Order, OrderError};
 use crate::machines::segment::Contradiction;
@@ -28,7 +28,7 @@ use crate::provision::image::{
     KernelRecord, NewKernel, RemoveError, UnpackError,
 };
 use crate::serve::dhcp;
-use crate::serve::dhcp::Room;
+use crate::serve::dhcp::{Elsewhere, Room};
 
 /// How long people are told of a host that said something wrong.
 const LATELY: Duration = Duration::from_secs(10 * 60);
@@ -129,10 +129,18 @@ impl api::Appliance for Appliance {
                 }
                 Source::Kernel { kernel, .. } => (None, Some(kernel.clone()), None),
             };
+            let problem =
+                problem.or_else(|| cmdline::words(&profile.cmdline).err().map(|error| error.to_string()));
             let problem = problem.or_else(|| {
                 let appliance = SocketAddrV4::new(config.network.address.addr(), config.http.port);
                 let len = cmdline::overlong(profile, appliance)?;
                 Some(CmdlineError::TooLong(len).to_string())
+            });
+            let problem = problem.or_else(|| {
+                let root = config.files_root.as_deref()?;
+                let Source::Kernel { kernel: path, initrd } = &profile.source else { return None };
+                let mut files = std::iter::once(path).chain(initrd);
+                files.find_map(|path| kernel::missing(root, path))
             });
             let (name, cmdline) = (profile.name.clone(), profile.cmdline.clone());
             Profile { name, image, kernel, cmdline, ready: problem.is_none(), problem }
@@ -285,6 +293,7 @@ impl Appliance {
 
     /// What somebody should look at, and what to do about it.
     fn alerts(&self, dhcp: &dhcp::Status) -> Vec<String> {
+        let config = self.config();
         let rivals = dhcp.rivals.iter().map(|rival| {
             format!(
                 "another DHCP server, {}, answers on this segment, and machines may boot from it: \
@@ -320,7 +329,22 @@ impl Appliance {
                  misled, other hosts may be. Find it on the port that it comes by"
             )
         });
+        let elsewhere = dhcp.elsewhere.map(|Elsewhere { place, mac, .. }| {
+            format!(
+                "machines behind {place} ask for addresses, {mac} for one, and get none: only {} is served",
+                config.network.address.trunc()
+            )
+        });
+        let spanning = self.ports.forwards_after().map(|seconds| {
+            let bridge = &config.network.bridge;
+            format!(
+                "{bridge} has spanning tree on: its ports forward {seconds} s after their link came up, and BIOS machines give \
+                 up before: `ip link set {bridge} type bridge stp_state 0`"
+            )
+        });
         rivals
+            .chain(elsewhere)
+            .chain(spanning)
             .chain(room(dhcp.room))
             .chain(forged)
             .chain(contradicted)

@@ -85,15 +85,19 @@ impl Appliance {
 
     fn boots_since(&self, began: Timestamp) -> Vec<(Boot, Machine)> {
         let config = self.config();
+        let machines = self.machines.seen_since(began);
+        let still = self.timeline.stand_still(machines.iter().map(|machine| machine.mac));
         // Files are looked at once for all machines of a profile.
         let mut known = std::collections::HashMap::new();
         let mut boot = |machine: Machine| {
             let profile = config.profile_of(machine.mac).map(|p| p.name.clone());
             let needs =
                 *known.entry((profile, machine.stages)).or_insert_with(|| self.needs(&config, &machine));
-            Some((Boot::of(machine.stage?, machine.fetching.as_ref().map(|f| f.percent), needs), machine))
+            let percent = machine.fetching.as_ref().map(|f| f.percent);
+            let still = still.contains(&machine.mac);
+            Some((Boot::of(machine.stage?, percent, needs, still), machine))
         };
-        self.machines.seen_since(began).into_iter().filter_map(&mut boot).collect()
+        machines.into_iter().filter_map(&mut boot).collect()
     }
 
     /// The bytes that the machine's boot takes, as far as they are known by now.

@@ -314,7 +314,15 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
             })
         }
         Ask::Why { node: None, reading } => {
-            read::<Vec<Why>>(&reading, "/api/why", out, |all| show::all_why(&all))
+            // Why a machine is not even seen, nobody but the appliance's own state tells.
+            let alerts = match reading.json {
+                true => Vec::new(),
+                false => {
+                    let client = Client::new(&reading.api);
+                    client.document::<documents::Status>(client.get("/api/status")?)?.alerts
+                }
+            };
+            read::<Vec<Why>>(&reading, "/api/why", out, |all| show::all_why(&all, &alerts))
         }
         Ask::Why { node: Some(node), reading } => {
             let path = format!("/api/nodes/{}/why", percent(&node, ""));

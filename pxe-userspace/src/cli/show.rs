@@ -333,8 +333,11 @@ pub(super) fn why(why: &Why) -> String {
         stage(reached),
         clock(*last)
     );
-    if causes.is_empty() {
-        out.push_str("nothing is wrong, as far as can be seen from here\n");
+    match (causes.is_empty(), before) {
+        // Its firmware tries its next way, perhaps: that the last one failed is what is known.
+        (true, Some(_)) if !done => out.push_str("nothing is wrong with it so far; the boot before failed\n"),
+        (true, _) => out.push_str("nothing is wrong, as far as can be seen from here\n"),
+        (false, _) => {}
     }
     causes.iter().for_each(|cause| push_cause(&mut out, cause));
     if let Some(before) = before {
@@ -359,12 +362,20 @@ fn push_cause(out: &mut String, cause: &Cause) {
     out.push_str(&format!("  -> {remedy}\n"));
 }
 
-pub(super) fn all_why(all: &[Why]) -> String {
-    let told: Vec<String> = all.iter().filter(|w| w.failed || !w.causes.is_empty()).map(why).collect();
-    match told.as_slice() {
+/// Every machine of which there is something to say, and what may keep others from being seen at all.
+pub(super) fn all_why(all: &[Why], alerts: &[String]) -> String {
+    let tries_again = |why: &Why| !why.done && why.before.is_some();
+    let told = all.iter().filter(|w| w.failed || !w.causes.is_empty() || tries_again(w));
+    let told: Vec<String> = told.map(why).collect();
+    let mut out = match told.as_slice() {
         [] => "nothing is wrong with any machine's last boot, as far as can be seen from here\n".to_owned(),
         told => told.join("\n"),
+    };
+    if !alerts.is_empty() {
+        out.push('\n');
     }
+    alerts.iter().for_each(|alert| out.push_str(&format!("ALERT: {alert}\n")));
+    out
 }
 
 fn clock(time: Timestamp) -> String {

@@ -23,6 +23,43 @@ fn the_tree_is_sound() {
     Cli::command().debug_assert();
 }
 
+/// Firmware tries its next way: that the last one failed is still what is known.
+#[test]
+fn why_does_not_forget_while_firmware_tries_its_next_way() {
+    use crate::machines::diagnosis::{Cause, Kind, Past};
+    use jiff::Timestamp;
+    let cause = Cause {
+        kind: Kind::SecureBoot,
+        words: "UEFI fetched the loader".into(),
+        evidence: Vec::new(),
+        remedy: "switch it off".into(),
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let before = Past { began: now, ended: now, stage: Some(Stage::Loader), causes: vec![cause] };
+    let mut why = Why {
+        node: Some("n1".into()),
+        mac: pxe_common::Mac([2; 6]),
+        began: now,
+        last: now,
+        stage: Some(Stage::Offer),
+        failed: false,
+        done: false,
+        causes: Vec::new(),
+        before: Some(before),
+    };
+    let said = show::all_why(std::slice::from_ref(&why), &[]);
+    assert!(
+        said.contains("secure-boot: UEFI fetched") && !said.contains("nothing is wrong, as far"),
+        "{said}"
+    );
+    assert!(!show::why(&why).contains("nothing is wrong, as far"));
+    // It came up in the end.
+    (why.done, why.stage) = (true, Some(Stage::Workload));
+    assert!(show::all_why(std::slice::from_ref(&why), &[]).starts_with("nothing is wrong with any"));
+    let said = show::all_why(&[], &["machines behind 10.88.0.1 ask".into()]);
+    assert!(said.ends_with("\nALERT: machines behind 10.88.0.1 ask\n"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_for_people_and_for_scripts() {
     let daemon = Daemon::start().await;

@@ -1,9 +1,9 @@
-//! How much of a kernel's command line arrives. Pure.
+//! Whether a kernel's command line arrives as it is written, and whole. Pure.
 
 use std::net::SocketAddrV4;
 
 use pxe_common::Mac;
-use pxe_contract::cmdline;
+use pxe_contract::cmdline::{self, OpenQuote};
 use pxe_contract::paths::{Generated, ImagePart};
 use pxe_contract::settings::Identity;
 
@@ -17,12 +17,66 @@ use super::{Config, Profile, Source};
 /// Whole words that find no room are left out, and nobody says so.
 pub const MAX: usize = 2045;
 
+/// A kernel command line that would not reach the kernel as it is meant.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CmdlineError {
+    #[error("cmdline has a double quote without its partner")]
+    OpenQuote,
+    #[error("cmdline can't pass {word:?} on: {why}")]
+    Word { word: String, why: &'static str },
+    #[error(
+        "cmdline is {0} bytes long with what Bridgehead and the loader add to it, and loaders pass {MAX} on: shorten it \
+         by {over} bytes", over = .0 - MAX
+    )]
+    TooLong(usize),
+}
+
 /// The bytes of a line with these words, with what the loader adds to it: GRUB puts `BOOT_IMAGE=/PATH` before them; our
 /// iPXE scripts put one `initrd=` for each initrd. The longer one counts, as a machine may come by either.
 pub fn length<'a>(kernel: &str, initrds: usize, words: impl Iterator<Item = &'a str>) -> usize {
     let grub = "BOOT_IMAGE=/".len() + kernel.len();
     let ipxe = initrds * "initrd=initrd0 ".len();
     grub.max(ipxe) + words.map(|word| 1 + cmdline::quoted(word).len()).sum::<usize>()
+}
+
+/// The kernel's consoles where an image's profile names none: the screen and the first serial port, whichever is looked
+/// at. The last one is `/dev/console`. Where there is no such port, the kernel goes on without.
+pub const CONSOLES: [&str; 2] = ["console=ttyS0,115200", "console=tty0"];
+
+/// What an image's profile says to the kernel, with [`CONSOLES`] where it leaves these to us.
+pub fn with_consoles(own: Vec<String>) -> Vec<String> {
+    if own.iter().any(|word| word.starts_with("console=")) {
+        return own;
+    }
+    CONSOLES.into_iter().map(str::to_owned).chain(own).collect()
+}
+
+/// The words of a command line, where every loader can pass them on.
+pub fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
+    let words = cmdline::written(cmdline).map_err(|OpenQuote| CmdlineError::OpenQuote)?;
+    match words.iter().find_map(|word| Some((word.clone(), unspeakable(word)?))) {
+        Some((word, why)) => Err(CmdlineError::Word { word, why }),
+        None => Ok(words),
+    }
+}
+
+/// Why a word can't be told to every loader as it is. GRUB puts backslashes before quotes and
+/// backslashes, and the kernel does not take them away (grub-core/lib/cmdline.c); iPXE expands
+/// `${…}`, and ends a command at `||`, `&&`, `;` and words that begin with `#`, with no way to
+/// quote them (src/core/exec.c).
+fn unspeakable(word: &str) -> Option<&'static str> {
+    let ends_command = |w: &str| w.starts_with('#') || matches!(w, "||" | "&&" | ";");
+    if word.contains(|c: char| !matches!(c, ' '..='~')) {
+        Some("loaders take printable ASCII only")
+    } else if word.contains(['\'', '\\']) {
+        Some("GRUB would put a backslash before a single quote or a backslash")
+    } else if word.contains("${") {
+        Some("iPXE would expand ${…}")
+    } else if word.split(' ').any(ends_command) {
+        Some("iPXE would end its command there")
+    } else {
+        None
+    }
 }
 
 /// Of a profile whose command line no machine gets whole: how long it would be at least. Which line exactly does depends
@@ -36,6 +90,7 @@ pub fn overlong(profile: &Profile, appliance: SocketAddrV4) -> Option<usize> {
         Source::Image(_) => {
             let part = Generated::<Mac>::Image { digest: "0".repeat(64), part: ImagePart::Kernel };
             let identity = Identity { appliance, mac: Mac([0; 6]), address: None }.words();
+            let own = with_consoles(own);
             length(&part.to_string(), 0, identity.iter().chain(&own).map(String::as_str))
         }
     };
@@ -47,6 +102,13 @@ pub(super) fn survey(raw: &File, config: &Config, findings: &mut Findings<'_>) {
     let appliance = SocketAddrV4::new(config.network.address.addr(), config.http.port);
     // Each entry became a profile.
     for (table, profile) in raw.profiles.iter().zip(&config.profiles) {
+        if let (Some(cmdline), Err(error)) = (&table.get_ref().cmdline, words(&profile.cmdline)) {
+            findings.add(
+                cmdline.span(),
+                error.to_string(),
+                "write it without, or serve a kernel that needs none",
+            );
+        }
         if let (Some(cmdline), Some(len)) = (&table.get_ref().cmdline, overlong(profile, appliance)) {
             findings.add(
                 cmdline.span(),

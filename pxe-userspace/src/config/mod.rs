@@ -8,6 +8,7 @@ pub mod cmdline;
 mod entries;
 mod file;
 mod findings;
+pub mod kernel;
 pub mod nodes;
 pub mod rules;
 mod segment;
@@ -40,6 +41,10 @@ pub use values::{size, written_size};
 /// The image of nodes with `run = "docker"`, which comes with the assets.
 pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
 
+/// A bridge's port that forwards within so many seconds after its link came up is there for all firmware. iPXE sends its
+/// last DISCOVER 15 s after its first, EDK2 after a minute.
+pub const FORWARDS_IN_TIME: u32 = 8;
+
 /// Reads and validates the file at `path`; the result is every problem found.
 pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
     parse(&read(path)?, path)
@@ -60,7 +65,7 @@ pub fn check(path: &Path) -> Result<Config, Vec<Problem>> {
     let mut findings = Findings::new(&text, path);
     let Some(raw) = findings.shape() else { return findings.result(None) };
     let config = validate::validate(&raw, &mut findings);
-    survey::survey(&raw, &mut findings);
+    survey::survey(&raw, config.as_ref(), &mut findings);
     if let Some(config) = &config {
         cmdline::survey(&raw, config, &mut findings);
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::file::File;
 use super::findings::Findings;
+use super::{Config, FORWARDS_IN_TIME, IpxeLoader, Source, kernel};
 
-pub(super) fn survey(raw: &File, findings: &mut Findings<'_>) {
+pub(super) fn survey(raw: &File, config: Option<&Config>, findings: &mut Findings<'_>) {
     // Not /sys/class/net: that shows the network namespace of whoever mounted it.
     let interfaces = interfaces();
     for port in &raw.network.ports {
@@ -21,6 +22,20 @@ pub(super) fn survey(raw: &File, findings: &mut Findings<'_>) {
             };
             findings.add(port.span(), format!("no interface is called `{}`", port.get_ref()), right);
         }
+    }
+    let bridge = raw.network.bridge.get_ref();
+    if let Some(seconds) = forwards_after(bridge).filter(|seconds| *seconds > FORWARDS_IN_TIME) {
+        findings.add(
+            raw.network.bridge.span(),
+            format!(
+                "{bridge} has spanning tree on: its ports forward {seconds} s after their link came up, and BIOS machines \
+                 give up before"
+            ),
+            format!("`ip link set {bridge} type bridge stp_state 0`, where no cable makes a loop"),
+        );
+    }
+    if let Some(config) = config {
+        files_by_hand(raw, config, findings);
     }
     if let Some(files) = &raw.files {
         let root = findings.directory().join(files.root.get_ref());
@@ -42,6 +57,42 @@ pub(super) fn survey(raw: &File, findings: &mut Findings<'_>) {
             );
         }
     }
+}
+
+/// Kernels and initrds that profiles name: a machine would ask for them in vain.
+fn files_by_hand(raw: &File, config: &Config, findings: &mut Findings<'_>) {
+    let Some(root) = config.files_root.as_deref().filter(|root| root.is_dir()) else { return };
+    // Each entry became a profile.
+    for (table, profile) in raw.profiles.iter().zip(&config.profiles) {
+        let (Some(at), Source::Kernel { kernel: path, initrd }) = (&table.get_ref().kernel, &profile.source)
+        else {
+            continue;
+        };
+        let right = format!("put it below {}, or name one that is there", root.display());
+        if let Some(what) = kernel::missing(root, path) {
+            findings.add(at.span(), what, right.clone());
+        } else if let Some(what) = kernel::flaw(root, path).filter(|_| config.boot.ipxe == IpxeLoader::Grub) {
+            findings.add(at.span(), what, "name a kernel");
+        }
+        let at = table.get_ref().initrd.as_ref().map_or(at.span(), |initrd| initrd.span());
+        for what in initrd.iter().filter_map(|path| kernel::missing(root, path)) {
+            findings.add(at.clone(), what, right.clone());
+        }
+    }
+}
+
+/// How long a bridge's ports listen and learn, in seconds, where it is there and has spanning tree on.
+fn forwards_after(bridge: &str) -> Option<u32> {
+    let number = |name: &str| -> Option<u32> {
+        std::fs::read_to_string(format!("/sys/class/net/{bridge}/{name}")).ok()?.trim().parse().ok()
+    };
+    // This may be another namespace's bridge of that name.
+    let index = nix::net::if_::if_nametoindex(bridge).ok()?;
+    if number("ifindex")? != index || number("bridge/stp_state")? == 0 {
+        return None;
+    }
+    // Listening and learning take as long each, told in hundredths.
+    Some(2 * number("bridge/forward_delay")? / 100)
 }
 
 fn interfaces() -> BTreeSet<String> {

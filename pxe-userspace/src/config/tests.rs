@@ -416,7 +416,8 @@ fn check_looks_at_the_system() {
     assert_eq!(lines, [5, 17], "{problems:#?}");
     std::fs::create_dir(dir.path().join("boot")).unwrap();
     std::fs::write(&path, GOOD.replace("\"eth1\"", "\"lo\"")).unwrap();
-    check(&path).unwrap();
+    let problems = check(&path).unwrap_err();
+    assert!(problems.iter().all(|p| p.what.contains("is not there")), "files by hand: {problems:#?}");
 }
 
 proptest! {
@@ -435,6 +436,51 @@ proptest! {
         if let Err(problems) = parse(&text.into_iter().collect::<String>()) {
             prop_assert!(problems.iter().all(|p| p.line > 0 && p.column > 0 && !p.what.is_empty()));
         }
+    }
+}
+
+#[test]
+fn check_finds_what_a_boot_would_be_refused_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, root) = (dir.path().join("config.toml"), dir.path().join("boot"));
+    std::fs::create_dir_all(root.join("debian")).unwrap();
+    let checked = |text: &str| -> Vec<String> {
+        std::fs::write(&file, text).unwrap();
+        let problems = check(&file).err().unwrap_or_default().into_iter().map(|p| p.to_string());
+        problems.filter(|p| !p.contains("no interface is called")).collect()
+    };
+    let all = checked(GOOD);
+    let found = |words: &str| all.iter().filter(|p| p.contains(words)).count();
+    assert_eq!(found("debian/vmlinuz is not there"), 1, "{all:#?}");
+    assert_eq!((found("debian/initrd is not there"), found("extra.cpio is not there")), (1, 1), "{all:#?}");
+    for initrd in ["debian/initrd", "extra.cpio"] {
+        std::fs::write(root.join(initrd), "").unwrap();
+    }
+    // An EFI program: GRUB can't start it, iPXE can.
+    std::fs::write(root.join("debian/vmlinuz"), vec![0; 2000]).unwrap();
+    let all = checked(GOOD);
+    assert!(matches!(&all[..], [only] if only.contains("debian/vmlinuz is no Linux kernel")), "{all:#?}");
+    assert_eq!(checked(&format!("{GOOD}\n[boot]\nipxe = \"script\"\n")), [""; 0]);
+    let mut kernel = vec![0; kernel::START];
+    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    kernel[0x202..].copy_from_slice(b"HdrS");
+    std::fs::write(root.join("debian/vmlinuz"), &kernel).unwrap();
+    assert_eq!(checked(GOOD), [""; 0]);
+    // A directory, and a link that is absolute within the root.
+    std::fs::remove_file(root.join("extra.cpio")).unwrap();
+    std::fs::create_dir(root.join("extra.cpio")).unwrap();
+    assert!(checked(GOOD)[0].contains("extra.cpio is not a file"));
+    std::fs::remove_dir(root.join("extra.cpio")).unwrap();
+    std::os::unix::fs::symlink("/debian/initrd", root.join("extra.cpio")).unwrap();
+    assert_eq!(checked(GOOD), [""; 0]);
+    for (cmdline, words) in [
+        ("ip=${net0/mac}", "iPXE would expand ${…}"),
+        ("a='b'", "backslash before a single quote"),
+        ("a=ä", "printable ASCII only"),
+        ("a || b", "iPXE would end its command there"),
+    ] {
+        let all = checked(&GOOD.replacen("console=ttyS0", cmdline, 1));
+        assert!(matches!(&all[..], [only] if only.contains(words)), "{cmdline}: {all:#?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a machine boots: its profile's files by hand, or an image with the kernel, the tools and the rescue that
 //! belong to it.
 
-use pxe_contract::paths::ImagePart;
+use pxe_contract::paths::{ImagePart, LoadFailure};
 
 use super::boot::{Appliance, Generated, ImageFacts, KernelFacts, Plan, Refusal, plan};
 use super::image::{Availability, ImageRecord, Images, KernelSource, Wanted};
@@ -62,12 +62,22 @@ impl Planner {
         }
         if let Err(refusal) = &planned
             && !matches!(refusal, Refusal::Preparing(_))
-            // The loader asks again every so often: one event for one cause is enough.
-            && machine.stage != Some(Stage::Failed)
         {
-            self.timeline.record(Happened::failed(Who::Mac(machine.mac), refusal.to_string()));
+            self.timeline.refused(machine.mac, refusal.to_string());
         }
         planned
+    }
+
+    /// The machine's loader asks again, because it could not do what it was told before. `flaw` is what is wrong with
+    /// the kernel, where that is known. Returns what to say on its screen.
+    pub(crate) fn not_loaded(
+        &self,
+        machine: &Machine,
+        failure: LoadFailure,
+        flaw: Option<String>,
+    ) -> Option<String> {
+        let why = self.timeline.not_loaded(machine.mac, Note::NotLoaded { failure, flaw })?;
+        Some(format!("Bridgehead: {why}"))
     }
 
     /// What it would be told, for whoever is not the machine. It is no part of its boot.

@@ -24,7 +24,15 @@ pub(in super::super) fn measures() -> Measures {
             PortStatus { name: "eth1".into(), tier: Tier::Tc, reason: Some("no \"XDP\"".into()) },
             PortStatus { name: "a\"b\\c".into(), tier: Tier::XdpAndTc, reason: None },
         ],
-        dhcp: dhcp::Status { counters, rivals: Vec::new(), bound: 5, room, forged: None, pacing },
+        dhcp: dhcp::Status {
+            counters,
+            rivals: Vec::new(),
+            bound: 5,
+            room,
+            forged: None,
+            elsewhere: None,
+            pacing,
+        },
         tftp: tftp::Stats::default().read().map(|(name, _)| (name, 4)).collect(),
         kernel: Some(KernelMeasures {
             counters: dataplane::Counters { xdp: hook(100), tc: hook(500) },

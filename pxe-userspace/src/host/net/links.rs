@@ -10,7 +10,7 @@ use pxe_common::Mac;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::NetError;
 use super::neighbours::Certainty;
+use crate::config::FORWARDS_IN_TIME;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(super) struct Link {
     /// The index of its master.
     pub(super) master: Option<u32>,
     pub(super) is_bridge: bool,
+    /// Of a bridge with spanning tree: after how many seconds its ports forward, where that is too late.
+    pub(super) forwards_after: Option<u32>,
 }
 
 /// Tells the kernel of neighbours, many with one system call, and waits for no answer: a thousand machines that come at
@@ -339,6 +342,7 @@ impl From<&LinkMessage> for Link {
             up: message.header.flags.contains(LinkFlags::Up),
             master: None,
             is_bridge: false,
+            forwards_after: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -350,12 +354,28 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::Controller(index) => link.master = Some(*index).filter(|i| *i != 0),
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                    link.forwards_after = infos.iter().find_map(forwards_after);
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+/// Listening and learning take as long each.
+fn forwards_after(info: &LinkInfo) -> Option<u32> {
+    let LinkInfo::Data(InfoData::Bridge(settings)) = info else { return None };
+    let on = settings
+        .iter()
+        .any(|setting| matches!(setting, InfoBridge::StpState(state) if *state != BridgeStpState::Disabled));
+    let delay = settings.iter().find_map(|setting| match setting {
+        // In hundredths of a second.
+        InfoBridge::ForwardDelay(delay) => Some(*delay),
+        _ => None,
+    })?;
+    let seconds = 2 * delay / 100;
+    (on && seconds > FORWARDS_IN_TIME).then_some(seconds)
 }
 
 fn ipv4(message: &AddressMessage) -> Option<Ipv4Net> {

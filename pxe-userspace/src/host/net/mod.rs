@@ -17,6 +17,7 @@ mod stations;
 mod watch;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ipnet::Ipv4Net;
@@ -59,15 +60,25 @@ pub struct Port {
 
 /// The bridge's present ports. Cloning it is cheap.
 #[derive(Clone, Debug, Default)]
-pub struct Ports(Arc<Mutex<Vec<Port>>>);
+pub struct Ports {
+    now: Arc<Mutex<Vec<Port>>>,
+    /// Seconds; 0 without spanning tree.
+    forwards_after: Arc<AtomicU32>,
+}
 
 impl Ports {
     pub fn now(&self) -> Vec<Port> {
         self.lock().clone()
     }
 
+    /// How many seconds after their link came up they forward, where the bridge has spanning tree on. That is for longer
+    /// than BIOS machines ask for an address.
+    pub fn forwards_after(&self) -> Option<u32> {
+        Some(self.forwards_after.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Port>> {
-        self.0.lock().unpoisoned()
+        self.now.lock().unpoisoned()
     }
 }
 

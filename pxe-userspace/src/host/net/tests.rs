@@ -137,6 +137,32 @@ fn an_adopted_bridge_keeps_what_was_there() {
     });
 }
 
+/// BIOS machines give up before such a port forwards.
+#[test]
+fn spanning_tree_on_an_adopted_bridge_is_told_until_it_is_off() {
+    in_namespace(|| {
+        let state = tempfile::tempdir().unwrap();
+        ip("link add br0 type bridge stp_state 1 forward_delay 1500");
+        ip("link add eth1 type veth peer name peer1");
+        run(async {
+            let bridge = Bridge::set_up(&network("br0", &["eth1"]), &HTTP, state.path()).await.unwrap();
+            assert_eq!(bridge.ports().forwards_after(), Some(30));
+            ip("link set br0 type bridge stp_state 0");
+            let off = async {
+                while bridge.ports().forwards_after().is_some() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), off).await.expect("it is noticed");
+            bridge.restore().await.unwrap();
+            // Ours has none.
+            let bridge = Bridge::set_up(&network("pxe0", &["eth1"]), &HTTP, state.path()).await.unwrap();
+            assert_eq!(bridge.ports().forwards_after(), None);
+            bridge.restore().await.unwrap();
+        });
+    });
+}
+
 #[test]
 fn ports_come_and_go() {
     in_namespace(|| {

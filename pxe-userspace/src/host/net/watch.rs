@@ -1,5 +1,6 @@
 //! Ports that come and go.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -74,6 +75,7 @@ impl Watch {
                 "somebody deleted the bridge: no node can be served until the daemon is restarted"
             );
         }
+        self.notice_spanning_tree(all.iter().find(|l| l.index == self.bridge));
         let known = self.ports.now();
         let mut now: Vec<Port> = Vec::new();
         let bridge = self.bridge;
@@ -107,7 +109,22 @@ impl Watch {
         Ok(())
     }
 
-    /// Makes a card leave VLAN tags in the frames, if XDP may run. If the card can't, the port gets no XDP.
+    /// An adopted bridge keeps its spanning tree, which whoever made it may need.
+    fn notice_spanning_tree(&self, bridge: Option<&Link>) {
+        let seconds = bridge.and_then(|bridge| bridge.forwards_after).unwrap_or(0);
+        let before = self.ports.forwards_after.swap(seconds, Ordering::Relaxed);
+        if let Some(bridge) = bridge.filter(|_| seconds > 0 && seconds != before) {
+            tracing::warn!(
+                bridge = bridge.name,
+                seconds,
+                "the bridge has spanning tree on: its ports forward so long after their link came up, and BIOS machines \
+                 give up before; `ip link set {} type bridge stp_state 0` switches it off",
+                bridge.name
+            );
+        }
+    }
+
+    /// Has a card leave VLAN tags on, where it is for XDP to see them. Where it can't, the port has no XDP.
     fn leave_tags_on(&mut self, name: &str) -> Result<(), NetError> {
         let takes_off = || offload::has_device(name) && offload::takes_tags_off(name).unwrap_or(false);
         if !self.wanted.tags_left_on || !takes_off() {

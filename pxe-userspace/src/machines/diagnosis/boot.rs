@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_common::dhcp::Firmware;
+use pxe_contract::paths::LoadFailure;
 use pxe_contract::stage::Stage;
 
 use super::Evidence;
@@ -27,6 +28,8 @@ pub struct Boot {
     /// Transfers in progress.
     pub open: u32,
     pub end: Option<End>,
+    /// What the timeline was last told of a loader that could not load its files.
+    pub(super) not_loaded: Option<String>,
 }
 
 /// A stage that a machine reached, perhaps several times.
@@ -60,6 +63,8 @@ pub enum Note {
     Waits { before: usize },
     /// Another DHCP server answered it, or it accepted that server's offer.
     OtherServer { server: Ipv4Addr, taken: bool },
+    /// The DHCP server beside which we are a proxy gave it its address, and named this server for what comes next.
+    NextServer { server: Ipv4Addr, next: Ipv4Addr },
     /// A DHCP client other than firmware asked for an address.
     SystemAsked,
     /// What its loader was told to load.
@@ -80,6 +85,8 @@ pub enum Note {
     Cut { path: String, sent: u64, bytes: u64 },
     /// What it asked for was not served.
     NotServed { path: String, why: String },
+    /// Its loader could not do what it was told, and asks again. A kernel by hand may have a flaw, in words.
+    NotLoaded { failure: LoadFailure, flaw: Option<String> },
     /// A request of its stage 1 was refused.
     Refused { what: Refusal, why: String },
 }
@@ -118,6 +125,7 @@ impl Boot {
             notes: Vec::new(),
             open: 0,
             end: None,
+            not_loaded: None,
         }
     }
 
@@ -133,9 +141,25 @@ impl Boot {
             self.end = Some(End { time: event.time, said });
             return;
         }
-        // The boot goes on after all. But a loader that was refused asks for its configuration repeatedly.
-        if event.stage != Stage::Config && !event.late {
+        // It goes on after all. A loader that was refused, or could not load its files, asks for its configuration again
+        // and again, and may load the first of the files each time.
+        let goes_round = match event.stage {
+            Stage::Config => true,
+            Stage::Kernel | Stage::Initrd => self.has(event.stage),
+            Stage::Discover
+            | Stage::Offer
+            | Stage::Request
+            | Stage::Ack
+            | Stage::Loader
+            | Stage::Stage1
+            | Stage::Image
+            | Stage::Workload
+            | Stage::Failed
+            | Stage::Warning => false,
+        };
+        if !goes_round && !event.late {
             self.end = None;
+            self.not_loaded = None;
         }
         let reached = self.stages.entry(event.stage).or_insert_with(|| Reached {
             first: event.time,
@@ -280,9 +304,10 @@ impl Boot {
 /// The first words of the causes that a [`Watch`](super::Watch) gives to the timeline.
 pub(super) const BEGAN_ANEW: &str = "it began anew after";
 pub(super) const NOTHING_HEARD: &str = "nothing heard for";
+pub(super) const NOT_LOADED: &str = "its loader tries again and again";
 
 fn is_of_our_own(cause: &str) -> bool {
-    cause.starts_with(BEGAN_ANEW) || cause.starts_with(NOTHING_HEARD)
+    [BEGAN_ANEW, NOTHING_HEARD, NOT_LOADED].iter().any(|words| cause.starts_with(words))
 }
 
 /// From one time to another; zero when a clock was set back between them.

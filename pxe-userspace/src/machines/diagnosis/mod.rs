@@ -5,6 +5,7 @@
 //! pure: nothing here waits, reads a clock or does I/O.
 
 mod boot;
+mod loader;
 mod node;
 mod offer;
 mod pace;
@@ -22,7 +23,7 @@ use crate::base::text;
 
 pub use boot::{Boot, End, Note, Planned, Reached, Refusal};
 pub use pace::{BUCKETS, Histogram, Pace};
-pub use watch::{Watch, Why};
+pub use watch::{NotLoaded, Past, Watch, Why};
 
 /// Why a boot fails or makes no progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,8 @@ pub struct Evidence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
+    /// Its relay is of a subnet that is not served.
+    OtherSubnet,
     /// Another DHCP server's offer was taken.
     OtherDhcpServer,
     /// No address was free, or the one given is in use.
@@ -69,7 +72,9 @@ pub enum Kind {
     TransferStalled,
     /// It asked for a file that is not there.
     FileNotServed,
-    /// The loader was sent, and UEFI did not start it.
+    /// The loader asks another server, which the other DHCP server names.
+    NextServer,
+    /// The loader was sent, and UEFI did not start it; or the loader does not start the kernel.
     SecureBoot,
     /// The loader was sent, and asked for nothing.
     LoaderSilent,
@@ -107,7 +112,7 @@ pub fn diagnose(boot: &Boot, pace: &Pace, now: Timestamp) -> Vec<Cause> {
     match &boot.end {
         Some(End { said: Some(said), .. }) => causes.push(stated::cause(boot, said)),
         _ if boot.is_done() => {}
-        _ if boot.is_stuck(now) => causes.extend(standstill(boot)),
+        _ if boot.is_stuck(now) => causes.extend(standstill(boot, now)),
         _ => causes.extend(waiting(boot)),
     }
     causes.extend(offer::late_link(boot));
@@ -117,21 +122,28 @@ pub fn diagnose(boot: &Boot, pace: &Pace, now: Timestamp) -> Vec<Cause> {
 }
 
 /// Why the boot makes no progress, by the last stage that it reached.
-fn standstill(boot: &Boot) -> Option<Cause> {
-    match boot.last_stage()? {
-        Stage::Discover | Stage::Offer | Stage::Request => offer::not_taken(boot),
-        Stage::Ack => transfer::nothing_fetched(boot),
-        Stage::Loader => transfer::loader_silent(boot),
-        Stage::Config | Stage::Kernel => transfer::files_missing(boot),
-        Stage::Initrd => node::kernel_silent(boot),
-        Stage::Stage1 | Stage::Image => node::stage1_silent(boot),
-        Stage::Workload | Stage::Failed | Stage::Warning => None,
+fn standstill(boot: &Boot, now: Timestamp) -> Vec<Cause> {
+    if let Some(cause) = loader::not_loaded(boot, now) {
+        return vec![cause];
     }
+    let cause = match boot.last_stage() {
+        Some(Stage::Loader) => return loader::silent(boot),
+        Some(Stage::Discover | Stage::Offer | Stage::Request) => offer::not_taken(boot),
+        Some(Stage::Ack) => transfer::nothing_fetched(boot),
+        Some(Stage::Config | Stage::Kernel) => transfer::files_missing(boot),
+        Some(Stage::Initrd) => node::kernel_silent(boot),
+        Some(Stage::Stage1 | Stage::Image) => node::stage1_silent(boot),
+        None | Some(Stage::Workload | Stage::Failed | Stage::Warning) => None,
+    };
+    cause.into_iter().collect()
 }
 
 /// What is wrong already, or what keeps a live machine waiting.
 fn waiting(boot: &Boot) -> Option<Cause> {
-    offer::taken_elsewhere(boot).or_else(|| offer::queued(boot)).or_else(|| transfer::preparing(boot))
+    offer::taken_elsewhere(boot)
+        .or_else(|| offer::queued(boot))
+        .or_else(|| transfer::preparing(boot))
+        .or_else(|| loader::fetched_again(boot))
 }
 
 impl Cause {

@@ -17,6 +17,7 @@ const KNOWN: &[(&str, Kind, &str)] = &[
     ("stopped answering after block", Kind::TransferStalled, ""),
     ("no free address", Kind::NoAddress, "see `bridgehead leases`; give [dhcp] range more addresses, or leases less time"),
     ("DHCPDECLINE", Kind::NoAddress, "find who has that address: `ip neigh`, the switch's table"),
+    ("of a subnet that is not served", Kind::OtherSubnet, REMEDY_SUBNET),
     ("no profile", Kind::NotBootable, "give the machine a profile"),
     ("could not be brought in", Kind::NotBootable, "`bridgehead profiles` says more; `bridgehead image add` tries again"),
     ("can't boot in two stages", Kind::NotBootable, "add the image again, or set stages = \"one\""),
@@ -25,6 +26,8 @@ const KNOWN: &[(&str, Kind, &str)] = &[
 ];
 const REMEDY_DIGEST: &str = "boot it again; if it stays, `bridgehead image rm`, `image gc` and `image add` make the image \
                              anew; if only this machine has it, test its memory";
+const REMEDY_SUBNET: &str = "one subnet is served, that of [network] address: boot the machine there, or run an appliance of \
+                             its own on the other subnet; [dhcp] mode = \"proxy\" does not serve that either";
 const REMEDY_MEMORY: &str =
     "use a smaller image or stages = \"two\"; give the machine more memory, or correct [[node]] memory";
 

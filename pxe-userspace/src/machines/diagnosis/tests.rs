@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use pxe_common::Mac;
 use pxe_common::dhcp::Firmware;
+use pxe_contract::paths::{LoadFailure, LoadStep};
 
 use super::*;
 use crate::machines::event::{AnsweredBy, Event};
@@ -48,8 +49,8 @@ fn watch(happened: impl IntoIterator<Item = (f64, What)>) -> Watch {
     let mut watch = Watch::default();
     for (seconds, what) in happened {
         match what {
-            S(stage, detail) => watch.reached(&event(seconds, stage, detail, None)),
-            Failed(cause) => watch.reached(&event(seconds, Stage::Failed, "", Some(cause))),
+            S(stage, detail) => drop(watch.reached(&event(seconds, stage, detail, None))),
+            Failed(cause) => drop(watch.reached(&event(seconds, Stage::Failed, "", Some(cause)))),
             N(note) => watch.noticed(MAC, note, at(seconds)),
         }
     }
@@ -112,6 +113,44 @@ fn stalled(path: &str, acked: u32) -> Note {
     Note::Stalled { path: path.into(), acked, blocks: 715, blksize: 1468, repeated: 8 }
 }
 
+const KERNEL: &str = "boot/aa/kernel";
+const OWN_INITRD: &str = "boot/node/52:54:00:77:00:01";
+
+/// GRUB closes a file by an error.
+fn closed(path: &str) -> Note {
+    Note::Aborted { path: path.into(), code: 0, message: "closed".into(), acked: 1, blocks: 99 }
+}
+
+fn module_missing(name: &str) -> Note {
+    Note::NotServed { path: format!("/grub/x86_64-efi/{name}.mod"), why: "no such file".into() }
+}
+
+/// Its loader fetched its configuration and these, and asked again.
+fn not_loaded<const N: usize>(
+    step: LoadStep,
+    locked: bool,
+    flaw: Option<&str>,
+    fetched: [(f64, What); N],
+) -> Vec<(f64, What)> {
+    let failure = LoadFailure { step, locked };
+    let note = Note::NotLoaded { failure, flaw: flaw.map(str::to_owned) };
+    let again = [
+        (50.0, What::Note(note)),
+        (50.0, What::Note(Note::Planned(plan()))),
+        (50.0, What::Note(opened("grub.cfg-01"))),
+        (50.0, What::Note(sent("grub.cfg-01"))),
+    ];
+    with(with(upto(UEFI, Stage::Config, true), fetched), again)
+}
+
+/// Its address is another server's, whose ACK named a next server.
+fn by_proxy(firmware: &'static str, next: Option<Ipv4Addr>) -> Vec<(f64, What)> {
+    let mut happened = upto(firmware, Stage::Loader, false);
+    happened.retain(|(_, what)| !matches!(what, S(Stage::Ack, _)));
+    let named = next.map(|next| (4.0, N(Note::NextServer { server: OTHER, next })));
+    with(happened, named)
+}
+
 fn with(mut happened: Vec<(f64, What)>, more: impl IntoIterator<Item = (f64, What)>) -> Vec<(f64, What)> {
     happened.extend(more);
     happened
@@ -157,6 +196,35 @@ fn cases() -> Vec<Case> {
         (Kind::FileNotServed, with(upto(BIOS, Stage::Config, true), [(5.0, N(Note::NotServed { path: "vmlinuz".into(), why: "file not found".into() }))]),
             "asked for vmlinuz", "file not found"),
         (Kind::SecureBoot, upto(UEFI, Stage::Loader, false), "UEFI fetched the loader", "no configuration"),
+        (Kind::SecureBoot, not_loaded(LoadStep::Kernel, true, None, [(4.5, N(opened(KERNEL))), (4.6, N(sent(KERNEL)))]),
+            "refuses the kernel", "could not load the kernel"),
+        (Kind::NextServer, by_proxy(UEFI, None), "asks the server that this one names", "did not give it its address"),
+        (Kind::NextServer, by_proxy(BIOS, Some(OTHER)), "not the appliance", "names 10.77.0.9 as next server"),
+        (Kind::NextServer, by_proxy(UEFI, Some(Ipv4Addr::UNSPECIFIED)), "not the appliance", "names no next server"),
+        (Kind::OtherSubnet, vec![(0.0, S(Stage::Discover, UEFI)), (0.0, Failed("it asks from behind 10.88.0.1, of a subnet that is not served: 10.77.0.0/24 is"))],
+            "behind 10.88.0.1", "one subnet"),
+        (Kind::WrongArchitecture, with(upto(UEFI, Stage::Loader, false), [(4.3, N(Note::NotServed { path: "dtb/".into(), why: "no such file".into() }))]),
+            "U-Boot", "asked for dtb/"),
+        (Kind::FileNotServed, not_loaded(LoadStep::Kernel, false, None, [(4.5, N(Note::NotServed { path: "/vmlinuz".into(), why: "no such file".into() }))]),
+            "asked for /vmlinuz", "could not load the kernel"),
+        (Kind::SecureBoot, not_loaded(LoadStep::Kernel, true, None, [(4.5, N(module_missing("linuxefi"))), (4.5, N(opened(KERNEL))), (4.6, N(sent(KERNEL)))]),
+            "refuses the kernel", "could not load the kernel"),
+        (Kind::MemoryTooSmall, not_loaded(LoadStep::Kernel, false, None, [(4.5, N(module_missing("video"))), (4.5, N(opened(KERNEL))), (4.6, N(closed(KERNEL)))]),
+            "could not load the kernel", "474 MiB"),
+        (Kind::FileNotServed, not_loaded(LoadStep::Kernel, false, None, [(4.5, N(module_missing("linux")))]),
+            "linux.mod", "could not load the kernel"),
+        (Kind::TransferStalled, not_loaded(LoadStep::Initrd, false, None, [(4.5, N(opened(KERNEL))), (40.0, N(stalled(KERNEL, 3)))]),
+            "after block 3 of 715", "could not load the initrds"),
+        (Kind::NotBootable, not_loaded(LoadStep::Kernel, false, Some("x.efi is no Linux kernel"), [(4.5, N(opened("x.efi"))), (4.6, N(closed("x.efi")))]),
+            "no Linux kernel", "closed x.efi after block 1 of 99"),
+        (Kind::MemoryTooSmall, not_loaded(LoadStep::Kernel, false, None, [(4.5, N(opened(KERNEL))), (4.6, N(closed(KERNEL)))]),
+            "could not load the kernel", "474 MiB"),
+        (Kind::MemoryTooSmall, not_loaded(LoadStep::Initrd, false, None, [(4.5, N(opened(OWN_INITRD))), (4.5, N(sent(OWN_INITRD)))]),
+            "could not load the initrds", "out of memory"),
+        (Kind::NotBootable, not_loaded(LoadStep::Initrd, true, None, [(4.5, N(opened(KERNEL))), (4.6, N(sent(KERNEL)))]),
+            "GRUB without HTTP", "cargo xtask setup"),
+        (Kind::NotBootable, not_loaded(LoadStep::Boot, false, None, [(4.5, N(opened(OWN_INITRD))), (4.5, N(sent(OWN_INITRD)))]),
+            "could not start it", "could not start the kernel"),
         (Kind::LoaderSilent, upto(BIOS, Stage::Loader, false), "asked for nothing", "no configuration"),
         (Kind::NotBootable, with(upto(UEFI, Stage::Config, false), [(4.4, Failed("image a could not be brought in: no such image"))]),
             "could not be brought in", "image add"),
@@ -218,6 +286,8 @@ fn every_cause_of_a_failure_has_a_case_and_every_cause_a_row_in_the_manual() {
         Kind::TransferAborted,
         Kind::TransferStalled,
         Kind::FileNotServed,
+        Kind::OtherSubnet,
+        Kind::NextServer,
         Kind::SecureBoot,
         Kind::LoaderSilent,
         Kind::NotBootable,
@@ -300,6 +370,20 @@ fn a_machine_that_asks_anew_gave_up_and_one_that_asks_again_did_not() {
     );
 }
 
+/// It asks for half a minute: that is one boot, and one cause.
+#[test]
+fn firmware_that_is_refused_an_address_asks_again_within_the_same_boot() {
+    let words = "it asks from behind 10.88.0.1, of a subnet that is not served: 10.77.0.0/24 is";
+    let mut refused = Watch::default();
+    for seconds in [0.0, 1.0, 3.0, 7.0, 100.0] {
+        refused.reached(&event(seconds, Stage::Discover, BIOS, None));
+        assert!(refused.reached(&event(seconds, Stage::Failed, "", Some(words))));
+        let why = refused.why(MAC, at(seconds)).unwrap();
+        assert!(why.failed && why.causes[0].kind == Kind::OtherSubnet, "{why:#?}");
+        assert_eq!(why.before.is_some(), seconds > 50.0, "{why:#?}");
+    }
+}
+
 #[test]
 fn a_transfer_under_way_is_no_silence_and_one_of_an_earlier_boot_no_news() {
     let kernel = "boot/aa/kernel";
@@ -323,7 +407,7 @@ fn a_late_link_shows_in_secs_or_in_offers_that_were_not_heard() {
         let mut watch = Watch::default();
         for (seconds, what) in happened {
             match what {
-                S(stage, detail) => watch.reached(&event(seconds, stage, detail, None)),
+                S(stage, detail) => drop(watch.reached(&event(seconds, stage, detail, None))),
                 N(note @ Note::Secs(_)) => watch.noticed(MAC, note, at(seconds)),
                 _ => {}
             }
@@ -339,6 +423,62 @@ fn a_late_link_shows_in_secs_or_in_offers_that_were_not_heard() {
     let why = watch(happened).why(MAC, at(17.0)).unwrap();
     assert_eq!(why.causes[0].kind, Kind::LinkLate);
     assert!(why.causes[0].words.contains("for 16 s"), "{why:#?}");
+}
+
+#[test]
+fn a_loader_that_goes_round_has_failed_until_it_gets_further() {
+    let mut looping = watch(upto(UEFI, Stage::Config, true));
+    let not_there = |watch: &mut Watch, path: &str, seconds| {
+        watch.noticed(MAC, Note::NotServed { path: path.into(), why: "no such file".into() }, at(seconds));
+    };
+    let asks = |watch: &mut Watch, step, seconds| {
+        let note = Note::NotLoaded { failure: LoadFailure { step, locked: false }, flaw: None };
+        let NotLoaded { words, news } = watch.not_loaded(MAC, note, at(seconds)).unwrap();
+        if news {
+            watch.reached(&event(seconds, Stage::Failed, "", Some(&words)));
+        }
+        watch.noticed(MAC, Note::Planned(plan()), at(seconds));
+        watch.reached(&event(seconds, Stage::Config, "", None));
+        (words, news)
+    };
+    // The kernel is not there, then it is, and an initrd is not.
+    for (round, seconds) in [10.0, 15.0, 20.0].into_iter().enumerate() {
+        not_there(&mut looping, "/vmlinuz", seconds - 4.0);
+        let (words, news) = asks(&mut looping, LoadStep::Kernel, seconds);
+        assert_eq!(news, round == 0, "it is told once");
+        assert!(words.starts_with("its loader tries again and again: it asked for /vmlinuz"), "{words}");
+        let why = looping.why(MAC, at(seconds + 1.0)).unwrap();
+        assert!(why.failed && why.causes[0].kind == Kind::FileNotServed, "{why:#?}");
+    }
+    for seconds in [25.0, 30.0] {
+        let over = looping.reached(&event(seconds - 4.0, Stage::Kernel, "vmlinuz", None));
+        assert_eq!(over, seconds > 25.0, "only the first time it is further than before");
+        not_there(&mut looping, "/initrd", seconds - 3.0);
+        let (words, news) = asks(&mut looping, LoadStep::Initrd, seconds);
+        assert!(news == (seconds < 26.0) && words.contains("asked for /initrd"), "{words}");
+    }
+    assert_eq!(looping.failures().collect::<Vec<_>>(), [(Kind::FileNotServed, 2)]);
+    assert!(looping.silent(at(500.0), |_, _| true).is_empty(), "it has failed already");
+    // All of it is there. A machine that is silent then has started the kernel.
+    assert!(looping.reached(&event(31.0, Stage::Kernel, "vmlinuz", None)));
+    assert!(!looping.reached(&event(32.0, Stage::Initrd, "initrd", None)));
+    assert!(looping.why(MAC, at(33.0)).unwrap().causes.is_empty());
+    assert_eq!(looping.why(MAC, at(150.0)).unwrap().causes[0].kind, Kind::KernelSilent);
+    looping.reached(&event(151.0, Stage::Stage1, "Linux", None));
+    assert!(!looping.why(MAC, at(152.0)).unwrap().failed);
+}
+
+#[test]
+fn a_loader_that_is_given_itself_is_told() {
+    let mut watch = watch(upto(UEFI, Stage::Loader, false));
+    for n in 1..4 {
+        let seconds = 4.2 + 2.0 * f64::from(n);
+        assert!(watch.why(MAC, at(seconds)).unwrap().causes.is_empty());
+        watch.reached(&event(seconds - 1.0, Stage::Discover, "iPXE (UEFI x86-64)", None));
+        watch.reached(&event(seconds, Stage::Loader, "grub/x86_64-efi.efi", None));
+    }
+    let causes = watch.why(MAC, at(11.0)).unwrap().causes;
+    assert!(causes[0].kind == Kind::LoaderSilent && causes[0].words.contains("4 times"), "{causes:#?}");
 }
 
 #[test]

@@ -6,10 +6,11 @@ use pxe_contract::stage::Stage;
 use super::boot::Note;
 use super::{Boot, Cause, Evidence, Kind};
 
-/// ERROR 8 (RFC 2347): a client ends the transfer because of its options. EDK2 does so after asking for a file's
-/// size ("User aborted the transfer"), which is no failure. GRUB also closes files that it has read enough of, but
-/// goes on with others; so only the last transfer matters.
-const OPTIONS_REFUSED: u16 = 8;
+/// ERROR 8 (RFC 2347): a client ends the transfer because of its options. EDK2 asks for a file's size so,
+/// "User aborted the transfer", and means no failure. GRUB closes files that it has seen enough of, too, but
+/// goes on with others: what matters is the last transfer.
+pub(super) const OPTIONS_REFUSED: u16 = 8;
+pub(super) const CLOSED: u16 = 0;
 
 /// The smallest block size that a path with a smaller MTU than Ethernet's may not carry.
 const LARGE_BLOCK: u16 = 1300;
@@ -26,28 +27,6 @@ pub(super) fn nothing_fetched(boot: &Boot) -> Option<Cause> {
          69; an old ROM may want the boot file in the packet's `file` field: `bridgehead trace` shows what it was sent",
     );
     Some(cause.with(boot.evidence(Stage::Ack)))
-}
-
-/// The loader was sent, and asks for nothing.
-pub(super) fn loader_silent(boot: &Boot) -> Option<Cause> {
-    if let Some(cause) = wrong_architecture(boot).or_else(|| broken(boot)) {
-        return Some(cause);
-    }
-    let cause = if boot.is_uefi() {
-        Cause::new(
-            Kind::SecureBoot,
-            "UEFI fetched the loader and did not run it: Secure Boot refuses what it has no key for",
-            "switch Secure Boot off in its firmware, or enrol a key and serve a signed loader; its console says \
-             \"Security Violation\" or \"Access Denied\" if that is it",
-        )
-    } else {
-        Cause::new(
-            Kind::LoaderSilent,
-            "the loader was fetched and asked for nothing: it did not start, or does not find its network card",
-            "see on its console whether GRUB starts; try the other loader: [boot] ipxe",
-        )
-    };
-    Some(cause.with(boot.evidence(Stage::Loader)).known("no configuration was asked for after it"))
 }
 
 /// The loader has its configuration, and not all of the files in it.
@@ -90,6 +69,9 @@ pub(super) fn wrong_architecture(boot: &Boot) -> Option<Cause> {
         );
         return Some(cause.seen(asked.first, format!("its DISCOVER says so in option 93: {arch}")));
     }
+    if let Some(cause) = u_boot(boot, firmware) {
+        return Some(cause);
+    }
     let (time, path) = opened(boot).find(|(_, path)| is_others_loader(path, boot.is_uefi()))?;
     let cause = Cause::new(
         Kind::WrongArchitecture,
@@ -104,7 +86,27 @@ pub(super) fn wrong_architecture(boot: &Boot) -> Option<Cause> {
     )
 }
 
-/// Judged by file names: loaders of BIOS end in `.0` or `.pxe`, those of UEFI in `.efi`.
+/// U-Boot of 32 bits says that it is a UEFI of 64, and refuses the loader for that.
+fn u_boot(boot: &Boot, firmware: Firmware) -> Option<Cause> {
+    let (time, path) = boot.notes.iter().find_map(|(time, note)| match note {
+        Note::NotServed { path, .. } if is_u_boots(path) => Some((*time, path)),
+        _ => None,
+    })?;
+    if boot.has(Stage::Config) {
+        return None;
+    }
+    let cause = Cause::new(
+        Kind::WrongArchitecture,
+        format!(
+            "its firmware is U-Boot, which does not run the loader that it asks for as {firmware}: a U-Boot of 32 bits, \
+                 which says that it has 64"
+        ),
+        "machines boot as x86-64: use a U-Boot of 64 bits or another firmware; its console has its own words",
+    );
+    Some(cause.with(boot.evidence(Stage::Loader)).seen(time, format!("it asked for {path}, as U-Boot does")))
+}
+
+/// By the names of GRUB's images: those of BIOS end in `.0` or `.pxe`, those of UEFI in `.efi`.
 fn is_others_loader(path: &str, uefi: bool) -> bool {
     if uefi { path.ends_with(".0") || path.ends_with(".pxe") } else { path.ends_with(".efi") }
 }
@@ -127,6 +129,11 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
         _ => false,
     });
     let (time, note) = ended?;
+    self::ended(boot, *time, note)
+}
+
+/// What is wrong with a transfer that came to this end; nothing where it is well.
+pub(super) fn ended(boot: &Boot, time: jiff::Timestamp, note: &Note) -> Option<Cause> {
     let cause = match note {
         Note::Aborted { path, code, message, acked, blocks } => {
             // The kernel programs report only the code.
@@ -140,23 +147,23 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
                 "see what its console says; \"disk full\" and the like mean that the file is larger than the memory \
                  that its firmware has for it",
             )
-            .seen(*time, format!("TFTP ERROR, {said}"))
+            .seen(time, format!("TFTP ERROR, {said}"))
         }
         Note::Stalled { path, acked, blocks, blksize, repeated } => {
-            stalled(path, *acked, *blocks, *blksize, *repeated, *time)
+            stalled(path, *acked, *blocks, *blksize, *repeated, time)
         }
         Note::Cut { path, sent, bytes } => Cause::new(
             Kind::TransferStalled,
             format!("it took {sent} of {bytes} bytes of {path} over HTTP and closed the connection"),
             "see its console; a link that loses frames shows in `ethtool -S` of both ends",
         )
-        .seen(*time, "the connection ended"),
+        .seen(time, "the connection ended"),
         Note::NotServed { path, why } => Cause::new(
             Kind::FileNotServed,
             format!("it asked for {path}, which was not served: {why}"),
             "`bridgehead files` and `profiles` list what there is; correct the profile or [files] root",
         )
-        .seen(*time, format!("{path}: {why}")),
+        .seen(time, format!("{path}: {why}")),
         Note::Opened { path, bytes, blksize } => {
             let percent = progress(boot, path);
             let way = blksize.map_or("HTTP".to_owned(), |b| format!("TFTP, block size {b}"));
@@ -166,7 +173,7 @@ pub(super) fn broken(boot: &Boot) -> Option<Cause> {
                 "if nobody reset it, look for loss between it and the appliance: `ethtool -S` of both ends, the \
                  switch's counters; `bridgehead trace` shows the last packets",
             )
-            .seen(*time, format!("{path} was begun, by {way}"))
+            .seen(time, format!("{path} was begun, by {way}"))
         }
         // The rest: not found above.
         _ => return None,
@@ -190,11 +197,18 @@ fn meaning(code: u16) -> &'static str {
 }
 
 /// Names that loaders try and do without: GRUB's configurations by machine and its lists, shim's
-/// revocations and certificates.
-fn may_be_missing(path: &str) -> bool {
+/// revocations and certificates, U-Boot's device trees, scripts and menus.
+pub(super) fn may_be_missing(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    ["grub.cfg", "revocations", "shim_certificate"].iter().any(|p| name.starts_with(p))
+    is_u_boots(path)
+        || ["grub.cfg", "revocations", "shim_certificate"].iter().any(|p| name.starts_with(p))
         || [".lst", ".mo", ".pf2"].iter().any(|end| name.ends_with(end))
+}
+
+/// What no other firmware asks for.
+fn is_u_boots(path: &str) -> bool {
+    let path = path.trim_start_matches('/');
+    ["dtb/", "pxelinux.cfg/", "boot.scr"].iter().any(|begins| path.starts_with(begins))
 }
 
 fn stalled(path: &str, acked: u32, blocks: u32, blksize: u16, repeated: u32, time: jiff::Timestamp) -> Cause {

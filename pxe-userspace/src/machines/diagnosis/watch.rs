@@ -9,7 +9,7 @@ use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
 use serde::{Deserialize, Serialize};
 
-use super::boot::{BEGAN_ANEW, NOTHING_HEARD, since};
+use super::boot::{BEGAN_ANEW, NOT_LOADED, NOTHING_HEARD, since};
 use super::{Boot, Cause, End, Kind, Note, Pace, diagnose};
 use crate::base::text::{self, word};
 use crate::machines::event::Event;
@@ -37,7 +37,14 @@ struct Seen {
     before: Option<Past>,
 }
 
-/// A boot's state and its causes: what `bridgehead why` prints.
+/// Why a loader could not load what it was told to.
+pub struct NotLoaded {
+    pub words: String,
+    /// It was another cause before, or none.
+    pub news: bool,
+}
+
+/// How a boot stands, and why: what `bridgehead why` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Why {
@@ -104,15 +111,16 @@ impl Watch {
         silent.into_iter().filter_map(say).collect()
     }
 
-    /// Adds an event of the timeline.
-    pub fn reached(&mut self, event: &Event) {
+    /// Takes an event of the timeline. Whether the machine's boot has failed, also after it.
+    pub fn reached(&mut self, event: &Event) -> bool {
         if self.machines.len() >= MACHINES_MAX && !self.machines.contains_key(&event.mac) {
             self.forget_some();
         }
         let Self { machines, pace, failures } = self;
         let new = || Seen { boot: Boot::new(event.time), before: None };
         let seen = machines.entry(event.mac).or_insert_with(new);
-        let over = seen.boot.end.is_some() || seen.boot.is_done();
+        // Before it has an address, firmware that was refused one asks again.
+        let over = seen.boot.end.is_some() && seen.boot.has(Stage::Ack) || seen.boot.is_done();
         if event.stage == Stage::Discover && (over || begins_anew(&seen.boot, event.firmware, event.time)) {
             let boot = std::mem::replace(&mut seen.boot, Boot::new(event.time));
             seen.before = past(boot, pace);
@@ -131,6 +139,40 @@ impl Watch {
         if boot.is_done() {
             boot.forget_notes();
         }
+        boot.end.is_some()
+    }
+
+    /// Whether the machine's boot has failed for this cause.
+    pub fn has_said(&self, mac: Mac, cause: &str) -> bool {
+        let end = self.machines.get(&mac).and_then(|seen| seen.boot.end.as_ref());
+        end.is_some_and(|end| end.said.as_deref() == Some(cause))
+    }
+
+    /// The machine's loader says what it could not do. Its boot has failed with that, for the timeline, until it gets
+    /// further. None of a machine that was never seen.
+    pub fn not_loaded(&mut self, mac: Mac, note: Note, now: Timestamp) -> Option<NotLoaded> {
+        let boot = &mut self.machines.get_mut(&mac)?.boot;
+        let counted = boot.end.is_some();
+        boot.noticed(now, note);
+        boot.end = Some(End { time: now, said: None });
+        let cause = diagnose(boot, &self.pace, now).into_iter().find(|cause| !cause.kind.is_harmless())?;
+        if !counted {
+            *self.failures.entry(cause.kind).or_default() += 1;
+        }
+        let words = format!("{NOT_LOADED}: {}", cause.words);
+        let news = boot.not_loaded.as_ref() != Some(&words);
+        boot.not_loaded = Some(words.clone());
+        Some(NotLoaded { words, news })
+    }
+
+    /// Machines whose last boot has failed, and when.
+    pub fn failed(&self) -> impl Iterator<Item = (Mac, Timestamp)> {
+        self.machines.iter().filter_map(|(mac, seen)| Some((*mac, seen.boot.end.as_ref()?.time)))
+    }
+
+    /// Whether the machine's boot has not moved for longer than is usual.
+    pub fn stands_still(&self, mac: Mac, now: Timestamp) -> bool {
+        self.machines.get(&mac).is_some_and(|seen| !seen.boot.is_done() && seen.boot.is_stuck(now))
     }
 
     /// Adds an observation to a boot. It begins no new boot.

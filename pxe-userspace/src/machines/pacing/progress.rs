@@ -89,15 +89,18 @@ pub struct Boot {
     /// What it needs in all, and what it still needs, if that is known.
     pub needs: Option<u64>,
     pub left: Option<u64>,
+    /// It has not moved for longer than is usual: when it will is nobody's guess.
+    pub still: bool,
 }
 
 impl Boot {
     /// A machine at `stage`, which fetches a file if it has `percent` of it.
-    pub fn of(stage: Stage, percent: Option<u8>, needs: Option<Needs>) -> Self {
+    pub fn of(stage: Stage, percent: Option<u8>, needs: Option<Needs>, still: bool) -> Self {
         let left = needs.map(|needs| needs.left(stage, percent));
         // If its needs are unknown, the initrd counts as the last file.
         let done = (Stage::Initrd..=Stage::Workload).contains(&stage) && left.unwrap_or(0) == 0;
-        Self { stage, done, needs: needs.map(|needs| needs.all()), left }
+        let still = still && !done && stage != Stage::Failed;
+        Self { stage, done, needs: needs.map(|needs| needs.all()), left, still }
     }
 }
 
@@ -114,6 +117,9 @@ pub struct Wave {
     pub done: usize,
     pub failed: usize,
     pub waiting: usize,
+    /// Machines that have not moved for longer than is usual. What they lack is not among what is left.
+    #[serde(default)]
+    pub still: usize,
     /// Bytes that are still to be sent.
     pub left: u64,
     /// Seconds until everything is sent, at the present rate.
@@ -133,10 +139,10 @@ impl Wave {
         stages.sort_unstable();
         let stage = stages.get(stages.len() / 2).copied();
         let reached = stages.iter().filter(|s| Some(**s) >= stage).count();
-        let known: Vec<u64> = boots.iter().filter(|b| !b.done).filter_map(|b| b.left).collect();
-        let left = known.iter().sum();
+        let still = boots.iter().filter(|b| b.still).count();
+        let left = boots.iter().filter(|b| !b.done && !b.still).filter_map(|b| b.left).sum();
         let done_in = rate.filter(|_| left > 0).map(|rate| left as f64 / rate);
-        Some(Self { machines: boots.len(), stage, reached, done, failed, waiting, left, done_in })
+        Some(Self { machines: boots.len(), stage, reached, done, failed, waiting, still, left, done_in })
     }
 }
 
@@ -151,6 +157,9 @@ impl std::fmt::Display for Wave {
         }
         if self.waiting > 0 {
             write!(f, ", {} waiting for their turn", self.waiting)?;
+        }
+        if self.still > 0 {
+            write!(f, ", {} silent", self.still)?;
         }
         match self.done_in {
             Some(seconds) => write!(f, ", done in {:.0} s", seconds.ceil()),
@@ -176,13 +185,25 @@ mod tests {
         // Nobody wants anything.
         (30..99).for_each(|second| rate.sample(at(second), 14_150, false));
         assert_eq!(rate.per_second(), Some(1000.0));
-        let boot = |stage, left| Boot { stage, done: stage >= Stage::Initrd, needs: None, left: Some(left) };
+        let boot = |stage, left| Boot {
+            stage,
+            done: stage >= Stage::Initrd,
+            needs: None,
+            left: Some(left),
+            still: false,
+        };
         let mut boots = vec![boot(Stage::Initrd, 0); 431];
         boots.extend(vec![boot(Stage::Kernel, 500); 59]);
         boots.extend(vec![boot(Stage::Discover, 1050); 10]);
         let wave = Wave::of(&boots, 0, rate.per_second()).unwrap();
         assert_eq!(wave.to_string(), "431 of 500 at initrd, done in 40 s");
         assert!(Wave::of(&boots[..431], 0, rate.per_second()).is_none(), "nothing is under way");
+        // Those that stand still are not waited for: nobody knows when they go on.
+        boots.iter_mut().filter(|boot| boot.stage == Stage::Discover).for_each(|boot| boot.still = true);
+        let wave = Wave::of(&boots, 0, rate.per_second()).unwrap();
+        assert_eq!(wave.to_string(), "431 of 500 at initrd, 10 silent, done in 30 s");
+        let wave = Wave::of(&boots[490..], 0, rate.per_second()).unwrap();
+        assert_eq!((wave.to_string().as_str(), wave.left), ("10 of 10 at discover, 10 silent", 0));
     }
 
     #[test]
@@ -208,7 +229,7 @@ mod tests {
         rate.sample(at(1), 5, true);
         rate.sample(at(2), 5, true);
         assert_eq!(rate.per_second(), None);
-        let boot = Boot::of(Stage::Discover, None, None);
+        let boot = Boot::of(Stage::Discover, None, None, false);
         let wave = Wave::of(&[boot], 1, None).unwrap();
         assert_eq!(wave.to_string(), "1 of 1 at discover, 1 waiting for their turn");
     }

@@ -5,6 +5,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use pxe_common::Mac;
 use tokio::sync::broadcast;
 
 use crate::base::lock::Unpoisoned as _;
-use crate::machines::diagnosis::{Note, Watch, Why};
+use crate::machines::diagnosis::{NotLoaded, Note, Watch, Why};
 use crate::machines::{Fetching, Machine, Machines};
 use crate::store::{ReadError, Store};
 
@@ -63,6 +64,10 @@ impl Timeline {
         let mut watch = Watch::default();
         for event in store::since(&store, last_id.saturating_sub(REMEMBERED), REMEMBERED as usize)? {
             watch.reached(&event);
+        }
+        // Of a failed boot, whose loader goes round, the last event is another.
+        for (mac, time) in watch.failed() {
+            machines.reached(mac, Stage::Failed, time, None);
         }
         let (last_id, watch) = (Mutex::new(last_id), Mutex::new(watch));
         let (live, _) = broadcast::channel(4096);
@@ -113,10 +118,11 @@ impl Timeline {
             cause: happened.cause,
             late,
         };
-        if !late {
+        let over = self.watch().reached(&event);
+        // A loader that goes round after its boot has failed is not further for that.
+        if !late && (!over || event.stage == Stage::Failed) {
             inner.machines.reached(event.mac, event.stage, event.time, began);
         }
-        self.watch().reached(&event);
         self.tell(&event);
         tracing::info!(
             mac = %event.mac,
@@ -163,6 +169,22 @@ impl Timeline {
         }
     }
 
+    /// The machine's boot is refused. Its loader asks again every so often: one event for one cause is enough.
+    pub fn refused(&self, mac: Mac, cause: String) {
+        if !self.watch().has_said(mac, &cause) {
+            self.record(Happened::failed(Who::Mac(mac), cause));
+        }
+    }
+
+    /// The machine's loader could not load what it was told to, and will try again. Returns why, as far as it shows.
+    pub fn not_loaded(&self, mac: Mac, note: Note) -> Option<String> {
+        let NotLoaded { words, news } = self.watch().not_loaded(mac, note, Timestamp::now())?;
+        if news {
+            self.record(Happened::failed(Who::Mac(mac), words.clone()));
+        }
+        Some(words)
+    }
+
     /// Records the boots of machines that have fallen silent as failed.
     pub fn end_silent_boots(&self) {
         let machines = &self.0.machines;
@@ -199,6 +221,12 @@ impl Timeline {
         }
         all.sort_by_key(|why| (why.began, why.mac));
         all.into_iter().map(|why| self.named(why)).collect()
+    }
+
+    /// Those of these machines whose boots have not moved for longer than is usual.
+    pub fn stand_still(&self, machines: impl Iterator<Item = Mac>) -> HashSet<Mac> {
+        let (watch, now) = (self.watch(), Timestamp::now());
+        machines.filter(|mac| watch.stands_still(*mac, now)).collect()
     }
 
     fn named(&self, why: Why) -> Why {

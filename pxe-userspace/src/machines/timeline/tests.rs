@@ -59,7 +59,44 @@ fn a_refused_boot_stays_failed_when_its_loader_is_told_late() {
     assert_eq!(stands(), (Some(Stage::Kernel), Some(false)));
 }
 
-/// GRUB's kernel is sent by the kernel programs, which report its end by a ring; its small initrd by the daemon.
+/// F9: `nodes` shows what `why` says, also after a restart.
+#[test]
+fn a_failed_boot_stays_failed_while_its_loader_goes_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let mut machines = Machines::default();
+    let mut timeline = Timeline::open(Store::open(&path).unwrap(), machines.clone()).unwrap();
+    let stands = |machines: &Machines, timeline: &Timeline| {
+        (machines.get(MAC).and_then(|m| m.stage), timeline.why(MAC).map(|why| why.failed))
+    };
+    for stage in [Stage::Discover, Stage::Config] {
+        timeline.record(Happened::new(Who::Mac(MAC), stage));
+    }
+    for round in 0..3 {
+        timeline.refused(MAC, "profile core: cmdline can't pass it on".into());
+        timeline.record(file(Stage::Config, 0));
+        assert_eq!(stands(&machines, &timeline), (Some(Stage::Failed), Some(true)), "{round}");
+        if round == 1 {
+            timeline.flush();
+            drop(timeline);
+            machines = Machines::default();
+            timeline = Timeline::open(Store::open(&path).unwrap(), machines.clone()).unwrap();
+            assert_eq!(stands(&machines, &timeline), (Some(Stage::Failed), Some(true)), "after a restart");
+        }
+    }
+    timeline.flush();
+    let failed = timeline.since(0, 20).unwrap().iter().filter(|e| e.stage == Stage::Failed).count();
+    assert_eq!(failed, 1, "one event for one cause");
+    // Another one is another event.
+    timeline.refused(MAC, "image a could not be brought in".into());
+    timeline.record(file(Stage::Kernel, 0));
+    assert_eq!(stands(&machines, &timeline), (Some(Stage::Kernel), Some(false)));
+    timeline.flush();
+    let failed = timeline.since(0, 20).unwrap().iter().filter(|e| e.stage == Stage::Failed).count();
+    assert_eq!(failed, 2);
+}
+
+/// GRUB's kernel comes from the kernel, which tells its end by a ring; its small initrd comes from the daemon.
 #[test]
 fn a_file_told_after_the_next_one_moves_nothing() {
     let dir = tempfile::tempdir().unwrap();

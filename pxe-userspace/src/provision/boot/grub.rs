@@ -1,5 +1,8 @@
 //! grub.cfg for one machine.
 
+use pxe_common::Mac;
+use pxe_contract::paths::{LOCKED, LoadStep, grub_config_again};
+
 use super::Generated;
 use super::plan::{Plan, Refusal};
 use crate::base::text::one_line;
@@ -7,8 +10,10 @@ use crate::base::text::one_line;
 /// Loads and boots. When a file can't be had, GRUB says so and asks for its configuration again,
 /// so that a machine comes up by itself once the trouble is over.
 ///
-/// `http` is where the appliance answers HTTP: what is for this machine alone does not come by TFTP.
-pub fn boot(title: &str, http: &str, own_path: &str, plan: &Plan) -> String {
+/// It asks with how far it came, because its error is on the machine's screen only. `trouble` is what the appliance made
+/// of that the last time. `http` is where the appliance answers HTTP: what is for this machine alone does not come by
+/// TFTP.
+pub fn boot(title: &str, trouble: Option<&str>, http: &str, mac: Mac, plan: &Plan) -> String {
     let mut kernel = vec![format!("/{}", plan.kernel)];
     kernel.extend(plan.cmdline.iter().cloned());
     let initrd = |path: &String| match Generated::parse(path) {
@@ -22,17 +27,29 @@ pub fn boot(title: &str, http: &str, own_path: &str, plan: &Plan) -> String {
     format!(
         "{TERMINAL}\
          echo {title}\n\
+         {trouble}\
+         set bridgehead_at={at_kernel}\n\
          if linux {kernel}; then\n  \
+           set bridgehead_at={at_initrd}\n  \
            if {load_initrds}; then\n    \
+             set bridgehead_at={at_boot}\n    \
              boot\n  \
            fi\n\
+         fi\n\
+         if [ \"$lockdown\" = y ]; then\n  \
+           set bridgehead_at=\"${{bridgehead_at}}{LOCKED}\"\n\
          fi\n\
          echo {failed}\n\
          {again}",
         title = quote(title),
+        trouble = trouble.map(|words| format!("echo {}\n", quote(words))).unwrap_or_default(),
+        at_kernel = LoadStep::Kernel.name(),
+        at_initrd = LoadStep::Initrd.name(),
+        at_boot = LoadStep::Boot.name(),
         kernel = quoted(&kernel),
         failed = quote("Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s"),
-        again = again(own_path, 5),
+        // A MAC address has nothing that would mean something in double quotes.
+        again = again(&format!("\"/{}\"", grub_config_again("$bridgehead_at", mac)), 5),
     )
 }
 
@@ -56,7 +73,7 @@ pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
          {again}",
         title = quote(title),
         cause = quote(&format!("Bridgehead: {refusal}")),
-        again = again(own_path, pause),
+        again = again(&quote(&format!("/{own_path}")), pause),
     )
 }
 
@@ -73,19 +90,20 @@ fi
 
 /// Fetches the configuration again and again, from one loop: a `configfile` at the end of each file
 /// would nest, and GRUB 2.06 gives up on the 31st ("maximum recursion depth exceeded") and waits at
-/// its prompt for ever. The inner file finds `bridgehead` set and returns to the loop.
-fn again(own_path: &str, pause: u32) -> String {
+/// its prompt for ever. The inner file finds `bridgehead` set and returns to the loop. `ask` is a word of GRUB's shell,
+/// the path of the next.
+fn again(ask: &str, pause: u32) -> String {
     format!(
-        "if [ -z \"$bridgehead\" ]; then\n  \
+        "set bridgehead_ask={ask}\n\
+         if [ -z \"$bridgehead\" ]; then\n  \
            set bridgehead=retrying\n  \
            set pause={pause}\n  \
            while [ 1 ]; do\n    \
              sleep --interruptible $pause\n    \
-             source {own}\n  \
+             source \"$bridgehead_ask\"\n  \
            done\n\
          fi\n\
          set pause={pause}\n",
-        own = quote(&format!("/{own_path}")),
     )
 }
 

@@ -1,6 +1,8 @@
 //! An iPXE script for one machine.
 
+use pxe_common::Mac;
 use pxe_contract::cmdline;
+use pxe_contract::paths::{LoadStep, ipxe_script_again};
 
 use super::Generated;
 use super::plan::{Plan, Refusal};
@@ -10,7 +12,7 @@ use crate::base::text::percent;
 ///
 /// Each initrd is named on the kernel's command line: under UEFI the kernel's EFI stub looks there
 /// for the names that iPXE offers; BIOS kernels ignore them.
-pub fn boot(title: &str, base_url: &str, own_path: &str, plan: &Plan) -> String {
+pub fn boot(title: &str, trouble: Option<&str>, base_url: &str, mac: Mac, plan: &Plan) -> String {
     let names: Vec<String> = (0..plan.initrds.len()).map(|i| format!("initrd{i}")).collect();
     let mut kernel = format!("kernel {}", url(base_url, &plan.kernel));
     for name in &names {
@@ -19,16 +21,22 @@ pub fn boot(title: &str, base_url: &str, own_path: &str, plan: &Plan) -> String 
     for word in &plan.cmdline {
         kernel.push_str(&format!(" {}", cmdline::quoted(word)));
     }
-    let mut script = format!("#!ipxe\necho {}\n{kernel} || goto failed\n", text(title));
+    let mut script = format!("#!ipxe\necho {}\n", text(title));
+    if let Some(trouble) = trouble {
+        script.push_str(&format!("echo {}\n", text(trouble)));
+    }
+    let at = |step: LoadStep| format!("set bridgehead-at {}\n", step.name());
+    script.push_str(&format!("{}{kernel} || goto failed\n{}", at(LoadStep::Kernel), at(LoadStep::Initrd)));
     for (name, path) in names.iter().zip(&plan.initrds) {
         script.push_str(&format!("initrd --name {name} {} || goto failed\n", url(base_url, path)));
     }
+    script.push_str(&at(LoadStep::Boot));
     // `imgfree`, or the next round would load everything beside what this one did.
     script.push_str(
         "boot\n:failed\necho Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s\n\
          imgfree\n",
     );
-    script + &again(base_url, own_path, 5)
+    script + &again(base_url, &ipxe_script_again("${bridgehead-at}", mac), 5)
 }
 
 /// Says why the machine is not booted, and asks again later.

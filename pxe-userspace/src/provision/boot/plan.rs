@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
-use pxe_contract::cmdline::{self, OpenQuote};
 use pxe_contract::paths::ImagePart;
 use pxe_contract::settings::{self, BootSettings, Identity, OnExit, OnFailure, Stage2};
 use serde::{Deserialize, Serialize};
 
 use super::Generated;
-use crate::config::cmdline::MAX;
+pub use crate::config::cmdline::CmdlineError;
+use crate::config::cmdline::{MAX, with_consoles, words};
 use crate::config::{self, Config, Profile, Rescue, Run, Stages};
 use crate::machines::Machine;
 use crate::provision::image::{ImageRecord, KernelRecord, ModuleError, Stored};
@@ -220,20 +220,6 @@ pub enum Refusal {
     Cmdline { profile: String, source: CmdlineError },
 }
 
-/// A kernel command line that would not reach the kernel as it is meant.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum CmdlineError {
-    #[error("cmdline has a double quote without its partner")]
-    OpenQuote,
-    #[error("cmdline can't pass {word:?} on: {why}")]
-    Word { word: String, why: &'static str },
-    #[error(
-        "cmdline is {0} bytes long with what Bridgehead and the loader add to it, and loaders pass {MAX} on: shorten it \
-         by {over} bytes", over = .0 - MAX
-    )]
-    TooLong(usize),
-}
-
 /// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
 /// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
 const HEADROOM_BIOS: u64 = 96 << 20;
@@ -267,7 +253,7 @@ pub fn image(
     }
     // After stage 1, whose files of the same names it would be.
     initrds.push(Generated::Node(machine.mac).to_string());
-    cmdline.extend(own);
+    cmdline.extend(with_consoles(own));
     let kernel = path(ImagePart::Kernel, &facts.kernel);
     check_length(&kernel, initrds.len(), &cmdline).map_err(refused)?;
     let stage2 = stage2.map(|part| Stage2 { sha256: part.sha256.clone(), size: part.len });
@@ -406,34 +392,6 @@ fn on_failure(rescue: Rescue) -> OnFailure {
         Rescue::Ssh => OnFailure::Ssh,
         Rescue::Console => OnFailure::Console,
         Rescue::Off => OnFailure::Off,
-    }
-}
-
-/// The words of a command line, where every loader can pass them on.
-fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
-    let words = cmdline::written(cmdline).map_err(|OpenQuote| CmdlineError::OpenQuote)?;
-    match words.iter().find_map(|word| Some((word.clone(), unspeakable(word)?))) {
-        Some((word, why)) => Err(CmdlineError::Word { word, why }),
-        None => Ok(words),
-    }
-}
-
-/// Why a word can't be told to every loader as it is. GRUB puts backslashes before quotes and
-/// backslashes, and the kernel does not take them away (grub-core/lib/cmdline.c); iPXE expands
-/// `${…}`, and ends a command at `||`, `&&`, `;` and words that begin with `#`, with no way to
-/// quote them (src/core/exec.c).
-fn unspeakable(word: &str) -> Option<&'static str> {
-    let ends_command = |w: &str| w.starts_with('#') || matches!(w, "||" | "&&" | ";");
-    if word.contains(|c: char| !matches!(c, ' '..='~')) {
-        Some("loaders take printable ASCII only")
-    } else if word.contains(['\'', '\\']) {
-        Some("GRUB would put a backslash before a single quote or a backslash")
-    } else if word.contains("${") {
-        Some("iPXE would expand ${…}")
-    } else if word.split(' ').any(ends_command) {
-        Some("iPXE would end its command there")
-    } else {
-        None
     }
 }
 

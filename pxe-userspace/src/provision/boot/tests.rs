@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use pxe_common::Mac;
-use pxe_contract::paths::{GRUB_BIOS, ImagePart};
+use pxe_contract::paths::{GRUB_BIOS, ImagePart, LoadFailure, LoadStep};
 
 use super::*;
 use crate::config::{OnExit, Profile, Rescue, Source, Stages};
@@ -103,8 +103,14 @@ fn the_command_line_says_who_the_node_is() {
             "bridgehead.on-exit=poweroff",
         ]
     );
+    // One that names no console gets both, before its own words.
+    let plan = plan_with(None, "quiet consoleblank=0", 1 << 20).unwrap();
+    assert_eq!(plan.cmdline[3..], ["console=ttyS0,115200", "console=tty0", "quiet", "consoleblank=0"]);
+    // Files by hand stay as they are.
+    let by_hand = plan::by_hand(&profile("quiet"), "vmlinuz", &[]).unwrap();
+    assert_eq!(by_hand.cmdline, ["quiet"]);
     // What is for this machine alone comes by HTTP.
-    let text = grub::boot("t", "10.77.0.1:8080", "p", &plan);
+    let text = grub::boot("t", None, "10.77.0.1:8080", MAC, &plan);
     let initrds = format!("'/boot/{DIGEST}/image' '(http,10.77.0.1:8080)/boot/node/52:54:00:77:00:01'; then");
     assert!(text.contains(&initrds), "{text}");
 }
@@ -201,7 +207,8 @@ fn the_profile_decides_against_size() {
 
 #[test]
 fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
-    let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[3..].to_vec());
+    // Behind who the node is, and its consoles.
+    let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[5..].to_vec());
     assert_eq!(own("  a \t b=c  ").unwrap(), ["a", "b=c"]);
     assert_eq!(
         own(r#"x=$y {z} a;b >c|d "whole word""#).unwrap(),
@@ -226,7 +233,7 @@ fn a_command_line_that_a_loader_would_cut_is_refused() {
     let longest = longest.expect("some line is short enough");
     // Its buffer takes 2,047 and a zero; on UEFI one byte less, and the space behind the last word counts.
     assert_eq!(grub(&longest), 2045);
-    let one_more = "x".repeat(longest.cmdline[3].len() + 1);
+    let one_more = "x".repeat(longest.cmdline.last().unwrap().len() + 1);
     let refusal = plan_with(None, &one_more, 1 << 20).unwrap_err().to_string();
     assert!(refusal.contains("is 2046 bytes long") && refusal.contains("shorten it by 1 bytes"), "{refusal}");
 
@@ -282,8 +289,8 @@ fn grub_accepts_every_configuration() {
         needed: None,
     };
     for text in [
-        grub::boot("Bridgehead: n1 boots it's image", "10.77.0.1", &own, &plan),
-        grub::boot("none", "10.77.0.1:8080", &own, &by_hand),
+        grub::boot("Bridgehead: n1 boots it's image", Some("it's $x;"), "10.77.0.1", MAC, &plan),
+        grub::boot("none", None, "10.77.0.1:8080", MAC, &by_hand),
         grub::refuse("Bridgehead: n1", &own, &refusal),
     ] {
         let Ok(mut check) =
@@ -302,8 +309,9 @@ fn grub_accepts_every_configuration() {
 fn quotes_and_line_breaks_do_not_leave_their_word() {
     let text = grub::boot(
         "t",
+        Some("it's\nreboot"),
         "10.77.0.1",
-        "p",
+        MAC,
         &Plan {
             kernel: "k".into(),
             initrds: vec!["i".into()],
@@ -320,7 +328,7 @@ fn quotes_and_line_breaks_do_not_leave_their_word() {
 #[test]
 fn an_ipxe_script_names_its_initrds() {
     let plan = plan_with(None, "quiet", 1 << 20).unwrap();
-    let text = ipxe::boot("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan);
+    let text = ipxe::boot("t", None, "http://10.77.0.1", MAC, &plan);
     assert!(text.starts_with("#!ipxe\n"));
     assert!(text.contains(&format!(
         "kernel http://10.77.0.1/boot/{DIGEST}/kernel initrd=initrd0 initrd=initrd1 initrd=initrd2 "
@@ -332,12 +340,45 @@ fn an_ipxe_script_names_its_initrds() {
 fn ipxe_finds_files_by_hand_below_files() {
     let initrds = ["deb ian/initrd.gz".to_owned()];
     let plan = plan::by_hand(&profile("dyndbg=\"file x +p\""), "/deb ian/linux", &initrds).unwrap();
-    let text = ipxe::boot("t", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan);
+    let text = ipxe::boot("t", Some("no\n|| reboot"), "http://10.77.0.1", MAC, &plan);
     assert!(
         text.contains("kernel http://10.77.0.1/files/deb%20ian/linux initrd=initrd0 \"dyndbg=file x +p\" ||"),
         "{text}"
     );
     assert!(text.contains("initrd --name initrd0 http://10.77.0.1/files/deb%20ian/initrd.gz ||"), "{text}");
+}
+
+/// A loader has no other words for what it could not do.
+#[test]
+fn loaders_ask_again_with_how_far_they_came() {
+    let plan = plan_with(None, "quiet", 1 << 20).unwrap();
+    let text = grub::boot("t", Some("no such file"), "10.77.0.1", MAC, &plan);
+    let order = [
+        "echo 'no such file'\n",
+        "set bridgehead_at=kernel\n",
+        "if linux ",
+        "set bridgehead_at=initrd\n",
+        "if initrd ",
+        "set bridgehead_at=boot\n",
+        "boot\n",
+        "if [ \"$lockdown\" = y ]; then\n  set bridgehead_at=\"${bridgehead_at}-locked\"\n",
+        "set bridgehead_ask=\"/grub/failed/$bridgehead_at/grub.cfg-01-52-54-00-77-00-01\"\n",
+        "source \"$bridgehead_ask\"\n",
+    ];
+    let mut rest = text.as_str();
+    for words in order {
+        let at = rest.find(words).unwrap_or_else(|| panic!("no {words:?} in its place in {text}"));
+        rest = &rest[at + words.len()..];
+    }
+    let path = "grub/failed/kernel-locked/grub.cfg-01-52-54-00-77-00-01";
+    let failure = LoadFailure { step: LoadStep::Kernel, locked: true };
+    assert_eq!(Generated::parse(path), Some(Generated::GrubConfigAgain(failure, MAC)));
+    let text = ipxe::boot("t", None, "http://10.77.0.1", MAC, &plan);
+    let again = "chain --replace http://10.77.0.1/boot/ipxe/failed/${bridgehead-at}/52:54:00:77:00:01.ipxe";
+    assert!(text.contains("set bridgehead-at initrd\ninitrd ") && text.contains(again), "{text}");
+    let failure = LoadFailure { step: LoadStep::Boot, locked: false };
+    let path = "boot/ipxe/failed/boot/52:54:00:77:00:01.ipxe";
+    assert_eq!(Generated::parse(path), Some(Generated::IpxeScriptAgain(failure, MAC)));
 }
 
 #[test]

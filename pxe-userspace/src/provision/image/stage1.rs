@@ -1,6 +1,7 @@
 //! Stage 1: what every machine with one kernel unpacks first. pxe-init, BusyBox for a rescue
 //! shell, the modules that a network needs, and empty mount points.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -115,13 +116,24 @@ pub(super) fn load_assets(spool: &mut Spool, directory: &Path) -> Result<Tree, S
         if !path.is_file() {
             return Err(Stage1Error::Missing { path });
         }
-        load(spool, &mut assets, Tree::ROOT, &path)?;
+        follow(spool, &mut assets, Tree::ROOT, &path)?;
     }
     let kernel = directory.join("kernel");
     if kernel.is_dir() {
-        load(spool, &mut assets, Tree::ROOT, &kernel)?;
+        let read = |source| Stage1Error::Read { path: kernel.clone(), source };
+        let into = assets.insert(Tree::ROOT, b"kernel", Inode::directory(0o755), 0);
+        let entries: Result<Vec<_>, _> = kernel.read_dir().map_err(read)?.collect();
+        let mut entries: Vec<_> = entries.map_err(read)?.into_iter().map(|entry| entry.path()).collect();
+        entries.sort();
+        entries.iter().try_for_each(|entry| follow(spool, &mut assets, into, entry))?;
     }
     Ok(assets)
+}
+
+/// [`load`] of what a link leads to, by the link's name: somebody's assets may be links to those of a version.
+fn follow(spool: &mut Spool, tree: &mut Tree, into: InodeId, path: &Path) -> Result<(), Stage1Error> {
+    let target = path.canonicalize().map_err(|source| Stage1Error::Read { path: path.to_owned(), source })?;
+    load_as(spool, tree, into, path.file_name().unwrap_or_default(), &target)
 }
 
 /// Copies a file or directory of the host into the tree, its contents and nothing of its owner
@@ -132,8 +144,18 @@ pub(super) fn load(
     into: InodeId,
     path: &Path,
 ) -> Result<(), Stage1Error> {
+    load_as(spool, tree, into, path.file_name().unwrap_or_default(), path)
+}
+
+fn load_as(
+    spool: &mut Spool,
+    tree: &mut Tree,
+    into: InodeId,
+    name: &OsStr,
+    path: &Path,
+) -> Result<(), Stage1Error> {
     let read = |source| Stage1Error::Read { path: path.to_owned(), source };
-    let name = path.file_name().unwrap_or_default().as_bytes();
+    let name = name.as_bytes();
     let meta = path.symlink_metadata().map_err(read)?;
     if meta.is_dir() {
         let directory = tree.insert(into, name, Inode::directory(0o755), 0);

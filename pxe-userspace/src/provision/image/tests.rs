@@ -59,6 +59,29 @@ fn names_in(blob: &Blob) -> Vec<String> {
     }
 }
 
+/// Somebody's assets may be links to those of a version, and are the same assets for that.
+#[tokio::test]
+async fn assets_may_be_links() {
+    let plain = Fixture::new();
+    let linked = Fixture::new();
+    let (assets, version) = (linked.dir.path().join("assets"), linked.dir.path().join("assets-1.2"));
+    std::fs::create_dir(&version).unwrap();
+    for (name, renamed) in [("kernel", "linux-6.1"), ("busybox", "busybox-1.35"), ("pxe-init", "pxe-init")] {
+        std::fs::rename(assets.join(name), version.join(renamed)).unwrap();
+        std::os::unix::fs::symlink(version.join(renamed), assets.join(name)).unwrap();
+    }
+    std::fs::rename(version.join("linux-6.1/vmlinuz"), version.join("vmlinuz")).unwrap();
+    std::os::unix::fs::symlink("../vmlinuz", version.join("linux-6.1/vmlinuz")).unwrap();
+    let mut records = Vec::new();
+    for fixture in [&plain, &linked] {
+        let source = fixture.saved("a.tar", "app", &rootfs().bytes(), &["/bin/app"]);
+        records.push(fixture.images().add(&source, |_| ()).await.unwrap().record.clone());
+    }
+    assert_eq!(records[1].kernel.source, KernelSource::Assets);
+    assert_eq!(records[0].assets, records[1].assets);
+    assert_eq!(records[0].stage1_blob, records[1].stage1_blob);
+}
+
 #[tokio::test]
 async fn an_image_becomes_blobs_and_is_there_after_a_restart() {
     let fixture = Fixture::new();

@@ -15,6 +15,9 @@ use crate::config::{Config, Source};
 /// Before an image that could not be brought in is tried again.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
 
+/// The same where one is here, added from an archive perhaps: it is asked only whether there is a newer one.
+const NEWER_AFTER: Duration = Duration::from_secs(600);
+
 /// Whether an image can be booted.
 #[derive(Clone, Debug)]
 pub enum Availability {
@@ -86,7 +89,9 @@ impl Wanted {
             ImageSource::Reference(reference.clone())
         };
         let mut pauses = PAUSES;
+        let mut told = None;
         loop {
+            let kept;
             let report = reference.clone();
             let progress = move |progress| tracing::debug!(image = report, %progress, "bringing in");
             let added = tokio::select! {
@@ -110,15 +115,29 @@ impl Wanted {
                     return;
                 }
                 Err(error) => {
-                    let kept = self.0.images.get(&reference).is_some();
-                    tracing::warn!(image = reference, %error, kept, "image not brought in; trying again");
-                    if let Some(pending) = self.pending().get_mut(&reference) {
-                        pending.failure = Some(error.to_string());
+                    kept = self.0.images.get(&reference).is_some();
+                    let words = error.to_string();
+                    // Once, and not with every attempt.
+                    match (told.as_ref() == Some(&words), kept) {
+                        (true, _) => tracing::debug!(image = reference, %error, kept, "image not brought in"),
+                        (false, true) => tracing::info!(
+                            image = reference,
+                            %error,
+                            "the image is here, and it can't be seen whether there is a newer one"
+                        ),
+                        (false, false) => {
+                            tracing::warn!(image = reference, %error, "image not brought in; trying again");
+                        }
                     }
+                    if let Some(pending) = self.pending().get_mut(&reference) {
+                        pending.failure = Some(words.clone());
+                    }
+                    told = Some(words);
                 }
             }
+            let pause = pauses.pause();
             tokio::select! {
-                () = tokio::time::sleep(pauses.pause()) => {}
+                () = tokio::time::sleep(if kept { pause.max(NEWER_AFTER) } else { pause }) => {}
                 () = stop.cancelled() => return,
             }
         }

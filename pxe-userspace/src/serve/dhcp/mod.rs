@@ -21,7 +21,7 @@ mod wire;
 pub use kernel::{Answered, Kernel, LeaseMap, Told};
 pub use leases::{Change, Lease, LeaseState, Leases, Room};
 pub use scope::Scope;
-pub use server::{Command, Counters, Rival, Server, Standing, Unnamed};
+pub use server::{Command, Counters, Elsewhere, Rival, Server, Standing, Unnamed};
 pub use socket::{Bound, Dhcp, PacingStatus, Status, bind};
 pub use store::{CommitError, LeaseStore};
 pub use wire::ServeError;

@@ -177,6 +177,11 @@ impl Scope {
         had
     }
 
+    /// The one subnet that is served.
+    pub fn subnet(&self) -> ipnet::Ipv4Net {
+        self.config.network.address.trunc()
+    }
+
     /// The boundary of the boot segment.
     pub fn netmask(&self) -> Ipv4Addr {
         self.config.network.address.netmask()

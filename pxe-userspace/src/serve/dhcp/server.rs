@@ -26,7 +26,8 @@ use crate::machines::pacing::{self, Pacing, Patience, Verdict};
 use crate::machines::timeline::{Happened, Stage, Who};
 
 pub use heard::Unnamed;
-pub use status::{Counters, Evidence, Rival};
+use status::TELL_AGAIN;
+pub use status::{Counters, Elsewhere, Evidence, Rival};
 
 /// Who sent a datagram, and to which of our ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,8 @@ pub enum Command {
     Send(Reply),
     /// Another DHCP server is on the wire.
     Rival(Rival),
+    /// A machine of a subnet that is not served asks.
+    Elsewhere(Elsewhere),
 }
 
 /// A lease from which the kernel may answer.
@@ -113,6 +116,8 @@ pub struct Server {
     counters: Counters,
     rivals: status::Rivals,
     forged: Option<(Mac, Timestamp)>,
+    /// The machine of a subnet that is not served that asked last, and when its like were told of.
+    elsewhere: Option<(Elsewhere, Timestamp)>,
     pacing: Pacing,
     /// The last DISCOVER of each machine that waits for its turn.
     held: HashMap<Mac, (Meta, Vec<u8>)>,
@@ -135,6 +140,7 @@ impl Server {
             counters: Counters::new(),
             rivals: status::Rivals::default(),
             forged: None,
+            elsewhere: None,
             pacing: Pacing::new(ceiling),
             held: HashMap::new(),
             ceiling,
@@ -267,7 +273,8 @@ impl Server {
             // One subnet is configured; its addresses are useless behind another subnet's relay.
             DhcpMode::Authoritative if self.is_foreign(request.place()) => {
                 self.counters.foreign_relay += 1;
-                vec![Command::Unanswered { source: meta.source, why: "foreign-relay" }]
+                let unanswered = Command::Unanswered { source: meta.source, why: "foreign-relay" };
+                std::iter::once(unanswered).chain(self.elsewhere(&asked, now)).collect()
             }
             DhcpMode::Authoritative => {
                 let commands = match request.message {
@@ -296,10 +303,49 @@ impl Server {
 
     /// Another server's packet to a client was overheard. Our own do not arrive here.
     pub fn overhear(&mut self, datagram: &[u8], source: Ipv4Addr, now: Timestamp) -> Vec<Command> {
-        match status::replying_server(datagram, source) {
-            Some((server, client)) => self.rival(server, client, Evidence::Replied, now),
-            None => Vec::new(),
+        let Some(status::Replied { server, client, acks, next }) = status::replying_server(datagram, source)
+        else {
+            return Vec::new();
+        };
+        match (self.scope.mode(), client) {
+            // GRUB asks whomever the other server's ACK names.
+            (DhcpMode::Proxy, Some(mac)) if acks && self.scope.profile(mac).is_some() => {
+                vec![Command::Noted(mac, Note::NextServer { server, next })]
+            }
+            _ => self.rival(server, client, Evidence::Replied, now),
         }
+    }
+
+    /// A machine of another subnet wants to boot. It would wait for an answer in vain, and nobody would know.
+    fn elsewhere(&mut self, asked: &Asked<'_>, now: Timestamp) -> Vec<Command> {
+        let Request { mac, firmware, message, .. } = asked.request;
+        if !firmware.boots() || message != MessageType::Discover {
+            return Vec::new();
+        }
+        let place = asked.request.place();
+        let told = self.elsewhere.and_then(|(last, told)| {
+            let lately = now.duration_since(told).unsigned_abs() < TELL_AGAIN;
+            (last.place == place && lately).then_some(told)
+        });
+        let elsewhere = Elsewhere { place, mac, time: now };
+        self.elsewhere = Some((elsewhere, told.unwrap_or(now)));
+        let mut commands = Vec::new();
+        if told.is_none() {
+            commands.push(Command::Elsewhere(elsewhere));
+        }
+        let cause = format!(
+            "it asks from behind {place}, of a subnet that is not served: {} is",
+            self.scope.subnet()
+        );
+        commands.extend(self.described(asked));
+        commands.extend(event(asked, Stage::Discover));
+        commands.push(Command::Event(Happened::failed(Who::Mac(mac), cause)));
+        commands
+    }
+
+    /// The machine of another subnet that asked last.
+    pub fn last_elsewhere(&self) -> Option<Elsewhere> {
+        self.elsewhere.map(|(last, _)| last)
     }
 
     fn discover(&mut self, asked: &Asked<'_>, datagram: &[u8], now: Timestamp) -> Vec<Command> {

@@ -157,6 +157,7 @@ fn raw(server: &mut Server, bytes: &[u8], source: Ipv4Addr, port: u16, now: Time
             Command::Forged(mac) => panic!("{mac}: no frame is looked at here"),
             Command::Unanswered { why, .. } => outcome.unanswered = Some(why),
             Command::Rival(rival) => outcome.rivals.push(rival.server),
+            Command::Elsewhere(elsewhere) => outcome.elsewhere = Some(elsewhere.place),
             Command::Noted(_, note) => outcome.noted.push(note),
             Command::Unnamed(unnamed) => outcome.unnamed = Some(unnamed),
             Command::Described { firmware, uuid, profile, .. } => {
@@ -176,6 +177,7 @@ struct Outcome {
     bound: Option<Ipv4Addr>,
     released: bool,
     rivals: Vec<Ipv4Addr>,
+    elsewhere: Option<Ipv4Addr>,
     noted: Vec<Note>,
     unanswered: Option<&'static str>,
     described: Option<(Option<Firmware>, Option<String>, Option<String>)>,
@@ -439,6 +441,24 @@ fn another_server_is_reported_once_in_a_while() {
     reply.opts_mut().insert(DhcpOption::ServerIdentifier(SERVER));
     assert!(server.overhear(&reply.to_vec().unwrap(), SERVER, now()).is_empty(), "that is us");
     assert_eq!(server.rivals().map(|r| r.packets).collect::<Vec<_>>(), [1, 3]);
+}
+
+/// GRUB asks the server that the other one's ACK names.
+#[test]
+fn beside_a_proxy_the_other_server_s_next_server_is_noted() {
+    let mut config = config();
+    config.dhcp.mode = DhcpMode::Proxy;
+    let mut server = Server::new(Arc::new(config), Vec::new());
+    let reply = |kind| {
+        let mut reply = Client::new(kind).server(ip(8)).message;
+        reply.set_opcode(v4::Opcode::BootReply);
+        reply.set_siaddr(ip(2));
+        reply.to_vec().unwrap()
+    };
+    let noted = server.overhear(&reply(Type::Ack), ip(8), now());
+    let next = Note::NextServer { server: ip(8), next: ip(2) };
+    assert!(matches!(&noted[..], [Command::Noted(MAC, note)] if *note == next), "{noted:?}");
+    assert!(server.overhear(&reply(Type::Offer), ip(8), now()).is_empty(), "another server is no rival here");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::server::Command;
+use super::server::{Command, Elsewhere};
 use super::wire::{BATCH, Heard, ServeError, Sockets};
 use super::{
     Answered, Change, Counters, Kernel, Lease, LeaseState, LeaseStore, Rival, Room, Server, Told, Unnamed,
@@ -75,6 +75,9 @@ pub struct Status {
     /// The machine in whose name a forged message was seen lately.
     #[serde(skip)]
     pub forged: Option<Mac>,
+    /// A machine of another subnet that asked of late.
+    #[serde(skip)]
+    pub elsewhere: Option<Elsewhere>,
     pub pacing: PacingStatus,
 }
 
@@ -176,6 +179,9 @@ impl Dhcp {
                 .last_forged()
                 .filter(|(_, at)| now.duration_since(*at).unsigned_abs() < LATELY)
                 .map(|(mac, _)| mac),
+            elsewhere: server
+                .last_elsewhere()
+                .filter(|last| now.duration_since(last.time).unsigned_abs() < LATELY),
             pacing: PacingStatus {
                 most: server.pacing().most(),
                 under_way: server.pacing().under_way(),
@@ -359,6 +365,11 @@ impl Task {
                 evidence = ?rival.evidence,
                 "another DHCP server answers on this segment, and machines may boot from it: \
                  stop it, or set dhcp.mode = \"proxy\""
+            ),
+            Command::Elsewhere(Elsewhere { place, mac, .. }) => tracing::warn!(
+                %mac,
+                from = %place,
+                "a machine of another subnet asks for an address, and one subnet is served, that of [network] address"
             ),
             Command::Described { mac, firmware, uuid, profile } => {
                 self.machines.described(mac, firmware, uuid, profile);

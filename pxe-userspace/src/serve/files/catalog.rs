@@ -7,13 +7,13 @@ use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
 use pxe_common::Mac;
-use pxe_contract::paths::{ImagePart, file};
+use pxe_contract::paths::{ImagePart, LoadFailure, file};
 use pxe_contract::ticket::Ticket;
 use tokio::sync::watch;
 
 use super::{Files, OpenError, Opened, Root};
 use crate::base::lock::Unpoisoned as _;
-use crate::config::{Config, Source};
+use crate::config::{Config, Source, kernel};
 use crate::machines::rescue::Rescues;
 use crate::machines::segment::Segment;
 use crate::machines::timeline::Stage;
@@ -119,32 +119,54 @@ impl Catalog {
                 };
                 Ok(Opened { blob, stage })
             }
-            Generated::GrubConfig(mac) => Ok(self.config_file(config, *mac, client, grub_config)),
+            Generated::GrubConfig(mac) => Ok(self.config_file(config, *mac, client, None, grub_config)),
+            Generated::GrubConfigAgain(failure, mac) => {
+                Ok(self.config_file(config, *mac, client, Some(*failure), grub_config))
+            }
             Generated::GrubConfigByAddress => {
                 let machine = self.machines.by_address(client).ok_or(OpenError::NotFound)?;
-                Ok(self.config_file(config, machine.mac, client, grub_config))
+                Ok(self.config_file(config, machine.mac, client, None, grub_config))
             }
-            Generated::IpxeScript(mac) => Ok(self.config_file(config, *mac, client, ipxe_script)),
+            Generated::IpxeScript(mac) => Ok(self.config_file(config, *mac, client, None, ipxe_script)),
+            Generated::IpxeScriptAgain(failure, mac) => {
+                Ok(self.config_file(config, *mac, client, Some(*failure), ipxe_script))
+            }
         }
     }
 
     /// What the machine is to load, in its loader's language. Only where the machine itself asks, something follows
-    /// from it: an event, a row of the register, a kernel's chance.
+    /// from it: an event, a row of the register, a kernel's chance. `failure` is what it could not do with the one before.
     fn config_file(
         &self,
         config: &Config,
         mac: Mac,
         client: Ipv4Addr,
-        written: fn(&Config, &Machine, Planned) -> String,
+        failure: Option<LoadFailure>,
+        written: fn(&Config, &Machine, Planned, Option<&str>) -> String,
     ) -> Opened {
         let (text, stage) = if self.is_own(mac, client) {
             let machine = self.machines.get_or_insert(mac);
-            (written(config, &machine, self.planner.for_loader(config, &machine)), Some(Stage::Config))
+            let trouble = failure.and_then(|failure| {
+                let flaw = self.flaw(config, &machine);
+                self.planner.not_loaded(&machine, failure, flaw)
+            });
+            let planned = self.planner.for_loader(config, &machine);
+            (written(config, &machine, planned, trouble.as_deref()), Some(Stage::Config))
         } else {
             let machine = self.machines.get(mac).unwrap_or_else(|| Machine::new(mac));
-            (written(config, &machine, self.planner.for_onlooker(config, &machine)), None)
+            (written(config, &machine, self.planner.for_onlooker(config, &machine), None), None)
         };
         Opened { blob: Blob::from_bytes(text), stage }
+    }
+
+    /// What is wrong with the kernel that the machine is told to load, where that shows. An image's was looked at when it
+    /// was added.
+    fn flaw(&self, config: &Config, machine: &Machine) -> Option<String> {
+        let Source::Kernel { kernel, .. } = &config.profile_of(machine.mac)?.source else { return None };
+        let blob = self.root()?.file(&normal(kernel).ok()?).ok()?;
+        let mut start = vec![0; kernel::START];
+        let len = blob.read_at(0, &mut start).ok()?;
+        (!kernel::is_linux(&start[..len])).then(|| kernel::no_linux(kernel))
     }
 
     /// Whether the machine itself asks: from the address of its lease, or, where another server gave it one, from its
@@ -157,19 +179,21 @@ impl Catalog {
     }
 }
 
-fn grub_config(config: &Config, machine: &Machine, planned: Planned) -> String {
+fn grub_config(config: &Config, machine: &Machine, planned: Planned, trouble: Option<&str>) -> String {
     let own_path = Generated::GrubConfig(machine.mac).to_string();
     match planned {
-        Ok((title, plan)) => grub::boot(&title, &Appliance::from(config).authority(), &own_path, &plan),
+        Ok((title, plan)) => {
+            grub::boot(&title, trouble, &Appliance::from(config).authority(), machine.mac, &plan)
+        }
         Err(refusal) => grub::refuse(&refused_title(machine), &own_path, &refusal),
     }
 }
 
-fn ipxe_script(config: &Config, machine: &Machine, planned: Planned) -> String {
+fn ipxe_script(config: &Config, machine: &Machine, planned: Planned, trouble: Option<&str>) -> String {
     let own_path = Generated::IpxeScript(machine.mac).to_string();
     let base_url = Appliance::from(config).url();
     match planned {
-        Ok((title, plan)) => ipxe::boot(&title, &base_url, &own_path, &plan),
+        Ok((title, plan)) => ipxe::boot(&title, trouble, &base_url, machine.mac, &plan),
         Err(refusal) => ipxe::refuse(&refused_title(machine), &base_url, &own_path, &refusal),
     }
 }

@@ -124,7 +124,7 @@ fn plan() -> Plan {
 
 #[test]
 fn our_grub_configuration_is_understood() {
-    let text = boot::grub::boot("It's n1", "10.77.0.1:8080", "grub/grub.cfg-01-x", &plan());
+    let text = boot::grub::boot("It's n1", Some("words"), "10.77.0.1:8080", Mac([2; 6]), &plan());
     let files = ["/boot/aa/kernel", "/boot/aa/stage1", "/boot/aa/image"].map(str::to_owned).to_vec();
     let grub::Config::Boot { files: found, cmdline } = grub::config(&text) else { panic!("{text}") };
     assert_eq!((found, &cmdline), (files, &plan().cmdline));
@@ -139,7 +139,7 @@ fn our_grub_configuration_is_understood() {
 
 #[test]
 fn our_ipxe_script_is_understood() {
-    let text = boot::ipxe::boot("n1", "http://10.77.0.1", "boot/ipxe/x.ipxe", &plan());
+    let text = boot::ipxe::boot("n1", None, "http://10.77.0.1", Mac([2; 6]), &plan());
     let ipxe::Script::Boot { files, cmdline } = ipxe::script(&text) else { panic!("{text}") };
     assert_eq!(files.len(), 4, "{files:?}");
     assert_eq!(node::server(&files[0]).unwrap().0, "10.77.0.1:80".parse().unwrap());

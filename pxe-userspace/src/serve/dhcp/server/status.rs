@@ -11,8 +11,8 @@ use pxe_common::Mac;
 use pxe_common::dhcp::{Kind, MessageType, Pass};
 use serde::Serialize;
 
-/// A rival is reported again after this long, not with every packet.
-const TELL_AGAIN: Duration = Duration::from_secs(600);
+/// A rival, or another subnet, is told of again after this long, not with every packet.
+pub(super) const TELL_AGAIN: Duration = Duration::from_secs(600);
 
 /// Rivals remembered; a machine that invents server identifiers must not fill the memory.
 const MAX_RIVALS: usize = 32;
@@ -90,6 +90,15 @@ pub enum Evidence {
     Chosen,
 }
 
+/// A machine of a subnet that is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Where it says that it is: its relay's address, mostly.
+    pub place: Ipv4Addr,
+    pub mac: Mac,
+    pub time: Timestamp,
+}
+
 /// Another DHCP server on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -133,20 +142,28 @@ impl Rivals {
     }
 }
 
-/// The server that sent this OFFER, ACK or NAK, and the machine that it is for; `None` when the packet is
-/// nothing of that kind.
-pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<(Ipv4Addr, Option<Mac>)> {
+/// What an OFFER, ACK or NAK of another server says.
+pub(super) struct Replied {
+    pub(super) server: Ipv4Addr,
+    /// The machine that it is for.
+    pub(super) client: Option<Mac>,
+    pub(super) acks: bool,
+    /// `siaddr`: whom to ask in the next step of the boot.
+    pub(super) next: Ipv4Addr,
+}
+
+/// `None` when the packet is nothing of that kind.
+pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<Replied> {
     let message = v4::Message::decode(&mut Decoder::new(datagram)).ok()?;
-    let reply = matches!(
-        message.opts().msg_type()?,
-        v4::MessageType::Offer | v4::MessageType::Ack | v4::MessageType::Nak
-    );
+    let kind = message.opts().msg_type()?;
+    let reply = matches!(kind, v4::MessageType::Offer | v4::MessageType::Ack | v4::MessageType::Nak);
     if message.opcode() != v4::Opcode::BootReply || !reply {
         return None;
     }
+    let server = match message.opts().get(OptionCode::ServerIdentifier) {
+        Some(DhcpOption::ServerIdentifier(server)) => *server,
+        _ => source,
+    };
     let client = message.chaddr().first_chunk().copied().map(Mac);
-    match message.opts().get(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) => Some((*server, client)),
-        _ => Some((source, client)),
-    }
+    Some(Replied { server, client, acks: kind == v4::MessageType::Ack, next: message.siaddr() })
 }

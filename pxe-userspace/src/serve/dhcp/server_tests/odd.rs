@@ -78,7 +78,28 @@ fn a_relay_says_where_the_client_is() {
     assert!(matches!(told[..], [Command::Unanswered { why: "foreign-relay", .. }]), "{told:?}");
 }
 
-/// RFC 5107: the client renews with its relay, which forwards the request to us.
+/// It would wait in vain, and nobody would know.
+#[test]
+fn a_machine_of_another_subnet_is_an_event_and_told_of_once_in_a_while() {
+    let (far, mut server) = (Ipv4Addr::new(10, 99, 0, 1), server());
+    let asks = |server: &mut Server, after: u64| {
+        let asks = Client::new(Type::Discover).pxe(7).set(|m| m.set_giaddr(far));
+        asks.at(server, now() + Duration::from_secs(after))
+    };
+    let first = asks(&mut server, 0);
+    first.silent();
+    assert_eq!((&first.stages[..], first.elsewhere), (&[Stage::Discover, Stage::Failed][..], Some(far)));
+    assert!(first.described.is_some(), "`nodes` shows it");
+    let last = server.last_elsewhere().map(|last| (last.place, last.mac));
+    assert_eq!(last, Some((far, MAC)));
+    assert_eq!(asks(&mut server, 4).elsewhere, None);
+    assert_eq!(asks(&mut server, 700).elsewhere, Some(far));
+    // An operating system there is nobody's boot.
+    let system = Client::new(Type::Discover).set(|m| m.set_giaddr(far)).to(&mut server);
+    assert_eq!((&system.stages[..], system.elsewhere), (&[][..], None));
+}
+
+/// RFC 5107: the client renews with its relay, which hands it on to us.
 #[test]
 fn a_relay_may_stand_in_for_the_server() {
     let (relay, mut server) = (ip(5), server());
