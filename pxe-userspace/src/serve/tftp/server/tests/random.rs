@@ -97,7 +97,7 @@ struct Play {
     jobs: Vec<Job>,
     looks: Vec<Look>,
     take_backs: Vec<(SessionKey, BlockNo)>,
-    hand_overs: Vec<Box<HandOver>>,
+    hand_overs: Vec<HandOver>,
     closes: Vec<SessionKey>,
 }
 
@@ -229,7 +229,7 @@ impl Play {
                 Command::Open(job) => self.jobs.push(*job),
                 Command::Look(look) => self.looks.push(look),
                 Command::TakeBack { key, ack } => self.take_backs.push((key, ack)),
-                Command::HandOver(over) => self.hand_overs.push(over),
+                Command::HandOver(over) => self.hand_overs.push(*over),
                 Command::Close(key) => self.closes.push(key),
                 Command::Send(_) | Command::Tell(_) => {}
             }
