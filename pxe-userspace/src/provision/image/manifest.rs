@@ -1,4 +1,4 @@
-//! `/image.json`, from what is known of an image.
+//! Writes `/image.json` from an image's description.
 
 use pxe_contract::image::{Description, Xattr};
 
