@@ -1,4 +1,4 @@
-//! A frame's headers: what parses is inside the frame, and written again parses to the same.
+//! A frame's headers: a parsed datagram is inside the frame, and written again it parses to the same.
 use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 
 pub(crate) fn run(frame: &[u8]) {

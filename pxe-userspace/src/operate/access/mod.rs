@@ -29,11 +29,11 @@ pub use tokens::{AddTokenError, NAME_MAX, Token, Tokens};
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// Read everything that is not secret.
+    /// Look at everything that is no secret.
     Viewer,
-    /// Also change the boots of machines, and look into them: hold, release, rescue, trace.
+    /// And change the boots of machines, and look into them: hold, release, rescue, trace.
     Operator,
-    /// Also change what machines boot, and who may do what.
+    /// And change what machines boot, and who may do what.
     Admin,
 }
 
