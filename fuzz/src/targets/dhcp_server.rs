@@ -45,7 +45,7 @@ pub(crate) fn run(bytes: &[u8]) {
                 Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),
                 Command::Persist(Change::Remove(address)) => drop(stored.remove(&address)),
                 Command::Send(reply) => check(&reply.bytes, &stored, now),
-                // The other commands send no address: reports, counters, probes, expiry.
+                // The rest: they send no address, but report, count, probe or forget.
                 _ => {}
             }
         }
