@@ -396,7 +396,7 @@ fn list(directory: &Path, prefix: &str, into: &mut Vec<FileEntry>) -> std::io::R
 
 /// An alert if the range is nearly used up.
 fn room(Room { size, free }: Room) -> Option<String> {
-    // One machine that is away gives nobody a reason to worry.
+    // A single machine that is away is no reason for an alert.
     (size > 0 && free <= size / 20).then(|| {
         format!("{free} of the {size} addresses of [dhcp] range are free: widen it, or shorten lease-time")
     })

@@ -28,8 +28,8 @@ pub(super) struct Schedule {
 /// Assigns the configuration's workloads to its Docker nodes. `current` is the assignment so far.
 ///
 /// - A workload for one node, or for each node of a group, is assigned to those, whatever their condition.
-/// - One with a count stays where it is, unless that node is lost; missing instances go to nodes that are up, the least
-/// loaded first.
+/// - One with a count stays where it is, unless that node is lost; missing instances go to nodes that are up, the
+///   least loaded first.
 /// - One with volumes goes to a node that keeps volumes, and stays even on a lost node: its data is there.
 /// - Two workloads that publish the same port never share a node. The earlier one in the file has priority.
 pub(super) fn schedule(

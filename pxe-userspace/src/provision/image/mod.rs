@@ -116,7 +116,7 @@ pub struct ImageRecord {
     pub kernel_blob: Stored,
     pub stage1_blob: Stored,
     pub rootfs_blob: Stored,
-    /// None where the kernel has no modules to mount it with, and in records of earlier versions.
+    /// `None` if the kernel has no modules to mount it with, and in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage2_blob: Option<Stored>,
     pub unpacked: Unpacked,

@@ -146,7 +146,7 @@ impl Pax {
         self.name.clone()
     }
 
-    /// The map, if there is one; with `inside` its list is read from the contents.
+    /// The map, if there is one. `inside` reads its list from the contents.
     pub(super) fn map(
         self,
         inside: impl FnOnce() -> Result<Vec<(u64, u64)>, MapError>,

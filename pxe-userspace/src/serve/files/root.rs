@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(root.file("inside").unwrap().len(), 3);
         assert!(matches!(root.file("outside"), Err(OpenError::Outside)));
         assert!(matches!(root.file("absolute"), Err(OpenError::Outside)));
-        // This is why `path` has no `..`: with a root of its own, it would stay at the root.
+        // `path` must have no `..`, because RESOLVE_IN_ROOT would let it lead to the root.
         assert!(matches!(root.file("../secret"), Err(OpenError::Outside)));
         assert!(matches!(root.file("sub"), Err(OpenError::Directory)));
         assert!(matches!(root.file("nothing"), Err(OpenError::NotFound)));
