@@ -26,8 +26,8 @@ pub(crate) fn bridgehead() -> anyhow::Result<PathBuf> {
     Ok(dir.join("release/bridgehead"))
 }
 
-/// The kernel programs: `target/bpf/pxe-ebpf`, which the daemon's build script embeds, and those with which `bench
-/// limit` compares them.
+/// The kernel programs: `target/bpf/pxe-ebpf`, which the daemon's build script embeds, and those that they are compared
+/// with by `bench limit`.
 pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
     const TARGET: &str = "bpfel-unknown-none";
     let Some(toolchain) = bpf::find() else {
