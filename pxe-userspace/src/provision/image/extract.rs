@@ -114,9 +114,9 @@ fn set_root(tree: &mut Tree, entry: &TarEntry) {
     }
 }
 
-/// The directory that an entry goes into. Symbolic links of lower layers on the path are followed, as in Docker: `lib
-/// -> usr/lib` below, `lib/x` above. Missing directories are created, also in place of a lower layer's non-directory: a
-/// file below, a directory with files above.
+/// The directory that an entry goes into. Symbolic links of lower layers on the path are followed, as in Docker:
+/// `lib -> usr/lib` below, `lib/x` above. Missing directories are created, also in place of a lower layer's
+/// non-directory: a file below, a directory with files above.
 fn directory_for(
     tree: &mut Tree,
     path: &[u8],

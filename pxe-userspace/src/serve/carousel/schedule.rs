@@ -30,7 +30,7 @@ const PASSES_MAX: u64 = 3;
 /// A receiver may ask for this many times the image's symbols. It may join late and lose much; one that lacks even more
 /// does not listen.
 const REPAIRS_MAX: u64 = 2;
-/// More than the machines of a segment.
+/// Larger than the number of machines in a segment.
 const RECEIVERS_MAX: usize = 4096;
 
 /// The sender's next step.
@@ -225,8 +225,8 @@ impl Schedule {
         start..start + count
     }
 
-    /// Returns how many symbols were requested, of at most `left`. Symbols that will be sent anyway, because this
-    /// receiver or another has requested them, are not counted.
+    /// Returns how many symbols were requested, and deducts them from `left`. Symbols that will be sent anyway, because
+    /// this receiver or another has requested them, are not counted.
     fn want(&mut self, lack: &Lack, seen: u32, left: &mut u64) -> u64 {
         let mut asked = 0;
         for block in lack.first..self.sent.len().min(lack.last.saturating_add(1) as usize) as u32 {
