@@ -210,7 +210,7 @@ impl Starting<'_> {
         Ok(stats)
     }
 
-    /// The services that machines reach over HTTP and HTTPS, and the receiver of their dying messages.
+    /// The services that machines reach over HTTP and HTTPS, and the receiver of what their dying kernels send.
     fn boots(
         &mut self,
         config: &Config,
