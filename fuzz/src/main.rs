@@ -1,4 +1,4 @@
-//! Fuzz targets, all in one program, by libFuzzer: `cargo xtask fuzz` builds it and runs one target a process.
+//! Fuzz targets for libFuzzer, all in one program: `cargo xtask fuzz` builds it and runs one process per target.
 #![no_main]
 
 mod targets;
@@ -9,7 +9,7 @@ use libfuzzer_sys::arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use targets::Target;
 
-/// Which target this process runs.
+/// The target of this process.
 const VARIABLE: &str = "BRIDGEHEAD_FUZZ";
 
 static CHOSEN: LazyLock<Target> = LazyLock::new(|| {
@@ -20,7 +20,7 @@ static CHOSEN: LazyLock<Target> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| CHOSEN(bytes));
 
-/// The bytes as a value of this shape, if there are enough of them.
+/// The bytes as a value of type `T`, if there are enough of them.
 fn shaped<'a, T: Arbitrary<'a>>(bytes: &'a [u8]) -> Option<T> {
     T::arbitrary_take_rest(Unstructured::new(bytes)).ok()
 }

@@ -1,10 +1,10 @@
-//! Copies between unaligned places, such as DHCP options.
+//! Copies between unaligned addresses, such as DHCP options.
 //!
-//! A compiler for BPF may not assume that the processor reads words from any address, so it copies unaligned data
-//! byte by byte. In map values the kernel's verifier allows unaligned words where the processor does
+//! A compiler for BPF may not assume that the processor reads words from any address, so it copies unaligned data byte
+//! by byte. In map values the kernel's verifier allows unaligned words if the processor does
 //! (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64), on the stack never. These functions are for map values.
 
-/// Copies `from` over `to`. In a kernel program both lie in maps.
+/// Copies `from` to `to`. In a kernel program both are in maps.
 #[inline(always)]
 pub(crate) fn copy<const N: usize>(to: &mut [u8; N], from: &[u8; N]) {
     #[cfg(target_arch = "bpf")]
@@ -15,7 +15,7 @@ pub(crate) fn copy<const N: usize>(to: &mut [u8; N], from: &[u8; N]) {
     }
 }
 
-/// Fills `to` with zeros. In a kernel program it lies in a map.
+/// Fills `to` with zeros. In a kernel program it is in a map.
 #[inline(always)]
 pub(crate) fn clear<const N: usize>(to: &mut [u8; N]) {
     #[cfg(target_arch = "bpf")]
@@ -92,7 +92,7 @@ mod bpf {
         );
     }
 
-    /// Goes through `N` bytes: four words at a time, then one, then the bytes that are left.
+    /// Covers `N` bytes: four words at a time, then single words, then the remaining bytes.
     #[inline(always)]
     fn each<const N: usize>(words: impl Fn(usize), word: impl Fn(usize), byte: impl Fn(usize)) {
         let mut at = 0;

@@ -1,17 +1,17 @@
 //! The protocol engine that Bridgehead's daemon and its kernel programs share.
 //!
-//! Everything here works on fixed-size buffers, allocates nothing, and is written so that the
-//! kernel's verifier accepts it: option walks are single [`step`](dhcp)s that the caller drives
-//! with a `for` loop on the host and with `bpf_loop` in the kernel.
+//! Everything here works on fixed-size buffers, allocates nothing, and is written so that the kernel's verifier accepts
+//! it: option walks consist of [`step`](dhcp)s that the caller repeats with a `for` loop on the host and with
+//! `bpf_loop` in the kernel.
 //!
 //! * [`wire`]: Ethernet, IPv4 and UDP headers, checksums.
-//! * [`dhcp`]: a request's bytes to what it asks for, and the one builder of offers and acks.
-//! * [`tftp`]: packets, block numbers that wrap, and a transfer's step from ACK to next DATA.
+//! * [`dhcp`]: parses requests, and is the only builder of offers and acks.
+//! * [`tftp`]: packets, block numbers that wrap, and a transfer's step from an ACK to the next DATA.
 //! * [`map`]: the layout of everything that daemon and programs exchange.
-//! * [`verdict`]: what a program decided about a frame, and every reason for letting it pass.
+//! * [`verdict`]: a program's decision about a frame, with every reason for passing it on.
 #![no_std]
 #![deny(missing_docs)]
-// The compiler for the kernel programs takes it: aya-ebpf needs as much.
+// The compiler for the kernel programs supports it, because aya-ebpf needs it, too.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod copy;

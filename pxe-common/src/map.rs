@@ -10,9 +10,9 @@
 //! COUNTERS  hook and reason -> frames, per CPU
 //! ```
 //!
-//! A blob is published by filling an array that no program can see yet, and then entering it in `BLOBS`: one map
-//! operation, so a program sees all of it or nothing. When the entry is deleted, the kernel frees the array once the
-//! last program that looked it up has returned.
+//! A blob is published by filling an array that no program can see yet, and then entering it in `BLOBS`. That is one
+//! map operation, so a program sees all of it or nothing. When the entry is deleted, the kernel frees the array after
+//! the last program that looked it up has returned.
 
 use crate::Mac;
 use crate::dhcp::{self, Firmware};
@@ -20,8 +20,7 @@ use crate::tftp;
 use crate::verdict::{self, Hook};
 use crate::wire::Datagram;
 
-/// Grows with every change of a struct here, of [`tftp::Session`], of [`dhcp::Grant`] or of the
-/// counters' order.
+/// Incremented with every change of a struct here, of [`tftp::Session`], of [`dhcp::Grant`] or of the counters' order.
 pub const LAYOUT_VERSION: u32 = 6;
 
 /// The names of maps and programs in the object.
@@ -44,7 +43,7 @@ pub mod name {
     pub const EVENTS: &str = "EVENTS";
     /// Frames by hook and reason.
     pub const COUNTERS: &str = "COUNTERS";
-    /// The maps that are pinned, so that the programs go on when the daemon ends.
+    /// The maps that are pinned, so that the programs keep working when the daemon ends.
     pub const KEPT: [&str; 8] = [XDP_PARTS, TC_PARTS, SESSIONS, BLOBS, SUMS, LEASES, EVENTS, COUNTERS];
 
     /// The map of a hook's parts.
@@ -74,7 +73,7 @@ pub mod name {
     }
 }
 
-/// A program that a hook's entry tail-calls. The kernel may refuse it and accept the others.
+/// A program that a hook's entry tail-calls. The kernel may reject one and accept the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Part {
@@ -89,35 +88,35 @@ impl Part {
     pub const ALL: [Self; PARTS] = [Self::Dhcp, Self::Tftp];
 }
 
-/// Parts of a hook.
+/// The number of parts of a hook.
 pub const PARTS: usize = 2;
 
-/// Transfers in the kernel at a time.
+/// Maximum number of transfers in the kernel.
 pub const MAX_SESSIONS: usize = 16_384;
-/// Blobs in the kernel at a time.
+/// Maximum number of blobs in the kernel.
 pub const MAX_BLOBS: usize = 4_096;
-/// Tables of sums: blobs times the block sizes they are asked for in.
+/// Maximum number of tables of sums: one per blob and block size.
 pub const MAX_SUMS: usize = 8_192;
-/// Machines that the kernel answers for. An entry takes memory, 1.4 KB, once there is such a machine.
+/// Maximum number of machines that the kernel answers. An entry takes 1.4 KB of memory, once it is used.
 pub const MAX_LEASES: usize = 262_144;
-/// Bytes of the ring of events, a power of two: 26,000 of them, a second of the fastest storm.
+/// Bytes of the ring buffer, a power of two: 26,000 events, a second of the fastest storm.
 pub const EVENTS_BYTES: usize = 1 << 20;
-/// The programs on one CPU wake the daemon at most this often. It finds the events in between by polling again, later
-/// than this after each event.
+/// The programs on one CPU wake the daemon at most this often. The daemon finds the events in between by polling again,
+/// after each event and more than this time later.
 pub const WAKES_EVERY_NS: u64 = 1_000_000;
 /// Entries of `COUNTERS`.
 pub const COUNTERS_LEN: usize = 2 * verdict::COUNTERS_PER_HOOK;
 
 /// Bytes from one chunk's beginning to the next one's.
 pub const CHUNK_STRIDE: usize = 1 << 16;
-/// The most that one helper call copies to a frame: a whole block, on an Ethernet without jumbo frames.
+/// The most that one helper call copies to a frame: a whole block on Ethernet without jumbo frames.
 pub const PIECE_LEN: usize = 2_048;
-/// Pieces of a block at most.
+/// Maximum number of pieces of a block.
 pub const MAX_PIECES: usize = 5;
-/// The largest block that the programs send: jumbo frames hold 9,000 bytes, some a little more.
+/// The largest block that the programs send: jumbo frames hold 9,000 bytes, some slightly more.
 pub const MAX_BLKSIZE: u16 = (MAX_PIECES * PIECE_LEN) as u16;
 
-/// 64 KiB of a blob and the 2 KiB after them, so that every piece is contiguous in one chunk.
+/// 64 KiB of a blob and the next 2 KiB, so that every piece is contiguous in one chunk.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub struct Chunk(pub [u8; CHUNK_STRIDE + PIECE_LEN]);
@@ -130,7 +129,7 @@ pub const SUMS_PER_PAGE: usize = 1_024;
 #[repr(C, align(8))]
 pub struct SumPage(pub [u16; SUMS_PER_PAGE]);
 
-/// The ends of a transfer.
+/// The two ends of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct SessionKey {
@@ -140,7 +139,7 @@ pub struct SessionKey {
     pub server: [u8; 4],
     /// The client's port, its transfer identifier (RFC 1350 section 4).
     pub client_port: u16,
-    /// The server's, likewise.
+    /// The server's port, likewise.
     pub server_port: u16,
 }
 
@@ -159,56 +158,56 @@ impl SessionKey {
 
 /// A grant: this client may read this blob, block by block, while it keeps asking.
 ///
-/// The programs alone write to an entry after the daemon made it. They hold on to it for the
-/// time of one frame, and the daemon removes it only when nothing came for seconds or the
-/// transfer is over, so that a slot is not reused under a program that still writes to it.
+/// After the daemon has created an entry, only the programs write to it. They use it for the time of one frame. The
+/// daemon removes it only when nothing came for seconds or the transfer is over, so that a slot is not reused while a
+/// program still writes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Session {
-    /// How far it is.
+    /// The transfer's progress.
     pub transfer: tftp::Session,
-    /// Which blob: key of `BLOBS`.
+    /// The blob: key of `BLOBS`.
     pub blob: u32,
-    /// Its sums for the transfer's block size: key of `SUMS`.
+    /// The blob's sums for the transfer's block size: key of `SUMS`.
     pub sums: u32,
-    /// The grant ends when nothing was sent for this long.
+    /// The grant expires when nothing was sent for this long.
     pub idle_ns: u64,
-    /// When the daemon made the entry; the grant's beginning.
+    /// When the daemon created the entry.
     pub opened_ns: u64,
-    /// Blocks that the XDP program sent, repeats included.
+    /// Blocks that the XDP program sent, including retransmissions.
     pub sent_by_xdp: u32,
-    /// Blocks that the tc program sent, repeats included.
+    /// Blocks that the tc program sent, including retransmissions.
     pub sent_by_tc: u32,
-    /// Between whom. Frames of others, or to others, are not this transfer's.
+    /// The stations of the transfer. Frames from others, or to others, don't belong to it.
     pub stations: Stations,
-    /// No padding that a map could not take.
+    /// Explicit, because a map value must have no padding.
     pub unused: [u8; 4],
 }
 
-/// The two stations of a transfer, as its request's frame named them.
+/// The two stations of a transfer, as in its request's frame.
 ///
-/// An address and a port are easily guessed, and easily written into a packet. A station's hardware address is what a
-/// switch sends the answer to.
+/// An address and a port are easily guessed, and easily forged in a packet. The station's hardware address decides
+/// where a switch sends the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Stations {
-    /// The client, or the router that it is behind.
+    /// The client, or the router in front of it.
     pub client: Mac,
     /// The appliance.
     pub server: Mac,
 }
 
 impl Stations {
-    /// Nothing is known of them: whoever has the addresses and ports right is taken for them.
+    /// Unknown stations: only addresses and ports are compared.
     pub const ANY: Self = Self { client: Mac([0; 6]), server: Mac([0; 6]) };
 
-    /// Those of a client's packet.
+    /// The stations of a client's packet.
     #[inline(always)]
     pub fn of(packet: &Datagram) -> Self {
         Self { client: packet.source_mac, server: packet.destination_mac }
     }
 
-    /// Whether a client's packet is between these.
+    /// Whether a client's packet is between these stations.
     #[inline(always)]
     pub fn are_of(&self, packet: &Datagram) -> bool {
         self.client == Self::ANY.client
@@ -223,7 +222,7 @@ impl Session {
         self.idle_ns = 0;
     }
 
-    /// Whether the grant was [ended](Session::end), and did not just run out.
+    /// Whether the grant was [ended](Session::end), as opposed to expired.
     pub fn ended(&self) -> bool {
         self.idle_ns == 0
     }
@@ -237,28 +236,28 @@ impl Session {
     }
 }
 
-/// A grant: this machine may be told that it holds this address, for a whole lease time each
-/// time that it asks, as long as the store knows of it.
+/// A grant: whenever this machine asks, it may be told that it has this address for a full lease time, as long as the
+/// stored lease covers that.
 ///
-/// The daemon replaces an entry as a whole. A program that sees the machine give its address
-/// back takes the entry out before the daemon hears of it.
+/// The daemon replaces an entry as a whole. A program that sees the machine return its address removes the entry before
+/// the daemon learns of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Lease {
     /// The end of the lease in the store, by CLOCK_BOOTTIME.
     pub durable_until_ns: u64,
-    /// The boot segment's.
+    /// The boot segment's netmask.
     pub netmask: [u8; 4],
-    /// The bridge's own, which replies come from.
+    /// The bridge's own, the source of replies.
     pub server_mac: Mac,
     /// Zero.
     pub reserved: [u8; 2],
-    /// What the replies say.
+    /// The contents of the replies.
     pub grant: dhcp::Grant,
 }
 
-/// Something that a program did, for the daemon: what all kinds have in common comes first, and
-/// [`body`](Event::body) is the kind's own.
+/// Something that a program did, reported to the daemon. The fields common to all kinds come first;
+/// [`body`](Event::body) depends on the kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
@@ -270,7 +269,7 @@ pub struct Event {
     pub hook: u16,
     /// The client's address.
     pub address: [u8; 4],
-    /// The kind's own.
+    /// Depends on the kind.
     pub body: [u8; 16],
 }
 
@@ -294,7 +293,7 @@ impl Event {
     /// Bytes of an event.
     pub const LEN: usize = size_of::<Self>();
 
-    /// Reads an event as it lies in the ring.
+    /// Reads an event from its bytes in the ring.
     pub fn read(bytes: &[u8; Self::LEN]) -> Self {
         fn at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
             core::array::from_fn(|i| bytes[offset + i])
@@ -308,7 +307,7 @@ impl Event {
         }
     }
 
-    /// The kind, unless this program does not know it.
+    /// The kind; `None` if this build does not know it.
     pub fn kind(&self) -> Option<EventKind> {
         use EventKind::{Aborted, Ack, Finished, Mark, Offer};
         [Offer, Ack, Mark, Finished, Aborted].into_iter().find(|kind| *kind as u16 == self.kind)
@@ -321,7 +320,7 @@ impl Event {
         [a, b, c, d, e, f, slot, x, y, 0, 0, 0, 0, 0, 0, 0]
     }
 
-    /// Who asked, in DHCP's events.
+    /// The client, in DHCP's events.
     pub fn client(&self) -> (Mac, Firmware) {
         let [a, b, c, d, e, f, slot, x, y, ..] = self.body;
         (Mac([a, b, c, d, e, f]), Firmware::decode([slot, x, y]))
@@ -336,7 +335,7 @@ impl Event {
         [a, b, c, d, e, f, g, h, i, j, 0, 0, 0, 0, 0, 0]
     }
 
-    /// Which transfer, in TFTP's events, and the ERROR's code.
+    /// The transfer, in TFTP's events, and the ERROR's code.
     pub fn transfer(&self) -> (SessionKey, u16) {
         let [a, b, c, d, e, f, g, h, i, j, ..] = self.body;
         let key = SessionKey {
@@ -349,7 +348,7 @@ impl Event {
     }
 }
 
-// The layout is the same for both compilers, and has no padding that could hold garbage.
+// The layout is the same for both compilers, and has no padding that could contain garbage.
 const _: () = {
     assert!(size_of::<SessionKey>() == 12);
     assert!(size_of::<tftp::Session>() == 32);

@@ -1,4 +1,4 @@
-//! Permission for aya to move the map structs in and out of the kernel. The crate's only unsafe.
+//! Allows aya to copy the map structs to and from the kernel. The crate's only unsafe code.
 
 use crate::Mac;
 use crate::map::{Chunk, Lease, Session, SessionKey, SumPage};

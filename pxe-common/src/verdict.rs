@@ -1,4 +1,4 @@
-//! What a program decided about a frame, and every reason for letting it pass.
+//! A program's decision about a frame, with every reason for passing it on.
 
 use crate::dhcp::Uncovered;
 use crate::wire::{EtherType, Malformed, port};
@@ -6,16 +6,16 @@ use crate::wire::{EtherType, Malformed, port};
 /// A decision. Each is counted, by hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The frame holds the answer: send it back. Its number is the bytes of a blob that were sent, those of a
-    /// window's earlier blocks included.
+    /// The frame contains the answer: send it back. The number is the bytes of a blob that were sent, including those
+    /// of a window's earlier blocks.
     Reply(u32),
-    /// The frame holds a DHCPOFFER: send it.
+    /// The frame contains a DHCPOFFER: send it.
     Offer,
-    /// The frame holds a DHCPACK: send it.
+    /// The frame contains a DHCPACK: send it.
     Ack,
-    /// The frame is dealt with, and has no answer.
+    /// The frame was processed, and has no answer.
     Drop(Drop),
-    /// The frame goes on to the next program and the network stack, unchanged.
+    /// The frame continues to the next program and the network stack, unchanged.
     Pass(Pass),
 }
 
@@ -30,7 +30,7 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// Every hook, in the order in which a frame meets them.
+    /// Every hook, in the order in which a frame passes them.
     pub const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
 
     /// Its name.
@@ -42,7 +42,7 @@ impl Hook {
     }
 }
 
-/// Makes an enum of reasons with their names, so that none can be forgotten in a status.
+/// Defines an enum of reasons with their names, so that none can be missing in a status.
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident { $($(#[$why:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*
@@ -62,20 +62,19 @@ reasons! {
     Drop {
         /// A duplicate ACK, whose answer is still in flight.
         TftpDuplicate = "tftp-duplicate",
-        /// An ACK of nothing in flight.
+        /// An ACK of no block in flight.
         TftpStale = "tftp-stale",
-        /// The last ACK: an event tells the daemon.
+        /// The last ACK: an event notifies the daemon.
         TftpFinished = "tftp-finished",
-        /// The client ended its transfer: an event tells the daemon.
+        /// The client ended its transfer: an event notifies the daemon.
         TftpAborted = "tftp-aborted",
-        /// The frame could not be written to after it had been resized; the client's or the
-        /// daemon's timer repairs it.
+        /// The frame could not be written after it had been resized; the client's or the daemon's timer repairs that.
         Unwritable = "unwritable",
     }
 }
 
 reasons! {
-    /// Why a frame is left to others.
+    /// Why a frame is passed on.
     Pass {
         /// Shorter than the headers.
         Runt = "runt",
@@ -87,7 +86,7 @@ reasons! {
         Vlan = "vlan",
         /// Some other EtherType.
         OtherEthertype = "other-ethertype",
-        /// IPv4 with options, or no IPv4 in spite of the EtherType.
+        /// IPv4 with options, or not IPv4 in spite of the EtherType.
         IpHeader = "ip-header",
         /// The checksum of the IPv4 header is wrong.
         IpChecksum = "ip-checksum",
@@ -95,63 +94,62 @@ reasons! {
         Fragment = "fragment",
         /// IPv4, not UDP.
         OtherIpv4 = "other-ipv4",
-        /// Lengths that do not agree.
+        /// Length fields that contradict each other.
         Length = "length",
         /// To a PXE boot server, port 4011.
         Dhcp = "dhcp",
-        /// To a DHCP server, and not a request that the kernel can read.
+        /// To a DHCP server, but not a request that the kernel can read.
         DhcpMessage = "dhcp-message",
         /// A DHCP request from a machine without a lease in the kernel.
         DhcpUnknown = "dhcp-unknown",
-        /// RELEASE or DECLINE of a machine whose lease was in the kernel until now.
+        /// RELEASE or DECLINE from a machine whose lease was in the kernel until now.
         DhcpEnds = "dhcp-ends",
-        /// The lease is not durable for as long as the reply would promise.
+        /// The stored lease is shorter than the reply would promise.
         DhcpTooOld = "dhcp-too-old",
-        /// A DHCP request to another server, or by a way that the daemon should look at.
+        /// A DHCP request to another server, or by a path that needs the daemon.
         DhcpElsewhere = "dhcp-elsewhere",
-        /// A DHCP request that names another address or server than the lease.
+        /// A DHCP request with an address or server other than the lease's.
         DhcpDiffers = "dhcp-differs",
-        /// The reply is longer than the client takes: the daemon leaves options out.
+        /// The reply is longer than the client accepts: the daemon leaves options out.
         DhcpTooLong = "dhcp-too-long",
         /// A TFTP request.
         TftpRequest = "tftp-request",
         /// UDP that belongs to no transfer in the kernel.
         OtherUdp = "other-udp",
-        /// A packet of a transfer in the kernel, but no plain ACK.
+        /// A packet of a transfer in the kernel, but not a plain ACK.
         TftpNotAck = "tftp-not-ack",
-        /// The end of a transfer that the ring of events had no room for: the packet itself tells
-        /// the daemon.
+        /// The end of a transfer for which the ring of events had no room: the packet itself notifies the daemon.
         TftpUntold = "tftp-untold",
-        /// A packet of a transfer in the kernel, in a frame of another station than asked for it, or to another than
+        /// A packet of a transfer in the kernel, in a frame from another station than the request's, or to another than
         /// the appliance.
         TftpStation = "tftp-station",
         /// The grant has ended.
         TftpExpired = "tftp-expired",
-        /// More than one block is due: XDP can't send a second frame.
+        /// More than one block must be sent: XDP can't send a second frame.
         TftpWindow = "tftp-window",
-        /// The session's blob, or its sums, are gone.
+        /// The session's blob or its sums no longer exist.
         TftpNoBlob = "tftp-no-blob",
-        /// The buffer cannot grow to the answer's size: the next hook's turn.
+        /// The buffer can't grow to the answer's size: the next hook answers.
         NoRoom = "no-room",
-        /// The kernel refused the program that would answer it.
+        /// The kernel rejected the program that would answer it.
         NoProgram = "no-program",
     }
 }
 
-/// What is counted before the reasons: answers, and what became of them.
+/// Counters before the reasons: answers, and what became of them.
 const ANSWERS: [&str; 5] = ["replies", "reply-bytes", "dhcp-offers", "dhcp-acks", "events-lost"];
 
 /// Counters of one hook: answers, then every [`Drop`] and every [`Pass`].
 pub const COUNTERS_PER_HOOK: usize = ANSWERS.len() + Drop::NAMES.len() + Pass::NAMES.len();
 
-/// Where events are counted that the ring had no room for.
+/// Index of the counter of events that the ring had no room for.
 pub const LOST_COUNTER: u32 = 4;
 
-/// Where [`Verdict::Reply`]'s bytes are added up.
+/// Index of the sum of [`Verdict::Reply`]'s bytes.
 pub const BYTES_COUNTER: u32 = 1;
 
 impl Verdict {
-    /// Its place among the counters of a hook.
+    /// Its index among the counters of a hook.
     #[inline(always)]
     pub fn counter(self) -> u32 {
         match self {
@@ -194,7 +192,7 @@ impl Pass {
         }
     }
 
-    /// The reason to pass headers that are no plain UDP datagram's.
+    /// The reason to pass headers that are not a plain UDP datagram's.
     #[inline(always)]
     pub fn of_malformed(why: Malformed, ethertype: u16) -> Self {
         match why {

@@ -1,11 +1,11 @@
-//! Bounds that every kernel's verifier sees.
+//! Bounds that every kernel's verifier recognises.
 //!
-//! The verifier learns the range of a register from comparisons of that very register with constants. What
-//! LLVM makes of two of them, one subtraction and one unsigned comparison, tells Linux 6.12 and older nothing;
-//! nor does `len == 0` tell 6.1 that `len` is at least 1 otherwise, and LLVM turns `len < 1` into it. So each
-//! comparison here stands alone, behind a barrier that LLVM looks through no more than the verifier needs it to.
+//! The verifier learns the range of a register from comparisons of that register with constants. LLVM combines two of
+//! them into one subtraction and one unsigned comparison, from which Linux 6.12 and older learn nothing. Neither does
+//! 6.1 learn from `len == 0` that `len` is at least 1 otherwise, and LLVM turns `len < 1` into that. So each comparison
+//! here is separate, behind a barrier that is as opaque to LLVM as the verifier needs.
 
-/// `len` if it lies in `LEAST..=MOST`, with both bounds known to the verifier. `LEAST` is not 0.
+/// `len` if it is in `LEAST..=MOST`, with both bounds known to the verifier. `LEAST` is not 0.
 #[inline(always)]
 pub(crate) fn within<const LEAST: u64, const MOST: u64>(len: u64) -> Option<u32> {
     const { assert!(0 < LEAST && LEAST <= MOST && MOST <= u32::MAX as u64) };
@@ -17,7 +17,7 @@ pub(crate) fn within<const LEAST: u64, const MOST: u64>(len: u64) -> Option<u32>
     (len >= LEAST).then_some(len as u32)
 }
 
-/// The smaller of `len` and `MOST`, which is a power of two. `len` is not 0; a 0 comes out as `MOST`.
+/// The smaller of `len` and `MOST`, which is a power of two. `len` must not be 0; a 0 becomes `MOST`.
 #[inline(always)]
 pub(crate) fn at_most<const MOST: u64>(len: u64) -> u32 {
     const { assert!(MOST.is_power_of_two() && MOST <= u32::MAX as u64) };
@@ -26,8 +26,8 @@ pub(crate) fn at_most<const MOST: u64>(len: u64) -> u32 {
     (barrier(last) + 1) as u32
 }
 
-/// The same value in the same register, of which LLVM knows nothing any more. The instruction stands there
-/// because an empty one has no place in BTF's table of lines.
+/// The same value in the same register, of which LLVM no longer knows anything. There is an instruction because an
+/// empty one has no place in BTF's table of lines.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn barrier(mut value: u64) -> u64 {
@@ -38,7 +38,7 @@ fn barrier(mut value: u64) -> u64 {
     value
 }
 
-/// The same for whoever only looks at the code.
+/// The same for analysis on the host.
 #[cfg(not(target_arch = "bpf"))]
 fn barrier(value: u64) -> u64 {
     core::hint::black_box(value)

@@ -1,4 +1,4 @@
-//! A request in, the offer or ACK out.
+//! From a request to its offer or ACK.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -16,7 +16,7 @@ use crate::maps::{self, Plan};
 
 /// Answers a request from a machine whose lease is in the kernel.
 ///
-/// As for TFTP, everything that can fail is done before the frame is touched.
+/// As for TFTP, everything that can fail is done before the frame is changed.
 #[inline(always)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let len = begin(frame, packet)?;
@@ -27,7 +27,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     understand()?;
     decide(packet, lease)?;
     build(lease)?;
-    // Where the checksum is written as it is, nobody asks.
+    // Where the checksum is rewritten completely, it is not needed.
     if F::HOOK == Hook::Tc {
         compare(frame, packet, len)?;
     }
@@ -38,10 +38,10 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
     tell::<F>(lease)
 }
 
-// Each of these is a function of its own, so that the stack holds only what one of them needs. They hand on what they
-// made in the plan.
+// Each of these is a separate function, so that the stack holds only what one of them needs. They pass their results on
+// in the plan.
 
-/// Copies the request out of the frame, and begins to walk over it. Returns its length.
+/// Copies the request out of the frame, and begins the walk over it. Returns its length.
 #[inline(never)]
 fn begin<F: Frame>(frame: &F, packet: &Datagram) -> Result<usize, Pass> {
     let (Some(message), Some(walk)) = (maps::request(), maps::walk()) else { return Err(Pass::DhcpMessage) };
@@ -50,7 +50,7 @@ fn begin<F: Frame>(frame: &F, packet: &Datagram) -> Result<usize, Pass> {
     Ok(len)
 }
 
-/// Reads the request that was walked over.
+/// Reads the request after the walk.
 #[inline(never)]
 fn understand() -> Result<(), Pass> {
     let (Some(walk), Some(plan)) = (maps::walk(), maps::plan()) else { return Err(Pass::DhcpMessage) };
@@ -58,7 +58,7 @@ fn understand() -> Result<(), Pass> {
     Ok(())
 }
 
-/// Decides whether it may be answered, and how.
+/// Decides whether the request may be answered, and how.
 #[inline(never)]
 fn decide(packet: &Datagram, lease: &Lease) -> Result<(), Pass> {
     let plan = maps::plan().ok_or(Pass::DhcpMessage)?;
@@ -73,7 +73,7 @@ fn decide(packet: &Datagram, lease: &Lease) -> Result<(), Pass> {
     Ok(())
 }
 
-/// Makes the reply's message.
+/// Builds the reply's message.
 #[inline(never)]
 fn build(lease: &Lease) -> Result<(), Pass> {
     let plan = maps::plan().ok_or(Pass::DhcpMessage)?;
@@ -85,7 +85,7 @@ fn build(lease: &Lease) -> Result<(), Pass> {
     Ok(())
 }
 
-/// Notes how the reply differs from the request.
+/// Records how the reply differs from the request.
 #[inline(never)]
 fn compare<F: Frame>(frame: &F, packet: &Datagram, len: usize) -> Result<(), Pass> {
     let (Some(plan), Some(message)) = (maps::plan(), maps::request()) else { return Err(Pass::DhcpMessage) };
@@ -95,7 +95,7 @@ fn compare<F: Frame>(frame: &F, packet: &Datagram, len: usize) -> Result<(), Pas
     Ok(())
 }
 
-/// Puts the reply into the frame, in place of the request. Returns false where that fails in the middle.
+/// Writes the reply into the frame, over the request. Returns false if that fails halfway.
 #[inline(never)]
 fn send<F: Frame>(frame: &F) -> Result<bool, Pass> {
     let (Some(plan), Some(out)) = (maps::plan(), maps::reply()) else { return Err(Pass::DhcpMessage) };
@@ -109,14 +109,14 @@ fn send<F: Frame>(frame: &F) -> Result<bool, Pass> {
     Ok(store(frame, out, len) && frame.store_head(head, change))
 }
 
-/// Tells the daemon of the answer.
+/// Notifies the daemon of the answer.
 #[inline(never)]
 fn tell<F: Frame>(lease: &Lease) -> Result<Verdict, Pass> {
     let plan = maps::plan().ok_or(Pass::DhcpMessage)?;
     let (kind, verdict) = match plan.answer.kind {
         Kind::Offer => (EventKind::Offer, Verdict::Offer),
         Kind::Ack => (EventKind::Ack, Verdict::Ack),
-        // Configuration, no lease: nothing that the daemon has to know.
+        // Configuration without a lease: nothing that the daemon has to know.
         Kind::Informed | Kind::Nak | Kind::ProxyOffer | Kind::ProxyAck => return Ok(Verdict::Ack),
     };
     let event = Event {
@@ -135,8 +135,8 @@ unsafe extern "C" fn next_option(_: u32, _: *mut c_void) -> i64 {
     i64::from(dhcp::step(message, walk))
 }
 
-/// Copies the message into `buffer`, and returns its length. Whatever an earlier message left
-/// behind it is not looked at, but for the bytes that fill up the last word of its sum.
+/// Copies the message into `buffer`, and returns its length. What an earlier message left after it is ignored, except
+/// the bytes that fill up the last word of its sum.
 #[inline(always)]
 fn load<F: Frame>(frame: &F, packet: &Datagram, buffer: &mut Packet) -> Option<usize> {
     let len = bounded(usize::from(packet.payload_len))?;
@@ -153,7 +153,7 @@ fn store<F: Frame>(frame: &F, buffer: &Packet, len: usize) -> bool {
     }
 }
 
-/// `len`, if it is a message's.
+/// `len`, if it is a valid message length.
 #[inline(always)]
 fn bounded(len: usize) -> Option<u32> {
     bounds::within::<{ field::OPTIONS as u64 }, { CAP as u64 }>(len as u64)
@@ -162,12 +162,12 @@ fn bounded(len: usize) -> Option<u32> {
 /// The sum of a message's bytes.
 #[inline(always)]
 fn sum_of(buffer: &mut Packet, len: usize) -> Checksum {
-    // Helpers sum whole words.
+    // Helpers sum only whole words.
     for i in 0..3 {
         buffer[(len + i) & (BUFFER - 1)] = 0;
     }
     let len = (len + 3) & (CAP * 2 - 4);
-    // Before Linux 6.13 the helper sums 512 bytes at most, in one call.
+    // Before Linux 6.13 the helper sums at most 512 bytes per call.
     let first = if len > 512 { 512 } else { len };
     let rest = (len - first) & 0x3fc;
     let bytes: *mut u32 = buffer.as_mut_ptr().cast();
@@ -176,7 +176,7 @@ fn sum_of(buffer: &mut Packet, len: usize) -> Checksum {
         let sum = bpf_csum_diff(ptr::null_mut(), 0, bytes, first as u32, 0);
         bpf_csum_diff(ptr::null_mut(), 0, bytes.add(128), rest as u32, sum as u32)
     } as u32;
-    // The kernel's sums are over words in memory order, as for `frame::difference`.
+    // The kernel sums words in memory order, as in `frame::difference`.
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     Checksum::from_folded(u16::from_be(folded as u16))

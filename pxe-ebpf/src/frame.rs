@@ -1,4 +1,4 @@
-//! The frame that a program sees: everything that touches packet bytes, for both hooks.
+//! The frame that a program processes: all access to packet bytes, for both hooks.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -19,7 +19,7 @@ use pxe_common::wire::{Checksum, Datagram, HEADERS_LEN};
 /// Bytes before a block's data.
 pub(crate) const HEAD_LEN: usize = HEADERS_LEN + HEADER_LEN;
 
-/// Where the UDP checksum lies.
+/// Offset of the UDP checksum.
 pub(crate) const UDP_CHECKSUM: u32 = 40;
 
 /// A frame at one of the hooks.
@@ -29,19 +29,19 @@ pub(crate) trait Frame: EbpfContext {
     /// What a program at the hook returns.
     type Action;
 
-    /// What becomes of the frame.
+    /// Translates a verdict into the hook's action.
     fn action(&self, verdict: Verdict) -> Self::Action;
 
-    /// Bytes, from the Ethernet header on.
+    /// Its length in bytes, from the Ethernet header on.
     fn len(&self) -> usize;
 
-    /// Whether the frame has a VLAN tag that its bytes do not show.
+    /// Whether the frame has a VLAN tag that is not in its bytes.
     fn has_hidden_tag(&self) -> bool;
 
     /// `N` bytes from offset `at`.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 
-    /// What `read` makes of the first `N` bytes.
+    /// Calls `read` with the first `N` bytes.
     fn read<const N: usize, T>(&self, read: impl FnOnce(&[u8; N]) -> T) -> Option<T>;
 
     /// Copies `len` bytes from offset `at` on.
@@ -50,7 +50,7 @@ pub(crate) trait Frame: EbpfContext {
     /// `bytes` is valid for `len` bytes, and `len` is not 0.
     unsafe fn load_at(&self, at: u32, bytes: *mut u8, len: u32) -> bool;
 
-    /// Makes the frame as long as this. Where that fails the frame is as it was.
+    /// Changes the frame's length. If that fails, the frame is unchanged.
     fn resize(&self, len: u32) -> bool;
 
     /// Overwrites `bytes` from offset `at`.
@@ -59,22 +59,22 @@ pub(crate) trait Frame: EbpfContext {
     /// `bytes` is valid for `len` bytes, and `len` is not 0.
     unsafe fn store(&self, at: u32, bytes: *const u8, len: u32) -> bool;
 
-    /// Sends the frame as it is now out of the port it came in by, and keeps it. Only at tc.
+    /// Sends the frame in its present state out of the port where it arrived, and keeps it. Only at tc.
     fn send_copy(&self) -> bool;
 
-    /// Overwrites the headers, and the first bytes of payload that come with them, and leaves the
-    /// UDP checksum right; `head` is of no use afterwards.
+    /// Overwrites the headers and the first bytes of payload after them, and corrects the UDP checksum. `head` must not
+    /// be used afterwards.
     fn store_head<const N: usize>(&self, head: &mut [u8; N], change: &Change) -> bool;
 }
 
-/// How a reply's UDP datagram differs from the request's.
+/// The difference between a reply's UDP datagram and the request's.
 #[derive(Clone, Copy)]
 pub(crate) struct Change {
     /// The request's checksum field.
     old_checksum: [u8; 2],
     /// The difference of the pseudo-headers.
     pseudo: Checksum,
-    /// The difference of what the datagrams themselves sum up to.
+    /// The difference between the datagrams' own sums.
     datagram: Checksum,
 }
 
@@ -94,15 +94,15 @@ impl Change {
         }
     }
 
-    /// The same between two datagrams of which only the payload differs, here of so many bytes and with this sum, and
-    /// whose addresses and ports at most change places, which no sum sees.
+    /// The same between two datagrams that differ only in their payload, here of this length and with this sum. Their
+    /// addresses and ports are at most exchanged, which does not change a sum.
     #[inline(always)]
     pub(crate) fn of_payload(
         old_checksum: [u8; 2],
         (old_len, old): (u16, Checksum),
         (new_len, new): (u16, Checksum),
     ) -> Self {
-        // Both headers have the length.
+        // Both headers contain the length.
         let longer = Checksum::ZERO.word(new_len).word(!old_len);
         Self { old_checksum, pseudo: longer, datagram: longer.word(new.folded()).word(!old.folded()) }
     }
@@ -143,7 +143,7 @@ impl Frame for Xdp {
         unsafe { bpf_xdp_get_buff_len(self.0.ctx) as usize }
     }
 
-    /// One that a NIC takes off is not told.
+    /// A tag that a NIC removes is not visible here.
     #[inline(always)]
     fn has_hidden_tag(&self) -> bool {
         false
@@ -155,7 +155,7 @@ impl Frame for Xdp {
         self.bytes(at).map(|bytes| unsafe { *bytes })
     }
 
-    /// Where they lie: as a value they would take their room on the stack.
+    /// Read in place: a copy would take space on the stack.
     #[inline(always)]
     fn read<const N: usize, T>(&self, read: impl FnOnce(&[u8; N]) -> T) -> Option<T> {
         // SAFETY: as for `load`; nobody writes to the frame meanwhile.
@@ -186,11 +186,11 @@ impl Frame for Xdp {
         false
     }
 
-    /// The frame has no checksum state: the field gets the whole sum, as `head` has it.
+    /// The frame has no checksum state: the field gets the complete sum from `head`.
     #[inline(always)]
     fn store_head<const N: usize>(&self, head: &mut [u8; N], _: &Change) -> bool {
         let Some(bytes) = self.bytes::<N>(0) else { return false };
-        // Byte by byte, in this order: as one value all of them would lie on the stack in between.
+        // Byte by byte, in this order: as one value they would be on the stack in between.
         let mut i = 0;
         while i < N {
             // SAFETY: as for `load`; nobody else has the frame.
@@ -202,9 +202,9 @@ impl Frame for Xdp {
 }
 
 impl Xdp {
-    /// `N` bytes from offset `at`, where they lie. Only in the frame's first buffer: what is looked
-    /// at here is headers and a few bytes behind them, and frames that a driver splits there are
-    /// left to tc. A helper would cost a call and two copies each time.
+    /// `N` bytes from offset `at`, in place. Only in the frame's first buffer: what is read here is headers and a few
+    /// bytes after them, and frames that a driver splits there are left to tc. A helper would cost a call and two
+    /// copies each time.
     #[inline(always)]
     fn bytes<const N: usize>(&self, at: u32) -> Option<*mut [u8; N]> {
         let bytes = self.0.data() + at as usize;
@@ -232,7 +232,7 @@ impl Frame for Tc {
                 bpf_redirect(self.ifindex(), 0) as i32
             },
             Verdict::Drop(_) => TC_ACT_SHOT,
-            // Not TC_ACT_OK: that would skip the programs of others on this port.
+            // Not TC_ACT_OK, which would skip other owners' programs on this port.
             Verdict::Pass(_) => TC_ACT_UNSPEC,
         }
     }
@@ -242,8 +242,8 @@ impl Frame for Tc {
         self.0.len() as usize
     }
 
-    /// The kernel moves the outer tag into the skb's own fields before tc
-    /// (`__netif_receive_skb_core`), as a NIC may have done already.
+    /// The kernel moves the outer tag into the skb's own fields before tc (`__netif_receive_skb_core`), unless a NIC
+    /// has already done so.
     #[inline(always)]
     fn has_hidden_tag(&self) -> bool {
         // SAFETY: the context outlives the program's run.
@@ -279,8 +279,8 @@ impl Frame for Tc {
 
     #[inline(always)]
     unsafe fn store(&self, at: u32, bytes: *const u8, len: u32) -> bool {
-        // RECOMPUTE_CSUM keeps the sum that a NIC may have computed in step (CHECKSUM_COMPLETE);
-        // it costs nothing for a frame that has grown, because growing discards that sum.
+        // RECOMPUTE_CSUM keeps the sum that a NIC may have computed up to date (CHECKSUM_COMPLETE). It costs nothing
+        // for a frame that has grown, because growing discards that sum.
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
         // SAFETY: the caller's.
         unsafe { bpf_skb_store_bytes(self.0.skb.skb, at, bytes.cast(), len, flags) == 0 }
@@ -292,15 +292,15 @@ impl Frame for Tc {
         unsafe { bpf_clone_redirect(self.0.skb.skb, self.ifindex(), 0) == 0 }
     }
 
-    /// The field of an skb from a veth, tap or virtio peer may hold only the pseudo-header's sum,
-    /// to be completed on its way out (CHECKSUM_PARTIAL), and a program can't see which it is. So
-    /// the old value stays and the helper applies the difference, in the way that its state asks
-    /// for: the pseudo-header's in either, the datagram's only to a complete sum.
+    /// The field of an skb from a veth, tap or virtio peer may contain only the pseudo-header's sum, to be completed at
+    /// transmission (CHECKSUM_PARTIAL), and a program can't see which it is. So the old value stays, and the helper
+    /// applies the difference as the skb's state requires: the pseudo-header's in both cases, the datagram's only to a
+    /// complete sum.
     #[inline(always)]
     fn store_head<const N: usize>(&self, head: &mut [u8; N], change: &Change) -> bool {
         let at = UDP_CHECKSUM as usize;
         [head[at], head[at + 1]] = change.old_checksum;
-        // A field of zero means that the client sends no checksums: it gets none either.
+        // A field of zero means that the client sends no checksums, so it gets none either.
         let flags = u64::from(BPF_F_MARK_MANGLED_0);
         let skb = self.0.skb.skb;
         let at = UDP_CHECKSUM;
@@ -319,7 +319,7 @@ impl Frame for Tc {
     }
 }
 
-/// A sum as the kernel keeps them: over words in memory order (RFC 1071 section 2(B)).
+/// A sum in the kernel's form: over words in memory order (RFC 1071 section 2(B)).
 #[inline(always)]
 fn difference(sum: Checksum) -> u64 {
     u64::from(sum.folded().to_be())

@@ -1,8 +1,8 @@
-//! The limit of the hooks, for `cargo xtask bench limit`: programs that turn an ACK into a DATA of the same size as
-//! the next block's and send it back, and do nothing else. They look up no session, copy no file contents (the kernel
-//! itself fills what a frame grows by with zeros), update no UDP checksum and count nothing.
+//! The limit of the hooks, for `cargo xtask bench limit`: programs that turn an ACK into a DATA of the next block's
+//! size, send it back, and do nothing else. They look up no session, copy no file contents (the kernel itself fills the
+//! added bytes of a frame with zeros), update no UDP checksum and count nothing.
 //!
-//! An object of its own, and no part of the appliance.
+//! A separate object, which is not part of the appliance.
 #![no_std]
 #![no_main]
 
@@ -16,11 +16,11 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// Ethernet, IPv4, UDP, and a DATA's opcode and block number.
 const HEAD_LEN: usize = 14 + 20 + 8 + 4;
-/// Where opcode and block number lie.
+/// Offset of opcode and block number.
 const TFTP: usize = HEAD_LEN - 4;
 
-/// Written by whoever loads this: the transfer's port at the server, its block size, the number of
-/// its last block and what that holds.
+/// Written by the loader: the transfer's port at the server, its block size, the number of its last block and that
+/// block's length.
 #[unsafe(no_mangle)]
 static PORT: u16 = 0;
 #[unsafe(no_mangle)]
@@ -30,7 +30,7 @@ static LAST: u16 = 0;
 #[unsafe(no_mangle)]
 static LAST_LEN: u16 = 0;
 
-/// The least that tc can do.
+/// The minimum of work at tc.
 #[classifier]
 pub(crate) fn limit_tc(ctx: TcContext) -> i32 {
     let Some(number) = head(ctx.data(), ctx.data_end()).and_then(ack) else { return TC_ACT_UNSPEC };
@@ -45,7 +45,7 @@ pub(crate) fn limit_tc(ctx: TcContext) -> i32 {
     unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 }
 }
 
-/// The least that XDP can do.
+/// The minimum of work at XDP.
 #[xdp(frags)]
 pub(crate) fn limit_xdp(ctx: XdpContext) -> u32 {
     let Some(number) = head(ctx.data(), ctx.data_end()).and_then(ack) else { return xdp_action::XDP_PASS };
@@ -60,21 +60,20 @@ pub(crate) fn limit_xdp(ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// The ACK that every frame of a test run becomes again, two bytes of padding with it so that it is
-/// whole words, and the block number of the next one.
+/// The ACK that every frame of a test run is reset to, with two bytes of padding to whole words, and the next one's
+/// block number.
 #[map]
 static ACK: Array<[u64; 6]> = Array::with_max_entries(1, 0);
 #[map]
 static NUMBER: Array<u32> = Array::with_max_entries(1, 0);
-/// The program that is measured.
+/// The program under measurement.
 #[map]
 static MEASURED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Makes a frame the next ACK and hands it to the program that is measured.
+/// Turns a frame into the next ACK, and passes it to the program under measurement.
 ///
-/// A test run with live frames uses its pages again and again, and gives them back their length,
-/// but not their contents (`reset_ctx` in the kernel's net/bpf/test_run.c): the last DATA would be
-/// the next request.
+/// A test run with live frames recycles its pages. It restores their length, but not their contents (`reset_ctx` in the
+/// kernel's net/bpf/test_run.c): the last DATA would be the next request.
 #[xdp(frags)]
 pub(crate) fn limit_ack(ctx: XdpContext) -> u32 {
     let (Some(ack), Some(number)) = (ACK.get(0), NUMBER.get_ptr_mut(0)) else { return xdp_action::XDP_DROP };
@@ -96,11 +95,11 @@ pub(crate) fn limit_ack(ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Frames of a whole block that came out at the far end.
+/// Frames with a whole block that arrived at the far end.
 #[map]
 static ARRIVED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// The far end: counts, and takes no time.
+/// The far end: only counts.
 #[xdp]
 pub(crate) fn limit_sink(ctx: XdpContext) -> u32 {
     // SAFETY: a static that the loader wrote.
@@ -114,7 +113,7 @@ pub(crate) fn limit_sink(ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// The headers, if the frame has so much in one piece.
+/// The headers, if they are contiguous in the frame.
 #[inline(always)]
 fn head<'a>(data: usize, data_end: usize) -> Option<&'a mut [u8; HEAD_LEN]> {
     // SAFETY: checked, as the verifier wants it, too.
@@ -130,7 +129,7 @@ fn ack(head: &mut [u8; HEAD_LEN]) -> Option<u16> {
     (ours && head[TFTP..TFTP + 2] == [0, 4]).then(|| u16::from_be_bytes([head[TFTP + 2], head[TFTP + 3]]))
 }
 
-/// The length of the block after this one.
+/// The length of the next block.
 #[inline(always)]
 fn len_after(number: u16) -> Option<u16> {
     // SAFETY: statics that the loader wrote.
@@ -143,8 +142,8 @@ fn len_after(number: u16) -> Option<u16> {
     }
 }
 
-/// Turns the ACK of block `number` into the DATA after it, as far as its receiver looks: addresses
-/// and ports change places, lengths and the IPv4 checksum are right.
+/// Turns the ACK of block `number` into the next DATA, as far as its receiver checks: addresses and ports are
+/// exchanged, lengths and the IPv4 checksum are correct.
 #[inline(always)]
 fn turn(head: &mut [u8; HEAD_LEN], number: u16, len: u16) {
     swap(head, 0, 6, 6);
@@ -153,7 +152,7 @@ fn turn(head: &mut [u8; HEAD_LEN], number: u16, len: u16) {
     let old = u16::from_be_bytes([head[16], head[17]]);
     let new = (HEAD_LEN - 14) as u16 + len;
     [head[16], head[17]] = new.to_be_bytes();
-    // RFC 1624: the checksum changes by as much as the one word.
+    // RFC 1624: the checksum changes by the difference of the one word.
     let sum = u32::from(!u16::from_be_bytes([head[24], head[25]])) + u32::from(!old) + u32::from(new);
     let sum = (sum & 0xffff) + (sum >> 16);
     [head[24], head[25]] = (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes();

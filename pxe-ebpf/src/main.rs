@@ -1,17 +1,17 @@
-//! Bridgehead's kernel programs: one logic at two hooks.
+//! Bridgehead's kernel programs: the same logic at two hooks.
 //!
 //! A program sees each frame at the port where it arrives. [`frame`] reads its headers, and [`parts`] decides which
 //! part handles it: [`dhcp`] answers the machines whose leases the daemon has entered in the [`maps`], [`tftp`] the
-//! ACKs of transfers that it has entered. Everything else goes on to the network stack unchanged, counted by reason.
+//! ACKs of transfers that it has entered. All other frames continue to the network stack unchanged, counted by reason.
 //!
-//! XDP runs first, but can answer only where the driver's buffers have room for a block. tc answers on every port,
-//! and the daemon answers everything that is rare.
+//! XDP runs first, but can answer only if the driver's buffers have room for a block. tc answers on every port, and the
+//! daemon answers everything rare.
 //!
 //! Each hook has three programs: an entry, which is attached, and two parts, which it tail-calls. A kernel whose
-//! verifier refuses one of them still runs the others, and each has a stack of its own.
+//! verifier rejects one of them still runs the others, and each has a stack of its own.
 #![no_std]
 #![no_main]
-// Clippy sees the programs on the host's target, with a stable compiler.
+// Clippy checks the programs for the host's target, with a stable compiler.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod bounds;
@@ -61,7 +61,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The helpers that programs share with the kernel are for GPL-compatible programs.
+/// Some helpers are available only to GPL-compatible programs.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! Every map, each behind the functions that the programs need.
+//! Every map, behind the functions that the programs need.
 
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP};
 use aya_ebpf::btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, ProgramArray, RingBuf};
@@ -18,12 +18,12 @@ use crate::tftp::Sending;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Inner arrays may differ in length: the daemon makes each as long as its blob.
 ///
-/// Their values are arrays for BTF, and no structs. Linux before 6.2 compares where a map's value has its timer,
-/// and "nowhere in this struct" is not the same to it as "nowhere", which is what the daemon's arrays have, being
-/// without BTF: it would take none of them (`bpf_map_meta_equal`).
+/// In BTF their values are arrays, not structs. Linux before 6.2 compares where a map's value has its timer, and
+/// "nowhere in this struct" differs from the "nowhere" of the daemon's arrays, which have no BTF. It would accept none
+/// of them (`bpf_map_meta_equal`).
 const INNER_MAP: usize = BPF_F_INNER_MAP as usize;
 
-/// A [`Chunk`], aligned as one.
+/// A [`Chunk`] with its alignment.
 type ChunkWords = [u64; size_of::<Chunk>() / size_of::<u64>()];
 /// A [`SumPage`](pxe_common::map::SumPage).
 type Sums = [u16; SUMS_PER_PAGE];
@@ -49,19 +49,19 @@ static LEASES: HashMap<Mac, Lease, MAX_LEASES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
 
-/// What the frame's headers say.
+/// The parsed headers of the frame.
 #[btf_map]
 static PACKET: PerCpuArray<Datagram, 1> = PerCpuArray::new();
 
-/// A DHCP request, and the reply to it: working space, too large for the stack.
+/// A DHCP request, and its reply: working space that is too large for the stack.
 #[btf_map]
 static MESSAGES: PerCpuArray<Packet, 2> = PerCpuArray::new();
 
-/// The walk over the request's options: see [`Walk`] for why it lies here.
+/// The walk over the request's options: [`Walk`] says why it is in a map.
 #[btf_map]
 static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 
-/// A request and what it is answered with, between reading and writing: see [`Plan`].
+/// A request and its answer, between reading and writing: see [`Plan`].
 #[btf_map]
 static PLAN: PerCpuArray<Plan, 1> = PerCpuArray::new();
 
@@ -69,14 +69,14 @@ static PLAN: PerCpuArray<Plan, 1> = PerCpuArray::new();
 #[btf_map]
 static SENDING: PerCpuArray<Sending, 1> = PerCpuArray::new();
 
-/// When a program woke the daemon last, by CLOCK_BOOTTIME.
+/// When a program last woke the daemon, by CLOCK_BOOTTIME.
 #[btf_map]
 static WOKEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, COUNTERS_LEN> = PerCpuArray::new();
 
-/// Goes on with `part` of the hook's programs. Returns where the kernel has refused it.
+/// Continues with `part` of the hook's programs. Returns only if the kernel has rejected it.
 #[inline(always)]
 pub(crate) fn jump<F: Frame>(frame: &F, part: Part) {
     let parts = match F::HOOK {
@@ -89,7 +89,7 @@ pub(crate) fn jump<F: Frame>(frame: &F, part: Part) {
 
 /// The transfer that `key` names.
 ///
-/// Two frames of one transfer do not race: they arrive in one receive queue.
+/// Two frames of one transfer do not race, because they arrive in one receive queue.
 #[inline(always)]
 pub(crate) fn session<'a>(key: &SessionKey) -> Option<&'a mut Session> {
     // SAFETY: the pointer is valid for the program's run; see `map::Session` for its slot.
@@ -115,7 +115,7 @@ pub(crate) fn sum_of(sums: u32, index: u32) -> Option<Checksum> {
     Some(Checksum::from_folded(page[at as usize % SUMS_PER_PAGE]))
 }
 
-/// What the kernel may say to this machine.
+/// The kernel's lease for this machine.
 #[inline(always)]
 pub(crate) fn lease<'a>(mac: &Mac) -> Option<&'a Lease> {
     // SAFETY: programs only read leases, and the map has no slots that are used again while a
@@ -123,14 +123,14 @@ pub(crate) fn lease<'a>(mac: &Mac) -> Option<&'a Lease> {
     LEASES.get_ptr(mac).map(|lease| unsafe { &*lease })
 }
 
-/// The machine gives its address back.
+/// The machine returns its address.
 #[inline(always)]
 pub(crate) fn end_lease(mac: &Mac) {
-    // Failing means that another CPU, or the daemon, was faster.
+    // It fails only if another CPU or the daemon was faster.
     let _ = LEASES.remove(mac);
 }
 
-/// Space for what the headers say.
+/// Space for the parsed headers.
 #[inline(always)]
 pub(crate) fn packet<'a>() -> Option<&'a mut Datagram> {
     // SAFETY: the slot is this CPU's, and one program at a time runs on it.
@@ -158,21 +158,20 @@ pub(crate) fn walk<'a>() -> Option<&'a mut Walk> {
     WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
 }
 
-/// Everything a reply is made of, but for the messages and the lease.
+/// The parts of a reply, except the messages and the lease.
 ///
-/// The verifier follows each way through reading and deciding on its own, and would go through
-/// writing once for each. What comes out of a map has no history: written here and looked up
-/// anew, hundreds of ways become one.
+/// The verifier follows each path through reading and deciding, and would follow writing once for each of them. A value
+/// from a map has no history: written here and looked up again, hundreds of paths become one.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) request: Request,
     pub(crate) answer: Answer,
     /// By CLOCK_BOOTTIME.
     pub(crate) now_ns: u64,
-    /// The reply's bytes.
+    /// The sum of the reply's bytes.
     pub(crate) sum: Checksum,
     pub(crate) change: Change,
-    /// The reply's, not written yet.
+    /// The reply's headers, not yet written.
     pub(crate) head: Headers,
 }
 
@@ -190,9 +189,9 @@ pub(crate) fn sending<'a>() -> Option<&'a mut Sending> {
     SENDING.get_ptr_mut(0).map(|sending| unsafe { &mut *sending })
 }
 
-/// Tells the daemon, or counts what it is not told.
+/// Notifies the daemon, or counts the event as lost.
 ///
-/// Waking it takes an interrupt, as long as all else that is done for a DHCP request: see [`WAKES_EVERY_NS`].
+/// Waking the daemon takes an interrupt, as long as all the rest of a DHCP request: see [`WAKES_EVERY_NS`].
 #[inline(always)]
 pub(crate) fn tell(hook: Hook, event: &Event) -> bool {
     let woken = WOKEN.get_ptr_mut(0);
@@ -208,7 +207,7 @@ pub(crate) fn tell(hook: Hook, event: &Event) -> bool {
     told
 }
 
-/// Notes a verdict.
+/// Counts a verdict.
 #[inline(always)]
 pub(crate) fn count(hook: Hook, verdict: Verdict) {
     let base = hook as u32 * COUNTERS_PER_HOOK as u32;

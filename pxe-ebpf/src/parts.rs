@@ -1,4 +1,4 @@
-//! From a frame to the program that answers it, and from its verdict to what becomes of the frame.
+//! From a frame to the program that answers it, and from its verdict to the action on the frame.
 
 use aya_ebpf::helpers::bpf_csum_diff;
 use pxe_common::map::Part;
@@ -8,10 +8,10 @@ use pxe_common::wire::{Datagram, ETHERNET_LEN, Headers, IPV4_LEN, port};
 use crate::frame::Frame;
 use crate::{dhcp, maps, tftp};
 
-/// Where a frame's EtherType lies.
+/// Offset of a frame's EtherType.
 const ETHERTYPE: u32 = 12;
 
-/// What is attached: jumps to the part that the frame is for. A jump that succeeds does not return.
+/// The attached program: jumps to the part that handles the frame. A successful jump does not return.
 #[inline(always)]
 pub(crate) fn enter<F: Frame>(frame: F) -> F::Action {
     let pass = match headers(&frame) {
@@ -27,7 +27,7 @@ pub(crate) fn enter<F: Frame>(frame: F) -> F::Action {
     conclude(&frame, Verdict::Pass(pass))
 }
 
-/// Answers requests for addresses.
+/// Answers DHCP requests.
 #[inline(always)]
 pub(crate) fn dhcp<F: Frame>(frame: F) -> F::Action {
     let answer =
@@ -49,10 +49,10 @@ fn conclude<F: Frame>(frame: &F, verdict: Verdict) -> F::Action {
     frame.action(verdict)
 }
 
-/// Read again in each part: two programs that hand each other nothing can be replaced one by one.
+/// Read again in each part: programs that exchange no data can be replaced one by one.
 ///
-/// A function of its own, so that the headers lie on the stack no longer than needed: functions
-/// that call each other share 512 bytes.
+/// A separate function, so that the headers are on the stack no longer than needed: functions that call each other
+/// share 512 bytes.
 #[inline(never)]
 fn datagram<'a, F: Frame>(frame: &F) -> Result<&'a Datagram, Pass> {
     let packet = maps::packet().ok_or(Pass::NoProgram)?;
@@ -60,11 +60,11 @@ fn datagram<'a, F: Frame>(frame: &F) -> Result<&'a Datagram, Pass> {
     Ok(packet)
 }
 
-/// Passes a frame whose IPv4 header's checksum is wrong. Beside [`datagram`], for its stack's sake.
+/// Passes a frame whose IPv4 header's checksum is wrong. Separate from [`datagram`] to save its stack.
 #[inline(never)]
 fn sound<F: Frame>(frame: &F) -> Result<(), Pass> {
     let mut header = [0u8; IPV4_LEN];
-    // By helpers, which take less stack than the loop. Where the header is is no matter to them.
+    // Helpers take less stack than a loop. They accept the header at any address.
     // SAFETY: the array is as long as we say, and the second helper only reads it.
     let sum = unsafe {
         if !frame.load_at(ETHERNET_LEN as u32, header.as_mut_ptr(), IPV4_LEN as u32) {
@@ -73,7 +73,7 @@ fn sound<F: Frame>(frame: &F) -> Result<(), Pass> {
         let header = header.as_mut_ptr().cast();
         bpf_csum_diff(core::ptr::null_mut(), 0, header, IPV4_LEN as u32, 0) as u32
     };
-    // Two carries at most.
+    // At most two carries.
     let sum = (sum & 0xffff) + (sum >> 16);
     if (sum & 0xffff) + (sum >> 16) == 0xffff { Ok(()) } else { Err(Pass::IpChecksum) }
 }

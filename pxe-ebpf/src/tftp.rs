@@ -1,4 +1,4 @@
-//! An ACK in, the next blocks out.
+//! From an ACK to the next blocks.
 
 use core::ffi::c_void;
 
@@ -14,9 +14,8 @@ use crate::{bounds, maps};
 
 /// Answers a datagram that belongs to a transfer in the kernel.
 ///
-/// Everything that can fail for the first block is done before the frame is touched, and the
-/// session moves on only after that block is in the frame: what is passed is unchanged, and so is
-/// its session.
+/// Everything that can fail for the first block is done before the frame is changed, and the session advances only
+/// after that block is in the frame. So a frame that is passed is unchanged, and so is its session.
 #[inline(never)]
 pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, Pass> {
     let session = maps::session(&SessionKey::of(packet)).ok_or(Pass::of_port(packet.destination_port))?;
@@ -49,7 +48,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         Step::Duplicate => return Ok(Verdict::Drop(Drop::TftpDuplicate)),
         Step::Stale => return Ok(Verdict::Drop(Drop::TftpStale)),
     };
-    // Of XDP, which can't send a second frame, only a lone block.
+    // XDP can't send a second frame, so it answers only with a single block.
     if F::HOOK == Hook::Xdp && blocks.first != blocks.last {
         return Err(Pass::TftpWindow);
     }
@@ -64,7 +63,7 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         sending.header_sums = packet.reply(0).write(headers);
     }
     next_block(0, frame);
-    // Looked up anew: the other function had the only references until here.
+    // Looked up again, because until here only the other function may hold references.
     let sending = maps::sending().ok_or(Pass::TftpNoBlob)?;
     match sending.state {
         State::Whole => {}
@@ -89,14 +88,14 @@ pub(crate) fn answer<F: Frame>(frame: &F, packet: &Datagram) -> Result<Verdict, 
         // SAFETY: the callback gets the frame that it expects, which outlives the call.
         unsafe { bpf_loop(sent - 1, step as *mut c_void, frame.cast_mut().cast(), 0) };
         if sending.state != State::Whole {
-            // Some of the window is on its way. The client acknowledges that, and gets the rest.
+            // Part of the window was sent. The client acknowledges that part, and gets the rest.
             return Ok(Verdict::Drop(Drop::Unwritable));
         }
     }
     Ok(Verdict::Reply(sending.bytes))
 }
 
-/// Tells the daemon of a transfer. A function of its own, so that a block's stack does not hold it.
+/// Notifies the daemon of a transfer's event. A separate function, so that it takes no stack while a block is sent.
 #[inline(never)]
 fn tell<F: Frame>(packet: &Datagram, kind: EventKind, code: u16) -> bool {
     let key = SessionKey::of(packet);
@@ -111,30 +110,30 @@ fn tell<F: Frame>(packet: &Datagram, kind: EventKind, code: u16) -> bool {
     maps::tell(F::HOOK, &event)
 }
 
-/// What becomes of a transfer's last packet.
+/// The verdict on a transfer's last packet.
 #[inline(always)]
 fn ended(told: bool, told_by_event: Drop) -> Result<Verdict, Pass> {
     if told { Ok(Verdict::Drop(told_by_event)) } else { Err(Pass::TftpUntold) }
 }
 
-/// One answer, block after block through the same frame: working space, too large for the stack.
+/// One answer, block after block through the same frame: working space that is too large for the stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Sending {
-    /// The next block's, but for what [`HeaderSums::fill`] and the block itself put in.
+    /// The next block's headers, without what [`HeaderSums::fill`] and the block itself put in.
     head: [u8; HEAD_LEN],
     header_sums: HeaderSums,
     blob: u32,
     sums: u32,
     transfer: tftp::Session,
-    /// The block that is put into the frame next.
+    /// The block that is written into the frame next.
     index: u32,
     held: Held,
-    /// Of the blob, in all frames.
+    /// Bytes of the blob in all frames.
     bytes: u32,
     state: State,
 }
 
-/// What is in the frame: the length of the UDP payload, its sum, and UDP's checksum field.
+/// The frame's contents: the length of the UDP payload, its sum, and the UDP checksum field.
 #[derive(Clone, Copy)]
 struct Held {
     payload_len: u16,
@@ -146,19 +145,19 @@ struct Held {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 enum State {
-    /// It is the request.
+    /// It contains the request.
     Untouched,
-    /// It is still the request: its buffer can't grow.
+    /// It still contains the request, because its buffer can't grow.
     NoRoom,
-    /// It is a block.
+    /// It contains a block.
     Whole,
-    /// It is of no use.
+    /// It is unusable.
     Broken,
 }
 
-/// Sends the block that the frame holds, if it does, and puts the next one into it.
+/// Sends the block in the frame, if there is one, and writes the next one into it.
 ///
-/// A function of its own, which `bpf_loop` calls, too.
+/// A separate function, which `bpf_loop` also calls.
 #[inline(never)]
 extern "C" fn next_block<F: Frame>(_: u32, frame: &F) -> i64 {
     let Some(sending) = maps::sending() else { return 1 };
@@ -175,7 +174,7 @@ extern "C" fn next_block<F: Frame>(_: u32, frame: &F) -> i64 {
 }
 
 impl Sending {
-    /// Puts block `index` into the frame.
+    /// Writes block `index` into the frame.
     #[inline(always)]
     fn put<F: Frame>(&mut self, frame: &F) {
         let len = self.transfer.len_of(self.index);
@@ -211,7 +210,7 @@ impl Sending {
         self.bytes += u32::from(len);
     }
 
-    /// What of a block is left after its first piece: something in a jumbo frame.
+    /// The rest of a block after its first piece: only in a jumbo frame is there any.
     #[inline(always)]
     fn store_rest<F: Frame>(&self, frame: &F, offset: u64, len: u16) -> bool {
         let mut piece = 1;
@@ -230,8 +229,8 @@ impl Sending {
     }
 }
 
-/// Copies at most a piece of the `left` bytes into the frame, from the block's byte `at` on. The
-/// helpers take no empty copy.
+/// Copies at most a piece of the `left` bytes into the frame, from the block's byte `at` on. The helpers reject empty
+/// copies.
 #[inline(always)]
 fn store_piece<F: Frame>(frame: &F, at: u16, bytes: *const u8, left: u16) -> bool {
     if left == 0 {

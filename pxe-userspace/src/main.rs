@@ -10,7 +10,7 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 const FAILED: u8 = 1;
-/// clap's own code for wrong usage, too.
+/// The exit code for wrong usage, which clap uses, too.
 const MISCONFIGURED: u8 = 2;
 
 fn main() -> ExitCode {

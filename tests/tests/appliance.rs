@@ -1,4 +1,4 @@
-//! The appliance and the system it runs on: what it takes, what it gives back, what it refuses.
+//! The appliance and the system that it runs on: what it changes, restores and refuses.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn a_crash_is_tidied_up_by_the_next_start() {
         let (appliance, hosts) = Appliance::with_hosts(world, &["a", "b"])?;
         let address = Dhcp::Udhcpc.lease(world, &hosts[0])?;
         appliance.crash()?;
-        // The second start has one port less: the other one is given back all the same.
+        // At the second start there is one port less: the other one is restored nevertheless.
         let config = address_only(world, &[hosts[0].port()], "auto");
         let appliance = Appliance::start(world, &config)?;
         ensure!(master(&hosts[1])?.is_none(), "a port of the crashed run is still on the bridge");
@@ -47,7 +47,7 @@ fn a_bridge_that_was_there_stays() {
         let other = Host::new("other", 9)?;
         net::plug(&other.port(), BRIDGE)?;
         let (appliance, hosts) = Appliance::with_hosts(world, &["a"])?;
-        // A port that somebody else plugged in is served like the configured ones.
+        // A port that somebody else adds to the bridge is served like the configured ones.
         Dhcp::Udhcpc.lease(world, &other)?;
         appliance.stop()?;
         let left = net::ip(["-brief", "address", "show", BRIDGE])?;
@@ -81,7 +81,7 @@ fn check_names_file_and_line() {
         ensure!(!world.path("state").exists(), "check changes nothing");
         ensure!(net::ip(["link", "show", BRIDGE]).is_err(), "check makes no bridge");
 
-        // What is replaced, by what, and a word of the complaint.
+        // The old text, the new text, and a word of the error.
         let cases = [
             ("lease-time = \"1h\"", "lease-tiem = \"1h\"", "lease-time"),
             ("10.77.0.100", "10.88.0.100", "10.88.0.100"),
@@ -119,14 +119,14 @@ fn an_idle_appliance_is_small() {
         std::thread::sleep(Duration::from_secs(seconds));
         let ticks = cpu_ticks(appliance.pid())? - before;
         let memory = resident_bytes(appliance.pid())?;
-        // Time on a shared machine is told and not judged; USER_HZ is 100 on every Linux.
+        // Times on a shared machine are printed, not judged; USER_HZ is 100 on every Linux.
         println!("idle: {} KiB resident, {}.{} % of a core", memory >> 10, ticks / seconds, ticks % seconds);
         ensure!(memory < 60 << 20, "{memory} bytes resident");
         Ok(())
     });
 }
 
-/// The bridge that a host's port is on.
+/// The bridge that a host's port belongs to.
 fn master(host: &Host) -> Result<Option<String>> {
     let link = fs::read_link(Path::new("/sys/class/net").join(host.port()).join("master")).ok();
     Ok(link.and_then(|l| Some(l.file_name()?.to_string_lossy().into_owned())))
@@ -150,7 +150,7 @@ fn ensure_clean(hosts: &[Host]) -> Result<()> {
     Ok(())
 }
 
-/// The exit code and words of `bridgehead check`.
+/// The exit code and output of `bridgehead check`.
 fn check(world: &World, config: &str) -> Result<(Option<i32>, String)> {
     fs::create_dir_all(world.path("files"))?;
     let file = world.path("bridgehead.toml");
@@ -173,7 +173,7 @@ fn resident_bytes(pid: u32) -> Result<u64> {
 /// User and system time in ticks: fields 14 and 15 of /proc/PID/stat (proc(5)).
 fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name in parentheses, which may hold anything.
+    // The second field is the name in parentheses, which may contain anything.
     let (_, rest) = stat.rsplit_once(')').context("no name")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     Ok(fields.get(11).context("utime")?.parse::<u64>()? + fields.get(12).context("stime")?.parse::<u64>()?)

@@ -1,5 +1,5 @@
-//! One image to many machines: the nodes' own receiver, in many namespaces behind one link of the
-//! appliance's, and what crosses that link.
+//! One image to many machines: the nodes' own receiver, in many namespaces behind one link of the appliance, and the
+//! traffic on that link.
 
 use std::collections::HashSet;
 use std::fs;
@@ -33,14 +33,14 @@ fn some_machines_get_an_image_that_crosses_the_link_once() {
         println!("{round}");
         let image = scene.remote.size as f64;
         ensure!(round.came.iter().all(|(_, came)| came.by_multicast > 0), "{round}");
-        // HTTP would take six.
+        // HTTP would take six times the image.
         ensure!((round.link as f64) < image * 2.0, "{} bytes on the link: {round}", round.link);
         scene.appliance.stop()?;
         Ok(())
     });
 }
 
-/// The round is there, and its packets are not: as behind a switch that looks into IGMP without a querier.
+/// There is a round, but its packets don't arrive: as behind a switch with IGMP snooping and no querier.
 #[test]
 fn machines_that_no_multicast_reaches_get_the_image_by_http() {
     world::test(Needs::of(&PROGRAMS).processors(1), |world| {
@@ -58,7 +58,7 @@ fn machines_that_no_multicast_reaches_get_the_image_by_http() {
     });
 }
 
-/// What the issue asks for. Times are told; CPU for 64 machines has to come from somewhere, so the link is slow.
+/// The issue's requirements. Times are only printed. The link is slow, because 64 machines share this machine's CPU.
 #[test]
 #[ignore = "takes minutes: 64 receivers of 200 MB on this machine's processors"]
 fn sixty_four_machines_get_200_megabytes() {
@@ -93,11 +93,11 @@ struct Scene {
     appliance: Appliance,
     hosts: Vec<Host>,
     remote: Remote,
-    /// What it must be, from the appliance's disk.
+    /// The expected content, from the appliance's disk.
     content: Arc<Vec<u8>>,
 }
 
-/// How a number of fetches went.
+/// The results of several fetches.
 struct Round {
     came: Vec<(String, Came)>,
     last: Duration,
@@ -147,7 +147,7 @@ impl Scene {
         Ok(Self { appliance, hosts, remote, content: Arc::new(content) })
     }
 
-    /// Each machine loses this share of all that comes, from now on.
+    /// From now on each machine loses this share of the packets that arrive.
     fn lose(&self, share: &str) -> Result<()> {
         for host in &self.hosts {
             let rule =
@@ -157,7 +157,7 @@ impl Scene {
         Ok(())
     }
 
-    /// All of `hosts` fetch the image at once.
+    /// Fetches the image on all `hosts` at the same time.
     fn run(&self, hosts: &[Host]) -> Result<Round> {
         let sent = || -> Result<u64> {
             let path = format!("/sys/class/net/{}/statistics/tx_bytes", LINK.0);
@@ -202,11 +202,10 @@ impl std::fmt::Display for Round {
     }
 }
 
-/// Instead of 64 times 200 MB of memory: what is written must be the image's, and only what was written can
-/// be read.
+/// In place of 64 times 200 MB of memory: what is written must equal the image, and only what was written can be read.
 struct Checked {
     content: Arc<Vec<u8>>,
-    /// A bit for each byte.
+    /// A bit per byte.
     written: Vec<u64>,
 }
 
@@ -214,13 +213,13 @@ impl Checked {
     fn new(content: Arc<Vec<u8>>) -> Self {
         let mut written = vec![0; content.len().div_ceil(64)];
         if let Some(last) = written.last_mut().filter(|_| !content.len().is_multiple_of(64)) {
-            // Beyond the end.
+            // The bits after the end.
             *last = u64::MAX << (content.len() % 64);
         }
         Self { content, written }
     }
 
-    /// The words of `written` that a range covers, and which of their bits.
+    /// The words of `written` that a range covers, and the bits in each.
     fn masks(at: u64, len: usize) -> impl Iterator<Item = (usize, u64)> {
         let (start, end) = (at as usize, at as usize + len);
         (start / 64..end.div_ceil(64)).map(move |word| {

@@ -1,4 +1,4 @@
-//! Real clients, and hostile ones, before the appliance: DHCP, TFTP, HTTP.
+//! Real clients, and hostile ones, against the appliance: DHCP, TFTP, HTTP.
 
 use std::collections::HashSet;
 use std::fs;
@@ -26,7 +26,7 @@ fn dhcp_clients_get_leases() {
             ensure!(addresses.insert(address), "{address} was given twice");
             ensure_listed(&appliance, host, address)?;
         }
-        // Another program on the same machine, with a client identifier of its own, is the same machine.
+        // Another program on the same machine, with another client identifier, is the same machine.
         let before = Dhcp::Udhcpc.lease(world, &hosts[0])?;
         for client in Dhcp::ALL {
             let address = client.lease(world, &hosts[0])?;
@@ -63,8 +63,8 @@ fn known_machines_get_their_leases_from_the_kernel() {
         ensure!(now == by_daemon, "the daemon answered, too: {by_daemon:?}, then {now:?}");
         ensure!(count("kernel.tc.events-lost")? == 0, "the daemon heard of everything");
 
-        // A renewal goes from address to address, and its checksum is looked at on the way back.
-        // dhcpcd leaves the address where it put it; the others never configure it.
+        // A renewal is sent from address to address, and its checksum is verified on the way back. dhcpcd leaves the
+        // address configured; the others never configure it.
         output(host.command("ip").args(["address", "replace", &format!("{address}/24"), "dev", "eth0"]))?;
         let acks = count("kernel.tc.dhcp-acks")?;
         let ack = host.inside(|| renew(host.mac(), address))?;
@@ -81,7 +81,7 @@ fn known_machines_get_their_leases_from_the_kernel() {
     });
 }
 
-/// One frame of another station's is enough to speak in a machine's name. It must not be enough to be believed.
+/// One frame from another station is enough to forge a machine's message. It must not be enough to be believed.
 #[test]
 fn nobody_speaks_for_another_machine() {
     world::test(&Dhcp::PROGRAMS, |world| {
@@ -310,7 +310,7 @@ fn another_dhcp_server_is_reported() {
             ["--interface=eth0", "--dhcp-range=10.77.0.200,10.77.0.210,1h", "--dhcp-authoritative"];
         let arguments = arguments.map(str::to_owned);
         let _dnsmasq = Dnsmasq::start(rival.command("dnsmasq"), &arguments, &world.path("dnsmasq.log"))?;
-        // The client takes whose offer comes first; both are broadcast, as it asks for.
+        // The client accepts the first offer; both are broadcast, as it requests.
         wait_for(PATIENCE, || {
             Dhcp::Udhcpc.lease(world, client)?;
             Ok(appliance.json(&["status"])?.to_string().contains("10.77.0.66").then_some(()))
@@ -319,7 +319,7 @@ fn another_dhcp_server_is_reported() {
     });
 }
 
-/// What the appliance sends, decoded by tshark: nothing malformed, and every answer has its server's name.
+/// The appliance's packets, decoded by tshark: nothing is malformed, and every answer contains its server's name.
 #[test]
 fn tshark_understands_the_answers() {
     world::test(&["ip", "tshark", "tcpdump", "udhcpc"], |world| {
@@ -330,7 +330,7 @@ fn tshark_understands_the_answers() {
         let log = world.path("tcpdump.log");
         let mut tcpdump = lab::process::Process::start(&mut tcpdump, &log)?;
         wait_for(PATIENCE, || Ok(fs::read_to_string(&log)?.contains("listening on").then_some(())))?;
-        // From the daemon, then from the kernel.
+        // First from the daemon, then from the kernel.
         Dhcp::Udhcpc.lease(world, &hosts[0])?;
         Dhcp::Udhcpc.lease(world, &hosts[0])?;
         tcpdump.terminate(PATIENCE)?;
@@ -365,7 +365,7 @@ fn tshark_understands_the_answers() {
 const READ: u16 = 1;
 const WRITE: u16 = 2;
 
-/// Sends a request and returns the code and words of the ERROR that answers it.
+/// Sends a request and returns the code and message of the ERROR that answers it.
 fn tftp_error(request: u16, path: &str) -> Result<(u16, String)> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -378,7 +378,7 @@ fn tftp_error(request: u16, path: &str) -> Result<(u16, String)> {
     Ok((u16::from_be_bytes([answer[2], answer[3]]), words))
 }
 
-/// Noise of many lengths, and beginnings of what is expected on the ports.
+/// Noise of many lengths, and truncated forms of what is expected on the ports.
 fn garbage() -> Vec<Vec<u8>> {
     let mut state = 0x7777_1234_5678_9abc_u64;
     let mut random = move || {
@@ -388,7 +388,7 @@ fn garbage() -> Vec<Vec<u8>> {
         state ^= state << 17;
         state
     };
-    // BOOTREQUEST, Ethernet, 6, with the cookie and a message type: cut off, and with lying options.
+    // BOOTREQUEST, Ethernet, 6, with the cookie and a message type: truncated, and with wrong option lengths.
     let mut dhcp = vec![0u8; 300];
     dhcp[..4].copy_from_slice(&[1, 1, 6, 0]);
     dhcp[28..34].copy_from_slice(&[2, 0, 0, 0x66, 0x66, 0x66]);
@@ -407,7 +407,7 @@ fn garbage() -> Vec<Vec<u8>> {
     packets
 }
 
-/// Files named by their size below the files root, with their contents.
+/// Writes files named after their size below the files root; returns their contents.
 fn write_files(world: &World, sizes: &[usize]) -> Result<Vec<(String, Vec<u8>)>> {
     fs::create_dir_all(world.path("files"))?;
     let write = |&size: &usize| {

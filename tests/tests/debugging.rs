@@ -1,4 +1,4 @@
-//! Looking into a boot from afar: packet traces, consoles, held boots.
+//! Debugging a boot remotely: packet traces, consoles, held boots.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn a_trace_has_what_both_sides_sent_and_says_who_answered() {
         let ports = [host.port(), other.port()];
         fs::create_dir_all(world.path("files"))?;
         fs::write(world.path("files/f"), vec![7; 100_000])?;
-        // In the driver, where packet sockets see nothing: traced, the port must be answered at tc.
+        // In the driver packet sockets see nothing: while it is traced, the port must be answered at tc.
         let appliance = Appliance::start(world, &address_only(world, &ports, "xdp"))?;
         let tier = || -> Result<Option<String>> {
             let status = appliance.json(&["status"])?;
@@ -39,7 +39,7 @@ fn a_trace_has_what_both_sides_sent_and_says_who_answered() {
         host.address("10.77.0.50/24")?;
         Fetch::CurlTftp(1024).fetch(world, &host, ADDRESS, "f")?;
         Fetch::CurlHttp.fetch(world, &host, ADDRESS, "f")?;
-        // What was sent last is in the file soon, and the file is whole at any time.
+        // The last packet is soon in the file, and the file is complete at any time.
         let last = || Ok(tshark(&file, "http.response.code == 200").ok().filter(|rows| !rows.is_empty()));
         wait_for(PATIENCE, last).context("the last response in the trace")?;
         trace.kill()?;
@@ -52,7 +52,7 @@ fn a_trace_has_what_both_sides_sent_and_says_who_answered() {
         let dhcp: Vec<_> = rows("dhcp")?;
         let kinds: Vec<&str> = dhcp.iter().map(|row| row.dhcp.as_str()).collect();
         ensure!(kinds == ["1", "2", "3", "5", "1", "2", "3", "5"], "{dhcp:?}");
-        // A stranger's first DISCOVER is the daemon's, all the rest the kernel's.
+        // An unknown machine's first DISCOVER is answered by the daemon, all others by the kernel.
         let in_kernel: Vec<bool> =
             dhcp.iter().map(|row| row.comment.contains("answered in the kernel")).collect();
         ensure!(in_kernel == [false, false, false, true, false, true, false, true], "{dhcp:?}");

@@ -1,5 +1,5 @@
-//! Nodes that run a Docker engine: workloads come to them from the appliance, come back after a power cut, and nobody else's
-//! do.
+//! Nodes that run a Docker engine: the appliance places workloads on them, which return after a power failure. No
+//! others can use the engine.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 const PROGRAMS: [&str; 6] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "curl", "openssl"];
 
-/// A page with what it was told, and what it finds in its volume, where it writes once.
+/// A page with the workload's environment and the contents of its volume, to which it writes once.
 const START: &str = r#"#!/bin/sh
 set -e
 b=/bin/busybox
@@ -35,7 +35,7 @@ exec $b httpd -f -h /www -p 80
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const BOOTS_WITHIN: Duration = Duration::from_secs(500);
 
 const TWO: &str = r#"
@@ -56,7 +56,7 @@ on          = { label = "lab", count = 1 }
 
 #[test]
 fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
-    // dockerd gives up on a containerd that takes longer than 30 s, as one may beside another emulated machine.
+    // dockerd gives up if containerd takes longer than 30 s, which may happen beside another emulated machine.
     world::test(Needs::of(&PROGRAMS).machine(2048).undisturbed(), |world| {
         let lab = Lab::start(world, "", TWO, &["web:latest", "other:latest"])?;
         let first = lab.boot(world, &[])?;
@@ -74,7 +74,7 @@ fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
         ensure!(table.contains("NODE") && table.contains("10.77.0.11 8080:80/tcp"), "{table}");
         strangers_are_refused(world)?;
 
-        // A changed entry is a new container; the other one goes on.
+        // A changed entry gets a new container; the other one keeps running.
         let other = lab.page(8080)?;
         let file = world.path("bridgehead.toml");
         fs::write(&file, fs::read_to_string(&file)?.replace("\"hello\"", "\"good day\""))?;
@@ -87,7 +87,7 @@ fn workloads_come_back_after_a_power_cut_and_strangers_are_refused() {
         ensure!(lab.greeting(80)? == "good day" && lab.greeting(8080)? == "another");
         ensure!(lab.page(8080)? != other, "there is no disk that could have kept it");
 
-        // The daemon is killed, the node goes on; the next one finds what it runs.
+        // The daemon is killed, and the node keeps running; the next daemon finds the node's containers.
         let before = lab.page(80)?;
         let Lab { appliance, engine, .. } = lab;
         appliance.crash()?;
@@ -152,7 +152,7 @@ fn a_pet_keeps_its_data_through_a_power_cut_and_another_container() {
     });
 }
 
-/// An appliance with a machine on its wire that is to run containers.
+/// An appliance with a machine on its wire that shall run containers.
 struct Lab {
     engine: Engine,
     appliance: Appliance,
@@ -187,7 +187,7 @@ impl Lab {
         Ok(Self { engine, appliance, spec, events, _follow: follow })
     }
 
-    /// From power-on until all workloads of the node run.
+    /// From power-on until all of the node's workloads are running.
     fn boot(&self, world: &World, disks: &[Disk]) -> Result<Machine> {
         while self.events.try_recv().is_ok() {}
         let end = Instant::now() + BOOTS_WITHIN;
@@ -214,7 +214,7 @@ impl Lab {
         }
     }
 
-    /// What a workload answers. It may still be about to listen.
+    /// A workload's answer. It may not listen yet.
     fn page(&self, port: u16) -> Result<String> {
         wait_for(BOOTS_WITHIN, || Ok(page((NODE, port).into()).ok()))
     }
@@ -239,8 +239,8 @@ fn find<'a>(workloads: &'a Value, name: &str) -> Result<&'a Value> {
     found.with_context(|| format!("no workload {name}: {workloads}"))
 }
 
-/// The node's engine obeys who has a client's certificate of its own authority: not who has none, nor one of an authority
-/// that somebody made, nor of the one that vouches for nodes, nor a server's.
+/// The node's engine obeys only clients with a client certificate from its own authority. It refuses clients without
+/// one, with a certificate from a self-made authority or the one for nodes, and with a server certificate.
 fn strangers_are_refused(world: &World) -> Result<()> {
     let state = world.path("state");
     let own = Stranger::new(world, "own", None, "clientAuth")?;
@@ -258,8 +258,8 @@ fn strangers_are_refused(world: &World) -> Result<()> {
         let words = [answer.stdout, answer.stderr].concat();
         Ok((answer.status.success(), String::from_utf8_lossy(&words).into_owned()))
     };
-    // First the right one, made last: the node's clock may be behind, and by then it is past the others' beginning, too.
-    // Asked the same way, so that what is refused is the certificate.
+    // The right one first, which was created last: the node's clock may be slow, and when this one is valid, the others
+    // are, too. All ask in the same way, so that a refusal is due to the certificate.
     wait_for(BOOTS_WITHIN, || Ok(ask(Some(&client))?.1.contains("ApiVersion").then_some(())))
         .context("a client of the right authority is refused")?;
     for stranger in [None, Some(&own), Some(&node), Some(&server)] {
@@ -273,14 +273,14 @@ fn strangers_are_refused(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// A certificate, made by OpenSSL.
+/// A certificate created by OpenSSL.
 struct Stranger {
     certificate: PathBuf,
     key: PathBuf,
 }
 
 impl Stranger {
-    /// Of the authority with the files `authority.key` and `.pem`, or of its own.
+    /// From the authority with the files `authority.key` and `.pem`, or self-signed.
     fn new(world: &World, name: &str, authority: Option<PathBuf>, usage: &str) -> Result<Self> {
         let at = |end: &str| world.path(format!("stranger-{name}.{end}"));
         let (key, request, certificate, extensions) = (at("key"), at("csr"), at("pem"), at("ext"));

@@ -1,4 +1,4 @@
-//! Who gets through the doors of a running daemon: the API, its files, its memory.
+//! Access to a running daemon: to its API, its files, its memory.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
@@ -15,7 +15,7 @@ const API: &str = "http://127.0.0.1:7480";
 const SOCKET: &str = "/run/bridgehead/api.sock";
 const NODE: &str = "\n[[node]]\nname = \"n1\"\nmac = \"52:54:00:77:00:01\"\n";
 
-/// What curl prints as an ordinary user of the appliance, and its exit code.
+/// curl's output as an ordinary user of the appliance, and whether it succeeded.
 fn as_nobody(arguments: &[&str]) -> Result<(String, bool)> {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "curl", "-s", "-m", "20"]);
@@ -30,7 +30,7 @@ fn start(world: &World) -> Result<(Appliance, Host)> {
     Ok((Appliance::start(world, &config)?, host))
 }
 
-/// An archive that root alone can read.
+/// An archive that only root can read.
 fn secret_image(world: &World) -> Result<String> {
     let private = world.path("private");
     fs::create_dir(&private)?;
@@ -73,7 +73,7 @@ fn an_ordinary_user_of_the_appliance_gets_nothing_and_root_all() {
         let said = as_nobody(&["-H", "Authorization: Bearer bh_0", &format!("{API}/api/nodes")])?.0;
         ensure!(said.contains("a token is needed"), "{said}");
 
-        // Root, by the socket.
+        // Root, through the socket.
         ensure!(appliance.run(&["hold", "n1"])?.contains("to be held"));
         appliance.run(&["release", "n1"])?;
         appliance.run(&["reload"])?;
@@ -86,7 +86,7 @@ fn an_ordinary_user_of_the_appliance_gets_nothing_and_root_all() {
         let by_path = output(&mut by_path)?;
         ensure!(by_path.contains("unknown field `path`"), "{by_path}");
 
-        // And whom root lets in.
+        // And callers that root admits.
         let token = appliance.run(&["token", "add", "me", "--role", "viewer", "--expires", "1h"])?;
         let token = format!("Authorization: Bearer {}", token.trim());
         let (said, _) = as_nobody(&["-H", &token, &format!("{API}/api/nodes")])?;
@@ -117,7 +117,7 @@ fn an_ordinary_user_of_the_appliance_gets_nothing_and_root_all() {
     });
 }
 
-/// The capabilities that the systemd unit leaves are enough, also to serve files of others that everybody may read.
+/// The systemd unit's capabilities suffice, also to serve other users' files that everybody may read.
 #[test]
 fn the_units_capabilities_are_enough() {
     world::test(&["ip", "curl", "setpriv", "udhcpc"], |world| {
@@ -188,7 +188,7 @@ fn files_and_memory_are_the_daemons_own() {
         ensure!(fs::exists(SOCKET)?, "a killed daemon leaves it");
         let again = Appliance::start(world, &fs::read_to_string(world.path("bridgehead.toml"))?)?;
         ensure!(again.run(&["status"])?.contains("bridge pxe0"));
-        // Another one's socket is not taken away.
+        // A socket that belongs to another daemon is not replaced.
         let other = fs::read_to_string(world.path("bridgehead.toml"))?.replace("/state", "/other");
         let file = world.path("other.toml");
         fs::write(&file, other.replace("127.0.0.1:7480", "127.0.0.1:7481").replace("pxe0", "pxe1"))?;

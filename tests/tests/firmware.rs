@@ -1,4 +1,4 @@
-//! The main job with real firmware: power-on to a page that names the node and the image's digest.
+//! The main job with real firmware: from power-on to a page that names the node and the image's digest.
 
 use std::fs;
 use std::path::Path;
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 const PROGRAMS: [&str; 5] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "tshark"];
 
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const BOOT: Duration = Duration::from_secs(300);
 
-/// What comes before a workload, in the order in which it comes.
+/// The stages before a workload, in order.
 const STAGES: [&str; 9] =
     ["discover", "request", "ack", "loader", "config", "kernel", "initrd", "stage1", "workload"];
 
@@ -40,8 +40,8 @@ fn bios_and_uefi_boot_at_once() {
         ensure!(firmwares == [Firmware::Bios, Firmware::Uefi]);
         for booting in &boot.machines {
             in_order(booting)?;
-            // Where the kernel takes the programs, the blocks come from there: lock-step or, as EDK2
-            // asks for its loader, in windows.
+            // If the kernel accepts the programs, they send the blocks: in lock-step or, as EDK2 requests for its
+            // loader, in windows.
             for stage in ["loader", "kernel"] {
                 let by = answered_by(booting, stage);
                 ensure!(matches!(by, Some("tc" | "xdp")), "{stage} was sent by {by:?}");
@@ -55,7 +55,7 @@ fn bios_and_uefi_boot_at_once() {
             ensure!(stage == Some("workload"), "`bridgehead nodes` shows {name} as {node:?}");
             console_is_kept(&boot, name)?;
         }
-        // It ends by itself, with the boot.
+        // The trace ends by itself with the boot.
         let status = trace.context("not powered on")??.wait(PATIENCE)?;
         ensure!(status.success(), "`bridgehead trace` ended with {status}");
         boot_is_traced(&file)?;
@@ -83,8 +83,8 @@ fn bios_boots_without_the_fast_path_and_stops_where_it_is_held() {
         std::thread::scope(|scope| {
             let released = scope.spawn(|| {
                 wait_for(BOOT, || Ok((hold()?.as_deref() == Some("reached")).then_some(())))?;
-                // It does what a machine does that is held, in place of what is left to do. That it is held comes by
-                // another way than its console, of which nothing may be kept yet.
+                // A held machine opens a shell instead of continuing its boot. The hold is not learned from its
+                // console, of which nothing may be stored yet.
                 wait_for(BOOT, || {
                     let console = ask(&["console", &name]).unwrap_or_default();
                     Ok(console.contains("a shell on the console").then_some(()))
@@ -95,7 +95,7 @@ fn bios_boots_without_the_fast_path_and_stops_where_it_is_held() {
                 ask(&["release", &name])
             });
             let watched = watch(&mut boot);
-            // Why it was not released is why the boot did not go on.
+            // If it was not released, that is the reason why the boot did not continue.
             released.join().expect("the thread does not panic").context("releasing it")?;
             watched
         })?;
@@ -156,7 +156,7 @@ fn start_trace(world: &World, node: &str, file: &Path) -> Result<Process> {
     Ok(trace)
 }
 
-/// What Wireshark finds in the trace of a whole boot.
+/// Wireshark's view of a whole boot's trace.
 fn boot_is_traced(file: &Path) -> Result<()> {
     let comments = |filter: &str| -> Result<String> {
         let mut tshark = Command::new("tshark");
@@ -169,7 +169,7 @@ fn boot_is_traced(file: &Path) -> Result<()> {
         "tftp.opcode == 1 && tftp.source_file contains \"/kernel\"",
         "tftp.opcode == 3",
         "http.request.uri contains \"/boot/node/\"",
-        // What the node itself says, nobody else reads.
+        // The node's own messages can't be read by others.
         "tcp.dstport == 7443",
     ] {
         ensure!(!comments(filter)?.is_empty(), "the trace has no frame with {filter}");
@@ -181,7 +181,7 @@ fn boot_is_traced(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The appliance has what the kernel and stage 1 said, from the first line on.
+/// The appliance has stored the console of the kernel and stage 1, from the first line.
 fn console_is_kept(boot: &Boot, node: &str) -> Result<()> {
     let wanted = ["Linux version 6.", "bridgehead: 52:54:00:77:00:", "runs: "];
     wait_for(PATIENCE, || {

@@ -1,5 +1,5 @@
-//! Docker is the judge of what an image holds: a corpus of odd ones is loaded by an engine and added to the appliance,
-//! and every file and every field is compared. docs/images.md has what stays different.
+//! Docker decides what an image contains: an engine and the appliance load a corpus of odd images, and every file and
+//! every field is compared. docs/images.md lists the remaining differences.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 const PROGRAMS: [&str; 5] = ["dockerd", "docker", "unsquashfs", "getfattr", "ip"];
 
-/// The time of all directories that the corpus' layers list.
+/// The time of all directories that are listed in the corpus' layers.
 const LISTED: i64 = 1_700_000_000;
 
 #[test]
@@ -84,7 +84,7 @@ fn compare(world: &World, appliance: &Appliance, case: &Case) -> Result<()> {
     same_configuration(&record, &inspected[0]["Config"])
 }
 
-/// What one name stands for.
+/// What one path refers to.
 #[derive(Debug, PartialEq)]
 struct File {
     /// Type and permissions, as in `st_mode`.
@@ -93,14 +93,14 @@ struct File {
     device: u64,
     /// A link's target, or a file's contents.
     bytes: Vec<u8>,
-    /// The first name of the same inode.
+    /// The first path of the same inode.
     inode: String,
     attributes: BTreeMap<String, String>,
     mtime: i64,
 }
 
 impl File {
-    /// Docker dates directories when it loads a layer that has something in them and does not list them.
+    /// Docker sets a directory's time when it loads a layer that has something in the directory but does not list it.
     fn is_like(&self, docker: &Self) -> bool {
         let is_directory = self.mode & 0o170_000 == 0o040_000;
         let mtime = if is_directory && docker.mtime != LISTED { docker.mtime } else { self.mtime };
@@ -129,7 +129,7 @@ fn tree(root: &Path) -> Result<BTreeMap<String, File>> {
         if kind.is_dir() {
             let mut below: Vec<PathBuf> =
                 fs::read_dir(&path)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
-            // In order, so that the first name of an inode is the same on both sides.
+            // Sorted, so that the first path of an inode is the same on both sides.
             below.sort_unstable_by(|a, b| b.cmp(a));
             ahead.extend(below);
         }
@@ -154,7 +154,7 @@ fn tree(root: &Path) -> Result<BTreeMap<String, File>> {
     Ok(all)
 }
 
-/// The extended attributes of all files, by their paths as [`tree`] writes them.
+/// The extended attributes of all files, by their paths in [`tree`]'s form.
 fn attributes(root: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     let mut getfattr = Command::new("getfattr");
     getfattr.args(["--recursive", "--physical", "--no-dereference", "--dump", "--match=-", "--encoding=hex"]);
@@ -166,7 +166,7 @@ fn attributes(root: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>>
         if let Some(path) = line.strip_prefix(&prefix) {
             path.trim_start_matches('/').clone_into(&mut name);
         } else if let Some((key, value)) = line.split_once('=')
-            // overlayfs's own, where a layer is looked at by itself.
+            // overlayfs's own attributes, which are visible in a single layer.
             && !key.starts_with("trusted.overlay.")
         {
             all.entry(name.clone()).or_default().insert(key.to_owned(), value.to_owned());
@@ -192,7 +192,7 @@ fn our_root(world: &World, case: &Case, record: &Value) -> Result<PathBuf> {
     Ok(into.join("image"))
 }
 
-/// The image's files, as a container would have them.
+/// The image's files, as in a container.
 fn their_root(world: &World, case: &Case, inspected: &Value) -> Result<PathBuf> {
     let data = &inspected["GraphDriver"]["Data"];
     let upper =
@@ -224,7 +224,7 @@ fn same_configuration(record: &Value, docker: &Value) -> Result<()> {
         ("StopSignal", ours["stop-signal"].clone()),
         ("Healthcheck", check),
     ] {
-        // What is not there is empty, in either way.
+        // A missing value equals an empty one.
         let empty = |value: &Value| value.is_null() || *value == json!([]) || *value == json!("");
         let their = &docker[field];
         ensure!(*their == our || (empty(their) && empty(&our)), "{field}: here {our}, Docker {their}");

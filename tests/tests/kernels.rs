@@ -1,5 +1,5 @@
-//! Kernels of their own, with real firmware: one that does not come up gives way to the last good one, and
-//! one with modules that a profile names.
+//! Kernels that were added on their own, with real firmware: a failing one is replaced by the last good one, and one
+//! loads modules that a profile names.
 
 use std::fs;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use lab::world;
 use serde_json::Value;
 
 const PROGRAMS: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// For a machine that may as well hang: its loader is done long before.
+/// For a machine that may hang: its loader has finished long before.
 const HANGS: Duration = Duration::from_secs(200);
 
 #[test]
@@ -31,7 +31,7 @@ fn a_broken_kernel_gives_way_to_the_last_good_one() {
         watch(&mut boot, PATIENCE)?;
         boot.failures()?;
 
-        // Its header is a kernel's, so that GRUB loads it; the rest is an instruction that no processor has.
+        // Its header is a kernel's, so that GRUB loads it; the rest is an invalid instruction.
         let broken = world.path("broken");
         fs::create_dir(&broken)?;
         let mut vmlinuz = fs::read(lab::assets().join("kernel/vmlinuz"))?;
@@ -59,7 +59,7 @@ fn a_broken_kernel_gives_way_to_the_last_good_one() {
             third.iter().filter(|event| event.detail.as_deref().unwrap_or_default().starts_with(words));
         ensure!(said.count() == 1, "{third:?}");
 
-        // The same kernel as a kernel of the store, and a driver for a card that the machine does not have.
+        // The same kernel, added to the store, and a driver for a card that the machine does not have.
         let directory = lab::assets().join("kernel");
         boot.appliance.run(&["kernel", "add", &directory.to_string_lossy(), "--name", "mine"])?;
         let named = config.replace("cmdline =", "kernel  = \"mine\"\nmodules = [\"igb\"]\ncmdline =");

@@ -1,4 +1,4 @@
-//! The benchmarks' clients before the appliance: they get what is right, and notice what is not.
+//! The benchmarks' clients against the appliance: they get correct answers, and notice wrong ones.
 
 use std::collections::HashSet;
 use std::fs;
@@ -75,7 +75,7 @@ fn machines_get_one_address_each_relayed_and_direct() {
         for (host, way) in ways {
             let server = ADDRESS.parse()?;
             let plan = dhcp::Plan { server, way, first, machines: 30, outstanding: 7, end: End::Round };
-            // The second time they are known, and the kernel answers.
+            // The second time they are known, so the kernel answers.
             for known in [false, true] {
                 let outcome = host.inside(|| dhcp::run(&plan, &mut given, &cpus))?;
                 ensure!(outcome.exchanges + outcome.drops == 30, "{way:?}: {outcome:?}");
@@ -92,7 +92,7 @@ fn machines_get_one_address_each_relayed_and_direct() {
     });
 }
 
-/// Sent by the programs, of either hook.
+/// Sent by the programs, at both hooks.
 fn acks_by_kernel(appliance: &Appliance) -> Result<u64> {
     let status = Status(appliance.json(&["status"])?);
     Ok(["xdp", "tc"].iter().map(|hook| status.count(&format!("kernel.{hook}.dhcp-acks"))).sum())

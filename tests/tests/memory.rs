@@ -1,4 +1,4 @@
-//! What the daemon takes of memory when a large site is known to it.
+//! The daemon's memory when it knows a large site.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use lab::needs::Needs;
 use lab::storm;
 use lab::world;
 
-/// Beside the block map, which is the kernel's.
+/// Without the block map, which is the kernel's memory.
 const MOST_MIB: u64 = 200;
 
 #[test]
@@ -35,7 +35,7 @@ fn ten_thousand_known_machines_and_a_thousand_that_boot() {
     });
 }
 
-/// The most that the daemon ever had in memory.
+/// The daemon's peak resident memory.
 fn peak_mib(appliance: &Appliance) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", appliance.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;

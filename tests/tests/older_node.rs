@@ -1,5 +1,5 @@
-//! A node of an earlier version boots from this one's daemon and reports to it, in two stages: its ticket, its session,
-//! its reports, its console and its image are all of the older contract.
+//! A node of an earlier version boots from the present daemon in two stages, and reports to it: its ticket, session,
+//! reports, console and image follow the older contract.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,7 +16,7 @@ use lab::process::{output, wait_for};
 use lab::world::{self, World};
 
 const PROGRAMS: [&str; 5] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "xz"];
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[test]
@@ -35,7 +35,7 @@ fn nodes_of_earlier_versions_boot_and_report() {
 }
 
 fn boots(world: &World, number: usize, node: &Path) -> Result<()> {
-    // The assets, with an older node among them.
+    // The assets, with an older node in them.
     let assets = world.path(format!("assets-{number}"));
     output(Command::new("cp").arg("-r").arg(lab::assets()).arg(&assets))?;
     let init = assets.join("pxe-init");
@@ -62,7 +62,7 @@ fn boots(world: &World, number: usize, node: &Path) -> Result<()> {
     for stage in ["stage1", "image", "workload"] {
         ensure!(stages.iter().any(|reported| reported == stage), "no {stage}: {stages:?}");
     }
-    // It sends its console by its session.
+    // It sends its console through its session.
     wait_for(PATIENCE, || {
         let console = boot.appliance.run(&["console", "n1"])?;
         Ok(console.contains("bridgehead").then_some(()))

@@ -1,4 +1,4 @@
-//! Admission and the ceiling, before simulated machines and other traffic.
+//! Admission and the ceiling, with simulated machines and other traffic.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -22,14 +22,14 @@ const FILES: [usize; 3] = [100_000, 60_000, 40_000];
 #[test]
 fn sixty_machines_share_a_low_ceiling_and_all_boot() {
     world::test(Needs::of(&["ip", "tc"]).processors(1), |world| {
-        // 1.5 MB/s: room for 24 boots at a time, of 60 that take about half a megabyte each.
+        // 1.5 MB/s: room for 24 boots at a time, of 60 that each take about half a megabyte.
         let appliance = Appliance::start(world, &storm::config(world, &[], Some("12M"), FILES)?)?;
         let log = world.path("storm.log");
         let mut storm =
             storm::command(&["--nodes", "60", "--keep-leases", "--expect", "failed=0,restarts=0"])?;
         let (mut storm, outcome) = Process::with_lines(&mut storm, &log)?;
 
-        // Somebody waits, and it is told why and how far all are.
+        // Some machines wait, and the status says why and how far all of them are.
         let (status, nodes) = wait_for(PATIENCE, || {
             let status = appliance.json(&["status"])?;
             let nodes = appliance.json(&["nodes"])?;
@@ -62,7 +62,7 @@ fn sixty_machines_share_a_low_ceiling_and_all_boot() {
         let held = status["counters"]["dhcp.held"].as_u64();
         ensure!(held > Some(0), "{status:#}");
 
-        // Their leases stand now, and still the kernel lets nobody in past the daemon.
+        // They have leases now, but the kernel still lets none of them bypass the daemon.
         let again = ["--nodes", "40", "--client", "ipxe", "--expect", "failed=0,restarts=0"];
         let (code, outcome) = storm::run(&again)?;
         ensure!(code == Some(0), "{code:?}: {outcome:#}");
@@ -72,11 +72,11 @@ fn sixty_machines_share_a_low_ceiling_and_all_boot() {
     });
 }
 
-/// The rack's link carries this much; two thirds of it are the ceiling.
+/// The capacity of the rack's link; two thirds of it are the ceiling.
 const LINK: &str = "30mbit";
 const CEILING: &str = "16M";
 const CEILING_BYTES: u64 = 2_000_000;
-/// What the other traffic has to send: 10 Mbit/s.
+/// What the other traffic sends: 10 Mbit/s.
 const PIECE: usize = 12_500;
 const EVERY: Duration = Duration::from_millis(10);
 const MEASURED: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ const MEASURED: Duration = Duration::from_secs(5);
 const SENDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 51);
 const RECEIVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 61);
 
-/// A rack behind a switch whose port to it is slow.
+/// A rack behind a switch whose port to the rack is slow.
 struct Rack {
     rack: Host,
     sender: Host,
@@ -112,12 +112,12 @@ impl Rack {
         output(Command::new("tc").args(["-n", "switch"]).args(tbf.split(' ')))?;
         sender.address(&format!("{SENDER}/20"))?;
         rack.address(&format!("{RECEIVER}/20"))?;
-        // Its end stays with the switch's namespace, which ends with the world.
+        // Its other end is in the switch's namespace, which ends with the world.
         std::mem::forget(switch);
         Ok(Self { rack, sender, port })
     }
 
-    /// Bytes of the other traffic that arrive at the rack while `during` runs on.
+    /// Bytes of the other traffic that arrive at the rack during `during`.
     fn other_traffic(&self) -> Result<u64> {
         let listener = self.rack.inside(|| Ok(TcpListener::bind((RECEIVER, 4000))?))?;
         let mut near = self.sender.inside(|| Ok(TcpStream::connect((RECEIVER, 4000))?))?;
@@ -135,7 +135,7 @@ impl Rack {
                     }
                     match near.write(&piece) {
                         Ok(_) => {}
-                        // It has more to send than the link takes.
+                        // It sends more than the link can carry.
                         Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                         Err(e) => return Err(e.into()),
                     }
@@ -172,7 +172,7 @@ impl Rack {
             let of = |name: &str| counters[name].as_u64().unwrap_or(0);
             Ok(of("kernel.tc.reply-bytes") + of("kernel.xdp.reply-bytes") + of("tftp.bytes-by-daemon"))
         };
-        // One of each kind boots alone first: a megabyte and a half.
+        // First one machine of each kind boots alone: a megabyte and a half.
         wait_for(PATIENCE, || Ok((sent()? > 6_000_000).then_some(())))?;
         let before = sent()?;
         let others = self.other_traffic()?;
@@ -199,7 +199,7 @@ fn other_traffic_keeps_its_share_while_a_rack_boots() {
         println!("{alone} bytes alone");
         let (others, boots) = rack.under_storm(world, Some(CEILING))?;
         ensure!(others * 10 >= alone * 9, "{others} of {alone}");
-        // The boots saturate what they may have, and have no more.
+        // The boots use up their ceiling, and not more.
         let allowed = CEILING_BYTES * MEASURED.as_secs();
         ensure!(boots * 10 >= allowed * 5, "{boots} of {allowed}: no storm");
         ensure!(boots * 10 <= allowed * 13, "{boots} of {allowed}");

@@ -1,5 +1,5 @@
-//! A boot that fails, on real firmware: reachable by SSH with a password for that boot, its cause in the timeline, what
-//! its workload said kept, and what its kernel says when it dies.
+//! A boot that fails, on real firmware: it can be reached by SSH with a password for that boot, its cause is in the
+//! timeline, its workload's output is stored, and so is its kernel's output when it dies.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,11 +18,11 @@ use lab::world::{self, World};
 use serde_json::Value;
 
 const PROGRAMS: [&str; 6] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "ssh", "sshpass"];
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const PATIENCE: Duration = Duration::from_secs(400);
 
 const IMAGE: &str = "failing:latest";
-/// What it runs: it says two things and is not well.
+/// Its workload: it prints two lines and fails.
 const START: &str = "#!/bin/sh\necho out\nprintf 'err: no end' >&2\nexit 3\n";
 
 #[test]
@@ -49,7 +49,7 @@ fn a_failed_boot_is_entered_by_ssh_and_its_crash_is_kept() {
         wait_for(PATIENCE, || Ok(events()?.contains(expected).then_some(())))?;
         let logs = boot.appliance.run(&["logs", "n1"])?;
         let said: Vec<&str> = logs.lines().skip(1).collect();
-        // Without its line's end, what comes next goes on there.
+        // Without a line feed, the next output continues the line.
         ensure!(said == ["out", "err: no endout", "err: no end"], "{logs}");
 
         let ssh = Ssh { world, host: &host, address: "10.77.0.11" };
@@ -62,7 +62,7 @@ fn a_failed_boot_is_entered_by_ssh_and_its_crash_is_kept() {
         let version = ssh.run("cat /proc/version; id -u; cat /etc/motd")?;
         ensure!(version.starts_with("Linux version ") && version.contains("\n0\n"), "{version}");
         ensure!(version.contains(expected), "the message of the day: {version}");
-        // One login: the same password is worth nothing now, and the appliance knows.
+        // One login: the same password is now invalid, and the appliance knows.
         let again = ssh.log_in(&way_in.password, &["true"])?;
         ensure!(!again.status.success() && text(&again.stderr).contains("Permission denied"), "{again:?}");
         wait_for(PATIENCE, || {
@@ -82,7 +82,7 @@ fn a_failed_boot_is_entered_by_ssh_and_its_crash_is_kept() {
         ensure!(console()?.contains("sysrq triggered crash"), "{}", console()?);
         nothing_tells(&boot.appliance, world, &way_in.password)?;
 
-        // The next boot has another password, and is over when it is released: QEMU is told not to boot again.
+        // The next boot has another password, and ends when it is released: QEMU is told not to boot again.
         boot.power_on(world, vec![spec])?;
         let next = wait_for(PATIENCE, || {
             Ok(self::way_in(&boot.appliance).ok().filter(|n| n.password != way_in.password))
@@ -95,7 +95,7 @@ fn a_failed_boot_is_entered_by_ssh_and_its_crash_is_kept() {
     });
 }
 
-/// Follows the boot to its end, which must be a failure, and returns its cause.
+/// Follows the boot to its end, which must be a failure, and returns the cause.
 fn fails(boot: &mut Boot) -> Result<String> {
     boot.watch(PATIENCE, |_, news| {
         if let News::Event(_, event, seconds) = news {
@@ -114,7 +114,7 @@ struct WayIn {
     host_key: String,
 }
 
-/// What `bridgehead rescue` says, once it says something.
+/// The output of `bridgehead rescue`, as soon as there is one.
 fn way_in(appliance: &Appliance) -> Result<WayIn> {
     wait_for(PATIENCE, || {
         let Ok(document) = appliance.json(&["rescue", "n1"]) else { return Ok(None) };
@@ -124,7 +124,7 @@ fn way_in(appliance: &Appliance) -> Result<WayIn> {
     .context("`bridgehead rescue n1` shows no password")
 }
 
-/// No other document, and no log, has the password.
+/// No other document, and no log, contains the password.
 fn nothing_tells(appliance: &Appliance, world: &World, password: &str) -> Result<()> {
     let mut texts = vec![fs::read_to_string(appliance.log())?];
     for command in
@@ -153,7 +153,7 @@ impl Ssh<'_> {
             command.env("SSHPASS", password).args(["-e", "ssh"]);
         }
         command.args(["-F", "none", "-o", "StrictHostKeyChecking=accept-new", "-o", "ConnectTimeout=60"]);
-        // The boot is said to have failed a moment before its SSH server listens.
+        // The boot is reported as failed shortly before its SSH server listens.
         command.args(["-o", "ConnectionAttempts=10"]);
         command.args(["-o", "PubkeyAuthentication=no", "-o", "NumberOfPasswordPrompts=1"]);
         command.arg("-o").arg(format!("UserKnownHostsFile={}", self.world.path("known_hosts").display()));

@@ -1,4 +1,4 @@
-//! A daemon that is killed: what the kernel has goes on, and the next daemon takes it over.
+//! A daemon that is killed: what is in the kernel keeps working, and the next daemon takes it over.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -27,9 +27,9 @@ fn transfers_go_on_while_the_daemon_is_dead_and_the_next_takes_them_over() {
         fetch.until(BLOCKS / 4)?;
         let link = link_id()?;
         appliance.crash()?;
-        // Nobody but the kernel is there.
+        // Only the kernel answers now.
         fetch.until(BLOCKS / 2)?;
-        // The bytes are those that the transfer began with.
+        // The bytes are those from the transfer's beginning.
         fs::write(world.path("files/other"), vec![0; before.len()])?;
         fs::rename(world.path("files/other"), world.path("files/big"))?;
         let appliance = Appliance::start(world, &config)?;
@@ -69,7 +69,7 @@ fn what_a_killed_daemon_left_can_be_taken_off() {
         detach.args(["serve", "--detach-fast-path", "--config"]).arg(world.path("bridgehead.toml"));
         ensure!(detach.status()?.success());
         ensure!(pinned()? == 0, "something is left pinned");
-        // What was sent before is received, and no more. A program would answer while the ACK is being sent.
+        // What was sent before is received, and nothing else. A program would answer as soon as the ACK is sent.
         fetch.socket.set_read_timeout(Some(Duration::from_secs(3)))?;
         ensure!(fetch.until(300).is_err() && fetch.blocks <= 204, "a program still answers");
         Ok(())
@@ -101,7 +101,7 @@ fn maps_of_another_layout_are_replaced() {
     });
 }
 
-/// An appliance that calls `files/big` the host's kernel, and its configuration.
+/// An appliance whose profile for the host names `files/big` as kernel, and its configuration.
 fn set_up(world: &World) -> Result<(Appliance, Host, String)> {
     let host = Host::new("slow", 1)?;
     fs::create_dir_all(world.path("files"))?;
@@ -118,12 +118,12 @@ fn set_up(world: &World) -> Result<(Appliance, Host, String)> {
     Ok((appliance, host, config))
 }
 
-/// Frames that tc answered, as the status has it.
+/// Frames that tc answered, according to the status.
 fn answers(appliance: &Appliance) -> Result<Option<u64>> {
     Ok(appliance.json(&["status"])?["counters"]["kernel.tc.replies"].as_u64())
 }
 
-/// The kernel's number of the link that is pinned; none where nobody can tell.
+/// The kernel's ID of the pinned link; `None` if it can't be read here.
 fn link_id() -> Result<Option<u64>> {
     if !lab::installed("bpftool") {
         return Ok(None);
@@ -136,13 +136,13 @@ fn link_id() -> Result<Option<u64>> {
     Ok(Some(shown["id"].as_u64().with_context(|| format!("no id in {shown}"))?))
 }
 
-/// Directories on the bpffs, which is the world's own.
+/// Number of directories on the bpffs, which is the world's own.
 fn pinned() -> Result<usize> {
     let entries = fs::read_dir("/sys/fs/bpf")?.flatten();
     Ok(entries.filter(|e| !e.file_name().to_string_lossy().ends_with(".debug")).count())
 }
 
-/// A client that takes its time.
+/// A slow client.
 struct Fetch {
     socket: UdpSocket,
     bytes: Vec<u8>,
@@ -163,7 +163,7 @@ impl Fetch {
         Ok(Self { socket, bytes: Vec::new(), blocks: 0 })
     }
 
-    /// Receives blocks up to this one, window by window.
+    /// Receives the blocks up to this one, window by window.
     fn until(&mut self, block: usize) -> Result<()> {
         while self.blocks < block {
             self.window()?;
@@ -173,7 +173,7 @@ impl Fetch {
         Ok(())
     }
 
-    /// Receives a window as if it had not, and again when it is repeated.
+    /// Receives a window as if it were lost, and again when it is retransmitted.
     fn lose_a_window(&mut self) -> Result<()> {
         let (len, blocks) = (self.bytes.len(), self.blocks);
         self.window()?;
@@ -195,7 +195,7 @@ impl Fetch {
                     self.bytes.extend_from_slice(&buf[4..len]);
                     self.blocks = block;
                 }
-                // A repeat that crossed our ACK.
+                // A retransmission that crossed our ACK.
                 ([0, 3], block) if block <= self.blocks => {}
                 (_, block) => bail!("{:?} (block {block}) after block {}", &buf[..2], self.blocks),
             }

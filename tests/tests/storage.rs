@@ -1,5 +1,5 @@
-//! Storage plans on machines with disks: what a workload wrote is there after the next boot, and a disk that holds
-//! something else is as it was.
+//! Storage plans on machines with disks: a workload's data is there after the next boot, and a disk with foreign
+//! contents is unchanged.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
@@ -21,10 +21,10 @@ use lab::world::{self, World};
 
 const PROGRAMS: [&str; 6] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "blkid", "mke2fs"];
 
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const BOOTS_WITHIN: Duration = Duration::from_secs(500);
 
-/// Writes once, and tells what it finds.
+/// Writes once, and serves what it finds.
 const START: &str = r#"#!/bin/sh
 set -e
 b=/bin/busybox
@@ -78,7 +78,7 @@ fn an_encrypted_mirror_keeps_its_data_and_a_foreign_disk_is_left_alone() {
         ensure!(second.lines().next() == Some(marker), "the data is gone");
         ensure!(second.contains("[2/2]"), "{second}");
 
-        // A mirror that lost a disk; in its place one that is somebody else's.
+        // A mirror that lost a disk; in its place there is a foreign one.
         let foreign = Disk::blank(world, "D3", 160)?;
         output(Command::new("mke2fs").args(["-q", "-t", "ext4", "-L", "photos"]).arg(&foreign.image))?;
         let before = fs::read(&foreign.image)?;
@@ -87,7 +87,7 @@ fn an_encrypted_mirror_keeps_its_data_and_a_foreign_disk_is_left_alone() {
         ensure!(third.contains("[2/1]"), "{third}");
         ensure!(fs::read(&foreign.image)? == before, "the foreign disk was written to");
 
-        // Without any of its own disks the plan can't be carried out, and touches not even the blank one.
+        // Without any of its own disks the plan can't be carried out, and does not touch even the blank one.
         let blank = Disk::blank(world, "D4", 160)?;
         let refusal = match node.boot(world, &[foreign.clone(), blank.clone()]) {
             Ok(page) => bail!("it booted:\n{page}"),
@@ -131,7 +131,7 @@ mount  = "/data/striped"
 fn a_disk_that_was_given_up_is_taken_and_every_format_is_found_again() {
     world::test(Needs::of(&PROGRAMS).machine(512), |world| {
         let disks = [Disk::blank(world, "D1", 480)?, Disk::blank(world, "D2", 480)?];
-        // At the place where partitions begin, too: it shows up again in the new one.
+        // Also where partitions begin: it reappears in the new partition.
         for offset in ["0", "1048576"] {
             let options = format!("offset={offset}");
             let mut mke2fs = Command::new("mke2fs");
@@ -170,7 +170,7 @@ mount   = "/shared"
 options = "noatime"
 "#;
 
-/// The judges are NFS-Ganesha and tgt, found by names that dnsmasq knows.
+/// Tested with NFS-Ganesha and tgt, whose names dnsmasq resolves.
 #[test]
 fn disks_and_directories_of_other_machines_are_found_by_name() {
     const SERVERS: [&str; 4] = ["dnsmasq", "ganesha.nfsd", "tgtd", "tgtadm"];
@@ -185,8 +185,8 @@ fn disks_and_directories_of_other_machines_are_found_by_name() {
         ensure!(first.contains("files.lab:/export /shared nfs"), "{first}");
         ensure!(first.contains("noatime,vers=4.2"), "{first}");
 
-        // A target that is restarted is logged in to again, and what waits is written.
-        // What is there from the first write on. A machine that is busy may answer late.
+        // After a restart of the target, the node logs in again, and pending writes are completed. Data is there from
+        // the first write on. A busy machine may answer late.
         let beat = || -> Result<u64> { Ok(fetch((address, 80).into(), "/beat")?.trim().parse()?) };
         let beats = |after: u64| wait_for(BOOTS_WITHIN, || Ok(beat().ok().filter(|beat| *beat > after)));
         beats(0).context("the first write to the disk")?;
@@ -203,7 +203,7 @@ fn disks_and_directories_of_other_machines_are_found_by_name() {
         ensure!(said == "n1 was here\nn1 was here\n", "{said:?}");
         ensure!(fs::read(&own.image)?.iter().all(|byte| *byte == 0), "the machine's own disk was written to");
 
-        // Nobody there: the boot says who was asked for what.
+        // Without a target, the boot reports which host was asked for what.
         servers.target.kill()?;
         drop(servers);
         let refusal = match node.boot(world, &[]) {
@@ -215,7 +215,7 @@ fn disks_and_directories_of_other_machines_are_found_by_name() {
     });
 }
 
-/// What other machines of a site would run, here on the appliance's own address.
+/// Servers that run on other machines of a site, here on the appliance's own address.
 struct Servers {
     target: Process,
     lun: Disk,
@@ -318,7 +318,7 @@ impl Node {
         Ok(Self { engine, appliance, spec, events, _follow: follow })
     }
 
-    /// Boots, and pulls the plug.
+    /// Boots, and cuts the power.
     fn boot(&self, world: &World, disks: &[Disk]) -> Result<String> {
         let end = self.boot_up(world, disks).map(|(.., page)| page);
         println!("{end:?}");
@@ -336,7 +336,7 @@ impl Node {
     }
 }
 
-/// From power-on to the page that the workload serves.
+/// From power-on to the workload's page.
 fn boot(world: &World, spec: Spec, events: &Receiver<Event>) -> Result<(Machine, Ipv4Addr, String)> {
     while events.try_recv().is_ok() {}
     let end = Instant::now() + BOOTS_WITHIN;

@@ -1,4 +1,4 @@
-//! The storm simulator before a real appliance.
+//! The storm simulator with a real appliance.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use lab::process::{PATIENCE, wait_for};
 use lab::world::{self, World};
 use lab::{net, storm};
 
-/// An appliance whose default profile is a kernel and two initrds by hand.
+/// An appliance whose default profile names a kernel and two initrds.
 fn appliance(world: &World, sizes: [usize; 3]) -> Result<Appliance> {
     Appliance::start(world, &storm::config(world, &[], None, sizes)?)
 }
@@ -24,13 +24,13 @@ fn fifty_machines_of_all_kinds_boot_through_loss() {
         ensure!(outcome["booted"] == 50 && outcome["failed"] == 0, "{outcome:#}");
         ensure!(outcome["retries"]["all"].as_u64() > Some(0), "loss shows in retries: {outcome:#}");
         ensure!(outcome["frames"]["lost"].as_u64() > Some(0), "{outcome:#}");
-        // The loader comes on top.
+        // Plus the loader.
         ensure!(outcome["bytes"].as_u64() > Some(50 * (300_001 + 204_800 + 77)), "{outcome:#}");
         let stages: Vec<_> = outcome["stages"].as_array().context("stages")?.iter().collect();
         ensure!(stages.iter().all(|s| s["nodes"] == 50), "{outcome:#}");
 
-        // What the appliance itself saw: every machine at its initrd, and all addresses given back. Of a file whose
-        // last ACK is lost it knows when it has waited in vain for it.
+        // The appliance's view: every machine reached its initrd, and all addresses were released. If a file's last ACK
+        // is lost, the appliance notices only after a timeout.
         wait_for(PATIENCE, || {
             let nodes = appliance.json(&["nodes"])?;
             let nodes = nodes.as_array().context("nodes")?;
@@ -76,7 +76,7 @@ fn what_is_expected_decides_the_exit_code() {
         let broken = outcome["broken"].as_array().context("broken")?;
         ensure!(broken.len() == 1 && broken[0].as_str().is_some_and(|b| b.contains("max<")), "{outcome:#}");
 
-        // Wrong usage, before a frame is sent.
+        // Wrong usage, detected before a frame is sent.
         let wrong = [
             (&["--expect", "p98<1"][..], "p99"),
             (&["--profile", "none"], "there are web, other"),
@@ -101,11 +101,11 @@ fn a_file_that_changes_under_the_machines_is_noticed() {
         let appliance = appliance(world, [30_000, 1000, 1024])?;
         let (code, words) = storm::run(&["--nodes", "2", "--client", "ipxe"])?;
         ensure!(code == Some(0), "{words:#}");
-        // A truncated kernel boots nowhere, and no digest names it: it must be the same for all at least.
+        // A truncated kernel boots nowhere, but no digest is configured, so at least it must be the same for all.
         let root = world.path("files");
         let twenty =
             std::thread::spawn(|| storm::run(&["--nodes", "20", "--client", "ipxe", "--spread", "4s"]));
-        // Beside the two from before, some of them are past their kernel, and some are not.
+        // In addition to the two before, some machines are past their kernel, and some are not.
         wait_for(PATIENCE, || {
             let nodes = appliance.json(&["nodes"])?;
             let nodes = nodes.as_array().context("nodes")?;

@@ -1,8 +1,8 @@
-//! Racks that are powered on at once while something goes wrong: all machines boot all the same, and the appliance
-//! says what it was.
+//! Racks that are powered on at once while something goes wrong: all machines boot nevertheless, and the appliance
+//! reports what it was.
 //!
-//! `STORM_NODES` (60) and `STORM_KIB` (500 of kernel and initrds) make it larger; then `STORM_SPREAD=1s` powers all on
-//! within a second, where so few would be through before anything happens.
+//! `STORM_NODES` (60) and `STORM_KIB` (500 for kernel and initrds) make it larger; then `STORM_SPREAD=1s` powers all on
+//! within a second. With few machines, all would be done before anything happens.
 
 use std::fs;
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn a_daemon_that_is_killed_costs_no_machine() {
         let storm = Storm::begin(world)?;
         storm.under_way(&appliance)?;
         appliance.crash()?;
-        // As systemd would. iPXE asks for the last time 7 s after the first: no server may be away for longer.
+        // As systemd would. iPXE sends its last request 7 s after the first: no server may be away for longer.
         std::thread::sleep(Duration::from_secs(1));
         let appliance = Appliance::start(world, &config)?;
         storm.all_boot()?;
@@ -70,7 +70,7 @@ fn another_dhcp_server_costs_no_machine_and_is_named() {
         let rival = Host::new("rival", 1)?;
         rival.address(&format!("{RIVAL}/20"))?;
         let appliance = Appliance::start(world, &config(world, &[rival.port()])?)?;
-        // Addresses and nothing to boot, as of a router that somebody plugged in.
+        // Addresses without a boot file, as from a router that somebody plugged in.
         let arguments =
             ["--interface=eth0", "--dhcp-range=10.77.10.0,10.77.14.255,1h", "--dhcp-lease-max=5000"];
         let arguments = arguments.map(str::to_owned);
@@ -83,7 +83,7 @@ fn another_dhcp_server_costs_no_machine_and_is_named() {
     });
 }
 
-/// A storm that goes on in a process of its own.
+/// A storm that runs in a separate process.
 struct Storm {
     process: Process,
     outcome: std::sync::mpsc::Receiver<String>,
@@ -92,7 +92,7 @@ struct Storm {
 }
 
 impl Storm {
-    /// In which some machines are at each stage when something happens.
+    /// Some machines are at each stage when something happens.
     fn begin(world: &World) -> Result<Self> {
         let spread = std::env::var("STORM_SPREAD").unwrap_or_else(|_| "12s".to_owned());
         Self::with(world, &["--spread", &spread])
@@ -107,7 +107,7 @@ impl Storm {
         Ok(Self { process, outcome, nodes, log })
     }
 
-    /// Waits until some machines have their files; many do not yet.
+    /// Waits until some machines have their files; many do not have them yet.
     fn under_way(&self, appliance: &Appliance) -> Result<()> {
         wait_for(Duration::from_secs(300), || {
             let nodes = appliance.json(&["nodes"])?;

@@ -1,4 +1,4 @@
-//! An image with systemd and a kernel of its own: pxe-init fetches it and hands the machine over.
+//! An image with systemd and its own kernel: pxe-init fetches it and hands the machine over.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,12 +17,12 @@ use lab::world::{self, World};
 use serde_json::Value;
 
 const PROGRAMS: [&str; 5] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "debootstrap"];
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 const IMAGE: &str = "debian-systemd:latest";
 
-/// A page that says who serves it, from what systemd was started with.
+/// A page that shows the node's name, from what systemd was started with.
 const SERVICE: &str = "\
 [Unit]
 Description=A page that names the node
@@ -48,7 +48,7 @@ fn a_debian_image_with_its_own_kernel_runs_systemd() {
         let tar = image(world)?;
         let config =
             appliance::demo(world, std::slice::from_ref(&spec.tap), nodes, "auto").replace(DEMO, IMAGE);
-        // Short, for the renewal at its half: nothing in the image knows of the lease.
+        // Short, so that the lease is renewed at half its time: nothing in the image knows of the lease.
         let config = config.replace("lease-time = \"1h\"", "lease-time = \"30s\"");
         let mut boot =
             Boot::with_image(world, nodes, &config, engine, &tar, IMAGE, |step| println!("{step}"))?;
@@ -98,8 +98,8 @@ fn expires(boot: &Boot) -> Result<String> {
     Ok(expires.with_context(|| format!("no lease of the machine: {leases}"))?.to_owned())
 }
 
-/// What `docker save` writes of a Debian with systemd, the service, and Debian's kernel in its place. The
-/// engine has the image no more, then.
+/// What `docker save` writes for a Debian with systemd, the service, and Debian's kernel at its usual path. Afterwards
+/// the engine no longer has the image.
 fn image(world: &World) -> Result<String> {
     let (tree, tar) = (world.path("debian"), world.path("debian.tar"));
     fs::create_dir(&tree)?;
@@ -111,7 +111,7 @@ fn image(world: &World) -> Result<String> {
     fs::create_dir_all(&wants)?;
     symlink("../page.service", wants.join("page.service"))?;
     kernel(&tree)?;
-    // Dockerfiles do this for systemd; pxe-init must not pass it on.
+    // Dockerfiles set this for systemd; pxe-init must not pass it on.
     engine::import(&tree, IMAGE, &["CMD [\"/sbin/init\"]", "ENV container=docker"])?;
     let tar = tar.to_str().context("a path in UTF-8")?.to_owned();
     engine::docker(&["image", "save", "-o", &tar, IMAGE])?;
@@ -119,7 +119,7 @@ fn image(world: &World) -> Result<String> {
     Ok(tar)
 }
 
-/// Debian's kernel as its package would install it, with those of its modules that set-up selected.
+/// Debian's kernel as its package installs it, with those modules that set-up selected.
 fn kernel(tree: &Path) -> Result<()> {
     let assets = lab::assets().join("kernel");
     let release = fs::read_to_string(assets.join("version"))?;

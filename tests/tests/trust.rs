@@ -1,4 +1,4 @@
-//! A boot with real firmware, and somebody on its segment who listens: what was read off the wire is good for nothing.
+//! A boot with real firmware, and an attacker on its segment who listens: what is read off the wire is useless.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -60,7 +60,8 @@ fn a_token_that_was_read_off_the_wire_is_good_for_nothing() {
         let token = token(world, &capture)?;
         let ca = world.path("state/ca.pem");
 
-        // The initrd of its boot is the machine's alone, and no more is to be had of the boot's paths by TFTP.
+        // The initrd of its boot can be fetched only by the machine, and the boot's other paths can't be fetched by
+        // TFTP.
         let path = format!("/boot/node/{}", spec.mac);
         let refused = curl(&thief, &[&format!("http://{ADDRESS}{path}")])?;
         ensure!(
@@ -70,7 +71,7 @@ fn a_token_that_was_read_off_the_wire_is_good_for_nothing() {
         let error = thief.inside(|| read_request(&path))?;
         ensure!(error.contains("by HTTP only"), "{error}");
 
-        // Its token was used, and is another machine's.
+        // Its token has been used, and belongs to another machine.
         let request = request(world)?;
         for mac in [spec.mac.as_str(), thief.mac()] {
             let body = format!(r#"{{"mac": "{mac}", "token": "{token}", "request": "{request}"}}"#);
@@ -124,7 +125,7 @@ fn until_workload(machine: &mut Machine, events: &Receiver<Event>) -> Result<()>
     }
 }
 
-/// What who listens learns: Wireshark takes the machine's initrd out of what was captured.
+/// What a listener learns: Wireshark extracts the machine's initrd from the capture.
 fn token(world: &World, capture: &Path) -> Result<String> {
     let objects = world.path("objects");
     let mut tshark = Command::new("tshark");
@@ -140,7 +141,7 @@ fn token(world: &World, capture: &Path) -> Result<String> {
     bail!("no token was captured; HTTP had {all:?}")
 }
 
-/// A request for a certificate of a key of the thief's, in hexadecimal.
+/// A certificate request for the thief's own key, in hexadecimal.
 fn request(world: &World) -> Result<String> {
     let (key, request) = (world.path("thief.key"), world.path("thief.csr"));
     let mut openssl = Command::new("openssl");
@@ -177,7 +178,7 @@ fn curl(from: &Host, arguments: &[&str]) -> Result<String> {
     Ok(format!("{status} {body}"))
 }
 
-/// The words of the ERROR that a read request gets (RFC 1350).
+/// The message of the ERROR that answers a read request (RFC 1350).
 fn read_request(path: &str) -> Result<String> {
     let socket = UdpSocket::bind("10.77.0.150:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;

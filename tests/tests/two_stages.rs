@@ -19,7 +19,7 @@ use lab::world::{self, World};
 use serde_json::Value;
 
 const PROGRAMS: [&str; 5] = ["ip", "qemu-system-x86_64", "dockerd", "docker", "mkfs.ext4"];
-/// Generous: time on a shared machine is told and not judged.
+/// Generous, because times on a shared machine are printed, not judged.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[test]
@@ -47,14 +47,14 @@ fn a_disk_keeps_the_image_for_the_next_boot() {
         let node = find(&nodes, &|o| o.get("name").and_then(Value::as_str) == Some("n1"));
         ensure!(node.and_then(|n| n.get("stages")?.as_u64()) == Some(2), "{node:?}");
 
-        // The plug is pulled: what is on the disk must be there all the same.
+        // The power is cut: the data on the disk must be there nevertheless.
         boot.power_on(world, vec![spec.clone()])?;
         let second = watch(&mut boot)?;
         boot.failures()?;
         let image = image_event(&second)?;
         ensure!(image.bytes == Some(0) && detail(image).contains("found on vda"), "{image:?}");
 
-        // Another page, and a bit in the middle of the ballast.
+        // Another page, and one bit in the middle of the ballast.
         let root = world.path(DEMO.replace(':', "-"));
         let start = fs::read_to_string(root.join("start"))?;
         fs::write(root.join("start"), start.replace("mkdir -p /www", "mkdir -p /www # changed"))?;
@@ -88,7 +88,7 @@ fn an_image_that_others_want_too_comes_by_multicast() {
         let mut boot =
             Boot::prepare(world, std::slice::from_ref(&spec), &config, 16 << 20, |step| println!("{step}"))?;
         Dhcp::Udhcpc.move_in(world, &other)?;
-        // Another machine that fetches it, as far as the appliance can tell.
+        // To the appliance, it is another machine that fetches it.
         let (sha256, size) = stage2(&boot)?;
         let asks = format!(
             "while :; do curl -s -H 'Content-Type: application/json' -d '{{}}' http://{}/carousel/{sha256}; sleep 1; done",
@@ -116,11 +116,11 @@ fn a_link_that_is_cut_in_the_middle_is_resumed() {
         let sent = || -> Result<u64> { Ok(fs::read_to_string(&sent)?.trim().parse()?) };
         let cut = std::thread::scope(|scope| {
             let cutting = scope.spawn(|| -> Result<()> {
-                // The kernel and stage 1 are 13 MiB or so.
+                // The kernel and stage 1 are about 13 MiB.
                 wait_for(PATIENCE, || Ok((sent()? > 50 << 20).then_some(())))
                     .context("the transfer of stage 2")?;
                 ip(["link", "set", &spec.tap, "down"])?;
-                // Until pxe-init has lost its patience.
+                // Until pxe-init gives up.
                 let console = world.path(format!("{}.console", spec.name));
                 wait_for(PATIENCE, || {
                     Ok(fs::read_to_string(&console)?.contains("sends no more").then_some(()))
@@ -165,7 +165,7 @@ fn a_flipped_bit_is_refused() {
     });
 }
 
-/// What GRUB could not load: in one stage this machine would need 2 GiB. `auto` decides, by the memory that the
+/// An image that GRUB could not load: in one stage this machine would need 2 GiB. `auto` decides by the memory that the
 /// configuration declares.
 #[test]
 #[ignore = "takes minutes: 600 MB through an emulated processor"]
@@ -178,7 +178,7 @@ fn six_hundred_megabytes_boot_with_a_gibibyte() {
     });
 }
 
-/// To compare with: the same image as an initrd, on a machine with room for it.
+/// For comparison: the same image as an initrd, on a machine with enough memory for it.
 #[test]
 #[ignore = "takes minutes: 600 MB through an emulated processor"]
 fn six_hundred_megabytes_in_one_stage() {
@@ -198,7 +198,7 @@ fn boot_large(world: &World, memory_mib: u32, stages: &str) -> Result<(Boot, Vec
     Ok((boot, events))
 }
 
-/// Everything but power for a machine that boots the demo image, with so much ballast, in two stages.
+/// Prepares everything except power for a machine that boots the demo image, with this much ballast, in two stages.
 fn prepare(world: &World, spec: &Spec, ballast: u64) -> Result<Boot> {
     let ports = [spec.tap.clone()];
     let config = appliance::demo(world, &ports, std::slice::from_ref(spec), "auto");
@@ -206,7 +206,7 @@ fn prepare(world: &World, spec: &Spec, ballast: u64) -> Result<Boot> {
     Boot::prepare(world, std::slice::from_ref(spec), &config, ballast, |step| println!("{step}"))
 }
 
-/// Follows the boot to its end, and gives back what the timeline had of it.
+/// Follows the boot to its end, and returns the timeline's events.
 fn watch(boot: &mut Boot) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     boot.watch(PATIENCE, |_, news| {

@@ -1,4 +1,4 @@
-//! The lab itself: its worlds are apart from each other and from ours, and leave nothing.
+//! The lab itself: its worlds are isolated from each other and from the host, and leave nothing.
 
 use std::fs;
 use std::process::Command;
@@ -23,7 +23,7 @@ fn a_world_has_its_own_processes_links_and_mounts() {
         let mut shown: Vec<_> = fs::read_dir("/sys/class/net")?.flatten().map(|e| e.file_name()).collect();
         shown.retain(|name| name != "bonding_masters");
         ensure!(shown == ["lo"], "/sys shows {shown:?}");
-        // The kernel puts iterators into every new instance, with names that end in .debug.
+        // The kernel creates iterators in every new instance, with names that end in .debug.
         let mut pinned = fs::read_dir("/sys/fs/bpf")?.flatten().map(|e| e.file_name());
         ensure!(pinned.all(|name| name.to_string_lossy().ends_with(".debug")), "something is pinned already");
         ensure!(fs::read_dir("/run")?.count() == 0, "/run is not the world's own");
@@ -48,11 +48,11 @@ fn hosts_meet_on_a_bridge() {
     });
 }
 
-/// The owner is killed without a chance to tidy up, with everything there is to leave behind.
+/// The owner is killed without a chance to clean up, with everything running that can be left behind.
 #[test]
 fn a_killed_owner_leaves_nothing() {
     world::test(&["ip", "sleep"], |outer| {
-        // Labs in a lab: the inner one's owner is a process that we may kill.
+        // A lab within a lab: the inner one's owner is a process that we may kill.
         let mut owner = Command::new(std::env::current_exe()?);
         owner.args(["--exact", "owner_to_be_killed", "--nocapture", "--ignored"]);
         owner.env_remove("BRIDGEHEAD_LAB").env_remove("BRIDGEHEAD_LAB_OWNER");
@@ -67,14 +67,14 @@ fn a_killed_owner_leaves_nothing() {
             owner.ensure_running()?;
             Ok(started("up"))
         })?;
-        // It has no command line yet while it becomes another program.
+        // It has no command line while it executes another program.
         wait_for(PATIENCE, || Ok((sleepers()? == 1).then_some(())))
             .context("the inner world's process does not run")?;
         owner.kill()?;
         wait_for(PATIENCE, || Ok((sleepers()? == 0).then_some(()))).context("the process lives on")?;
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         ensure!(!mounts.contains("inner-mark"), "a mount was left:\n{mounts}");
-        // The directory is what remains, until the next lab.
+        // Only the directory remains, until the next lab.
         let left = started("up").context("the directory is still there")?;
         let left = left.parent().context("a file lies in a directory")?.to_owned();
         sweep_in(&marks)?;
@@ -83,13 +83,13 @@ fn a_killed_owner_leaves_nothing() {
     });
 }
 
-/// Processes that [`owner_to_be_killed`]'s world started.
+/// Processes that the world of [`owner_to_be_killed`] started.
 fn sleepers() -> Result<usize> {
     let processes = fs::read_dir("/proc")?.flatten().filter_map(|e| fs::read(e.path().join("cmdline")).ok());
     Ok(processes.filter(|cmdline| cmdline.starts_with(b"sleep\x0077077")).count())
 }
 
-/// Runs an empty lab among `labs`, in a process of its own for the variable's sake.
+/// Runs an empty lab among `labs`, in a separate process because of the environment variable.
 fn sweep_in(labs: &std::path::Path) -> Result<()> {
     let mut again = Command::new(std::env::current_exe()?);
     again.args(["--exact", "owner_of_a_short_lab", "--ignored"]).env("BRIDGEHEAD_LABS", labs);
@@ -127,7 +127,7 @@ fn an_engine_of_its_own_makes_the_demo_image() {
         engine.make_demo_image(world)?;
         let entry = docker(&["image", "inspect", "--format", "{{json .Config.Entrypoint}}", DEMO])?;
         ensure!(entry.trim() == r#"["/start"]"#, "{entry}");
-        // It runs as a container, too, and says what the environment says.
+        // It also runs as a container, and prints what the environment contains.
         docker(&[
             "run",
             "--detach",
@@ -144,7 +144,7 @@ fn an_engine_of_its_own_makes_the_demo_image() {
     });
 }
 
-/// The clients that judge the appliance, tried on a server that is known to work.
+/// The clients that test the appliance, tried on a server that is known to work.
 #[test]
 fn clients_work_with_dnsmasq() {
     let programs = [&["ip", "dnsmasq"][..], &Dhcp::PROGRAMS, &Fetch::PROGRAMS].concat();
@@ -179,13 +179,13 @@ fn clients_work_with_dnsmasq() {
     });
 }
 
-/// QEMU with either firmware asks the wire for a boot; dnsmasq says what it heard.
+/// QEMU with either firmware requests a boot; dnsmasq logs the requests.
 #[test]
 fn both_firmwares_ask_for_a_boot() {
     world::test(Needs::of(&["ip", "qemu-system-x86_64", "dnsmasq"]).machine(512).machine(512), |world| {
         net::bridge("br0", "10.77.0.1/24")?;
         let log = world.path("dnsmasq.log");
-        // EDK2 takes no offer without a boot file.
+        // EDK2 accepts no offer without a boot file.
         let arguments = ["--interface=br0", "--dhcp-range=10.77.0.100,10.77.0.199,1h", "--dhcp-boot=none"];
         let arguments = arguments.map(str::to_owned);
         let _dnsmasq = Dnsmasq::start(Command::new("dnsmasq"), &arguments, &log)?;
@@ -214,11 +214,11 @@ fn both_firmwares_ask_for_a_boot() {
     });
 }
 
-/// Ctrl-C: the owner ends the world, tidies up and goes on.
+/// Ctrl-C: the owner ends the world, cleans up and continues.
 #[test]
 fn an_interrupted_owner_tidies_up() {
     world::test(&["sleep"], |outer| {
-        // libtest's main thread would take the signal; a program's own main thread blocks it in Lab::run.
+        // libtest's main thread would receive the signal; a program's own main thread blocks it in Lab::run.
         let mut owner = Command::new("env");
         owner.arg("--block-signal=TERM").arg(std::env::current_exe()?);
         owner.args(["--exact", "owner_to_be_interrupted", "--ignored"]);
@@ -230,7 +230,7 @@ fn an_interrupted_owner_tidies_up() {
             owner.ensure_running()?;
             Ok((sleepers()? == 1).then_some(()))
         })?;
-        // SIGTERM here; SIGINT and SIGHUP take the same way.
+        // SIGTERM here; SIGINT and SIGHUP are handled in the same way.
         let status = owner.terminate(PATIENCE)?;
         ensure!(status.success(), "the owner ended with {status}:\n{}", owner.last_lines(15));
         ensure!(sleepers()? == 0, "the inner world's process lives on");

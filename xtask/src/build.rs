@@ -1,6 +1,6 @@
-//! Builds what plain `cargo build` can't: the kernel programs and the static pxe-init, each in a
-//! target directory of its own so that their flags don't rebuild everything else. Cargo decides
-//! what is out of date; nothing is copied that did not change.
+//! Builds what plain `cargo build` can't: the kernel programs and the static pxe-init. Each has its own target
+//! directory, so that its flags don't rebuild everything else. Cargo decides what is out of date; unchanged files are
+//! not copied.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use crate::setup::bpf::{self, Toolchain};
 use crate::{assets, paths};
 
-/// Everything, in the order that each part embeds or packs the one before it.
+/// Builds everything, in an order in which each part embeds or packs those before it.
 pub(crate) fn all() -> anyhow::Result<()> {
     kernel_programs()?;
     assets::make()?;
@@ -26,8 +26,8 @@ pub(crate) fn bridgehead() -> anyhow::Result<PathBuf> {
     Ok(dir.join("release/bridgehead"))
 }
 
-/// The kernel programs: `target/bpf/pxe-ebpf`, which the daemon's build script embeds, and beside it those
-/// that `bench limit` compares them with.
+/// The kernel programs: `target/bpf/pxe-ebpf`, which the daemon's build script embeds, and those that they are compared
+/// with by `bench limit`.
 pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
     const TARGET: &str = "bpfel-unknown-none";
     let Some(toolchain) = bpf::find() else {
@@ -53,7 +53,7 @@ pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
         format!("-Clinker={}", linker.display()),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        // In order means: copies by the places' alignment only, and a call to clear a few bytes.
+        // "In order" means: copies only as the addresses' alignment allows, and a call to clear a few bytes.
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ];
     let dir = paths::target("bpf-build");
@@ -61,7 +61,7 @@ pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
         .args(["-p", "pxe-ebpf", "--profile", "bpf", "--target", TARGET, "--target-dir"])
         .arg(&dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // `cargo run` points this at rustup's libraries; Debian's rustc and LLVM have their own.
+        // `cargo run` sets this to rustup's libraries; Debian's rustc and LLVM have their own.
         .env_remove("LD_LIBRARY_PATH")
         .current_dir(paths::root());
     run(&mut command, "the kernel programs")?;
@@ -71,7 +71,7 @@ pub(crate) fn kernel_programs() -> anyhow::Result<PathBuf> {
     Ok(object)
 }
 
-/// The node's first process, static: it runs from an initrd that has no C library.
+/// The node's first process, linked statically: it runs from an initrd that has no C library.
 pub(crate) fn init() -> anyhow::Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let dir = paths::target("init-build");
@@ -79,14 +79,14 @@ pub(crate) fn init() -> anyhow::Result<PathBuf> {
     cargo
         .args(["--bin", "pxe-init", "--target", &target, "--target-dir"])
         .arg(&dir)
-        // Not position-independent: a static PIE needs a relocation pass, and gains nothing here.
+        // Not position-independent: a static PIE needs relocation at start, and gains nothing here.
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static");
     run(&mut cargo, "pxe-init")?;
     Ok(dir.join(target).join("init/pxe-init"))
 }
 
-/// Copies where the contents differ, by a rename, so that a reader never sees half a file and a
-/// build script sees no new time stamp for nothing.
+/// Copies if the contents differ, by a rename, so that a reader never sees half a file and a build script sees no
+/// needless new time stamp.
 pub(crate) fn copy_if_changed(from: &Path, to: &Path) -> anyhow::Result<()> {
     let new = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
     if std::fs::read(to).is_ok_and(|old| old == new) {

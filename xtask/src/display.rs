@@ -1,4 +1,4 @@
-//! The timeline on a terminal: one line a machine, redrawn; elsewhere one line an event.
+//! The timeline on a terminal: one line per machine, redrawn; otherwise one line per event.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
@@ -6,7 +6,7 @@ use std::io::{IsTerminal as _, Write as _};
 use ::lab::boot::{Booting, News, Outcome};
 use ::lab::machine::Spec;
 
-/// The stages of a boot, in order, as the contract names them.
+/// The stages of a boot, in order, with the contract's names.
 const STAGES: [&str; 11] = [
     "discover", "offer", "request", "ack", "loader", "config", "kernel", "initrd", "stage1", "image",
     "workload",
@@ -14,7 +14,7 @@ const STAGES: [&str; 11] = [
 
 pub(crate) struct Display {
     live: bool,
-    /// Lines that the next redraw goes up.
+    /// The number of lines that the next redraw moves up.
     drawn: usize,
     name_width: usize,
 }
@@ -25,7 +25,7 @@ impl Display {
         Self { live: std::io::stdout().is_terminal(), drawn: 0, name_width }
     }
 
-    /// Something that is done before the machines are on.
+    /// Shows a step before the machines are switched on.
     pub(crate) fn step(&self, step: &str) {
         println!("{step} ...");
     }
@@ -56,7 +56,7 @@ impl Display {
         }
     }
 
-    /// Each machine's stages, seconds since its power-on.
+    /// Each machine's stages, in seconds since its power-on.
     pub(crate) fn summary(&self, machines: &[Booting]) {
         let width = self.name_width.max(7);
         print!("\n{:9} ", "stage");
@@ -71,7 +71,7 @@ impl Display {
         for stage in STAGES {
             print!("{stage:9} ");
             for machine in machines {
-                // A machine asks for an address more than once; the first time is the firmware's.
+                // A machine requests an address several times; the first request is the firmware's.
                 match machine.stages.iter().find(|(s, ..)| s == stage) {
                     Some((_, _, seconds)) => print!("  {seconds:>width$.2}"),
                     None => print!("  {:>width$}", "-"),

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the targets of `fuzz/`, as many at a time as there are processors.
+//! `cargo xtask fuzz`: the targets of `fuzz/`, one per processor at a time.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     target: Vec<String>,
 }
 
-/// Which target the program runs (fuzz/src/main.rs).
+/// The target that the program runs (fuzz/src/main.rs).
 const VARIABLE: &str = "BRIDGEHEAD_FUZZ";
 
 pub(crate) fn fuzz(arguments: &Arguments) -> Result<ExitCode> {
@@ -81,10 +81,10 @@ pub(crate) fn fuzz(arguments: &Arguments) -> Result<ExitCode> {
     bail!("broken: {}; the inputs are in target/fuzz-artifacts", broken.join(", "))
 }
 
-/// Builds the program that has all targets, with the workspace's own crates instrumented.
+/// Builds the program with all targets, with the workspace's own crates instrumented.
 fn build(optimized: bool) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");
-    // With the features that all of the workspace wants, as in the tests: what others wrote is built once.
+    // With the features of the whole workspace, as for the tests, so that dependencies are built only once.
     cargo.arg("build").args(PACKAGES).args(["--bin", "bridgehead-fuzz"]).current_dir(paths::root());
     if optimized {
         cargo.arg("--release");
@@ -93,7 +93,7 @@ fn build(optimized: bool) -> Result<PathBuf> {
     Ok(paths::target(if optimized { "release" } else { "debug" }).join("bridgehead-fuzz"))
 }
 
-/// Whether the target held.
+/// Returns whether the target found no fault.
 fn run(program: &Path, name: &str, arguments: &Arguments) -> Result<bool> {
     let [corpus, artifacts, output] =
         ["fuzz-corpus", "fuzz-artifacts", "fuzz-output"].map(|dir| paths::target(dir).join(name));
@@ -132,7 +132,7 @@ fn target(program: &Path, name: &str) -> Command {
     command
 }
 
-/// The targets, by the files that hold them.
+/// The targets, by the names of their files.
 fn targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(paths::root().join("fuzz/src/targets"))? {

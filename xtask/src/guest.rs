@@ -1,4 +1,4 @@
-//! `cargo xtask guest`: the appliance in a virtual machine with another kernel, to look into.
+//! `cargo xtask guest`: the appliance in a virtual machine with another kernel, for inspection.
 
 use std::process::ExitCode;
 

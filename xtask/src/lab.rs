@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: look into a lab that runs.
+//! `cargo xtask lab`: commands in a running lab.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -66,13 +66,13 @@ fn path_in_lab(pid: u32) -> Result<Option<std::ffi::OsString>> {
     Ok(Some(std::env::join_paths(std::iter::once(dir.to_owned()).chain(std::env::split_paths(&path)))?))
 }
 
-/// Lines from the terminal go to the machine's second serial port, and what it says comes here.
+/// Passes lines from the terminal to the machine's second serial port, and shows its output here.
 fn shell_in_guest(socket: &Path) -> Result<ExitCode> {
     let port = UnixStream::connect(socket).with_context(|| format!("{}: no machine", socket.display()))?;
     let mut said = port.try_clone()?;
     let printer = std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::stdout()));
     std::io::copy(&mut std::io::stdin(), &mut &port)?;
-    // What was asked for last is still on its way: an `exit` is answered by the end of what the shell says.
+    // The last output is still to come: the end of the shell's output answers an `exit`.
     port.shutdown(std::net::Shutdown::Write)?;
     printer.join().expect("the printer does not panic")?;
     Ok(ExitCode::SUCCESS)

@@ -51,7 +51,7 @@ pub(crate) fn lint(arguments: &Arguments) -> Result<ExitCode> {
     check(Command::new("cargo").args(["fmt", "--all", "--check"]))?;
     let host = ["--workspace", "--exclude", "pxe-ebpf"];
     check(Command::new("cargo").arg("clippy").args(host).args(["--all-targets", "--", "-D", "warnings"]))?;
-    // The kernel programs have no std, so no unwinding either. Clippy sees them on the host's target: there is
+    // The kernel programs have no std, and so no unwinding. Clippy checks them for the host's target, because there is
     // no clippy for the compiler that targets BPF (docs/decisions/001-toolchain.md).
     check(
         Command::new("cargo")
@@ -67,7 +67,8 @@ pub(crate) fn lint(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `cargo deny` on what is compiled in. Its list of advisories is another site's, and asked for by `advisories` only.
+/// `cargo deny` on everything that is compiled in. The list of advisories is on another site, and is only needed for
+/// `advisories`.
 fn deny() -> Result<Command> {
     let tools = crate::paths::target("tools");
     let program = tools.join("bin/cargo-deny");

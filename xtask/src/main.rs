@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Sets up for building and for `needs`, then builds everything. Commands that run what was built begin so.
+/// Sets up for building and for `needs`, then builds everything: the first step of commands that run what was built.
 fn prepare(needs: &[Need]) -> anyhow::Result<()> {
     setup::ensure(&[&[Need::Build, Need::Assets], needs].concat())?;
     build::all()

@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     enter_lab()
 }
 
-/// Starts this very command again, inside a lab.
+/// Starts this command again, inside a lab.
 pub(crate) fn enter_lab() -> Result<ExitCode> {
     let lab = Lab::create()?;
     let mut again = Command::new(std::env::current_exe()?);

@@ -1,4 +1,4 @@
-//! Running other programs for what they do, with their output where ours goes.
+//! Runs other programs, whose output goes where ours goes.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -14,21 +14,21 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The command as it would be typed.
+/// The command as one would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Another program's end as our own: its code, or 128 and the signal as shells have it.
+/// Translates another program's exit status into ours: its code, or 128 plus the signal, as in shells.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     use std::os::unix::process::ExitStatusExt as _;
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
-/// Starts this program again with `/usr/sbin` in its PATH, where that lacks it: Debian's `su` keeps the user's
-/// PATH, a user's own has no such directory, and dpkg, depmod, dockerd, dnsmasq and dhclient need it.
+/// Starts this program again with `/usr/sbin` in its PATH, if that lacks it. Debian's `su` keeps the user's PATH, which
+/// has no such directory, and dpkg, depmod, dockerd, dnsmasq and dhclient need it.
 pub(crate) fn with_administrators_path() -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();

@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: millions of exchanges, and a daemon that is killed again and again.
+//! `cargo xtask soak`: millions of exchanges with a daemon that is killed again and again.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! A multicast packet: what parses is the packet again, and its symbol lies inside the image or is refused.
+//! A multicast packet: a parsed packet encodes to the same bytes, and its symbol is inside the image or is refused.
 use pxe_contract::symbols::{Content, Geometry, Header, SYMBOL_END};
 
 pub(crate) fn run(bytes: &[u8]) {

@@ -1,4 +1,4 @@
-//! A node's settings in a kernel's command line: what is understood, written again, is understood the same.
+//! A node's settings in a kernel's command line: parsed settings, written again, are parsed to the same.
 
 use std::net::SocketAddrV4;
 
@@ -14,7 +14,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let address = Some((settings.address, settings.prefix));
     let identity = Identity { appliance, mac: settings.mac.clone(), address };
     let words = [identity.words(), settings.boot.words()].concat();
-    // A value with a quote or a space in it is no word that we would write.
+    // We never write a word whose value contains a quote or a space.
     if words.iter().any(|word| word.contains(|c: char| c == '"' || c.is_whitespace())) {
         return;
     }

@@ -1,4 +1,4 @@
-//! A configuration's text: a problem names a line that there is, and says what is wrong and what is right.
+//! A configuration's text: a problem names an existing line, and says what is wrong and what is right.
 use std::path::Path;
 
 use bridgehead::config;

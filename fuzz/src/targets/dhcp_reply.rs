@@ -1,5 +1,5 @@
-//! A DHCP request by the fixed-size parser, and every reply to it: dhcproto reads what is built, it is no
-//! longer than the client takes, and it names the transaction and the machine that asked.
+//! A DHCP request through the fixed-size parser, and every reply to it: dhcproto can read the reply, it is no longer
+//! than the client accepts, and it contains the request's transaction ID and machine.
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{DhcpOption, Message, OptionCode};
@@ -7,7 +7,7 @@ use dhcproto::{Decodable as _, Decoder};
 use pxe_common::dhcp::reply::OPTIONS_CAP;
 use pxe_common::dhcp::{BUFFER, Boot, Firmware, Grant, Kind, Request, build};
 
-/// What every client takes (RFC 2131 section 2); option 57 counts the IP and UDP headers.
+/// Every client accepts this size (RFC 2131 section 2); option 57 includes the IP and UDP headers.
 const LEAST: usize = 576;
 const IP_UDP: usize = 28;
 
@@ -18,7 +18,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let Ok(request) = Request::parse(&packet, bytes.len()) else { return };
     let kinds = [Kind::Offer, Kind::Ack, Kind::Nak, Kind::Informed, Kind::ProxyOffer, Kind::ProxyAck];
     for (kind, options_len) in kinds.into_iter().flat_map(|kind| [(kind, 8), (kind, OPTIONS_CAP)]) {
-        // Dirty from the reply before.
+        // Contains the bytes of the last reply.
         let mut out = [0xaa; BUFFER];
         let Ok(len) = build(&mut out, kind, &request, &packet, &grant(options_len)) else { continue };
         let room = LEAST.max(request.max_size.into()) - IP_UDP;
@@ -32,13 +32,13 @@ pub(crate) fn run(bytes: &[u8]) {
         else {
             panic!("a reply names its server (RFC 2131 table 3)");
         };
-        // A relay may want to be the server, as the client sees it (RFC 5107).
+        // A relay may ask to appear as the server (RFC 5107).
         let named = [request.relay.server, Ipv4Addr::new(10, 77, 0, 1)];
         assert_eq!(Some(server), named.iter().find(|server| !server.is_unspecified()));
     }
 }
 
-/// A grant with so many bytes of options, in fours: option 224 and two bytes.
+/// A grant with this many bytes of options, in units of four: option 224 and two bytes.
 fn grant(options_len: usize) -> Grant {
     let mut options = [0; OPTIONS_CAP];
     for option in options[..options_len].chunks_exact_mut(4) {

@@ -1,4 +1,4 @@
-//! A DHCP request by our parser and by dhcproto's: what both read is the same, and every span lies in the packet.
+//! A DHCP request through our parser and dhcproto's: what both read is equal, and every span is inside the packet.
 
 use dhcproto::v4::{DhcpOption, Message, OptionCode};
 use dhcproto::{Decodable as _, Decoder};
@@ -24,7 +24,7 @@ pub(crate) fn run(bytes: &[u8]) {
             "a client is no relay"
         );
     }
-    // What is odd is read differently on purpose: they give up, and we read on.
+    // Odd requests are read differently on purpose: dhcproto gives up, and we read on.
     let Ok(theirs) = Message::decode(&mut Decoder::new(&bytes[..len])) else { return };
     assert_eq!(theirs.xid().to_be_bytes(), request.xid);
     assert_eq!(theirs.giaddr(), request.giaddr);
@@ -42,8 +42,8 @@ pub(crate) fn run(bytes: &[u8]) {
     }
 }
 
-/// Whether an option stands there twice: dhcproto puts both together (RFC 3396), we take one, as for those of one
-/// length no client means both.
+/// Whether an option appears twice: dhcproto concatenates both (RFC 3396), and we take one, because no client that
+/// repeats an option of fixed length means both.
 fn is_repeated(bytes: &[u8]) -> bool {
     let (mut seen, mut rest) = ([false; 256], bytes.get(240..).unwrap_or_default());
     loop {

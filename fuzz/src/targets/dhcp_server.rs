@@ -1,5 +1,5 @@
-//! Whole conversations with the DHCP server, no packet of which need make sense: every address that leaves
-//! was given to the store first, for long enough, and is no other machine's (design invariant 1).
+//! Whole conversations with the DHCP server, of arbitrary packets: every address that is sent was stored before, for
+//! long enough, and belongs to no other machine (design invariant 1).
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
@@ -46,7 +46,7 @@ pub(crate) fn run(bytes: &[u8]) {
                 Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),
                 Command::Persist(Change::Remove(address)) => drop(stored.remove(&address)),
                 Command::Send(reply) => check(&reply.bytes, &stored, now),
-                // The rest: no addresses, but what is reported, counted, asked or forgotten.
+                // The rest: they send no address, but report, count, probe or forget.
                 _ => {}
             }
         }

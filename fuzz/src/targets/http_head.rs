@@ -1,9 +1,9 @@
-//! The head of a request to the API: whom it is for, from which page it comes, and on what conditions.
+//! The head of a request to the API: its host, the page that it comes from, and its conditions.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use bridgehead::api::fuzzing::{Judged, head};
 
-/// The headers that are read by us and not by a library.
+/// The headers that we parse ourselves, without a library.
 const NAMES: [&str; 8] = [
     "host",
     "origin",

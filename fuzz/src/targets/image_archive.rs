@@ -1,8 +1,8 @@
-//! An image in a tar archive, of Docker's or OCI's shape: found, described, its layers read.
+//! An image in a tar archive, in Docker's or OCI's format: it is found and described, and its layers are read.
 use bridgehead::provision::image::fuzzing::archive;
 use tar::{Builder, Header};
 
-/// The names that a reader looks for.
+/// The names that the reader looks for.
 const NAMES: [&str; 6] = [
     "manifest.json",
     "index.json",
@@ -12,7 +12,7 @@ const NAMES: [&str; 6] = [
     "blobs/sha256/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
 ];
 
-// Files of an archive, each preceded by its name's number (one byte) and its length (two bytes).
+// The archive's files, each preceded by its name's number (one byte) and its length (two bytes).
 pub(crate) fn run(bytes: &[u8]) {
     let mut builder = Builder::new(Vec::new());
     let mut rest = bytes;

@@ -1,4 +1,4 @@
-//! A layer's tar archive over another layer, into a tree, into an initrd.
+//! A layer's tar archive over another layer: applied to a tree, and written as an initrd.
 use bridgehead::provision::image::fuzzing::layers;
 use tar::Header;
 
@@ -10,11 +10,11 @@ pub(crate) fn run(bytes: &[u8]) {
     layers(&[&bytes[..middle], &bytes[middle..]]);
 }
 
-/// Rights the checksum of every header, or mutations would get no further than that.
+/// Corrects the checksum of every header, because mutations would get no further otherwise.
 fn seal(archive: &mut [u8]) {
     let mut at = 0;
     while let Some(block) = archive.get_mut(at..at + 512) {
-        // The end is blocks of zeros; they have no checksum.
+        // The end consists of zero blocks, which have no checksum.
         if block.iter().any(|b| *b != 0) {
             let mut header = Header::new_old();
             header.as_mut_bytes().copy_from_slice(block);

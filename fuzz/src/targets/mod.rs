@@ -1,4 +1,4 @@
-//! One module a target: `run` takes bytes and panics where a promise is broken.
+//! One module per target: `run` takes bytes, and panics if a promise is broken.
 
 mod carousel_packet;
 mod cmdline;
@@ -18,7 +18,7 @@ mod wire;
 /// A target.
 pub(crate) type Target = fn(&[u8]);
 
-/// All targets by their names, which are those of their files and of their seeds' directories.
+/// All targets by name, which is the name of their file and of their seeds' directory.
 pub(crate) const ALL: [(&str, Target); 14] = [
     ("carousel_packet", carousel_packet::run),
     ("cmdline", cmdline::run),

@@ -1,4 +1,4 @@
-//! A Range header: a part is never empty, and inside.
+//! A Range header: a part is never empty, and always inside.
 use bridgehead::api::fuzzing::range;
 
 pub(crate) fn run(bytes: &[u8]) {

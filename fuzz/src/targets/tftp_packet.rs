@@ -7,7 +7,7 @@ pub(crate) fn run(bytes: &[u8]) {
     match packet {
         Packet::Read(request) | Packet::Write(request) => {
             for (name, value) in request.options.iter() {
-                // The first of a name counts, whatever its case.
+                // The first option of a name counts, in upper or lower case.
                 if let Ok(name) = std::str::from_utf8(name) {
                     let found = request.options.get(name).expect("the option is there");
                     let first = request.options.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()));

@@ -1,4 +1,4 @@
-//! A transfer's session beside a model of it that counts in 64 bits and searches where the session computes.
+//! A transfer's session compared with a model that counts in 64 bits, and that searches where the session computes.
 use std::num::NonZeroU16;
 
 use arbitrary::Arbitrary;
@@ -17,7 +17,7 @@ struct Input {
 
 #[derive(Debug, Arbitrary)]
 enum Happening {
-    /// An ACK so many blocks from the last that was acknowledged.
+    /// An ACK this many blocks from the last acknowledged one.
     Near(i8),
     Ack(u16),
     /// The window's last block.
@@ -39,7 +39,7 @@ impl Model {
     fn send(&mut self, now_ms: u64) -> Step {
         self.sent = self.blocks.min(self.acked + self.window);
         self.sent_ms = now_ms;
-        // The first DATA, and each quarter but the last, one at a time.
+        // The first DATA, and each quarter except the last, one at a time.
         if self.marks < 4 && self.acked >= self.marks * self.blocks.div_ceil(4) {
             self.marks += 1;
         }

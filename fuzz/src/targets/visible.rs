@@ -1,5 +1,5 @@
-//! A stranger's text, made visible: nothing in it moves a cursor, ends a line or turns other text around, and what is
-//! harmless is left as it is.
+//! Untrusted text, made visible: nothing in it moves a cursor, ends a line or reorders other text, and harmless text is
+//! unchanged.
 
 use bridgehead::base::text::{one_line, turns_around, visible, visible_lines};
 

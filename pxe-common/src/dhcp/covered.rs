@@ -1,8 +1,8 @@
 //! What the kernel programs may answer on their own: RFC 2131 section 4.3 for a machine whose
 //! lease the daemon has stored.
 //!
-//! Every request that the lease does not cover goes on to the daemon: one for another address or server (a NAK, a
-//! rival), or of a machine behind another router. The daemon would answer a covered request with the same bytes, to
+//! Every request that the lease does not cover is passed to the daemon: one for another address or server (a NAK, a
+//! rival), or from a machine behind another router. The daemon would answer a covered request with the same bytes, to
 //! the same destination.
 
 use core::net::Ipv4Addr;
@@ -17,7 +17,7 @@ use crate::wire::{Datagram, port};
 pub struct Answer {
     /// OFFER, ACK, or ACK to an INFORM.
     pub kind: Kind,
-    /// Where it goes, in headers. The length is still zero.
+    /// Its headers, with the destination. The length is still zero.
     pub headers: Datagram,
 }
 
@@ -26,15 +26,15 @@ pub struct Answer {
 pub enum Uncovered {
     /// RELEASE or DECLINE by the machine itself, to us: the lease ends here.
     Ends,
-    /// A lease time from now is beyond what the store knows (design invariant 1).
+    /// A full lease time from now would exceed what is stored (design invariant 1).
     TooOld,
-    /// To another server, or by a way that the daemon should look at; or in words that it should.
+    /// It is for another server, or its path or contents need the daemon.
     Elsewhere,
-    /// It names another address or server than the lease does.
+    /// It names an address or server other than the lease's.
     Differs,
 }
 
-/// Decides about a request that came in `packet`, from the machine that `lease` is of.
+/// Decides about a request that arrived in `packet`, from the machine that has `lease`.
 #[inline(always)]
 pub fn covered(
     request: &Request,
@@ -42,7 +42,8 @@ pub fn covered(
     lease: &Lease,
     now_ns: u64,
 ) -> Result<Answer, Uncovered> {
-    // First of all: what another station says in the machine's name, or what another server is told, ends nothing.
+    // Checked first: a message that another station sends in the machine's name, or that is for another server, ends
+    // nothing.
     if !request.is_plain() || !is_to_us(packet, lease) || !is_direct(request, packet, lease) {
         return Err(Uncovered::Elsewhere);
     }
@@ -59,10 +60,10 @@ pub fn covered(
         return Err(Uncovered::Differs);
     }
     let kind = match request.message {
-        // Whatever it asks for, a machine is offered what it has.
+        // Whatever address it asks for, a machine is offered its own.
         MessageType::Discover => Kind::Offer,
-        // SELECTING, INIT-REBOOT, RENEWING and REBINDING differ in what they leave out
-        // (RFC 2131 table 4). One that names no address at all makes no sense.
+        // SELECTING, INIT-REBOOT, RENEWING and REBINDING differ in what they leave out (RFC 2131 table 4). A request
+        // without any address makes no sense.
         MessageType::Request
             if is_or_none(request.server_id, server)
                 && is_or_none(request.requested, address)
@@ -78,7 +79,7 @@ pub fn covered(
     Ok(Answer { kind, headers: way_back(request, packet, lease) })
 }
 
-/// Broadcast, or sent to the appliance by both its addresses.
+/// Broadcast, or sent to both addresses of the appliance.
 #[inline(always)]
 fn is_to_us(packet: &Datagram, lease: &Lease) -> bool {
     let server = Ipv4Addr::from(lease.grant.server);
@@ -96,7 +97,7 @@ fn is_direct(request: &Request, packet: &Datagram, lease: &Lease) -> bool {
     packet.source == request.giaddr && (relay ^ server) & u32::from(Ipv4Addr::from(lease.netmask)) == 0
 }
 
-/// RFC 2131 section 4.1. Who is asking by its own address needs no ARP: the frame says where it is.
+/// RFC 2131 section 4.1. A client that uses its own address needs no ARP: the frame contains its hardware address.
 #[inline(always)]
 fn way_back(request: &Request, packet: &Datagram, lease: &Lease) -> Datagram {
     let (mac, address, port) = if !request.giaddr.is_unspecified() {

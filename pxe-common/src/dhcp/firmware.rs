@@ -1,4 +1,4 @@
-//! Who is asking: what options 60, 77, 93 and 175 say together, and what that client needs.
+//! The kind of client, which follows from options 60, 77, 93 and 175 together, and what it needs.
 
 use core::fmt;
 use core::str::FromStr;
@@ -6,7 +6,7 @@ use core::str::FromStr;
 /// x86-64 UEFI in IANA's registry of processor architecture types.
 pub(super) const X64: u16 = 7;
 
-/// What option 60 begins with.
+/// The beginning of option 60.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
     /// Anything else, or no option 60: an operating system.
@@ -21,34 +21,34 @@ pub enum Class {
 /// The kind of client that a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firmware {
-    /// No network boot: an operating system asks for its address.
+    /// No network boot: an operating system that requests an address.
     None,
     /// PXE of a legacy BIOS.
     Bios,
     /// PXE of x86-64 UEFI.
     UefiX64,
-    /// iPXE in the ROM of a BIOS machine (QEMU's NICs), or loaded before.
+    /// iPXE in the ROM of a BIOS machine (QEMU's NICs), or loaded before by it.
     IpxeBios,
     /// iPXE under x86-64 UEFI.
     IpxeUefiX64,
     /// UEFI HTTP Boot, x86-64.
     HttpX64,
-    /// A network boot of a platform that nothing is offered for; its number in the IANA
-    /// registry of processor architecture types.
+    /// A network boot of a platform for which there is no boot file; its number in the IANA registry of processor
+    /// architecture types.
     Other(u16),
 }
 
 impl Firmware {
-    /// The slot of those that boot nothing.
+    /// The slot of clients that boot nothing.
     pub const NO_BOOT: usize = 5;
-    /// How many slots there are.
+    /// The number of slots.
     pub const SLOTS: usize = 6;
 
-    /// Reads the options' sum. `arch`: what the client calls its platform, in option 93, else in the words of option 60,
-    /// else by its UNDI (94); `by_93`: it was option 93. `ipxe`: option 77 says iPXE, or option 175 is there.
+    /// Combines the options. `arch`: the client's platform from option 93, else from the text of option 60, else from
+    /// its UNDI (94). `by_93`: it is from option 93. `ipxe`: option 77 says iPXE, or option 175 is present.
     #[inline(always)]
     pub fn of(class: Class, arch: Option<u16>, by_93: bool, ipxe: bool) -> Self {
-        // Only network boots send option 93 (RFC 4578 section 2.1), whatever else they call themselves.
+        // Only network boots send option 93 (RFC 4578 section 2.1), whatever their option 60 is.
         let class = match (class, arch) {
             (Class::None, Some(16 | 17)) if by_93 => Class::Http,
             (Class::None, Some(_)) if by_93 => Class::Pxe,
@@ -56,21 +56,21 @@ impl Firmware {
         };
         match (class, arch) {
             (Class::None, _) => Self::None,
-            // Option 93 came with PXE 2.1; the ROMs that say nothing are all BIOS.
+            // Option 93 came with PXE 2.1; all ROMs without it are BIOS.
             (Class::Pxe, None | Some(0)) if ipxe => Self::IpxeBios,
             (Class::Pxe, None | Some(0)) => Self::Bios,
-            // IANA: 7 is x86-64, which EDK2 and iPXE send. RFC 4578 as printed had x86-64 as 9,
-            // and firmware built after its text sends that.
+            // IANA: 7 is x86-64, which EDK2 and iPXE send. RFC 4578 as printed has 9 for x86-64, and firmware that
+            // follows its text sends that.
             (Class::Pxe, Some(X64 | 9)) if ipxe => Self::IpxeUefiX64,
             (Class::Pxe, Some(X64 | 9)) => Self::UefiX64,
-            // 16 and 17 are the same two by HTTP. Who says HTTP in option 60 gets that, whatever its number.
+            // 16 and 17 are the same two by HTTP. A client with HTTP in option 60 gets HTTP, whatever its number.
             (Class::Http, Some(16 | 17 | X64 | 9)) => Self::HttpX64,
             (Class::Pxe, Some(arch)) => Self::Other(arch),
             (Class::Http, arch) => Self::Other(arch.unwrap_or(u16::MAX)),
         }
     }
 
-    /// The place of this kind's boot in [`Grant::boot`](super::Grant::boot).
+    /// The index of this kind's boot in [`Grant::boot`](super::Grant::boot).
     #[inline(always)]
     pub const fn slot(self) -> usize {
         match self {
@@ -83,7 +83,7 @@ impl Firmware {
         }
     }
 
-    /// Three bytes that say all, for events: the slot, and the platform's number.
+    /// Encodes it in three bytes for events: the slot, and the platform's number.
     #[inline(always)]
     pub const fn encode(self) -> [u8; 3] {
         match self {
@@ -95,7 +95,7 @@ impl Firmware {
         }
     }
 
-    /// What [`encode`](Self::encode) wrote.
+    /// Decodes what [`encode`](Self::encode) wrote.
     pub const fn decode([slot, a, b]: [u8; 3]) -> Self {
         match slot {
             0 => Self::Bios,
@@ -114,7 +114,7 @@ impl Firmware {
         !matches!(self, Self::None)
     }
 
-    /// What people call it; none has a name that only its number tells apart.
+    /// Its name for people; `None` for those that only their number identifies.
     const fn name(self) -> Option<&'static str> {
         Some(match self {
             Self::None => "no network boot",
@@ -127,7 +127,7 @@ impl Firmware {
         })
     }
 
-    /// Whether it runs UEFI's programs.
+    /// Whether it runs UEFI programs.
     pub const fn is_uefi(self) -> bool {
         match self {
             Self::UefiX64 | Self::IpxeUefiX64 | Self::HttpX64 => true,
@@ -140,15 +140,14 @@ impl Firmware {
         matches!(self, Self::IpxeBios | Self::IpxeUefiX64)
     }
 
-    /// What the client needs besides a file's name.
+    /// What the client needs in addition to a file's name.
     #[inline(always)]
     pub const fn quirks(self) -> Quirks {
         match self {
             Self::None | Self::Other(_) => Quirks { class: Class::None, discovery_control: false },
-            // EDK2 that gets option 60 without 43 asks port 4011 and does not boot without an
-            // answer there. iPXE's ROM waits for ProxyDHCP offers unless told not to: 43 took
-            // BIOS boots from 12.4 s to 9 s. Seen with OVMF 2022.11 and the iPXE ROMs of
-            // QEMU 7.2; what the real ones sent is in tests/corpus.
+            // EDK2 that gets option 60 without 43 asks port 4011, and does not boot without an answer there. iPXE's ROM
+            // waits for ProxyDHCP offers unless told not to: option 43 shortened BIOS boots from 12.4 s to 9 s. Seen
+            // with OVMF 2022.11 and the iPXE ROMs of QEMU 7.2; what the real ones sent is in tests/corpus.
             Self::Bios | Self::UefiX64 | Self::IpxeBios | Self::IpxeUefiX64 => {
                 Quirks { class: Class::Pxe, discovery_control: true }
             }
@@ -169,10 +168,10 @@ pub struct Quirks {
     pub discovery_control: bool,
 }
 
-/// What [`Display`](fmt::Display) wrote, before the number.
+/// What [`Display`](fmt::Display) writes before the number.
 const OTHER: &str = "network boot of architecture ";
 
-/// No firmware is called so.
+/// Why a text is no firmware's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownFirmware;
 
@@ -184,7 +183,7 @@ impl fmt::Display for UnknownFirmware {
 
 impl core::error::Error for UnknownFirmware {}
 
-/// Reads what [`Display`](fmt::Display) wrote.
+/// Reads what [`Display`](fmt::Display) writes.
 impl FromStr for Firmware {
     type Err = UnknownFirmware;
 

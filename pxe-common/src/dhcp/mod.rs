@@ -1,15 +1,14 @@
-//! DHCP (RFC 2131), as far as kernel and daemon share it: the requests that machines really send, and the replies to
+//! DHCP (RFC 2131), as far as kernel and daemon share it: the requests that real machines send, and the replies to
 //! them.
 //!
-//! * [`request`]: a packet's bytes to a [`Request`], or the reason to [`Pass`] it on.
-//! * [`firmware`]: who is asking (a NIC's ROM, UEFI, iPXE, an operating system), and what it needs.
-//! * [`reply`]: the one builder of every reply, from a request and a [`Grant`].
-//! * [`mod@covered`]: which requests a [`Lease`](crate::map::Lease) in the kernel answers, and where
-//!   the reply goes.
+//! * [`request`]: parses a packet into a [`Request`], or gives the reason to [`Pass`] it on.
+//! * [`firmware`]: the kind of client (a NIC's ROM, UEFI, iPXE, an operating system), and what it needs.
+//! * [`reply`]: the only builder of replies, from a request and a [`Grant`].
+//! * [`mod@covered`]: which requests a [`Lease`](crate::map::Lease) in the kernel answers, and where the reply is sent.
 //!
 //! Packets are in fixed [`Packet`] buffers, twice as long as the longest packet that is handled. So an index that is
-//! masked to [`CAP`] stays inside after any option's length is added, and the kernel's verifier (and the compiler)
-//! accept the code without a check at every byte.
+//! masked to [`CAP`] stays inside the buffer after adding any option's length. Therefore the kernel's verifier (and the
+//! compiler) accept the code without a check at every byte.
 
 pub mod covered;
 pub mod firmware;
@@ -38,13 +37,13 @@ pub mod field {
     pub const HTYPE: usize = 1;
     /// Bytes of the hardware address.
     pub const HLEN: usize = 2;
-    /// Transaction.
+    /// Transaction ID.
     pub const XID: usize = 4;
-    /// Seconds since the client began to ask, as it says.
+    /// Seconds since the client began to ask, according to the client.
     pub const SECS: usize = 8;
     /// The top bit asks for broadcast replies.
     pub const FLAGS: usize = 10;
-    /// The client's address, when it has one that works.
+    /// The client's address, if it can already use one.
     pub const CIADDR: usize = 12;
     /// "Your" address.
     pub const YIADDR: usize = 16;
@@ -64,7 +63,7 @@ pub mod field {
     pub const OPTIONS: usize = 240;
 }
 
-/// Option codes (RFC 2132 unless told).
+/// Option codes (RFC 2132 unless stated otherwise).
 pub mod option {
     #![expect(missing_docs, reason = "the names are the registry's own")]
     pub const PAD: u8 = 0;
@@ -109,7 +108,7 @@ pub mod option {
     pub const END: u8 = 255;
 }
 
-/// Sub-options of [`option::RELAY_AGENT`] that change an answer.
+/// Sub-options of [`option::RELAY_AGENT`] that affect an answer.
 pub mod relay {
     /// RFC 3527.
     pub const LINK_SELECTION: u8 = 5;

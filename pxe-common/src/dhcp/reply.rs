@@ -1,9 +1,9 @@
-//! The one builder of replies: what the daemon sends is what the kernel programs send.
+//! The only builder of replies: the daemon and the kernel programs send the same bytes.
 //!
-//! A reply must not be longer than the client accepts: option 57, or the 576 bytes that every client accepts (RFC
-//! 2131 section 2). One that is longer is [`TooLong`]: the kernel passes the request on, and the daemon builds the
-//! reply again from a grant whose common options it shortened from the end, where the least important ones are.
-//! Option overload (52) is not used: `file` and `sname` carry the boot file for PXE ROMs that read nothing else.
+//! A reply must not be longer than the client accepts: option 57, or the 576 bytes that every client accepts (RFC 2131
+//! section 2). A longer one is [`TooLong`]. Then the kernel passes the request on, and the daemon builds the reply
+//! again from a grant whose common options it shortened from the end, where the least important ones are. Option
+//! overload (52) is not used: `file` and `sname` carry the boot file for PXE ROMs that read nothing else.
 
 use core::fmt::Write as _;
 use core::net::Ipv4Addr;
@@ -15,16 +15,16 @@ use crate::copy::{clear, copy};
 /// Bytes of pre-encoded options in a [`Grant`].
 pub const OPTIONS_CAP: usize = 256;
 
-/// Bytes of a boot file's name. The longest that is made is an iPXE script's URL.
+/// Bytes of a boot file's name. The longest one is an iPXE script's URL.
 pub const NAME_CAP: usize = 63;
 
-/// BOOTP's 300 bytes: some relays and old clients drop what is shorter (RFC 1542 section 2.1).
+/// BOOTP's 300 bytes: some relays and old clients drop shorter messages (RFC 1542 section 2.1).
 const MIN_LEN: usize = 300;
 
-/// IPv4 and UDP headers, which option 57 counts.
+/// IPv4 and UDP headers, which option 57 includes.
 const IP_UDP_LEN: usize = 28;
 
-/// What every client takes (RFC 2131 section 2).
+/// Every client accepts this size (RFC 2131 section 2).
 const MIN_MAX_SIZE: usize = 576;
 
 /// The kinds of reply.
@@ -38,7 +38,7 @@ pub enum Kind {
     Nak,
     /// DHCPACK to a DHCPINFORM: configuration without a lease.
     Informed,
-    /// A proxy's DHCPOFFER: a boot file, the address is another server's business (PXE 2.1 section 2.2.3).
+    /// A proxy's DHCPOFFER: a boot file only, the address comes from another server (PXE 2.1 section 2.2.3).
     ProxyOffer,
     /// A proxy's DHCPACK, from port 4011.
     ProxyAck,
@@ -47,8 +47,8 @@ pub enum Kind {
 /// Bytes of the options that name a boot: 60 (at most 12), 43 (6), 66 (17) and 67 (65).
 const BOOT_OPTIONS_CAP: usize = 100;
 
-/// What one kind of client is told to boot, encoded once for all replies: `siaddr`, `sname`,
-/// `file`, and options 60, 43, 66 and 67. Which of them a ROM reads differs.
+/// What one kind of client shall boot, encoded once for all replies: `siaddr`, `sname`, `file`, and options 60, 43, 66
+/// and 67. ROMs differ in which of them they read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Boot {
@@ -69,8 +69,8 @@ impl Boot {
         options: [0; BOOT_OPTIONS_CAP],
     };
 
-    /// The file `name` from `server`, a path for TFTP or an URL, as `firmware` needs to be told;
-    /// none when the name is longer than [`NAME_CAP`].
+    /// The file `name` from `server`, a path for TFTP or a URL, in the form that `firmware` needs; `None` if the name
+    /// is longer than [`NAME_CAP`].
     pub fn new(firmware: Firmware, server: Ipv4Addr, name: &str) -> Option<Self> {
         let mut boot = Self { next_server: server.octets(), ..Self::NONE };
         boot.file.get_mut(..NAME_CAP)?.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
@@ -83,7 +83,7 @@ impl Boot {
         if quirks.discovery_control {
             boot.option(option::VENDOR_SPECIFIC, &[6, 1, 8, 255])?;
         }
-        // An URL names its server itself.
+        // A URL contains its server.
         if !name.starts_with("http") {
             let mut text = Text { bytes: [0; 16], len: 0 };
             write!(text, "{server}").ok()?;
@@ -94,8 +94,8 @@ impl Boot {
         Some(boot)
     }
 
-    /// An option with a zero behind it: many a ROM reads its value as a string of C and would run on into the next
-    /// option. The zero is a PAD, so that those who go by the length see the name alone.
+    /// An option followed by a zero: many ROMs read its value as a C string and would read on into the next option. The
+    /// zero is a PAD, so clients that use the length see only the name.
     fn name(&mut self, code: u8, value: &[u8]) -> Option<()> {
         self.option(code, value)?;
         self.options.get(usize::from(self.options_len))?;
@@ -135,13 +135,13 @@ impl core::fmt::Write for Text {
     }
 }
 
-/// What one machine is given: everything a reply says beyond what the request echoes.
+/// The data for one machine: everything in a reply that is not copied from the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Grant {
     /// The lease's address.
     pub address: [u8; 4],
-    /// The appliance: server identifier, next server, TFTP server.
+    /// The appliance's address: server identifier, next server, TFTP server.
     pub server: [u8; 4],
     /// Seconds.
     pub lease_time: u32,
@@ -151,23 +151,22 @@ pub struct Grant {
     pub rebinding_time: u32,
     /// Zero.
     pub reserved: u16,
-    /// Bytes of [`options`](Grant::options) that are used.
+    /// Used bytes of [`options`](Grant::options).
     pub options_len: u16,
-    /// The options that all machines share, encoded, the most needed first.
+    /// The encoded options that all machines share, the most important first.
     pub options: [u8; OPTIONS_CAP],
-    /// The boot of each kind of client, by [`Firmware::slot`]; [`Boot::NONE`] for those that
-    /// boot nothing.
+    /// The boot of each kind of client, by [`Firmware::slot`]; [`Boot::NONE`] for those that boot nothing.
     pub boot: [Boot; Firmware::SLOTS],
 }
 
-/// The reply is longer than the client can take.
+/// The reply is longer than the client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong;
 
 /// Writes the reply to `request`, which was parsed from `packet`, and returns its length.
 ///
-/// The client's limit is held without option 82: the relay takes that out before the client
-/// sees the reply (RFC 3046 section 2.1).
+/// Option 82 does not count against the client's limit: the relay removes it before the client sees the reply (RFC 3046
+/// section 2.1).
 #[inline(always)]
 pub fn build(
     out: &mut Packet,
@@ -192,7 +191,7 @@ pub fn build(
     w.put([option::MESSAGE_TYPE, 1, message]);
     w.quad(option::SERVER_ID, grant.server);
     if lease {
-        // Also at RFC 2131's defaults they are said, so that nobody guesses.
+        // Sent even with RFC 2131's defaults, so that nobody has to guess.
         w.quad(option::LEASE_TIME, grant.lease_time.to_be_bytes());
         w.quad(option::RENEWAL_TIME, grant.renewal_time.to_be_bytes());
         w.quad(option::REBINDING_TIME, grant.rebinding_time.to_be_bytes());
@@ -201,16 +200,16 @@ pub fn build(
     if configuration {
         w.common_options(grant);
     }
-    // RFC 6842: the client finds its own identifier in every reply.
+    // RFC 6842: every reply contains the client's own identifier.
     w.echo(packet, request.client_id);
     w.echo(packet, request.machine_id);
-    // RFC 3011 section 2: the client sees that it was understood. The kernel programs know no such request.
+    // RFC 3011 section 2: it shows the client that it was understood. The kernel programs answer no such request.
     w.echo(packet, request.subnet_selection);
     let seen_by_client = w.at + 1;
-    // Last of all options (RFC 3046 section 2.1).
+    // The last of all options (RFC 3046 section 2.1).
     w.echo(packet, request.relay_agent);
     w.put([option::END]);
-    // Not earlier: the compiler would leave out the masks that the verifier needs.
+    // Not checked earlier: the compiler would leave out the masks that the verifier needs.
     if seen_by_client > limit(request) || w.at > CAP {
         return Err(TooLong);
     }
@@ -221,7 +220,7 @@ pub fn build(
     Ok(MIN_LEN)
 }
 
-/// Bytes of message that the client takes.
+/// Bytes of message that the client accepts.
 #[inline(always)]
 fn limit(request: &Request) -> usize {
     let size = request.max_size as usize;
@@ -233,7 +232,7 @@ fn limit(request: &Request) -> usize {
 #[inline(always)]
 fn fixed_fields(out: &mut Packet, kind: Kind, request: &Request, packet: &Packet, grant: &Grant) {
     let relayed = !request.giaddr.is_unspecified();
-    // A relay must broadcast a NAK: the client's address is what is wrong (RFC 2131 section 4.3.2).
+    // A relay must broadcast a NAK, because the client's address is wrong (RFC 2131 section 4.3.2).
     let flags = match kind {
         Kind::Nak if relayed => request.flags | super::FLAG_BROADCAST,
         _ => request.flags,
@@ -253,8 +252,8 @@ fn fixed_fields(out: &mut Packet, kind: Kind, request: &Request, packet: &Packet
     set(out, field::COOKIE, COOKIE);
 }
 
-/// Appends options. `at` may run past [`CAP`]: what is written then lands on the buffer's start
-/// and is thrown away, because the lengths are checked at the end.
+/// Appends options. `at` may run past [`CAP`]: those bytes are written to the buffer's start and are discarded, because
+/// the lengths are checked at the end.
 struct Writer<'a> {
     out: &'a mut Packet,
     at: usize,
@@ -272,8 +271,8 @@ impl Writer<'_> {
         self.put([code, 4, v[0], v[1], v[2], v[3]]);
     }
 
-    /// Keeps `len` bytes of a fixed array, whose end is most often not used and then not looked at: each lease is in
-    /// memory of its own, which is far away from a CPU that answers a rack of them.
+    /// Appends the first `len` bytes of a fixed array. Its rest is usually unused, and then not read: each lease is in
+    /// memory of its own, which is rarely in the cache of a CPU that answers a whole rack.
     #[inline(always)]
     fn part<const N: usize>(&mut self, bytes: &[u8; N], len: usize) {
         const USUAL: usize = 64;
@@ -299,17 +298,17 @@ impl Writer<'_> {
         self.part(&grant.options, grant.options_len as usize);
     }
 
-    /// Copies an option from the request, if it is there.
+    /// Copies an option from the request, if it is present.
     ///
-    /// Without a branch that decides about `at`: each would double what the verifier walks
-    /// through afterwards. What a short option leaves behind it is overwritten by what follows.
+    /// Without a branch that affects `at`: each would double the states that the verifier explores afterwards. What a
+    /// short option leaves after it is overwritten by what follows.
     #[inline(always)]
     fn echo(&mut self, packet: &Packet, option: Span) {
         const USUAL: usize = 66;
         const LONGEST: usize = 257;
         let (from, to) = (option.at as usize & (CAP - 1), self.at & (CAP - 1));
         let len = option.len as usize;
-        // Before the length is looked at, so that what comes after knows nothing about it.
+        // Before the length is checked, so that the code after it knows nothing about its value.
         self.at += len;
         put::<USUAL>(self.out, to, bytes(packet, from));
         if len > USUAL {
@@ -323,7 +322,7 @@ fn put<const N: usize>(out: &mut Packet, at: usize, bytes: &[u8; N]) {
     copy(room(out, at), bytes);
 }
 
-/// The same with bytes that the program has worked out, and not in a map.
+/// The same for bytes that the program has computed, and that are not in a map.
 #[inline(always)]
 fn set<const N: usize>(out: &mut Packet, at: usize, bytes: [u8; N]) {
     *room(out, at) = bytes;

@@ -1,7 +1,7 @@
-//! A client's packet, parsed once: nobody reads raw options afterwards.
+//! A client's packet, parsed once: nothing reads raw options afterwards.
 //!
-//! The walk over the options is a [`step`] that the caller repeats: [`Request::parse`] with a
-//! `for` on the host, a program with `bpf_loop` in the kernel, between [`begin`] and [`finish`].
+//! The walk over the options is a [`step`] that the caller repeats between [`begin`] and [`finish`]: [`Request::parse`]
+//! with a `for` loop on the host, a program with `bpf_loop` in the kernel.
 
 use core::net::Ipv4Addr;
 
@@ -9,11 +9,11 @@ use super::firmware::X64;
 use super::{CAP, COOKIE, Class, FLAG_BROADCAST, Firmware, Packet, field, option, relay};
 use crate::Mac;
 
-/// Steps that a walk is given. Real firmware sends up to 20 options, a relay a handful of sub-options; every pad byte
+/// The limit of a walk's steps. Real firmware sends up to 20 options, a relay a handful of sub-options; every pad byte
 /// costs a step.
 pub const MAX_STEPS: u32 = 72;
 
-/// What a client says it wants (option 53).
+/// The message type (option 53).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "the names are RFC 2131's own")]
@@ -25,8 +25,8 @@ pub enum MessageType {
     Inform = 8,
 }
 
-/// Where an option lies in the packet, whole, with its code and length: as it is echoed. A length
-/// of zero: not there.
+/// Where a complete option is in the packet, with its code and length, as it is echoed. If the length is zero, it is
+/// absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// Offset of the option's code.
@@ -36,7 +36,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// The value's bytes; empty when the option was not there.
+    /// The value's bytes; empty if the option is absent.
     pub fn of(self, packet: &Packet) -> &[u8] {
         packet[self.at as usize & (CAP - 1)..][..self.len as usize].get(2..).unwrap_or_default()
     }
@@ -45,13 +45,13 @@ impl Span {
 /// A client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What it wants.
+    /// The message type.
     pub message: MessageType,
-    /// The transaction, echoed.
+    /// The transaction ID, echoed.
     pub xid: [u8; 4],
     /// Echoed; see [`broadcast`](Request::broadcast).
     pub flags: u16,
-    /// The address that the client uses already, or unspecified.
+    /// The address that the client already uses, or unspecified.
     pub ciaddr: Ipv4Addr,
     /// The relay that forwarded the request, or unspecified.
     pub giaddr: Ipv4Addr,
@@ -61,9 +61,9 @@ pub struct Request {
     pub requested: Ipv4Addr,
     /// Option 54, or unspecified.
     pub server_id: Ipv4Addr,
-    /// Who is asking.
+    /// The kind of client.
     pub firmware: Firmware,
-    /// Its [slot](Firmware::slot), as a number that a program can keep in a map.
+    /// Its [slot](Firmware::slot), as a number that a program can store in a map.
     pub slot: u8,
     /// Option 57, or 0.
     pub max_size: u16,
@@ -73,29 +73,29 @@ pub struct Request {
     pub machine_id: Span,
     /// Option 82.
     pub relay_agent: Span,
-    /// What the relay says in it. Nothing where no relay forwarded the request: a client has no say in this.
+    /// The relay's sub-options in it. Empty if no relay forwarded the request, because a client must not set them.
     pub relay: Relay,
-    /// Option 118 (RFC 3011): an address of the subnet that the client is to get one of, or unspecified.
+    /// Option 118 (RFC 3011): the client wants an address of this subnet; or unspecified.
     pub subnet: Ipv4Addr,
     /// Option 118, to be echoed.
     pub subnet_selection: Span,
-    /// Something was ignored: an option shorter than its definition, or cut off by the packet's end.
+    /// Something was ignored: an option shorter than its definition, or one cut off by the packet's end.
     pub odd: bool,
 }
 
-/// What a relay says of the way that a request came, in sub-options of option 82 (RFC 3046).
+/// What a relay says about a request's path, in sub-options of option 82 (RFC 3046).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relay {
     /// Sub-option 5 (RFC 3527): an address of the client's subnet, or unspecified.
     pub link: Ipv4Addr,
-    /// Sub-option 11 (RFC 5107): the server's identifier, as the client shall see it, or unspecified.
+    /// Sub-option 11 (RFC 5107): the server identifier that the client shall see, or unspecified.
     pub server: Ipv4Addr,
-    /// Sub-option 19 (RFC 8357): the reply goes to the port that the request came from.
+    /// Sub-option 19 (RFC 8357): the reply is sent to the request's source port.
     pub source_port: bool,
 }
 
 impl Relay {
-    /// Nothing is said.
+    /// None of them is present.
     pub const SILENT: Self =
         Self { link: Ipv4Addr::UNSPECIFIED, server: Ipv4Addr::UNSPECIFIED, source_port: false };
 }
@@ -112,15 +112,16 @@ impl Request {
         finish(&walk)
     }
 
-    /// Where the client is, as relay or client say: link selection before subnet selection (RFC 3527 section 3) before
-    /// the relay's own address (RFC 2131 section 4.3.1). Unspecified: on the segment that the request came from.
+    /// The client's subnet, according to relay or client. Link selection has priority over subnet selection (RFC 3527
+    /// section 3), and that over the relay's own address (RFC 2131 section 4.3.1). Unspecified: the segment that the
+    /// request came from.
     pub fn place(&self) -> Ipv4Addr {
         let said = [self.relay.link, self.subnet, self.giaddr];
         said.into_iter().find(|place| !place.is_unspecified()).unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// Whether the reply follows from the fixed fields and a lease: nothing in it is odd, and neither relay nor client
-    /// asks for another subnet, server identifier or port than the usual ones.
+    /// Whether the fixed fields and a lease determine the reply: nothing in the request is odd, and neither relay nor
+    /// client asks for an unusual subnet, server identifier or port.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
         !self.odd && self.relay == Relay::SILENT && self.subnet.is_unspecified()
@@ -133,7 +134,7 @@ impl Request {
     }
 }
 
-/// Why a packet is not answered from a [`Request`].
+/// Why a packet is not answered through a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Pass {
@@ -143,19 +144,19 @@ pub enum Pass {
     TooLong,
     /// Not BOOTREQUEST: another server's reply, or noise.
     NotARequest,
-    /// Not Ethernet, or no station's address.
+    /// Not Ethernet, or not a station's address.
     Hardware,
     /// No magic cookie: plain BOOTP.
     NoCookie,
     /// No option 53, or an empty one: BOOTP with vendor extensions.
     NoMessageType,
-    /// Option 53 is none of the messages that a client sends to a server.
+    /// Option 53 is not a message that a client sends to a server.
     MessageType,
-    /// Options go on in `sname` or `file` (option 52).
+    /// Options continue in `sname` or `file` (option 52).
     Overloaded,
-    /// An option that matters is there twice: RFC 3396 has the parts concatenated.
+    /// An option that matters appears twice: according to RFC 3396 the parts are concatenated.
     Split,
-    /// More options than a walk's steps.
+    /// More options than a walk has steps.
     TooManyOptions,
 }
 
@@ -174,12 +175,12 @@ impl Pass {
         Self::TooManyOptions,
     ];
 
-    /// Whether a full decoder may find a legal request here; the rest is wrong for everybody.
+    /// Whether a full decoder may find a legal request here; the others are always invalid.
     pub const fn is_rare_but_legal(self) -> bool {
         matches!(self, Self::TooLong | Self::Overloaded | Self::Split | Self::TooManyOptions)
     }
 
-    /// The reason as counters name it.
+    /// The reason's name in counters.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TooShort => "too-short",
@@ -196,17 +197,17 @@ impl Pass {
     }
 }
 
-/// A walk over the options: where it stands, and what it found.
+/// A walk over the options: its position, and what it found.
 ///
-/// A kernel program keeps it in a per-CPU array. On the stack the verifier tracks the bits of
-/// `seen` and every flag through each call of [`step`], and gives up after a million
-/// instructions; what is read back from a map is unknown to it, and one call stands for all.
+/// A kernel program keeps it in a per-CPU array. On the stack the verifier would track the bits of `seen` and every
+/// flag through each call of [`step`], and give up after a million instructions. What is read back from a map is
+/// unknown to it, so one call stands for all.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Walk {
     at: u32,
     len: u32,
-    /// Up to here lie sub-options of option 82.
+    /// The end of option 82's sub-options.
     relay_end: u32,
     seen: u32,
     done: bool,
@@ -216,11 +217,11 @@ pub struct Walk {
     message: u8,
     class: Class,
     pass: Option<Pass>,
-    /// Option 93's.
+    /// From option 93.
     arch: Option<u16>,
-    /// Option 60's.
+    /// From option 60.
     class_arch: Option<u16>,
-    /// Option 94's.
+    /// From option 94.
     undi_arch: Option<u16>,
     max_size: u16,
     flags: u16,
@@ -299,14 +300,14 @@ pub fn begin(packet: &Packet, len: usize) -> Result<Walk, Pass> {
     })
 }
 
-/// Reads one option, or one sub-option of option 82. Returns whether the walk is over.
+/// Reads one option, or one sub-option of option 82. Returns whether the walk has ended.
 #[inline(always)]
 pub fn step(packet: &Packet, walk: &mut Walk) -> bool {
-    // A missing END is forgiven: some relays cut it off.
+    // A missing END is tolerated: some relays cut it off.
     if walk.at >= walk.len {
         return end(walk);
     }
-    // `len` is at most CAP; the mask says so to the verifier, which can't know.
+    // `len` is at most CAP; the mask tells the verifier, which can't know it.
     let at = walk.at as usize & (CAP - 1);
     let code = packet[at];
     let inside = walk.at < walk.relay_end;
@@ -320,7 +321,7 @@ pub fn step(packet: &Packet, walk: &mut Walk) -> bool {
     let len = packet[at + 1] as usize;
     let value = at + 2;
     let limit = if inside { walk.relay_end } else { walk.len };
-    // What is cut off is not there; what came before it is sound.
+    // An option that is cut off counts as absent; those before it are valid.
     if value + len > limit as usize {
         walk.odd = true;
         walk.at = limit;
@@ -345,7 +346,7 @@ fn end(walk: &mut Walk) -> bool {
     true
 }
 
-/// What the walk found, once [`step`] said that it is over.
+/// The result of the walk, when [`step`] has said that it ended.
 #[inline(always)]
 pub fn finish(walk: &Walk) -> Result<Request, Pass> {
     if let Some(pass) = walk.pass {
@@ -365,7 +366,7 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
     };
     let arch = walk.arch.or(walk.class_arch).or(walk.undi_arch);
     let firmware = Firmware::of(walk.class, arch, walk.arch.is_some(), walk.ipxe);
-    // Without a relay nobody speaks for one.
+    // Without a relay, its sub-options are not trusted.
     let relayed = walk.giaddr != [0; 4];
     let relay = Relay {
         link: walk.relay_link.into(),
@@ -394,22 +395,22 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
     })
 }
 
-/// Takes over an option's value; false when the walk ends with it.
+/// Processes an option's value; false if the walk ends with it.
 ///
-/// Of one that is longer than its definition the beginning is read, one that is shorter is ignored, as other servers
-/// have it: a request is answered as far as it is sound.
+/// As in other servers, only the beginning of an overlong option is read, and one that is too short is ignored: a
+/// request is answered as far as it is valid.
 #[inline(always)]
 fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bool {
     let span = Span { at: at as u16 - 2, len: len as u16 + 2 };
     walk.odd |= len < least(code);
     match (code, len) {
-        // Zero is no message; it must not read as "option 53 is missing".
+        // Zero is not a message type; it must not look like "option 53 is missing".
         (option::MESSAGE_TYPE, 1..) if packet[at] == 0 => return !stop(walk, Pass::MessageType),
         (option::MESSAGE_TYPE, 1..) => walk.message = packet[at],
         (option::REQUESTED_ADDRESS, 4..) => walk.requested = *bytes(packet, at),
         (option::SERVER_ID, 4..) => walk.server_id = *bytes(packet, at),
         (option::MAX_SIZE, 2..) => walk.max_size = u16::from_be_bytes(*bytes(packet, at)),
-        // A list, the first entry is what runs now (RFC 4578 section 2.1).
+        // A list, whose first entry is what runs now (RFC 4578 section 2.1).
         (option::ARCHITECTURE, 2..) => walk.arch = Some(u16::from_be_bytes(*bytes(packet, at))),
         // UNDI 3 came with UEFI; BIOS has 2 (RFC 4578 section 2.2, UEFI 2.10 section 24.4).
         (option::UNDI, 3..) if packet[at] == 1 && packet[at + 1] >= 3 => walk.undi_arch = Some(X64),
@@ -422,7 +423,7 @@ fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bo
             walk.class = Class::Http;
             walk.class_arch = named_arch(packet, at + 10, len - 10);
         }
-        // iPXE sends the bare word, without the length that RFC 3004 asks for; both are read.
+        // iPXE sends only the word, without the length that RFC 3004 requires; both forms are read.
         (option::USER_CLASS, 4..) if *bytes(packet, at) == *b"iPXE" => walk.ipxe = true,
         (option::USER_CLASS, 5..) if *bytes(packet, at) == *b"\x04iPXE" => walk.ipxe = true,
         (option::IPXE, _) => walk.ipxe = true,
@@ -434,7 +435,7 @@ fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bo
         }
         (option::RELAY_AGENT, 1..) => {
             walk.relay_agent = span;
-            // Its sub-options are the next steps.
+            // The next steps read its sub-options.
             walk.relay_end = walk.at;
             walk.at = at as u32;
         }
@@ -443,7 +444,7 @@ fn read(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) -> bo
     true
 }
 
-/// Takes over a sub-option of option 82. Most say which port of which switch, which nobody here asks for.
+/// Processes a sub-option of option 82. Most of them name a switch and its port, which are not used here.
 #[inline(always)]
 fn read_relay(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize) {
     match (code, len) {
@@ -454,7 +455,7 @@ fn read_relay(packet: &Packet, walk: &mut Walk, code: u8, at: usize, len: usize)
     }
 }
 
-/// The platform's number behind `PXEClient` or `HTTPClient`: `:Arch:xxxxx`, five decimal digits (PXE 2.1 section 2.2,
+/// The platform's number after `PXEClient` or `HTTPClient`: `:Arch:xxxxx`, five decimal digits (PXE 2.1 section 2.2,
 /// UEFI 2.10 section 24.7).
 #[inline(always)]
 fn named_arch(packet: &Packet, at: usize, len: usize) -> Option<u16> {
@@ -471,7 +472,7 @@ fn named_arch(packet: &Packet, at: usize, len: usize) -> Option<u16> {
     Some(number as u16)
 }
 
-/// Bytes that an option has at least, of those that are read.
+/// The minimum length of each option that is read.
 #[inline(always)]
 const fn least(code: u8) -> usize {
     match code {
@@ -488,7 +489,7 @@ fn stop(walk: &mut Walk, pass: Pass) -> bool {
     true
 }
 
-/// A bit for each option that is read, so that a second one is noticed; none for the rest.
+/// A bit for each option that is read, so that a second one is noticed; none for other options.
 #[inline(always)]
 const fn bit(code: u8) -> u32 {
     match code {

@@ -1,4 +1,4 @@
-//! Judged by dhcproto: what it encodes we read, what we build it reads.
+//! Checked with dhcproto: we read what it encodes, and it reads what we build.
 extern crate std;
 
 use core::net::Ipv4Addr;
@@ -59,7 +59,7 @@ fn grant(options: &[u8], boot: &str) -> Grant {
     }
 }
 
-/// Builds over a buffer that is dirty from the reply before.
+/// Builds a reply in a buffer that still contains other bytes.
 fn reply(kind: Kind, bytes: &[u8], grant: &Grant) -> Result<Vec<u8>, TooLong> {
     let (packet, len) = packet(bytes);
     let request = Request::parse(&packet, len).unwrap();
@@ -154,7 +154,7 @@ fn what_a_relay_says() {
     assert_eq!(request.client_id.len, 4, "the walk goes on behind it");
     assert!(!request.is_plain());
     assert_eq!(read([0; 4], &all).relay, Relay::SILENT, "a client can't speak for a relay");
-    // Padding and the end have no meaning inside; what runs over is ignored.
+    // PAD and END have no meaning inside; what exceeds the option is ignored.
     for (inside, odd) in
         [(&[82, 3, 0, 1, 5][..], false), (&[82, 4, 255, 2, 1, 2], false), (&[82, 3, 5, 4, 10], true)]
     {
@@ -207,7 +207,7 @@ fn firmware_by_its_options() {
     let pxe: &[u8] = b"\x3c\x20PXEClient:Arch:00007:UNDI:003000";
     assert_eq!(of(&[]), Firmware::None);
     assert_eq!(of(b"\x3c\x05udhcp"), Firmware::None);
-    // In the order of trust: 93, the words of 60, 94; and nothing at all is older than PXE 2.1.
+    // By priority: 93, the text of 60, 94. A client without any of them is older than PXE 2.1.
     assert_eq!(of(b"\x3c\x09PXEClient"), Firmware::Bios);
     assert_eq!(of(pxe), Firmware::UefiX64, "60 alone");
     assert_eq!(of(b"\x3c\x14PXEClient:Arch:00000"), Firmware::Bios);
@@ -312,7 +312,7 @@ fn limits_of_the_client_and_of_the_buffer() {
     assert_eq!(reply(Kind::Offer, &small, &given), Err(TooLong), "576 bytes unless option 57 says more");
     let told = raw(&[&[53, 1, 1, 57, 2, 5, 0xc0][..], &long(61, 100), &[255]].concat());
     assert_eq!(reply(Kind::Offer, &told, &given).unwrap().len(), 240 + 3 + 6 * 4 + 252 + 102 + 1);
-    // The relay takes option 82 out again: it does not count against the client's limit.
+    // The relay removes option 82: it does not count against the client's limit.
     let relayed = raw(&[&[53, 1, 1][..], &long(61, 200), &long(82, 255), &[255]].concat());
     let bytes = reply(Kind::Offer, &relayed, &grant(&[], "x")).unwrap();
     assert!(bytes.ends_with(&[&long(82, 255)[..], &[255]].concat()), "option 82 is the last");
@@ -330,7 +330,7 @@ fn a_short_reply_is_padded_with_zeros() {
 }
 
 prop_compose! {
-    /// A message by dhcproto, with any of the options that are read.
+    /// A message encoded by dhcproto, with any of the options that are read.
     fn message()(
         kind in prop::sample::select(vec![1u8, 3, 4, 7, 8]),
         xid: u32, flags: u16, ciaddr: u32, giaddr: u32,
@@ -431,7 +431,7 @@ proptest! {
         let lease = matches!(kind, Kind::Offer | Kind::Ack);
         prop_assert_eq!(read.opts().contains(OptionCode::AddressLeaseTime), lease);
         prop_assert_eq!(read.yiaddr() == Ipv4Addr::new(10, 77, 0, 100), lease);
-        // Nothing but zeros behind the END that dhcproto stopped at.
+        // Only zeros after the END, where dhcproto stopped.
         let again = Message::decode(&mut Decoder::new(&read.to_vec().unwrap())).unwrap();
         prop_assert_eq!(read, again);
     }

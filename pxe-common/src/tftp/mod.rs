@@ -2,7 +2,7 @@
 //! (RFC 2349) and windows (RFC 7440).
 //!
 //! [`Session`] is a transfer's whole logic: an ACK goes in, the blocks to send next come out. The kernel programs and
-//! the daemon run the same code on the same struct, so either can go on where the other stopped.
+//! the daemon run the same code on the same struct, so each can continue where the other stopped.
 
 mod block;
 pub mod packet;
@@ -14,7 +14,7 @@ pub use block::BlockNo;
 pub use packet::Packet;
 pub use session::{Blocks, Session, Step, TooManyBlocks};
 
-/// Bytes of DATA before the data, and all of an ACK.
+/// Bytes of a DATA packet before the data, and of a whole ACK.
 pub const HEADER_LEN: usize = 4;
 
 /// The block size of a request without `blksize` (RFC 1350).

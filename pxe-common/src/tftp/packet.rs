@@ -1,4 +1,4 @@
-//! The six packets (RFC 1350 section 5, RFC 2347): parsed without copying, built into a buffer.
+//! The six packets (RFC 1350 section 5, RFC 2347): parsed without copying, built in a buffer.
 
 use super::{BlockNo, HEADER_LEN};
 
@@ -12,7 +12,7 @@ mod opcode {
     pub(super) const OACK: u16 = 6;
 }
 
-/// A packet, borrowed from the bytes it came in.
+/// A packet, borrowed from its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packet<'a> {
     /// A client wants to read a file.
@@ -25,7 +25,7 @@ pub enum Packet<'a> {
     Ack(BlockNo),
     /// The transfer is over.
     Error(ErrorCode, &'a [u8]),
-    /// The options that the server takes.
+    /// The options that the server accepts.
     Oack(Options<'a>),
 }
 
@@ -34,22 +34,22 @@ pub enum Packet<'a> {
 pub struct Request<'a> {
     /// The file's name as sent; not necessarily UTF-8.
     pub path: &'a [u8],
-    /// How the bytes are to be sent.
+    /// The encoding of the bytes.
     pub mode: Mode,
-    /// What else the client would like.
+    /// The other wishes of the client.
     pub options: Options<'a>,
 }
 
 /// Transfer modes. `mail` is obsolete (RFC 1350 section 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Bytes as they are.
+    /// Unchanged bytes.
     Octet,
     /// Text with CR LF at the ends of lines.
     Netascii,
 }
 
-/// Name and value pairs (RFC 2347); checked to be whole, in any order.
+/// Name and value pairs (RFC 2347), in any order; checked to be complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a>(&'a [u8]);
 
@@ -62,24 +62,24 @@ impl ErrorCode {
     pub const OTHER: Self = Self(0);
     /// No such file.
     pub const NOT_FOUND: Self = Self(1);
-    /// Not for this client, or not to be written.
+    /// Forbidden for this client, or for writing.
     pub const ACCESS: Self = Self(2);
-    /// Nothing that TFTP knows, or not now.
+    /// An operation that TFTP does not have, or not now.
     pub const ILLEGAL: Self = Self(4);
-    /// From an address and port that no transfer belongs to.
+    /// From an address and port without a transfer.
     pub const UNKNOWN_TRANSFER: Self = Self(5);
-    /// The options can't be agreed on (RFC 2347). EDK2 ends its size probe with it.
+    /// The options are not acceptable (RFC 2347). EDK2 ends its size probe with it.
     pub const OPTIONS: Self = Self(8);
 }
 
-/// The bytes are no TFTP packet.
+/// Why bytes are not a TFTP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// Shorter than the packet's fixed part.
     Short,
     /// No such opcode.
     Opcode,
-    /// A text without its zero, or an option without a value.
+    /// A string without its final zero, or an option without a value.
     Text,
     /// Neither octet nor netascii.
     Mode,
@@ -96,7 +96,7 @@ impl<'a> Packet<'a> {
             opcode::ACK => number(rest).map(|(block, _)| Self::Ack(BlockNo(block))),
             opcode::ERROR => {
                 let (code, rest) = number(rest)?;
-                // Some clients leave the message's zero out.
+                // Some clients omit the message's final zero.
                 let message = text(rest).map_or(rest, |(message, _)| message);
                 Ok(Self::Error(ErrorCode(code), message))
             }
@@ -142,13 +142,13 @@ impl<'a> Options<'a> {
         })
     }
 
-    /// The value of the option called `name`, in any case (RFC 2347).
+    /// The value of the option `name`, in upper or lower case (RFC 2347).
     pub fn get(self, name: &str) -> Option<&'a [u8]> {
         self.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 }
 
-/// An ACK's block, when the four bytes are one.
+/// An ACK's block, if the four bytes are an ACK.
 #[inline(always)]
 pub fn ack(bytes: [u8; HEADER_LEN]) -> Option<BlockNo> {
     let [a, b, c, d] = bytes;
@@ -161,14 +161,14 @@ pub fn is_error(bytes: [u8; HEADER_LEN]) -> bool {
     u16::from_be_bytes([bytes[0], bytes[1]]) == opcode::ERROR
 }
 
-/// What stands before a block's data.
+/// The header of a DATA packet.
 #[inline(always)]
 pub fn data_header(block: BlockNo) -> [u8; HEADER_LEN] {
     let [a, b] = block.0.to_be_bytes();
     [0, opcode::DATA as u8, a, b]
 }
 
-/// Builds an ERROR; a message that does not fit is cut. `None` when `buf` is under five bytes.
+/// Builds an ERROR; a message that does not fit is cut. `None` if `buf` is shorter than five bytes.
 pub fn error<'b>(buf: &'b mut [u8], code: ErrorCode, message: &str) -> Option<&'b [u8]> {
     let mut out = Writer { buf, len: 0 };
     out.put(&opcode::ERROR.to_be_bytes())?;
@@ -179,7 +179,7 @@ pub fn error<'b>(buf: &'b mut [u8], code: ErrorCode, message: &str) -> Option<&'
     Some(out.done())
 }
 
-/// Builds an OACK. `None` when `buf` is too small.
+/// Builds an OACK. `None` if `buf` is too small.
 pub fn oack<'b>(buf: &'b mut [u8], options: &[(&str, u64)]) -> Option<&'b [u8]> {
     let mut out = Writer { buf, len: 0 };
     out.put(&opcode::OACK.to_be_bytes())?;

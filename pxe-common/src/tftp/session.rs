@@ -4,8 +4,8 @@ use core::num::NonZeroU16;
 
 use super::BlockNo;
 
-/// How far a transfer is. Part of the map layout: the daemon writes it, the kernel programs
-/// move it on, and where they stop the daemon goes on from what they left.
+/// A transfer's progress. Part of the map layout: the daemon creates it, the kernel programs advance it, and where they
+/// stop the daemon continues from its state.
 ///
 /// ```text
 ///   acked                sent = min(acked + window, blocks)
@@ -28,44 +28,43 @@ pub struct Session {
     sent_ns: u64,
 }
 
-/// The first DATA, and three quarters of the blocks: the fourth is the end.
+/// The first DATA, and three quarters of the blocks; the fourth quarter is the end.
 const MARKS: u16 = 4;
 
 /// Consecutive blocks by index, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks {
-    /// The first, 1 or more.
+    /// The first index, 1 or more.
     pub first: u32,
-    /// The last, not before the first.
+    /// The last index, not below the first.
     pub last: u32,
 }
 
-/// What an ACK asks for.
+/// The reaction to an ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Send these. One block when the window is one.
+    /// Send these blocks: one if the window is one.
     Send(Blocks),
-    /// It was the last block's.
+    /// It acknowledged the last block.
     Finished,
-    /// It was acknowledged before, and the answer is too young to be lost: say nothing.
+    /// It repeats an earlier ACK, and the answer is too recent to be lost: send nothing.
     ///
-    /// Answering every duplicate doubles each packet from there to the end of the file, the
-    /// Sorcerer's Apprentice bug (RFC 1123 section 4.2.3.1).
+    /// If every duplicate were answered, each packet would be doubled until the end of the file, the Sorcerer's
+    /// Apprentice bug (RFC 1123 section 4.2.3.1).
     Duplicate,
-    /// It belongs to nothing in flight.
+    /// It acknowledges no block in flight.
     Stale,
 }
 
-/// The file has more blocks than an index counts.
+/// The file has more blocks than an index can count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyBlocks;
 
 impl Session {
-    /// A transfer of `len` bytes of which nothing was sent. `retry_ms` is the age from which an
-    /// answer may be lost.
+    /// A transfer of `len` bytes of which nothing was sent yet. An answer older than `retry_ms` may be lost.
     ///
-    /// A file whose length is a multiple of the block size ends with a block of no bytes
-    /// (RFC 1350 section 6), and an empty file is that block alone.
+    /// A file whose length is a multiple of the block size ends with an empty block (RFC 1350 section 6), and an empty
+    /// file is only that block.
     pub fn new(
         len: u64,
         blksize: NonZeroU16,
@@ -87,12 +86,12 @@ impl Session {
         })
     }
 
-    /// The first blocks, for a request without options, which the first DATA answers.
+    /// The first blocks, for a request without options, which is answered by the first DATA.
     pub fn begin(&mut self, now_ns: u64) -> Blocks {
         self.send_from_acked(now_ns)
     }
 
-    /// Takes an ACK.
+    /// Processes an ACK.
     #[inline(always)]
     pub fn on_ack(&mut self, ack: BlockNo, now_ns: u64) -> Step {
         let ahead = ack.ahead_of(self.acked) as u32;
@@ -105,8 +104,7 @@ impl Session {
             }
             return Step::Send(self.send_from_acked(now_ns));
         }
-        // An ACK inside the window says that the next block was lost: go on from there
-        // (RFC 7440 section 4).
+        // An ACK inside the window means that the next block was lost: continue from there (RFC 7440 section 4).
         self.acked += ahead;
         if self.acked == self.blocks {
             return Step::Finished;
@@ -120,7 +118,7 @@ impl Session {
         (self.sent != self.acked).then_some(Blocks { first: self.acked + 1, last: self.sent })
     }
 
-    /// The same, noting the time.
+    /// The same, and records the time.
     pub fn send_again(&mut self, now_ns: u64) -> Option<Blocks> {
         let blocks = self.in_flight()?;
         self.sent_ns = now_ns;
@@ -133,41 +131,41 @@ impl Session {
         self.acked == self.blocks
     }
 
-    /// Blocks in all, the last, short one included.
+    /// The number of blocks, including the last, short one.
     pub fn blocks(&self) -> u32 {
         self.blocks
     }
 
-    /// Marks that it has passed: its first DATA, and each quarter of the blocks acknowledged. An ACK
-    /// passes one at a time, the rest with the ACKs after it.
+    /// Marks that it has passed: its first DATA, and each quarter of the blocks acknowledged. An ACK passes one at a
+    /// time; further marks follow with later ACKs.
     #[inline(always)]
     pub fn marks(&self) -> u16 {
         self.marks
     }
 
-    /// Every block up to this one was acknowledged.
+    /// The last block up to which all were acknowledged.
     #[inline(always)]
     pub fn acked(&self) -> u32 {
         self.acked
     }
 
-    /// When a block was sent last; 0 before the first.
+    /// The time of the last block sent; 0 before the first.
     #[inline(always)]
     pub fn sent_ns(&self) -> u64 {
         self.sent_ns
     }
 
-    /// Bytes of every block but the last.
+    /// Bytes of every block except the last.
     pub fn blksize(&self) -> u16 {
         self.blksize
     }
 
-    /// Blocks that may be in flight.
+    /// The number of blocks that may be in flight.
     pub fn window(&self) -> u16 {
         self.window
     }
 
-    /// Where block `index` begins in the file.
+    /// The offset of block `index` in the file.
     #[inline(always)]
     pub fn offset_of(&self, index: u32) -> u64 {
         (index as u64 - 1) * self.blksize as u64

@@ -1,4 +1,4 @@
-//! Sessions against a model of a client that follows the RFCs, over a network that does not.
+//! Sessions against a model of a client that follows the RFCs, over an unreliable network.
 
 extern crate std;
 
@@ -87,7 +87,7 @@ fn more_blocks_than_an_index_counts() {
     assert!(Session::new(u64::from(u32::MAX) - 1, one, one, 0).is_ok());
 }
 
-/// What a network does to one packet.
+/// What happens to one packet on the network.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Arrives,
@@ -106,8 +106,8 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-/// Draws its fates without a period. One that cycled through them would be in step with a burst
-/// of as many packets, and lose the same block every time: no protocol gets through that.
+/// Chooses fates without a period. If it cycled through them, it could be in step with a burst of as many packets, and
+/// lose the same block every time: no protocol survives that.
 struct Network<T> {
     queue: VecDeque<T>,
     fates: Vec<Fate>,
@@ -121,7 +121,7 @@ impl<T: Copy> Network<T> {
 
     fn fate(&mut self) -> Fate {
         self.sent += 1;
-        // A multiplicative hash of the packet's number: the same run for the same fates.
+        // A multiplicative hash of the packet's number: the same fates give the same run.
         let spread = self.sent.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (spread ^ spread >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32;
         self.fates[mixed as usize % self.fates.len()]
@@ -137,8 +137,8 @@ impl<T: Copy> Network<T> {
     }
 }
 
-/// RFC 7440's receiver (RFC 1350's when the window is one): takes blocks in order, acknowledges
-/// the last of a window, a hole, a duplicate, and the end.
+/// RFC 7440's receiver (RFC 1350's if the window is one): accepts blocks in order, and acknowledges the last of a
+/// window, a gap, a duplicate, and the end.
 struct Client {
     received: u32,
     since_ack: u16,
@@ -168,7 +168,7 @@ impl Client {
     }
 }
 
-/// Runs a transfer to its end; returns how many DATA packets it took.
+/// Runs a transfer to its end; returns the number of DATA packets.
 fn run(len: u64, blksize: u16, window: u16, fates: Vec<Fate>) -> u64 {
     let mut server = session(len, blksize, window);
     let mut client = Client { received: 0, since_ack: 0, window, bytes: 0, done: false };
@@ -179,8 +179,7 @@ fn run(len: u64, blksize: u16, window: u16, fates: Vec<Fate>) -> u64 {
     while !server.finished() {
         assert!(rounds < 40 * u64::from(server.blocks()) + 1000, "no progress: {server:?}");
         now += 1000;
-        // Duplicate ACKs that get no answer are not counted: a client sends one for each block of a
-        // window that it has already.
+        // Unanswered duplicate ACKs are not counted: a client sends one for each block of a window that it already has.
         let mut answer = |blocks: Blocks, data: &mut Network<u32>| {
             rounds += 1;
             (blocks.first..=blocks.last).for_each(|index| {
@@ -193,7 +192,7 @@ fn run(len: u64, blksize: u16, window: u16, fates: Vec<Fate>) -> u64 {
                 answer(blocks, &mut data);
             }
         } else if data.queue.is_empty() {
-            // Both wait: one of the timers runs out.
+            // Both wait until one of the timers expires.
             now += RETRY_NS;
             match server.send_again(now) {
                 Some(blocks) => answer(blocks, &mut data),
@@ -230,7 +229,7 @@ proptest! {
     #[test]
     fn no_input_breaks_a_session(
         window in 1u16..=64,
-        // Mostly near what is in flight, so that windows move.
+        // Mostly near the blocks in flight, so that windows advance.
         acks in proptest::collection::vec((prop_oneof![4 => 0u16..400, 1 => any::<u16>()], 0u64..1 << 40), 0..200),
     ) {
         let mut s = session(3_000, 16, window);
@@ -239,8 +238,8 @@ proptest! {
             let step = s.on_ack(BlockNo(ack), now);
             let Step::Send(blocks) = step else { continue };
             prop_assert!(before.contains(&u32::from(ack)), "{ack} is of nothing in flight {before:?}");
-            // RFC 7440 section 4: from the block after the acknowledged one, a window at most, and
-            // less only at the file's end.
+            // RFC 7440 section 4: from the block after the acknowledged one, at most a window, and less only at the
+            // file's end.
             prop_assert_eq!(blocks.first, u32::from(ack) + 1);
             prop_assert_eq!(blocks.last, s.blocks().min(u32::from(ack) + u32::from(window)));
             prop_assert_eq!(s.in_flight(), Some(blocks));

@@ -1,9 +1,9 @@
 //! The Internet checksum (RFC 1071): a one's complement sum of 16-bit words.
 
-/// A running sum. Add everything that is covered, then [`finish`](Checksum::finish).
+/// A running sum. Add everything that it covers, then [`finish`](Checksum::finish).
 ///
-/// Partial sums of parts that begin at even offsets may be added in any order, so the sum of a
-/// block of a file can be computed once and used for every packet that carries it.
+/// Partial sums of parts that begin at even offsets may be added in any order. So the sum of a file's block can be
+/// computed once and used for every packet that carries it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checksum(u32);
 
@@ -29,11 +29,11 @@ impl Checksum {
         self.word(u16::from_be_bytes([b[0], b[1]])).word(u16::from_be_bytes([b[2], b[3]]))
     }
 
-    /// Adds `bytes`, padding an odd end with a zero (RFC 1071 section 4.1).
+    /// Adds `bytes`, and pads an odd end with a zero (RFC 1071 section 4.1).
     ///
     /// Not for the kernel programs: the length is unbounded.
     pub fn bytes(self, bytes: &[u8]) -> Self {
-        // 64-bit accumulation: one addition for four words, the carries folded at the end.
+        // 64-bit accumulation: one addition for four words, and the carries are folded at the end.
         let mut sum = u64::from(self.0);
         let mut chunks = bytes.chunks_exact(4);
         for c in &mut chunks {
@@ -48,7 +48,7 @@ impl Checksum {
         Self(sum as u32)
     }
 
-    /// The sum folded to 16 bits, not complemented: what can be stored and continued.
+    /// The sum folded to 16 bits, not complemented: it can be stored and continued.
     #[inline(always)]
     pub const fn folded(self) -> u16 {
         let sum = (self.0 & 0xffff) + (self.0 >> 16);
@@ -61,7 +61,7 @@ impl Checksum {
         !self.folded()
     }
 
-    /// The UDP checksum field's value: zero would mean "none", so it is sent as all ones (RFC 768).
+    /// The UDP checksum field's value: zero would mean "none", so all ones are sent instead (RFC 768).
     #[inline(always)]
     pub const fn finish_udp(self) -> u16 {
         match self.finish() {

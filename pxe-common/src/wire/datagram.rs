@@ -8,15 +8,15 @@ use super::{Checksum, ETHERNET_LEN, EtherType, IPV4_LEN, IpProtocol, Mac, UDP_LE
 /// Bytes before the UDP payload.
 pub const HEADERS_LEN: usize = ETHERNET_LEN + IPV4_LEN + UDP_LEN;
 
-/// Ethernet, IPv4 and UDP headers of one frame, as they lie on the wire.
+/// Ethernet, IPv4 and UDP headers of one frame, as on the wire.
 pub type Headers = [u8; HEADERS_LEN];
 
-/// Why the headers are not those of one whole, plain UDP datagram.
+/// Why the headers are not those of one complete, plain UDP datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// Not IPv4: ARP, IPv6, a VLAN tag.
     NotIpv4,
-    /// IPv4 with options, or a version that lies.
+    /// IPv4 with options, or a wrong version.
     IpHeader,
     /// The IPv4 header's checksum is wrong.
     Checksum,
@@ -24,11 +24,11 @@ pub enum Malformed {
     Fragment,
     /// IPv4, but not UDP.
     NotUdp,
-    /// A length field claims more than the frame holds, or less than the headers.
+    /// A length field claims more than the frame contains, or less than the headers.
     Length,
 }
 
-/// What the headers say.
+/// The fields of the headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
     /// Sender's hardware address.
@@ -50,8 +50,8 @@ pub struct Datagram {
 impl Datagram {
     /// Reads the headers of a frame of `frame_len` bytes.
     ///
-    /// The UDP checksum is not verified: a frame from a veth, tap or virtio peer may carry only
-    /// the pseudo-header's sum there (CHECKSUM_PARTIAL).
+    /// The UDP checksum is not verified: in a frame from a veth, tap or virtio peer it may be only the pseudo-header's
+    /// sum (CHECKSUM_PARTIAL).
     #[inline(always)]
     pub fn parse(h: &Headers, frame_len: usize) -> Result<Self, Malformed> {
         if be16(h, 12) != EtherType::IPV4 {
@@ -60,7 +60,7 @@ impl Datagram {
         if h[14] != 0x45 {
             return Err(Malformed::IpHeader);
         }
-        // Only DF may be set: anything else is a fragment or reserved.
+        // Only DF may be set: the other bits mean a fragment or are reserved.
         if be16(h, 20) & 0xbfff != 0 {
             return Err(Malformed::Fragment);
         }
@@ -83,8 +83,8 @@ impl Datagram {
         })
     }
 
-    /// The same, and the IPv4 header's checksum is right (RFC 791 section 3.1). No card leaves that to the receiver, as
-    /// it may UDP's. The kernel programs have a helper for it, which takes less of their stack.
+    /// The same, but also verifies the IPv4 header's checksum (RFC 791 section 3.1). No card leaves that to the
+    /// receiver, as it may UDP's. The kernel programs use a helper for it, which needs less stack.
     pub fn parse_sound(h: &Headers, frame_len: usize) -> Result<Self, Malformed> {
         let datagram = Self::parse(h, frame_len)?;
         match Checksum::ZERO.bytes(&h[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN]).folded() {
@@ -145,11 +145,10 @@ impl Datagram {
         }
     }
 
-    /// The headers, with the IPv4 checksum filled in and the UDP checksum taken from
-    /// `payload`, the sum of the payload's bytes.
+    /// The headers, with the IPv4 checksum, and with the UDP checksum computed from `payload`, the sum of the payload's
+    /// bytes.
     ///
-    /// Identification 0 with DF set (RFC 6864): neither path keeps a counter, and both must
-    /// produce the same bytes.
+    /// Identification 0 with DF set (RFC 6864): neither path keeps a counter, and both must produce the same bytes.
     #[inline(always)]
     pub fn headers(&self, payload: Checksum) -> Headers {
         let mut headers = [0; HEADERS_LEN];
@@ -157,7 +156,7 @@ impl Datagram {
         headers
     }
 
-    /// Writes the headers but for what depends on the payload, for who sends several.
+    /// Writes the headers except what depends on the payload, for callers that send several.
     #[inline(always)]
     pub fn write(&self, h: &mut Headers) -> HeaderSums {
         let (src, dst) = (self.source.octets(), self.destination.octets());
@@ -188,7 +187,7 @@ impl Datagram {
         ports.word(UDP_LEN as u16 + self.payload_len).word(payload.folded())
     }
 
-    /// The sum of UDP's pseudo-header (RFC 768), for those who update a checksum in place.
+    /// The sum of UDP's pseudo-header (RFC 768), for callers that update a checksum in place.
     #[inline(always)]
     pub fn pseudo_header(&self) -> Checksum {
         Checksum::ZERO
@@ -214,14 +213,14 @@ pub struct InFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct HeaderSums {
-    /// IPv4's.
+    /// IPv4's sum.
     ip: Checksum,
-    /// UDP's, with its pseudo-header.
+    /// UDP's sum, with its pseudo-header.
     udp: Checksum,
 }
 
 impl HeaderSums {
-    /// Fills in what depends on the payload: two lengths, two checksums.
+    /// Fills in what depends on the payload: two lengths and two checksums.
     #[inline(always)]
     pub fn fill(self, headers: &mut Headers, payload_len: u16, payload: Checksum) {
         let udp_len = UDP_LEN as u16 + payload_len;

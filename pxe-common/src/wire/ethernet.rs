@@ -6,7 +6,7 @@ use core::str::FromStr;
 /// Bytes of an untagged Ethernet header.
 pub const ETHERNET_LEN: usize = 14;
 
-/// The EtherTypes that are looked at.
+/// The EtherTypes that are distinguished.
 pub struct EtherType;
 
 impl EtherType {
@@ -31,7 +31,7 @@ impl Mac {
     /// ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// Whether the address names one station: not a group address, not zero.
+    /// Whether the address is one station's: neither a group address nor zero.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
@@ -70,7 +70,7 @@ impl FromStr for Mac {
         let mut mac = [0u8; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut mac {
-            // Digits only: `from_str_radix` takes `+1`, too.
+            // Only digits: `from_str_radix` accepts `+1`, too.
             let digits = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
             let part = parts.next().filter(digits).ok_or(InvalidMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| InvalidMac)?;

@@ -3,7 +3,7 @@
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LEN: usize = 20;
 
-/// The protocol numbers that are looked at.
+/// The protocol numbers that are distinguished.
 pub struct IpProtocol;
 
 impl IpProtocol {

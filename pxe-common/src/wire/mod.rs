@@ -1,4 +1,4 @@
-//! Headers as they are on the wire: fixed offsets, fixed sizes, network byte order.
+//! Headers as on the wire: fixed offsets, fixed sizes, network byte order.
 
 mod checksum;
 mod datagram;

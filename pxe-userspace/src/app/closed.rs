@@ -1,4 +1,4 @@
-//! What of the daemon is nobody else's: its files, and its memory, where keys are.
+//! Keeps the daemon's files and memory, which contain keys, from others.
 
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt};
 use std::path::Path;
@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, umask};
 /// The state directory's mode.
 const MODE: u32 = 0o700;
 
-/// No file that others can read, no core dump, and no process of the same user's that looks into the memory
+/// No file that others can read, no core dump, and no access to the memory by other processes of the same user
 /// (ptrace(2), `/proc/PID/mem`).
 pub(super) fn process() {
     umask(Mode::from_bits_truncate(0o077));
@@ -20,7 +20,7 @@ pub(super) fn process() {
     }
 }
 
-/// Makes the state directory, or takes away what others may do in one that is there.
+/// Creates the state directory, or removes others' permissions from an existing one.
 pub(super) fn directory(state: &Path) -> anyhow::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(MODE).create(state).with_context(|| {

@@ -1,4 +1,4 @@
-//! What depends on how boots go, in the order in which it has to hear of it.
+//! The parts that depend on the progress of boots, in the order in which they must be notified.
 
 use std::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ use crate::provision::boot::Generated;
 use crate::provision::trials::Trials;
 use crate::serve::dhcp::Dhcp;
 
-/// What is about a machine's present boot, and whoever waits for its end. Cloning it is cheap.
+/// The parts with state about a machine's present boot, or that wait for its end. Cloning it is cheap.
 #[derive(Clone)]
 pub(super) struct Boots {
     pub(super) connections: Connections,
@@ -27,7 +27,7 @@ pub(super) struct Boots {
 
 impl Follower for Boots {
     fn began(&self, mac: Mac, address: Option<Ipv4Addr>) {
-        // It has forgotten its connections; GRUB will use their ports again.
+        // The machine has lost its connections, and GRUB will reuse their ports.
         if let Some(address) = address {
             self.connections.forget(address.into());
         }
@@ -38,7 +38,7 @@ impl Follower for Boots {
 
     fn reached(&self, mac: Mac, stage: Stage, detail: Option<&str>) {
         if stage == Stage::Kernel
-            // All of it was sent.
+            // The kernel was sent completely.
             && let Some(path) = detail
             && let Some(Generated::Image { digest, part: ImagePart::Kernel }) =
                 Generated::parse(path.trim_start_matches('/'))

@@ -1,4 +1,4 @@
-//! A storm of boots while the disk stands still: whoever depends on a boot's beginning or end hears of it.
+//! A storm of boots while the disk is blocked: every part that depends on a boot's beginning or end is notified.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use crate::store::testing::Brake;
 use crate::store::{Store, sqlite};
 
 const MACHINES: u16 = 1000;
-/// Those of them that have a connection open, a session and a password: those cost seconds to make.
+/// The machines with an open connection, a session and a password, which take seconds to create.
 const CONNECTED: u16 = 40;
 const REPORTERS: u16 = 4;
 
@@ -85,7 +85,7 @@ impl Appliance {
         trials.came_up(mac(n));
     }
 
-    /// It had a session, too. Returns its rescue's document.
+    /// It also had a session. Returns its rescue's document.
     fn had_session(&self, n: u16, request: &[u8]) -> String {
         let Boots { rescues, trust, .. } = &self.boots;
         let (mac, address) = (mac(n), address(n));
@@ -94,7 +94,7 @@ impl Appliance {
         rescues.document(mac, Timestamp::UNIX_EPOCH)
     }
 
-    /// It boots anew, with another kernel. What the loader's requests mean is said as the catalogue says it.
+    /// It boots again, with another kernel. The loader's requests are reported as the catalogue reports them.
     fn boots(&self, n: u16) {
         let mac = mac(n);
         let record = |stage| self.timeline.record(Happened::new(Who::Mac(mac), stage));
@@ -131,7 +131,7 @@ async fn a_storm_while_the_disk_stands_still_misses_nothing() {
     let mut open = Vec::new();
     for n in 0..CONNECTED {
         let mut connection = connect(address(n), server).await;
-        // An answer, so that the appliance has it among the open ones.
+        // It is answered, so that the appliance counts it as an open connection.
         tokio::io::AsyncWriteExt::write_all(&mut connection, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             .await
             .unwrap();
@@ -144,7 +144,7 @@ async fn a_storm_while_the_disk_stands_still_misses_nothing() {
         (0..CONNECTED).map(|n| appliance.had_session(n, &request)).collect()
     });
 
-    // Somebody who only watches, as the daemon once did itself.
+    // A mere observer, as the daemon itself once was.
     let mut watcher = appliance.timeline.subscribe();
     appliance.brake.hold();
     let (done, reported) = mpsc::channel();
@@ -155,14 +155,14 @@ async fn a_storm_while_the_disk_stands_still_misses_nothing() {
             done.send(()).unwrap();
         });
     }
-    // None of them waits for the disk, which does not move before they are all done.
+    // None of them waits for the disk, which is blocked until they are all done.
     tokio::task::block_in_place(|| (0..REPORTERS).for_each(|_| reported.recv().unwrap()));
     assert!(matches!(watcher.recv().await, Err(RecvError::Lagged(_))), "who watched has missed events");
 
     let Boots { trials, trust, .. } = &appliance.boots;
     for n in 0..MACHINES {
         assert_eq!(appliance.machines.get(mac(n)).unwrap().hold, None, "machine {n}: held once");
-        // It came up with it: two boots of which nothing more is heard are not the kernel's fault.
+        // It reached stage 1 with this kernel: later boots without any report are not the kernel's fault.
         for _ in 0..4 {
             assert_eq!(trials.asked(mac(n), &kernel("new")), None, "machine {n}");
             trials.fetches(mac(n), "new-kernel");
@@ -183,7 +183,7 @@ async fn a_storm_while_the_disk_stands_still_misses_nothing() {
     });
     stop.cancel();
 
-    // And the next daemon knows the same.
+    // The next daemon knows the same.
     let store = Store::open(&appliance.dir.path().join("db")).unwrap();
     let machines = Machines::default();
     let _timeline = Timeline::open(store.clone(), machines.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! One daemon a state directory.
+//! One daemon per state directory.
 
 use std::fs::File;
 use std::path::Path;
@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-/// Held while the daemon runs; the kernel lets go of it however the daemon ends.
+/// Held while the daemon runs; the kernel releases it however the daemon ends.
 pub(super) fn take(state: &Path) -> anyhow::Result<Flock<File>> {
     let path = state.join("lock");
     let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;

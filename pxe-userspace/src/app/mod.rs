@@ -1,4 +1,4 @@
-//! Puts the parts together: the only module that sees them all. Order of start, order of end.
+//! Assembles the parts: the only module that knows all of them. It has the order of start and of end.
 
 mod closed;
 mod follower;
@@ -43,18 +43,18 @@ use crate::serve::files::Catalog;
 use crate::serve::tftp;
 use signals::{Signal, Signals};
 
-/// How long what is under way may take to end once the daemon is told to.
+/// How long running work may continue after the daemon was told to end.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the appliance until it is told to end (SIGTERM, SIGINT) or a part of it fails.
 ///
-/// What was changed on the host is given back in either case. `file` is read again on SIGHUP.
+/// The host's original settings are restored in either case. `file` is read again on SIGHUP.
 pub fn serve(config: Config, file: &Path) -> anyhow::Result<()> {
-    // Before there is a second thread, or a file.
+    // Before there is another thread, or a file.
     closed::process();
     let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
     let served = runtime.block_on(run(config, file));
-    // A thread that packs an image is not waited for: its files have no names yet.
+    // A thread that is packing an image is not waited for: its files have no names yet.
     runtime.shutdown_background();
     served
 }
@@ -68,7 +68,7 @@ pub fn detach_fast_path(config: &Config) -> anyhow::Result<()> {
     let _lock = lock::take(state)?;
     let mut ports = config.network.ports.clone();
     let members = Path::new("/sys/class/net").join(&config.network.bridge).join("brif");
-    // None when there is no bridge.
+    // Empty if there is no bridge.
     let members = std::fs::read_dir(members).into_iter().flatten().flatten();
     ports.extend(members.map(|port| port.file_name().to_string_lossy().into_owned()));
     dataplane::remove_left(&Pins::of(state), &ports).context("unpinning the fast path")
@@ -79,9 +79,9 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     let state = &config.state_dir;
     closed::directory(state)?;
     let _lock = lock::take(state)?;
-    // Whoever asks meanwhile is answered when there is something to say.
+    // Requests that arrive meanwhile are answered as soon as there is an answer.
     let socket = Socket::open(&config.api.socket).context("serving the API")?;
-    // Before anything is changed, so that no signal finds us half-way without a way back.
+    // Before anything is changed, so that no signal can end the daemon halfway without restoring.
     let mut signals = Signals::new()?;
     let mut bridge = Bridge::set_up(&config.network, &config.http, state).await?;
     let pins = Pins::of(state);
@@ -107,13 +107,13 @@ async fn run(config: Config, file: &Path) -> anyhow::Result<()> {
         tracing::warn!("some parts did not end in time");
         parts.shutdown().await;
     }
-    // The links themselves go with their descriptors, at the latest when the process ends.
+    // The links themselves are detached with their descriptors, at the latest when the process ends.
     let detached = dataplane::remove_left(&pins, &port_names(&bridge)).context("unpinning the fast path");
     let restored = bridge.restore().await.context("giving the network back");
     served.and(detached).and(restored)
 }
 
-/// Each transfer holds a file open, each node a connection or two: far more than the usual 1,024.
+/// Each transfer holds a file open, and each node a connection or two: far more than the usual 1,024.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
@@ -124,7 +124,7 @@ fn raise_descriptor_limit() {
 
 type Parts = JoinSet<anyhow::Result<()>>;
 
-/// Until the daemon is told to end, or a part fails.
+/// Runs until the daemon is told to end, or a part fails.
 async fn attend(appliance: &Appliance, signals: &mut Signals, parts: &mut Parts) -> anyhow::Result<()> {
     loop {
         tokio::select! {
@@ -146,11 +146,11 @@ async fn attend(appliance: &Appliance, signals: &mut Signals, parts: &mut Parts)
     }
 }
 
-/// The parts that the API and a reload reach.
+/// The parts that the API and a reload use.
 struct Appliance {
     file: PathBuf,
     started: Timestamp,
-    /// The one owner: everybody else has a receiver, or the `Arc` for as long as a decision takes.
+    /// The only owner: all others have a receiver, or the `Arc` for the time of a decision.
     config: watch::Sender<Arc<Config>>,
     kept: Kept,
     names: Names,

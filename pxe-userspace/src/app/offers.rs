@@ -1,4 +1,4 @@
-//! What the daemon tells and does through its API.
+//! What the daemon reports and does through its API.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -202,7 +202,7 @@ impl api::Images for Appliance {
                     image::Progress::Exported { bytes } => Some(*bytes),
                     image::Progress::Layer { .. } | image::Progress::Packing => None,
                 };
-                // A reader that is slow or gone misses steps, and holds nobody up.
+                // A slow or missing reader misses steps, but delays nobody.
                 let _ = progress.try_send(Progress { step: step.to_string(), bytes });
             };
             match self.images.add(&source, report).await {
@@ -291,7 +291,7 @@ impl Appliance {
         self.ports.now().into_iter().map(|port| off(port.name)).collect()
     }
 
-    /// What somebody should look at, and what to do about it.
+    /// Problems that need attention, and what to do about them.
     fn alerts(&self, dhcp: &dhcp::Status) -> Vec<String> {
         let config = self.config();
         let rivals = dhcp.rivals.iter().map(|rival| {
@@ -301,7 +301,7 @@ impl Appliance {
                 rival.server
             )
         });
-        // What was asked for is nothing to look at.
+        // If it was configured, it needs no attention.
         let asked_for = self.config().network.fast_path == FastPath::Off;
         let off = self
             .fast_path
@@ -374,10 +374,10 @@ impl Appliance {
     }
 }
 
-/// Room on the state directory's disk below which somebody should look at it.
+/// Below this much free space on the state directory's disk, there is an alert.
 const ROOM_LEFT: u64 = 32 << 20;
 
-/// That the disk is nearly full, if it is. Machines without a lease wait while nothing can be written.
+/// An alert if the disk is nearly full. Machines without a lease wait while nothing can be written.
 fn full_disk(state_dir: &Path) -> Option<String> {
     let disk = nix::sys::statvfs::statvfs(state_dir).ok()?;
     let left = disk.blocks_available() * disk.fragment_size();
@@ -415,7 +415,7 @@ fn add_failure(error: AddError) -> Failure {
     Failure::new(kind, error.to_string(), hint)
 }
 
-/// Numbers in a document by the path to them, joined with dots.
+/// Flattens a document's numbers by their path, joined with dots.
 fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, u64>) {
     match value {
         Value::Object(fields) => {
@@ -427,7 +427,7 @@ fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, u64>) {
     }
 }
 
-/// Every regular file below `directory`; links are not followed, for they may lead anywhere.
+/// Every regular file below `directory`. Links are not followed, because they may lead anywhere.
 fn list(directory: &Path, prefix: &str, into: &mut Vec<FileEntry>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -443,9 +443,9 @@ fn list(directory: &Path, prefix: &str, into: &mut Vec<FileEntry>) -> std::io::R
     Ok(())
 }
 
-/// The range is nearly used up.
+/// An alert if the range is nearly used up.
 fn room(Room { size, free }: Room) -> Option<String> {
-    // One machine that is away gives nobody a reason to worry.
+    // A single machine that is away is no reason for an alert.
     (size > 0 && free <= size / 20).then(|| {
         format!("{free} of the {size} addresses of [dhcp] range are free: widen it, or shorten lease-time")
     })

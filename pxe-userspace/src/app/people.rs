@@ -1,4 +1,4 @@
-//! Where people reach the appliance: the socket always, TCP where the configuration says so.
+//! Where people reach the appliance: always at the socket, and by TCP if configured.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::operate::access::Tokens;
 use crate::store::Store;
 
-/// Serves the API until the end.
+/// Serves the API until shutdown.
 pub(super) async fn serve(
     config: &Config,
     appliance: &Arc<Appliance>,
@@ -46,7 +46,7 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// What this host is reached by, at the start.
+/// This host's addresses at the start.
 fn own_addresses() -> anyhow::Result<Vec<IpAddr>> {
     let interfaces = getifaddrs().context("asking for this host's addresses")?;
     let mut addresses: Vec<IpAddr> = interfaces
@@ -61,7 +61,7 @@ fn own_addresses() -> anyhow::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// Addresses of the page, as a browser is told them.
+/// URLs of the page for a browser.
 fn pages(listen: SocketAddr, addresses: &[IpAddr], names: &[String]) -> Vec<String> {
     let scheme = if listen.ip().is_loopback() { "http" } else { "https" };
     let page = |address: IpAddr| format!("{scheme}://{}", SocketAddr::new(address, listen.port()));
@@ -70,7 +70,7 @@ fn pages(listen: SocketAddr, addresses: &[IpAddr], names: &[String]) -> Vec<Stri
     }
     let named = names.iter().map(|name| format!("{scheme}://{name}:{}", listen.port()));
     let of_others = |address: &&IpAddr| !address.is_loopback() && (address.is_ipv4() || listen.is_ipv6());
-    // A link-local address leads nowhere without its interface.
+    // A link-local address can't be reached without its interface.
     let reached = |address: &&IpAddr| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let by_address = addresses.iter().filter(of_others).filter(reached).map(|address| page(*address));
     named.chain(by_address).collect()

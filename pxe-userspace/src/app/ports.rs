@@ -1,4 +1,4 @@
-//! The fast path on the bridge's ports, as they come and go.
+//! The fast path on the bridge ports, as they come and go.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,31 +15,30 @@ use crate::dataplane::{self, Dataplane, KernelStatus, LoadError, Pins, ProgramSt
 use crate::host::net::PortEvent;
 use crate::serve::dhcp;
 
-/// Events on their way to those who note them. When they are slow, the ring fills, and what does
-/// not fit is counted there.
+/// Events that are queued for their consumers. If those are slow, the ring fills up, and events without room are
+/// counted there.
 const EVENTS: usize = 4096;
 
-/// How often it is looked at whether the fast path serves.
+/// How often to check whether the fast path is serving.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// The fast path, and why there is none.
+/// The fast path, or the reason why there is none.
 #[derive(Clone)]
 pub(super) struct Loaded {
     pub(super) dataplane: Option<Arc<Dataplane>>,
-    /// Why the fast path is off, in words.
+    /// Why the fast path is off, as text.
     pub(super) off_because: Option<String>,
 }
 
-/// What the programs did.
+/// Events from the programs.
 pub(super) struct Told {
     pub(super) dhcp: mpsc::Receiver<dhcp::Told>,
     pub(super) tftp: mpsc::Receiver<Event>,
 }
 
-/// Loads the programs, unless the configuration says not to. A kernel that refuses them costs
-/// speed, not service.
+/// Loads the programs, unless the configuration says not to. A kernel that rejects them costs speed, not service.
 ///
-/// What a killed daemon left on `ports`, the bridge's, is taken over; elsewhere it is taken off.
+/// What a killed daemon left on `ports`, the bridge's, is taken over; on other ports it is removed.
 pub(super) fn load(
     wanted: FastPath,
     pins: Pins,
@@ -96,8 +95,8 @@ fn remove_left(pins: &Pins, ports: &[String]) {
     }
 }
 
-/// Attaches to the ports that are there by now, so that whoever is told that the daemon is ready is answered as
-/// all others will be.
+/// Attaches to the ports that exist by now, so that requests are answered on the same path as later from the moment the
+/// daemon is ready.
 pub(super) fn attach_present(
     events: &mut mpsc::UnboundedReceiver<PortEvent>,
     loaded: &Loaded,
@@ -125,7 +124,7 @@ pub(super) async fn follow(
     }
 }
 
-/// Looks now and then whether the programs keep what they are given.
+/// Periodically checks whether the programs complete the transfers that they get.
 pub(super) async fn watch(appliance: Arc<Appliance>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(LOOK_EVERY);
     loop {
@@ -141,7 +140,7 @@ impl Appliance {
         let Some(dataplane) = &self.fast_path.dataplane else { return };
         let counters = dataplane.counters();
         let ports = dataplane.ports();
-        // A frame meets tc last, where there is tc.
+        // tc is the last hook for a frame, if it is attached.
         let at_tc = ports.iter().any(|port| matches!(port.tier, Tier::Tc | Tier::XdpAndTc));
         let with_xdp = ports.into_iter().filter(|port| matches!(port.tier, Tier::Xdp | Tier::XdpAndTc));
         let received = with_xdp.filter_map(|port| Some((port.name.clone(), received(&port.name)?))).collect();
@@ -157,7 +156,7 @@ impl Appliance {
         }
     }
 
-    /// What is wrong with the fast path, in words.
+    /// What is wrong with the fast path, as text.
     pub(super) fn fast_path_alerts(&self) -> Vec<String> {
         let Some(dataplane) = &self.fast_path.dataplane else { return Vec::new() };
         let KernelStatus { kernel, programs } = dataplane.kernel();
@@ -181,7 +180,7 @@ impl Appliance {
     }
 }
 
-/// What a port has received, as its driver counts.
+/// Frames that a port has received, by its driver's counter.
 fn received(port: &str) -> Option<u64> {
     let path = format!("/sys/class/net/{port}/statistics/rx_packets");
     std::fs::read_to_string(path).ok()?.trim().parse().ok()

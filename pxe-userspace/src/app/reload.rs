@@ -1,4 +1,4 @@
-//! Taking over a changed configuration file while everything runs.
+//! Applies a changed configuration file while everything is running.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::serve::dhcp;
 use crate::serve::files::{Catalog, OpenRoot, RootError};
 use crate::store::WriteError;
 
-/// The file can't be taken over; everything goes on as it was.
+/// Why the file can't be applied; everything continues unchanged.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReloadError {
     #[error("{}", lines(.0))]
@@ -26,7 +26,7 @@ pub(super) enum ReloadError {
 }
 
 impl Appliance {
-    /// Applies what can be applied to a running daemon, and says what waits for the next start.
+    /// Applies what can be applied to a running daemon, and reports what waits for the next start.
     pub(super) async fn reload(&self) -> Result<Reloaded, ReloadError> {
         let _one_at_a_time = self.reloading.lock().await;
         let new = config::load(&self.file).map_err(ReloadError::Config)?;
@@ -68,7 +68,7 @@ impl Appliance {
     }
 }
 
-/// The configuration's owner, and the parts that have something to do when it changes.
+/// The configuration's owner, and the parts that must act when it changes.
 struct Parts<'a> {
     config: &'a watch::Sender<Arc<Config>>,
     kept: &'a Kept,
@@ -81,7 +81,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Takes over what of `new` can be. What may fail comes first, and changes nothing.
+    /// Applies what can be applied of `new`. Steps that may fail come first, and change nothing.
     async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
         let of_file = self.config.borrow().with_nodes([]);
         let (config, done) = decide(&of_file, new);
@@ -129,13 +129,13 @@ impl Parts<'_> {
     }
 }
 
-/// What the daemon goes by from now on when the file says `new`, and what that changes. Each key is either taken over
-/// at once, or was used to open something at the start and waits for the next one.
+/// The configuration in force from now on when the file contains `new`, and what that changes. Each key is either
+/// applied at once, or was used to open something at the start and waits for the next one.
 ///
-/// Every address in the file was judged by `[network] address`, and every name by the others: where that one waits, all
-/// of them do.
+/// All addresses in the file were validated against `[network] address`, and all names against each other: if that
+/// address waits, all of them do.
 ///
-/// Nothing is left out of the patterns: a new key does not compile until it has its decision here.
+/// The patterns name every field: a new key does not compile until it is decided here.
 fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
     let Config {
         state_dir,
@@ -175,7 +175,7 @@ fn decide(old: &Config, new: Config) -> (Config, Reloaded) {
     (config, keys.decided)
 }
 
-/// The bridge is set up, its ports enslaved and shaped, and the programs loaded at the start.
+/// The bridge is set up, its ports are added and shaped, and the programs are loaded only at the start.
 fn decide_network(keys: &mut Keys, old: &Network, new: Network) -> Network {
     let Network { bridge, address, ports, fast_path, ceiling } = new;
     Network {
@@ -187,7 +187,7 @@ fn decide_network(keys: &mut Keys, old: &Network, new: Network) -> Network {
     }
 }
 
-/// The mode decides which sockets there are, and whether there is a range. All the rest is what replies say.
+/// The mode decides which sockets exist, and whether there is a range. All other keys are contents of replies.
 fn decide_dhcp(keys: &mut Keys, old: &Dhcp, new: Dhcp) -> Dhcp {
     let Dhcp {
         mode,
@@ -222,7 +222,7 @@ fn decide_dhcp(keys: &mut Keys, old: &Dhcp, new: Dhcp) -> Dhcp {
     }
 }
 
-/// Listeners are opened at the start.
+/// Listeners are opened only at the start.
 fn decide_http(keys: &mut Keys, old: &Http, new: Http) -> Http {
     let Http { port, tls_port } = new;
     Http {
@@ -240,7 +240,7 @@ fn decide_api(keys: &mut Keys, old: &Api, new: Api) -> Api {
     }
 }
 
-/// Images and stage 1 are made with the assets that the daemon began with.
+/// Images and stage 1 are built with the assets from the daemon's start.
 fn decide_boot(keys: &mut Keys, old: &Boot, new: Boot) -> Boot {
     let Boot { ipxe, assets } = new;
     Boot {
@@ -254,7 +254,7 @@ fn decide_docker(keys: &mut Keys, old: &Docker, new: Docker) -> Docker {
     Docker { socket: keys.at_the_next_start("[docker] socket", &old.socket, socket) }
 }
 
-/// Rounds under way share groups, port and ceiling.
+/// Rounds in progress share groups, port and ceiling.
 fn decide_carousel(keys: &mut Keys, old: &Carousel, new: Carousel) -> Carousel {
     let Carousel { at_least, group, port, ceiling } = new;
     Carousel {
@@ -265,7 +265,7 @@ fn decide_carousel(keys: &mut Keys, old: &Carousel, new: Carousel) -> Carousel {
     }
 }
 
-/// Notes what was decided of keys that changed.
+/// Records the decisions about keys that changed.
 #[derive(Default)]
 struct Keys {
     decided: Reloaded,

@@ -71,7 +71,7 @@ fn what_was_judged_by_something_that_waits_waits_with_it() {
     );
 }
 
-/// The parts that go by the configuration, in a state directory of their own.
+/// The parts that use the configuration, with a state directory of their own.
 struct Running {
     config: watch::Sender<Arc<Config>>,
     kept: Kept,
@@ -125,7 +125,7 @@ impl Running {
         self.parts().publish(config.with_nodes(&self.kept.all())).await;
     }
 
-    /// Every part's configuration is this one, and no copy of it.
+    /// Checks that every part uses this configuration, and not a copy.
     fn all_go_by(&self, config: &Arc<Config>) {
         for (part, its) in [
             ("owner", self.config.borrow().clone()),

@@ -1,31 +1,31 @@
-//! Whether the fast path serves what it was given. Pure.
+//! Whether the fast path completes the transfers that it gets. Pure.
 //!
-//! A tier says what is attached to a port. What a kernel or a driver then makes of the frames shows only in what
-//! comes back: an ACK of a transfer that the programs were to answer, and passed on to the daemon; and in what
-//! never comes, where a driver attaches an XDP program and runs it for no frame (virtio-net does, whose buffers are
-//! neither mergeable nor a page each: `receive_big` in its source).
+//! A tier says what is attached to a port, but not what a kernel or driver then does with the frames. That shows when
+//! an ACK of a transfer that the programs should answer is passed to the daemon. It also shows when no frame arrives,
+//! because a driver attaches an XDP program and runs it for none (virtio-net does, if its buffers are neither mergeable
+//! nor a page each: `receive_big` in its source).
 
 use std::collections::BTreeMap;
 
-/// Running totals, as of one moment.
+/// Running totals at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
-    /// Transfers that were handed to the programs.
+    /// Transfers that were granted to the programs.
     pub(super) granted: u64,
-    /// Those of them that came back.
+    /// Those of them that were handed back.
     pub(super) handed_back: u64,
     /// Frames that the last hook passed, by reason.
     pub(super) passed: BTreeMap<&'static str, u64>,
-    /// Frames that XDP saw, on all ports.
+    /// Frames that XDP processed, on all ports.
     pub(super) seen_by_xdp: u64,
-    /// Frames that each port with XDP received, as its driver counts.
+    /// Frames that each port with XDP received, by its driver's counter.
     pub(super) received: BTreeMap<String, u64>,
 }
 
-/// More frames than a port receives in a moment, and XDP saw none of them.
+/// More frames than a port receives by chance between two reads of the counters, while XDP saw none.
 const UNSEEN: u64 = 50;
 
-/// What was seen from one look to the next.
+/// What was observed between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Serving {
     before: Totals,
@@ -33,21 +33,21 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// What is wrong, in words; `None` while the programs keep what they are given.
+    /// What is wrong, as text; `None` while the programs complete their transfers.
     pub(super) fn complaint(&self) -> Option<&str> {
         self.complaint.as_deref()
     }
 
-    /// Compares with the totals of the last look. While no transfer begins or comes back, the verdict stands.
+    /// Compares with the totals of the last look. While no transfer begins or is handed back, the verdict stays.
     ///
-    /// Returns the ports whose driver shows XDP no frame.
+    /// Returns the ports whose driver passes no frame to XDP.
     pub(super) fn look(&mut self, now: Totals) -> Vec<String> {
         let blind = self.blind(&now);
         let granted = now.granted.saturating_sub(self.before.granted);
         let handed_back = now.handed_back.saturating_sub(self.before.handed_back);
-        // One that comes back now and then did not end in time, or met a full ring of events.
+        // An occasional one expired, or its event found the ring full.
         if handed_back * 2 > granted {
-            // Which hook is the last one may have changed, and its totals are others.
+            // The last hook may have changed, and then its totals are different counters.
             let since = |reason: &str, total: u64| {
                 total.saturating_sub(self.before.passed.get(reason).copied().unwrap_or(0))
             };
@@ -70,12 +70,12 @@ impl Serving {
         blind
     }
 
-    /// XDP sees every frame that a port receives, once. A driver that counts a frame twice, or late, is not
-    /// accused: so far off is none.
+    /// XDP sees every frame that a port receives, once. The threshold is so high that a driver which counts a frame
+    /// twice, or late, is not accused.
     fn blind(&self, now: &Totals) -> Vec<String> {
         let seen = now.seen_by_xdp.saturating_sub(self.before.seen_by_xdp);
         let received = now.received.iter().filter_map(|(port, now)| {
-            // A port that was attached since has no total to compare with yet.
+            // A port that was attached since the last look has no total to compare with.
             Some((port, now.saturating_sub(*self.before.received.get(port)?)))
         });
         received
@@ -85,8 +85,7 @@ impl Serving {
     }
 }
 
-/// Why a transfer of the programs' comes back, by the reason that its ACK is counted under. Other reasons are
-/// other frames'.
+/// Why transfers are handed back, by the reason under which their ACKs are counted. Other reasons concern other frames.
 fn cause(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "no-program" => "the kernel refused the program that answers TFTP",
@@ -142,7 +141,7 @@ mod tests {
         assert_eq!(serving.complaint(), None);
     }
 
-    /// As when a trace begins: XDP's totals before, tc's now.
+    /// As when a trace begins: first XDP's totals, then tc's.
     #[test]
     fn another_hooks_totals_are_no_harm() {
         let mut serving = Serving::default();

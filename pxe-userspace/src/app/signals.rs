@@ -1,4 +1,4 @@
-//! What the daemon is told by signals.
+//! Signals to the daemon.
 
 use std::io;
 

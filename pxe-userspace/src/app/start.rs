@@ -1,4 +1,4 @@
-//! The order of start: what stands on nothing first, what answers machines and people last.
+//! The order of start: first what depends on nothing, last what answers machines and people.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -42,21 +42,21 @@ use crate::serve::tftp::socket::Tftp;
 use crate::serve::tftp::{self, FastPath};
 use crate::store::{self, Store};
 
-/// Connections that wait to be accepted, at most.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// How often machines are looked for that have fallen silent.
+/// How often to look for machines that have fallen silent.
 const SILENCE_NOTICED: Duration = Duration::from_secs(5);
 
-/// What is spawned while the appliance starts ends with it.
+/// State of the start. What is spawned in it ends with the appliance.
 pub(super) struct Starting<'a> {
     pub(super) parts: &'a mut Parts,
     pub(super) shutdown: &'a CancellationToken,
 }
 
 impl Appliance {
-    /// Starts everything behind the bridge; when it returns, packets are answered. What was spawned
-    /// ends with `shutdown`.
+    /// Starts everything behind the bridge; when it returns, packets are answered. What was spawned ends with
+    /// `shutdown`.
     pub(super) async fn start(
         file: &Path,
         config: Arc<Config>,
@@ -95,7 +95,7 @@ impl Appliance {
         let unnamed = opened.take_unnamed();
         let (connections, holds) =
             (Connections::on(segment.clone()), Holds::open(store.clone(), machines.clone())?);
-        // Before anything answers a machine.
+        // Must be registered before anything answers a machine.
         timeline.call(follower::Boots {
             connections: connections.clone(),
             holds: holds.clone(),
@@ -177,7 +177,7 @@ impl Starting<'_> {
         Ok(())
     }
 
-    /// Loads the kernel's programs, and attaches them to the ports that are there and to those that come.
+    /// Loads the kernel programs, and attaches them to the present ports and to those that are added.
     fn fast_path(&mut self, config: &Config, bridge: &mut Bridge) -> (ports::Loaded, ports::Told) {
         let (pins, tier) = (Pins::of(&config.state_dir), config.network.fast_path);
         let (fast_path, told) = ports::load(tier, pins, &port_names(bridge), self.shutdown);
@@ -222,7 +222,7 @@ impl Starting<'_> {
         Ok(stats)
     }
 
-    /// What machines reach over HTTP and HTTPS, and what they say when they die.
+    /// The services that machines reach over HTTP and HTTPS, and the receiver of what their dying kernels send.
     fn boots(
         &mut self,
         config: &Config,
@@ -271,7 +271,7 @@ pub(super) async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<Tcp
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
 }
 
-/// On the bridge only: a host on another network of the appliance's that sends to the bridge's address is refused.
+/// Only on the bridge: a host on another network of the appliance that sends to the bridge's address is refused.
 fn listen_on(bridge: &BridgeInfo, port: u16, key: &str) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::from((bridge.address.addr(), port));
     let listening = || {
@@ -288,7 +288,7 @@ fn listen_on(bridge: &BridgeInfo, port: u16, key: &str) -> anyhow::Result<TcpLis
         .with_context(|| format!("listening on {address}: another program may use it; {key} names another"))
 }
 
-/// Boots of which nothing is heard any more have failed.
+/// Marks boots as failed of which nothing is heard any more.
 async fn end_silent_boots(timeline: Timeline, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(SILENCE_NOTICED);
     loop {

@@ -1,4 +1,4 @@
-//! How far the boots are that go on just now, and how fast the links to them are.
+//! The progress of the boots that are running, and the speed of the links to the machines.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -19,23 +19,23 @@ use crate::provision::image::Availability;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A machine of which nothing was heard for so long is not booting any more, unless a transfer goes on.
+/// A machine that was silent for this long is no longer booting, unless a transfer is in progress.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The boots of the moment.
+/// The boots at the moment.
 #[derive(Debug, Default)]
 pub(super) struct Watched(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the first of the boots that go on now was first seen.
+    /// When the first of the running boots was first seen.
     began: Option<Timestamp>,
     rate: Rate,
-    /// Of the fastest port, in bytes a second.
+    /// The fastest port's, in bytes a second.
     link_speed: Option<u64>,
 }
 
-/// Looks at the boots until `shutdown`.
+/// Watches the boots until `shutdown`.
 pub(super) async fn watch(appliance: Arc<Appliance>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -48,7 +48,7 @@ pub(super) async fn watch(appliance: Arc<Appliance>, shutdown: CancellationToken
 }
 
 impl Appliance {
-    /// How far the boots are; none when none goes on.
+    /// The progress of the boots; `None` if none is running.
     pub(super) fn wave(&self, waiting: usize) -> Option<Wave> {
         let state = self.watched.0.lock().unpoisoned();
         let boots = self.boots_since(state.began?);
@@ -100,9 +100,9 @@ impl Appliance {
         machines.into_iter().filter_map(&mut boot).collect()
     }
 
-    /// The bytes that the machine's boot takes, as far as they are known by now.
+    /// The bytes that the machine's boot needs, as far as they are known.
     fn needs(&self, config: &Config, machine: &Machine) -> Option<Needs> {
-        // The platforms' loaders are about as large as one another.
+        // The loaders of all platforms have about the same size.
         let loader = size_of(&config.boot.assets.join(GRUB_EFI_X64)).unwrap_or(0);
         match &config.profile_of(machine.mac)?.source {
             Source::Kernel { kernel, initrd } => {
@@ -129,13 +129,13 @@ fn size_of(path: &Path) -> Option<u64> {
     Some(path.metadata().ok()?.len())
 }
 
-/// What a port carries, in bytes a second. What virtual ones say of themselves is made up.
+/// A port's capacity, in bytes a second. Virtual ports are ignored, because their value is fictitious.
 fn link_speed(port: &str) -> Option<u64> {
     let port = Path::new("/sys/class/net").join(port);
     if !port.join("device").exists() {
         return None;
     }
-    // -1 where there is no carrier, or nobody knows.
+    // -1 if there is no carrier, or the speed is unknown.
     let megabits: u64 = std::fs::read_to_string(port.join("speed")).ok()?.trim().parse().ok()?;
     (megabits > 0).then(|| megabits * 125_000)
 }

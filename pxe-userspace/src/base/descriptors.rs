@@ -1,8 +1,8 @@
-//! How the process's file descriptors are shared out, so that no one use of them takes all.
+//! Shares of the process's file descriptors, so that no single use takes all of them.
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// What machines may make the daemon hold open. The rest is for the API, the database, leases and images.
+/// Descriptors that machines may make the daemon hold open. The rest is for the API, the database, leases and images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shares {
     /// Files that are sent by TFTP.
@@ -11,9 +11,9 @@ pub(crate) struct Shares {
     pub(crate) connections: usize,
 }
 
-/// Those of the process's limit as it is now.
+/// The shares of the process's current limit.
 pub(crate) fn shares() -> Shares {
-    // Without a limit to be read, that of most systems.
+    // If the limit can't be read, that of most systems.
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     of(usize::try_from(limit).unwrap_or(usize::MAX))
 }

@@ -1,15 +1,15 @@
-//! Locks whose poison is ignored.
+//! Locks whose poisoning is ignored.
 //!
-//! A lock is poisoned when a thread panics while holding it. Here that is a bug in one request or one task, which
-//! ends with it, and the daemon goes on for everybody else: another panic at the next `lock()` would take all of them
-//! down. The data stays usable, because each change is one step: an entry is inserted, replaced or removed. Code that
-//! needs several steps to appear as one must not panic between them.
+//! A lock is poisoned when a thread panics while holding it. Here that is a bug in one request or one task, which ends,
+//! and the daemon continues for all others; a panic at the next `lock()` would stop all of them. The data stays usable,
+//! because each change is one step: an entry is inserted, replaced or removed. Code that needs several steps to appear
+//! as one must not panic between them.
 
 use std::sync::LockResult;
 
-/// Of `lock`, `read`, `write`, and a condition's `wait`.
+/// For the results of `lock`, `read`, `write`, and a condition's `wait`.
 pub(crate) trait Unpoisoned<T> {
-    /// The guard, whether or not somebody panicked with it.
+    /// The guard, also if a thread panicked while holding it.
     fn unpoisoned(self) -> T;
 }
 

@@ -1,4 +1,4 @@
-//! What every module may use, and what uses none of them.
+//! What every module may use, and what depends on none of them.
 
 pub(crate) mod clock;
 pub(crate) mod descriptors;

@@ -1,11 +1,11 @@
-//! Files that root alone may read: keys.
+//! Files that only root may read: keys.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Writes a file that is whole or not there, also after a power cut.
+/// Writes a file that is either complete or missing, also after a power failure.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = path.with_added_extension("part");
     match fs::remove_file(&aside) {

@@ -1,8 +1,8 @@
-//! Plain tables: columns aligned, two spaces apart, nothing else.
+//! Plain tables: aligned columns, two spaces apart, nothing else.
 
 use std::fmt::Write as _;
 
-/// `heads` and `rows` as text; a line of words when there are no rows.
+/// `heads` and `rows` as text; `none` if there are no rows.
 pub(crate) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]], none: &str) -> String {
     if rows.is_empty() {
         return format!("{none}\n");
@@ -27,7 +27,7 @@ pub(crate) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]], none
     out
 }
 
-/// A cell that may be empty: `-` keeps columns countable for scripts.
+/// A cell that may be empty: `-` keeps the number of columns constant for scripts.
 pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map(|v| v.to_string()).filter(|v| !v.is_empty()).unwrap_or_else(|| "-".to_owned())
 }

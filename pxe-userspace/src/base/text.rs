@@ -1,4 +1,4 @@
-//! How values read as text, the same everywhere: in JSON, logs, paths and the database.
+//! The text form of values, the same everywhere: in JSON, logs, paths and the database.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ pub mod mac {
     }
 }
 
-/// What a machine boots with, if that is known, for serde.
+/// For serde, a machine's firmware, if it is known.
 pub mod firmware {
     use pxe_common::dhcp::Firmware;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
@@ -38,12 +38,12 @@ pub mod firmware {
     }
 }
 
-/// RFC 3339 with microseconds, always: fixed width sorts and lines up. For serde.
+/// RFC 3339, always with microseconds: text of fixed width sorts and aligns. For serde.
 pub fn micros<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(&format_args!("{time:.6}"))
 }
 
-/// [`micros`], of a time that may be absent.
+/// [`micros`] for an optional time.
 pub fn micros_if_any<S: Serializer>(time: &Option<Timestamp>, s: S) -> Result<S::Ok, S::Error> {
     match time {
         Some(time) => micros(time, s),
@@ -51,14 +51,14 @@ pub fn micros_if_any<S: Serializer>(time: &Option<Timestamp>, s: S) -> Result<S:
     }
 }
 
-/// A unit variant as JSON has it: `xdp-and-tc`.
+/// A unit variant as in JSON: `xdp-and-tc`.
 pub fn word(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 pub use pxe_contract::hex::{decode as unhex, encode as hex};
 
-/// Percent-encodes what is not unreserved (RFC 3986 section 2.3) nor in `also`.
+/// Percent-encodes characters that are neither unreserved (RFC 3986 section 2.3) nor in `also`.
 pub fn percent(text: &str, also: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b) || also.as_bytes().contains(&b);
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
@@ -71,8 +71,8 @@ pub fn percent(text: &str, also: &str) -> String {
     })
 }
 
-/// Without control characters, because the text is printed on terminals and written to files of lines. Those that only
-/// turn the order of others around are spelled out: they would show a text that nobody wrote.
+/// Without control characters, because the text is printed on terminals and written to files of lines. Characters that
+/// only reorder others are escaped: they would show a text that nobody wrote.
 pub fn one_line(text: &str) -> String {
     escaped(text, |into, c| match c {
         c if turns_around(c) => into.extend(c.escape_unicode()),
@@ -80,7 +80,7 @@ pub fn one_line(text: &str) -> String {
     })
 }
 
-/// The same of what a stranger wrote where nothing should get lost: control characters are spelled out, too.
+/// The same for untrusted text of which nothing should get lost: control characters are escaped, too.
 pub fn visible(text: &str) -> String {
     escaped(text, |into, c| match c {
         '\0'..='\x1f' => into.extend(['^', char::from(c as u8 + b'@')]),
@@ -89,7 +89,7 @@ pub fn visible(text: &str) -> String {
     })
 }
 
-/// The same of several lines, as a command prints them: whatever came in by another way is spelled out at the last.
+/// The same for several lines of a command's output: the last step, which escapes what no other step did.
 pub fn visible_lines(text: &str) -> String {
     text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
 }
@@ -111,7 +111,7 @@ pub fn turns_around(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// An error and what is behind it, in one line. Most of ours name their source in their own words.
+/// An error and its sources, in one line. Most of our errors name their source in their own words.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut words = error.to_string();
     let mut next = error.source();

@@ -1,4 +1,4 @@
-//! Docker engines, the appliance's and its nodes': where they are, and how they are reached.
+//! Docker engines, the appliance's and its nodes': where they are, and how to connect to them.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use tokio_rustls::TlsConnector;
 use crate::config::{self, ENGINE_PORT};
 use crate::nodes::trust::authority::Identity;
 
-/// Seconds for an answer to begin; bodies may take longer.
+/// Seconds until an answer must begin; bodies may take longer.
 const TIMEOUT: u64 = 120;
-/// For a node to take a connection.
+/// Time for a node to accept a connection.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
-/// A node that lost its power says nothing. Its silence is noticed after three of these.
+/// A node that lost its power sends nothing. That is noticed after three of these.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// An engine that may or may not be running. Cloning it is cheap.
@@ -37,11 +37,11 @@ enum At {
     Node { address: Ipv4Addr, tls: Tls },
 }
 
-/// What makes nodes' engines obey the appliance, and the appliance believe in them. Cloning it is cheap.
+/// TLS that authenticates the appliance and nodes' engines to each other. Cloning it is cheap.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
 
-/// An identity that can't be used for TLS.
+/// Why an identity can't be used for TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("reading the certificate or key of the appliance's client: {0}")]
@@ -61,17 +61,17 @@ pub enum NoEngine {
 }
 
 impl Engine {
-    /// The one beside the daemon.
+    /// The appliance's own engine.
     pub fn new(config: &config::Docker) -> Self {
         Self(At::Appliance(config.clone()))
     }
 
-    /// A node's.
+    /// A node's engine.
     pub fn of_node(address: Ipv4Addr, tls: Tls) -> Self {
         Self(At::Node { address, tls })
     }
 
-    /// A connection that speaks a version of the API that the engine knows, too.
+    /// A connection that uses an API version which the engine supports, too.
     pub async fn connect(&self) -> Result<Docker, NoEngine> {
         let failed = |source| self.unreachable(source);
         let docker = match &self.0 {
@@ -104,7 +104,7 @@ impl Engine {
 }
 
 impl Tls {
-    /// A client that shows `own`, and believes in what `authority` (PEM) signed.
+    /// A client that presents `own`, and trusts certificates signed by `authority` (PEM).
     pub fn client(authority: &str, own: &Identity) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
@@ -125,8 +125,8 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-/// One request on a connection of its own: a node comes and goes, and a connection that is kept would be one to an
-/// engine that is gone.
+/// One request on a connection of its own. Nodes come and go, and a connection that is kept could be one to an engine
+/// that is gone.
 async fn exchange(
     address: Ipv4Addr,
     tls: Tls,
@@ -142,9 +142,9 @@ async fn exchange(
     let timed_out = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
     let stream = tokio::time::timeout(CONNECTS_WITHIN, connecting).await.map_err(timed_out)??;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the answer's body.
+    // This task ends with the answer's body.
     tokio::spawn(connection);
-    // A server is asked for a path, a proxy for a URL (RFC 9112 section 3.2).
+    // A request to a server contains a path, one to a proxy a URL (RFC 9112 section 3.2).
     if let Some(host) = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok()) {
         request.headers_mut().insert(HOST, host);
     }

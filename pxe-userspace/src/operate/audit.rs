@@ -1,6 +1,6 @@
-//! What people changed: when, who, what, before and after.
+//! The audit of people's changes: when, who, what, before and after.
 //!
-//! An entry has no secrets in it: callers say of a token its name, and of a password nothing.
+//! An entry contains no secrets: callers record a token's name only, and nothing of a password.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,16 +13,16 @@ use super::access::Caller;
 use crate::base::lock::Unpoisoned as _;
 use crate::store::{AuditRow, Change, ReadError, Store};
 
-/// Bytes that `before` and `after` may have, each, in JSON.
+/// Maximum bytes of `before` and `after`, each, in JSON.
 const VALUE_MAX: usize = 3 * 1024;
-/// Characters of any other text.
+/// Maximum characters of any other text.
 const TEXT_MAX: usize = 256;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Entry {
-    /// In order; gaps have no meaning.
+    /// In ascending order; gaps have no meaning.
     pub id: u64,
     #[serde(serialize_with = "crate::base::text::micros")]
     pub time: Timestamp,
@@ -36,9 +36,9 @@ pub struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Did {
-    /// In words with dots: `node.hold`.
+    /// An action, as words separated by dots: `node.hold`.
     pub what: String,
-    /// To what: a machine, an image, a token.
+    /// The object: a machine, an image, a token.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub on: Option<String>,
     #[serde(skip_serializing_if = "Value::is_null", default)]
@@ -67,7 +67,7 @@ impl Did {
 
 fn value(value: impl Serialize) -> Value {
     let value = serde_json::to_value(value).expect("documents have only text keys");
-    // Who sends a name of a megabyte does not fill the audit with it.
+    // A name of a megabyte must not fill the audit.
     if value.to_string().len() > VALUE_MAX { Value::String("too long to be kept".to_owned()) } else { value }
 }
 
@@ -77,7 +77,7 @@ pub struct Audit(Arc<Inner>);
 
 struct Inner {
     store: Store,
-    /// Held while an entry is handed over, so that ids are stored in their order.
+    /// Held while an entry is passed to the store, so that ids are stored in order.
     last: Mutex<u64>,
     stored: watch::Sender<u64>,
 }
@@ -88,7 +88,7 @@ impl Audit {
         Ok(Self(Arc::new(Inner { store, last: Mutex::new(last), stored: watch::Sender::new(last) })))
     }
 
-    /// Keeps an entry; it is on disk when this returns. Blocks. Where the disk takes nothing, the log has it.
+    /// Records an entry, which is on disk when this returns. Blocks. If the disk refuses it, the log has the entry.
     pub fn record(&self, caller: &Caller, did: Did, now: Timestamp) {
         let on = did.on.map(|on| on.chars().take(TEXT_MAX).collect());
         let mut entry = Entry { id: 0, time: now, caller: caller.clone(), did: Did { on, ..did } };
@@ -115,7 +115,7 @@ impl Audit {
         Ok(rows.into_iter().filter_map(|row| serde_json::from_str(&row.body).ok()).collect())
     }
 
-    /// The newest entry's id, as it is stored.
+    /// The newest stored entry's id.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.stored.subscribe()
     }
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(open().since(1, 9).unwrap().len(), 1);
     }
 
-    /// The table does not grow for ever.
+    /// The table's size is limited.
     #[test]
     fn what_is_older_than_the_newest_hundred_thousand_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();

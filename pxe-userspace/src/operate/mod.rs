@@ -1,4 +1,4 @@
-//! What people do to the appliance: who may, and what was done.
+//! What people do to the appliance: who may do what, and what was done.
 
 pub mod access;
 pub mod audit;

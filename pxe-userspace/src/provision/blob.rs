@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::base::text::hex;
 
-/// What makes two blobs the same: the same key means the same bytes.
+/// The identity of a blob's contents: equal keys mean equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BlobKey {
     /// SHA-256 of the contents.
@@ -52,9 +52,9 @@ enum Source {
     Elsewhere(Box<dyn ReadAt>),
 }
 
-/// Bytes that are kept somewhere else.
+/// Bytes that are stored elsewhere.
 pub trait ReadAt: std::fmt::Debug + Send + Sync {
-    /// Fills `buf` from `offset`; what is asked for is there.
+    /// Fills `buf` from `offset`. The caller asks only for bytes that exist.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
@@ -71,7 +71,7 @@ impl Blob {
         Self::from_file(File::open(path)?)
     }
 
-    /// A regular file that is open already.
+    /// A regular file that is already open.
     pub fn from_file(file: File) -> io::Result<Self> {
         let meta = file.metadata()?;
         if meta.is_dir() {
@@ -84,7 +84,7 @@ impl Blob {
         Ok(Self(Arc::new(Inner { key, len: meta.len(), source: Source::File(file) })))
     }
 
-    /// Bytes that were named before, and are read from elsewhere.
+    /// Bytes whose key is known already, and that are read from elsewhere.
     pub fn elsewhere(key: BlobKey, len: u64, source: Box<dyn ReadAt>) -> Self {
         Self(Arc::new(Inner { key, len, source: Source::Elsewhere(source) }))
     }
@@ -93,7 +93,7 @@ impl Blob {
         self.0.key
     }
 
-    /// Bytes in all.
+    /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "an empty blob is served like any other")]
     pub fn len(&self) -> u64 {
         self.0.len
@@ -109,7 +109,7 @@ impl Blob {
         }
     }
 
-    /// When the file was written, in whole seconds, as HTTP has it; not of what is named by its contents.
+    /// When the file was written, in whole seconds as in HTTP; `None` for blobs that are identified by their contents.
     pub fn modified(&self) -> Option<Timestamp> {
         match self.0.key {
             BlobKey::Digest(_) => None,
@@ -130,7 +130,7 @@ impl Blob {
 
     /// Fills `buf` from `offset`; fewer bytes only at the end of the blob.
     ///
-    /// A file that was truncated under us is an error, not a short read: the length was promised.
+    /// A file that was truncated meanwhile is an error, not a short read, because its length was announced.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let left = self.0.len.saturating_sub(offset);
         let want = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));

@@ -1,4 +1,4 @@
-//! What a machine gets: kernels, initrds, images, disks, and what its loader is told.
+//! What a machine gets: kernels, initrds, images, disks, and its loader's configuration.
 
 pub mod blob;
 pub mod boot;

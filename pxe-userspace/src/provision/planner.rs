@@ -1,5 +1,4 @@
-//! What a machine boots: its profile's files by hand, or an image with the kernel, the tools and the rescue that
-//! belong to it.
+//! What a machine boots: the files that its profile names, or an image with its kernel, tools and rescue initrd.
 
 use pxe_contract::paths::{ImagePart, LoadFailure};
 
@@ -12,7 +11,7 @@ use crate::machines::diagnosis::{Note, Planned};
 use crate::machines::timeline::{Happened, Stage, Timeline, Who};
 use crate::machines::{Machine, Machines};
 
-/// Plans boots. Whatever it decides about one is noted where a diagnosis finds it.
+/// Plans boots, and notes what it decides for the diagnosis.
 #[derive(Clone)]
 pub struct Planner {
     images: Images,
@@ -22,14 +21,14 @@ pub struct Planner {
     trials: Trials,
 }
 
-/// Who wants to know what a machine boots.
+/// Who asks what a machine boots.
 #[derive(Clone, Copy)]
 enum Asks {
-    /// Its loader, at the beginning: whether the last boot came up is judged then.
+    /// The machine's loader, at the beginning of a boot: this is when the last boot is judged.
     Loader,
-    /// Somebody else than the machine: nothing follows from it.
+    /// Somebody other than the machine: it has no effect.
     Onlooker,
-    /// The machine's own initrd, later in the same boot. It has nothing of the kernel.
+    /// The machine's own initrd, later in the same boot. It needs nothing of the kernel.
     Node,
 }
 
@@ -44,7 +43,7 @@ impl Planner {
         Self { images, wanted, machines, timeline, trials }
     }
 
-    /// What the machine's loader is told to boot, and a title for its console. A refusal is an event of its boot.
+    /// What the machine's loader shall boot, and a title for its console. A refusal is an event of the boot.
     pub(crate) fn for_loader(&self, config: &Config, machine: &Machine) -> Result<(String, Plan), Refusal> {
         let planned = self.titled(config, machine, Asks::Loader);
         if let Ok((_, Plan { choice: Some(choice), .. })) = &planned {
@@ -96,7 +95,7 @@ impl Planner {
         })
     }
 
-    /// The same plan, for the machine's own initrd: of `profile`, which is its.
+    /// The same plan, for the machine's own initrd. `profile` is the machine's.
     pub(crate) fn for_node(
         &self,
         config: &Config,
@@ -106,7 +105,7 @@ impl Planner {
         self.plan(config, machine, profile, Asks::Node)
     }
 
-    /// A plan as a diagnosis wants it.
+    /// A plan, as the diagnosis needs it.
     fn noted(&self, config: &Config, machine: &Machine, plan: &Plan) -> Planned {
         let console = |word: &String| word.strip_prefix("console=").map(str::to_owned);
         Planned {
@@ -161,7 +160,7 @@ impl Planner {
                     tools.add_to(&mut facts);
                     initrds.push(Generated::RescueTools.to_string());
                 }
-                // No reason to keep a machine from booting.
+                // No reason to stop a machine from booting.
                 Err(error) => {
                     let path = config.boot.assets.join(tools::RESCUE);
                     tracing::warn!(path = %path.display(), %error, "no rescue by SSH: `cargo xtask setup` makes its tools");
@@ -175,8 +174,8 @@ impl Planner {
         Ok(plan)
     }
 
-    /// The kernel that an image is to boot with: the profile's, else the image's own, else the default one, else the
-    /// stock one. What stage 1 needs for the profile's modules is added to `initrds`.
+    /// The kernel for an image: the profile's, or else the image's own, the default one, or the stock one. What stage 1
+    /// needs for the profile's modules is added to `initrds`.
     fn kernel(
         &self,
         profile: &Profile,
@@ -202,9 +201,9 @@ impl Planner {
         Ok(kernel)
     }
 
-    /// `wanted`, or what the machine came up with last, where `wanted` had its chances. That is an event of its boot.
+    /// `wanted`, or the machine's last good kernel if `wanted` has failed too often. That is an event of its boot.
     fn or_last_good(&self, machine: &Machine, wanted: KernelFacts) -> KernelFacts {
-        // Only machines with a lease boot: what anybody may ask for is not written down.
+        // Only machines with a lease boot: a request that anybody can send is not recorded.
         if machine.address.is_none() {
             return wanted;
         }
@@ -213,7 +212,7 @@ impl Planner {
         if !here(&good.kernel.sha256) || !here(&good.stage1.sha256) {
             return wanted;
         }
-        // Loaders ask more than once.
+        // Loaders ask several times.
         if machine.stage != Some(Stage::Config) {
             let words = format!(
                 "kernel {} did not reach stage 1 twice: booting the last good one, {}",

@@ -1,15 +1,15 @@
-//! Initrds with tools that a boot gets beside its image's: set-up makes them, below the assets.
+//! Initrds with tools that a boot gets in addition to its image's: set-up builds them, below the assets.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::boot::ImageFacts;
 
-/// Each is a directory with `initrd`, and `unpacked`, its size in a machine's memory.
+/// Each is a directory with `initrd`, and `unpacked`, the initrd's size in a machine's memory.
 pub(super) const STORAGE: &str = "storage";
 pub(super) const RESCUE: &str = "rescue";
 
-/// What a boot with them needs more.
+/// What a boot with these tools needs in addition.
 pub(super) struct Tools {
     len: u64,
     unpacked: u64,

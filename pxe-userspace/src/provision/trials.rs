@@ -1,9 +1,9 @@
-//! Which kernel each machine came up with last, and how a new one does: one with which a machine failed twice to
-//! reach stage 1 is not sent to it a third time, if there is one that worked. Kept in the store.
+//! The kernel with which each machine booted last, and the trial of a new one: if a machine failed twice to reach stage
+//! 1 with a kernel, it does not get that a third time, provided that another one has worked. Kept in the store.
 //!
-//! The evidence is the machine's requests. Its loader asks for a configuration, then for the kernel; a machine that
-//! asks for a configuration again, after it was sent the kernel and without a report from stage 1, has failed with
-//! it. So it makes no difference whether the firmware restarts or GRUB goes back to its loop.
+//! The evidence is the machine's requests. Its loader asks for a configuration, then for the kernel. If a machine asks
+//! for a configuration again after it was sent the kernel, without a report from stage 1, the kernel has failed. So it
+//! makes no difference whether the firmware restarts or GRUB returns to its loop.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,18 +15,18 @@ use crate::base::lock::Unpoisoned as _;
 use crate::provision::boot::KernelFacts;
 use crate::store::{Change, Document, ReadError, Store};
 
-/// As often as a machine is sent a kernel that it does not come up with.
+/// How often a machine gets a kernel with which it does not reach stage 1.
 const CHANCES: u8 = 2;
 
 /// The history of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct History {
-    /// It reached stage 1 with this.
+    /// The last kernel with which it reached stage 1.
     good: Option<KernelFacts>,
-    /// It was told to boot this, last.
+    /// The kernel that it was last told to boot.
     given: Option<KernelFacts>,
-    /// Another one than the last good, which it should boot.
+    /// A kernel other than the last good one, which it should boot.
     trial: Option<Trial>,
 }
 
@@ -41,8 +41,8 @@ struct Trial {
 }
 
 impl History {
-    /// The machine asks what to boot, and it should be `wanted`. Returns the last good one where that is
-    /// to be sent in its place.
+    /// The machine asks what to boot, and it should be `wanted`. Returns the last good kernel if that is to be sent
+    /// instead.
     fn asked(&mut self, wanted: &KernelFacts) -> Option<KernelFacts> {
         let instead = match &self.good {
             Some(good) if good.id() == wanted.id() => {
@@ -79,8 +79,8 @@ impl History {
     }
 }
 
-/// The trials' handle. Cloning it is cheap. Nothing here waits for the disk, and for a machine that boots its last
-/// good kernel again nothing is written.
+/// A handle on the trials. Cloning it is cheap. Nothing here waits for the disk, and nothing is written for a machine
+/// that boots its last good kernel again.
 #[derive(Clone)]
 pub struct Trials(Arc<Mutex<Inner>>);
 
@@ -104,7 +104,7 @@ impl Trials {
         Ok(Self(Arc::new(Mutex::new(Inner { store, machines }))))
     }
 
-    /// The kernel to send in place of `wanted`: the machine's last good one, when `wanted` had its chances.
+    /// The kernel to send instead of `wanted`: the machine's last good one, if `wanted` has failed too often.
     pub fn asked(&self, mac: Mac, wanted: &KernelFacts) -> Option<KernelFacts> {
         self.inner().change(mac, |history| history.asked(wanted))
     }
@@ -165,7 +165,8 @@ mod tests {
         KernelFacts { name: name.into(), kernel: part("kernel"), stage1: part("stage1"), two_stages: true }
     }
 
-    /// A boot of a machine that asks twice for its configuration, as GRUB does. The name of what it was sent.
+    /// A boot of a machine that asks twice for its configuration, as GRUB does. Returns the name of the kernel that it
+    /// was sent.
     fn boot(history: &mut History, wanted: &KernelFacts, comes_up: bool) -> String {
         let first = history.asked(wanted);
         let second = history.asked(wanted);
@@ -200,7 +201,7 @@ mod tests {
         boot(&mut history, &new, false);
         assert_eq!(boot(&mut history, &new, true), "new");
         for _ in 0..5 {
-            // It came up with this once: what is wrong now, is not the kernel.
+            // The machine has booted with this once: a later failure is not the kernel's.
             assert_eq!(boot(&mut history, &new, false), "new");
         }
     }

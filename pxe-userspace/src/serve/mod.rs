@@ -1,4 +1,4 @@
-//! What answers machines: addresses, files by TFTP, HTTP and multicast.
+//! The services for machines: DHCP, and files by TFTP, HTTP and multicast.
 
 pub mod carousel;
 pub mod dhcp;

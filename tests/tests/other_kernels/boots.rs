@@ -1,4 +1,4 @@
-//! Machines with real firmware that boot through an appliance in a machine of its own.
+//! Machines with real firmware that boot through an appliance in a virtual machine.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use lab::world::World;
 
 use crate::row::host;
 
-/// What of the assets a boot of the demo image takes. The rest is three times as much.
+/// The assets that a boot of the demo image needs. The rest is three times as large.
 const ASSETS: [&str; 6] = ["busybox", "grub", "kernel", "pxe-init", "rescue", "storage"];
 
-/// Three emulated machines on two processors: time is told and not judged.
+/// Three emulated machines on two processors: times are printed, not judged.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// One BIOS and one UEFI machine, from power-on to the page of an image that came from a tar archive.
@@ -69,11 +69,11 @@ pub(crate) fn machines_boot_through_it(world: &World, suite: Suite) -> Result<()
     inside.stop()
 }
 
-/// What the kernel can send, it sent.
+/// What the kernel can send was sent by the kernel.
 fn by_the_kernel(inside: &Inside<'_>, node: &str) -> Result<()> {
     let events = inside.command(&format!("events --node {node} --json"))?;
     let events: Vec<Event> = events.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    // An initrd ends with the files of this machine, which are small: the daemon sends them.
+    // The initrds end with this machine's own files, which are small: the daemon sends them.
     for stage in ["loader", "kernel"] {
         let event = events.iter().find(|e| e.stage == stage);
         let by = event.map(|e| e.answered_by.as_str());

@@ -1,8 +1,8 @@
-//! The appliance in a virtual machine with the kernel of another Debian release, and its clients on this side of the
-//! cable: what its programs are worth where people run them.
+//! The appliance in a virtual machine with the kernel of another Debian release, and its clients at the other end of
+//! the cable: how its programs perform on the kernels that people run.
 //!
-//! Two rows of the matrix are part of every run; the rest is ignored, and run by `cargo xtask test --all`. What the rows
-//! showed is written to `target/fast-path-matrix.md`.
+//! Two rows of the matrix are part of every run; the others are ignored, and run by `cargo xtask test --all`. The rows'
+//! results are written to `target/fast-path-matrix.md`.
 
 mod boots;
 mod matrix;
@@ -20,13 +20,13 @@ use lab::world::{self, World};
 use matrix::{ROWS, Row};
 use row::{PROGRAMS, Report};
 
-/// Beside a machine for the appliance.
+/// In addition to a machine for the appliance.
 const FIRMWARE: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
 
-/// Instructions that a verifier follows at most; half of it is for the kernels to come.
+/// The verifier's limit of instructions; half of it is reserved for future kernels.
 const MOST_INSTRUCTIONS: u64 = 1_000_000 / 2;
 
-/// The harness itself, without an appliance: what a machine is told arrives, and what it says.
+/// The harness itself, without an appliance: input reaches the machine, and its output is received.
 #[test]
 fn a_machine_does_what_it_is_told() {
     world::test(Needs::of(&[&PROGRAMS[..], &["ping"]].concat()).machine(1024), |world| {
@@ -38,13 +38,13 @@ fn a_machine_does_what_it_is_told() {
         let bytes: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
         guest.write("/srv/some/where", &bytes)?;
         ensure!(guest.run("cat /srv/some/where")?.stdout == bytes, "other bytes came back");
-        // Frames go both ways.
+        // Frames pass in both directions.
         let host = row::host("a", 1)?;
         host.address("10.77.0.50/24")?;
         guest.text("ip address add 10.77.0.1/24 dev eth0; ip link set eth0 up")?;
         output(host.command("ping").args(["-c", "1", "-W", "20", "10.77.0.1"]))?;
         guest.text("ping -c 1 -W 20 10.77.0.50")?;
-        // A panic is told at once, with the console's end.
+        // A panic is reported at once, with the console's end.
         let end = guest.run("echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger").unwrap_err();
         ensure!(format!("{end:#}").contains("sysrq"), "{end:#}");
         Ok(())
@@ -77,7 +77,7 @@ fn serves(world: &World, suite: Suite) -> Result<()> {
     as_declared(row, &report)
 }
 
-/// Every row, with all that clients can do. `BRIDGEHEAD_ROWS` chooses those whose name has its text.
+/// Every row, with everything that clients can do. `BRIDGEHEAD_ROWS` selects those whose name contains its text.
 #[test]
 #[ignore = "twenty minutes: cargo xtask test --all"]
 fn every_row_of_the_matrix() {
@@ -159,12 +159,12 @@ fn machines_boot_through_debian_13s_kernel() {
     });
 }
 
-/// Whether the text in `BRIDGEHEAD_ROWS` is part of a name.
+/// Whether a name contains the text in `BRIDGEHEAD_ROWS`.
 fn chosen(name: &str) -> bool {
     std::env::var("BRIDGEHEAD_ROWS").map_or(true, |part| name.contains(&part))
 }
 
-/// Every kernel with every mode, also after one that fails.
+/// Every kernel with every mode; a failure does not stop the others.
 fn each<const S: usize, const M: usize>(
     suites: [Suite; S],
     modes: [&str; M],
@@ -183,7 +183,7 @@ fn each<const S: usize, const M: usize>(
     Ok(())
 }
 
-/// Tier and answers of a row are those that it declares.
+/// A row's tier and answers are the declared ones.
 fn as_declared(row: &Row, report: &Report) -> Result<()> {
     ensure!(
         report.tier == row.tier,

@@ -1,4 +1,4 @@
-//! Kernel x card x mode: what is declared of each, and the table of what was seen.
+//! Kernel x card x mode: what is declared for each, and the table of results.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -10,17 +10,17 @@ use lab::guest::{Card, Suite};
 
 use crate::row::{By, Report};
 
-/// A kernel with a card, and what the fast path gives there.
+/// A kernel with a card, and the fast path's expected result.
 pub(crate) struct Row {
     pub(crate) suite: Suite,
     pub(crate) card: Card,
     /// `[network] fast-path`.
     pub(crate) mode: &'static str,
-    /// As `bridgehead status` says it.
+    /// As `bridgehead status` prints it.
     pub(crate) tier: &'static str,
-    /// Who answers a lease of a known machine, and blocks that are asked for one by one.
+    /// Who answers a lease of a known machine, and blocks that are requested one by one.
     pub(crate) lock_step: By,
-    /// Who answers where several blocks are asked for at once.
+    /// Who answers if several blocks are requested at once.
     pub(crate) windows: By,
 }
 
@@ -37,7 +37,8 @@ const fn row(
 
 const VIRTIO: Card = Card::VIRTIO;
 const QUEUES: Card = Card::Virtio(Virtio { queues: 4, ..Virtio::PLAIN });
-/// Its driver then has buffers for larger frames, and shows none of what comes in to XDP (`receive_big` in virtio_net.c), though
+/// Its driver then has buffers for larger frames, and passes no incoming frame to XDP (`receive_big` in virtio_net.c),
+/// though it accepts the program: the appliance detaches it when it notices.
 /// it takes the program: the appliance takes that off when it notices.
 const SINGLE_BUFFERS: Card = Card::Virtio(Virtio { mergeable: false, ..Virtio::PLAIN });
 const NO_CSUM: Card = Card::Virtio(Virtio { guest_csum: false, ..Virtio::PLAIN });
@@ -93,7 +94,7 @@ pub(crate) const ROWS: &[Row] = {
 };
 
 impl Row {
-    /// Card and cable tell each other what is left to do with a frame, where the card is offered any of it.
+    /// Whether frames carry their offload state over the cable, because the card is offered some offload.
     pub(crate) fn vnet_hdr(&self) -> bool {
         !matches!(self.card, Card::Virtio(Virtio { host_offloads: false, guest_csum: false, .. }))
     }
@@ -105,7 +106,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// The table, a line a row.
+/// The table, one line per row.
 #[derive(Default)]
 pub(crate) struct Table(String);
 
@@ -135,7 +136,7 @@ impl Table {
     }
 }
 
-/// Text that stays in its cell.
+/// Text that does not break its cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }

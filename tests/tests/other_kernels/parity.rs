@@ -1,4 +1,4 @@
-//! The daemon's own tests of its programs, a frame at a time, by the kernel of another release.
+//! The daemon's own tests of its programs, one frame at a time, on the kernel of another release.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 use lab::guest::{Card, Guest, Options, Suite};
 use lab::world::World;
 
-/// Where `cargo xtask test` says that they are built.
+/// The path of the test program, set by `cargo xtask test`.
 const PROGRAM: &str = "BRIDGEHEAD_UNIT_TESTS";
-/// Those that put frames before the programs.
+/// The tests that run frames through the programs.
 const TESTS: &str = "dataplane:: parity::";
-/// What they need beside BusyBox.
+/// What they need in addition to BusyBox.
 const TOOLS: [&str; 2] = ["ip", "tc"];
-/// One reads the object that the programs were built into, which is the same everywhere; one asks for 6 GiB of memory.
+/// One reads the object with the programs, which is the same everywhere; one needs 6 GiB of memory.
 const NOT_THESE: [&str; 2] = ["dataplane::stack_tests", "a_blob_of_more_than_four_gibibytes"];
 
 pub(crate) fn programs_and_daemon_say_the_same(world: &World, suite: Suite) -> Result<()> {
@@ -27,7 +27,7 @@ pub(crate) fn programs_and_daemon_say_the_same(world: &World, suite: Suite) -> R
         options.programs.push((in_path(tool)?, tool.into()));
     }
     let corpus = lab::workspace().join("tests/corpus");
-    // Where they look for it: by the path of the sources.
+    // They look for it at the path of the sources.
     let package = lab::workspace().join("pxe-userspace");
     options.files = vec![(corpus.clone(), corpus.display().to_string())];
     let guest = Guest::boot(world, &options)?;

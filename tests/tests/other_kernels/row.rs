@@ -1,4 +1,4 @@
-//! What is tried on a kernel with a card: from outside, by what hosts on the cable see.
+//! What is tested on a kernel with a card: from outside, by what hosts on the cable receive.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) const PROGRAMS: [&str; 9] =
     ["ip", "qemu-system-x86_64", "modprobe", "cpio", "find", "strip", "xz", "curl", "udhcpc"];
 
 pub(crate) const BLKSIZE: u16 = 1468;
-/// Above 16 KiB, below which the daemon sends a file itself.
+/// More than 16 KiB: the daemon itself sends smaller files.
 pub(crate) const BLOCKS: usize = 700;
 pub(crate) const WINDOW: usize = 8;
 
@@ -32,17 +32,17 @@ pub(crate) enum By {
     Daemon,
 }
 
-/// Answers by who gave them, during one exchange.
+/// Answers by origin, during one exchange.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Answers {
     pub(crate) xdp: u64,
     pub(crate) tc: u64,
-    /// DATA in bytes, or messages of DHCP.
+    /// DATA in bytes, or DHCP messages.
     pub(crate) daemon: u64,
 }
 
 impl Answers {
-    /// It was only this one.
+    /// Whether only this one answered.
     pub(crate) fn only(&self, by: By) -> bool {
         let others = match by {
             By::Xdp => [self.tc, self.daemon],
@@ -62,20 +62,20 @@ impl fmt::Display for Answers {
     }
 }
 
-/// What a row showed.
+/// The results of a row.
 pub(crate) struct Report {
     pub(crate) kernel: String,
     pub(crate) tier: String,
-    /// Why the port has no better tier, in the kernel's words.
+    /// Why the port has no better tier, with the kernel's message.
     pub(crate) reason: String,
-    /// What the verifier followed of each program.
+    /// The instructions that the verifier processed for each program.
     pub(crate) instructions: Vec<(String, u64)>,
     pub(crate) lease: Answers,
     pub(crate) lock_step: Answers,
     pub(crate) windows: Answers,
 }
 
-/// Programs, a lease, a transfer lock-step and one in windows.
+/// Programs, a lease, a lock-step transfer and one with windows.
 pub(crate) fn briefly(world: &World, row: &Row) -> Result<Report> {
     let guest = Guest::boot(world, &Options::new(row.suite, row.card)?)?;
     let inside = start(&guest, row.mode)?;
@@ -85,7 +85,7 @@ pub(crate) fn briefly(world: &World, row: &Row) -> Result<Report> {
     Ok(report)
 }
 
-/// The same, and all else that clients can do; every frame that they get is looked at.
+/// The same, and everything else that clients can do; every frame that they receive is checked.
 pub(crate) fn wholly(world: &World, row: &Row) -> Result<Report> {
     let mut options = Options::new(row.suite, row.card)?;
     options.vnet_hdr = row.vnet_hdr();
@@ -107,7 +107,7 @@ pub(crate) fn wholly(world: &World, row: &Row) -> Result<Report> {
     Ok(report)
 }
 
-/// The daemon with a file of [`BLOCKS`] blocks, which is named so.
+/// Starts the daemon with a file that has [`BLOCKS`] blocks.
 pub(crate) fn start<'g>(guest: &'g Guest, mode: &str) -> Result<Inside<'g>> {
     guest.write(&format!("{FILES}/file"), &content())?;
     let places = Places { state: STATE.into(), files: FILES.into() };
@@ -125,7 +125,7 @@ pub(crate) fn host(name: &str, number: u8) -> Result<Host> {
     Ok(host)
 }
 
-/// A lease and both kinds of transfer by a host, each by whom. The host has its address afterwards.
+/// A lease and both kinds of transfer by a host, and who answered each. Afterwards the host has its address.
 pub(crate) fn answers(
     world: &World,
     row: &Row,
@@ -135,7 +135,7 @@ pub(crate) fn answers(
 ) -> Result<Report> {
     let status = inside.status()?;
     let instructions = programs(&status).with_context(|| format!("{}\n{}", status.0, why(inside)))?;
-    // A stranger's DISCOVER is the daemon's. From then on the kernel knows the machine.
+    // An unknown machine's DISCOVER is answered by the daemon. From then on the kernel knows the machine.
     let address = Dhcp::Udhcpc.lease(world, host)?;
     let before = inside.status()?;
     let again = Dhcp::Udhcpc.lease(world, host)?;
@@ -155,7 +155,8 @@ pub(crate) fn answers(
         lock_step.daemon > 0 || lock_step.xdp + lock_step.tc >= BLOCKS as u64,
         "{lock_step} of {BLOCKS} blocks"
     );
-    // Also the appliance learns what a driver makes of its programs by what comes in: it looks every few seconds.
+    // The appliance, too, learns only from incoming frames what a driver does with its programs: it looks every few
+    // seconds.
     let settled = wait_for(Duration::from_secs(30), || {
         let status = inside.status()?;
         Ok((status.tier().0 == row.tier).then_some(status))
@@ -173,7 +174,7 @@ pub(crate) fn answers(
     })
 }
 
-/// What the verifier followed of each program. None may be refused.
+/// The instructions that the verifier processed for each program. None may be rejected.
 fn programs(status: &Status) -> Result<Vec<(String, u64)>> {
     let mut instructions = Vec::new();
     for program in status.0["fast-path"]["programs"].as_array().into_iter().flatten() {
@@ -190,7 +191,7 @@ fn programs(status: &Status) -> Result<Vec<(String, u64)>> {
     Ok(instructions)
 }
 
-/// The end of the daemon's log, for a message.
+/// The end of the daemon's log, for error messages.
 fn why(inside: &Inside<'_>) -> String {
     inside.log().unwrap_or_else(|e| format!("{e:#}"))
 }

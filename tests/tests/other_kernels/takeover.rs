@@ -1,4 +1,5 @@
-//! A daemon that is killed in the machine: what the kernel has goes on there, too, and the next daemon takes it over.
+//! A daemon that is killed in the virtual machine: there, too, the kernel's part continues, and the next daemon takes
+//! over.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::ADDRESS;
@@ -13,7 +14,7 @@ use crate::row::{BLKSIZE, BLOCKS, WINDOW, content, host, start};
 /// Our directories on the bpffs. The kernel's own entries end with .debug.
 const PINNED: &str = "ls /sys/fs/bpf | grep -v debug || true";
 
-/// Two transfers, lock-step and in windows, from before the kill to after the next start.
+/// Two transfers, lock-step and with windows, that last from before the kill to after the next start.
 pub(crate) fn transfers_go_on(world: &World, suite: Suite, mode: &str) -> Result<()> {
     let guest = Guest::boot(world, &Options::new(suite, Card::VIRTIO)?)?;
     let inside = start(&guest, mode)?;
@@ -24,20 +25,20 @@ pub(crate) fn transfers_go_on(world: &World, suite: Suite, mode: &str) -> Result
     until(BLOCKS / 4)?;
     inside.crash()?;
     ensure!(!guest.text(PINNED)?.is_empty(), "nothing is pinned");
-    // Nobody but the kernel is there.
+    // Only the kernel answers now.
     until(BLOCKS / 2).context("without a daemon")?;
     let inside = Inside::again(&guest)?;
     until(usize::MAX).context("with the next daemon")?;
     for reader in &readers {
         ensure!(reader.bytes == content(), "{} bytes, not the same", reader.bytes.len());
     }
-    // The counters are pinned with the rest; the daemon's own begin anew.
+    // The kernel's counters are pinned, too; the daemon's own start at zero.
     let after = inside.status()?;
     let answered: u64 =
         ["kernel.xdp.replies", "kernel.tc.replies"].map(|n| after.count(n) - before.count(n)).iter().sum();
     let wanted = (BLOCKS + BLOCKS / WINDOW) as u64;
     ensure!(answered >= wanted, "the kernel answered {answered} ACKs of {wanted}");
-    // Nobody asks for more while the next daemon starts: what was sent last is repeated by it, and nothing else.
+    // Nobody requests more while the next daemon starts: it retransmits only what was sent last.
     let repeated = after.count("tftp.bytes-by-daemon");
     ensure!(repeated < content().len() as u64 / 10, "the daemon sent {repeated} bytes");
     let again = Dhcp::Udhcpc.lease(world, &host)?;
@@ -48,7 +49,7 @@ pub(crate) fn transfers_go_on(world: &World, suite: Suite, mode: &str) -> Result
     Ok(())
 }
 
-/// The next daemon finds maps whose layout it does not know.
+/// The next daemon finds maps with an unknown layout.
 pub(crate) fn another_layout_is_replaced(world: &World, suite: Suite, mode: &str) -> Result<()> {
     let guest = Guest::boot(world, &Options::new(suite, Card::VIRTIO)?)?;
     let inside = start(&guest, mode)?;

@@ -1,5 +1,5 @@
-//! What else comes through the port while the programs are on it, and what is true of every frame that leaves it: told by
-//! hosts on the cable and by tshark, which have nothing of ours.
+//! Other traffic through the port while the programs are attached, and properties of every frame that leaves it.
+//! Checked by hosts on the cable and by tshark, which use none of our code.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ use lab::world::World;
 
 use crate::row::content;
 
-/// Ping and TCP, both ways, with as many bytes as are cut and put together by cards that can.
+/// Ping and TCP in both directions, with enough bytes for segmentation and reassembly by cards that offer them.
 pub(crate) fn other_traffic(world: &World, guest: &Guest, host: &Host, address: &str) -> Result<()> {
     output(host.command("ping").args(["-c", "3", "-i", "0.2", "-s", "1400", "-W", "10", ADDRESS]))?;
     guest.text(&format!("ping -c 3 -s 1400 -W 10 {address}"))?;
@@ -29,7 +29,7 @@ pub(crate) fn other_traffic(world: &World, guest: &Guest, host: &Host, address: 
 
     let listener = host.inside(|| Ok(TcpListener::bind("0.0.0.0:7777")?))?;
     std::thread::scope(|scope| {
-        // One after the other: BusyBox's nc can't end one direction alone.
+        // One after the other, because BusyBox's nc can't end only one direction.
         let peer = scope.spawn(|| -> Result<Vec<u8>> {
             listener.accept()?.0.write_all(&content())?;
             let mut bytes = Vec::new();
@@ -45,7 +45,7 @@ pub(crate) fn other_traffic(world: &World, guest: &Guest, host: &Host, address: 
     })
 }
 
-/// A capture on a host, whose cable finishes each frame's checksums before it hands it over, as a wire does.
+/// A capture on a host. Its cable completes each frame's checksums before it delivers the frame, as a wire does.
 pub(crate) struct Capture {
     file: PathBuf,
     tcpdump: Process,
@@ -53,7 +53,7 @@ pub(crate) struct Capture {
 
 impl Capture {
     pub(crate) fn start(world: &World, host: &Host) -> Result<Self> {
-        // Between the port and the host nothing is left undone: what is captured is what a card would receive.
+        // No offload between the port and the host: the captured frames are what a card would receive.
         output(Command::new("ethtool").args(["-K", &host.port(), "tx", "off"]))?;
         let file = world.path(format!("{}.pcap", host.port()));
         let log = file.with_extension("tcpdump");
@@ -84,10 +84,10 @@ impl Captured {
         Ok(output(&mut tshark)?.lines().map(str::to_owned).collect())
     }
 
-    /// Every checksum of the appliance's is right, and there are DHCP, TFTP and TCP among its frames.
+    /// Every checksum of the appliance is right, and there are DHCP, TFTP and TCP among its frames.
     ///
-    /// Linux finishes a sum of zero as 0xffff for TCP, too (`skb_checksum_help`), which is the same number to whoever
-    /// verifies it (RFC 1624 section 3) and a remark to Wireshark: one frame in 65,536.
+    /// Linux replaces a sum of zero by 0xffff for TCP, too (`skb_checksum_help`). That is equal for a receiver (RFC
+    /// 1624 section 3), but Wireshark remarks on it: one frame in 65,536.
     pub(crate) fn checksums_are_right(&self) -> Result<()> {
         let ours = format!("ip.src == {ADDRESS}");
         for kind in ["dhcp", "udp && !dhcp", "tcp"] {
@@ -108,10 +108,10 @@ impl Captured {
 const DISCOVER: u8 = 1;
 const REQUEST: u8 = 3;
 
-/// A known machine asks with a VLAN tag, which the card may take off before anybody sees the frame: no answer without the
-/// tag may come. The same questions without a tag are answered.
+/// A known machine asks with a VLAN tag, which the card may remove before anything sees the frame: there must be no
+/// answer without the tag. The same requests without a tag are answered.
 pub(crate) fn tags_are_kept_apart(world: &World, host: &Host) -> Result<()> {
-    // On from here, the kernel knows the machine.
+    // From now on, the kernel knows the machine.
     let address = Dhcp::Udhcpc.lease(world, host)?;
     let capture = Capture::start(world, host)?;
     let mac = host.inside(own_mac)?;
@@ -119,12 +119,12 @@ pub(crate) fn tags_are_kept_apart(world: &World, host: &Host) -> Result<()> {
         host.inside(|| {
             let cable = Cable::open(VLAN)?;
             ensure!(cable.send(&tagged(&message(mac, address, kind, id), VLAN, 5))?, "the cable is full");
-            // VLAN 0 is a priority, and nothing apart.
+            // VLAN 0 is only a priority, not a separate network.
             ensure!(cable.send(&message(mac, address, kind, id + 1))?, "the cable is full");
             Ok(())
         })?;
     }
-    // Frames keep their order: with this one answered, so are those before it.
+    // Frames keep their order: when this one is answered, those before it were processed.
     Dhcp::Udhcpc.lease(world, host)?;
     let captured = capture.stop()?;
     for (kind, id) in [(DISCOVER, 0x7701_0001u32), (REQUEST, 0x7701_0003)] {

@@ -1,5 +1,5 @@
-//! Frames that no socket would send, and frames that look like the appliance's business and are not: each must
-//! leave the bridge as it came, told by tcpdump at the other hosts.
+//! Frames that no socket would send, and frames that only look like the appliance's traffic. Each must leave the bridge
+//! unchanged, as captured by tcpdump on the other hosts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,34 +19,34 @@ use lab::world::World;
 
 use crate::streams::{A, B, C};
 
-/// Every kind of frame, so many times with other contents.
+/// Every kind of frame is sent this often, each time with other contents.
 const ROUNDS: usize = 30;
 const APPLIANCE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// A relay agent, and the server that it asks, on the boot segment or on another.
+/// A relay agent, and its server, on the boot segment or on another.
 pub(crate) const RELAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 99);
 
-/// What of the appliance's business a frame can pretend to be part of.
+/// The appliance's transfers and leases that a frame can imitate.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lookalike {
-    /// The ends of a transfer of host `c`'s.
+    /// The ports of a transfer of host `c`.
     pub(crate) client_port: u16,
     pub(crate) server_port: u16,
 }
 
-/// Who sends the frames, and to whom.
+/// The frames' sender and receivers.
 struct Stations {
-    /// A machine with a lease in the kernel, if the appliance runs.
+    /// A machine with a lease in the kernel, if the appliance is running.
     machine: Mac,
     b: Mac,
 }
 
-/// Sends all kinds of frames from `crafter`. The first receiver must get each of them, the second what goes to
-/// groups, and both nothing else.
+/// Sends all kinds of frames from `crafter`. The first receiver must get each of them, the second those for groups, and
+/// both nothing else.
 pub(crate) fn carried(world: &World, crafter: &Host, to: [&Host; 2], lookalike: &Lookalike) -> Result<()> {
     let stations = Stations { machine: mac(crafter)?, b: mac(to[0])? };
     let mut numbers = Numbers::new(11);
     let kinds: Vec<_> = (0..ROUNDS).flat_map(|_| kinds(&stations, lookalike, &mut numbers)).collect();
-    // Who is where is learnt: a unicast frame goes to its receiver alone.
+    // The bridge learns where each host is, so that a unicast frame reaches only its receiver.
     for host in to {
         let learn = ethernet(BROADCAST, mac(host)?, 0x88b5, &[0; 50]);
         ensure!(host.inside(|| Cable::open(IPV4))?.send(&learn)?);
@@ -95,7 +95,7 @@ fn kinds(stations: &Stations, lookalike: &Lookalike, numbers: &mut Numbers) -> V
         udp_frame((machine, BROADCAST), none, all, &dhcp(1, machine, Ipv4Addr::UNSPECIFIED, &[], noise))
     };
     let ack = |number: u8| {
-        // The last block of a window: whoever answers it shows.
+        // The last block of a window, so that any answer to it is visible.
         udp_frame((machine, b), at(C, client_port), at(APPLIANCE, server_port), &[0, 4, 0, number])
     };
     let other =
@@ -174,7 +174,7 @@ fn kinds(stations: &Stations, lookalike: &Lookalike, numbers: &mut Numbers) -> V
         ),
         ("a first fragment", fragment((machine, b), B, 0x2000, &noise(1200))),
         ("a fragment in the middle", fragment((machine, b), B, 0x2003, &noise(1200))),
-        // A machine that the kernel answers on its own segment, on another one.
+        // A machine that the kernel answers on its own segment, here on another.
         ("DHCP on a VLAN", tagged(&discover(&noise(200)), VLAN, 77)),
         ("DHCP on a VLAN, with a priority", tagged(&discover(&noise(200)), VLAN, 0xa04d)),
         ("DHCP on a service VLAN", tagged(&discover(&noise(200)), SERVICE_VLAN, 78)),
@@ -253,7 +253,7 @@ fn kinds(stations: &Stations, lookalike: &Lookalike, numbers: &mut Numbers) -> V
     out
 }
 
-/// A BOOTP request with these options, and more bytes behind them that nobody has to read.
+/// A BOOTP request with these options, followed by bytes that no receiver needs to read.
 fn dhcp(message: u8, machine: Mac, giaddr: Ipv4Addr, options: &[u8], noise: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 240];
     bytes[..4].copy_from_slice(&[1, 1, 6, 0]);
@@ -270,8 +270,8 @@ fn dhcp(message: u8, machine: Mac, giaddr: Ipv4Addr, options: &[u8], noise: &[u8
     bytes
 }
 
-/// The packet with four bytes of options that do nothing. What they add to the header's sum is taken off its
-/// identification: the same sum.
+/// The packet with four bytes of options without effect. The identification is lowered by what they add to the header's
+/// sum, so that the sum is unchanged.
 fn with_options(packet: &[u8]) -> Vec<u8> {
     let mut packet = [&packet[..20], &[1, 1, 1, 1], &packet[20..]].concat();
     let half = |packet: &[u8], at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
@@ -299,7 +299,7 @@ fn mac(host: &Host) -> Result<Mac> {
     bytes.try_into().ok().context("six bytes")
 }
 
-/// tcpdump on a host: it puts VLAN tags back where the kernel took them from.
+/// tcpdump on a host: it restores VLAN tags that the kernel has removed.
 struct Capture {
     tcpdump: Process,
     file: std::path::PathBuf,
@@ -307,7 +307,7 @@ struct Capture {
 }
 
 impl Capture {
-    /// Captures what `from` sends, as far as `filter` lets it.
+    /// Captures frames from `from` that match `filter`.
     fn start(world: &World, on: &Host, from: &Host, filter: &str) -> Result<Self> {
         let host = on.port();
         let (file, log) = (world.path(format!("{host}.pcap")), world.path(format!("{host}.tcpdump")));
@@ -339,18 +339,18 @@ impl Capture {
         Ok(Self { tcpdump, file, host })
     }
 
-    /// Waits for these frames. They and no others must have come, each once.
+    /// Waits for these frames. Exactly they must have arrived, each once.
     fn ensure(mut self, expected: &[&(&str, Vec<u8>)]) -> Result<()> {
-        // What is missing after this long does not come.
+        // Frames that are missing after this time will not arrive.
         let _ = wait_for(Duration::from_secs(30), || {
             Ok((read(&self.file)?.len() >= expected.len()).then_some(()))
         });
-        // A frame too many may still be under way.
+        // A superfluous frame may still be on its way.
         std::thread::sleep(Duration::from_millis(100));
         self.tcpdump.terminate(PATIENCE)?;
         let said = self.tcpdump.last_lines(5);
         ensure!(said.contains("\n    0 packets dropped by kernel"), "the capture itself lost frames: {said}");
-        // Frame, then how often it is missing, and what it is.
+        // The frame, how often it is missing, and its name.
         let mut balance: BTreeMap<&[u8], (i64, &str)> = BTreeMap::new();
         for (name, frame) in expected {
             balance.entry(frame).or_insert((0, name)).0 += 1;
@@ -375,7 +375,7 @@ impl Capture {
     }
 }
 
-/// The whole frames in a capture (pcap-savefile(5)), which may still be written to.
+/// The complete frames in a capture (pcap-savefile(5)), which may still be growing.
 fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = fs::read(path)?;
     let mut frames = Vec::new();

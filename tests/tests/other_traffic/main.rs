@@ -1,5 +1,4 @@
-//! A bridge that carries other traffic goes on carrying it, frame for frame, while the appliance on it answers
-//! a boot storm.
+//! A bridge with other traffic keeps carrying it, frame for frame, while the appliance on it answers a boot storm.
 
 mod crafted;
 mod streams;
@@ -22,7 +21,7 @@ use lab::soak::{self, Clients, Tally};
 use lab::world::{self, World};
 
 const PROGRAMS: [&str; 6] = ["ip", "ping", "tcpdump", "dnsmasq", "curl", "udhcpc"];
-/// A storm takes all of two cores: beside another one, answers come later than ping waits for them.
+/// A storm uses both cores: beside another one, answers come later than ping waits for them.
 const STORM: usize = 2;
 
 /// Jumbo frames.
@@ -32,7 +31,7 @@ const MTU: u16 = 9000;
 fn a_bridge_of_our_own_carries_everything_beside_tc() {
     world::test(Needs::of(&PROGRAMS).processors(STORM), |world| {
         let wire = Wire::new(world)?;
-        // Nothing is attached: what the wire itself does to frames.
+        // Nothing is attached: this shows what the wire itself does to frames.
         let appliance = Appliance::start(world, &wire.config(world, "off"))?;
         wire.carries_everything(world, &Lookalike::default())?;
         appliance.stop()?;
@@ -64,11 +63,11 @@ fn an_adopted_bridge_carries_everything_beside_xdp() {
     });
 }
 
-/// Where somebody else enslaves ports while the appliance runs: Docker, a hypervisor.
+/// Somebody else adds ports to the bridge while the appliance runs: Docker, a hypervisor.
 #[test]
 fn ports_that_join_later_get_what_the_first_ones_have() {
     world::test(&["ip", "bpftool"], |world| {
-        // On virtual ports xdp is for those who insist: the two hooks one after the other.
+        // On virtual ports xdp must be requested; it tests the two hooks one after the other.
         for (wanted, hook) in [("auto", "tc"), ("xdp", "xdp")] {
             let first = Host::new("first", 1)?;
             let appliance = Appliance::start(world, &address_only(world, &[first.port()], wanted))?;
@@ -89,13 +88,13 @@ fn ports_that_join_later_get_what_the_first_ones_have() {
     });
 }
 
-/// A bridge's worth of hosts. Nobody but tests speaks on `crafter`, which has no address.
+/// A bridge with its hosts. Only the tests send on `crafter`, which has no address.
 struct Wire {
     crafter: Host,
     a: Host,
     b: Host,
     c: Host,
-    /// Where the storm comes from: machines without addresses, and readers.
+    /// The sources of the storm: machines without addresses, and readers.
     storm: [Host; 2],
 }
 
@@ -126,7 +125,7 @@ impl Wire {
         [&self.crafter, &self.a, &self.b, &self.c, &self.storm[0], &self.storm[1]]
     }
 
-    /// A bridge that somebody else made, with all hosts on it.
+    /// A bridge that somebody else created, with all hosts on it.
     fn plug(&self) -> Result<()> {
         net::bridge(BRIDGE, "192.0.2.1/24")?;
         self.hosts().iter().try_for_each(|host| net::plug(&host.port(), BRIDGE))
@@ -136,7 +135,7 @@ impl Wire {
         soak::config(world, fast_path, &self.hosts().map(Host::port))
     }
 
-    /// Sends frames of every kind between the hosts, and wants each of them back as it was.
+    /// Sends frames of every kind between the hosts, and requires each of them to arrive unchanged.
     fn carries_everything(&self, world: &World, lookalike: &Lookalike) -> Result<()> {
         streams::carried(world, &self.a, &self.b)?;
         crafted::carried(world, &self.crafter, [&self.b, &self.c], lookalike)
@@ -171,9 +170,9 @@ impl Wire {
         Ok(())
     }
 
-    /// What the kernel answers when it is the appliance's: a machine with a lease, and a transfer under way.
+    /// What the kernel answers for the appliance: a machine with a lease, and a running transfer.
     fn lookalike(&self, world: &World, appliance: &Appliance) -> Result<Lookalike> {
-        // What XDP sends back over a veth is lost, its ACK, too. There is a lease all the same.
+        // XDP's answers on a veth are lost, including its ACK. There is a lease nevertheless.
         let said = Dhcp::Udhcpc.lease(world, &self.crafter);
         let leases = appliance.json(&["leases"])?;
         let is_bound = |l: &serde_json::Value| l["mac"] == self.crafter.mac() && l["state"] == "bound";
@@ -188,7 +187,7 @@ impl Wire {
     }
 }
 
-/// The hook that answers at a host's port, as the status has it; none when the port is not the bridge's.
+/// The hook that answers at a host's port, according to the status; `None` if the port is not the bridge's.
 fn tier_of(appliance: &Appliance, host: &Host) -> Result<Option<String>> {
     let status = appliance.json(&["status"])?;
     let is_its = |o: &serde_json::Map<String, serde_json::Value>| {
@@ -198,8 +197,8 @@ fn tier_of(appliance: &Appliance, host: &Host) -> Result<Option<String>> {
         .and_then(|port| Some(port["tier"].as_str()?.to_owned())))
 }
 
-/// Whether the kernel, asked by bpftool, has the link that is pinned for a host's port. It is pinned by the
-/// port's index.
+/// Whether the kernel has the link that is pinned for a host's port, according to bpftool. It is pinned by the port's
+/// index.
 fn kernel_has(hook: &str, host: &Host) -> Result<bool> {
     let index = fs::read_to_string(Path::new("/sys/class/net").join(host.port()).join("ifindex"))?;
     let ours = fs::read_dir("/sys/fs/bpf")?.flatten().find(|e| e.path().join("links").is_dir());

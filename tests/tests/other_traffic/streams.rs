@@ -1,4 +1,4 @@
-//! What hosts' own network stacks exchange: every byte and every datagram must arrive.
+//! Traffic between hosts' own network stacks: every byte and every datagram must arrive.
 
 use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
@@ -22,16 +22,16 @@ const TCP_BYTES: usize = 32 << 20;
 const DATAGRAMS: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Exchanges all there is between `a` and `b`.
+/// Exchanges all kinds of traffic between `a` and `b`.
 pub(crate) fn carried(world: &World, a: &Host, b: &Host) -> Result<()> {
     tcp(a, b).context("TCP")?;
     pings(a, b)?;
-    // The largest that one jumbo frame holds, and one that goes in fragments.
+    // The largest datagram in one jumbo frame, and one that is fragmented.
     for len in [1000, 8972, 30_000] {
         let to = SocketAddr::from((B, 4000));
         datagrams(a, b, to, len).with_context(|| format!("datagrams of {len} bytes"))?;
     }
-    // Groups: one of a site's own, and mDNS's by both protocols (RFC 6762).
+    // Multicast groups: a private one, and mDNS's in both protocols (RFC 6762).
     for group in [Ipv4Addr::new(239, 77, 0, 1), Ipv4Addr::new(224, 0, 0, 251)] {
         datagrams(a, b, (group, 5353).into(), 1400).with_context(|| format!("group {group}"))?;
     }
@@ -42,7 +42,7 @@ pub(crate) fn carried(world: &World, a: &Host, b: &Host) -> Result<()> {
     another_tftp_server(world, a, b).context("another TFTP server")
 }
 
-/// Bytes both ways at once, in segments as large as the stack makes them.
+/// Bytes in both directions at once, in segments as large as the stack makes them.
 fn tcp(a: &Host, b: &Host) -> Result<()> {
     let listener = b.inside(|| Ok(TcpListener::bind((B, 4000))?))?;
     let near = a.inside(|| Ok(TcpStream::connect((B, 4000))?))?;
@@ -66,7 +66,8 @@ fn tcp(a: &Host, b: &Host) -> Result<()> {
     })
 }
 
-/// Echoes, a whole run without a loss: plain, the largest in one jumbo frame, in fragments, and by IPv6 after neighbour discovery.
+/// Echoes, a whole run without a loss: plain, the largest in one jumbo frame, in fragments, and by IPv6 after neighbour
+/// discovery.
 fn pings(a: &Host, b: &Host) -> Result<()> {
     let ping = |args: &[&str]| -> Result<String> {
         output(a.command("ping").args(["-q", "-i", "0.005", "-W", "2"]).args(args))
@@ -81,8 +82,8 @@ fn pings(a: &Host, b: &Host) -> Result<()> {
         ["-c", "100", "-s", "8952", &v6],
     ] {
         let whole = if args[3] == "30000" { "dont" } else { "do" };
-        // On a busy machine an echo gets lost now and then with nothing attached, too. A program that
-        // took one would take it every time.
+        // On a busy machine an echo is lost occasionally even with nothing attached. A program that dropped one would
+        // drop it every time.
         let mut said = Ok(String::new());
         let whole = ["-M", whole];
         let lossless = (0..5).any(|_| {
@@ -103,13 +104,13 @@ fn link_local(host: &Host) -> String {
     Ipv6Addr::new(0xfe80, 0, 0, 0, last[0], last[1], last[2], last[3]).to_string()
 }
 
-/// Sends datagrams of their own content each; every one must arrive, once, as it was.
+/// Sends datagrams with different contents; every one must arrive once, unchanged.
 fn datagrams(a: &Host, b: &Host, to: SocketAddr, len: usize) -> Result<()> {
     let receiver = b.inside(|| listening(to))?;
     let sender = a.inside(|| match to {
         SocketAddr::V4(_) => {
             let socket = UdpSocket::bind((A, 0))?;
-            // The group's way out: the host has no other route to it.
+            // The outgoing interface for the group: the host has no other route to it.
             setsockopt(&socket, sockopt::BindToDevice, &"eth0".into())?;
             Ok(socket)
         }
@@ -135,7 +136,7 @@ fn datagrams(a: &Host, b: &Host, to: SocketAddr, len: usize) -> Result<()> {
     Ok(())
 }
 
-/// A socket for what goes to this address, or to this group.
+/// A socket that receives what is sent to this address or group.
 fn listening(to: SocketAddr) -> Result<UdpSocket> {
     let socket = match to {
         SocketAddr::V4(to) => {
@@ -156,7 +157,7 @@ fn listening(to: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// A file from a server on `b`, through the appliance's bridge.
+/// Fetches a file from a server on `b`, through the appliance's bridge.
 fn another_tftp_server(world: &World, a: &Host, b: &Host) -> Result<()> {
     let root = world.path("another");
     std::fs::create_dir_all(&root)?;

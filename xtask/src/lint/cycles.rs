@@ -1,5 +1,5 @@
-//! The daemon's modules have no cycles, so that each can be read after those that it uses. A room is a module of a
-//! wing, or a top-level module that stands alone.
+//! Checks that the daemon's modules have no cycles, so that each can be read after those that it uses. A room is a
+//! module of a wing, or a top-level module on its own.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use super::source::{Source, is_for_tests};
 
 const DAEMON: &str = "pxe-userspace/src";
 
-/// Modules that hold rooms. Every other module at the top is a room itself.
+/// Modules that contain rooms. Every other top-level module is itself a room.
 const WINGS: [&str; 6] = ["serve", "provision", "machines", "operate", "nodes", "host"];
 
-/// The rooms that each uses, with a file that does.
+/// The rooms that each room uses, with a file that uses it.
 type Uses = BTreeMap<String, BTreeMap<String, String>>;
 
-/// A line for each two rooms of a cycle.
+/// One line for every two rooms of a cycle.
 pub(crate) fn check(sources: &[Source]) -> Vec<String> {
     let uses = uses(sources);
     let mut broken = Vec::new();
@@ -44,7 +44,7 @@ fn uses(sources: &[Source]) -> Uses {
         source.items.iter().for_each(|item| paths.visit_item(item));
         for path in paths.found {
             let used = room(&path.iter().map(String::as_str).collect::<Vec<_>>());
-            // A wing's own names are the room's of its name.
+            // A wing's own names belong to the room of the same name.
             if used != own && !used.is_empty() && !own.is_empty() {
                 uses.entry(own.clone()).or_default().entry(used).or_insert(file.display().to_string());
             }
@@ -60,7 +60,7 @@ fn room(path: &[&str]) -> String {
         [wing, room, ..] if WINGS.contains(wing) && room.starts_with(char::is_lowercase) => {
             format!("{wing}/{room}")
         }
-        // `machines::Machine` is the register's.
+        // `machines::Machine` belongs to the register.
         ["machines", ..] => "machines/register".to_owned(),
         // A wing only lists its rooms.
         [wing, ..] if WINGS.contains(wing) => String::new(),
@@ -86,7 +86,7 @@ fn reaches(uses: &Uses, from: &str, to: &str) -> bool {
 
 /// Every path that begins with `crate` or `super`, from the crate's root.
 struct Paths {
-    /// The file's own. What lies in a file's inner modules is the file's.
+    /// The file's module. Inner modules of a file count as the file.
     module: Vec<String>,
     found: Vec<Vec<String>>,
 }

@@ -1,4 +1,4 @@
-//! The rules of dependency: which crate may use which, and which module may touch the outside.
+//! The rules of dependency: which crate may use which, and which module may do I/O.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("xtask", &["bridgehead-tests", "pxe-common", "pxe-contract"]),
 ];
 
-/// A crate, and one that it may not even have for its tests, and why.
+/// A crate, a dependency that it must not have even for its tests, and why.
 const NEVER: [(&str, &str, &str); 1] =
     [("bridgehead-tests", "pxe-contract", "it judges what crosses, and writes down for itself what that is")];
 
@@ -39,7 +39,7 @@ const PURE: [&str; 11] = [
     "pxe-userspace/src/dataplane/chunks",
 ];
 
-/// What pure modules don't mention: I/O, and clocks (time is an argument).
+/// What pure modules must not mention: I/O, and clocks (time is an argument).
 const OUTSIDE: [&str; 8] = [
     "tokio::",
     "aya::",
@@ -54,10 +54,10 @@ const OUTSIDE: [&str; 8] = [
 /// Pure but for one name: aya's marker for plain old data can only be put on a type where the type is.
 const POD: &str = "pxe-common/src/pod.rs";
 
-/// The only place with aya's types.
+/// The only modules that may use aya's types.
 const DATAPLANE: &str = "pxe-userspace/src/dataplane/";
 
-/// Where the crates' sources lie, from the workspace's root.
+/// The directories of the crates' sources, from the workspace's root.
 pub(crate) fn source_dirs() -> Vec<PathBuf> {
     let dir = |name: &str| Path::new(name.strip_prefix("bridgehead-").unwrap_or(name)).join("src");
     CRATES.iter().map(|(name, _)| dir(name)).collect()
@@ -97,7 +97,7 @@ fn modules(file: &str, text: &str, broken: &mut Vec<String>) {
     let is_test = file.ends_with("tests.rs") || file.contains("/tests/");
     let says_so = text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains("Pure"));
     let pure = (says_so || PURE.iter().any(|p| file.starts_with(p))) && !is_test && file != POD;
-    // By convention the tests are a file's last part.
+    // By convention the tests are at the end of a file.
     for (i, line) in text.lines().enumerate().take_while(|(_, line)| line.trim() != "#[cfg(test)]") {
         let mentions = |what: &str| words(line, what).next().is_some();
         if file.starts_with("pxe-userspace/src/") && !file.starts_with(DATAPLANE) && mentions("aya::") {

@@ -1,5 +1,5 @@
-//! Examples in comments: none that rustdoc would run, because `cargo xtask test` doesn't ask rustdoc. Building the
-//! daemon's library once more, for none, took one and a half minutes of each run.
+//! Finds examples in comments that rustdoc would run, because `cargo xtask test` does not run rustdoc. Building the
+//! daemon's library again, for no example at all, took one and a half minutes of each run.
 
 use super::source::Source;
 

@@ -6,10 +6,10 @@ use syn::visit::{self, Visit};
 
 use super::source::{Source, is_for_tests};
 
-/// Lines of a function, with its signature.
+/// Maximum lines of a function, including its signature.
 const LONGEST: usize = 100;
 
-/// What a longer one says in the line before it, with a reason.
+/// A longer function has this in the line before it, with a reason.
 const EXCUSE: &str = "// Long: ";
 
 pub(crate) fn check(sources: &[Source]) -> Vec<String> {
@@ -43,7 +43,7 @@ impl Functions<'_> {
     }
 }
 
-/// Whether a line is a function's own: its comments and attributes.
+/// Whether a line belongs to a function: its comments and attributes.
 fn is_above(line: &str) -> bool {
     line.trim_start().starts_with("//") || line.trim_start().starts_with('#')
 }

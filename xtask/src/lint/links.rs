@@ -1,4 +1,4 @@
-//! Links in the documents lead to files and headings that exist.
+//! Checks that links in the documents lead to existing files and headings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -10,7 +10,7 @@ use super::source;
 /// Each document, from the workspace's root, and its text.
 type Documents = BTreeMap<PathBuf, String>;
 
-/// A line for each link that leads nowhere. Links to other sites are not followed.
+/// One line for each broken link. Links to other sites are not checked.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     let (mut paths, mut documents) = (Vec::new(), Documents::new());
     source::files(root, "md", &mut paths)?;
@@ -45,7 +45,7 @@ fn dead(documents: &Documents, exists: impl Fn(&Path) -> bool) -> Vec<String> {
     broken
 }
 
-/// The lines outside code blocks, counted from one.
+/// The lines outside code blocks, numbered from one.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut in_code = false;
     text.lines().enumerate().filter_map(move |(index, line)| {
@@ -55,7 +55,7 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// What `[…](HERE)` names.
+/// The targets of `[…](HERE)`.
 fn links(line: &str) -> impl Iterator<Item = &str> {
     line.match_indices("](").filter_map(|(at, opening)| {
         let rest = &line[at + opening.len()..];
@@ -67,7 +67,7 @@ fn is_elsewhere(link: &str) -> bool {
     link.contains("://") || link.starts_with("mailto:")
 }
 
-/// Without `.` and `..`.
+/// The path without `.` and `..`.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -82,7 +82,7 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-/// The headings' anchors, as GitHub makes them.
+/// The headings' anchors, in GitHub's form.
 fn headings(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     for (_, line) in prose(text).filter(|(_, line)| line.starts_with('#')) {

@@ -1,4 +1,4 @@
-//! What Cargo says of the workspace's packages.
+//! Cargo's metadata about the workspace's packages.
 
 use std::process::Command;
 
@@ -24,7 +24,7 @@ pub(crate) struct Package {
 pub(crate) struct Dependency {
     pub(crate) name: String,
     pub(crate) rename: Option<String>,
-    /// `dev` or `build`; none for the others.
+    /// `dev` or `build`; `None` for normal dependencies.
     pub(crate) kind: Option<String>,
 }
 
@@ -40,7 +40,7 @@ impl Metadata {
         serde_json::from_slice(&asked.stdout).context("cargo metadata")
     }
 
-    /// What code calls a crate. One of ours may have another name than its package.
+    /// A crate's name in code. It may differ from its package's name.
     pub(crate) fn library<'a>(&'a self, package: &'a str) -> &'a str {
         let ours = self.packages.iter().find(|ours| ours.name == package);
         let library = ours.and_then(|ours| ours.targets.iter().find(|t| t.kind.iter().any(|k| k == "lib")));

@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use syn::{Attribute, Expr, Item, ItemMod, Lit, Meta};
 
-/// Directories that are not the project's own words.
+/// Directories whose files are not the project's own.
 const ELSEWHERE: [&str; 3] = ["target", "node_modules", ".git"];
 
-/// A file of one of the crates' `src`.
+/// A file in the `src` of one of the crates.
 pub(crate) struct Source {
     /// From the workspace's root.
     pub(crate) file: PathBuf,
     pub(crate) text: String,
     pub(crate) items: Vec<Item>,
-    /// Compiled for tests only.
+    /// Compiled only for tests.
     pub(crate) is_test: bool,
 }
 
-/// Every file of these directories of the workspace, and these files.
+/// Every file in these directories of the workspace, and these files themselves.
 pub(crate) fn read(root: &Path, places: &[PathBuf]) -> Result<Vec<Source>> {
     let mut paths = Vec::new();
     for place in places.iter().map(|place| root.join(place)) {
@@ -41,7 +41,7 @@ pub(crate) fn read(root: &Path, places: &[PathBuf]) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-/// The files with this extension below a directory, but for what is not the project's own.
+/// The files with this extension below a directory, except those that are not the project's own.
 pub(crate) fn files(dir: &Path, extension: &str, into: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let entry = entry?;
@@ -60,7 +60,7 @@ pub(crate) fn parse(file: &Path, text: String) -> Result<Source> {
     Ok(Source { file: file.to_owned(), text, items, is_test: false })
 }
 
-/// The modules, without an extension, that a file declares for tests only.
+/// The modules, without an extension, that a file declares only for tests.
 fn test_modules(source: &Source) -> Vec<PathBuf> {
     let dir = source.file.parent().unwrap_or(Path::new(""));
     let children = match source.file.file_stem().and_then(|stem| stem.to_str()) {
@@ -100,7 +100,7 @@ fn path_attribute(attributes: &[Attribute]) -> Option<String> {
     })
 }
 
-/// What follows each place of a line's code, comments aside, where a word begins with `word`.
+/// For each place in a line's code, comments aside, where a word begins with `word`: what follows it.
 pub(crate) fn words<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = &'a str> {
     let code = line.split("//").next().unwrap_or_default();
     code.match_indices(word)

@@ -1,4 +1,4 @@
-//! Every crate that a manifest names is used by the sources that it is named for.
+//! Checks that every dependency in a manifest is used by the sources that it is declared for.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use anyhow::Result;
 use super::metadata::{Dependency, Metadata, Package};
 use super::source::{self, Source, is_of_a_word, words};
 
-/// Named for what they do by being there: crate, dependency, and what that is.
+/// Dependencies that act by being linked: crate, dependency, and what it does.
 const BY_BEING_THERE: [(&str, &str, &str); 0] = [];
 
-/// A line for each dependency that nothing mentions.
+/// One line for each dependency that nothing mentions.
 pub(crate) fn check(root: &Path, metadata: &Metadata) -> Result<Vec<String>> {
     let mut broken = Vec::new();
     for package in &metadata.packages {
@@ -41,7 +41,7 @@ fn unused(package: &Package, metadata: &Metadata, sources: &[Source], broken: &m
     }
 }
 
-/// Whether code has this word.
+/// Whether the code contains this word.
 fn mentions(text: &str, ident: &str) -> bool {
     text.lines().any(|line| words(line, ident).any(|rest| !rest.starts_with(is_of_a_word)))
 }

@@ -1,7 +1,7 @@
-//! A `match` on an enum of ours names every variant: whoever adds one is led to each place that decides by it. One with a
-//! single arm beside that for the rest asks for one variant, as `if let` does, and may.
+//! Checks that a `match` on an enum of ours names every variant, so that whoever adds one is led to each place that
+//! depends on it. A `match` with only one other arm asks for one variant, as `if let` does, and is allowed.
 //!
-//! clippy's `wildcard_enum_match_arm` asks the same of everybody's enums, errno with its 130 values included.
+//! clippy's `wildcard_enum_match_arm` requires the same for all enums, including errno with its 130 values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,10 @@ use syn::{ExprMatch, Item, Pat, Path};
 
 use super::source::{Source, is_for_tests};
 
-/// What an arm for the rest says in the line before it, with a reason.
+/// A wildcard arm has this in the line before it, with a reason.
 const EXCUSE: &str = "// The rest: ";
 
-/// Enums and their variants, by name. Two enums of one name are taken for one.
+/// Enums and their variants, by name. Two enums with the same name are treated as one.
 type Enums = BTreeMap<String, BTreeSet<String>>;
 
 pub(crate) fn check(sources: &[Source]) -> Vec<String> {
@@ -43,7 +43,7 @@ impl<'ast> Visit<'ast> for Declared {
 struct Matches<'a> {
     source: &'a Source,
     enums: &'a Enums,
-    /// What `Self` is, inmost last.
+    /// The types that `Self` stands for, innermost last.
     own: Vec<String>,
     broken: &'a mut Vec<String>,
 }
@@ -89,7 +89,7 @@ impl Matches<'_> {
         }
     }
 
-    /// The enum of ours that a pattern is of.
+    /// Our enum that a pattern belongs to.
     fn ours(&self, pattern: &Pat) -> Option<String> {
         match pattern {
             Pat::Or(or) => or.cases.iter().find_map(|case| self.ours(case)),

@@ -8,10 +8,9 @@ use anyhow::{Context as _, ensure};
 use super::pieces::{Piece, program};
 use crate::shell::is_root;
 
-/// Runs apt so that no package starts a service: a policy that forbids it (invoke-rc.d(8)) is in
-/// place while apt runs and removed by the shell's trap however it ends. An administrator's own
-/// policy is left alone; one that an earlier run left behind when it was killed is ours to remove.
-/// A fresh machine's daily update may hold dpkg's lock: it is waited for.
+/// Runs apt so that no package starts a service: a policy that forbids it (invoke-rc.d(8)) is in place while apt runs,
+/// and is removed by the shell's trap however apt ends. An administrator's own policy is left alone; one that a killed
+/// run left behind is removed. A fresh machine's daily update may hold dpkg's lock, so apt waits for it.
 const INSTALL: &str = r#"
 set -e
 policy=/usr/sbin/policy-rc.d
@@ -27,7 +26,7 @@ apt-get -qq update || echo 'apt-get update failed; trying with the lists that ar
 apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 install "$@"
 "#;
 
-/// Installs the missing pieces. Where that is not possible, returns what to do instead, line by line.
+/// Installs the missing pieces. If that is not possible, returns what to do instead, line by line.
 pub(super) fn install(missing: &[&Piece]) -> anyhow::Result<Vec<String>> {
     let packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
     if missing.is_empty() {
@@ -48,7 +47,7 @@ pub(super) fn install(missing: &[&Piece]) -> anyhow::Result<Vec<String>> {
 
 /// Installs packages by name.
 pub(super) fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
-    // Two set-ups at once: the first to end would take the policy away from the other.
+    // For two concurrent set-ups: the first to end would remove the other's policy.
     let turn = File::open("/usr/sbin").context("opening /usr/sbin")?;
     turn.lock().context("waiting for another set-up")?;
     let status = Command::new("/bin/sh")
@@ -65,7 +64,7 @@ pub(super) fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Why packages can't be installed from here.
+/// Why packages can't be installed here.
 pub(super) fn obstacle() -> Option<&'static str> {
     if program("apt-get").is_none() {
         return Some("there is no apt-get here");

@@ -1,7 +1,7 @@
-//! The compiler and linker for the kernel programs. Two ways are known: Debian's `rustc-web` with
-//! its prebuilt `core` for BPF (no nightly needed), and aya's usual one, a nightly with `rust-src`
-//! and `bpf-linker`. What is there is used; where nothing is and apt works, Debian's way is set up.
-//! docs/decisions/001-toolchain.md has the reasons.
+//! The compiler and linker for the kernel programs. Two toolchains are supported: Debian's `rustc-web` with its
+//! prebuilt `core` for BPF (no nightly needed), and aya's usual one, a nightly with `rust-src` and `bpf-linker`. An
+//! installed one is used; without any, Debian's is set up if apt works. docs/decisions/001-toolchain.md has the
+//! reasons.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +12,9 @@ use super::apt;
 use super::pieces::program;
 use crate::paths;
 
-/// What compiles the kernel programs.
+/// The compiler of the kernel programs.
 pub(crate) enum Toolchain {
-    /// Debian's rustc for BPF, under the stable cargo.
+    /// Debian's rustc for BPF, called by the stable cargo.
     Debian { rustc: &'static str, linker: PathBuf },
     /// rustup's nightly, which builds `core` itself.
     Nightly { linker: PathBuf },
@@ -24,7 +24,7 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const LINKER_VERSION: &str = "0.13.0";
 
-/// The toolchain that is installed, if one is complete.
+/// The installed toolchain, if one is complete.
 pub(crate) fn find() -> Option<Toolchain> {
     let debian = || {
         let linker = linker(debian_llvm()?);
@@ -33,7 +33,7 @@ pub(crate) fn find() -> Option<Toolchain> {
     debian().or_else(nightly)
 }
 
-/// Installs what the linker is built from, where no toolchain is complete; otherwise says in words what to install.
+/// Installs what the linker is built from, if no toolchain is complete. Returns what to install if it can't.
 pub(super) fn install_packages() -> anyhow::Result<Option<String>> {
     if find().is_some() {
         return Ok(None);
@@ -56,7 +56,7 @@ pub(super) fn install_packages() -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-/// Builds the linker, where no toolchain is complete.
+/// Builds the linker, if no toolchain is complete.
 pub(super) fn install_linker() -> anyhow::Result<()> {
     if find().is_some() {
         return Ok(());
@@ -82,8 +82,8 @@ const HOW: &str = "a compiler for BPF: on Debian as root: apt-get install rustc-
      then run this again, for the LLVM that it names; \
      elsewhere: rustup toolchain install nightly --component rust-src && cargo install bpf-linker";
 
-/// The LLVM major that Debian's BPF-capable rustc emits bitcode of. Read from the compiler, since
-/// both move with Debian's security updates.
+/// The LLVM major version whose bitcode Debian's BPF-capable rustc emits. Read from the compiler, since both change
+/// with Debian's security updates.
 fn debian_llvm() -> Option<u32> {
     if !Path::new(DEBIAN_CORE).exists() {
         return None;
@@ -111,8 +111,8 @@ fn nightly() -> Option<Toolchain> {
     (output.status.success() && core.exists()).then_some(Toolchain::Nightly { linker })
 }
 
-/// Where the linker for an LLVM version is kept. The path names both versions, so that a change of
-/// either installs a new one.
+/// The path of the linker for an LLVM version. It contains both versions, so that a change of either installs a new
+/// one.
 fn linker(llvm: u32) -> PathBuf {
     linker_root(llvm).join("bin/bpf-linker")
 }

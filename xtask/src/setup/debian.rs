@@ -1,6 +1,6 @@
 //! The tree that the tests' systemd image is made from: a minimal Debian of this machine's release with systemd, by
-//! debootstrap. `target/debian.tar` has it, without what differs from run to run: the same packages give the same
-//! bytes.
+//! debootstrap. It is packed as `target/debian.tar`, without what differs between runs, so that the same packages give
+//! the same bytes.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::apt;
 use crate::paths;
 use crate::shell::check;
 
-/// Beside debootstrap's minimal set: an init, and something that answers HTTP.
+/// In addition to debootstrap's minimal set: an init, and an HTTP server.
 const PACKAGES: &str = "systemd,systemd-sysv,udev,busybox-static";
 
-/// What is of this machine or of this day, and what no image needs.
+/// Files that depend on this machine or the date, or that no image needs.
 const LEFT_OUT: [&str; 10] = [
     "./dev/*",
     "./etc/hostname",
@@ -29,7 +29,7 @@ const LEFT_OUT: [&str; 10] = [
     "./var/log/*",
 ];
 
-/// Makes the tree where it is missing. Returns a line when that can't be done here.
+/// Builds the tree if it is missing. Returns a line if that is not possible here.
 pub(super) fn ensure() -> anyhow::Result<Option<String>> {
     let tar = paths::target("debian.tar");
     if tar.is_file() {
@@ -50,7 +50,7 @@ pub(super) fn ensure() -> anyhow::Result<Option<String>> {
 fn make(suite: &str, scratch: &Path, tar: &Path) -> anyhow::Result<()> {
     let tree = scratch.join("tree");
     fs::create_dir_all(&tree)?;
-    // It mounts /proc in the tree: in a mount namespace, that ends with it, however it ends.
+    // debootstrap mounts /proc in the tree. The mount namespace removes it, however debootstrap ends.
     check(
         Command::new("unshare")
             .args(["--mount", "--", "debootstrap", "--variant=minbase"])

@@ -1,6 +1,6 @@
-//! The kernels that the appliance's virtual machines run: those of other Debian releases, unpacked into
-//! `target/kernels/SUITE` and not installed. apt gets sources, lists and a cache of its own there, so that the
-//! machine's own apt is not affected.
+//! The kernels of the appliance's virtual machines: those of other Debian releases, unpacked into
+//! `target/kernels/SUITE` and not installed. apt has its own sources, lists and cache there, so that the machine's own
+//! apt is not affected.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ const NEWEST: &str = "linux-image-amd64";
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where Debian is, when this machine's own sources name no mirror of it.
+/// Debian's servers, if this machine's own sources name no mirror.
 const DEBIAN: [&str; 2] = ["http://deb.debian.org/debian", "http://deb.debian.org/debian-security"];
 
-/// Parts of a kernel's modules that no machine of the lab has a use for: two thirds of them.
+/// Parts of a kernel's modules that no machine of the lab needs: two thirds of them.
 const LEFT_OUT: [&str; 8] = [
     "drivers/gpu",
     "drivers/infiniband",
@@ -34,7 +34,7 @@ const LEFT_OUT: [&str; 8] = [
     "sound",
 ];
 
-/// What is to be there for a purpose.
+/// The kernels that a purpose needs.
 fn suites(needs: &[Need]) -> Vec<Suite> {
     let wanted = |suite: &Suite| match suite {
         Suite::Bookworm | Suite::Trixie => needs.contains(&Need::Test),
@@ -43,7 +43,7 @@ fn suites(needs: &[Need]) -> Vec<Suite> {
     Suite::ALL.into_iter().filter(wanted).collect()
 }
 
-/// Fetches what is missing. Returns a line for each kernel that can't be had.
+/// Fetches missing kernels. Returns a line for each that is not available.
 pub(super) fn ensure(needs: &[Need]) -> anyhow::Result<Vec<String>> {
     let missing: Vec<Suite> = suites(needs).into_iter().filter(|s| !s.image().is_file()).collect();
     let mut problems = Vec::new();
@@ -84,9 +84,9 @@ fn fetch(suite: Suite) -> anyhow::Result<()> {
     Ok(fs::remove_dir_all(&own.dir)?)
 }
 
-/// Moves image and modules to where tests look for them. The image comes last: it is the proof.
+/// Moves image and modules to where tests look for them. The image comes last, as the proof that all is there.
 fn keep(tree: &Path, home: &Path) -> anyhow::Result<()> {
-    // Since Debian 13 below /usr.
+    // Below /usr since Debian 13.
     let lib = [tree.join("usr/lib/modules"), tree.join("lib/modules")];
     let modules = lib.iter().find(|p| p.is_dir()).context("the package has no modules")?;
     let modules = only_entry(modules)?;
@@ -102,7 +102,7 @@ fn keep(tree: &Path, home: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// apt with a release's sources and a place of its own.
+/// apt with a release's sources and its own directory.
 struct Apt {
     dir: PathBuf,
 }
@@ -140,7 +140,7 @@ impl Apt {
             &format!("Dir::State::Lists={dir}/lists"),
         ]);
         command.args(["-o", &format!("Dir::Cache={dir}/cache"), "-o", "Acquire::Languages=none"]);
-        // What others hang on an update of the machine's own lists.
+        // Hooks that other packages run after an update of the machine's own lists.
         command.args(["-o", "APT::Update::Post-Invoke-Success=", "-o", "APT::Update::Error-Mode=any"]);
         command.args(["-o", "APT::Sandbox::User=root"]).current_dir(self.dir.join("archive"));
         command
@@ -160,7 +160,7 @@ impl Apt {
     }
 }
 
-/// Debian's mirrors by this machine's own sources: what it can reach.
+/// The Debian mirrors in this machine's own sources, because it can reach them.
 fn mirrors() -> [String; 2] {
     let mut known = DEBIAN.map(str::to_owned);
     let format = "$(ORIGIN) $(REPO_URI)";

@@ -1,7 +1,7 @@
-//! Set-up: what this machine lacks for a purpose is installed where possible, and named where not.
+//! Set-up: what this machine lacks for a purpose is installed if possible, and named otherwise.
 //!
-//! No state is kept between runs. Each piece has a proof, a file or a program that shows that it is installed. So a
-//! run with nothing to do costs a few dozen `stat` calls, a piece that was removed is noticed, and one that was not
+//! No state is kept between runs. Each piece has a proof: a file or a program that shows that it is installed. So a run
+//! with nothing to do costs a few dozen `stat` calls, a piece that was removed is noticed, and one that was not
 //! installed by apt counts.
 
 mod apt;
@@ -16,7 +16,7 @@ use anyhow::bail;
 pub(crate) use pieces::Need;
 pub(crate) use pieces::program;
 
-/// Makes everything that `needs` names available, or fails with all that is missing.
+/// Makes everything in `needs` available, or fails with a list of all that is missing.
 pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     let build = needs.contains(&Need::Build);
     let mut problems = apt::install(&pieces::missing(needs))?;

@@ -1,5 +1,5 @@
-//! The servers that benchmarks measure against and tests work with, unpacked into `target/peers` and not installed: Debian's
-//! tftpd-hpa and atftpd exclude each other, and none of them should start as a service.
+//! The servers that benchmarks compare with and that tests use, unpacked into `target/peers` and not installed:
+//! Debian's tftpd-hpa and atftpd conflict, and none of them should start as a service.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -20,7 +20,7 @@ const SETS: [(Need, &[&str], &[&str]); 4] = [
     (Need::Test, &["prometheus"], &["promtool"]),
 ];
 
-/// Makes the peers available. Returns a line for each that can't be.
+/// Makes the peers available. Returns a line for each that is not.
 pub(super) fn ensure(needs: &[Need]) -> anyhow::Result<Vec<String>> {
     let mut problems = Vec::new();
     for (_, packages, programs) in SETS.into_iter().filter(|(need, ..)| needs.contains(need)) {
@@ -48,12 +48,12 @@ pub(super) fn ensure(needs: &[Need]) -> anyhow::Result<Vec<String>> {
     Ok(problems)
 }
 
-/// crates.io's tftpd.
+/// The tftpd from crates.io.
 pub(crate) fn tftpd() -> PathBuf {
     paths::target("tools/bin/tftpd")
 }
 
-/// Downloads packages with what they need beyond the installed ones, and unpacks them.
+/// Downloads packages with their dependencies that are not installed, and unpacks them.
 fn unpack(packages: &[&str]) -> anyhow::Result<()> {
     let root = paths::target("peers");
     let archives = root.join("archives");
@@ -62,7 +62,7 @@ fn unpack(packages: &[&str]) -> anyhow::Result<()> {
         Command::new("apt-get")
             .args(["-qq", "-y", "--no-install-recommends", "--download-only", "-o"])
             .arg(format!("Dir::Cache::archives={}", archives.display()))
-            // Also one that is installed, which apt would not fetch.
+            // Needed for installed packages, which apt would not fetch otherwise.
             .args(["-o", "APT::Sandbox::User=root", "--reinstall", "install"])
             .args(packages)
             .stdout(Stdio::null()),

@@ -1,4 +1,4 @@
-//! What is needed for what, which Debian package brings it, and how to tell that it is there.
+//! The pieces that each purpose needs, their Debian packages, and how to tell that they are there.
 
 use std::path::{Path, PathBuf};
 
@@ -11,18 +11,18 @@ pub(crate) enum Need {
     Assets,
     /// Boot virtual machines in a network of their own.
     Lab,
-    /// Real clients and independent judges for the tests.
+    /// Real clients and independent checkers for the tests.
     Test,
     /// The peer of `bench boot`.
     Bench,
     /// The peers of `bench tftp` and `bench dhcp`: see [`super::peers`].
     Peers,
-    /// Every kernel that the appliance is tried on, beyond the two that each run of the tests takes: see
+    /// Every kernel on which the appliance is tested, in addition to the two that each test run uses: see
     /// [`super::kernels`].
     Kernels,
 }
 
-/// One thing that has to be there.
+/// A piece that must be there.
 pub(super) struct Piece {
     pub(super) package: &'static str,
     pub(super) why: &'static str,
@@ -102,7 +102,7 @@ const PIECES: &[Piece] = {
     ]
 };
 
-/// The pieces for `needs` that are not there, each package once.
+/// The missing pieces for `needs`, each package once.
 pub(super) fn missing(needs: &[Need]) -> Vec<&'static Piece> {
     let mut missing: Vec<&Piece> = Vec::new();
     for piece in PIECES.iter().filter(|p| needs.contains(&p.need)) {
@@ -122,7 +122,7 @@ impl Proof {
     }
 }
 
-/// Finds a program in `PATH`, to which `main` added the administrators' directories.
+/// Finds a program in `PATH`; `main` has added the administrators' directories to it.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())

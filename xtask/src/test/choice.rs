@@ -1,4 +1,4 @@
-//! Which tests are meant by the names that were given.
+//! Finds the tests that the given names mean.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,25 +11,25 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::program::Program;
 use crate::paths;
 
-/// The names that were given.
+/// The given names.
 pub(super) struct Choice {
     names: Vec<String>,
-    /// Each is a file of tests, so that nothing else has to be built.
+    /// Whether each is a file of tests, so that nothing else has to be built.
     only_files: bool,
 }
 
-/// A program, and what of it is chosen.
+/// A program, and the tests chosen in it.
 #[derive(Debug)]
 pub(super) struct Chosen {
     pub(super) program: Program,
-    /// Parts of tests' names; all tests when there are none.
+    /// Parts of tests' names; if there are none, all tests.
     pub(super) filters: Vec<String>,
     pub(super) arguments: Vec<String>,
     pub(super) variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl Choice {
-    /// `everything`: other programs are needed than those that are chosen.
+    /// `everything`: programs other than the chosen ones are needed.
     pub(super) fn of(names: &[String], everything: bool) -> Result<Self> {
         let files = files(paths::root())?;
         let only_files = !everything && !names.is_empty() && names.iter().all(|name| files.contains(name));
@@ -40,13 +40,13 @@ impl Choice {
         self.names.is_empty()
     }
 
-    /// Cargo's words for what has to be built.
+    /// Cargo's arguments for what has to be built.
     pub(super) fn targets(&self) -> Vec<&str> {
         let files = if self.only_files { &self.names[..] } else { &[] };
         files.iter().flat_map(|name| ["--test", name]).collect()
     }
 
-    /// What the names mean among these programs. A name that means nothing is an error, with what it may have meant.
+    /// Finds the names among these programs. A name without a match is an error, which suggests similar ones.
     pub(super) fn among(&self, programs: Vec<Program>) -> Result<Vec<Chosen>> {
         let tests = if self.only_files || self.is_all() {
             vec![Vec::new(); programs.len()]
@@ -104,13 +104,14 @@ fn files(root: &Path) -> Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// Up to three names that are most like `name`.
+/// Up to three names that are most similar to `name`.
 fn close(name: &str, programs: &[(Program, Vec<String>)]) -> String {
     let words = programs.iter().flat_map(|(program, tests)| {
         let tests = tests.iter().map(|test| test.rsplit("::").next().unwrap_or(test));
         std::iter::once(program.name.as_str()).chain(tests)
     });
-    // Words of several parts, of which one is given: pairs of letters tell more than an edit distance.
+    // The names consist of several words, of which one is given: pairs of letters are a better measure than an edit
+    // distance.
     let likeness = |word| strsim::sorensen_dice(name, word);
     let mut close: Vec<(f64, &str)> =
         words.map(|word| (likeness(word), word)).filter(|(likeness, _)| *likeness >= 0.5).collect();

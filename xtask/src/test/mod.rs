@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests or some of them, as many at a time as this machine has means for.
+//! `cargo xtask test`: all tests or some of them, as many at a time as this machine has resources for.
 
 mod choice;
 mod output;
@@ -47,9 +47,9 @@ pub(crate) struct Arguments {
 
 /// The tests of the appliance in virtual machines.
 const KERNELS: &str = "other_kernels";
-/// So many of the longest tests are listed.
+/// How many of the longest tests are listed.
 const LONGEST: usize = 12;
-/// What the daemon's own tests are compiled from: they run on other kernels, too.
+/// The source of the daemon's own tests, which also run on other kernels.
 const DAEMON: &str = "pxe-userspace/src/lib.rs";
 
 pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
@@ -77,7 +77,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     Ok(tell(&results?, arguments.no_skips, begun))
 }
 
-/// Says what failed and what was skipped.
+/// Reports what failed and what was skipped.
 fn tell(results: &run::Results, no_skips: bool, begun: Instant) -> ExitCode {
     let run::Results { passed, failed, skipped, took } = results;
     let mut longest: Vec<_> = took.iter().collect();
@@ -97,8 +97,8 @@ fn tell(results: &run::Results, no_skips: bool, begun: Instant) -> ExitCode {
     if failed.is_empty() && (skipped.is_empty() || !no_skips) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Everything that runs in a test, and the tests. Cargo works in two directories at once: each build has a part in
-/// which it uses one processor.
+/// Builds everything that tests run, and the tests. Cargo works in two target directories at the same time, because
+/// each build has a phase in which it uses one processor.
 fn build_everything(choice: &Choice) -> Result<Vec<Program>> {
     build::kernel_programs()?;
     std::thread::scope(|scope| {

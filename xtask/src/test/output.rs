@@ -1,23 +1,23 @@
-//! What libtest prints: how each test ended, and what it said.
+//! Parses libtest's output: how each test ended, and what it printed.
 
-/// How a test ended, if a line says that.
+/// A test's result, if the line is one.
 pub(super) fn end(line: &str) -> Option<(&str, bool)> {
     let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
     match end {
         "ok" => Some((name, true)),
         "FAILED" => Some((name, false)),
-        // Ignored, with the reason that its source gives.
+        // Ignored, with the reason in its source.
         _ => None,
     }
 }
 
-/// From here on come the words of each test, among which there may be another test program's.
+/// After this line comes the output of each test, which may contain another test program's output.
 pub(super) fn is_end_of_results(line: &str) -> bool {
     matches!(line, "successes:" | "failures:")
 }
 
-/// The tests that say that they were skipped, wholly or in part, with the reason. Before the first test's words it is
-/// the program that speaks.
+/// The tests that report that they were skipped, completely or in part, with the reason. Before the first test's output
+/// the program itself reports.
 pub(super) fn skipped(output: &str) -> Vec<(&str, &str)> {
     let (mut test, mut skipped) = ("all of it", Vec::new());
     for line in output.lines() {
@@ -30,7 +30,7 @@ pub(super) fn skipped(output: &str) -> Vec<(&str, &str)> {
     skipped
 }
 
-/// How long each test of the lab took, in seconds, after it had what it needs (`lab::world::test`).
+/// The duration of each lab test in seconds, after it had its resources (`lab::world::test`).
 pub(super) fn took(output: &str) -> impl Iterator<Item = (&str, f64)> {
     output.lines().filter_map(|line| {
         let (test, rest) = line.split_once(": ")?;

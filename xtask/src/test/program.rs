@@ -1,4 +1,4 @@
-//! Test programs, as Cargo builds them.
+//! Test programs, built by Cargo.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,32 +9,32 @@ use serde_json::Value;
 use super::choice::Choice;
 use crate::paths;
 
-/// What has tests. pxe-ebpf has no host target; what it shares with the host is tested in pxe-common. All in one build,
-/// so that each package that several need is built once, with the features that all of them want.
+/// The packages with tests. pxe-ebpf has no host target; what it shares with the host is tested in pxe-common. All are
+/// in one build, so that each shared dependency is built once, with the features of all.
 pub(crate) const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "pxe-ebpf"];
 
-/// The package of the lab, whose tests take what they need of this machine by themselves.
+/// The lab's package, whose tests reserve this machine's resources themselves.
 const LAB: &str = "tests";
 
 /// A test program.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
-    /// The package's for its own tests, the file's for those in its `tests/`.
+    /// The package's name for its own tests, the file's for those in its `tests/`.
     pub(super) name: String,
-    /// The file that it begins with.
+    /// The program's root source file.
     pub(super) source: PathBuf,
-    /// The package's directory, in which Cargo starts its tests.
+    /// The package's directory, in which Cargo runs its tests.
     pub(super) directory: PathBuf,
     pub(super) path: PathBuf,
-    /// Its tests say what they need.
+    /// Its tests declare what they need.
     pub(super) says_needs: bool,
 }
 
-/// Builds those that can have a test that is chosen.
+/// Builds the programs that may contain a chosen test.
 pub(super) fn build(choice: &Choice) -> Result<Vec<Program>> {
     let mut cargo = Command::new("cargo");
     cargo.arg("test").args(PACKAGES).args(choice.targets()).args(["--no-run", "--message-format=json"]);
-    // Two builds would draw their bars over each other.
+    // Two concurrent builds would draw their progress bars over each other.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "never").current_dir(paths::root()).stderr(Stdio::inherit());
     let output = cargo.output().context("starting cargo")?;
     ensure!(output.status.success(), "the tests could not be built ({})", output.status);
@@ -45,7 +45,7 @@ pub(super) fn build(choice: &Choice) -> Result<Vec<Program>> {
     Ok(programs)
 }
 
-/// From Cargo's message about a part that it built, if that is a test program.
+/// Reads Cargo's message about a build artifact, if that is a test program.
 fn program(message: &Value) -> Option<Program> {
     let path = PathBuf::from(message["executable"].as_str()?);
     if message["profile"]["test"] != true {
@@ -60,8 +60,8 @@ fn program(message: &Value) -> Option<Program> {
     Some(Program { name: name.to_owned(), source, directory: directory.to_owned(), path, says_needs })
 }
 
-/// Where in the row a program begins: what fails soonest first, and before the rest what takes longest, so that
-/// nothing long is left at the end, when there is nothing to run beside it.
+/// A program's place in the order: first those that fail soonest, then those that take longest, so that no long one is
+/// left at the end with nothing to run beside it.
 fn order(program: &Program) -> usize {
     const LONGEST: [&str; 3] = ["storage", "docker_node", "two_stages"];
     match LONGEST.iter().position(|name| *name == program.name) {

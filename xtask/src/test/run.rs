@@ -1,4 +1,4 @@
-//! Runs test programs side by side.
+//! Runs test programs in parallel.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -13,20 +13,20 @@ use super::choice::Chosen;
 use super::output;
 use crate::paths;
 
-/// Tests of a program that run at a time, where each waits for what it needs. More only wait.
+/// Concurrent tests of a program in which each waits for what it needs. More would only wait.
 const AT_A_TIME: &str = "32";
 
-/// How all tests ended.
+/// The results of all tests.
 #[derive(Default)]
 pub(super) struct Results {
     pub(super) passed: usize,
     pub(super) failed: Vec<String>,
     pub(super) skipped: Vec<String>,
-    /// Tests of the lab that say it, in seconds.
+    /// Durations of the lab tests that report them, in seconds.
     pub(super) took: Vec<(String, f64)>,
 }
 
-/// Runs all to their end. Tests that don't say what they need have a processor for their program.
+/// Runs all programs to their end. Tests that don't declare what they need have one processor per program.
 pub(super) fn all(chosen: &[Chosen], rest: &[String]) -> Result<Results> {
     let directory = paths::target("test-output");
     let _ = fs::remove_dir_all(&directory);
@@ -35,12 +35,12 @@ pub(super) fn all(chosen: &[Chosen], rest: &[String]) -> Result<Results> {
     std::thread::scope(|scope| {
         let mut running = Vec::new();
         for (n, chosen) in chosen.iter().enumerate() {
-            // Taken here, so that who is first in the row is the first to begin.
+            // Taken here, so that the programs start in their order.
             let share = match chosen.program.says_needs {
                 true => None,
                 false => Some(Needs::of(&[]).processors(1).take()?),
             };
-            // Two programs may have one name: a package's library and what is made of it.
+            // Two programs may have the same name: a package's library and its binary.
             let log = directory.join(format!("{n:02}-{}", chosen.program.name));
             running.push(scope.spawn(move || {
                 let results = program(chosen, rest, &log, begun);
@@ -92,7 +92,8 @@ fn program(chosen: &Chosen, rest: &[String], log: &Path, begun: Instant) -> Resu
     Ok(results)
 }
 
-/// Starts a test program that ends with us, however we end: a world ends with its owner, and this is the owner.
+/// Starts a test program that ends with this process, however it ends: a world ends with its owner, which is the test
+/// program.
 fn start(chosen: &Chosen, rest: &[String], log: &Path) -> Result<Child> {
     let words = File::options().create(true).append(true).open(log)?;
     let mut command = Command::new("setpriv");
@@ -109,8 +110,8 @@ fn start(chosen: &Chosen, rest: &[String], log: &Path) -> Result<Child> {
     command.spawn().context("starting setpriv: is util-linux installed?")
 }
 
-/// Waits for a program's end, and tells each line of its results when it comes. Its output is a file and no pipe, whose
-/// end would be that of the last process which has it.
+/// Waits for a program's end, and reports each line of its results at once. Its output is a file, because a pipe ends
+/// only with the last process that holds it.
 fn follow(child: &mut Child, log: &Path, mut tell: impl FnMut(&str)) -> Result<ExitStatus> {
     let mut words = BufReader::new(File::open(log)?);
     let (mut line, mut results) = (Vec::new(), true);

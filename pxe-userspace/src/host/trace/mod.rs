@@ -1,10 +1,10 @@
-//! A packet trace of one machine's boot, made while it happens: every frame to and from its MAC on
-//! every port of the bridge, as pcapng.
+//! A packet trace of one machine's boot, written while it happens: every frame to and from its MAC on every bridge
+//! port, as pcapng.
 //!
 //! Nothing is captured until somebody asks, so other machines cost no memory. One packet socket receives from all
 //! interfaces, so that frames keep their order; the kernel filters by MAC. Packet sockets get a copy of frames before
-//! tc at ingress, and of all that are transmitted, but none of what XDP answers in the driver. So [`Programs`] answer
-//! at tc while a trace runs.
+//! tc at ingress, and of all transmitted frames, but not of XDP's answers in the driver. So [`Programs`] answer at tc
+//! while a trace is running.
 
 mod pcapng;
 
@@ -24,25 +24,25 @@ use crate::host::net::{BridgeInfo, Port, Ports};
 use crate::machines::timeline::{Event, Stage, Timeline};
 use pcapng::{Direction, Frame};
 
-/// Traces at a time. Each has a queue in the kernel.
+/// Traces at the same time. Each has a queue in the kernel.
 const TRACES_MAX: usize = 8;
-/// What the kernel keeps for a trace whose reader is slower than the wire.
+/// The kernel's buffer for a trace whose reader is slower than the wire.
 const QUEUE: usize = 16 << 20;
 /// Frames in one piece of the answer.
 const BATCH: usize = 64;
-/// After the boot's end: what closes its last connections.
+/// Recorded after the boot's end: the packets that close its last connections.
 const AFTERMATH: Duration = Duration::from_millis(500);
-/// A frame that the host sends passes the bridge right before its port: so many are remembered.
+/// A frame that the host sends passes the bridge right before its port: this many are remembered.
 const SENT: usize = 256;
 
 /// The fast path's programs.
 pub trait Programs: Send + Sync + 'static {
-    /// Answer where packet sockets see it until [`Programs::untraced`] was called as often.
+    /// Answer where packet sockets see it. Ends when [`Programs::untraced`] was called as often.
     fn traced(&self);
     fn untraced(&self);
 }
 
-/// Makes traces. Cloning it is cheap.
+/// Starts traces. Cloning it is cheap.
 #[derive(Clone)]
 pub struct Tracer {
     bridge: BridgeInfo,
@@ -52,20 +52,20 @@ pub struct Tracer {
     running: Arc<Semaphore>,
 }
 
-/// What is wanted of a trace.
+/// Options of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub mac: Mac,
-    /// Go on after the boot's end, until nobody reads any more.
+    /// Continue after the boot's end, until the reader is gone.
     pub follow: bool,
-    /// Bytes kept of each frame.
+    /// Bytes recorded of each frame.
     pub snap_length: usize,
 }
 
-/// Larger than any frame, segments that the card is to cut among them.
+/// Larger than any frame, including segments that the card has yet to split.
 pub const SNAP_LENGTH_MAX: usize = 1 << 18;
 
-/// A trace can't be made.
+/// Why a trace can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     #[error("{TRACES_MAX} traces are running already")]
@@ -84,8 +84,8 @@ impl Tracer {
         Self { bridge, ports, timeline, programs, running: Arc::new(Semaphore::new(TRACES_MAX)) }
     }
 
-    /// Starts a trace: when this returns, no frame is missed. Pieces of a pcapng file come until the
-    /// machine's boot has ended or the receiver is dropped.
+    /// Starts a trace: when this returns, no frame is missed. Pieces of a pcapng file follow until the machine's boot
+    /// has ended or the receiver is dropped.
     pub fn start(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError> {
         let permit = self.running.clone().try_acquire_owned().map_err(|_| TraceError::TooMany)?;
         let events = self.timeline.subscribe();
@@ -111,7 +111,7 @@ impl Tracer {
     }
 }
 
-/// Lets the programs go back to where they answer best.
+/// When dropped, lets the programs answer at their best hook again.
 struct Running {
     programs: Option<Arc<dyn Programs>>,
     _permit: OwnedSemaphorePermit,
@@ -132,11 +132,11 @@ struct Trace {
     ports: Ports,
     /// Ports that have an interface block, in the blocks' order.
     known: Vec<Port>,
-    /// Where the machine was heard last.
+    /// The interface on which the machine was last heard.
     at: Option<u32>,
-    /// Fingerprints of what the host sent through the bridge last.
+    /// Fingerprints of the frames that the host last sent through the bridge.
     sent: VecDeque<u64>,
-    /// For the next frame.
+    /// Comments for the next frame.
     comments: Vec<String>,
     dropped: u32,
     _running: Running,
@@ -158,7 +158,7 @@ impl Trace {
         let mut end = None;
         let mut last = 0;
         loop {
-            // A reader that has left ends the trace.
+            // The trace ends when its reader is gone.
             if !piece.is_empty() && pieces.send(std::mem::take(&mut piece).into()).await.is_err() {
                 return;
             }
@@ -186,7 +186,7 @@ impl Trace {
                                 self.frame(&buffer, &received, &mut piece);
                             }
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                            // The error of an interface that went away; the socket is good.
+                            // The error of an interface that disappeared; the socket is still usable.
                             Err(error) => tracing::debug!(%error, "a frame for a trace"),
                         }
                     }
@@ -196,7 +196,7 @@ impl Trace {
         if self.dropped > 0 && !self.known.is_empty() {
             pcapng::statistics(&mut piece, 0, last, self.dropped.into());
         }
-        // Nobody reads any more, or has it all.
+        // The reader is gone, or has everything.
         let _ = pieces.send(piece.into()).await;
     }
 
@@ -220,7 +220,7 @@ impl Trace {
             self.at = Some(received.interface);
         }
         if self.at.is_some_and(|at| at != received.interface) {
-            // A copy of a broadcast, on its way to others.
+            // A copy of a broadcast to another port.
             return;
         }
         let Some(interface) = self.interface(received.interface, piece) else { return };
@@ -247,7 +247,7 @@ impl Trace {
         let place = match self.known.iter().position(|port| port.index == index) {
             Some(place) => place,
             None => {
-                // Other interfaces of the host are none of a machine's.
+                // The host's other interfaces have nothing to do with a machine.
                 let port = self.ports.now().into_iter().find(|port| port.index == index)?;
                 self.introduce(port, piece);
                 self.known.len() - 1
@@ -281,7 +281,7 @@ fn from(frame: &[u8]) -> Option<Mac> {
     frame.get(6..12)?.try_into().ok().map(Mac)
 }
 
-/// Tells frames apart: identification, sequence numbers and the like are at the beginning.
+/// Distinguishes frames: identification, sequence numbers and the like are at the beginning.
 fn fingerprint(frame: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     frame[..frame.len().min(256)].hash(&mut hasher);

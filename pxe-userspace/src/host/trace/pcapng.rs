@@ -1,8 +1,8 @@
-//! The pcapng blocks that a trace is made of (draft-ietf-opsawg-pcapng), little-endian.
+//! The pcapng blocks of a trace (draft-ietf-opsawg-pcapng), little-endian.
 //!
-//! Pure, and so little of the format that a crate would be the longer way: four blocks, written only.
+//! Pure. Only four block types are needed, and only written, so a crate would be more code.
 
-/// An option's code; each block type counts its own from 2, and 1 is a comment everywhere.
+/// Option codes; each block type has its own from 2, and 1 is a comment in all of them.
 mod option {
     pub(super) const END: u16 = 0;
     pub(super) const COMMENT: u16 = 1;
@@ -22,25 +22,25 @@ mod block {
 }
 
 const LINKTYPE_ETHERNET: u16 = 1;
-/// Times count nanoseconds: 10 to the power of minus this.
+/// Times are in nanoseconds: 10 to the power of minus this.
 const RESOLUTION: u8 = 9;
 
-/// Which way a frame went, as seen from the appliance.
+/// A frame's direction, as seen from the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     In = 1,
     Out = 2,
 }
 
-/// A frame as a block of its own tells it.
+/// A frame, as its block describes it.
 pub(super) struct Frame<'a> {
-    /// The interface's place among the interface blocks written before.
+    /// The index among the interface blocks written before.
     pub(super) interface: u32,
-    /// Since 1970.
+    /// Nanoseconds since 1970.
     pub(super) nanoseconds: u64,
-    /// As much as was kept.
+    /// The recorded part.
     pub(super) bytes: &'a [u8],
-    /// On the wire.
+    /// The length on the wire.
     pub(super) len: u32,
     pub(super) direction: Direction,
     pub(super) comments: &'a [String],
@@ -52,7 +52,7 @@ pub(super) fn section(out: &mut Vec<u8>, comment: &str) {
         out.extend(0x1a2b_3c4d_u32.to_le_bytes());
         out.extend(1u16.to_le_bytes());
         out.extend(0u16.to_le_bytes());
-        // The section's length is not known beforehand.
+        // The section's length is not known in advance.
         out.extend(u64::MAX.to_le_bytes());
         put(out, option::COMMENT, comment.as_bytes());
         put(out, option::SHB_USER_APPLICATION, concat!("bridgehead ", env!("CARGO_PKG_VERSION")).as_bytes());
@@ -60,7 +60,7 @@ pub(super) fn section(out: &mut Vec<u8>, comment: &str) {
     });
 }
 
-/// Introduces an interface; the first has number 0.
+/// Describes an interface; the first has number 0.
 pub(super) fn interface(out: &mut Vec<u8>, name: &str, description: &str) {
     block(out, block::INTERFACE, |out| {
         out.extend(LINKTYPE_ETHERNET.to_le_bytes());
@@ -90,7 +90,7 @@ pub(super) fn frame(out: &mut Vec<u8>, frame: &Frame<'_>) {
     });
 }
 
-/// Says how many frames were lost for want of room.
+/// Writes how many frames were lost because the buffer was full.
 pub(super) fn statistics(out: &mut Vec<u8>, interface: u32, nanoseconds: u64, dropped: u64) {
     block(out, block::STATISTICS, |out| {
         out.extend(interface.to_le_bytes());
@@ -100,8 +100,7 @@ pub(super) fn statistics(out: &mut Vec<u8>, interface: u32, nanoseconds: u64, dr
     });
 }
 
-/// A block has its length at both ends; everything in it is padded, so that its start is where
-/// multiples of four are.
+/// A block has its length at both ends. Everything in it is padded to multiples of four bytes.
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend(kind.to_le_bytes());
@@ -124,7 +123,7 @@ fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-/// The upper half comes first, whatever the byte order.
+/// The upper half comes first, in any byte order.
 fn time(out: &mut Vec<u8>, nanoseconds: u64) {
     out.extend(((nanoseconds >> 32) as u32).to_le_bytes());
     out.extend((nanoseconds as u32).to_le_bytes());
@@ -146,7 +145,7 @@ mod tests {
         section(&mut file, "n1's boot");
         interface(&mut file, "eth1", "port of pxe0");
         interface(&mut file, "a-name", "x");
-        // An ARP request, of a length that needs padding, and one cut short.
+        // An ARP request whose length needs padding, and a truncated one.
         let mut arp = vec![0xff; 6];
         arp.extend([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
         arp.extend([2, 0, 0, 0, 0, 1, 10, 77, 0, 100, 0, 0, 0, 0, 0, 0, 10, 77, 0, 1]);

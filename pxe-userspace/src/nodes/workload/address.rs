@@ -1,13 +1,13 @@
-//! Addresses for workloads that ask for none. The engine would choose the lowest free one, without knowing the leases
-//! and reservations on the same segment.
+//! Addresses for workloads that are configured without one. The engine would choose the lowest free one, without
+//! knowing the leases and reservations on the same segment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::config::Config;
 
-/// The address of each workload: the configured one; else the one it has, if that is still free;
-/// else the highest that is neither leased nor promised to anyone. None when there is no such.
+/// The address of each workload: the configured one; else its present one, if that is still free; else the highest that
+/// is neither leased nor reserved. `None` if there is no such address.
 pub(super) fn assign(
     config: &Config,
     current: &BTreeMap<String, Ipv4Addr>,
@@ -24,7 +24,7 @@ pub(super) fn assign(
     let hosts = || network.hosts().rev().filter(|address| !leased(address));
 
     let mut assigned = BTreeMap::new();
-    // Those that have one keep it, whoever else is new.
+    // Workloads with an address keep it, whichever others are new.
     for workload in config.workloads.iter().filter(|workload| workload.on.is_none()) {
         let kept = current.get(&workload.name).copied();
         let kept =

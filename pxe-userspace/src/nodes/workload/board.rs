@@ -1,4 +1,4 @@
-//! How each workload is, for people.
+//! The status of each workload, for people.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
 use crate::config::Workload;
 
-/// A workload, and the node that runs it; none is the appliance.
+/// A workload, and the node that runs it; `None` is the appliance.
 pub(super) type Key = (String, Option<String>);
 
 /// One workload, as `bridgehead workloads --json` prints it.
@@ -20,27 +20,27 @@ pub(super) type Key = (String, Option<String>);
 #[serde(rename_all = "kebab-case")]
 pub struct WorkloadStatus {
     pub name: String,
-    /// None is the appliance, or, in state `waiting`, that no node runs it.
+    /// `None` is the appliance or, in state `waiting`, means that no node runs it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub node: Option<String>,
     pub image: String,
     pub state: WorkloadState,
-    /// What its image's health check found, where it has one.
+    /// The result of its image's health check, if there is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub health: Option<Health>,
-    /// On the bridge.
+    /// Its address on the bridge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
-    /// On the appliance's address or the node's: `HOST:CONTAINER/PROTOCOL`.
+    /// Published on the appliance's address or the node's: `HOST:CONTAINER/PROTOCOL`.
     pub ports: Vec<String>,
     pub restarts: u64,
-    /// Of its last end.
+    /// The exit code of its last run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i64>,
-    /// When it came into this state.
+    /// When it entered this state.
     #[serde(serialize_with = "text::micros")]
     pub since: Timestamp,
-    /// Why it does not run, in words.
+    /// Why it is not running, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -50,14 +50,14 @@ pub struct WorkloadStatus {
 pub enum WorkloadState {
     Starting,
     Running,
-    /// It ended or failed, and is started again after a pause.
+    /// It exited or failed, and is restarted after a pause.
     Waiting,
-    /// It ended, and its restart policy leaves it at that.
+    /// It exited, and its restart policy does not restart it.
     Exited,
     Stopping,
 }
 
-/// What a health check found.
+/// The result of a health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
@@ -75,13 +75,13 @@ pub(super) fn status_of(spec: &Spec) -> WorkloadStatus {
     }
 }
 
-/// A workload that too few nodes run.
+/// A workload that runs on too few nodes.
 pub(super) fn short_of(workload: &Workload, why: String) -> WorkloadStatus {
     WorkloadStatus { error: Some(why), ..WorkloadStatus::new(workload, WorkloadState::Waiting) }
 }
 
 impl WorkloadStatus {
-    /// Nowhere yet.
+    /// Not running anywhere yet.
     fn new(workload: &Workload, state: WorkloadState) -> Self {
         Self {
             name: workload.name.clone(),
@@ -107,7 +107,7 @@ impl WorkloadStatus {
     }
 }
 
-/// Where the workloads' tasks write how they are.
+/// The workloads' tasks write their status here.
 #[derive(Clone, Default)]
 pub(super) struct Board(Arc<Mutex<BTreeMap<Key, WorkloadStatus>>>);
 

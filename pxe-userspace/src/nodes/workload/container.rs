@@ -1,5 +1,5 @@
-//! One workload's container in an engine, the appliance's or a node's, and the network on the appliance that its
-//! containers share.
+//! One workload's container in an engine, the appliance's or a node's, and the network that the containers on the
+//! appliance share.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ use super::{Health, identity};
 use crate::config::{Protocol, PublishedPort, Volume, Workload};
 use crate::nodes::engine::NoEngine;
 
-/// The label of everything that we create in the engine, by which leftovers of a crash are found.
+/// The label of everything that we create in the engine. By it leftovers of a crash are found.
 const LABEL: &str = "bridgehead";
 const LABEL_OWNER: &str = "bridgehead.owner";
 const LABEL_WORKLOAD: &str = "bridgehead.workload";
@@ -34,24 +34,24 @@ const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// How often the state of a health check is polled.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-/// Seconds that a workload has to end after its stop signal, as with `docker stop`.
+/// Seconds that a workload has to exit after its stop signal, as with `docker stop`.
 const STOP_SECONDS: i32 = 10;
 
-/// Everything that determines a container. A container that was made from another spec is replaced.
+/// Everything that determines a container. A container that was created from another spec is replaced.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Spec {
     pub(super) workload: Workload,
     pub(super) place: Place,
-    /// Tells the appliances that share an engine apart.
+    /// Distinguishes appliances that share an engine.
     pub(super) owner: String,
 }
 
 /// The engine that it runs in, and how it is reached there.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Place {
-    /// The appliance's, with an address of its own on the bridge.
+    /// In the appliance's engine, with an address of its own on the bridge.
     Appliance { address: Option<Ipv4Addr>, network: NetworkSpec },
-    /// A node's, by its published ports.
+    /// In a node's engine, reached by its published ports.
     Node(String),
 }
 
@@ -94,7 +94,7 @@ impl WorkloadError {
 /// The network that a container joins.
 pub(super) struct Joined {
     name: String,
-    /// A bridge that was created again under the same name has another index; a container on the old one has lost its
+    /// A bridge that was recreated under the same name has another index; a container on the old one has lost its
     /// network.
     bridge_index: u32,
 }
@@ -103,7 +103,7 @@ pub(super) struct Joined {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Running,
-    /// Created, and never started.
+    /// Created, but never started.
     Created,
     Exited(i64),
 }
@@ -113,7 +113,7 @@ impl Spec {
         format!("bridgehead-{}-{}", self.owner, self.workload.name)
     }
 
-    /// Published ports as Docker writes them.
+    /// Published ports in Docker's notation.
     pub(super) fn ports(&self) -> Vec<String> {
         self.workload.ports.iter().map(|port| format!("{}:{}", port.host, container_port(port))).collect()
     }
@@ -172,9 +172,9 @@ impl Spec {
             host_config: Some(HostConfig {
                 network_mode: Some(network.to_owned()),
                 port_bindings: Some(bindings),
-                // Volumes with names are not removed with the container.
+                // Named volumes are not removed with the container.
                 binds: Some(workload.volumes.iter().map(volume).collect()),
-                // The daemon restarts it: it knows whether the bridge is there.
+                // The daemon restarts it, because it knows whether the bridge exists.
                 restart_policy: Some(RestartPolicy {
                     name: Some(RestartPolicyNameEnum::NO),
                     maximum_retry_count: None,
@@ -199,17 +199,16 @@ pub(super) async fn join(docker: &Docker, spec: &Spec) -> Result<Joined, Workloa
             let name = self::network(docker, network, &spec.owner).await?;
             Ok(Joined { name, bridge_index: bridge_index(network)? })
         }
-        // The engine's own.
+        // The engine's default network.
         Place::Node(_) => Ok(Joined { name: "bridge".into(), bridge_index: 0 }),
     }
 }
 
-/// Finds or creates the engine's network on the bridge, and returns its name. Somebody else's network
-/// on that bridge is used as it is.
+/// Finds or creates the engine's network on the bridge, and returns its name. A network that others created on that
+/// bridge is used unchanged.
 ///
-/// The engine does not touch a bridge that existed before its network, nor the bridge's address if
-/// that is the network's gateway, not even when the network is removed (seen with 20.10; since
-/// moby/libnetwork#1301).
+/// The engine does not change a bridge that existed before its network, nor the bridge's address if that is the
+/// network's gateway, not even when the network is removed (seen with 20.10; since moby/libnetwork#1301).
 async fn network(docker: &Docker, spec: &NetworkSpec, owner: &str) -> Result<String, WorkloadError> {
     // The engine would create a missing bridge, and then own it.
     bridge_index(spec)?;
@@ -247,7 +246,7 @@ async fn network(docker: &Docker, spec: &NetworkSpec, owner: &str) -> Result<Str
     Ok(name)
 }
 
-/// Removes our own network, if there is one.
+/// Removes our own network, if it exists.
 pub(super) async fn remove_network(docker: &Docker, owner: &str) -> Result<(), WorkloadError> {
     for network in bridge_networks(docker).await?.iter().filter(|network| is_ours(network, owner)) {
         let name = network.name.as_deref().unwrap_or_default();
@@ -276,7 +275,7 @@ pub(super) async fn tidy(
     Ok(())
 }
 
-/// The ID of an image that the engine has.
+/// The ID of an image in the engine.
 pub(super) async fn image_id(docker: &Docker, image: &str) -> Result<Option<String>, WorkloadError> {
     match docker.inspect_image(image).await {
         Ok(found) => Ok(found.id),
@@ -285,7 +284,7 @@ pub(super) async fn image_id(docker: &Docker, image: &str) -> Result<Option<Stri
     }
 }
 
-/// Finds the workload's container, or creates it; one that was made from another spec is replaced.
+/// Finds the workload's container, or creates it; one that was created from another spec is replaced.
 pub(super) async fn find_or_create(
     docker: &Docker,
     spec: &Spec,
@@ -316,8 +315,8 @@ pub(super) async fn start(docker: &Docker, name: &str) -> Result<(), WorkloadErr
     docker.start_container(name, None).await.map_err(WorkloadError::engine("start the container"))
 }
 
-/// Returns the exit code once the container no longer runs, and reports its health check's state meanwhile. As with
-/// Docker and on nodes that boot an image, the state is reported and nothing else follows.
+/// Returns the exit code when the container has stopped, and reports its health check's state meanwhile. As with Docker
+/// and on nodes that boot an image, the state is only reported and has no other effect.
 pub(super) async fn watch(
     docker: &Docker,
     name: &str,
@@ -360,7 +359,7 @@ fn health(container: &ContainerInspectResponse) -> Option<Health> {
     }
 }
 
-/// Stops and removes a container, by name or ID; a missing one is no error.
+/// Stops and removes a container, by name or ID; a missing one is not an error.
 pub(super) async fn stop(docker: &Docker, name: &str) -> Result<(), WorkloadError> {
     let options = StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
     match docker.stop_container(name, Some(options)).await {
@@ -389,7 +388,7 @@ fn state(container: &ContainerInspectResponse) -> Found {
     if state.and_then(|s| s.running) == Some(true) {
         return Found::Running;
     }
-    // The start of a container that never ran is Go's zero time.
+    // A container that never ran has Go's zero time as its start.
     let started = state.and_then(|s| s.started_at.as_deref()).is_some_and(|t| !t.starts_with("0001-"));
     if started { Found::Exited(state.and_then(|s| s.exit_code).unwrap_or_default()) } else { Found::Created }
 }
@@ -400,7 +399,7 @@ async fn bridge_networks(docker: &Docker) -> Result<Vec<Network>, WorkloadError>
     docker.list_networks(Some(options)).await.map_err(WorkloadError::engine("list networks"))
 }
 
-/// The bridge of an engine's network. By default its name is `br-` and the beginning of the ID.
+/// The bridge of an engine's network. Its default name is `br-` and the beginning of the ID.
 fn bridge_of(network: &Network) -> Option<String> {
     let named = network.options.as_ref().and_then(|options| options.get(BRIDGE_NAME)).cloned();
     named.or_else(|| Some(format!("br-{}", network.id.as_ref()?.get(..12)?)))

@@ -1,5 +1,5 @@
-//! The nodes that run a Docker engine: which of them answer, and which workloads are theirs. Assignments are kept in
-//! the database: a restart of the daemon moves nothing.
+//! The nodes that run a Docker engine: which of them answer, and which workloads they run. Assignments are kept in the
+//! database, so that a restart of the daemon moves nothing.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -22,22 +22,22 @@ use crate::nodes::engine::{Engine, Tls, TlsError};
 use crate::nodes::trust::authority::{Authority, AuthorityError, Usage};
 use crate::store::{AssignmentRow, Change, ReadError, Store, WriteError};
 
-/// The file stem of the authority that engines and their clients are known by, and nobody else: an engine obeys
-/// whoever has a client's certificate of it.
+/// The file stem of the certificate authority for engines and their clients only: an engine obeys everybody with a
+/// client certificate from it.
 const AUTHORITY: &str = "engines";
 
-/// A daemon runs that long at most. The certificate's key is in its memory only.
+/// Longer than any daemon runs. The certificate's key is only in the daemon's memory.
 const CLIENT_LIFETIME: Duration = Duration::from_secs(10 * YEAR);
-/// As long as any node runs without another boot.
+/// Longer than any node runs without another boot.
 const NODE_LIFETIME: Duration = Duration::from_secs(10 * YEAR);
 const YEAR: u64 = 365 * 24 * 3600;
 
-/// How often a node's engine is asked for a sign of life, and how long it may take to give one.
+/// How often a node's engine is pinged, and how long the answer may take.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// Some packets may be lost.
 const SILENCES: u32 = 3;
-/// A reboot is over by then, on slow servers, too.
+/// Long enough for a reboot, also of a slow server.
 const LOST_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// Cloning it is cheap.
@@ -50,10 +50,10 @@ struct Inner {
     machines: Machines,
     timeline: Timeline,
     store: Store,
-    /// Who runs what, as the store has it.
+    /// The assignments, as stored.
     placed: Mutex<Placed>,
     nodes: Mutex<BTreeMap<String, Arc<Node>>>,
-    /// Told when a node comes or goes.
+    /// Notified when a node comes or goes.
     changed: Notify,
 }
 
@@ -62,14 +62,14 @@ pub(super) struct Node {
     name: String,
     mac: Mac,
     state: watch::Sender<State>,
-    /// One image at a time: the next workload may want the same.
+    /// Loads one image at a time: the next workload may need the same image.
     pub(super) loading: tokio::sync::Mutex<()>,
     _stop: DropGuard,
 }
 
 #[derive(Clone)]
 struct State {
-    /// A connection, while the engine answers.
+    /// A connection, as long as the engine answers.
     docker: Option<Docker>,
     since: Instant,
 }
@@ -84,12 +84,12 @@ pub enum FleetError {
     Read(#[from] ReadError),
 }
 
-/// What a node's engine needs to be one of ours, all in PEM.
+/// The certificates that a node's engine needs, all in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnginePapers {
-    /// Of the only authority whose clients it is to obey.
+    /// The certificate of the only authority whose clients it shall obey.
     pub authority: String,
-    /// Its own, for the key that it made.
+    /// The engine's own certificate, for the key that it generated.
     pub certificate: String,
 }
 
@@ -111,8 +111,8 @@ impl Fleet {
         Ok(Self(Arc::new(Inner { authority, tls, machines, timeline, store, placed, nodes, changed })))
     }
 
-    /// Papers for the engine of a node, which proves with a PKCS #10 request (DER) that it has the key. A node's
-    /// certificate is a server's: its key opens no other node's engine.
+    /// Certificates for the engine of a node, which proves with a PKCS #10 request (DER) that it has the key. A node's
+    /// certificate is a server certificate: with its key nobody can use another node's engine.
     pub fn papers(
         &self,
         request: &[u8],
@@ -124,7 +124,7 @@ impl Fleet {
         Ok(EnginePapers { authority: authority.certificate().to_owned(), certificate })
     }
 
-    /// Follows the nodes that `config` declares, and no others. `up` is called for an engine before anybody uses it.
+    /// Follows the nodes that `config` declares, and no others. `up` is called for an engine before it is used.
     pub(crate) fn declare<F>(
         &self,
         config: &Config,
@@ -151,7 +151,7 @@ impl Fleet {
         }
     }
 
-    /// Until a node came or went.
+    /// Waits until a node comes or goes.
     pub(super) async fn changed(&self) {
         self.0.changed.notified().await;
     }
@@ -170,7 +170,7 @@ impl Fleet {
         self.0.machines.get(mac)?.address
     }
 
-    /// Who runs what, decided now and kept. Blocks until it survives a power cut.
+    /// Computes the assignments and stores them. Blocks until they survive a power failure.
     pub(super) fn schedule(&self, config: &Config) -> Result<Schedule, WriteError> {
         let conditions = self.nodes().iter().map(|(name, node)| (name.clone(), node.condition())).collect();
         let mut placed = self.0.placed.lock().unpoisoned();
@@ -185,12 +185,12 @@ impl Fleet {
         Ok(decided)
     }
 
-    /// All that a node is to run does: its boot is complete. Said once a boot.
+    /// Everything that a node shall run is running, so its boot is complete. Recorded once per boot.
     pub(super) fn settled(&self, node: &str, workloads: &[&str]) {
         let Some(mac) = self.node(node).filter(|node| node.docker().is_some()).map(|node| node.mac) else {
             return;
         };
-        // Its init says `image` when the engine starts.
+        // The node's init reports `image` when the engine starts.
         if self.0.machines.get(mac).is_none_or(|machine| machine.stage != Some(Stage::Image)) {
             return;
         }
@@ -208,12 +208,12 @@ impl Fleet {
 }
 
 impl Node {
-    /// A connection, while the engine answers.
+    /// A connection, as long as the engine answers.
     pub(super) fn docker(&self) -> Option<Docker> {
         self.state.borrow().docker.clone()
     }
 
-    /// Waits until it does.
+    /// Waits until the engine answers.
     pub(super) async fn up(&self) -> Docker {
         let mut state = self.state.subscribe();
         loop {
@@ -226,10 +226,10 @@ impl Node {
         }
     }
 
-    /// Waits until it no longer does.
+    /// Waits until the engine no longer answers.
     pub(super) async fn down(&self) {
         let mut state = self.state.subscribe();
-        // The sender is ours.
+        // It can't fail, because the sender is in `self`.
         let _ = state.wait_for(|state| state.docker.is_none()).await;
     }
 
@@ -247,7 +247,7 @@ impl Node {
     }
 }
 
-/// Notes whether a node's engine answers, until the node is no longer declared.
+/// Tracks whether a node's engine answers, until the node is no longer declared.
 async fn follow<F>(
     fleet: std::sync::Weak<Inner>,
     node: Arc<Node>,
@@ -292,7 +292,7 @@ async fn follow<F>(
     }
 }
 
-/// A sign of life of a node's engine.
+/// Pings a node's engine.
 async fn ask(fleet: &Inner, node: &Node, known: Option<Docker>) -> Option<Docker> {
     let docker = match known {
         Some(docker) => docker,
@@ -339,7 +339,7 @@ mod tests {
         let config = config::parse(CONFIG, Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
         let first = fleet(dir.path(), &config);
         assert!(first.schedule(&config).unwrap().placed.is_empty(), "no engine answers");
-        // Nobody asks it.
+        // It is never connected to.
         let socket = dir.path().join("socket");
         std::fs::write(&socket, "").unwrap();
         let docker = Docker::connect_with_unix(&socket.to_string_lossy(), 1, bollard::API_DEFAULT_VERSION);
@@ -347,7 +347,7 @@ mod tests {
         let placed = first.schedule(&config).unwrap().placed;
         assert_eq!(placed["w"].iter().collect::<Vec<_>>(), ["n1"]);
         drop(first);
-        // Its engine has not answered this daemon yet.
+        // The node's engine has not answered this daemon yet.
         assert_eq!(fleet(dir.path(), &config).schedule(&config).unwrap().placed, placed);
     }
 

@@ -1,6 +1,6 @@
-//! What a container is made from, as a label on it says.
+//! The identity of a container's spec, which is stored in a label.
 //!
-//! A daemon that starts adopts a container whose label is the one that it would write itself, and replaces one with
+//! When a daemon starts, it adopts a container whose label is the one that it would write itself, and replaces one with
 //! another label. So two builds must produce the same bytes, or an upgrade restarts every workload.
 
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ use super::container::{NetworkSpec, Place, Spec};
 use crate::base::text::hex;
 use crate::config::{Volume, Workload};
 
-/// Written as JSON and hashed. Names and order stay. A key that is new here is left out where a workload does not say
-/// it, so that what was made before there was such a key keeps its identity.
+/// Written as JSON and hashed. Names and order must not change. A new key is left out if a workload does not set it, so
+/// that existing containers keep their identity.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Identity<'a> {
@@ -43,10 +43,10 @@ enum Where<'a> {
     Node(&'a str),
 }
 
-/// Of a container of `spec`, made from this image and joined to the bridge with this index.
+/// The identity of a container of `spec` with this image, on the bridge with this index.
 pub(super) fn of(spec: &Spec, image_id: &str, bridge_index: u32) -> String {
     let Spec { workload, place, owner } = spec;
-    // When it is started again and where it may run do not change what it is. Its address is the place's.
+    // The restart policy and the nodes where it may run are not part of its identity. Its address is in the place.
     let Workload { name, image, command, environment, ports: _, address: _, restart: _, volumes, on: _ } =
         workload;
     let identity = Identity {
@@ -69,8 +69,8 @@ pub(super) fn of(spec: &Spec, image_id: &str, bridge_index: u32) -> String {
     digest(&text)
 }
 
-/// What earlier builds wrote: `Debug` output, which is theirs for as long as [`Spec`] and what is in it stay as they
-/// are. A container with it is adopted, too; the label can't be changed while the container lives.
+/// The label of earlier builds: `Debug` output, which stays the same as long as [`Spec`] and its contents do. A
+/// container with it is adopted, too, because the label can't be changed while the container exists.
 pub(super) fn former(spec: &Spec, image_id: &str, bridge_index: u32) -> String {
     digest(format!("{spec:?} {image_id} {bridge_index}").as_bytes())
 }
@@ -108,14 +108,15 @@ mod tests {
         Spec { place: Place::Node("n1".into()), ..spec }
     }
 
-    /// Where this fails, an upgrade restarts everybody's workloads: say so in the changelog, or don't.
+    /// If this fails, an upgrade restarts everybody's workloads: say so in the changelog, or avoid the change.
     #[test]
     fn every_build_comes_to_the_same_identity() {
         assert_eq!(of(&spec(), "sha256:1", 3), "d203c9031b5b07269aedd88ad56ab3b9");
         assert_eq!(of(&on_a_node(), "sha256:1", 0), "0d12bc075405d019cfb3c44672061e36");
     }
 
-    /// As builds wrote it that had no [`of`]. Once it fails, they are too old to be adopted from: remove [`former`].
+    /// As written by builds without [`of`]. When it fails, they are too old for adopting their containers: remove
+    /// [`former`].
     #[test]
     fn containers_of_earlier_builds_are_known() {
         assert_eq!(former(&spec(), "sha256:1", 3), "ee66c777a2b18b36401476eeb648eaed");

@@ -1,10 +1,10 @@
 //! Workloads: containers on the appliance itself, on the bridge that the machines boot from, and on the nodes that have
-//! a Docker engine. Started, watched, restarted by policy and stopped here; the engines run them.
+//! a Docker engine. They are started, watched, restarted by policy and stopped here; the engines run them.
 //!
-//! `schedule` decides which nodes run what, [`fleet`] knows which nodes answer, `transfer` copies images to them;
-//! `container` is the same for any engine.
+//! `schedule` chooses the nodes, [`fleet`] tracks which nodes answer, `transfer` copies images to them; `container` is
+//! the same for any engine.
 //!
-//! A failure of a workload (no engine, no image) is that workload's error alone: it is shown and retried.
+//! A workload's failure (no engine, no image) affects only that workload: it is shown and retried.
 
 mod address;
 mod board;
@@ -34,16 +34,16 @@ use crate::nodes::engine::Engine;
 pub use self::board::{Health, WorkloadState, WorkloadStatus};
 pub use self::container::WorkloadError;
 
-/// A container that ran this long was well; its next failure is a first one.
+/// A container that ran this long was healthy; its next failure counts as the first.
 const WELL_AFTER: Duration = Duration::from_secs(60);
-/// Before a container that ended or failed is started again.
+/// Pauses before a container that exited or failed is restarted.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// How often the assignments are looked at when nothing happened: a node may have been away for too long.
+/// How often the assignments are checked without an event: a node may have been away for too long.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// For the engine to stop a container, which itself gives the workload 10 seconds.
+/// Time for the engine to stop a container; the engine gives the workload 10 seconds.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// The workloads' handle. Cloning it is cheap.
+/// A handle on the workloads. Cloning it is cheap.
 #[derive(Clone)]
 pub struct Workloads(Arc<Inner>);
 
@@ -54,7 +54,7 @@ struct Inner {
     config: watch::Receiver<Arc<Config>>,
     board: Board,
     running: tokio::sync::Mutex<BTreeMap<Key, Running>>,
-    /// Held while the engine's network is looked for and made: workloads start side by side.
+    /// Held while the engine's network is looked up and created, because workloads start concurrently.
     ground: tokio::sync::Mutex<()>,
 }
 
@@ -65,8 +65,8 @@ struct Running {
 }
 
 impl Workloads {
-    /// Starts what `config` declares, and removes what an earlier run of this appliance left. The
-    /// bridge must be there. Returns at once; [`Workloads::list`] tells how it goes.
+    /// Starts the workloads that `config` declares, and removes what an earlier run of this appliance left. The bridge
+    /// must exist. Returns at once; [`Workloads::list`] shows the progress.
     pub async fn start(config: watch::Receiver<Arc<Config>>, engine: Engine, fleet: Fleet) -> Self {
         let state_dir = config.borrow().state_dir.clone();
         let state_dir = state_dir.canonicalize().unwrap_or(state_dir);
@@ -87,12 +87,12 @@ impl Workloads {
         workloads
     }
 
-    /// How each workload is, by name and node.
+    /// The status of each workload, by name and node.
     pub fn list(&self) -> Vec<WorkloadStatus> {
         self.0.board.lock().values().cloned().collect()
     }
 
-    /// Applies a changed configuration: workloads that did not change are not touched.
+    /// Applies a changed configuration; unchanged workloads are not touched.
     pub async fn apply(&self) {
         let inner = Arc::downgrade(&self.0);
         self.0.fleet.declare(&self.config(), move |node, docker| {
@@ -106,13 +106,13 @@ impl Workloads {
         self.0.reconcile().await;
     }
 
-    /// What they go by now.
+    /// The configuration in force.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.0.config.borrow().clone()
     }
 
-    /// Stops and removes every container on the appliance, and the engine's network on the bridge. To be awaited
-    /// before the bridge goes. Nodes go on: the next start finds what they run.
+    /// Stops and removes every container on the appliance, and the engine's network on the bridge. Must be awaited
+    /// before the bridge is removed. Containers on nodes keep running: the next start finds them.
     pub async fn stop(&self) {
         let all = std::mem::take(&mut *self.0.running.lock().await);
         let (left, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -126,7 +126,7 @@ impl Workloads {
 }
 
 impl Inner {
-    /// Starts what is to run and does not, ends what runs and is not to.
+    /// Starts the workloads that should run and do not, and stops those that run and should not.
     async fn reconcile(self: &Arc<Self>) {
         let mut running = self.running.lock().await;
         let config = self.config.borrow().clone();
@@ -185,7 +185,7 @@ impl Inner {
         }
     }
 
-    /// Where all that a node is to run does, its boot is complete.
+    /// A node's boot is complete when everything that it shall run is running.
     fn settle(&self, node: &str) {
         let board = self.board.lock();
         let here: Vec<_> = board.values().filter(|status| status.node.as_deref() == Some(node)).collect();
@@ -197,7 +197,7 @@ impl Inner {
         }
     }
 
-    /// Removes containers that are not to run there any more from an engine that just came up.
+    /// Removes containers that should no longer run there from an engine that has just come up.
     async fn tidy_node(&self, node: &str, docker: &bollard::Docker) {
         let running = self.running.lock().await;
         let wanted = |name: &str| running.contains_key(&(name.to_owned(), Some(node.to_owned())));
@@ -227,7 +227,7 @@ impl Inner {
     }
 }
 
-/// Assigns anew when a node comes or goes.
+/// Reassigns workloads when a node comes or goes.
 async fn follow(inner: std::sync::Weak<Inner>) {
     loop {
         let Some(fleet) = inner.upgrade().map(|inner| inner.fleet.clone()) else { return };
@@ -250,7 +250,7 @@ async fn end(ended: BTreeMap<Key, Running>) {
 
 /// Once, at the start: a daemon that was killed leaves its containers running.
 async fn tidy(inner: Arc<Inner>) {
-    // Held all the time: a reload must not declare a workload that is just being removed.
+    // Held all the time: a reload must not declare a workload that is being removed at the moment.
     let running = inner.running.lock().await;
     let tidied = async {
         let docker = inner.engine.connect().await?;
@@ -261,7 +261,7 @@ async fn tidy(inner: Arc<Inner>) {
         }
         Ok::<(), WorkloadError>(())
     };
-    // Without an engine nothing of ours runs in it, either.
+    // Without an engine, none of our containers run in it, either.
     match tokio::time::timeout(STOP_WITHIN, tidied).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "not looked for containers of an earlier run"),
@@ -271,7 +271,7 @@ async fn tidy(inner: Arc<Inner>) {
     }
 }
 
-/// Keeps one workload as its policy says, until it is cancelled.
+/// Runs one workload according to its policy, until cancelled.
 async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
     let (name, node) = (&spec.workload.name, spec.node());
     let key = (name.clone(), node.cloned());
@@ -322,7 +322,7 @@ async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
     let stopped = async {
         let docker = match node {
             None => inner.engine.connect().await?,
-            // What runs in an engine that does not answer is removed when it does.
+            // If the engine does not answer, the container is removed when it does.
             Some(node) => match inner.fleet.node(node).and_then(|node| node.docker()) {
                 Some(docker) => docker,
                 None => return Err(WorkloadError::NodeAway(node.clone())),
@@ -340,7 +340,7 @@ async fn keep(inner: Arc<Inner>, spec: Spec, cancel: CancellationToken) {
     inner.board.lock().remove(&key);
 }
 
-/// Brings the workload's container up, or finds it running, and returns its exit code at its end.
+/// Starts the workload's container, or finds it running, and returns its exit code at its end.
 async fn run_once(inner: &Inner, spec: &Spec, key: &Key) -> Result<i64, WorkloadError> {
     let Some(name) = spec.node() else {
         let docker = inner.engine.connect().await?;
@@ -390,7 +390,7 @@ async fn run_in(
     let container = spec.container_name();
     match found {
         Found::Running => tracing::info!(workload = spec.workload.name, "the workload runs already"),
-        // It ended while no daemon watched.
+        // It exited while no daemon was watching.
         Found::Exited(code) if !restarts_after(spec.workload.restart, code) => return Ok(code),
         Found::Created | Found::Exited(_) => container::start(docker, &container).await?,
     }

@@ -1,4 +1,4 @@
-//! Which nodes each workload runs on: pure. What runs somewhere stays there as long as that node may run it.
+//! Which nodes each workload runs on. Pure. A running workload stays where it is as long as that node may run it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,31 +7,31 @@ use crate::config::{Config, Node, Protocol, Workload};
 /// The nodes of each workload, by name.
 pub(super) type Placed = BTreeMap<String, BTreeSet<String>>;
 
-/// How a node fares.
+/// A node's condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     /// Its engine answers.
     Up,
-    /// Not just now: it boots, or will.
+    /// It does not answer at present: it is booting, or will.
     Away,
-    /// Not for so long that what it ran is to run elsewhere.
+    /// It has been away for so long that its workloads shall run elsewhere.
     Lost,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Schedule {
     pub(super) placed: Placed,
-    /// Workloads that run on fewer nodes than they should, and why.
+    /// Workloads that run on fewer nodes than configured, and why.
     pub(super) short: BTreeMap<String, String>,
 }
 
 /// Assigns the configuration's workloads to its Docker nodes. `current` is the assignment so far.
 ///
-/// - One that names a node, or each node of a group, is assigned to those, whatever their condition.
-/// - One with a count stays where it is, unless that node is lost; what is missing goes to nodes that are
-///   up, the least loaded first.
-/// - One with volumes goes where they are kept, and stays even with a node that is lost: its data is there.
-/// - No two that publish the same port share a node. The earlier one in the file has it.
+/// - A workload for one node, or for each node of a group, is assigned to those, whatever their condition.
+/// - One with a count stays where it is, unless that node is lost; missing instances go to nodes that are up, the
+///   least loaded first.
+/// - One with volumes goes to a node that keeps volumes, and stays even on a lost node: its data is there.
+/// - Two workloads that publish the same port never share a node. The earlier one in the file has priority.
 pub(super) fn schedule(
     config: &Config,
     conditions: &BTreeMap<String, Condition>,
@@ -52,7 +52,7 @@ pub(super) fn schedule(
         let pet = !wanted.workload.volumes.is_empty();
         let mut stay: Vec<&&str> = wanted.members.iter().filter(here).collect();
         stay.retain(|node| pet || condition(node) != Condition::Lost);
-        // When there are too many, those go first that are not up.
+        // If there are too many, nodes that are not up are removed first.
         stay.sort_by_key(|node| (condition(node) != Condition::Up, **node));
         for node in stay {
             if board.placed_on(wanted.workload) < count {
@@ -95,16 +95,16 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// What is placed where so far.
+/// The assignments so far.
 #[derive(Default)]
 struct Board {
     placed: Placed,
-    /// Published ports by node, and who has them.
+    /// Published ports by node, and the workload that has them.
     ports: BTreeMap<(String, u16, bool), String>,
 }
 
 impl Board {
-    /// Places it, unless another one has a port that it needs.
+    /// Assigns it to the node, unless another workload there has one of its ports.
     fn place(&mut self, workload: &Workload, node: &str) {
         let ports: Vec<_> = ports(workload).map(|(port, udp)| (node.to_owned(), port, udp)).collect();
         if ports.iter().any(|port| self.ports.contains_key(port)) {

@@ -29,7 +29,7 @@ disks = "one"
 mount = "/var/lib/docker"
 "#;
 
-/// Nodes n1 to n6: odd ones are labelled `odd`, n5 and n6 keep volumes.
+/// Nodes n1 to n6: odd ones have the label `odd`, n5 and n6 keep volumes.
 fn config(workloads: &str) -> Config {
     let mut text = HEAD.to_owned();
     for n in 1..=6 {
@@ -75,7 +75,7 @@ name = "here"
 image = "a"
 "#,
     );
-    // A node that is named need not be up; one that is chosen must.
+    // A node that is named need not be up; one that is chosen must be.
     let none = schedule(&config, &BTreeMap::new(), &Placed::new());
     assert_eq!(nodes(&none, "one"), ["n4"]);
     assert_eq!(nodes(&none, "each"), ["n1", "n3", "n5"]);

@@ -84,7 +84,7 @@ fn an_address_is_neither_leased_nor_promised() {
     assert_eq!(assigned["one"], Some([10, 99, 0, 197].into()));
     assert_eq!(assigned["two"], Some([10, 99, 0, 198].into()));
 
-    // A new one in front does not take the address of one that runs.
+    // A new workload before it does not take a running one's address.
     config.workloads.insert(0, workload("new", "", Restart::Never));
     let current = [("one".to_owned(), [10, 99, 0, 197].into())].into();
     let assigned = address::assign(&config, &current);
@@ -177,8 +177,8 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         assert_eq!((once.exit_code, once.restarts), (Some(3), 0));
         reached(&workloads, "again", |s| s.restarts >= 2).await;
 
-        // A daemon that is killed stops nothing; the next one adopts what it declares, unchanged,
-        // and removes the rest.
+        // A killed daemon stops nothing; the next one adopts what it declares and finds unchanged, and removes the
+        // rest.
         let id = container_id(&docker, &workloads, "web").await;
         for running in std::mem::take(&mut *workloads.0.running.lock().await).into_values() {
             running.task.abort();
@@ -191,7 +191,7 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         assert_eq!(container_id(&docker, &workloads, "web").await, id);
         until(async || count(&docker).await == 1).await;
 
-        // Reloading: a changed one is made anew.
+        // After a reload, a changed workload is created anew.
         let mut changed = fewer.clone();
         changed.workloads[0].environment.insert("GREETING".into(), "goodbye".into());
         configured.send_replace(Arc::new(changed));
@@ -202,7 +202,7 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         workloads.stop().await;
         assert_eq!(left(&docker).await, Vec::<String>::new());
 
-        // The same when a reload takes the last one away.
+        // The same when a reload removes the last one.
         configured.send_replace(Arc::new(fewer.clone()));
         workloads.apply().await;
         reached(&workloads, "web", |s| s.state == WorkloadState::Running).await;
@@ -211,7 +211,7 @@ fn workloads_run_on_the_bridge_of_a_real_engine() {
         workloads.apply().await;
         assert!(workloads.list().is_empty());
         assert_eq!(left(&docker).await, Vec::<String>::new());
-        // Our bridge is still ours, with its address.
+        // The bridge is still ours, with its address.
         let shown = Command::new("ip").args(["-4", "address", "show", BRIDGE]).output().unwrap();
         assert!(String::from_utf8_lossy(&shown.stdout).contains("10.99.0.1/24"));
     });
@@ -238,7 +238,7 @@ async fn until(mut done: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The body that an HTTP server answers with. It may still be about to listen.
+/// The body of an HTTP server's answer. The server may not listen yet.
 async fn get(address: &'static str) -> String {
     let mut body = String::new();
     until(async || {
@@ -261,7 +261,7 @@ async fn count(docker: &Docker) -> usize {
     docker.list_containers(Some(all)).await.unwrap().len()
 }
 
-/// What we made in the engine and is still there.
+/// What we created in the engine and is still there.
 async fn left(docker: &Docker) -> Vec<String> {
     let mut names: Vec<_> =
         docker.list_networks(None).await.unwrap().into_iter().filter_map(|n| n.name).collect();

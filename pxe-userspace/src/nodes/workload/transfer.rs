@@ -1,4 +1,4 @@
-//! Images on their way from the appliance's engine to a node's: as `docker save` writes them, without a registry.
+//! Copies images from the appliance's engine to a node's, as `docker save` writes them, without a registry.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +11,11 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use super::container::{self, WorkloadError};
 use crate::nodes::engine::Engine;
 
-/// The node's engine answers when it has read the image, and unpacked its layers as it goes.
+/// The node's engine answers when it has read the image; it unpacks layers while it reads.
 const LOADS_WITHIN: Duration = Duration::from_secs(3600);
 
-/// Sees to it that a node's engine has the image that the appliance's has by this name, and returns its ID. While the
-/// appliance's does not answer, what the node has is good enough.
+/// Makes sure that a node's engine has the image that the appliance's engine has by this name, and returns its ID.
+/// While the appliance's engine does not answer, the node's image is accepted.
 pub(super) async fn bring(appliance: &Engine, node: &Docker, image: &str) -> Result<String, WorkloadError> {
     let there = container::image_id(node, image).await?;
     let appliance = match (appliance.connect().await, there.clone()) {
@@ -32,7 +32,7 @@ pub(super) async fn bring(appliance: &Engine, node: &Docker, image: &str) -> Res
     let start = Instant::now();
     let bytes = Arc::new(AtomicU64::new(0));
     let counted = bytes.clone();
-    // The stream outlives this call's borrow of the name.
+    // The stream lives longer than this call's borrow of the name.
     let (from, name) = (appliance.clone(), image.to_owned());
     let saved = saved_image(from, name).inspect_ok(move |part| {
         counted.fetch_add(part.len() as u64, Ordering::Relaxed);
@@ -55,7 +55,7 @@ pub(super) async fn bring(appliance: &Engine, node: &Docker, image: &str) -> Res
     }
 }
 
-/// `docker save`, owned.
+/// `docker save`, with owned arguments.
 fn saved_image(
     docker: Docker,
     image: String,
@@ -64,7 +64,7 @@ fn saved_image(
     tokio::spawn(async move {
         let mut saved = std::pin::pin!(docker.export_image(&image));
         while let Some(part) = saved.next().await {
-            // Without a reader there is nothing to read for.
+            // Without a reader there is no reason to continue.
             if sender.send(part).await.is_err() {
                 return;
             }

@@ -1,6 +1,6 @@
-//! Browsers. A browser sends no token by itself, so a link lets it in once, and a cookie from then on.
+//! Logins of browsers. A browser sends no token by itself, so a link lets it in once, and a cookie from then on.
 //!
-//! In memory only: who logged in before a restart does so again. Pure but for its secrets; time is passed in.
+//! In memory only: after a restart people log in again. Pure except for its secrets; time is passed in.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use zeroize::Zeroizing;
 use super::{Caller, Hash, Role, Through, find, hash, secret};
 use crate::base::lock::Unpoisoned as _;
 
-/// How long a link is good, once.
+/// How long a link can be used, once.
 pub const CODE_LIFETIME: Duration = Duration::from_secs(5 * 60);
 
-/// How long a browser is known.
+/// How long a browser stays logged in.
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
-/// Links, and browsers, that are remembered: the oldest gives way.
+/// Number of links, and of browsers, that are remembered: the oldest is dropped.
 const KEPT: usize = 256;
 
 /// Links and sessions of browsers. Cloning it is cheap.
@@ -36,14 +36,14 @@ struct Login {
     ends: Timestamp,
 }
 
-/// What a link has in it.
+/// The contents of a link.
 pub struct Code {
     pub code: Zeroizing<String>,
     pub expires: Timestamp,
 }
 
 impl Logins {
-    /// A link's code, made by `caller`: whoever shows it first is let in as `role`, which is not more than the
+    /// A link's code, requested by `caller`. The first to present it is logged in as `role`, which is at most the
     /// caller's.
     pub fn invite(&self, caller: &Caller, role: Role, now: Timestamp) -> Code {
         let code = secret("");
@@ -53,7 +53,7 @@ impl Logins {
         Code { code, expires }
     }
 
-    /// The secret of a new session, for a code that is good: it is not any more.
+    /// The secret of a new session, for a valid code, which becomes invalid.
     pub fn enter(&self, code: &str, now: Timestamp) -> Option<(Caller, Zeroizing<String>)> {
         let mut kept = self.kept();
         let wanted = hash(code);
@@ -69,14 +69,14 @@ impl Logins {
         Some((login.caller, secret))
     }
 
-    /// Whose session this is, as long as it has not ended.
+    /// The session's caller, until the session ends.
     pub fn judge(&self, secret: &str, now: Timestamp) -> Option<Caller> {
         let kept = self.kept();
         let login = find(kept.sessions.iter().map(|login| (&login.hash, login)), &hash(secret))?;
         (login.ends > now).then(|| login.caller.clone())
     }
 
-    /// Ends the logins that somebody's token or user made: it was taken away.
+    /// Ends the logins that a token or user created, when it is removed.
     pub fn end(&self, who: &str) {
         let mut kept = self.kept();
         kept.codes.retain(|login| login.caller.who != who);

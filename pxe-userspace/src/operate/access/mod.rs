@@ -1,7 +1,7 @@
 //! Who may do what through the API: roles, tokens, and logins of browsers. docs/api.md, "Who may do what".
 //!
-//! A secret is 256 random bits. What is kept of it is its SHA-256, in the database for a token and in memory for a
-//! browser's login, so that a copy of the state opens nothing.
+//! A secret is 256 random bits. Only its SHA-256 is kept, in the database for a token and in memory for a browser's
+//! login, so that a copy of the state opens nothing.
 
 mod logins;
 #[cfg(test)]
@@ -23,7 +23,7 @@ use crate::base::text::hex;
 pub use logins::{CODE_LIFETIME, Code, Logins, SESSION_LIFETIME};
 pub use tokens::{AddTokenError, NAME_MAX, Token, Tokens};
 
-/// What somebody may do. Each role may do what those before it may.
+/// What a caller may do. Each role includes those before it.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
 )]
@@ -47,24 +47,24 @@ impl fmt::Display for Role {
     }
 }
 
-/// How somebody came to be known.
+/// How a caller was identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Through {
-    /// The UNIX socket: a user of this host, whom the kernel names.
+    /// The UNIX socket: a user of this host, identified by the kernel.
     Socket,
     Token,
-    /// A browser that logged in by a link.
+    /// A browser that logged in with a link.
     Page,
-    /// A signal to the daemon. Nobody says whose.
+    /// A signal to the daemon, whose sender is unknown.
     Signal,
 }
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Caller {
-    /// A user's or a token's name. Of a login, who made the link.
+    /// The name of a user or token. For a login, the one that created the link.
     pub who: String,
     pub through: Through,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -75,21 +75,21 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A user of this host. Who may open the socket may do everything.
+    /// A user of this host. Whoever may open the socket may do everything.
     pub fn local(uid: u32) -> Self {
         let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
         let who = user.map_or_else(|| format!("uid {uid}"), |user| user.name);
         Self { who, through: Through::Socket, uid: Some(uid), from: None, role: Role::Admin }
     }
 
-    /// Who sent SIGHUP.
+    /// The sender of SIGHUP.
     pub fn signal() -> Self {
         let who = "SIGHUP".to_owned();
         Self { who, through: Through::Signal, uid: None, from: None, role: Role::Admin }
     }
 }
 
-/// A new secret, in hexadecimal behind `prefix`.
+/// A new secret, in hexadecimal after `prefix`.
 fn secret(prefix: &str) -> Zeroizing<String> {
     let mut bytes = Zeroizing::new([0; 32]);
     OsRng.fill_bytes(&mut *bytes);
@@ -103,7 +103,7 @@ fn hash(secret: &str) -> Hash {
     Sha256::digest(secret).into()
 }
 
-/// The one of `all` that has this hash. Each is compared, whole: how long it takes says nothing of any.
+/// The entry of `all` with this hash. All are compared completely, so that the time reveals nothing about any.
 fn find<'a, T>(all: impl Iterator<Item = (&'a Hash, T)>, wanted: &Hash) -> Option<T> {
     let mut found = None;
     for (hash, one) in all {

@@ -40,7 +40,7 @@ fn a_token_is_shown_once_and_kept_as_a_hash() {
     let database = Connection::open(dir.path().join("db")).unwrap();
     let kept: String =
         database.query_row("SELECT hash FROM token WHERE name = 'ci'", [], |row| row.get(0)).unwrap();
-    // OpenSSL's opinion of what is kept.
+    // OpenSSL checks what is stored.
     let judge = std::process::Command::new("sh")
         .args(["-c", "printf %s \"$1\" | openssl dgst -sha256 -r", "sh", &secret])
         .output()

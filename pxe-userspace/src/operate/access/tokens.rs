@@ -12,13 +12,13 @@ use crate::base::lock::Unpoisoned as _;
 use crate::base::text::{hex, unhex, word};
 use crate::store::{Change, ReadError, Store, TokenRow, WriteError};
 
-/// What every token begins with, so that scanners of source code and logs know one.
+/// Every token begins with this, so that scanners of source code and logs recognise one.
 const PREFIX: &str = "bh_";
 
-/// Characters of a token's name.
+/// Maximum length of a token's name, in characters.
 pub const NAME_MAX: usize = 64;
 
-/// A token as it is shown: never itself.
+/// A token as it is shown, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Token {
@@ -34,7 +34,7 @@ pub struct Token {
     pub expires: Option<Timestamp>,
 }
 
-/// Why there is no new token.
+/// Why a token can't be created.
 #[derive(Debug, thiserror::Error)]
 pub enum AddTokenError {
     #[error("{0:?} can't be a token's name: 1 to {NAME_MAX} letters, digits and `.`, `_`, `@`, `-`")]
@@ -55,7 +55,7 @@ struct Inner {
 }
 
 impl Tokens {
-    /// Those that are stored. One that can't be read is left out, and the log says so.
+    /// Opens the stored tokens. One that can't be read is left out, and the log says so.
     pub fn open(store: Store) -> Result<Self, ReadError> {
         let rows = store.reader().tokens()?;
         let known = rows.into_iter().filter_map(|row| {
@@ -70,7 +70,7 @@ impl Tokens {
         Ok(Self(Arc::new(Inner { store, by_name })))
     }
 
-    /// A new token, which is seen here and never again. It is stored when this returns.
+    /// Creates a token, whose secret is returned only here. It is stored when this returns.
     pub fn add(
         &self,
         name: &str,
@@ -100,21 +100,21 @@ impl Tokens {
         Ok((token, secret))
     }
 
-    /// All of them, by name, with those that have ended.
+    /// All tokens, by name, including expired ones.
     pub fn list(&self) -> Vec<Token> {
         self.by_name().values().map(|(_, token)| token.clone()).collect()
     }
 
-    /// Forgets a token, which opens nothing from now on. `None` when there is none of that name.
+    /// Removes a token, which is refused from now on. `None` if there is none of that name.
     pub fn remove(&self, name: &str) -> Result<Option<Token>, WriteError> {
         let mut by_name = self.by_name();
-        // First, so that it opens nothing even where the disk is full.
+        // From memory first, so that it is refused even if the disk is full.
         let Some((_, token)) = by_name.remove(name) else { return Ok(None) };
         self.0.store.write(vec![Change::RemoveToken(name.to_owned())]).wait()?;
         Ok(Some(token))
     }
 
-    /// Whose token this is, as long as it has not ended.
+    /// The token's caller, until the token expires.
     pub fn judge(&self, secret: &str, now: Timestamp) -> Option<Caller> {
         let by_name = self.by_name();
         let token = find(by_name.values().map(|(hash, token)| (hash, token)), &hash(secret))?;

@@ -1,4 +1,4 @@
-//! From an image's archive to the blobs that a machine loads.
+//! Builds the blobs that a machine loads from an image's archive.
 
 use std::io::{self, Read, Seek as _};
 use std::path::Path;
@@ -20,13 +20,13 @@ use super::{
 };
 use crate::base::text::hex;
 
-/// Stage 1 is made once for each kernel: worth some seconds.
+/// Stage 1 is built once per kernel, so some seconds are well spent.
 pub(super) const STAGE1_LEVEL: i32 = 10;
-/// The root file system is made for each image, often large: what saves transfer time at little cost.
+/// The root file system is built for each image and is often large: a level that saves transfer time at little cost.
 const ROOTFS_LEVEL: i32 = 3;
 
 impl Images {
-    /// From archive to record. Everything that can be refused early is.
+    /// From archive to record. Everything that can be refused early is refused early.
     pub(super) fn build(
         &self,
         name: &Path,
@@ -75,7 +75,7 @@ impl Images {
         let rootfs_blob = store.put(|out| {
             let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
             initrd.tree(file::name(file::IMAGE), &tree)?;
-            // Last: where Linux ran out of memory while it unpacked, this is missing.
+            // The last file: if it is missing, Linux ran out of memory while it unpacked.
             initrd.file(file::name(file::IMAGE_DESCRIPTION), &manifest(&|_| false)?)?;
             initrd.finish().map(drop)
         })?;
@@ -115,7 +115,7 @@ impl Images {
         Ok((spool, assets, digest))
     }
 
-    /// The image's own kernel, else that of the assets, and the tree that it lies in.
+    /// The image's own kernel, or else that of the assets, and the tree that contains it.
     fn choose_kernel<'a>(&self, tree: &'a Tree, assets: &'a Tree) -> Result<(Kernel, &'a Tree), AddError> {
         if let Some(kernel) = kernel::of_image(tree)? {
             return Ok((kernel, tree));
@@ -131,14 +131,15 @@ impl Images {
         let name = file::name(file::IMAGE_DESCRIPTION).as_bytes();
         tree.insert(Tree::ROOT, name, Inode::new(0o644, Kind::File(description)), 0);
         let store = &self.0.store;
-        // Its first bytes say where its last ones are.
+        // The superblock comes first, and contains offsets that are known last.
         let mut file = tempfile::tempfile_in(store.work())?;
         squashfs::write(&tree, &mut file, ROOTFS_LEVEL)?;
         file.rewind()?;
         Ok(store.put(|out| io::copy(&mut file, out).map(drop))?)
     }
 
-    /// From now on machines can boot it by these names, also after a restart. Returns it by the first of them.
+    /// Records the image under these names: from now on machines can boot it, also after a restart. Returns it under
+    /// the first one.
     pub(super) fn enter(&self, image: &Image, names: &[String]) -> Result<Image, AddError> {
         let mut images = self.images();
         let mut changed = images.clone();
@@ -157,7 +158,7 @@ impl Images {
     }
 }
 
-/// Lays the layers over one another. Each one's contents are what the image says.
+/// Applies the layers in order, and verifies each one's contents against the image's configuration.
 fn unpack(
     archive: &Archive,
     described: &Described,
@@ -175,7 +176,7 @@ fn unpack(
             of,
             source,
         })?;
-        // Padding after the archive's end counts as well.
+        // Padding after the archive's end is part of the digest.
         io::copy(&mut reader, &mut io::sink()).map_err(|source| AddError::Layer {
             number,
             of,

@@ -1,13 +1,13 @@
-//! How archives and layers are compressed: whatever `docker load` takes.
+//! Compression of archives and layers: everything that `docker load` accepts.
 
 use std::io::{self, BufRead as _, BufReader, Read};
 
 use liblzma::stream::{CONCATENATED, Stream};
 
-/// What a decoder of xz may take, as much as zstd's takes of itself (a window of 128 MiB): `xz -9` wants 65 MiB.
+/// Memory limit for the xz decoder, like zstd's own limit (a window of 128 MiB): `xz -9` needs 65 MiB.
 const XZ_MEMORY: u64 = 129 << 20;
 
-/// Told by the first bytes, as Docker tells it: media types are wrong too often, and `docker save` states none.
+/// Detected by the first bytes, as Docker does: media types are often wrong, and `docker save` states none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compression {
     None,
@@ -30,7 +30,8 @@ impl Compression {
         })
     }
 
-    /// What was compressed. Each kind may consist of several pieces in a row: parallel compressors write them.
+    /// The uncompressed bytes. A file may consist of several frames or members in a row, because parallel compressors
+    /// write them.
     pub(super) fn reader<'a, R: Read + 'a>(self, reader: BufReader<R>) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(reader),
@@ -52,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// The programs that people compress with are the judges.
+    /// Compressed by the programs that people use.
     fn packed(command: &[&str], bytes: &[u8]) -> Option<Vec<u8>> {
         let mut child = Command::new(command[0])
             .args(&command[1..])
@@ -71,7 +72,7 @@ mod tests {
     }
 
     fn unpacked(bytes: &[u8]) -> io::Result<Vec<u8>> {
-        // As small a buffer as a slow file might give.
+        // The smallest buffer that a slow file might fill.
         let mut reader = BufReader::with_capacity(64, bytes);
         let mut out = Vec::new();
         Compression::of(&mut reader)?.reader(reader)?.read_to_end(&mut out)?;
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_decoder_takes_no_more_memory_than_it_may() {
-        // 1.5 GiB of dictionary, which the compressor need not have for a few bytes.
+        // A dictionary of 1.5 GiB, for which the compressor may lack memory.
         let Some(greedy) =
             packed(&["xz", "-c", "--memlimit-compress=0", "--lzma2=dict=1536MiB,mf=hc4,mode=fast"], b"few")
         else {

@@ -21,14 +21,14 @@ pub enum ExportError {
     Spool { reference: String, source: io::Error },
 }
 
-/// The ID that the engine knows `reference` by.
+/// The ID of the image that the engine knows as `reference`.
 pub(super) async fn resolve(docker: &Docker, reference: &str) -> Result<String, ExportError> {
     let image = docker.inspect_image(reference).await.map_err(|source| failed(reference, source))?;
     Ok(image.id.unwrap_or_else(|| reference.to_owned()))
 }
 
-/// Writes what `docker save` would write to a nameless file in `directory`. `progress` is told the
-/// bytes so far, once a mebibyte.
+/// Writes what `docker save` would write to an unnamed file in `directory`. `progress` gets the number of bytes so far,
+/// once per mebibyte.
 pub(super) async fn export(
     docker: &Docker,
     reference: &str,
@@ -42,7 +42,7 @@ pub(super) async fn export(
     let stream = docker.export_image(reference);
     let mut stream = std::pin::pin!(stream);
     while let Some(chunk) = stream.try_next().await.map_err(|source| failed(reference, source))? {
-        // Into the page cache: short enough for an asynchronous task.
+        // This only fills the page cache, which is short enough for an asynchronous task.
         file.write_all(&chunk).map_err(spool)?;
         let before = bytes;
         bytes += chunk.len() as u64;

@@ -1,4 +1,4 @@
-//! The JSON documents of an image as it travels: `docker save`'s manifest, and OCI's index, manifest and configuration.
+//! The JSON documents of an image archive: `docker save`'s manifest, and OCI's index, manifest and configuration.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -72,7 +72,8 @@ pub(super) struct RunJson {
     pub(super) shell: Option<Vec<String>>,
 }
 
-/// Other builders write a single word by itself. As Docker reads it (moby's `StrSlice`): one word, never split.
+/// Some builders write a single word in place of a list. It is read as by Docker (moby's `StrSlice`): as one word,
+/// never split.
 fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -93,7 +94,7 @@ pub(super) struct RootfsJson {
 }
 
 impl OciDescriptor {
-    /// What it asks of an x86-64 processor: 1 nothing in particular, 2 x86-64-v2 and so on; `None` where it is for
+    /// The x86-64 level that the image needs: 1 for the baseline, 2 for x86-64-v2 and so on; `None` if it is for
     /// another platform. Without a platform it may be ours; BuildKit's attestations say `unknown/unknown`.
     pub(super) fn rank(&self) -> Option<u32> {
         let Some(platform) = &self.platform else { return Some(1) };
@@ -123,13 +124,13 @@ impl OciDescriptor {
     }
 }
 
-/// Whether a word by itself is rather a tag than a name: `latest`, `1.2`, `v3`.
+/// Whether a single word is more likely a tag than a name: `latest`, `1.2`, `v3`.
 fn is_tag(word: &str) -> bool {
     let version = word.strip_prefix('v').unwrap_or(word);
     word == "latest" || (version.starts_with(|c: char| c.is_ascii_digit()) && !word.contains(['/', ':', '@']))
 }
 
-/// What an image is called whose archive gives it no name: `web` of `web.tar.gz`, of `web.tar` and of the directory `web`.
+/// The name of an image whose archive gives it none: `web` for `web.tar.gz`, for `web.tar` and for the directory `web`.
 pub(super) fn stem(archive: &Path) -> String {
     let name = archive.file_name().unwrap_or_default().to_string_lossy();
     let name =

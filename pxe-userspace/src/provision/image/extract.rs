@@ -1,17 +1,17 @@
-//! Applies image layers to a tree, in the order and by the rules of the OCI image specification
-//! ("Image Layer Filesystem Changeset"). Nothing is written to the host's file system, so a
-//! hostile archive has nowhere to escape to; what can't be meant seriously is still refused.
+//! Applies image layers to a tree, in the order and by the rules of the OCI image specification ("Image Layer
+//! Filesystem Changeset"). Nothing is written to the host's file system, so a hostile archive can't escape; nonsensical
+//! entries are refused nevertheless.
 
 use std::io::{self, Read};
 
 use super::tar::{EntryKind, SparseMap, TarEntry, TarError, TarReader};
 use super::tree::{Inode, InodeId, Kind, Spool, Tree, Unresolved};
 
-/// `.wh.NAME` hides NAME of the layers below.
+/// `.wh.NAME` hides NAME in the layers below.
 const WHITEOUT: &[u8] = b".wh.";
 /// Hides everything that the layers below have in this directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Other names of this kind are AUFS's own bookkeeping (`.wh..wh.plnk`).
+/// Other names with this prefix are AUFS's own bookkeeping (`.wh..wh.plnk`).
 const AUFS: &[u8] = b".wh..wh.";
 
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum ExtractError {
     Tar(#[from] TarError),
 }
 
-/// Applies one layer's tar archive. `layer` numbers the layers from the bottom.
+/// Applies one layer's tar archive. `layer` is its number, counted from the bottom.
 pub(super) fn apply(
     tree: &mut Tree,
     spool: &mut Spool,
@@ -77,7 +77,7 @@ fn inode<R: Read>(
     let kind = match entry.kind {
         EntryKind::File => {
             let contents = match &entry.sparse {
-                // Before it is looked through: a few bytes can claim any size.
+                // Checked before the contents are read, because a few bytes can claim any size.
                 Some(SparseMap { size, .. }) if *size > u32::MAX.into() => {
                     return Err(ExtractError::TooBig { path: shown(&entry.path), size: *size });
                 }
@@ -105,7 +105,7 @@ fn inode<R: Read>(
     })
 }
 
-/// `./` carries the root directory's own owner and mode.
+/// `./` has the root directory's own owner and mode.
 fn set_root(tree: &mut Tree, entry: &TarEntry) {
     if entry.kind == EntryKind::Directory {
         let root = tree.inode_mut(Tree::ROOT);
@@ -114,9 +114,9 @@ fn set_root(tree: &mut Tree, entry: &TarEntry) {
     }
 }
 
-/// The directory that an entry goes into. Links of lower layers on the way are followed, as
-/// Docker does (`lib -> usr/lib` below, `lib/x` above); directories that are missing are made, also in place of what is
-/// none in a lower layer: a file below, a directory with files above.
+/// The directory that an entry goes into. Symbolic links of lower layers on the path are followed, as in Docker:
+/// `lib -> usr/lib` below, `lib/x` above. Missing directories are created, also in place of a lower layer's
+/// non-directory: a file below, a directory with files above.
 fn directory_for(
     tree: &mut Tree,
     path: &[u8],
@@ -141,7 +141,7 @@ fn directory_for(
     }
 }
 
-/// The name on the way that leads to no directory, where a lower layer put it there.
+/// The name on the path that is not a directory, if a lower layer put it there.
 fn obstacle<'a>(tree: &Tree, directory: &[&'a [u8]], layer: usize) -> Option<(InodeId, &'a [u8])> {
     let leads =
         |parts: &[&[u8]]| tree.resolve(parts.iter().copied()).ok().filter(|id| tree.names(*id).is_some());
@@ -151,7 +151,7 @@ fn obstacle<'a>(tree: &Tree, directory: &[&'a [u8]], layer: usize) -> Option<(In
     (found.layer != layer).then_some((parent, directory[at]))
 }
 
-/// The inode that a hard link names: never one that a symbolic link at its end leads to.
+/// The inode that a hard link names. A symbolic link at the end of the path is not followed.
 fn link_target(tree: &Tree, entry: &TarEntry) -> Result<InodeId, ExtractError> {
     let wrong =
         |problem| ExtractError::HardLink { path: shown(&entry.path), target: shown(&entry.link), problem };
@@ -168,7 +168,7 @@ fn link_target(tree: &Tree, entry: &TarEntry) -> Result<InodeId, ExtractError> {
     }
 }
 
-/// Removes `name` as far as lower layers put it there: a whiteout says nothing of its own layer.
+/// Removes what lower layers have as `name`: a whiteout does not apply to its own layer.
 fn whiteout(tree: &mut Tree, directory: InodeId, name: &[u8], layer: usize) {
     let Some(found) = tree.names(directory).and_then(|names| names.get(name)).copied() else { return };
     hide_lower(tree, found.inode, layer);
@@ -181,7 +181,7 @@ fn whiteout(tree: &mut Tree, directory: InodeId, name: &[u8], layer: usize) {
     }
 }
 
-/// Empties a directory of what lower layers put there, at any depth.
+/// Removes everything that lower layers put into a directory, at any depth.
 fn hide_lower(tree: &mut Tree, directory: InodeId, layer: usize) {
     let names: Vec<_> = tree.names(directory).into_iter().flatten().map(|(name, _)| name.clone()).collect();
     for name in names {
@@ -189,7 +189,7 @@ fn hide_lower(tree: &mut Tree, directory: InodeId, layer: usize) {
     }
 }
 
-/// A path's parts, from the root: `.` and doubled slashes dropped, `..` applied.
+/// A path's components from the root, without `.` and doubled slashes, and with `..` resolved.
 fn parts(path: &[u8]) -> Result<Vec<&[u8]>, ExtractError> {
     if path.contains(&0) {
         return Err(ExtractError::Nul { path: shown(path) });
@@ -198,7 +198,7 @@ fn parts(path: &[u8]) -> Result<Vec<&[u8]>, ExtractError> {
     for part in path.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}
-            // Above the root is the root, for a path from there.
+            // The parent of the root is the root, for an absolute path.
             b".." if parts.pop().is_none() && !path.starts_with(b"/") => {
                 return Err(ExtractError::Outside { path: shown(path) });
             }

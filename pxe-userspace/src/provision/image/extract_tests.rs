@@ -27,7 +27,7 @@ fn a_whiteout_hides_what_lower_layers_have() {
 
 #[test]
 fn a_whiteout_says_nothing_of_its_own_layer() {
-    // Whatever the order of the entries in the layer (OCI image spec, "Whiteouts").
+    // In any order of the layer's entries (OCI image spec, "Whiteouts").
     for new_first in [true, false] {
         let lower = TestLayer::new().directory("d").file("d/old", b"").file("f", b"old");
         let mut upper = TestLayer::new();
@@ -115,8 +115,7 @@ fn hard_links_share_an_inode_also_across_layers() {
 
 #[test]
 fn xattrs_are_kept_line_ends_included() {
-    // CAP_DAC_OVERRIDE and CAP_FOWNER: 0x0a, which is a line end. The entry after it must still
-    // be found where it is.
+    // CAP_DAC_OVERRIDE and CAP_FOWNER: 0x0a, which is also a line feed. The entry after it must still be found.
     let capability = b"\x01\x00\x00\x02\x0a\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
     let layer = TestLayer::new()
         .pax(&[("SCHILY.xattr.security.capability", capability), ("mtime", b"1600000000.5")])
@@ -176,7 +175,7 @@ fn a_directory_of_an_upper_layer_takes_a_files_place() {
         apply([lower(), TestLayer::new().file("opt/y", b"y").file("l/z", b"z").file("to-d/f/deep/x", b"")]);
     let tree = tree.unwrap();
     assert_eq!(paths(&tree), ["d", "d/f", "d/f/deep", "d/f/deep/x", "l", "opt", "opt/y", "opt/z", "to-d"]);
-    // And back again, twice: nothing of before comes back.
+    // And back again, twice: nothing from before returns.
     let tree = apply([
         TestLayer::new().directory("a").file("a/x", b""),
         TestLayer::new().file("a", b"file"),
@@ -185,7 +184,7 @@ fn a_directory_of_an_upper_layer_takes_a_files_place() {
     assert_eq!(paths(&tree.unwrap()), ["a", "a/y"]);
 }
 
-/// What `tar` of this host makes of a directory, as a layer.
+/// A directory as this host's `tar` packs it, applied as a layer.
 fn by_gnu_tar(directory: &Path, more: &[&str]) -> Tree {
     let output =
         Command::new("tar").arg("-C").arg(directory).args(more).args(["-cf", "-", "."]).output().unwrap();
@@ -198,7 +197,7 @@ fn by_gnu_tar(directory: &Path, more: &[&str]) -> Tree {
 #[test]
 fn sparse_files_of_every_format_have_their_contents() {
     let dir = tempfile::tempdir().unwrap();
-    // More pieces than a header, a block of the list and a block of the contents hold.
+    // More segments than fit into a header, a block of the list and a block of the contents.
     let contents: Vec<u8> =
         (0..40 << 20).map(|n: usize| if n % (512 << 10) < 512 { n as u8 | 1 } else { 0 }).collect();
     std::fs::write(dir.path().join("many"), &contents).unwrap();
@@ -239,7 +238,7 @@ fn a_list_of_holes_that_makes_no_sense_is_refused() {
         let error = sparse(map, size, b"abc").unwrap_err().to_string();
         assert!(error.contains("a list of holes that does not fit"), "{map}: {error}");
     }
-    // A few bytes that claim a terabyte are not written out.
+    // A few bytes that claim a terabyte are not expanded.
     let error = sparse("0,3", "1099511627776", b"abc").unwrap_err().to_string();
     assert!(error.contains("1099511627776 bytes with its holes"), "{error}");
 }

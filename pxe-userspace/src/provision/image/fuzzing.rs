@@ -1,4 +1,4 @@
-//! What `fuzz/` reaches of this module's inside.
+//! Access to this module's internals for `fuzz/`.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::initrd::Initrd;
 use super::oci::Archive;
 use super::tree::{Spool, Tree};
 
-/// Layers, from the bottom, to a tree, and the tree to an initrd.
+/// Applies layers, from the bottom, to a tree, and writes the tree as an initrd.
 pub fn layers(archives: &[&[u8]]) {
     let mut tree = Tree::new();
     let mut spool = Spool::new(&std::env::temp_dir()).expect("there is room");
@@ -23,7 +23,7 @@ pub fn layers(archives: &[&[u8]]) {
     }
 }
 
-/// An image's archive, described, and its layers read to their ends.
+/// Describes an image archive, and reads its layers to their ends.
 pub fn archive(bytes: &[u8]) {
     let mut file = tempfile::tempfile().expect("there is room");
     file.write_all(bytes).expect("there is room");
@@ -31,7 +31,7 @@ pub fn archive(bytes: &[u8]) {
     let Ok(described) = archive.describe() else { return };
     for layer in &described.layers {
         if let Ok(mut reader) = archive.layer(layer) {
-            // Damaged compression is an error of its reader.
+            // The reader reports damaged compression as an error.
             let _ = io::copy(&mut reader, &mut io::sink());
         }
     }

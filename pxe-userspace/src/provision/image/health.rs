@@ -1,4 +1,4 @@
-//! An image's health check, as its configuration has it (Docker's HEALTHCHECK).
+//! An image's health check, as in its configuration (Docker's HEALTHCHECK).
 
 use pxe_contract::image::HealthCheck;
 use serde::Deserialize;
@@ -15,7 +15,7 @@ pub(super) struct HealthJson {
 }
 
 impl HealthJson {
-    /// None for a check that was switched off. `shell` is the image's SHELL.
+    /// `None` if the check is switched off. `shell` is the image's SHELL.
     pub(super) fn check(self, shell: Option<&[String]>) -> Option<HealthCheck> {
         let test = self.test.unwrap_or_default();
         let argv = match test.split_first()? {
@@ -25,7 +25,7 @@ impl HealthJson {
                     shell.map_or_else(|| ["/bin/sh", "-c"].map(str::to_owned).to_vec(), <[_]>::to_vec);
                 [shell, vec![command.clone()]].concat()
             }
-            // NONE, and what later versions may have.
+            // NONE, and what later versions may define.
             _ => return None,
         };
         let milliseconds =

@@ -1,16 +1,16 @@
 //! Writes initrds: cpio archives in the "newc" format (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst), compressed with zstd.
 //!
-//! The same trees give the same bytes: names in order, inode numbers counted, one thread, fixed
-//! settings. The `cpio` crate is not used because it takes names as UTF-8 and computes a file's
-//! size modulo 4 GiB; the format is a page.
+//! The same trees give the same bytes: names in order, inodes numbered in sequence, one thread, fixed settings. The
+//! `cpio` crate is not used because it takes names as UTF-8 and computes a file's size modulo 4 GiB; the format is a
+//! page.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write};
 
 use super::tree::{Content, InodeId, Kind, Tree};
 
-/// PATH_MAX: Linux skips names that are longer (init/initramfs.c), the final NUL included.
+/// PATH_MAX: Linux skips longer names (init/initramfs.c). It includes the final NUL.
 const MAX_NAME: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum InitrdError {
     Io(#[from] io::Error),
 }
 
-/// An archive of a few files in its root.
+/// An archive of a few files in its root directory.
 pub fn archive(files: &[(&str, &[u8])]) -> Result<Vec<u8>, InitrdError> {
     let mut initrd = Initrd::new(Vec::new(), zstd::DEFAULT_COMPRESSION_LEVEL)?;
     for (name, bytes) in files {
@@ -34,7 +34,7 @@ pub fn archive(files: &[(&str, &[u8])]) -> Result<Vec<u8>, InitrdError> {
     initrd.finish()
 }
 
-/// One archive in the making.
+/// An archive that is being written.
 pub(super) struct Initrd<W: Write> {
     out: zstd::Encoder<'static, W>,
     at: u64,
@@ -44,12 +44,12 @@ pub(super) struct Initrd<W: Write> {
 impl<W: Write> Initrd<W> {
     pub(super) fn new(out: W, level: i32) -> io::Result<Self> {
         let mut out = zstd::Encoder::new(out, level)?;
-        // Linux verifies the frame's checksum: a transfer that went wrong does not boot.
+        // Linux verifies the frame's checksum, so that a corrupted transfer does not boot.
         out.include_checksum(true)?;
         Ok(Self { out, at: 0, last_inode: 0 })
     }
 
-    /// Adds all of `tree`; its root becomes the directory `at`, or the archive's own when empty.
+    /// Adds all of `tree`. Its root becomes the directory `at`, or the archive's own root if `at` is empty.
     pub(super) fn tree(&mut self, at: &str, tree: &Tree) -> Result<(), InitrdError> {
         let mut paths = tree.walk();
         if !at.is_empty() {
@@ -67,8 +67,8 @@ impl<W: Write> Initrd<W> {
             let inode = tree.inode(id);
             let (count, written) = links.get_mut(&id).expect("every path was counted");
             *written += 1;
-            // Linux keeps links together by number; a symbolic link with several names it would
-            // write again anyway.
+            // Linux recognises hard links by their inode number. It would write a symbolic link with several names
+            // several times in any case.
             let linked = !matches!(inode.kind, Kind::Directory(_) | Kind::Symlink(_));
             let nlink = if linked { *count } else { 1 };
             let number = match numbers.get(&id).filter(|_| linked) {
@@ -77,7 +77,7 @@ impl<W: Write> Initrd<W> {
             };
             numbers.insert(id, number);
             let (data, device) = match &inode.kind {
-                // Of several links, the last carries the contents.
+                // The last of several hard links has the contents.
                 Kind::File(content) if written == count => (Data::File(content), (0, 0)),
                 Kind::Symlink(target) => (Data::Bytes(target), (0, 0)),
                 Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
@@ -99,7 +99,7 @@ impl<W: Write> Initrd<W> {
         Ok(())
     }
 
-    /// Adds one plain file of root's.
+    /// Adds one plain file that root owns.
     pub(super) fn file(&mut self, path: &str, bytes: &[u8]) -> Result<(), InitrdError> {
         let inode = self.next_inode();
         let meta =
@@ -107,7 +107,7 @@ impl<W: Write> Initrd<W> {
         self.entry(path.as_bytes(), &meta, Data::Bytes(bytes))
     }
 
-    /// Ends the archive and the compression, and gives back what it was written to.
+    /// Ends the archive and the compression, and returns the writer.
     pub(super) fn finish(mut self) -> Result<W, InitrdError> {
         let meta = Meta { inode: 0, mode: 0, uid: 0, gid: 0, nlink: 1, mtime: 0, device: (0, 0) };
         self.entry(b"TRAILER!!!", &meta, Data::Bytes(&[]))?;
@@ -129,7 +129,7 @@ impl<W: Write> Initrd<W> {
         let (major, minor) = meta.device;
         let name_size = path.len() as u32 + 1;
         let mut header = Vec::from(b"070701");
-        // The device's number and the checksum, which "newc" leaves empty, are zero.
+        // The device number of the file system and the checksum are zero, because "newc" does not use them.
         for field in [
             meta.inode, meta.mode, meta.uid, meta.gid, meta.nlink, meta.mtime, size, 0, 0, major, minor,
             name_size, 0,

@@ -44,7 +44,7 @@ fn archive(tree: &Tree) -> Vec<u8> {
     initrd.finish().unwrap()
 }
 
-/// What GNU cpio makes of the archive.
+/// What GNU cpio prints for the archive.
 fn gnu_cpio(archive: &[u8], directory: &std::path::Path, arguments: &[&str]) -> String {
     let plain = zstd::decode_all(archive).unwrap();
     let child = Command::new("cpio")
@@ -93,7 +93,7 @@ fn gnu_cpio_lists_what_the_tree_holds() {
 fn gnu_cpio_unpacks_contents_and_hard_links() {
     use std::os::unix::fs::MetadataExt as _;
     let directory = tempfile::tempdir().unwrap();
-    // Devices take root; the rest does not.
+    // Only root can create devices.
     gnu_cpio(
         &archive(&tree()),
         directory.path(),

@@ -1,4 +1,4 @@
-//! Which kernel a machine runs with an image: the image's own, else the stock one.
+//! The kernel that a machine runs with an image: the image's own, or else the stock one.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::{Content, InodeId, Kind, Tree};
 
-/// What was chosen, and why. Kept in the image's record and shown to people.
+/// What was chosen, and why. Stored in the image's record and shown to people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelChoice {
-    /// As `uname -r` will say.
+    /// As `uname -r` prints it.
     pub version: String,
     pub source: KernelSource,
-    /// Where it was: a path in the image, or below the assets directory.
+    /// Its path in the image, or below the assets directory.
     pub path: String,
     pub reason: String,
     /// Whether modules of this version were found next to it.
@@ -46,17 +46,17 @@ pub enum KernelError {
     Read { path: String, source: io::Error },
 }
 
-/// A kernel and where its modules are: a directory in the tree that it came from.
+/// A kernel and its modules' directory in the tree that it came from.
 pub(super) struct Kernel {
     pub(super) choice: KernelChoice,
     pub(super) file: Content,
-    /// What it takes to unpack itself and start.
+    /// Memory that it needs to unpack itself and start.
     pub(super) memory: u64,
     pub(super) modules: Option<InodeId>,
 }
 
-/// The kernel of an image's tree, wherever its distribution keeps it: one that has its modules before one that has none,
-/// and the highest version of those. None when there is no kernel.
+/// The kernel of an image's tree, in any place where distributions keep it. A kernel with modules is preferred to one
+/// without, then the highest version. `None` if there is no kernel.
 pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
     let mut kernels = Vec::new();
     let mut seen = HashSet::new();
@@ -97,9 +97,9 @@ pub(super) fn of_image(tree: &Tree) -> Result<Option<Kernel>, KernelError> {
     }
 }
 
-/// Where distributions keep kernels, the place that is named to people last: Fedora, bootc and SUSE beside the modules,
-/// everybody in /boot: Debian, Fedora and SUSE by version, Alpine and Arch by flavour (`vmlinuz-lts`), Gentoo as
-/// `kernel-VERSION`, by hand `vmlinuz` or `bzImage`.
+/// Where distributions keep kernels; of equal kernels, the last place is named to people. Fedora, bootc and SUSE keep
+/// them beside the modules, and everybody in /boot: Debian, Fedora and SUSE by version, Alpine and Arch by flavour
+/// (`vmlinuz-lts`), Gentoo as `kernel-VERSION`, by hand `vmlinuz` or `bzImage`.
 fn places(tree: &Tree) -> Vec<String> {
     let names = |directory: &str| -> Vec<String> {
         let names = tree.find(directory).and_then(|id| tree.names(id));
@@ -109,7 +109,7 @@ fn places(tree: &Tree) -> Vec<String> {
         .iter()
         .flat_map(|modules| names(modules).into_iter().map(move |v| format!("{modules}/{v}/vmlinuz")))
         .collect();
-    // Set aside, as Debian and Fedora do, or no kernel but about one.
+    // Backups, as Debian and Fedora keep them, or files that belong to a kernel but are none.
     let aside = |name: &str| {
         name.contains("rescue") || [".old", ".bak", ".sig", ".hmac"].iter().any(|end| name.ends_with(end))
     };
@@ -123,18 +123,18 @@ fn places(tree: &Tree) -> Vec<String> {
     places
 }
 
-/// Where modules are, below the root.
+/// Module directories below the root.
 const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 
-/// The kernel at `path`. Its version is what it says itself, as `uname -r` will; where there are no modules of that,
-/// what its place says.
+/// The kernel at `path`. Its version is that in its header, as `uname -r` prints it. If there are no modules of that
+/// version, the version is taken from its path.
 fn at(tree: &Tree, path: &str, file: Content) -> Result<Kernel, KernelError> {
     let header = Header::read(&file, path)?;
     let modules_of = |version: &str| {
         let mut found = MODULES.iter().filter_map(|modules| tree.find(&format!("{modules}/{version}")));
         found.find(|id| tree.names(*id).is_some())
     };
-    // Behind the file's own name, or as its directory.
+    // After the file's own name, or as the name of its directory.
     let (directory, name) = path.rsplit_once('/').unwrap_or_default();
     let behind = name.split_once('-').map(|(_, version)| version);
     let named = behind.or_else(|| directory.rsplit('/').next()).filter(|version| is_version(version));
@@ -152,7 +152,7 @@ fn at(tree: &Tree, path: &str, file: Content) -> Result<Kernel, KernelError> {
     Ok(Kernel { choice, file, memory: header.memory, modules })
 }
 
-/// Linux' versions begin with a number.
+/// Linux's versions begin with a digit.
 fn is_version(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit())
 }
@@ -180,10 +180,10 @@ pub(super) fn of_assets(assets: &Tree) -> Result<Option<Kernel>, KernelError> {
     Ok(Some(Kernel { choice, file, memory: header.memory, modules }))
 }
 
-/// The names below `directory`, modules that a network boot needs and what they depend on only.
+/// The names below `directory`, restricted to modules that a network boot needs and their dependencies.
 ///
-/// A distribution's whole module tree is hundreds of megabytes; the drivers of network cards with
-/// their dependencies are a tenth of that.
+/// A distribution's whole module tree is hundreds of megabytes; the drivers of network cards and their dependencies are
+/// a tenth of that.
 pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<String>> {
     let in_directory = |name: &str| match tree.names(directory)?.get(name.as_bytes()) {
         Some(found) => match &tree.inode(found.inode).kind {
@@ -192,7 +192,7 @@ pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<
         },
         None => None,
     };
-    // Without depmod's index nothing can be loaded by name or device.
+    // Without depmod's index no module can be loaded by name or device.
     let Some(index) = in_directory("modules.dep") else { return Ok(Vec::new()) };
     let index = String::from_utf8_lossy(&index.read()?).into_owned();
     let dependencies: std::collections::BTreeMap<&str, Vec<&str>> = index
@@ -203,7 +203,7 @@ pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<
     let mut needed = std::collections::BTreeSet::new();
     for (module, needs) in &dependencies {
         if modules::is_needed(module) {
-            // modules.dep lists dependencies of dependencies, too (modules.dep(5)).
+            // modules.dep also lists indirect dependencies (modules.dep(5)).
             needed.insert(*module);
             needed.extend(needs);
         }
@@ -213,7 +213,7 @@ pub(super) fn needed_modules(tree: &Tree, directory: InodeId) -> io::Result<Vec<
     Ok(needed.iter().chain(index_files).map(|path| path.to_string()).collect())
 }
 
-/// What a bzImage says of itself (Linux, Documentation/arch/x86/boot.rst).
+/// Fields of a bzImage's header (Linux, Documentation/arch/x86/boot.rst).
 struct Header {
     version: String,
     memory: u64,
@@ -231,17 +231,17 @@ impl Header {
         if start.get(0x202..0x206)? != b"HdrS" {
             return None;
         }
-        // `kernel_version`, less 0x200, points to text that begins with the version.
+        // `kernel_version`, minus 0x200, points to text that begins with the version.
         let pointer = usize::from(u16::from_le_bytes(start.get(0x20e..0x210)?.try_into().ok()?));
         let text = start.get(pointer + 0x200..)?;
         let end = text.iter().position(|b| *b == 0 || *b == b' ')?;
-        // `init_size`: the room it needs from where it is loaded.
+        // `init_size`: the memory it needs from its load address.
         let memory = u32::from_le_bytes(start.get(0x260..0x264)?.try_into().ok()?);
         Some(Self { version: String::from_utf8(text[..end].to_vec()).ok()?, memory: memory.into() })
     }
 }
 
-/// Numbers in the text compare as numbers: 6.1.0-9 comes before 6.1.0-10.
+/// Compares numbers in the text as numbers: 6.1.0-9 comes before 6.1.0-10.
 fn natural_order(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {

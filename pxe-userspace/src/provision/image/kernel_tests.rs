@@ -50,7 +50,7 @@ fn kernels_are_found_where_distributions_keep_them() {
             let layer = TestLayer::new()
                 .file(&format!("{modules}/{V}/modules.dep"), b"")
                 .file(place, &bzimage(V))
-                // What is no kernel beside one is passed by.
+                // A file that is no kernel is skipped.
                 .file("boot/vmlinuz-9.9.old", &bzimage("9.9"))
                 .file("boot/vmlinuz-signed.sig", b"text")
                 .file("boot/kernel-notes", b"text");

@@ -1,6 +1,6 @@
-//! Kernels that were added by themselves: any image can boot with one of them. Each brings a stage 1
-//! of its own, made when it is added; the modules that a profile asks for beyond that go into a further
-//! initrd, made when the first machine wants it. Nothing is ever repacked.
+//! Kernels that were added on their own: any image can boot with one of them. Each has a stage 1 of its own, built when
+//! it is added. Further modules that a profile asks for go into another initrd, built when the first machine needs it.
+//! Nothing is ever repacked.
 //!
 //! Kernel, stage 1 and modules are blobs in the images' store; `kernels.json` names them.
 
@@ -22,12 +22,12 @@ use super::tree::{Content, Inode, Kind, Tree};
 use super::{AddError, Images, blocking, canonical};
 use crate::base::lock::Unpoisoned as _;
 
-/// A kernel as it is kept, and as `bridgehead kernel list --json` prints it.
+/// A kernel as it is stored, and as `bridgehead kernel list --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelRecord {
     pub name: String,
-    /// As `uname -r` will say.
+    /// As `uname -r` prints it.
     pub version: String,
     /// What it was added from.
     pub from: String,
@@ -35,17 +35,17 @@ pub struct KernelRecord {
     pub added: Timestamp,
     pub kernel_blob: Stored,
     pub stage1_blob: Stored,
-    /// All of its modules. None where it was taken from an image: only stage 1's are there.
+    /// All of its modules. `None` if it was taken from an image, which has only stage 1's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modules: Option<ModulesRecord>,
-    /// Bytes of memory that kernel and stage 1 take once unpacked.
+    /// Bytes of memory that the kernel and stage 1 take once unpacked.
     pub memory: u64,
     pub stage1_unpacked: u64,
     /// Whether it can mount an image's SquashFS.
     pub two_stages: bool,
 }
 
-/// One blob with the contents of all modules, and one that says which is where.
+/// One blob with the contents of all modules, and one with their index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ModulesRecord {
@@ -57,7 +57,7 @@ pub struct ModulesRecord {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelList {
-    /// What an image without a kernel boots with, in place of the stock one.
+    /// The kernel for images without one, in place of the stock one.
     #[serde(default)]
     pub default: Option<String>,
     pub kernels: Vec<KernelRecord>,
@@ -67,11 +67,11 @@ pub struct KernelList {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NewKernel {
-    /// What profiles call it; its version unless told.
+    /// The name in profiles; by default its version.
     #[serde(default)]
     pub name: Option<String>,
     pub source: KernelOrigin,
-    /// What it was added from, in words; the source itself unless told.
+    /// Where it was added from, as text; by default the source itself.
     #[serde(skip)]
     pub from: Option<String>,
 }
@@ -116,7 +116,7 @@ pub enum AddKernelError {
     Work(#[from] io::Error),
 }
 
-/// Why the modules that a profile names can't be had.
+/// Why the modules that a profile names can't be provided.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ModuleError {
     #[error("kernel {kernel} has no module {module}")]
@@ -136,11 +136,11 @@ pub struct ModuleSet {
     pub unpacked: u64,
 }
 
-/// Sets that were made, by kernel and modules.
+/// Module sets that were built, by kernel and modules.
 pub(super) type ModuleSets = BTreeMap<(String, Vec<String>), ModuleSet>;
 
 impl Images {
-    /// Adds a kernel, in place of one with the same name.
+    /// Adds a kernel, and replaces one with the same name.
     pub async fn add_kernel(&self, new: NewKernel) -> Result<KernelRecord, AddKernelError> {
         let _adding = self.0.adding.lock().await;
         let images = self.clone();
@@ -177,7 +177,7 @@ impl Images {
         self.kernel_list().kernels.iter().find(|kernel| kernel.name == name).cloned()
     }
 
-    /// Makes a kernel the default, or, with none, the stock one again. False when there is no such kernel.
+    /// Makes a kernel the default; with `None`, the stock one. False if there is no such kernel.
     pub fn default_kernel(&self, name: Option<&str>) -> Result<bool, StoreError> {
         if name.is_some_and(|name| self.kernel(name).is_none()) {
             return Ok(false);
@@ -185,7 +185,7 @@ impl Images {
         self.change_kernels(|list| list.default = name.map(str::to_owned)).map(|()| true)
     }
 
-    /// Forgets a kernel; its blobs stay until [`Images::gc`]. False when there is no such kernel.
+    /// Removes a kernel; its blobs stay until [`Images::gc`]. False if there is no such kernel.
     pub fn remove_kernel(&self, name: &str) -> Result<bool, StoreError> {
         if self.kernel(name).is_none() {
             return Ok(false);
@@ -197,7 +197,7 @@ impl Images {
         .map(|()| true)
     }
 
-    /// The initrd with these modules and what they depend on.
+    /// The initrd with these modules and their dependencies.
     pub fn module_set(&self, kernel: &KernelRecord, modules: &[String]) -> Result<ModuleSet, ModuleError> {
         let key = (kernel.stage1_blob.sha256.clone(), modules.to_vec());
         let known = self.module_sets().get(&key).cloned();
@@ -220,7 +220,7 @@ impl Images {
         self.0.module_sets.lock().unpoisoned()
     }
 
-    /// The blobs that kernels and module sets are made of.
+    /// The blobs that kernels and module sets use.
     pub(super) fn kernel_blobs(&self) -> BTreeSet<String> {
         let mut kept = BTreeSet::new();
         for kernel in &self.kernel_list().kernels {
@@ -246,7 +246,7 @@ impl Images {
         Ok(())
     }
 
-    /// What an image was made with: nothing is packed anew.
+    /// The kernel and stage 1 that an image was built with: nothing is repacked.
     fn kernel_of_image(&self, reference: &str) -> Result<KernelRecord, AddKernelError> {
         let image = self.get(reference).ok_or_else(|| AddKernelError::NoImage(canonical(reference)))?;
         let image = &image.record;
@@ -276,7 +276,7 @@ impl Images {
             if output.status.success() { Ok(()) } else { Err(failed(format!("says: {}", said.trim()))) }
         };
         run("dpkg-deb", Command::new("dpkg-deb").arg("--extract").arg(path).arg(unpacked.path()))?;
-        // Debian's packages leave the index to their installation.
+        // Debian's packages leave creating the index to their installation.
         for directory in modules_directories(unpacked.path()) {
             if let Some(version) = directory.file_name() {
                 run("depmod", Command::new("depmod").arg("-b").arg(unpacked.path()).arg(version))?;
@@ -285,7 +285,7 @@ impl Images {
         self.kernel_in(unpacked.path(), path)
     }
 
-    /// The kernel in a directory; `from` is what people call it.
+    /// The kernel in a directory; `from` is its path for messages.
     fn kernel_in(&self, directory: &Path, from: &Path) -> Result<KernelRecord, AddKernelError> {
         let (mut spool, assets, _) = self.load_assets()?;
         let mut tree = Tree::new();
@@ -373,7 +373,7 @@ impl Images {
         Ok(ModulesRecord { contents, index })
     }
 
-    /// A tree of the modules that `wanted` names, with what they depend on, where a node looks for them.
+    /// A tree with the modules that `wanted` names and their dependencies, at the paths where a node looks for them.
     fn modules_of(
         &self,
         kernel: &KernelRecord,
@@ -425,7 +425,7 @@ impl Images {
     }
 }
 
-/// Where a module's contents are.
+/// The place of a module's contents.
 #[derive(Serialize, Deserialize)]
 struct ModuleFile {
     path: String,
@@ -433,13 +433,13 @@ struct ModuleFile {
     len: u64,
 }
 
-/// Whether the file is the module's: `-` and `_` mean the same in its name.
+/// Whether the file belongs to the module: `-` and `_` are equivalent in its name.
 fn is(file: &str, module: &str) -> bool {
     let name = file.trim().rsplit('/').next().and_then(|name| name.split(".ko").next()).unwrap_or_default();
     name.replace('-', "_") == module.replace('-', "_")
 }
 
-/// The file of a kernel below `directory`: the last by name, where there are several.
+/// The file of a kernel below `directory`: the last by name, if there are several.
 fn find_kernel(directory: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = [directory.join("boot"), directory.to_owned()]
         .iter()
@@ -454,7 +454,7 @@ fn find_kernel(directory: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
-/// What kernels' files are called.
+/// File names of kernels.
 pub(super) fn is_kernel(name: &str) -> bool {
     name == "vmlinuz" || name == "bzImage" || name.starts_with("vmlinuz-")
 }
@@ -462,7 +462,7 @@ pub(super) fn is_kernel(name: &str) -> bool {
 /// Where a directory may have its modules.
 pub(super) const MODULES: [&str; 4] = ["lib/modules", "usr/lib/modules", "modules/lib/modules", "modules"];
 
-/// Every `lib/modules/VERSION` below `directory`, in the places where it may be.
+/// Every `lib/modules/VERSION` below `directory`, in the possible places.
 fn modules_directories(directory: &Path) -> Vec<PathBuf> {
     let found = MODULES.iter().filter_map(|place| directory.join(place).read_dir().ok()).flatten().flatten();
     let mut found: Vec<PathBuf> =

@@ -21,7 +21,7 @@ impl Fixture {
         Images::open(&dir.join("state"), &dir.join("assets"), engine).unwrap()
     }
 
-    /// What a distribution's package has: a kernel, and modules of which stage 1 needs some.
+    /// Like a distribution's package: a kernel, and modules of which stage 1 needs some.
     fn directory(&self, version: &str) -> PathBuf {
         let root = self.dir.path().join(format!("kernel-{version}"));
         let modules = root.join("lib/modules").join(version);
@@ -55,7 +55,7 @@ impl Fixture {
         self.images.add_kernel(NewKernel { name: None, source, from: None }).await
     }
 
-    /// The names of the archive's files, as cpio(1) has them: our writer is not its own judge.
+    /// The names of the archive's files, listed by cpio(1), so that our writer does not judge itself.
     fn files(&self, blob: &Stored) -> Vec<String> {
         let packed =
             std::fs::File::open(self.dir.path().join("state/images/blobs").join(&blob.sha256)).unwrap();
@@ -80,13 +80,13 @@ async fn a_directory_becomes_a_kernel_with_a_stage_1_of_its_own() {
     assert!(files.iter().all(|f| !f.contains("snd-hda") && !f.contains("bonding.ko")), "{files:?}");
     assert!(files.iter().any(|f| f == "init"), "{files:?}");
 
-    // The default is kept, and goes with the kernel.
+    // The default is stored, and removed with its kernel.
     assert!(fixture.images.default_kernel(Some("6.9.1")).unwrap());
     assert!(!fixture.images.default_kernel(Some("6.9.2")).unwrap());
     let again = Fixture::open(fixture.dir.path());
     let KernelList { default, kernels } = again.kernels();
     assert_eq!(default.as_deref(), Some("6.9.1"));
-    // Times are kept to the microsecond.
+    // Times are stored to the microsecond.
     let kernels: Vec<_> =
         kernels.into_iter().map(|kept| KernelRecord { added: record.added, ..kept }).collect();
     assert_eq!(kernels, std::slice::from_ref(&record));

@@ -1,4 +1,4 @@
-//! `/image.json`, from what is known of an image.
+//! Writes `/image.json` from an image's description.
 
 use pxe_contract::image::{Description, Xattr};
 
@@ -6,8 +6,8 @@ use super::oci::ImageConfig;
 use super::tree::Tree;
 use crate::base::text::hex;
 
-/// What pxe-init reads to run the image. It is to set the extended attributes that are said not to have a place
-/// where the image's files are.
+/// What pxe-init reads to run the image. It shall set those extended attributes for which `has_place` is false: the
+/// format of the image's files can't store them.
 pub(super) fn description(
     reference: &str,
     id: &str,

@@ -1,10 +1,10 @@
-//! Docker images, made into what a machine loads: `docker` or a file → `oci` (manifest, layers) →
-//! `extract` (layers → one tree) → `kernel`, `stage1` → `initrd` → `store`.
+//! Builds what a machine loads from Docker images: `docker` or a file → `oci` (manifest, layers) → `extract` (layers →
+//! one tree) → `kernel`, `stage1` → `initrd` → `store`.
 //!
-//! A machine loads the kernel; stage 1, the same for every machine with that kernel; and the image's
-//! root file system, below `/image` in an archive of its own, with `/image.json` at the top that
-//! says what to run. The archive comes in two forms: an initrd, which Linux unpacks over stage 1,
-//! and a SquashFS (stage 2), which pxe-init fetches and mounts.
+//! A machine loads three things: the kernel; stage 1, the same for every machine with that kernel; and the image's root
+//! file system, below `/image` in an archive of its own. At the archive's top, `/image.json` says what to run. The
+//! archive comes in two forms: an initrd, which Linux unpacks over stage 1, and a SquashFS (stage 2), which pxe-init
+//! fetches and mounts.
 
 mod build;
 mod compression;
@@ -64,7 +64,7 @@ pub use self::store::{StoreError, Stored};
 pub use self::tar::TarError;
 pub use self::wanted::{Availability, Wanted};
 
-/// Where it is below the assets.
+/// Its path below the assets.
 const DOCKER_NODE_FILE: &str = "docker-node/image.tar";
 
 /// The images that machines can boot. Cloning it is cheap.
@@ -78,37 +78,37 @@ struct Inner {
     images: Mutex<BTreeMap<String, Image>>,
     kernels: Mutex<KernelList>,
     module_sets: Mutex<ModuleSets>,
-    /// Held while blobs exist that no record names yet.
+    /// Held while there are blobs that no record refers to yet.
     adding: tokio::sync::Mutex<()>,
 }
 
-/// An image, ready to be sent. Cloning it is cheap; its blobs stay readable while it is held,
-/// also when the image is removed.
+/// An image that can be sent. Cloning it is cheap; its blobs stay readable while it is held, also after the image was
+/// removed.
 #[derive(Clone, Debug)]
 pub struct Image {
     pub record: Arc<ImageRecord>,
     pub kernel: Blob,
     pub stage1: Blob,
     pub rootfs: Blob,
-    /// The same as a SquashFS.
+    /// The root file system as a SquashFS.
     pub stage2: Option<Blob>,
 }
 
-/// What is known of an image under one of its names, as stored and as `bridgehead images --json` prints it. Each name
-/// has a record; the blobs are the same.
+/// The record of an image under one of its names, as stored and as `bridgehead images --json` prints it. Each name has
+/// a record of its own; they share the blobs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageRecord {
     /// With tag: `hello-metal:latest`.
     pub reference: String,
-    /// The image's ID where it came from.
+    /// The image's ID at its source.
     pub id: String,
-    /// SHA-256 of the root file system's tree: the same contents have the same digest anywhere.
+    /// SHA-256 of the root file system's tree: equal contents have equal digests everywhere.
     pub digest: String,
-    /// When the image was built, as it says.
+    /// When the image was built, according to its configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    /// When it was brought in.
+    /// When it was added.
     #[serde(serialize_with = "crate::base::text::micros")]
     pub added: Timestamp,
     pub config: ImageConfig,
@@ -116,15 +116,15 @@ pub struct ImageRecord {
     pub kernel_blob: Stored,
     pub stage1_blob: Stored,
     pub rootfs_blob: Stored,
-    /// None where the kernel has no modules to mount it with, and in records of earlier versions.
+    /// `None` if the kernel has no modules to mount it with, and in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage2_blob: Option<Stored>,
     pub unpacked: Unpacked,
-    /// Of the assets it was made with: others mean that it is made anew.
+    /// Digest of the assets that it was built with: with others it is built anew.
     pub assets: String,
 }
 
-/// Bytes that the parts take in a machine's memory once they are unpacked.
+/// Bytes of a machine's memory that the parts take once unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Unpacked {
@@ -137,13 +137,13 @@ pub struct Unpacked {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ImageSource {
-    /// A Docker engine's image by reference.
+    /// The reference of an image in a Docker engine.
     Reference(String),
     /// What `docker save` wrote, or an OCI layout: a tar archive or a directory.
     Path(PathBuf),
 }
 
-/// How far [`Images::add`] is; its text is for people.
+/// The progress of [`Images::add`]; its text is for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     Exported { bytes: u64 },
@@ -208,8 +208,8 @@ pub struct Freed {
 }
 
 impl Images {
-    /// Opens the images in the state directory. A record whose blobs are gone is dropped with a
-    /// warning: the image can be added again.
+    /// Opens the images in the state directory. A record whose blobs are missing is dropped with a warning: the image
+    /// can be added again.
     pub fn open(state_dir: &Path, assets: &Path, engine: Engine) -> Result<Self, StoreError> {
         let store = Store::open(state_dir.join("images"))?;
         let mut images = BTreeMap::new();
@@ -231,7 +231,7 @@ impl Images {
         })))
     }
 
-    /// Brings an image in, or finds that it is here already. One at a time; others wait.
+    /// Adds an image, or finds that it is already here. One at a time; other calls wait.
     pub async fn add(
         &self,
         source: &ImageSource,
@@ -269,41 +269,41 @@ impl Images {
         self.images().get(&canonical(reference)).cloned()
     }
 
-    /// All names of the image that this record is of.
+    /// All names of this record's image.
     pub fn names(&self, record: &ImageRecord) -> Vec<String> {
         let images = self.images();
         let same = images.values().filter(|image| image.record.is_the_same(record));
         same.map(|image| image.record.reference.clone()).collect()
     }
 
-    /// An image that was made from the same source and the same assets, under whatever name.
+    /// An image that was built from the same source and the same assets, under any name.
     fn known(&self, id: &str, assets: &str) -> Option<Image> {
         let images = self.images();
         images.values().find(|image| image.record.id == id && image.record.assets == assets).cloned()
     }
 
-    /// Part of an image by its SHA-256, also of one that was replaced or removed since: a machine
-    /// that read its configuration before then still finds it, until [`Images::gc`].
+    /// A blob of an image by its SHA-256, also if the image was replaced or removed since. So a machine that has
+    /// already read its configuration still finds it, until [`Images::gc`].
     pub fn blob(&self, sha256: &str) -> io::Result<Option<Blob>> {
         self.0.store.find(sha256)
     }
 
-    /// Where files are kept until they are brought in; what a killed daemon left there is nobody's.
+    /// The directory for files until they are added. What a killed daemon left there is deleted.
     pub fn work(&self) -> PathBuf {
         self.0.store.work()
     }
 
-    /// Unpacks a directory that was sent: [`pack_kernel`].
+    /// Unpacks a directory that was sent to the daemon: [`pack_kernel`].
     pub fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
         sent::unpack(archive, into)
     }
 
-    /// All of them, by name.
+    /// All records, by name.
     pub fn list(&self) -> Vec<ImageRecord> {
         self.images().values().map(|image| ImageRecord::clone(&image.record)).collect()
     }
 
-    /// Forgets an image's name. With its last one its blobs are nobody's, and stay until [`Images::gc`].
+    /// Removes an image's name. After the last one its blobs are unused, and stay until [`Images::gc`].
     pub fn rm(&self, reference: &str) -> Result<(), RemoveError> {
         let mut images = self.images();
         let reference = canonical(reference);
@@ -315,7 +315,7 @@ impl Images {
         Ok(())
     }
 
-    /// Removes the blobs that no image and no kernel uses, but for `kept`. Waits for one that is being added.
+    /// Removes the blobs that no image and no kernel uses, except `kept`. Waits for an image that is being added.
     pub async fn gc(&self, kept: BTreeSet<String>) -> Result<Freed, StoreError> {
         let _adding = self.0.adding.lock().await;
         let this = self.clone();
@@ -336,12 +336,12 @@ impl Images {
 }
 
 impl ImageRecord {
-    /// Whether both are of one image, perhaps under two names.
+    /// Whether both records are of the same image, perhaps under two names.
     fn is_the_same(&self, other: &Self) -> bool {
         (&self.id, &self.rootfs_blob, &self.assets) == (&other.id, &other.rootfs_blob, &other.assets)
     }
 
-    /// All that is kept of it.
+    /// All of its blobs.
     pub fn blobs(&self) -> impl Iterator<Item = &Stored> {
         [&self.kernel_blob, &self.stage1_blob, &self.rootfs_blob].into_iter().chain(&self.stage2_blob)
     }
@@ -359,7 +359,7 @@ impl Image {
     }
 }
 
-/// A reference as Docker spells it out, without its default registry: `web` is `web:latest`.
+/// A reference in Docker's full form, but without its default registry: `web` is `web:latest`.
 pub fn canonical(reference: &str) -> String {
     let short = reference.strip_prefix("docker.io/").unwrap_or(reference);
     let short = short.strip_prefix("library/").unwrap_or(short);
@@ -379,7 +379,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is shutting down, and whoever waits with it.
+        // The runtime shuts down, and every task that waits here with it.
         Err(_) => std::future::pending().await,
     }
 }

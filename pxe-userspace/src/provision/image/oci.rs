@@ -1,5 +1,4 @@
-//! Reads images as they travel: what `docker save` writes, and OCI image layouts, as a tar
-//! archive (compressed or not) or as a directory.
+//! Reads image archives: `docker save`'s and OCI image layouts, as a tar archive (compressed or not) or as a directory.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,13 +14,13 @@ use super::documents::{ConfigJson, DockerManifest, OciDescriptor, OciIndex, OciM
 use super::tar::{EntryKind, SparseMap, TarError, TarReader};
 use crate::base::text::hex;
 
-/// Manifests and configurations are kilobytes; more is no image of ours.
+/// Manifests and configurations are kilobytes; larger ones are no images of ours.
 const MAX_JSON: u64 = 16 * 1024 * 1024;
 
-/// How many indexes may name one another before there is a manifest.
+/// How many indexes may be nested above a manifest.
 const MAX_INDEXES: usize = 4;
 
-/// How a machine runs the image: its configuration, as far as it counts without a container.
+/// How a machine runs the image: the parts of its configuration that matter without a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageConfig {
@@ -37,7 +36,7 @@ pub struct ImageConfig {
 }
 
 impl ImageConfig {
-    /// What runs: the entry point with the command as its arguments.
+    /// The command line: the entry point, with the command as its arguments.
     pub fn argv(&self) -> Vec<String> {
         [&self.entrypoint[..], &self.cmd[..]].concat()
     }
@@ -74,15 +73,15 @@ pub enum ArchiveError {
     LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
 }
 
-/// An image in an archive, its layers not yet read.
+/// An image in an archive, whose layers are not read yet.
 pub(super) struct Archive {
     path: PathBuf,
     container: Container,
 }
 
-/// What an archive says of its image.
+/// An archive's description of its image.
 pub(super) struct Described {
-    /// SHA-256 of the configuration, as Docker counts image IDs.
+    /// SHA-256 of the configuration, which is Docker's image ID.
     pub(super) id: String,
     /// The names that the archive gives it.
     pub(super) references: Vec<String>,
@@ -112,7 +111,7 @@ enum Member {
 }
 
 impl Archive {
-    /// Opens a directory or tar archive. `spool` is where a compressed archive is unpacked to.
+    /// Opens a directory or tar archive. A compressed archive is unpacked to `spool`.
     pub(super) fn open(path: &Path, spool: &Path) -> Result<Self, ArchiveError> {
         let failed = |source| ArchiveError::Open { path: path.to_owned(), source };
         if path.is_dir() {
@@ -131,7 +130,7 @@ impl Archive {
         Self::from_file(path, unpacked)
     }
 
-    /// An uncompressed tar archive that is open already; `path` is for messages.
+    /// An uncompressed tar archive that is already open; `path` is for messages.
     pub(super) fn from_file(path: &Path, mut file: File) -> Result<Self, ArchiveError> {
         let damaged = |source| ArchiveError::Tar { path: path.to_owned(), source };
         file.seek(SeekFrom::Start(0)).map_err(|e| damaged(e.into()))?;
@@ -144,7 +143,7 @@ impl Archive {
                 EntryKind::File => {
                     Member::Data { offset: entry.offset, size: entry.size, sparse: entry.sparse }
                 }
-                // Docker before version 25 writes a layer that repeats as a link to the first.
+                // Docker before version 25 writes a repeated layer as a link to the first.
                 EntryKind::Symlink => Member::Link(beside(&name, &link)),
                 EntryKind::HardLink => Member::Link(link),
                 EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Directory | EntryKind::Fifo => {
@@ -156,7 +155,7 @@ impl Archive {
         Ok(Self { path: path.to_owned(), container: Container::Tar { file, index } })
     }
 
-    /// Finds the one image for linux/amd64 and reads what there is to know without its layers.
+    /// Finds the one image for linux/amd64, and reads everything about it except its layers.
     pub(super) fn describe(&self) -> Result<Described, ArchiveError> {
         let (references, config_name, layers) = if self.has("manifest.json") {
             self.docker_manifest()?
@@ -204,7 +203,7 @@ impl Archive {
         let name = "manifest.json";
         let images: Vec<DockerManifest> = self.json(name, &self.read(name)?)?;
         let mut found: Vec<DockerManifest> = Vec::new();
-        // Under several names it may be listed several times.
+        // An image with several names may be listed several times.
         for image in images {
             let same = |known: &&mut DockerManifest| {
                 (&known.config, &known.layers) == (&image.config, &image.layers)
@@ -225,12 +224,12 @@ impl Archive {
         }
     }
 
-    /// The layout's one image, under however many names it is listed, and by itself or in an index of platforms.
+    /// The layout's one image. It may be listed under several names, and both directly and in an index of platforms.
     fn oci_manifest(&self) -> Result<Named, ArchiveError> {
         let index: OciIndex = self.json("index.json", &self.read("index.json")?)?;
         let mut images: Vec<(Vec<String>, OciDescriptor)> = Vec::new();
         for listed in index.manifests.into_iter().filter(|m| m.rank().is_some()) {
-            // The outermost name is the one that people gave.
+            // The outermost name is the one that people chose.
             let reference = listed.reference(&self.path);
             let Some((inner, image)) = self.for_us(listed)? else { continue };
             let reference = reference.or(inner);
@@ -253,8 +252,8 @@ impl Archive {
         Ok((references, config, layers?))
     }
 
-    /// The image that runs on the machines, of an index and the indexes in it the one that asks least of a processor;
-    /// and the name that it has there.
+    /// The image for these machines: in nested indexes, the one that needs the lowest processor level. Also the name
+    /// that it has there.
     fn for_us(
         &self,
         mut descriptor: OciDescriptor,
@@ -266,7 +265,7 @@ impl Archive {
             }
             let name = self.blob_name(&descriptor.digest)?;
             let index: OciIndex = self.json(&name, &self.verified(&name, &descriptor.digest)?)?;
-            // The first of those that ask as little.
+            // The first of those with the lowest level.
             let fitting = index.manifests.into_iter().filter(|m| m.rank().is_some());
             let Some(least) = fitting.min_by_key(OciDescriptor::rank) else { return Ok(None) };
             reference = reference.or_else(|| least.reference(&self.path));
@@ -275,8 +274,8 @@ impl Archive {
         Ok(None)
     }
 
-    /// Where a layout keeps the blob of a digest. A digest of anything but hex digits would be a
-    /// path of its author's choice.
+    /// The path of a digest's blob in a layout. A digest with anything but hex digits would be a path that its author
+    /// chose.
     fn blob_name(&self, digest: &str) -> Result<String, ArchiveError> {
         match digest.strip_prefix("sha256:") {
             Some(hex) if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -323,7 +322,7 @@ impl Archive {
         let missing = || ArchiveError::Missing { path: self.path.clone(), name: name.to_owned() };
         match &self.container {
             Container::Directory(path) => {
-                // A manifest must not lead to other files of the host.
+                // A manifest must not refer to other files of the host.
                 let inside =
                     Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
                 let file = if inside { File::open(path.join(name)) } else { return Err(missing()) };
@@ -356,7 +355,7 @@ impl Archive {
     }
 }
 
-/// A part of a file, by position: several can be read at once.
+/// A section of a file, read by position, so that several can be read at once.
 struct Section<'a> {
     file: &'a File,
     at: u64,

@@ -29,7 +29,7 @@ fn layout(layers: &[(&[u8], &[u8])]) -> Vec<(String, Vec<u8>)> {
         "layers": layers.iter().map(|(_, packed)| serde_json::json!({"digest": digest(packed)})).collect::<Vec<_>>(),
     })
     .to_string();
-    // As BuildKit does: an index in the index, with an attestation next to the image.
+    // As BuildKit does: an index within the index, with an attestation beside the image.
     let inner = serde_json::json!({"manifests": [
         {"digest": digest(manifest.as_bytes()), "platform": {"os": "linux", "architecture": "amd64"}},
         {"digest": digest(b"attestation"), "platform": {"os": "unknown", "architecture": "unknown"}},
@@ -128,21 +128,21 @@ fn one_image_may_be_listed_several_times() {
     };
     let config = digest(&members[1].1);
     let found = |name: &str| (name.to_owned(), config.clone());
-    // buildx with two `-t`; an index beside the image that it names, in both orders.
+    // buildx with two `-t`; an index beside the image that it lists, in both orders.
     assert_eq!(read(&[plain(&manifest, "a:1"), plain(&manifest, "b:1")], &[]).unwrap(), found("a:1 b:1"));
     assert_eq!(read(&[index(&inner, "e:1"), plain(&manifest, "f:1")], &[]).unwrap(), found("e:1 f:1"));
     assert_eq!(read(&[plain(&manifest, "f:1"), index(&inner, "e:1")], &[]).unwrap(), found("f:1 e:1"));
-    // skopeo gives a tag alone: the name is the archive's.
+    // skopeo writes only a tag: the name is the archive's.
     assert_eq!(read(&[plain(&manifest, "latest")], &[]).unwrap(), found("test:latest"));
     assert_eq!(read(&[plain(&manifest, "v1.2")], &[]).unwrap(), found("test:v1.2"));
     assert_eq!(read(&[plain(&manifest, "web")], &[]).unwrap(), found("web"));
-    // Several for the machines' platform: what every processor runs.
+    // Several for the machines' platform: the one that every processor runs is chosen.
     let variants =
         serde_json::json!({"manifests": [platform(&other, "v3"), platform(&manifest, "")]}).to_string();
     let name = format!("blobs/sha256/{}", &digest(variants.as_bytes())[7..]);
     let listed = [index(&digest(variants.as_bytes()), "v:1")];
     assert_eq!(read(&listed, &[(name, variants.into_bytes())]).unwrap(), found("v:1"));
-    // Two images are two.
+    // Two different images are an error.
     let two = read(&[plain(&manifest, "a:1"), plain(&other, "b:1")], &[]);
     assert!(matches!(two, Err(ArchiveError::Several { count: 2, .. })), "{two:?}");
 }
@@ -173,7 +173,7 @@ fn an_archive_may_be_stored_with_holes() {
     }
     let tar = dir.path().join("i.tar");
     for format in ["--format=gnu", "--sparse-version=1.0", "--sparse-version=0.1", "--sparse-version=0.0"] {
-        // Holes are found by reading: the file system need not have any.
+        // tar finds holes by reading, so the file system need not support any.
         let mut command = std::process::Command::new("tar");
         command.args(["-S", "--hole-detection=raw", format, "-C"]).arg(dir.path()).arg("-cf").arg(&tar);
         if format.contains("sparse") {
@@ -226,7 +226,7 @@ fn what_cannot_be_booted_is_refused_in_words() {
         };
         assert!(refused.contains(words), "{refused}");
     }
-    // A directory's manifest must not lead to the host's files.
+    // A directory's manifest must not refer to the host's files.
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("manifest.json"), manifest("/etc/hostname", "")).unwrap();
     let error = Archive::open(dir.path(), dir.path()).unwrap().describe().err().unwrap();

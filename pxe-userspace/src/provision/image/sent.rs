@@ -1,5 +1,5 @@
-//! Directories that are sent to the daemon as a tar archive. Whoever asks reads the files, with what they may read; the
-//! daemon unpacks plain files and nothing else, so that no link in the archive leads it anywhere.
+//! Directories that are sent to the daemon as a tar archive. The caller reads the files, with the caller's permissions.
+//! The daemon unpacks only plain files, so that no link in the archive leads it elsewhere.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use super::kernels::{MODULES, is_kernel};
 use super::tar::{EntryKind, TarError, TarReader};
 
-/// What was sent can't be unpacked.
+/// Why an archive that was sent can't be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     #[error(transparent)]
@@ -19,7 +19,7 @@ pub enum UnpackError {
     Io(#[from] io::Error),
 }
 
-/// Writes what a kernel's directory has of a kernel, as it is looked for: its file, there and in `boot`, and all
+/// Writes the parts of a kernel's directory that are looked for: the kernel's file, there and in `boot`, and all
 /// modules.
 pub fn pack_kernel(directory: &Path, out: impl Write) -> io::Result<()> {
     let mut archive = tar::Builder::new(out);
@@ -40,7 +40,7 @@ pub fn pack_kernel(directory: &Path, out: impl Write) -> io::Result<()> {
     archive.into_inner()?.flush()
 }
 
-/// Writes an OCI layout, or what `docker save` would have packed.
+/// Writes an OCI layout, or the unpacked directory of a `docker save` archive.
 pub fn pack_layout(directory: &Path, out: impl Write) -> io::Result<()> {
     if !["index.json", "manifest.json"].iter().any(|name| directory.join(name).is_file()) {
         return Err(io::Error::other("it has no index.json, as an OCI layout has, and no manifest.json"));
@@ -50,8 +50,8 @@ pub fn pack_layout(directory: &Path, out: impl Write) -> io::Result<()> {
     archive.into_inner()?.flush()
 }
 
-/// Every file below a directory. A link to a file is the file; one to a directory may lead in a circle, and is left
-/// out.
+/// Adds every file below a directory. A link to a file is followed; one to a directory may lead in a circle, and is
+/// left out.
 fn below(archive: &mut tar::Builder<impl Write>, directory: &Path, name: &Path) -> io::Result<()> {
     for entry in entries(directory)? {
         let name = name.join(entry.file_name().unwrap_or_default());
@@ -76,12 +76,12 @@ fn file(archive: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> io:
     let mut header = tar::Header::new_gnu();
     header.set_size(opened.metadata().map_err(with_path)?.len());
     header.set_mode(0o644);
-    // A file that grows meanwhile is cut where it was.
+    // A file that grows meanwhile is cut at the length that the header states.
     let length = header.size()?;
     archive.append_data(&mut header, name, io::Read::take(opened, length)).map_err(with_path)
 }
 
-/// In order; none where there is no such directory.
+/// Sorted; empty if there is no such directory.
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let found = match directory.read_dir() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -93,7 +93,7 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Unpacks the files and directories of an archive; anything else is left out.
+/// Unpacks the files and directories of an archive; everything else is left out.
 pub(super) fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
     fs::create_dir_all(into)?;
     let mut archive = TarReader::new(BufReader::new(File::open(archive)?));
@@ -107,13 +107,13 @@ pub(super) fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
             continue;
         }
         fs::create_dir_all(path.parent().unwrap_or(into))?;
-        // What is there is a file of this archive.
+        // If the path exists, it is a file of this archive.
         io::copy(&mut archive.data(), &mut File::create(path)?)?;
     }
     Ok(())
 }
 
-/// A path that leads nowhere else.
+/// A relative path that stays inside.
 fn inside(path: &[u8]) -> Result<PathBuf, UnpackError> {
     let text = String::from_utf8_lossy(path);
     let inside: PathBuf = Path::new(&*text).components().filter(|part| *part != Component::CurDir).collect();
@@ -222,7 +222,7 @@ mod tests {
             });
             assert!(matches!(unpacked, Err(UnpackError::Path(_))), "{name}: {unpacked:?}");
         }
-        // A link, and then a file through it.
+        // A link, followed by a file whose path goes through it.
         let (dir, unpacked) = sent(|out| {
             let mut archive = tar::Builder::new(out);
             archive.append(&with(b"d", tar::EntryType::Symlink, "/etc"), io::empty())?;

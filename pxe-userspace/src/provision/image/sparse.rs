@@ -1,5 +1,5 @@
-//! Sparse files in tar archives, of all four formats (GNU tar manual, "Sparse Formats"): GNU's own type `S`, and PAX
-//! 0.0, 0.1 and 1.0. What is stored are the pieces between the holes, one behind the other.
+//! Sparse files in tar archives, in all four formats (GNU tar manual, "Sparse Formats"): GNU's own type `S`, and PAX
+//! 0.0, 0.1 and 1.0. An archive stores the segments between the holes one after another.
 
 use std::io::{self, Read};
 
@@ -7,23 +7,23 @@ use tar::GnuSparseHeader;
 
 use super::tar::TarError;
 
-/// As many pieces as Go's reader takes, and so Docker's.
+/// The same limit as in Go's reader, and so in Docker's.
 const MAX_SEGMENTS: usize = 1 << 20;
 
-/// A list in the contents is in blocks of this many bytes.
+/// A list in the contents is padded to blocks of this many bytes.
 const BLOCK: usize = 512;
 
-/// Where the stored pieces belong. What is not listed is zero.
+/// The offsets of the stored segments. Everything else is zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SparseMap {
-    /// Of the whole file.
+    /// Length of the whole file.
     pub(super) size: u64,
     /// Offsets and lengths, in order.
     pub(super) segments: Vec<(u64, u64)>,
 }
 
 impl SparseMap {
-    /// The map, where it makes sense with so many bytes stored.
+    /// The map, if it is valid for this many stored bytes.
     pub(super) fn fitting(self, stored: u64) -> Option<Self> {
         let mut end = 0;
         let mut sum: u64 = 0;
@@ -37,7 +37,7 @@ impl SparseMap {
         (sum <= stored).then_some(self)
     }
 
-    /// The file's contents, holes and all.
+    /// The file's contents, including the holes.
     pub(super) fn expand<R: Read>(&self, stored: R) -> impl Read + use<R> {
         Expanded { map: self.clone(), stored, at: 0, next: 0 }
     }
@@ -47,7 +47,7 @@ struct Expanded<R> {
     map: SparseMap,
     stored: R,
     at: u64,
-    /// The first segment that is not behind us.
+    /// The first segment that does not end before `at`.
     next: usize,
 }
 
@@ -83,7 +83,7 @@ impl<R: Read> Read for Expanded<R> {
     }
 }
 
-/// What PAX records say of an entry's holes.
+/// The PAX records about an entry's holes.
 #[derive(Default)]
 pub(super) struct Pax {
     name: Option<Vec<u8>>,
@@ -102,7 +102,7 @@ pub(super) enum MapError {
 }
 
 impl MapError {
-    /// Of the entry at this byte.
+    /// For the entry at this byte.
     pub(super) fn at(self, at: u64) -> TarError {
         match self {
             Self::Wrong => TarError::Sparse { at },
@@ -112,7 +112,7 @@ impl MapError {
 }
 
 impl Pax {
-    /// Takes over the record `GNU.sparse.KEY`; `None` when it has no meaning.
+    /// Processes the record `GNU.sparse.KEY`; `None` if it is invalid.
     pub(super) fn record(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         match key {
             b"major" => self.inside = number(value)? == 1,
@@ -130,7 +130,7 @@ impl Pax {
                     self.push(*offset, *len)?;
                 }
             }
-            // minor, numblocks: nothing that is not known otherwise.
+            // minor and numblocks, which are not needed.
             _ => {}
         }
         Some(())
@@ -141,12 +141,12 @@ impl Pax {
         (self.segments.len() <= MAX_SEGMENTS).then_some(())
     }
 
-    /// The file's own name; the header has another one for readers that don't know of holes.
+    /// The file's real name; the header has a substitute for readers that don't know sparse files.
     pub(super) fn name(&self) -> Option<Vec<u8>> {
         self.name.clone()
     }
 
-    /// The list, where there is one; `inside` reads it from the contents.
+    /// The map, if there is one. `inside` reads its list from the contents.
     pub(super) fn map(
         self,
         inside: impl FnOnce() -> Result<Vec<(u64, u64)>, MapError>,
@@ -157,7 +157,7 @@ impl Pax {
     }
 }
 
-/// The list at the beginning of the contents: decimal numbers with a line end each, how many, then offsets and lengths.
+/// Reads the list at the beginning of the contents: decimal numbers, one a line; their count, then offsets and lengths.
 pub(super) fn text(contents: &mut impl Read) -> Result<Vec<(u64, u64)>, MapError> {
     let mut reader = Numbers { contents, block: [0; BLOCK], at: BLOCK };
     let count = usize::try_from(reader.next()?).ok().filter(|count| *count <= MAX_SEGMENTS);
@@ -200,7 +200,7 @@ impl<R: Read> Numbers<'_, R> {
     }
 }
 
-/// Adds the pieces of one header. The first that is blank ends the list.
+/// Adds the segments of one header. The first blank one ends the list.
 pub(super) fn gnu(segments: &mut Vec<(u64, u64)>, headers: &[GnuSparseHeader]) -> Option<()> {
     for header in headers.iter().take_while(|header| !header.is_empty()) {
         segments.push((header.offset().ok()?, header.length().ok()?));

@@ -1,14 +1,14 @@
-//! Writes an image's root file system as SquashFS 4.0 (Linux, fs/squashfs/squashfs_fs.h), compressed
-//! with zstd: what a machine fetches and mounts when it boots in two stages.
+//! Writes an image's root file system as SquashFS 4.0 (Linux, fs/squashfs/squashfs_fs.h), compressed with zstd. A
+//! machine fetches and mounts it when it boots in two stages.
 //!
 //! ```text
 //! superblock | data blocks and fragments | inodes | directories | fragment table | ids | attributes
 //! ```
 //!
-//! A list of the data blocks follows ([`pxe_contract::blocks`]), which the kernel never looks at.
+//! A list of the data blocks follows ([`pxe_contract::blocks`]), which the kernel never reads.
 //!
-//! The same tree gives the same bytes: names in order, inode numbers counted, one thread, fixed
-//! settings. docs/decisions/011-two-stages.md says why neither mksquashfs nor a crate writes it.
+//! The same tree gives the same bytes: names in order, inodes numbered in sequence, one thread, fixed settings.
+//! docs/decisions/011-two-stages.md says why neither mksquashfs nor a crate writes it.
 
 mod data;
 mod metadata;
@@ -25,21 +25,21 @@ const BLOCK_LOG: u16 = 17;
 const BLOCK: usize = 1 << BLOCK_LOG;
 /// Inodes, directories and tables are packed in blocks of this many bytes.
 const METADATA_BLOCK: usize = 8192;
-/// In a block's size: it is stored as it is. For metadata it is bit 15.
+/// Set in a block's size if the block is stored uncompressed. For metadata it is bit 15.
 const DATA_PLAIN: u32 = 1 << 24;
 const METADATA_PLAIN: u16 = 1 << 15;
 const ZSTD: u16 = 6;
 const FLAG_NO_XATTRS: u16 = 0x0200;
-/// No such table, fragment or set of attributes.
+/// Stands for: no such table, fragment or set of attributes.
 const NONE: u32 = u32::MAX;
 const NO_TABLE: u64 = u64::MAX;
-/// SQUASHFS_NAME_LEN is 256, and Linux's NAME_MAX less.
+/// SQUASHFS_NAME_LEN is 256, but Linux's NAME_MAX is one less.
 const MAX_NAME: usize = 255;
-/// PATH_MAX: what a symbolic link can hold, a NUL included.
+/// PATH_MAX limits a symbolic link's target, including a NUL.
 const MAX_TARGET: usize = 4095;
 /// SQUASHFS_DIR_COUNT: entries below one header.
 const DIRECTORY_RUN: usize = 256;
-/// loop devices count in sectors; the kernel ignores a last one that is not whole.
+/// Loop devices count in sectors; the kernel ignores an incomplete last one.
 const PADDING: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
@@ -56,13 +56,13 @@ pub enum SquashfsError {
     Io(#[from] io::Error),
 }
 
-/// Attributes that SquashFS has a place for: their prefix's number and the rest of the name.
+/// The attributes that SquashFS can store: their prefix's number and the rest of the name.
 pub(super) fn xattr_name(name: &[u8]) -> Option<(u16, &[u8])> {
     let prefixes: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
     (0..).zip(prefixes).find_map(|(number, prefix)| Some((number, name.strip_prefix(prefix)?)))
 }
 
-/// Writes `tree` to `out`, which is empty. Gives back its length.
+/// Writes `tree` to `out`, which is empty. Returns its length.
 pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, SquashfsError> {
     let mut paths = vec![(Vec::new(), Tree::ROOT)];
     paths.extend(tree.walk());
@@ -77,7 +77,7 @@ pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, Squa
     let Data { out, at, files, fragments, blocks, compressor, .. } = data;
 
     let mut inodes = Inodes::new(tree, &files, compressor, &paths);
-    // A directory names its children by where their inodes are: children first.
+    // A directory refers to its children by their inodes' positions, so children come first.
     for (_, id) in paths.iter().rev() {
         inodes.add(*id)?;
     }
@@ -90,20 +90,20 @@ pub(super) fn write(tree: &Tree, out: &mut File, level: i32) -> Result<u64, Squa
     Ok(padded + list.len() as u64)
 }
 
-/// Inodes in the making, and what they refer to.
+/// The inodes being written, and what they refer to.
 struct Inodes<'a> {
     tree: &'a Tree,
     files: &'a HashMap<[u8; 32], Stored>,
     compressor: Compressor,
     numbers: HashMap<InodeId, u32>,
     links: HashMap<InodeId, u32>,
-    /// The numbers of their directories.
+    /// The inode numbers of their parent directories.
     parents: HashMap<InodeId, u32>,
     ids: Ids,
     xattrs: Xattrs,
     inodes: Metadata,
     directories: Metadata,
-    /// Where inodes are that were added.
+    /// The positions of the inodes that were added.
     references: HashMap<InodeId, u64>,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Inodes<'a> {
         }
     }
 
-    /// Adds an inode, if it is not there. A directory's children are there.
+    /// Adds an inode, unless it is there already. A directory's children must have been added.
     fn add(&mut self, id: InodeId) -> Result<(), SquashfsError> {
         if self.references.contains_key(&id) {
             return Ok(());
@@ -215,9 +215,9 @@ impl<'a> Inodes<'a> {
             .collect();
         let listing = listing(&entries);
         self.directories.put(&listing, &mut self.compressor)?;
-        // "." and "..", which are not stored, count three bytes.
+        // "." and "..", which are not stored, count as three bytes.
         let size = listing.len() as u32 + 3;
-        // Nobody's child is the root: its parent is one that is not there.
+        // The root has no parent: it gets a number that no inode has.
         let parent = self.parents.get(&id).copied().unwrap_or(self.numbers.len() as u32 + 1);
         for field in [2 + subdirectories, size, block, parent] {
             bytes.extend(field.to_le_bytes());
@@ -228,7 +228,7 @@ impl<'a> Inodes<'a> {
         Ok(())
     }
 
-    /// Writes the tables behind the data, then the superblock before it. Says where the last table ends.
+    /// Writes the tables after the data, then the superblock before it. Returns the end of the last table.
     fn finish(self, mut tables: Tables<'_>, fragments: &[u8]) -> io::Result<u64> {
         let Self { mut compressor, numbers, ids, xattrs, inodes, directories, references, .. } = self;
         let inode_table = tables.plain(inodes, &mut compressor)?;
@@ -271,8 +271,8 @@ impl<'a> Inodes<'a> {
 const SUPERBLOCK: usize = 96;
 const FRAGMENT_ENTRY: u32 = 16;
 
-/// Types as directories name them. An inode here is always of the extended kind of its type, which
-/// has room for attributes and links.
+/// Inode types, as directories contain them. All inodes written here are of the extended kind, which has room for
+/// attributes and links.
 const DIRECTORY: u16 = 1;
 const EXTENDED: u16 = 7;
 
@@ -300,7 +300,7 @@ fn check(tree: &Tree, paths: &[(Vec<u8>, InodeId)]) -> Result<(), SquashfsError>
     Ok(())
 }
 
-/// A directory's entry, and where its inode is.
+/// A directory's entry, and the position of its inode.
 struct Entry<'a> {
     name: &'a [u8],
     kind: u16,
@@ -308,8 +308,8 @@ struct Entry<'a> {
     at: u64,
 }
 
-/// A directory's listing: runs of entries whose inodes share a metadata block, each run below a
-/// header with the block and a number that the others' are counted from.
+/// A directory's listing: runs of entries whose inodes share a metadata block. Each run has a header with the block and
+/// a base inode number, to which the entries' numbers are relative.
 fn listing(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let same_run = |first: &Entry<'_>, entry: &Entry<'_>| {
@@ -336,7 +336,7 @@ fn listing(entries: &[Entry<'_>]) -> Vec<u8> {
     bytes
 }
 
-/// Owners and groups: inodes name them by number.
+/// Owners and groups: inodes refer to them by number.
 #[derive(Default)]
 struct Ids {
     numbers: HashMap<u32, u16>,
@@ -348,7 +348,7 @@ impl Ids {
         if let Some(index) = self.numbers.get(&id) {
             return Ok(*index);
         }
-        // The count has 16 bits as well as the index.
+        // The count, like the index, has 16 bits.
         let index = self.numbers.len() as u16;
         if index == u16::MAX {
             return Err(SquashfsError::TooManyOwners);
@@ -359,7 +359,7 @@ impl Ids {
     }
 }
 
-/// Sets of extended attributes: inodes name them by number.
+/// Sets of extended attributes: inodes refer to them by number.
 #[derive(Default)]
 struct Xattrs {
     sets: HashMap<BTreeMap<Vec<u8>, Vec<u8>>, u32>,

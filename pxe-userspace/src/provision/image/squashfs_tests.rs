@@ -1,4 +1,4 @@
-//! The judges are `unsquashfs` (squashfs-tools) and the kernel that runs the tests.
+//! The results are checked by `unsquashfs` (squashfs-tools) and by the kernel that runs the tests.
 
 use std::convert::Infallible;
 use std::fs;
@@ -15,7 +15,7 @@ use tar::EntryType;
 use super::super::testing::{TestLayer, apply};
 use super::*;
 
-/// Not compressible, and the same every time.
+/// Incompressible, and the same every time.
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_u32;
     let step = |_| {
@@ -27,7 +27,7 @@ fn noise(len: usize) -> Vec<u8> {
     (0..len).map(step).collect()
 }
 
-/// A large file with a hole in it, that ends within a block.
+/// A large file with a hole, whose end is not at a block's end.
 fn large() -> Vec<u8> {
     [noise(BLOCK), vec![0; 2 * BLOCK], b"text ".repeat(BLOCK / 5), b"the end".to_vec()].concat()
 }
@@ -68,7 +68,7 @@ fn tree() -> Tree {
         .pax(&[("SCHILY.xattr.security.capability", NET_RAW), ("SCHILY.xattr.user.note", b"hello")])
         .file("ping", b"x")
         .directory("many");
-    // More than a directory's run, a metadata block and a fragment hold.
+    // More entries than fit into a directory's run, a metadata block and a fragment.
     for n in 0..700 {
         layer = layer.file(&format!("many/{n:03}"), &noise(500 + n));
     }
@@ -91,7 +91,7 @@ fn unsquashfs(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a packed [`tree`] must look like, wherever it was unpacked or mounted.
+/// Checks a packed [`tree`] that was unpacked or mounted at `root`.
 fn judge(root: &Path) {
     let at = |name: &str| root.join(name);
     let meta = |name: &str| fs::symlink_metadata(at(name)).unwrap();
@@ -181,7 +181,7 @@ fn an_empty_tree_and_one_below_another_are_file_systems() {
     assert!(listing.ends_with("squashfs-root\nsquashfs-root/image\nsquashfs-root/image/a\n"), "{listing}");
 }
 
-/// Directories count their entries' inodes from the first one's, in 16 bits.
+/// Directories store inode numbers relative to the first entry's, in 16 bits.
 #[test]
 fn neighbours_may_be_far_apart() {
     let mut tree = Tree::new();
@@ -205,7 +205,7 @@ fn the_same_tree_is_the_same_bytes_and_equal_contents_are_stored_once() {
     assert!(bytes(&twice).len() < bytes(&once).len() + BLOCK);
 }
 
-/// A tree of some files, in several directories: each a name and what its contents are made from.
+/// A tree with some files in several directories: each has a name, and the seed and length of its contents.
 fn tree_of(files: &BTreeMap<String, (u32, usize)>) -> Tree {
     let mut layer = TestLayer::new();
     for directory in 0..8 {
@@ -219,7 +219,7 @@ fn tree_of(files: &BTreeMap<String, (u32, usize)>) -> Tree {
     apply([layer]).unwrap()
 }
 
-/// Puts `new` together as a node would that has `old`: how much of it was fetched.
+/// Assembles `new` as a node would that has `old`, and returns how much was fetched.
 fn fetched(old: &[u8], new: &[u8]) -> u64 {
     let list = |file: &[u8]| {
         let part =
@@ -238,7 +238,7 @@ fn fetched(old: &[u8], new: &[u8]) -> u64 {
     fetched
 }
 
-/// As a distribution's files are: many small ones, few large ones. 38 MB, which can't be compressed.
+/// Like a distribution's files: many small ones, few large ones. 38 MB, which can't be compressed.
 #[test]
 fn one_small_file_that_changes_costs_less_than_two_percent() {
     let mut files: BTreeMap<String, (u32, usize)> = (0..4000)
@@ -261,14 +261,14 @@ fn one_small_file_that_changes_costs_less_than_two_percent() {
         println!("{path}: {cost} of {} bytes", new.len());
         assert!(cost * 50 < new.len() as u64, "{path}: {cost} of {}", new.len());
     };
-    // Others, longer, one more, one less.
+    // Other contents, a longer file, one more, one less.
     costs("d0/0008", Some((77_777, 4096)));
     costs("d1/0001", Some((1, 9_000)));
     costs("d2/another", Some((99_999, 4096)));
     costs("d3/0003", None);
 }
 
-/// Tables, and up to 4 KiB of zeroes before the list.
+/// Tables, and up to 4 KiB of zeros before the list.
 #[test]
 fn nothing_but_tables_is_fetched_when_a_file_moves() {
     let file = |path: &str| {
@@ -280,7 +280,7 @@ fn nothing_but_tables_is_fetched_when_a_file_moves() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Files that come, go, change and grow.
+    /// Files that are added, removed, changed and extended.
     #[test]
     fn any_two_trees_are_put_together(
         old in prop::collection::btree_map("d[0-7]/[a-e]", (0u32..4, 0usize..300_000), 0..12),

@@ -1,5 +1,5 @@
-//! Stage 1: what every machine with one kernel unpacks first. pxe-init, BusyBox for a rescue
-//! shell, the modules that a network needs, and empty mount points.
+//! Stage 1: what every machine with the same kernel unpacks first. pxe-init, BusyBox for a rescue shell, the modules
+//! that a network needs, and empty mount points.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,7 +11,7 @@ use pxe_contract::modules;
 use super::kernel::{self, Kernel, KernelSource};
 use super::tree::{Content, Inode, InodeId, Kind, Spool, Tree};
 
-/// BusyBox's names on a node: enough to look around and to mend a boot by hand.
+/// BusyBox's applets on a node: enough to look around and to repair a boot by hand.
 const APPLETS: &[&str] = &[
     "[",
     "ash",
@@ -107,8 +107,8 @@ pub enum Stage1Error {
     Modules(io::Error),
 }
 
-/// Reads what stage 1 is made of from the assets directory: `busybox`, `pxe-init`, `kernel/`.
-/// The tree's digest tells whether any of it changed.
+/// Reads the parts of stage 1 from the assets directory: `busybox`, `pxe-init`, `kernel/`. The tree's digest shows
+/// whether any of them changed.
 pub(super) fn load_assets(spool: &mut Spool, directory: &Path) -> Result<Tree, Stage1Error> {
     let mut assets = Tree::new();
     for name in ["busybox", "pxe-init"] {
@@ -175,7 +175,7 @@ fn load_as(
     Ok(())
 }
 
-/// Puts stage 1 together. `from` is the tree that the kernel came from.
+/// Builds stage 1. `from` is the tree that the kernel came from.
 pub(super) fn build(assets: &Tree, from: &Tree, kernel: &Kernel) -> Result<Tree, Stage1Error> {
     let mut tree = Tree::new();
     let program = |name: &str| match assets.file(name) {
@@ -217,8 +217,8 @@ pub(super) fn build(assets: &Tree, from: &Tree, kernel: &Kernel) -> Result<Tree,
     Ok(tree)
 }
 
-/// Whether a stage 1 can mount a SquashFS under a layer in memory: the kernel has what that takes
-/// built in, or as modules that came along.
+/// Whether a stage 1 can mount a SquashFS with an overlay in memory: the kernel has what that needs built in, or as
+/// modules in stage 1.
 pub(super) fn mounts_stage2(stage1: &Tree, kernel: &Kernel) -> bool {
     let indexes: String = ["modules.dep", "modules.builtin"]
         .iter()
@@ -250,14 +250,14 @@ fn copy_all(from: &Tree, directory: InodeId, to: &mut Tree, at: InodeId) {
             Kind::File(content) => {
                 to.insert(at, name, plain_file(content), 0);
             }
-            // `build` and `source` lead to headers that are not on the node.
+            // `build` and `source` point to headers that are not on the node.
             Kind::Symlink(_) | Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {}
         }
     }
 }
 
-/// Copies the file at `path` below `directory`, with its directories. An index may name a file
-/// that the image's author removed: the module is not there then, as it would not be on a disk.
+/// Copies the file at `path` below `directory`, with its directories. An index may name a file that the image's author
+/// removed: the module is then missing, as it would be on a disk.
 fn copy_file(from: &Tree, mut directory: InodeId, to: &mut Tree, mut at: InodeId, path: &str) {
     let mut parts = path.split('/').peekable();
     while let Some(part) = parts.next() {

@@ -1,5 +1,5 @@
-//! What is kept of images: blobs named by their SHA-256, and one file of records. Both are
-//! replaced whole (written beside, synced, renamed), so a crash leaves the old or the new.
+//! The stored parts of images: blobs named by their SHA-256, and one file of records. Both are replaced as a whole
+//! (written to a temporary file, synced, renamed), so a crash leaves either the old or the new.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -42,7 +42,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the store in `root`, which is created when missing.
+    /// Opens the store in `root`, which is created if missing.
     pub(super) fn open(root: PathBuf) -> Result<Self, StoreError> {
         let store = Self { root };
         for directory in [store.blobs(), store.work()] {
@@ -53,7 +53,7 @@ impl Store {
         Ok(store)
     }
 
-    /// What an import of a killed daemon left. Nothing is under way yet.
+    /// Removes what an import of a killed daemon left. At start no import is in progress.
     fn clear_work(&self) {
         let left = std::fs::read_dir(self.work()).into_iter().flatten().flatten();
         for path in left.map(|entry| entry.path()) {
@@ -67,12 +67,12 @@ impl Store {
         }
     }
 
-    /// For files that have no name, or not yet: on the same file system as the blobs.
+    /// For files without a name, or without one yet: on the same file system as the blobs.
     pub(super) fn work(&self) -> PathBuf {
         self.root.join("work")
     }
 
-    /// Keeps what `write` writes.
+    /// Stores what `write` writes.
     pub(super) fn put<E: From<io::Error>>(
         &self,
         write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
@@ -100,7 +100,7 @@ impl Store {
         Ok(blob)
     }
 
-    /// A blob by its name alone, which must be a SHA-256.
+    /// A blob by its name only, which must be a SHA-256.
     pub(super) fn find(&self, sha256: &str) -> io::Result<Option<Blob>> {
         if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Ok(None);
@@ -112,7 +112,7 @@ impl Store {
         }
     }
 
-    /// A blob as a file, to be read here.
+    /// A blob as a file, to be read in this process.
     pub(super) fn file(&self, stored: &Stored) -> Result<File, StoreError> {
         let path = self.blob_path(stored);
         File::open(&path).map_err(|source| StoreError::File { path, source })
@@ -160,8 +160,8 @@ impl Store {
         write().map_err(|source| StoreError::File { path: path.clone(), source })
     }
 
-    /// Removes every blob that is not in `kept`, and what a crash left half-written. Returns how
-    /// many blobs and bytes that was. A blob that is being sent stays readable until it is sent.
+    /// Removes every blob that is not in `kept`, and what a crash left half-written. Returns the number of blobs and
+    /// bytes. A blob that is being sent stays readable until then.
     pub(super) fn sweep(&self, kept: &BTreeSet<String>) -> Result<(u64, u64), StoreError> {
         let mut freed = (0, 0);
         for directory in [self.blobs(), self.work()] {

@@ -1,8 +1,8 @@
 //! Reads tar archives as container tools write them: ustar, GNU long names, PAX records.
 //!
-//! The `tar` crate decodes the headers. Its own walk is not used because it cuts PAX records at
-//! line ends, and the binary value of `security.capability` may hold a line end (CAP_DAC_OVERRIDE
-//! with CAP_FOWNER is 0x0a): such a record would hide the entry's size and misplace all after it.
+//! The `tar` crate decodes the headers. Its own iteration is not used, because it cuts PAX records at line feeds. The
+//! binary value of `security.capability` may contain one (CAP_DAC_OVERRIDE with CAP_FOWNER is 0x0a): the cut record
+//! would hide the entry's size, and everything after it would be misplaced.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -14,17 +14,17 @@ use super::sparse::{self, Pax};
 
 const BLOCK: u64 = 512;
 
-/// PAX records and long names above this are nothing that a file system could hold.
+/// No file system could store larger PAX records and long names.
 const MAX_EXTENSION: u64 = 1024 * 1024;
 
-/// An archive that is read from front to back.
+/// An archive that is read sequentially.
 pub(super) struct TarReader<R> {
     inner: R,
     /// Bytes read so far.
     at: u64,
-    /// Where the next header is.
+    /// The position of the next header.
     next: u64,
-    /// Where the current entry's data ends.
+    /// The end of the current entry's data.
     data_end: u64,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct TarReader<R> {
 pub(super) struct TarEntry {
     pub(super) path: Vec<u8>,
     pub(super) kind: EntryKind,
-    /// Hard and symbolic links: where to.
+    /// The target of a hard or symbolic link.
     pub(super) link: Vec<u8>,
     pub(super) mode: u32,
     pub(super) uid: u32,
@@ -40,10 +40,10 @@ pub(super) struct TarEntry {
     pub(super) mtime: u32,
     pub(super) device: (u32, u32),
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Where in the archive the contents are.
+    /// The position of the contents in the archive.
     pub(super) offset: u64,
     pub(super) size: u64,
-    /// What is between the contents, where they have holes.
+    /// The map of a sparse file.
     pub(super) sparse: Option<SparseMap>,
 }
 
@@ -76,7 +76,7 @@ pub enum TarError {
     Io(#[from] io::Error),
 }
 
-/// What extension headers said of the entry that follows them.
+/// The values of extension headers, for the entry that follows them.
 #[derive(Default)]
 struct Extension {
     path: Option<Vec<u8>>,
@@ -94,7 +94,7 @@ impl<R: Read> TarReader<R> {
         Self { inner, at: 0, next: 0, data_end: 0 }
     }
 
-    /// The next entry, its contents unread; none at the archive's end.
+    /// The next entry, whose contents are not read yet; `None` at the archive's end.
     pub(super) fn next(&mut self) -> Result<Option<TarEntry>, TarError> {
         let mut extension = Extension::default();
         loop {
@@ -106,7 +106,7 @@ impl<R: Read> TarReader<R> {
                 b'x' => extension.records(&self.extension_data(header_size)?, at)?,
                 b'L' => extension.path = Some(until_nul(self.extension_data(header_size)?)),
                 b'K' => extension.link = Some(until_nul(self.extension_data(header_size)?)),
-                // A comment for the whole archive (git archive); Docker skips it, too.
+                // A comment for the whole archive (git archive), which Docker skips, too.
                 b'g' => drop(self.extension_data(header_size)?),
                 // The archive's label (`tar --label`).
                 b'V' => drop(self.extension_data(header_size)?),
@@ -115,7 +115,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// What is left of the current entry's contents.
+    /// The unread rest of the current entry's contents.
     pub(super) fn data(&mut self) -> impl Read {
         Data(self)
     }
@@ -132,14 +132,14 @@ impl<R: Read> TarReader<R> {
             extension.sparse.name().or(extension.path).unwrap_or_else(|| header.path_bytes().into_owned());
         let typeflag = kind;
         let kind = match typeflag {
-            // Before POSIX, a directory was a file with a slash at its name's end.
+            // Before POSIX, a directory was a file whose name ends with a slash.
             0 | b'0' if path.ends_with(b"/") => EntryKind::Directory,
             0 | b'0' | b'7' | b'S' => EntryKind::File,
             b'1' => EntryKind::HardLink,
             b'2' => EntryKind::Symlink,
             b'3' => EntryKind::CharDevice,
             b'4' => EntryKind::BlockDevice,
-            // The second with the names that were in it, of GNU tar's incremental backups.
+            // The second is from GNU tar's incremental backups, and contains the directory's names.
             b'5' | b'D' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
             other => return Err(TarError::Kind { kind: other.into(), at }),
@@ -148,7 +148,7 @@ impl<R: Read> TarReader<R> {
         if typeflag == b'S' {
             map = Some(self.gnu_sparse(header, at)?);
         }
-        // Links, devices and directories may state a size and still have no contents.
+        // Links, devices and directories may state a size, but have no contents.
         let has_data = matches!(typeflag, 0 | b'0' | b'7' | b'S' | b'D');
         self.expect_data(if has_data { extension.size.unwrap_or(header_size) } else { 0 })?;
         if kind == EntryKind::File
@@ -162,7 +162,7 @@ impl<R: Read> TarReader<R> {
         let id = |field, pax: Option<i64>, raw: &[u8; 8], parsed: io::Result<u64>| {
             let id = match (pax, raw) {
                 (Some(id), _) => id,
-                // Negative, in base 256.
+                // A negative number in base 256.
                 (None, [0xff, ..]) => i64::from_be_bytes(*raw),
                 (None, _) => number(field, at, or_blank(raw, parsed))?.cast_signed(),
             };
@@ -179,7 +179,7 @@ impl<R: Read> TarReader<R> {
             mode: number("mode", at, or_blank(&old.mode, header.mode()))? & 0o7777,
             uid: id("owner", extension.uid, &old.uid, header.uid())?,
             gid: id("group", extension.gid, &old.gid, header.gid())?,
-            // Times before 1970 and after 2106 don't fit an initrd; nothing depends on them.
+            // Times before 1970 and after 2106 don't fit into an initrd; nothing depends on them.
             mtime: extension.mtime.unwrap_or_else(|| {
                 header.mtime().map_or(0, |seconds| u32::try_from(seconds).unwrap_or_default())
             }),
@@ -195,7 +195,7 @@ impl<R: Read> TarReader<R> {
         })
     }
 
-    /// The list of an entry of GNU's own format: four pieces in the header, the others in blocks behind it.
+    /// The map of an entry in GNU's own format: four segments in the header, the others in blocks after it.
     fn gnu_sparse(&mut self, header: &Header, at: u64) -> Result<SparseMap, TarError> {
         let wrong = || TarError::Sparse { at };
         let gnu = header.as_gnu().ok_or_else(wrong)?;
@@ -216,7 +216,7 @@ impl<R: Read> TarReader<R> {
         Ok(SparseMap { size, segments })
     }
 
-    /// The next header block; none at the end: a block of zeros, or nothing more.
+    /// The next header block; `None` at the end: a block of zeros, or the end of the file.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let gap = self.next - self.at;
         let skipped = io::copy(&mut (&mut self.inner).take(gap), &mut io::sink())?;
@@ -271,8 +271,8 @@ impl<R: Read> TarReader<R> {
 }
 
 impl Extension {
-    /// Takes over PAX records: `LENGTH KEY=VALUE\n`, the length counting all of it (POSIX pax,
-    /// "pax Extended Header").
+    /// Processes PAX records: `LENGTH KEY=VALUE\n`, where the length counts the whole record (POSIX pax, "pax Extended
+    /// Header").
     fn records(&mut self, mut data: &[u8], at: u64) -> Result<(), TarError> {
         let malformed = || TarError::Pax { at };
         while !data.is_empty() {
@@ -288,7 +288,7 @@ impl Extension {
                 None => Ok(None),
             };
             match key {
-                // Without a value, what the header says is back in force.
+                // Without a value, the header's own field applies again.
                 b"path" => self.path = some.map(Into::into),
                 b"linkpath" => self.link = some.map(Into::into),
                 b"size" => {
@@ -322,7 +322,7 @@ impl<R: Read> Read for Data<'_, R> {
         let left = usize::try_from(self.0.data_end - self.0.at).unwrap_or(usize::MAX);
         let want = buf.len().min(left);
         if want == 0 {
-            // Not asked of a decoder: zstd's calls it an error to be given no room, again and again.
+            // The decoder is not called: zstd's reports an error after repeated calls with an empty buffer.
             return Ok(0);
         }
         let n = self.0.inner.read(&mut buf[..want])?;
@@ -339,12 +339,12 @@ fn number<T>(field: &'static str, at: u64, value: io::Result<T>) -> Result<T, Ta
     value.map_err(|_| TarError::Number { field, at })
 }
 
-/// A field that was left blank is zero, as for every other reader.
+/// A blank field is zero, as in every other reader.
 fn or_blank<T: Default>(raw: &[u8], parsed: io::Result<T>) -> io::Result<T> {
     if raw.iter().all(|b| matches!(b, 0 | b' ')) { Ok(T::default()) } else { parsed }
 }
 
-/// As `lchown` takes it: negative numbers wrap, and -1 leaves a file as it was made, which is root's.
+/// As for `lchown`: negative numbers wrap, and -1 leaves the owner unchanged, which is root.
 fn owner(id: i64) -> Option<u32> {
     let id = match id {
         0.. => u32::try_from(id).ok()?,

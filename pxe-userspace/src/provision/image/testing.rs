@@ -1,4 +1,4 @@
-//! Layers for tests, written by the `tar` crate: our reader is not its own judge.
+//! Layers for tests, written by the `tar` crate, so that our reader does not judge itself.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::extract::{self, ExtractError};
 use super::tree::{Spool, Tree};
 use crate::base::text::hex;
 
-/// A layer in the making.
+/// A layer that is being written.
 pub(super) struct TestLayer(Builder<Vec<u8>>);
 
 impl TestLayer {
@@ -36,13 +36,13 @@ impl TestLayer {
         self.entry(path, EntryType::Link, set, b"")
     }
 
-    /// PAX records for the entry that follows.
+    /// PAX records for the next entry.
     pub(super) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
         self.0.append_pax_extensions(records.iter().copied()).unwrap();
         self
     }
 
-    /// Any entry. The path is written as it is, also where `tar` would refuse it.
+    /// Any entry. The path is written unchanged, also if `tar` would refuse it.
     pub(super) fn entry(
         mut self,
         path: &str,
@@ -84,7 +84,7 @@ pub(super) fn paths(tree: &Tree) -> Vec<String> {
     tree.walk().into_iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect()
 }
 
-/// The start of a bzImage, as far as anybody reads it without running it.
+/// The beginning of a bzImage, as far as it is read without being run.
 pub(super) fn bzimage(version: &str) -> Vec<u8> {
     let mut image = vec![0; 0x400];
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
@@ -96,7 +96,7 @@ pub(super) fn bzimage(version: &str) -> Vec<u8> {
     image
 }
 
-/// An assets directory with everything in it.
+/// A complete assets directory.
 pub(super) fn assets(directory: &Path) {
     let modules = directory.join("kernel/modules/lib/modules/6.1.0-1/kernel/drivers/net");
     std::fs::create_dir_all(&modules).unwrap();
@@ -117,7 +117,7 @@ pub(super) fn assets(directory: &Path) {
     }
 }
 
-/// What `docker save` would write for one layer and this configuration. Tags have a blank between them.
+/// What `docker save` would write for one layer and this configuration. Tags are separated by blanks.
 pub(super) fn saved(tag: &str, layer: &[u8], run: serde_json::Value) -> Vec<u8> {
     let config = serde_json::json!({
         "os": "linux", "architecture": "amd64", "config": run,
@@ -132,8 +132,8 @@ pub(super) fn saved(tag: &str, layer: &[u8], run: serde_json::Value) -> Vec<u8> 
         .bytes()
 }
 
-/// The same for an image that holds BusyBox and nothing else. A shell that is process 1 ignores
-/// SIGTERM; the stop signal spares tests the wait for it.
+/// The same for an image that contains only BusyBox. A shell that is process 1 ignores SIGTERM; with the stop signal,
+/// tests need not wait for it.
 pub(crate) fn saved_busybox(tag: &str) -> Vec<u8> {
     let busybox = std::fs::read("/bin/busybox").expect("busybox is installed (apt: busybox-static)");
     let layer = TestLayer::new()

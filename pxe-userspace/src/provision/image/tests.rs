@@ -24,7 +24,7 @@ impl Fixture {
         Images::open(&self.dir.path().join("state"), &self.dir.path().join("assets"), engine).unwrap()
     }
 
-    /// A `docker save` archive in a file.
+    /// Writes a `docker save` archive to a file.
     fn saved(&self, name: &str, tag: &str, layer: &[u8], cmd: &[&str]) -> ImageSource {
         let path = self.dir.path().join(name);
         std::fs::write(&path, testing::saved(tag, layer, serde_json::json!({"Cmd": cmd}))).unwrap();
@@ -93,7 +93,7 @@ async fn an_image_becomes_blobs_and_is_there_after_a_restart() {
     assert_eq!(record.kernel.source, KernelSource::Assets);
     assert!(record.kernel.modules);
     assert_eq!(record.unpacked.kernel, 30 << 20);
-    // Four names and two files of less than a page.
+    // Four names, and two files smaller than a page.
     assert_eq!(record.unpacked.rootfs, 4 * 1024 + 2 * 4096);
     assert_eq!(
         names_in(&image.rootfs),
@@ -106,7 +106,7 @@ async fn an_image_becomes_blobs_and_is_there_after_a_restart() {
     assert!(stage1.contains(&"lib/modules/6.1.0-1/kernel/drivers/net/virtio_net.ko".to_owned()));
 
     let reopened = fixture.images();
-    // As JSON: microseconds are what is kept of a time.
+    // Compared as JSON, because times are stored only to the microsecond.
     let json = |records: &[ImageRecord]| serde_json::to_value(records).unwrap();
     assert_eq!(json(&reopened.list()), json(&[ImageRecord::clone(record)]));
     assert_eq!(reopened.get("app").unwrap().rootfs.key(), image.rootfs.key());
@@ -230,7 +230,7 @@ async fn removed_images_are_swept_and_what_is_used_stays() {
     assert_eq!(freed, Freed { files: 2, bytes: own.into_iter().flatten().map(|b| b.size).sum() });
     assert_eq!(images.gc(BTreeSet::new()).await.unwrap(), Freed { files: 0, bytes: 0 });
     assert_eq!(fixture.images().list().len(), 1);
-    // It may be on its way to a machine.
+    // A machine may be fetching it.
     assert!(!names_in(&held.rootfs).is_empty());
 }
 
@@ -243,7 +243,7 @@ async fn an_image_has_several_names_and_is_gone_with_the_last() {
     let names =
         |images: &Images| images.list().into_iter().map(|record| record.reference).collect::<Vec<_>>();
     assert_eq!((image.record.reference.as_str(), names(&images)), ("a:1", vec!["a:1".into(), "b:2".into()]));
-    // Another archive of the same image, under another name: it is not made again.
+    // Another archive of the same image, under another name: it is not built again.
     let again = fixture.saved("c.tar", "c:3", &rootfs().bytes(), &["/bin/app"]);
     let third = images.add(&again, |progress| panic!("{progress}")).await.unwrap();
     assert_eq!(third.record.reference, "c:3");
@@ -273,7 +273,7 @@ async fn what_cannot_be_booted_is_refused_in_words_and_leaves_nothing() {
     let engine = refused(ImageSource::Reference("app:1".into())).await;
     assert!(engine.contains("no Docker engine answers at") && engine.contains("[docker] socket"), "{engine}");
 
-    // One byte of a file changes after the image was made; its tar header stays right.
+    // One byte of a file changes after the image was built; its tar header stays valid.
     let ImageSource::Path(path) = fixture.saved("b.tar", "app:1", &good, &["/bin/app"]) else {
         unreachable!()
     };
@@ -313,7 +313,7 @@ fn records_are_kebab_case_json() {
         "rootfs-blob":{"sha256":"z","size":3},"unpacked":{"kernel":4,"stage1":5,"rootfs":6},"assets":"sha256:3"}"#;
     let record: ImageRecord = serde_json::from_str(text).unwrap();
     let mut expected: serde_json::Value = serde_json::from_str(text).unwrap();
-    // Times have microseconds, always.
+    // Times always have microseconds.
     expected["added"] = "2026-01-02T03:04:05.000000Z".into();
     assert_eq!(serde_json::to_value(record).unwrap(), expected);
 }
@@ -361,7 +361,7 @@ fn a_real_engine_gives_what_was_put_into_it() {
         let from_file = fixture.images().add(&ImageSource::Path(path), |_| ()).await.unwrap();
         assert_eq!(from_engine.record.digest, from_file.record.digest);
 
-        // It is here already: nothing is exported again.
+        // It is already here: nothing is exported again.
         let again = images.add(&ImageSource::Reference("app:1".into()), |p| panic!("{p}")).await.unwrap();
         assert_eq!(again.record, from_engine.record);
     });

@@ -1,4 +1,4 @@
-//! A file system in memory: inodes and names here, file contents in a spool on disk.
+//! A file system in memory: inodes and names in memory, file contents in a spool file on disk.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-/// Symbolic links followed on one path, as Linux does (path_resolution(7)).
+/// The limit of symbolic links in one path, as in Linux (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Directories below one another. Linux's own PATH_MAX allows hardly more.
+/// Nested directories. Linux's own PATH_MAX allows hardly more.
 const MAX_DEPTH: usize = 1024;
 
 #[derive(Debug)]
@@ -20,13 +20,13 @@ pub(super) struct Tree {
     inodes: Vec<Inode>,
 }
 
-/// An inode of the tree that handed it out. Two names with one id are hard links.
+/// An inode of the tree that returned it. Two names with the same id are hard links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct InodeId(usize);
 
 #[derive(Clone, Debug)]
 pub(super) struct Inode {
-    /// Permissions with setuid, setgid and sticky; no file type.
+    /// Permissions with setuid, setgid and sticky, without the file type.
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -53,10 +53,10 @@ pub(super) struct Name {
     pub(super) layer: usize,
 }
 
-/// Why a path does not lead anywhere.
+/// Why a path can't be resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unresolved {
-    /// Nothing named `name` in the directory.
+    /// There is no `name` in the directory.
     Missing {
         directory: InodeId,
         name: Vec<u8>,
@@ -103,7 +103,7 @@ impl Tree {
         &mut self.inodes[id.0]
     }
 
-    /// The names in a directory; none in anything else.
+    /// The names in a directory; `None` for other inodes.
     pub(super) fn names(&self, id: InodeId) -> Option<&BTreeMap<Vec<u8>, Name>> {
         match &self.inode(id).kind {
             Kind::Directory(names) => Some(names),
@@ -118,7 +118,7 @@ impl Tree {
         }
     }
 
-    /// The tree as the directory `name` of another one, which has nothing else.
+    /// Moves the tree into the directory `name` of an otherwise empty one.
     pub(super) fn below(mut self, name: &[u8]) -> Self {
         let root = std::mem::replace(&mut self.inodes[Self::ROOT.0], Inode::directory(0o755));
         let id = InodeId(self.inodes.len());
@@ -127,8 +127,8 @@ impl Tree {
         self
     }
 
-    /// Puts `inode` into `directory` as `name`, in place of what was there; a directory that
-    /// replaces a directory keeps its contents.
+    /// Adds `inode` to `directory` as `name`, and replaces what was there; a directory that replaces a directory keeps
+    /// its contents.
     pub(super) fn insert(
         &mut self,
         directory: InodeId,
@@ -148,14 +148,14 @@ impl Tree {
         id
     }
 
-    /// Gives an inode one more name.
+    /// Adds one more name of an inode.
     pub(super) fn link(&mut self, directory: InodeId, name: &[u8], inode: InodeId, layer: usize) {
         if let Some(names) = self.names_mut(directory) {
             names.insert(name.to_owned(), Name { inode, layer });
         }
     }
 
-    /// Follows `path` from the root, symbolic links included, which never lead out of the tree.
+    /// Resolves `path` from the root. Symbolic links are followed, and never lead out of the tree.
     pub(super) fn resolve<'a>(
         &self,
         path: impl IntoIterator<Item = &'a [u8]>,
@@ -199,12 +199,12 @@ impl Tree {
         Ok(here)
     }
 
-    /// What `path` leads to, if anything.
+    /// The inode at `path`, if any.
     pub(super) fn find(&self, path: &str) -> Option<InodeId> {
         self.resolve(path.as_bytes().split(|b| *b == b'/')).ok()
     }
 
-    /// The contents of the regular file that `path` leads to.
+    /// The contents of the regular file at `path`.
     pub(super) fn file(&self, path: &str) -> Option<&Content> {
         match &self.inode(self.find(path)?).kind {
             Kind::File(content) => Some(content),
@@ -212,7 +212,7 @@ impl Tree {
         }
     }
 
-    /// Every name but the root, parents before children, siblings by their bytes.
+    /// Every name except the root, parents before children, siblings in byte order.
     pub(super) fn walk(&self) -> Vec<(Vec<u8>, InodeId)> {
         let mut all = Vec::new();
         let mut ahead = vec![(Vec::new(), Self::ROOT)];
@@ -232,8 +232,8 @@ impl Tree {
         all
     }
 
-    /// SHA-256 over what the tree holds: the same tree has the same digest on any machine,
-    /// however its layers were cut. Times are left out; they differ between equal builds.
+    /// SHA-256 over the tree's contents: equal trees have equal digests on any machine, whatever their layers. Times
+    /// are left out, because they differ between equal builds.
     pub(super) fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         let mut field = |bytes: &[u8]| {
@@ -265,8 +265,8 @@ impl Tree {
         hash.finalize().into()
     }
 
-    /// What the tree takes in a node's memory once it is unpacked into tmpfs: whole pages for
-    /// contents, and about a kilobyte of kernel structures for each inode.
+    /// What the tree takes in a node's memory when it is unpacked into tmpfs: whole pages for contents, and about a
+    /// kilobyte of kernel structures per inode.
     pub(super) fn unpacked_size(&self) -> u64 {
         const PAGE: u64 = 4096;
         const INODE: u64 = 1024;
@@ -282,7 +282,7 @@ impl Tree {
     }
 }
 
-/// A file's bytes, somewhere in a spool.
+/// A file's bytes in a spool.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     spool: Arc<File>,
@@ -291,8 +291,8 @@ pub(super) struct Content {
     pub(super) sha256: [u8; 32],
 }
 
-/// Where file contents wait on disk between an archive and an initrd. The file has no name: it is
-/// gone with the last [`Content`], whatever happens.
+/// Where file contents are stored on disk between an archive and an initrd. The file has no name, so it is deleted with
+/// the last [`Content`] in any case.
 #[derive(Debug)]
 pub(super) struct Spool {
     file: Arc<File>,
@@ -304,7 +304,7 @@ impl Spool {
         Ok(Self { file: Arc::new(tempfile::tempfile_in(directory)?), end: 0 })
     }
 
-    /// Takes in all of `reader`.
+    /// Stores all of `reader`.
     pub(super) fn add(&mut self, mut reader: impl Read) -> io::Result<Content> {
         let offset = self.end;
         let mut hash = Sha256::new();
@@ -318,7 +318,7 @@ impl Spool {
                 Err(e) => return Err(e),
             };
             hash.update(&buf[..n]);
-            // A sparse file takes no room here, either.
+            // A sparse file takes no space here, either.
             hole = buf[..n].iter().all(|b| *b == 0);
             if !hole {
                 self.file.write_all_at(&buf[..n], self.end)?;
@@ -334,7 +334,7 @@ impl Spool {
 }
 
 impl Content {
-    /// Part of a file that stays as it is.
+    /// A section of a file that does not change.
     pub(super) fn of_file(file: Arc<File>, offset: u64, len: u64) -> io::Result<Self> {
         let mut content = Self { spool: file, offset, len, sha256: [0; 32] };
         let mut hash = Sha256::new();
@@ -347,7 +347,7 @@ impl Content {
         ContentReader { content: self.clone(), at: 0 }
     }
 
-    /// The whole of a small file.
+    /// The complete contents of a small file.
     pub(super) fn read(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.reader().read_to_end(&mut bytes)?;

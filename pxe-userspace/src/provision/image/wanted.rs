@@ -1,4 +1,4 @@
-//! The images that profiles name, brought in in the background: a boot never waits for Docker.
+//! The images that profiles name. They are added in the background, because a boot never waits for Docker.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,7 +12,7 @@ use crate::base::lock::Unpoisoned as _;
 use crate::config::DOCKER_NODE;
 use crate::config::{Config, Source};
 
-/// Before an image that could not be brought in is tried again.
+/// Pauses between attempts to add an image.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
 
 /// The same where one is here, added from an archive perhaps: it is asked only whether there is a newer one.
@@ -22,30 +22,29 @@ const NEWER_AFTER: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub enum Availability {
     Ready(Image),
-    /// It is being brought in.
+    /// It is being added.
     Preparing,
-    /// It could not be brought in so far, for this reason; it is tried again.
+    /// It could not be added so far, for this reason; the daemon tries again.
     Failed(String),
 }
 
 /// The images that the configuration's profiles name. Cloning it is cheap.
 ///
-/// An image that is in the store is served from there while the engine is asked for a newer one,
-/// and when no engine answers.
+/// An image in the store is served from there while the engine is asked for a newer one, and when no engine answers.
 #[derive(Clone)]
 pub struct Wanted(Arc<Inner>);
 
 struct Inner {
     images: Images,
     shutdown: CancellationToken,
-    /// Those that are being brought in.
+    /// The images that are being added.
     pending: Mutex<HashMap<String, Pending>>,
 }
 
 struct Pending {
-    /// Why the last attempt failed; none while the first one is under way.
+    /// Why the last attempt failed; `None` during the first one.
     failure: Option<String>,
-    /// Ends the attempts when nobody wants the image any more.
+    /// Ends the attempts when no profile names the image any more.
     _attempts: DropGuard,
 }
 
@@ -54,7 +53,7 @@ impl Wanted {
         Self(Arc::new(Inner { images, shutdown, pending: Mutex::default() }))
     }
 
-    /// Brings in what `config` names, at start and after a reload, and nothing else any more.
+    /// Adds the images that `config` names, at start and after a reload, and stops adding others.
     pub fn want(&self, config: &Config) {
         let named = config.profiles.iter().filter_map(|profile| match &profile.source {
             Source::Image(reference) => Some(reference),
@@ -98,7 +97,7 @@ impl Wanted {
                 added = self.0.images.add(&source, progress) => added,
                 () = self.0.shutdown.cancelled() => return,
             };
-            // Not in the middle of it: what it writes has no name until its end.
+            // Not in the middle of an attempt: what it writes has no name until its end.
             if stop.is_cancelled() {
                 return;
             }

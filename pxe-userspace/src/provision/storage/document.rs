@@ -1,6 +1,6 @@
-//! A storage plan as a node is told it: `/storage.json`.
+//! A storage plan, as it is sent to a node: `/storage.json`.
 //!
-//! Each object that the node creates gets its UUID from here, derived from the machine's name (its MAC, when it has
+//! Each object that the node creates gets its UUID from here, derived from the machine's name (or its MAC, if it has
 //! none), the plan's name, and the object's role. So no state is needed to recognise it, disks may be moved between
 //! bays, and a declared machine whose network card was replaced still finds its data.
 
@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::StoragePlan;
 
-/// The plan for the machine that `owner` names.
+/// The plan for the machine named `owner`.
 pub fn text(plan: &StoragePlan, owner: &str) -> String {
     let id = |what: &[&str]| identity(&[&["bridgehead storage", owner, &plan.name], what].concat());
     let numbered = |count: usize, what: &[&str]| -> Vec<String> {
@@ -58,7 +58,7 @@ pub fn text(plan: &StoragePlan, owner: &str) -> String {
 fn identity(words: &[&str]) -> String {
     let mut hash = Sha256::new();
     for word in words {
-        // With lengths, or `a` and `bc` were `ab` and `c`.
+        // With lengths, because otherwise `a`, `bc` would equal `ab`, `c`.
         hash.update((word.len() as u64).to_be_bytes());
         hash.update(word);
     }
@@ -114,7 +114,7 @@ mod tests {
         }
     }
 
-    /// The contract's tests read the same file. An identity that changes here is data that no node finds again.
+    /// The contract's tests read the same file. If an identity changes here, nodes no longer find their data.
     #[test]
     fn writes_what_a_node_reads() {
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!((id.len(), &id[14..15]), (36, "8"));
         assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
         assert_eq!(id, identity(&["a", "b"]));
-        // What is on disks has it.
+        // The UUID on existing disks.
         assert_eq!(identity(&["n1", "array", "data"]), "da227c59-1bee-86c2-a194-22c6bf506dad");
         assert_ne!(id, identity(&["ab", ""]));
         assert_ne!(text(&plan(), "n1"), text(&plan(), "n2"));

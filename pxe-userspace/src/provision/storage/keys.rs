@@ -1,6 +1,6 @@
-//! Keys of encrypted volumes: 256 random bits for each volume of each machine, made when first asked for. In the
-//! database they are encrypted with XChaCha20-Poly1305 under a key in a file of its own, so that a copy of the
-//! database opens no disk; each is bound to its machine and volume.
+//! Keys of encrypted volumes: 256 random bits for each volume of each machine, generated when first requested. In the
+//! database they are encrypted with XChaCha20-Poly1305 under a key in a separate file, so that a copy of the database
+//! opens no disk. Each is bound to its machine and volume.
 
 use std::fs;
 use std::io;
@@ -14,10 +14,10 @@ use zeroize::Zeroizing;
 use crate::base::secret_file;
 use crate::store::{Change, ReadError, SealedKey, Store, VolumeKeyId, WriteError};
 
-/// The sealing key's file in the state directory, readable by root alone.
+/// The sealing key's file in the state directory, readable only by root.
 pub const SEALING_KEY: &str = "volume-keys.key";
 
-/// A volume's key can't be had.
+/// Why there is no key for a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error("{path}: {source}")]
@@ -49,8 +49,8 @@ impl Keys {
         Self { sealing_key: state_dir.join(SEALING_KEY), store }
     }
 
-    /// The key of a volume of `owner`'s. When this returns, it survives a power cut: a disk that was encrypted with
-    /// a key that is lost is lost, too.
+    /// The key of a volume of `owner`. When this returns, the key survives a power failure: a disk whose key is lost is
+    /// lost, too.
     pub fn of(&mut self, owner: &str, plan: &str, volume: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
         let cipher = self.cipher()?;
         let purpose = serde_json::json!([owner, plan, volume]).to_string();
@@ -78,7 +78,7 @@ impl Keys {
         Ok(key)
     }
 
-    /// Reads the sealing key, or makes it when nothing was sealed yet.
+    /// Reads the sealing key, or creates it if nothing was sealed yet.
     fn cipher(&self) -> Result<XChaCha20Poly1305, KeyError> {
         let path = &self.sealing_key;
         let failed = |source| KeyError::SealingKey { path: path.clone(), source };
@@ -121,7 +121,7 @@ mod tests {
         let sealing = dir.path().join(SEALING_KEY);
         assert_eq!(fs::metadata(&sealing).unwrap().permissions().mode() & 0o777, 0o600);
         for entry in fs::read_dir(dir.path()).unwrap() {
-            // The store takes its log away when its last user has ended, in a thread of its own.
+            // The store deletes its log after its last user has ended, in a thread of its own.
             let bytes = match fs::read(entry.unwrap().path()) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 bytes => bytes.unwrap(),

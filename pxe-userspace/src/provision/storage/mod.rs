@@ -1,5 +1,5 @@
-//! Storage of nodes, the appliance's side: the plan as a node is told it ([`document`]), and the keys of its
-//! encrypted volumes ([`keys`]). What is done with the disks, pxe-init decides on the node: docs/storage.md.
+//! Storage of nodes, on the appliance's side: the plan as it is sent to a node ([`document`]), and the keys of its
+//! encrypted volumes ([`keys`]). What is done with the disks is decided by pxe-init on the node: docs/storage.md.
 
 pub mod document;
 pub mod keys;
@@ -26,7 +26,7 @@ impl Storage {
         Self(Arc::new(Mutex::new(Keys::new(state_dir, store))))
     }
 
-    /// The keys of a boot's encrypted volumes, by volume, in hexadecimal.
+    /// The keys of a boot's encrypted volumes, by volume name, in hexadecimal.
     pub fn release(&self, scope: &Scope) -> Result<BTreeMap<String, String>, KeyError> {
         let mut keys = self.keys();
         let key = |volume: &String| Ok((volume.clone(), hex(&*keys.of(&scope.owner, &scope.plan, volume)?)));
@@ -38,7 +38,7 @@ impl Storage {
     }
 }
 
-/// The keys that a boot of the machine may have for the plan, if any.
+/// The plan's keys that a boot of the machine may get, if any.
 pub fn keys_for(machine: &Machine, plan: &StoragePlan) -> Option<Scope> {
     let encrypted = plan.volumes.iter().filter(|volume| volume.encrypt);
     let volumes: Vec<String> = encrypted.map(|volume| volume.name.clone()).collect();

@@ -1,9 +1,9 @@
 //! One image to many machines at once: a multicast round beside HTTP.
 //!
 //! Machines that fetch an image's stage 2 by HTTP ask every second whether there is a round ([`Carousel::ask`]). When
-//! enough of them want the same image at the same time, one is opened: a thread (`sender`) that sends what `schedule`
-//! says, as fast as `pace` says, until nobody waits. The same request reports what a receiver lacks. docs/carousel.md
-//! describes it all.
+//! enough of them want the same image at the same time, a round is opened: a thread (`sender`) sends what `schedule`
+//! chooses, at the rate of `pace`, until no machine waits. In the same request a receiver reports what it lacks.
+//! docs/carousel.md describes the whole protocol.
 
 mod pace;
 mod schedule;
@@ -21,7 +21,7 @@ use crate::provision::blob::Blob;
 use pxe_contract::round::{Offer, Reception};
 use sender::Round;
 
-/// How long a machine that asked counts as one that wants the image. They ask every second.
+/// How long a machine that asked counts as one that wants the image. Machines ask every second.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// A handle; cloning it is cheap.
@@ -30,7 +30,7 @@ pub struct Carousel(Arc<Inner>);
 
 struct Inner {
     settings: config::Carousel,
-    /// Where packets leave, and how long they may be.
+    /// The source address and the maximum length of packets.
     address: Ipv4Addr,
     mtu: u32,
     /// By SHA-256.
@@ -39,7 +39,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Image {
-    /// Who fetches it by HTTP, and asked when.
+    /// The machines that fetch it by HTTP, and when they asked.
     asked: HashMap<Ipv4Addr, Instant>,
     round: Option<Arc<Round>>,
 }
@@ -50,13 +50,13 @@ impl Carousel {
         Self(Arc::new(Inner { settings, address, mtu, images: Mutex::default() }))
     }
 
-    /// Whether there is a round at all, for anybody.
+    /// Whether rounds are switched on.
     pub fn enabled(&self) -> bool {
         self.0.settings.at_least > 0
     }
 
-    /// A machine at `from` wants the image and says how far it is. The round that it is to listen to;
-    /// none while HTTP is the better way.
+    /// A machine at `from` wants the image and reports its progress. Returns the round that it shall listen to; `None`
+    /// while HTTP is the better way.
     pub fn ask(
         &self,
         sha256: &str,

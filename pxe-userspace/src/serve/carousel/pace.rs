@@ -1,33 +1,33 @@
-//! How fast a round is sent, from what its receivers measured. Pure: time is an argument.
+//! The rate of a round, from its receivers' measurements. Pure: time is an argument.
 //!
-//! A sender of UDP does not learn the capacity of the slowest link on the path, so receivers report: of the packets
-//! sent since its last report, how many arrived. While the median receiver loses no more than it did at its best, the
-//! rate grows. When it loses more, a queue on the path overflows, and what arrives is the capacity. The median,
-//! because one machine behind a bad cable must not slow down the others: it has HTTP. Its best, because a link that
-//! loses packets at any rate is not congested.
+//! A sender of UDP does not learn the capacity of the slowest link on the path, so receivers report how many of the
+//! packets sent since their last report have arrived. While the median receiver loses no more than at its best, the
+//! rate grows. When it loses more, a queue on the path overflows, and the rate of arrival is the capacity. The median
+//! is used because one machine behind a bad cable must not slow down the others: it has HTTP. Its best is used because
+//! a link that loses packets at any rate is not congested.
 
 use std::time::{Duration, Instant};
 
-/// Loss of a link itself, before anything is known of it; and how much more is a queue's.
+/// The assumed loss of the link itself at the beginning; and how much more indicates a full queue.
 const LOSS: (f64, f64) = (0.02, 0.02);
-/// What is held for the link's own loss grows so much at a time: links get worse.
+/// The assumed loss of the link grows by this at a time, because links get worse.
 const LOSS_GROWTH: f64 = 0.001;
-/// Between two changes, so that their effect is seen first.
+/// Time between two changes, so that the effect of the first is seen.
 const EVERY: Duration = Duration::from_millis(500);
-/// Bytes a second: where a round starts without a ceiling below it, and where it never goes below.
+/// Bytes a second: the rate at which a round starts unless its ceiling is lower, and the lowest rate.
 const START: f64 = 6e6;
 const LEAST: f64 = 125e3;
-/// Of a round that has not met a limit yet. After one the rate grows slowly first, and each time by so
-/// much more: near the limit it is careful, and it finds another one soon.
+/// Growth of a round that has not reached a limit yet. After a limit the rate grows slowly at first, and faster each
+/// time: it is careful near the old limit, but soon finds a new one.
 const GROWTH: f64 = 0.5;
 const CAREFUL: (f64, f64, f64) = (0.02, 1.5, 0.25);
-/// Of what came through, so that a queue that has filled drains.
+/// Share of the measured throughput, so that a queue that has filled up drains.
 const BACK_OFF: f64 = 0.95;
 
-/// What a receiver saw between two of its reports.
+/// What a receiver measured between two of its reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Seen {
-    /// Packets that were sent, and of them that came.
+    /// Packets that were sent, and how many of them arrived.
     pub(super) sent: u32,
     pub(super) came: u32,
     pub(super) within: Duration,
@@ -39,19 +39,19 @@ pub(super) struct Pace {
     ceiling: f64,
     /// Bytes of a packet on the wire.
     packet: f64,
-    /// By how much the next change makes it faster.
+    /// By what share the next change increases the rate.
     growth: f64,
-    /// The link's own loss, as far as it is known.
+    /// The link's own loss, as estimated so far.
     loss: f64,
-    /// Bytes a second that came at the median receiver.
+    /// Bytes a second that arrived at the median receiver.
     through: f64,
     changed: Instant,
-    /// Loss and bytes a second of each report since then.
+    /// Loss and bytes a second of each report since the last change.
     seen: Vec<(f64, f64)>,
 }
 
 impl Pace {
-    /// For packets of this many bytes, at most this many bytes a second.
+    /// For packets of `packet` bytes, at most `ceiling` bytes a second.
     pub(super) fn new(ceiling: f64, packet: usize, now: Instant) -> Self {
         let ceiling = ceiling.max(LEAST);
         let rate = START.min(ceiling);
@@ -67,7 +67,7 @@ impl Pace {
         }
     }
 
-    /// Bytes a second that arrive. A sender whose socket blocks is slower than it would be.
+    /// Bytes a second that arrive. That is less than the rate if the sender's socket blocks.
     pub(super) fn through(&self) -> f64 {
         self.through
     }
@@ -77,12 +77,12 @@ impl Pace {
         Duration::from_secs_f64(f64::from(packets) * self.packet / self.rate)
     }
 
-    /// Packets that are sent in one go: few enough that a short queue takes them.
+    /// Packets that are sent in one burst: few enough for a short queue.
     pub(super) fn burst(&self) -> u32 {
         (self.rate * 0.002 / self.packet).clamp(1.0, 64.0) as u32
     }
 
-    /// Other rounds begin or end, and the ceiling is shared.
+    /// Called when other rounds begin or end, because rounds share the ceiling.
     pub(super) fn set_ceiling(&mut self, ceiling: f64) {
         self.ceiling = ceiling.max(LEAST);
         self.rate = self.rate.min(self.ceiling);
@@ -106,7 +106,7 @@ impl Pace {
             self.growth = CAREFUL.0;
             self.rate = self.rate.min(through * BACK_OFF).max(LEAST);
         } else if through > self.rate / 2.0 {
-            // A sender that had little to send learned nothing about the link.
+            // If the sender had little to send, the reports say nothing about the link.
             self.rate = (self.rate * (1.0 + self.growth)).min(self.ceiling);
             if self.growth < GROWTH {
                 self.growth = (self.growth * CAREFUL.1).min(CAREFUL.2);
@@ -128,7 +128,7 @@ mod tests {
 
     const PACKET: usize = 1500;
 
-    /// Runs a pace for this long before receivers behind a link of `capacity`, each losing `loss` on top.
+    /// Runs a pace for `seconds` with receivers behind a link of `capacity`, each of which loses `loss` in addition.
     fn run(ceiling: f64, capacity: f64, loss: &[f64], seconds: f64) -> Pace {
         let start = Instant::now();
         let mut pace = Pace::new(ceiling, PACKET, start);

@@ -1,11 +1,11 @@
 //! What a round sends next. Pure: time is an argument.
 //!
-//! A round passes over the image once, and sends repair symbols of blocks in between: new ones each time, so that
-//! each helps every receiver that lacks any symbol of the block. Blocks that a late joiner missed completely are sent
-//! again after the pass. Then receivers are polled until nobody waits.
+//! A round sends the image once, and repair symbols of blocks in between. They are new ones each time, so that each
+//! helps every receiver that lacks any symbol of the block. Blocks that a late joiner missed completely are sent again
+//! after the pass. Then receivers are polled until none waits.
 //!
-//! A report is as old as the packets that its receiver had seen. Where more of a block was sent since, what the
-//! report says about that block is ignored, so that one loss is not repaired twice.
+//! A report describes the packets that its receiver had seen when it was written. If more of a block was sent since,
+//! the report is ignored for that block, so that one loss is not repaired twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -17,26 +17,26 @@ use pxe_contract::symbols::{Geometry, SYMBOL_END};
 
 use super::pace::{Pace, Seen};
 
-/// A receiver that says nothing for this long is gone.
+/// A receiver without reports for this long is considered gone.
 const GONE: Duration = Duration::from_secs(10);
-/// Before anything is sent, so that those who ask every second and want it, too, miss little.
+/// Wait before the first packet, so that others that want the image and ask every second miss little.
 const GATHER: Duration = Duration::from_millis(500);
-/// Without receivers, a round ends after so long.
+/// A round without receivers ends after this time.
 const LINGER: Duration = Duration::from_secs(2);
-/// Between polls, while there is nothing to send.
+/// Time between polls while there is nothing to send.
 const POLL_EVERY: Duration = Duration::from_millis(50);
-/// A round sends so many times what the image has, and ends: whoever lacks more has a link for HTTP.
+/// A round ends after sending this many times the image's symbols: receivers that lack more use HTTP.
 const PASSES_MAX: u64 = 3;
-/// So many times what the image has a receiver is sent again. It may join late, and lose much; one that lacks still
-/// more does not listen.
+/// A receiver may ask for this many times the image's symbols. It may join late and lose much; one that lacks even more
+/// does not listen.
 const REPAIRS_MAX: u64 = 2;
-/// More than a segment has machines.
+/// Larger than the number of machines in a segment.
 const RECEIVERS_MAX: usize = 4096;
 
-/// What the sender does.
+/// The sender's next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Send these symbols of a block, from this sequence number on.
+    /// Send these symbols of a block, beginning with this sequence number.
     Symbols { block: u32, symbols: Range<u32>, sequence: u32 },
     /// Ask receivers for their reports.
     Poll { sequence: u32 },
@@ -50,36 +50,36 @@ pub(super) struct Schedule {
     geometry: Geometry,
     pub(super) pace: Pace,
     begins: Instant,
-    /// Blocks that the pass has begun with, and what was sent of each.
+    /// The blocks that the pass has begun, and what was sent of each.
     sent: Vec<Sent>,
-    /// Of blocks, how many symbols the one that lacks most lacks.
+    /// For each block, the largest number of symbols that a receiver lacks.
     wanted: BTreeMap<u32, u32>,
-    /// The rest of what is being sent.
+    /// The part of the current symbols that is not sent yet.
     job: Option<(u32, Range<u32>)>,
-    /// Of the next packet.
+    /// The next packet's sequence number.
     sequence: u32,
-    /// Symbols of the image, and those that were sent.
+    /// The image's symbols, and the symbols sent.
     whole: u64,
     symbols: u64,
     receivers: HashMap<Ipv4Addr, Receiver>,
-    /// The last time that somebody waited.
+    /// The last time at which a receiver waited.
     waited_for: Instant,
     polled: Option<Instant>,
 }
 
 struct Sent {
-    /// The first repair that was not sent yet, counted from the first of all.
+    /// The first unsent repair symbol, counted from the first repair symbol.
     repair: u32,
-    /// The sequence number after its last packet; none while it is being sent.
+    /// The sequence number after the block's last packet; `None` while the block is being sent.
     until: Option<u32>,
 }
 
 struct Receiver {
     heard: Instant,
-    /// As of its last report: the number after the highest that it had seen, and packets that came.
+    /// As of its last report: the sequence number after the highest that it had seen, and the packets that arrived.
     sequence: u32,
     came: u64,
-    /// Symbols that it asked for again.
+    /// Symbols that it requested again.
     repairs: u64,
 }
 
@@ -101,24 +101,24 @@ impl Schedule {
         }
     }
 
-    /// Machines that wait.
+    /// The number of machines that wait.
     pub(super) fn receivers(&self) -> usize {
         self.receivers.len()
     }
 
-    /// Packets that were sent.
+    /// The number of packets sent.
     pub(super) fn packets(&self) -> u32 {
         self.sequence
     }
 
-    /// A machine's report. The first one makes it a receiver.
+    /// Processes a machine's report. The first one makes it a receiver.
     pub(super) fn report(&mut self, from: Ipv4Addr, report: &Reception, now: Instant) {
         if report.done {
             self.receivers.remove(&from);
             return;
         }
         let known = self.receivers.len();
-        // Nobody has seen more than was sent.
+        // No receiver can have seen more than was sent.
         let sequence = report.sequence.min(self.sequence);
         let seen = match self.receivers.get_mut(&from) {
             Some(receiver) => {
@@ -127,7 +127,7 @@ impl Schedule {
                     came: report.came.saturating_sub(receiver.came).try_into().unwrap_or(u32::MAX),
                     within: now.saturating_duration_since(receiver.heard),
                 };
-                // What went by before a machine joined is not lost.
+                // Packets from before a machine joined are not lost.
                 let joined = receiver.came > 0;
                 *receiver = Receiver { heard: now, sequence, came: report.came, repairs: receiver.repairs };
                 joined.then_some(seen)
@@ -150,7 +150,7 @@ impl Schedule {
         }
     }
 
-    /// Whether the receiver was sent again as much as it may be.
+    /// Whether the receiver has used up its repairs.
     pub(super) fn has_spent(&self, from: Ipv4Addr) -> bool {
         self.receivers.get(&from).is_some_and(|receiver| receiver.repairs >= REPAIRS_MAX * self.whole)
     }
@@ -193,7 +193,7 @@ impl Schedule {
         }
     }
 
-    /// What is sent next: losses before anything new, and what one late joiner lacks after it.
+    /// What is sent next: repairs first, then new blocks, then blocks of which a late joiner lacks most.
     fn choose(&mut self) -> Option<(u32, Range<u32>)> {
         let repair = self.wanted.iter().find(|(block, lacks)| !self.is_most_of(**block, **lacks));
         if let Some((&block, &lacks)) = repair {
@@ -207,11 +207,11 @@ impl Schedule {
         }
         let (block, _) = self.wanted.pop_first()?;
         self.sent[block as usize].until = None;
-        // The bytes themselves cost a receiver no decoding.
+        // Source symbols need no decoding.
         Some((block, 0..self.geometry.symbols(block)))
     }
 
-    /// Symbols that were not sent yet, and some for those that get lost again.
+    /// Symbols that were not sent yet, with some to spare for further losses.
     fn repairs(&mut self, block: u32, lacks: u32) -> Range<u32> {
         let first = self.geometry.symbols(block);
         let count = lacks + 1 + lacks / 32;
@@ -225,8 +225,8 @@ impl Schedule {
         start..start + count
     }
 
-    /// Returns how many symbols were asked for, out of those that are `left`. What is to be sent anyhow, because this
-    /// receiver or another has asked for it, costs nothing.
+    /// Returns how many symbols were requested, and deducts them from `left`. Symbols that will be sent anyway, because
+    /// this receiver or another has requested them, are not counted.
     fn want(&mut self, lack: &Lack, seen: u32, left: &mut u64) -> u64 {
         let mut asked = 0;
         for block in lack.first..self.sent.len().min(lack.last.saturating_add(1) as usize) as u32 {
@@ -250,10 +250,10 @@ impl Schedule {
         symbols * 2 > self.geometry.symbols(block)
     }
 
-    /// The sequence number of the first of this many packets.
+    /// Counts `packets` packets, and returns the first one's sequence number.
     fn count(&mut self, packets: u32) -> u32 {
         let first = self.sequence;
-        // Six terabytes: nobody waits so long.
+        // This is reached after six terabytes, which no receiver waits for.
         self.sequence = self.sequence.saturating_add(packets);
         first
     }

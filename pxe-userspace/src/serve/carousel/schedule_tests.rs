@@ -17,18 +17,18 @@ fn schedule(blocks: u64, now: Instant) -> Schedule {
     schedule
 }
 
-/// It has sent as much as a round sends.
+/// Whether the round has sent its maximum.
 fn is_over(schedule: &Schedule) -> bool {
     schedule.symbols >= PASSES_MAX * schedule.whole
 }
 
-/// A receiver that keeps what a real one does, and needs as many symbols of a block as the block has.
+/// A receiver that keeps the same state as a real one, and needs as many symbols of a block as the block has.
 struct Model {
     at: Ipv4Addr,
     have: Vec<HashSet<u32>>,
     sequence: u32,
     came: u64,
-    /// It was sent again as much as it may be, and goes on by HTTP.
+    /// It has used up its repairs, and continues by HTTP.
     by_http: bool,
 }
 
@@ -68,7 +68,8 @@ impl Model {
     }
 }
 
-/// Sends until nobody waits, with a report of each receiver every `every` steps; how many symbols that took.
+/// Sends until no receiver waits, with a report of each receiver every `every` steps. Returns the number of symbols
+/// sent.
 fn run(
     schedule: &mut Schedule,
     models: &mut [Model],
@@ -94,7 +95,7 @@ fn run(
         match &next {
             Step::Wait(time) => now += *time,
             Step::End if done.iter().all(|done| *done) => return Ok(sent),
-            // The others go on by HTTP.
+            // The others continue by HTTP.
             Step::End if is_over(schedule) => return Ok(sent),
             Step::Symbols { symbols, .. } => {
                 sent += symbols.len();
@@ -153,9 +154,9 @@ fn a_loss_is_made_good_once_and_with_a_symbol_that_is_new() {
             repairs.extend(symbols);
         }
     }
-    // The larger of both, and one to spare.
+    // The larger of both requests, and one to spare.
     assert_eq!(repairs, [10, 11, 12, 13]);
-    // What was said before they were seen is old; what is said after counts.
+    // Reports from before the repairs were seen are ignored; later ones count.
     schedule.report(a, &lacks(2, 31), now);
     assert!(!matches!(schedule.next(now + POLL_EVERY), Step::Symbols { .. }));
     schedule.report(a, &lacks(1, 200), now);
@@ -191,7 +192,7 @@ fn reports_of_nonsense_change_little() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is lost, and whenever they join, everybody gets the image, or has lost so much that HTTP is the way.
+    /// Whatever is lost, and whenever receivers join, each gets the image, or has lost so much that it uses HTTP.
     #[test]
     fn everybody_gets_the_image(
         blocks in 1u64..12,
@@ -217,7 +218,7 @@ proptest! {
         let image = blocks as usize * 10;
         prop_assert!(sent >= image - 1);
         if loss == 0 {
-            // Once for each who comes when the others are done, and what they have to spare of a block.
+            // Once for each receiver that joins when the others are done, with the spare symbols of each block.
             prop_assert!(sent <= (image + 2 * blocks as usize) * joins.len(), "{sent} of {image}");
         }
     }

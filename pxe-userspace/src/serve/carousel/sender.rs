@@ -1,4 +1,4 @@
-//! A round's thread: reads the image, makes symbols, sends them.
+//! A round's thread: reads the image, encodes symbols, sends them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,15 +18,15 @@ use crate::base::lock::Unpoisoned as _;
 use crate::config;
 use crate::provision::blob::Blob;
 
-/// A multiple of a cache line, that with all headers fits a tunnel's MTU, too.
+/// A multiple of a cache line that, with all headers, also fits a tunnel's MTU.
 const SYMBOL_SIZE: u16 = 1408;
-/// Symbols a block: 1.4 MB. Larger ones take longer to solve a byte; smaller ones lose more of their
-/// symbols than the average more often, and each needs a repair of its own.
+/// Symbols per block: 1.4 MB. Larger blocks take longer to decode per byte. Smaller blocks more often lose more symbols
+/// than the average, and each such block needs a repair of its own.
 const BLOCK_SYMBOLS: u16 = 1024;
 /// IPv4 and UDP headers.
 const IP_UDP: usize = 28;
 const ETHERNET: usize = 14;
-/// So late, a sender does not make up for time: the burst would overflow a queue.
+/// A sender that is later than this does not catch up: the burst would overflow a queue.
 const LATE: Duration = Duration::from_millis(5);
 
 /// A round in progress.
@@ -38,7 +38,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Starts sending; `None` where the image or the bridge's MTU is too small for it.
+    /// Starts sending; `None` if the image or the bridge's MTU is too small.
     pub(super) fn open(
         settings: &config::Carousel,
         address: Ipv4Addr,
@@ -51,7 +51,7 @@ impl Round {
         let symbol_size = room.min(SYMBOL_SIZE) & !7;
         let Some(geometry) = Geometry::new(image.len(), symbol_size, BLOCK_SYMBOLS) else { return Ok(None) };
         let Some(id) = hex::prefix::<8>(sha256) else { return Ok(None) };
-        // Images have groups of their own, as far as there are: switches that look keep them apart.
+        // Images get different groups, as far as there are enough: switches with IGMP snooping keep them apart.
         let hosts = u32::MAX.checked_shr(settings.group.prefix_len().into()).unwrap_or(0);
         let group = settings.group.network().to_bits() | (u32::from(id[0]) & hosts);
         let group = SocketAddrV4::new(group.into(), settings.port);
@@ -70,7 +70,7 @@ impl Round {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Takes a report, and says what a receiver needs to know; none when HTTP is better for it.
+    /// Processes a report, and returns the offer for the receiver; `None` if HTTP is better for it.
     pub(super) fn report(&self, from: Ipv4Addr, report: &Reception, now: Instant) -> Option<Offer> {
         let mut schedule = self.schedule();
         schedule.report(from, report, now);
@@ -82,13 +82,13 @@ impl Round {
             group: self.group,
             symbol_size: self.geometry.symbol_size(),
             block_symbols: BLOCK_SYMBOLS,
-            // A hundred reports a second in all.
+            // A hundred reports a second in total.
             report_every: (receivers * 10).clamp(250, 5000),
             http_rate: schedule.pace.through() as u64 / receivers,
         })
     }
 
-    /// One of so many rounds that share the ceiling.
+    /// Sets its share of the ceiling, as one of `rounds` rounds.
     pub(super) fn share(&self, ceiling: f64, rounds: usize) {
         self.schedule().pace.set_ceiling(ceiling / rounds as f64);
     }
@@ -102,7 +102,7 @@ fn socket(address: Ipv4Addr, group: SocketAddrV4) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.bind(&SocketAddrV4::new(address, 0).into())?;
     socket.set_multicast_if_v4(&address)?;
-    // It stays on the boot segment (RFC 2365 has the scope by address, this has it by hops).
+    // It stays on the boot segment (RFC 2365 limits the scope by address, this by hops).
     socket.set_multicast_ttl_v4(1)?;
     socket.set_multicast_loop_v4(false)?;
     socket.connect(&group.into())?;
@@ -120,7 +120,7 @@ struct Sending {
 
 struct Block {
     number: u32,
-    /// Whole symbols, the last of them filled up with zeros.
+    /// Complete symbols; the last one is padded with zeros.
     bytes: Vec<u8>,
     encoder: Option<SourceBlockEncoder>,
 }
@@ -128,7 +128,7 @@ struct Block {
 impl Sending {
     fn run(mut self) {
         let begun = Instant::now();
-        // When what was sent so far has left, at the rate of the round.
+        // When everything sent so far should have left, at the round's rate.
         let mut due = begun;
         let ended = loop {
             let now = Instant::now();
@@ -205,7 +205,7 @@ impl Sending {
         Ok(Block { number, bytes, encoder: None })
     }
 
-    /// A packet that can't be sent is one that is lost; receivers say what they lack.
+    /// A packet that can't be sent counts as lost: receivers report what they lack.
     fn send(&self, sequence: u32, content: Content, payload: &[u8]) -> io::Result<()> {
         let header = Header { image: self.id, len: self.round.geometry.len(), sequence, content };
         let header = header.bytes();

@@ -1,4 +1,4 @@
-//! Opening rounds, and a whole one on the loopback.
+//! Opening rounds, and a complete round on the loopback interface.
 
 use super::*;
 

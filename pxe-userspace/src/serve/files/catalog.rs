@@ -25,7 +25,7 @@ use crate::provision::image::{Images, archive};
 use crate::provision::planner::Planner;
 use crate::provision::{storage, tools};
 
-/// The daemon's [`Files`]: what is generated first, then the files root.
+/// The daemon's [`Files`]: generated files first, then the files root.
 pub struct Catalog {
     config: watch::Receiver<Arc<Config>>,
     root: RwLock<Option<Arc<Root>>>,
@@ -40,18 +40,18 @@ pub struct Catalog {
 /// A plan and its title, or why there is none.
 type Planned = Result<(String, Plan), Refusal>;
 
-/// What is kept of each machine's boots, beside where they stand.
+/// What is stored about machines' boots, apart from their state.
 pub struct Kept {
     pub rescues: Rescues,
     pub trust: Trust,
-    /// Whose an address is.
+    /// Finds the owner of an address.
     pub segment: Option<Segment>,
 }
 
-/// A configuration's files root, open.
+/// The open files root of a configuration.
 pub struct OpenRoot(Option<Arc<Root>>);
 
-/// The files root can't be opened.
+/// Why the files root can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("[files] root = {path:?}: {source}")]
 pub struct RootError {
@@ -73,12 +73,12 @@ impl Catalog {
         Ok(Self { config, root, planner, images, machines, rescues, trust, segment })
     }
 
-    /// Goes on with another files root, that of the next configuration. What is being sent stays as it was opened.
+    /// Switches to the files root of the next configuration. Files that are being sent stay open.
     pub fn serve(&self, root: OpenRoot) {
         *self.root.write().unpoisoned() = root.0;
     }
 
-    /// What it goes by now.
+    /// The configuration in force.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
     }
@@ -114,7 +114,7 @@ impl Catalog {
                 let stage = match part {
                     ImagePart::Kernel => Some(Stage::Kernel),
                     ImagePart::Stage1 | ImagePart::Rootfs => Some(Stage::Initrd),
-                    // The node itself says when it is there and verified.
+                    // The node itself reports when it has fetched and verified it.
                     ImagePart::Stage2 => None,
                 };
                 Ok(Opened { blob, stage })
@@ -199,7 +199,7 @@ fn ipxe_script(config: &Config, machine: &Machine, planned: Planned, trouble: Op
 }
 
 impl OpenRoot {
-    /// Opens what `config` names, if it names one.
+    /// Opens the files root of `config`, if it has one.
     pub fn of(config: &Config) -> Result<Self, RootError> {
         let Some(path) = &config.files_root else { return Ok(Self(None)) };
         let root = Root::open(path).map_err(|source| RootError { path: path.clone(), source })?;
@@ -207,7 +207,7 @@ impl OpenRoot {
     }
 }
 
-/// The stage that a plain file is of: that of a profile which names it.
+/// The stage that a plain file belongs to, if a profile names it.
 fn stage_of(path: &str, config: &Config, machine: Option<&Machine>) -> Option<Stage> {
     match &config.profile_of(machine?.mac)?.source {
         Source::Kernel { kernel, .. } if same_path(kernel, path) => Some(Stage::Kernel),
@@ -227,7 +227,7 @@ impl Files for Catalog {
         let refused = |error: &dyn std::fmt::Display| OpenError::Refused(error.to_string());
         let plan = self.planner.for_node(config, &machine, profile).map_err(|e| refused(&e))?;
         if plan.settings.is_empty() {
-            // Files by hand: nobody there would read it.
+            // The profile's own files are booted, so nobody would read it.
             return Err(OpenError::NotFound);
         }
         let storage = config.storage_of(profile);
@@ -266,9 +266,9 @@ impl Files for Catalog {
     }
 }
 
-/// The path without what means nothing: leading and doubled slashes, `.`. Some ROMs and Windows' boot manager separate
-/// by backslashes, as nobody's file names here do. One with `..` is refused even where it would stay inside: no loader
-/// sends one in good faith.
+/// The path without parts that have no meaning: leading and doubled slashes, `.`. Some ROMs and Windows' boot manager
+/// use backslashes as separators; no file name here contains one. A path with `..` is refused even if it would stay
+/// inside, because no loader sends one in good faith.
 fn normal(path: &str) -> Result<String, OpenError> {
     let mut parts = Vec::new();
     for part in path.split(['/', '\\']) {

@@ -1,7 +1,7 @@
-//! Names to bytes: what a path means, the same for TFTP and HTTP.
+//! From names to bytes: what a path means, the same for TFTP and HTTP.
 //!
-//! [`Catalog`] knows every path: loaders, what is generated for each machine, blobs of images, and
-//! below all of them the files root ([`Root`]).
+//! [`Catalog`] knows every path: loaders, generated files for each machine, blobs of images, and below all of them the
+//! files root ([`Root`]).
 
 mod catalog;
 mod root;
@@ -16,11 +16,11 @@ use crate::provision::blob::Blob;
 pub use catalog::{Catalog, Kept, OpenRoot, RootError};
 pub use root::Root;
 
-/// Something that can be sent.
+/// A file that can be sent.
 #[derive(Clone, Debug)]
 pub struct Opened {
     pub blob: Blob,
-    /// The stage of a boot that is reached when all of it was sent; none for plain files.
+    /// The stage of a boot that is reached when the file was sent completely; `None` for plain files.
     pub stage: Option<Stage>,
 }
 
@@ -35,7 +35,7 @@ pub enum OpenError {
     Directory,
     #[error("{0}")]
     Refused(String),
-    /// It is another machine's, or not for who asks this way.
+    /// It belongs to another machine, or can't be fetched in this way.
     #[error("{0}")]
     Forbidden(String),
     #[error(transparent)]
@@ -44,10 +44,10 @@ pub enum OpenError {
 
 /// Resolves paths. Implemented by the daemon's catalogue, and by tests.
 pub trait Files: Send + Sync {
-    /// Opens `path` for the client at `client`. A leading `/` means nothing (GRUB sends one).
+    /// Opens `path` for the client at `client`. A leading `/` has no meaning (GRUB sends one).
     fn open(&self, path: &str, client: Ipv4Addr) -> Result<Opened, OpenError>;
 
-    /// The initrd of one machine, made for this boot, for the client at `client`. By HTTP only, and kept by nobody.
+    /// The initrd of one machine, generated for this boot, for the client at `client`. Only by HTTP, and never stored.
     fn node(&self, mac: Mac, client: Ipv4Addr) -> Result<Vec<u8>, OpenError> {
         let _ = (mac, client);
         Err(OpenError::NotFound)

@@ -1,4 +1,4 @@
-//! The files root: a directory served read-only, and nothing outside it.
+//! The files root: a directory that is served read-only, and nothing outside it.
 
 use std::fs::File;
 use std::io;
@@ -13,15 +13,15 @@ use crate::provision::blob::Blob;
 
 /// A directory whose files can be opened by relative path.
 ///
-/// The kernel resolves each path beneath the directory (openat2, Linux 5.6), so that neither
-/// `..` nor a symbolic link leads out, also while somebody changes the tree under us.
+/// The kernel resolves each path beneath the directory (openat2, Linux 5.6). So neither `..` nor a symbolic link leads
+/// out, even if somebody changes the tree at the same time.
 #[derive(Debug)]
 pub struct Root {
     directory: OwnedFd,
 }
 
 impl Root {
-    /// Opens the directory; it stays the same one when `path` is renamed or replaced later.
+    /// Opens the directory. The handle stays the same if `path` is renamed or replaced later.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())?;
@@ -30,8 +30,8 @@ impl Root {
 
     /// Opens a regular file. `path` is relative, without `..`.
     ///
-    /// Deployment tools write symbolic links that are absolute. One is followed where it leads to a file beneath the
-    /// directory, be it by the host's names or, as `tftpd -s` has them, by those in a root of its own.
+    /// Deployment tools write absolute symbolic links. One is followed if it leads to a file beneath the directory,
+    /// either as a path of the host or, as `tftpd -s` interprets it, as a path below the directory.
     pub fn file(&self, path: &str) -> Result<Blob, OpenError> {
         let fd = match self.resolve(Path::new(path), ResolveFlag::RESOLVE_BENEATH) {
             Err(Errno::EXDEV) => self.resolve_absolute(path),
@@ -51,16 +51,16 @@ impl Root {
         })
     }
 
-    /// The same where a link led out of the directory, or seemed to.
+    /// The same for a link that led out of the directory, or seemed to.
     fn resolve_absolute(&self, path: &str) -> nix::Result<OwnedFd> {
-        // Where the directory is by now.
+        // The directory's present path.
         let link = format!("/proc/self/fd/{}", self.directory.as_raw_fd());
         let inside = std::fs::read_link(link).ok().and_then(|root| {
             let target = root.join(path).canonicalize().ok()?;
             Some(target.strip_prefix(&root).ok()?.to_owned())
         });
         match inside {
-            // The tree may have changed since: the kernel has the last word.
+            // The tree may have changed since, so the kernel decides.
             Some(inside) => self.resolve(&inside, ResolveFlag::RESOLVE_BENEATH),
             None => {
                 self.resolve(Path::new(path), ResolveFlag::RESOLVE_IN_ROOT).map_err(|errno| match errno {
@@ -73,7 +73,7 @@ impl Root {
 
     fn resolve(&self, path: &Path, within: ResolveFlag) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
-            // A FIFO somebody left in the tree must not hold the opener.
+            // A FIFO that somebody left in the tree must not block the opener.
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
             .resolve(within | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         openat2(&self.directory, path, how)
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(root.file("inside").unwrap().len(), 3);
         assert!(matches!(root.file("outside"), Err(OpenError::Outside)));
         assert!(matches!(root.file("absolute"), Err(OpenError::Outside)));
-        // `path` has no `..`, and this is why: a root of its own would have it lead to the root.
+        // `path` must have no `..`, because RESOLVE_IN_ROOT would let it lead to the root.
         assert!(matches!(root.file("../secret"), Err(OpenError::Outside)));
         assert!(matches!(root.file("sub"), Err(OpenError::Directory)));
         assert!(matches!(root.file("nothing"), Err(OpenError::NotFound)));
@@ -133,7 +133,7 @@ mod tests {
         for outside in ["beside", "winding", "current/../../root2/kernel"] {
             assert!(matches!(root.file(outside), Err(OpenError::Outside)), "{outside}");
         }
-        // Wherever the directory is moved to, links by the host's names lead where they say.
+        // If the directory is moved, absolute links with the host's paths still lead where they say.
         std::fs::rename(&root_path, dir.path().join("moved")).unwrap();
         assert!(matches!(root.file("host"), Err(OpenError::Outside)));
         assert_eq!(root.file("own").unwrap().len(), 3);

@@ -1,4 +1,4 @@
-//! Data blocks and fragments: what files contain.
+//! Data blocks and fragments: the contents of files.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,33 +17,33 @@ impl Compressor {
         Ok(Self(zstd::bulk::Compressor::new(level)?))
     }
 
-    /// The bytes packed, where that is shorter.
+    /// The compressed bytes, if they are shorter.
     pub(super) fn pack(&mut self, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Ok(Some(self.0.compress(bytes)?).filter(|packed| packed.len() < bytes.len()))
     }
 }
 
-/// Contents, written as they come.
+/// Contents, written in the order in which they are added.
 pub(super) struct Data<'a> {
     pub(super) out: &'a mut File,
     pub(super) at: u64,
     pub(super) compressor: Compressor,
-    /// By SHA-256: contents that are there already are not stored again.
+    /// By SHA-256, so that equal contents are stored only once.
     pub(super) files: HashMap<[u8; 32], Stored>,
-    /// Small files, packed together.
+    /// The current fragment: small files, packed together.
     pub(super) fragment: Vec<u8>,
     /// The table of fragments that were written.
     pub(super) fragments: Vec<u8>,
     pub(super) blocks: Blocks,
 }
 
-/// Where a file's contents are.
+/// The place of a file's contents.
 pub(super) struct Stored {
     pub(super) start: u64,
     pub(super) blocks: Vec<u32>,
-    /// Bytes in blocks that are all zero, and not stored.
+    /// Bytes in blocks that are all zero, which are not stored.
     pub(super) holes: u64,
-    /// The fragment's number, and where in it.
+    /// The fragment's number, and the offset in it.
     pub(super) fragment: Option<(u32, u32)>,
 }
 
@@ -108,7 +108,7 @@ impl<'a> Data<'a> {
         Ok(())
     }
 
-    /// Writes a block and gives its size as it is entered.
+    /// Writes a block, and returns its size as the file system stores it.
     pub(super) fn block(&mut self, bytes: &[u8]) -> io::Result<u32> {
         let packed = self.compressor.pack(bytes)?;
         let (bytes, plain) = packed.as_ref().map_or((bytes, DATA_PLAIN), |packed| (packed, 0));
@@ -119,9 +119,9 @@ impl<'a> Data<'a> {
     }
 }
 
-/// Whether a fragment ends with this file: the larger it is, the likelier, and after 64 KiB in the
-/// mean. Were fragments only ended when they are full, a file that changes its size would move those
-/// after it from one to another, and change all the fragments up to the last.
+/// Whether a fragment ends with this file: the larger the file, the likelier, and after 64 KiB on average. If fragments
+/// ended only when full, a file whose size changes would shift the files after it into other fragments, and change all
+/// fragments up to the last.
 pub(super) fn ends_fragment(content: &Content) -> bool {
     let [a, b, c, d, ..] = content.sha256;
     u64::from(u32::from_le_bytes([a, b, c, d])) % (BLOCK as u64 / 2) < content.len

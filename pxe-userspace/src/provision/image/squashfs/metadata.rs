@@ -1,4 +1,4 @@
-//! Metadata blocks, and the tables made of them.
+//! Metadata blocks, and the tables that consist of them.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use super::data::Compressor;
 use super::{METADATA_BLOCK, METADATA_PLAIN};
 
-/// Metadata blocks in the making.
+/// Metadata blocks that are being filled.
 #[derive(Default)]
 pub(super) struct Metadata {
     pub(super) packed: Vec<u8>,
@@ -16,7 +16,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Where the next byte goes: its block's place among the packed ones, and where in that.
+    /// The position of the next byte: the start of its block among the packed ones, and the offset in that block.
     pub(super) fn position(&mut self, compressor: &mut Compressor) -> io::Result<(u32, u16)> {
         if self.block.len() == METADATA_BLOCK {
             self.end_block(compressor)?;
@@ -54,13 +54,13 @@ pub(super) struct Tables<'a> {
 }
 
 impl Tables<'_> {
-    /// Writes metadata blocks, and says where they begin.
+    /// Writes metadata blocks, and returns their start.
     pub(super) fn plain(&mut self, mut metadata: Metadata, compressor: &mut Compressor) -> io::Result<u64> {
         metadata.end_block(compressor)?;
         self.put(&metadata.packed)
     }
 
-    /// Writes metadata blocks, then `header` and where each of them begins; says where that is.
+    /// Writes metadata blocks, then `header` and the start of each block; returns the position of `header`.
     pub(super) fn indexed(
         &mut self,
         table: &[u8],
