@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, getpid, getuid};
 use pxe_init::health::{Change, Health};
 use pxe_init::output::Terminal;
@@ -36,6 +36,11 @@ const SCENARIOS: [(&str, Scenario); 10] = [
 fn main() -> ExitCode {
     let inside = std::env::args().nth(1).filter(|_| getpid() == Pid::from_raw(1));
     if let Some(name) = inside {
+        // The kernel's first process ignores no signal; this one inherits what nohup and shells ignore.
+        for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: no handler is installed, so nothing runs asynchronously.
+            unsafe { signal(ignored, SigHandler::SigDfl) }.expect("the default is always there");
+        }
         let supervisor = Supervisor::new().expect("signals");
         let (_, scenario) = SCENARIOS.iter().find(|(n, _)| *n == name).expect("a scenario's name");
         scenario(&supervisor);

@@ -49,7 +49,10 @@ fn real_clients_get_every_byte_from_the_kernel() {
     let answers: u64 = in_kernel().map(Fetch::answers).sum();
     // Without options the daemon sends the first block: nothing came yet that asks for it.
     let first_blocks = in_kernel().filter(|f| !f.client.sends_options()).count() as u64;
-    assert_eq!(counters.tc["replies"], answers - first_blocks, "{counters:?}");
+    // A file of more than 4 MiB begins with the daemon, while it is put into the kernel: every block but a few.
+    let large: u64 = in_kernel().filter(|f| f.len() > 4 << 20).map(Fetch::answers).sum();
+    let by_daemon = (answers - first_blocks).checked_sub(counters.tc["replies"]);
+    assert!(by_daemon.is_some_and(|blocks| blocks < large / 10), "{by_daemon:?} of {large}: {counters:?}");
     assert_eq!(counters.tc["tftp-finished"], in_kernel().count() as u64, "{counters:?}");
     assert_eq!(counters.tc["events-lost"], 0, "{counters:?}");
     let initrds: Vec<&Event> = events.iter().filter(|e| e.stage == Stage::Initrd).collect();

@@ -19,7 +19,12 @@ pub fn config(world: &World, ports: &[String], ceiling: Option<&str>, sizes: [us
     let files = world.path("files");
     fs::create_dir_all(&files)?;
     for (name, size) in ["kernel", "one.img", "two.img"].into_iter().zip(sizes) {
-        fs::write(files.join(name), Numbers::new(size as u64).bytes(size))?;
+        let mut bytes = Numbers::new(size as u64).bytes(size);
+        // `check` knows a kernel by its bzImage header (Linux, Documentation/arch/x86/boot.rst).
+        if let Some(header) = bytes.get_mut(0x1fe..0x206).filter(|_| name == "kernel") {
+            header.copy_from_slice(b"\x55\xaa\0\0HdrS");
+        }
+        fs::write(files.join(name), bytes)?;
     }
     let state = world.path("state");
     let ceiling = ceiling.map(|rate| format!("ceiling = {rate:?}")).unwrap_or_default();

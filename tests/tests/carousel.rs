@@ -109,6 +109,9 @@ impl Scene {
     fn new(world: &World, machines: u8, ballast: u64, rate: &str) -> Result<Self> {
         ip(["link", "add", LINK.0, "type", "veth", "peer", "name", LINK.1])?;
         ip(["link", "add", SWITCH, "type", "bridge", "forward_delay", "0", "stp_state", "0"])?;
+        // It is in the appliance's namespace, and Linux answers ARP for all addresses of a host on all its interfaces. A
+        // switch has none.
+        fs::write(format!("/proc/sys/net/ipv4/conf/{SWITCH}/arp_ignore"), "8")?;
         plug(LINK.1, SWITCH)?;
         for link in [SWITCH, LINK.0, LINK.1] {
             ip(["link", "set", link, "up"])?;

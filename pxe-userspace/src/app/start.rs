@@ -126,7 +126,6 @@ impl Appliance {
         };
         starting.boots(&config, &info, &segment, &boot, &connections)?;
 
-        let tracer = tracer(bridge, &fast_path, timeline.clone());
         let workloads = Workloads::start(receiver, engine, fleet).await;
         wanted.want(&config);
         let appliance = Arc::new(Self {
@@ -135,6 +134,7 @@ impl Appliance {
             config: sender,
             kept,
             names,
+            tracer: tracer(bridge, &fast_path, timeline.clone()),
             bridge: info,
             ports: bridge.ports().clone(),
             machines,
@@ -148,7 +148,6 @@ impl Appliance {
             segment,
             fast_path,
             serving: Mutex::default(),
-            tracer,
             workloads,
             watched: Default::default(),
             audit: Audit::open(store.clone())?,
