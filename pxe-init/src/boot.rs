@@ -289,7 +289,7 @@ impl Node<'_> {
     fn start(&mut self, terminal: &Path) -> Result<Pid, StartError> {
         let description = &self.image.description;
         let pid = workload::start(self.image, &self.environment(), terminal)?;
-        say!("{} runs: {}", description.reference, description.argv.join(" "));
+        say!("{} runs: {}", description.reference, in_short(&description.argv));
         // If it is a Docker engine, the appliance knows when the workloads in it run.
         let (stage, what) = match self.told.settings.boot.engine {
             true => (Reported::Image, "its Docker engine starts"),
@@ -402,5 +402,33 @@ fn last_words(panic: &str) {
     }
     loop {
         std::thread::park();
+    }
+}
+
+/// Characters of a command that are shown: it may be a whole script.
+const COMMAND_SHOWN: usize = 60;
+
+/// The beginning of a command, in one line.
+fn in_short(argv: &[String]) -> String {
+    let command = argv.join(" ");
+    let mut shown: String =
+        command.chars().map(|c| if c.is_control() { ' ' } else { c }).take(COMMAND_SHOWN).collect();
+    if command.chars().nth(COMMAND_SHOWN).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_shown_in_short() {
+        let argv = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(in_short(&argv(&["/bin/sh", "-c", "a\nb"])), "/bin/sh -c a b");
+        let long = in_short(&argv(&["x".repeat(60).as_str()]));
+        assert_eq!(long, "x".repeat(60));
+        assert_eq!(in_short(&argv(&["x".repeat(61).as_str()])), "x".repeat(60) + "...");
     }
 }
