@@ -32,8 +32,9 @@ pub(crate) fn run(bytes: &[u8]) {
     if request.odd || is_repeated(&bytes[..len]) {
         return;
     }
-    let message = theirs.opts().msg_type().map(u8::from);
-    assert_eq!(message, Some(request.message as u8));
+    if let Some(message) = theirs.opts().msg_type() {
+        assert_eq!(u8::from(message), request.message as u8);
+    }
     if let Some(DhcpOption::RequestedIpAddress(address)) = theirs.opts().get(OptionCode::RequestedIpAddress) {
         assert_eq!(*address, request.requested);
     }

@@ -41,6 +41,8 @@ pub(crate) fn run(bytes: &[u8]) {
         rest = tail;
         now += SignedDuration::from_mins((*minutes).into());
         let meta = Meta { source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), port: 67, behind: ANYWHERE };
+        // What others say on the segment is anybody's, too.
+        server.overhear(packet, *meta.source.ip(), now);
         for command in server.handle(meta, packet, now) {
             match command {
                 Command::Persist(Change::Put(lease)) => drop(stored.insert(lease.address, lease)),

@@ -236,7 +236,8 @@ fn header(mac: Mac, xid: u32) -> Vec<u8> {
 
 /// A reply to this transaction: its type and its lease.
 fn parse(payload: &[u8], xid: u32, mac: Mac) -> Option<(MessageType, Lease)> {
-    let message = Message::decode(&mut Decoder::new(payload)).ok()?;
+    // `Message::chaddr()` panics when hlen, as sent, is beyond 16.
+    let message = Message::decode(&mut Decoder::new(payload)).ok().filter(|_| payload[field::HLEN] == 6)?;
     if message.opcode() != Opcode::BootReply || message.xid() != xid || message.chaddr() != mac.0 {
         return None;
     }

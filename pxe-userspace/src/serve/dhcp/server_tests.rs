@@ -416,6 +416,26 @@ fn what_a_discover_says_of_a_late_link_is_noted() {
     assert_eq!(Client::new(Type::Discover).to(&mut server).noted, [Note::SystemAsked], "no firmware");
 }
 
+/// A host on the segment writes what it wants: no length of a hardware address or of the packet ends the server.
+#[test]
+fn a_forged_reply_ends_nothing() {
+    let mut server = server();
+    let mut forged = vec![0; 240];
+    forged[..3].copy_from_slice(&[2, 1, 6]);
+    forged[28..34].copy_from_slice(&MAC.0);
+    forged[236..].copy_from_slice(&[99, 130, 83, 99]);
+    forged.extend([53, 1, 2, 54, 4, 10, 77, 0, 8, 121, 6, 255, 10, 10, 77, 0, 1, 94, 1, 1, 255]);
+    let heard = server.overhear(&forged, ip(8), now());
+    assert!(heard.iter().any(|c| matches!(c, Command::Rival(r) if r.server == ip(8))), "{heard:?}");
+    for hlen in 0..=u8::MAX {
+        forged[2] = hlen;
+        server.overhear(&forged, ip(8), now());
+    }
+    for len in 0..forged.len() {
+        server.overhear(&forged[..len], ip(8), now());
+    }
+}
+
 #[test]
 fn another_server_is_reported_once_in_a_while() {
     let mut server = server();

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{self, DhcpOption, OptionCode};
-use dhcproto::{Decodable as _, Decoder};
+use dhcproto::v4::borrowed::DhcpOptionIterator;
 use jiff::Timestamp;
 use pxe_common::Mac;
-use pxe_common::dhcp::{Kind, MessageType, Pass};
+use pxe_common::dhcp::{COOKIE, Kind, MessageType, Pass, field, option};
 use serde::Serialize;
 
 /// A rival, or another subnet, is told of again after this long, not with every packet.
@@ -152,18 +151,30 @@ pub(super) struct Replied {
     pub(super) next: Ipv4Addr,
 }
 
+/// RFC 2131 section 2, and RFC 2132 section 9.6.
+const BOOTREPLY: u8 = 2;
+const OFFER: u8 = 2;
+const ACK: u8 = 5;
+const NAK: u8 = 6;
+
 /// `None` when the packet is nothing of that kind.
 pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<Replied> {
-    let message = v4::Message::decode(&mut Decoder::new(datagram)).ok()?;
-    let kind = message.opts().msg_type()?;
-    let reply = matches!(kind, v4::MessageType::Offer | v4::MessageType::Ack | v4::MessageType::Nak);
-    if message.opcode() != v4::Opcode::BootReply || !reply {
+    // Anybody can have sent it. `Message::chaddr()` of dhcproto 0.15 panics when hlen, as sent, is beyond 16.
+    let fixed = datagram.get(..field::OPTIONS)?;
+    if fixed[field::OP] != BOOTREPLY || fixed[field::COOKIE..] != COOKIE {
         return None;
     }
-    let server = match message.opts().get(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) => *server,
-        _ => source,
-    };
-    let client = message.chaddr().first_chunk().copied().map(Mac);
-    Some(Replied { server, client, acks: kind == v4::MessageType::Ack, next: message.siaddr() })
+    let (mut kind, mut server) = (0, source);
+    for part in DhcpOptionIterator::new(&datagram[field::OPTIONS..]) {
+        match (u8::from(part.code()), part.data()) {
+            (option::MESSAGE_TYPE, [message]) => kind = *message,
+            (option::SERVER_ID, [a, b, c, d]) => server = Ipv4Addr::new(*a, *b, *c, *d),
+            _ => {}
+        }
+    }
+    let address: [u8; 4] = fixed[field::SIADDR..][..4].try_into().ok()?;
+    let mac: [u8; 6] = fixed[field::CHADDR..][..6].try_into().ok()?;
+    let client = (fixed[field::HLEN] == 6).then_some(Mac(mac));
+    let next = Ipv4Addr::from(address);
+    [OFFER, ACK, NAK].contains(&kind).then_some(Replied { server, client, acks: kind == ACK, next })
 }
