@@ -1,16 +1,14 @@
 //! Gives machines that nobody declared the names that rules have for them, before they are answered.
 
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use pxe_common::Mac;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Appliance;
 use crate::config::Config;
 use crate::config::rules::Facts;
+use crate::host::net::Stations;
 use crate::machines::Machines;
 use crate::machines::kept::{Kept, Names};
 use crate::serve::dhcp::Unnamed;
@@ -46,6 +44,7 @@ pub(super) async fn give(
     mut unnamed: mpsc::Receiver<Unnamed>,
     shutdown: CancellationToken,
 ) {
+    let mut stations = Stations::of(&appliance.bridge);
     let mut asking = Vec::new();
     loop {
         let received = tokio::select! {
@@ -56,57 +55,14 @@ pub(super) async fn give(
             return;
         }
         let config = appliance.config();
-        let ports = match config.rules.iter().any(|rule| rule.matches.goes_by_ports()) {
-            true => tokio::task::block_in_place(|| ports_of(&config.network.bridge)),
-            false => HashMap::new(),
-        };
+        let by_ports = config.rules.iter().any(|rule| rule.matches.goes_by_ports());
         let facts = asking.iter().map(|asked| {
-            let port = ports.get(&asked.facts.mac).cloned();
+            let port = by_ports.then(|| stations.port_name_of(asked.facts.mac)).flatten();
             Facts { port, ..asked.facts.clone() }
         });
         if let Err(error) = appliance.name(facts.collect()).await {
             tracing::error!("machines were not named: {error}");
         }
         asking.drain(..).for_each(|asked| appliance.dhcp.named(asked));
-    }
-}
-
-/// The port that each station is behind, as the bridge has learned it. Nothing where that can't be read.
-fn ports_of(bridge: &str) -> HashMap<Mac, String> {
-    let bridge = Path::new("/sys/class/net").join(bridge);
-    let number = |port: &Path| {
-        let text = std::fs::read_to_string(port.join("port_no")).ok()?;
-        u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
-    };
-    let ports = std::fs::read_dir(bridge.join("brif")).into_iter().flatten().flatten();
-    let named = |port: std::fs::DirEntry| {
-        Some((number(&port.path())?, port.file_name().to_string_lossy().into_owned()))
-    };
-    let names: HashMap<u16, String> = ports.filter_map(named).collect();
-    let learned = std::fs::read(bridge.join("brforward")).unwrap_or_default();
-    entries(&learned).filter_map(|(mac, port)| Some((mac, names.get(&port)?.clone()))).collect()
-}
-
-/// `struct __fdb_entry` (linux/if_bridge.h): MAC, the port's number, whether it is the bridge's own, age, the number's
-/// high byte, and three that say nothing.
-fn entries(learned: &[u8]) -> impl Iterator<Item = (Mac, u16)> {
-    let (entries, _) = learned.as_chunks::<16>();
-    entries.iter().filter(|entry| entry[7] == 0).filter_map(|entry| {
-        let mac = *entry.first_chunk()?;
-        Some((Mac(mac), u16::from_le_bytes([entry[6], entry[12]])))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_bridge_has_learned() {
-        let mut entry = [2, 0, 0, 0, 0, 7, 3, 0, 9, 9, 9, 9, 1, 0, 0, 0].to_vec();
-        let own = [2, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-        entry.extend(own);
-        entry.push(0);
-        assert_eq!(entries(&entry).collect::<Vec<_>>(), [(Mac([2, 0, 0, 0, 0, 7]), 0x103)]);
     }
 }

@@ -152,18 +152,21 @@ impl Segment {
 mod tests {
     use super::*;
 
-    #[test]
-    fn arp_against_a_lease_is_counted() {
-        let bridge = BridgeInfo {
+    fn bridge() -> BridgeInfo {
+        BridgeInfo {
             name: "no-such-bridge".into(),
             index: 1,
             mac: Mac([2, 0, 0, 0, 0, 1]),
             address: "10.77.0.1/16".parse().unwrap(),
             mtu: 1500,
-        };
+        }
+    }
+
+    #[test]
+    fn arp_against_a_lease_is_counted() {
         let machines = Machines::default();
         machines.bound(Mac([2, 0, 0, 0, 0, 7]), Ipv4Addr::new(10, 77, 0, 7));
-        let segment = Segment::new(&bridge, machines);
+        let segment = Segment::new(&bridge(), machines);
         let arp = |station: u8, address: u8| {
             let mut frame = vec![0xff; 6];
             frame.extend([2, 0, 0, 0, 0, station, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
@@ -185,17 +188,10 @@ mod tests {
 
     #[test]
     fn what_is_beyond_the_segment_is_nobodys() {
-        let bridge = BridgeInfo {
-            name: "no-such-bridge".into(),
-            index: 1,
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            address: "10.77.0.1/16".parse().unwrap(),
-            mtu: 1500,
-        };
         let machines = Machines::default();
         let (mac, other) = (Mac([2, 0, 0, 0, 0, 7]), Mac([2, 0, 0, 0, 0, 8]));
         machines.bound(mac, Ipv4Addr::new(10, 77, 0, 7));
-        let segment = Segment::new(&bridge, machines);
+        let segment = Segment::new(&bridge(), machines);
         let source = |address: [u8; 4], station| segment.source(address.into(), station);
         for beyond in [
             [203, 0, 113, 1],

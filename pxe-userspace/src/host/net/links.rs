@@ -50,9 +50,7 @@ pub(super) struct Teller {
 impl Teller {
     /// Of one interface, in the network namespace that the thread is in.
     pub(super) fn of(index: u32) -> io::Result<Self> {
-        let socket = rtnetlink::sys::Socket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)?;
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket, index })
+        Ok(Self { socket: route_socket()?, index })
     }
 
     /// Each address is the machine's with this MAC, or is nobody's any more.
@@ -114,9 +112,7 @@ pub(super) struct Asker(rtnetlink::sys::Socket);
 impl Asker {
     /// Of the network namespace that the thread is in.
     pub(super) fn new() -> io::Result<Self> {
-        let socket = rtnetlink::sys::Socket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)?;
-        socket.set_non_blocking(true)?;
-        Ok(Self(socket))
+        route_socket().map(Self)
     }
 
     /// The port behind which `bridge` saw the station last (Linux 5.0, `rtnl_fdb_get` in net/core/rtnetlink.c).
@@ -145,6 +141,13 @@ impl Asker {
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
+}
+
+/// One that is used without a reactor.
+fn route_socket() -> io::Result<rtnetlink::sys::Socket> {
+    let socket = rtnetlink::sys::Socket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
 }
 
 /// A netlink socket of the network namespace that the thread is in.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::net::if_::if_indextoname;
 use pxe_common::Mac;
 
 use super::BridgeInfo;
@@ -36,6 +37,11 @@ impl Stations {
             (self.asker, self.failed) = (None, Some(Instant::now()));
             None
         })
+    }
+
+    /// The port's name. One system call more.
+    pub fn port_name_of(&mut self, station: Mac) -> Option<String> {
+        if_indextoname(self.port_of(station)?).ok()?.into_string().ok()
     }
 }
 
@@ -72,6 +78,7 @@ mod tests {
                     assert_eq!(stations.port_of(Mac([2, 0, 0, 0, 0, 7])), link("eth1"));
                     assert_eq!(stations.port_of(Mac([2, 0, 0, 0, 0, 8])), link("eth2"));
                     assert_eq!(stations.port_of(Mac([2, 0, 0, 0, 0, 9])), None);
+                    assert_eq!(stations.port_name_of(Mac([2, 0, 0, 0, 0, 8])), Some("eth2".to_owned()));
                 }
                 bridge.restore().await.unwrap();
             });

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dhcproto::v4::borrowed::DhcpOptionIterator;
+use dhcproto::v4::{self, Opcode};
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_common::dhcp::{COOKIE, Kind, MessageType, Pass, field, option};
@@ -151,23 +152,17 @@ pub(super) struct Replied {
     pub(super) next: Ipv4Addr,
 }
 
-/// RFC 2131 section 2, and RFC 2132 section 9.6.
-const BOOTREPLY: u8 = 2;
-const OFFER: u8 = 2;
-const ACK: u8 = 5;
-const NAK: u8 = 6;
-
 /// `None` when the packet is nothing of that kind.
 pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<Replied> {
     // Anybody can have sent it. `Message::chaddr()` of dhcproto 0.15 panics when hlen, as sent, is beyond 16.
     let fixed = datagram.get(..field::OPTIONS)?;
-    if fixed[field::OP] != BOOTREPLY || fixed[field::COOKIE..] != COOKIE {
+    if Opcode::from(fixed[field::OP]) != Opcode::BootReply || fixed[field::COOKIE..] != COOKIE {
         return None;
     }
-    let (mut kind, mut server) = (0, source);
+    let (mut kind, mut server) = (None, source);
     for part in DhcpOptionIterator::new(&datagram[field::OPTIONS..]) {
         match (u8::from(part.code()), part.data()) {
-            (option::MESSAGE_TYPE, [message]) => kind = *message,
+            (option::MESSAGE_TYPE, [message]) => kind = Some(v4::MessageType::from(*message)),
             (option::SERVER_ID, [a, b, c, d]) => server = Ipv4Addr::new(*a, *b, *c, *d),
             _ => {}
         }
@@ -176,5 +171,7 @@ pub(super) fn replying_server(datagram: &[u8], source: Ipv4Addr) -> Option<Repli
     let mac: [u8; 6] = fixed[field::CHADDR..][..6].try_into().ok()?;
     let client = (fixed[field::HLEN] == 6).then_some(Mac(mac));
     let next = Ipv4Addr::from(address);
-    [OFFER, ACK, NAK].contains(&kind).then_some(Replied { server, client, acks: kind == ACK, next })
+    let kind =
+        kind.filter(|k| matches!(k, v4::MessageType::Offer | v4::MessageType::Ack | v4::MessageType::Nak))?;
+    Some(Replied { server, client, acks: kind == v4::MessageType::Ack, next })
 }
