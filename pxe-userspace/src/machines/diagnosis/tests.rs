@@ -195,6 +195,9 @@ fn cases() -> Vec<Case> {
             "at block 17 of 99", "Disk full"),
         (Kind::FileNotServed, with(upto(BIOS, Stage::Config, true), [(5.0, N(Note::NotServed { path: "vmlinuz".into(), why: "file not found".into() }))]),
             "asked for vmlinuz", "file not found"),
+        // The kernel's ring tells the end of one file after the daemon told that the next one is not there.
+        (Kind::FileNotServed, with(upto(UEFI, Stage::Config, true), [(5.0, N(opened(KERNEL))), (5.1, N(Note::NotServed { path: "initrd".into(), why: "file not found".into() })), (5.1, N(sent(KERNEL))), (5.1, S(Stage::Kernel, KERNEL))]),
+            "asked for initrd", "file not found"),
         (Kind::SecureBoot, upto(UEFI, Stage::Loader, false), "UEFI fetched the loader", "no configuration"),
         (Kind::SecureBoot, not_loaded(LoadStep::Kernel, true, None, [(4.5, N(opened(KERNEL))), (4.6, N(sent(KERNEL)))]),
             "refuses the kernel", "could not load the kernel"),

@@ -119,17 +119,30 @@ fn opened(boot: &Boot) -> impl Iterator<Item = (jiff::Timestamp, &str)> {
 }
 
 /// The last transfer did not complete, or did not begin.
+///
+/// A completed transfer stands where it was begun: the kernel's ring may tell its end after the daemon told of the
+/// request that came next.
 pub(super) fn broken(boot: &Boot) -> Option<Cause> {
-    let ended = boot.notes.iter().rev().find(|(_, note)| match note {
-        Note::Aborted { code, .. } => *code != OPTIONS_REFUSED,
-        Note::NotServed { path, .. } => !may_be_missing(path),
-        Note::Stalled { .. } | Note::Cut { .. } | Note::Sent { .. } => true,
-        Note::Opened { .. } => boot.open > 0,
-        // The rest: no transfers.
-        _ => false,
-    });
-    let (time, note) = ended?;
-    self::ended(boot, *time, note)
+    let mut sent = Vec::new();
+    for (time, note) in boot.notes.iter().rev() {
+        let last = match note {
+            Note::Sent { path, .. } => {
+                sent.push(path);
+                false
+            }
+            Note::Opened { path, .. } if sent.contains(&path) => return None,
+            Note::Opened { .. } => boot.open > 0,
+            Note::Aborted { code, .. } => *code != OPTIONS_REFUSED,
+            Note::NotServed { path, .. } => !may_be_missing(path),
+            Note::Stalled { .. } | Note::Cut { .. } => true,
+            // The rest: no transfers.
+            _ => false,
+        };
+        if last {
+            return self::ended(boot, *time, note);
+        }
+    }
+    None
 }
 
 /// What is wrong with a transfer that came to this end; nothing where it is well.
