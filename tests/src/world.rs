@@ -20,6 +20,7 @@ use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -31,6 +32,8 @@ const DIR: &str = "BRIDGEHEAD_LAB";
 const OWNER: &str = "BRIDGEHEAD_LAB_OWNER";
 /// Where labs have their directories, instead of `target/lab`.
 const ROOT: &str = "BRIDGEHEAD_LABS";
+/// The file in the lab's directory with the seconds of processor time that a test used.
+const USED: &str = "used";
 /// Control groups of a lab's containers: this and the lab's name.
 const CGROUP: &str = "bridgehead-lab-";
 
@@ -214,7 +217,12 @@ pub fn test<'a, F: FnOnce(&World) -> Result<()>>(needs: impl Into<Needs<'a>>, bo
     let name = name.split_once("::").expect("a path begins with the crate").1;
 
     match World::enter() {
-        Ok(Some(world)) => return body(&world).unwrap_or_else(|e| panic!("{e:#}")),
+        Ok(Some(world)) => {
+            let result = body(&world);
+            // Only people read it.
+            let _ = fs::write(world.path(USED), format!("{:.1}", used()));
+            return result.unwrap_or_else(|e| panic!("{e:#}"));
+        }
         Ok(None) => {}
         Err(e) => panic!("entering the test's world: {e:#}"),
     }
@@ -238,12 +246,23 @@ pub fn test<'a, F: FnOnce(&World) -> Result<()>>(needs: impl Into<Needs<'a>>, bo
     let output = fs::read_to_string(&output).unwrap_or_default();
     print!("{output}");
     let took = (asked.elapsed() - waited).as_secs_f64();
+    let used = fs::read_to_string(lab.dir().join(USED)).unwrap_or_else(|_| "?".to_owned());
     println!(
-        "{name}: {took:.1} s, after {:.1} s of waiting for its share of the machine",
+        "{name}: {took:.1} s, {used} s of a processor, after {:.1} s of waiting for its share of the machine",
         waited.as_secs_f64()
     );
     assert!(status.success(), "{name} failed in its world ({status})");
     assert!(output.contains("1 passed"), "{name} was not found by the test binary itself");
+}
+
+/// Seconds of processor time of this process and of those that it has waited for.
+fn used() -> f64 {
+    let seconds = |who| {
+        let usage = getrusage(who).expect("it only reads");
+        let times = [usage.user_time(), usage.system_time()];
+        times.iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum::<f64>()
+    };
+    seconds(UsageWho::RUSAGE_SELF) + seconds(UsageWho::RUSAGE_CHILDREN)
 }
 
 /// The labs that run now: their directories and first processes, newest first.

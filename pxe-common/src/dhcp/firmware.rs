@@ -5,6 +5,8 @@ use core::str::FromStr;
 
 /// x86-64 UEFI in IANA's registry of processor architecture types.
 pub(super) const X64: u16 = 7;
+/// The same, booting by HTTP.
+pub(super) const HTTP_X64: u16 = 16;
 
 /// The beginning of option 60.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Firmware {
     pub fn of(class: Class, arch: Option<u16>, by_93: bool, ipxe: bool) -> Self {
         // Only network boots send option 93 (RFC 4578 section 2.1), whatever their option 60 is.
         let class = match (class, arch) {
-            (Class::None, Some(16 | 17)) if by_93 => Class::Http,
+            (Class::None, Some(HTTP_X64)) if by_93 => Class::Http,
             (Class::None, Some(_)) if by_93 => Class::Pxe,
             _ => class,
         };
@@ -63,8 +65,9 @@ impl Firmware {
             // follows its text sends that.
             (Class::Pxe, Some(X64 | 9)) if ipxe => Self::IpxeUefiX64,
             (Class::Pxe, Some(X64 | 9)) => Self::UefiX64,
-            // 16 and 17 are the same two by HTTP. A client with HTTP in option 60 gets HTTP, whatever its number.
-            (Class::Http, Some(16 | 17 | X64 | 9)) => Self::HttpX64,
+            // EDK2 sends this number, and boots nothing else by HTTP. 17 is EBC, and a PXE number from an HTTP client
+            // contradicts itself: no file is better than another machine's.
+            (Class::Http, Some(HTTP_X64)) => Self::HttpX64,
             (Class::Pxe, Some(arch)) => Self::Other(arch),
             (Class::Http, arch) => Self::Other(arch.unwrap_or(u16::MAX)),
         }

@@ -5,7 +5,7 @@
 
 use core::net::Ipv4Addr;
 
-use super::firmware::X64;
+use super::firmware::{HTTP_X64, X64};
 use super::{CAP, COOKIE, Class, FLAG_BROADCAST, Firmware, Packet, field, option, relay};
 use crate::Mac;
 
@@ -364,7 +364,11 @@ pub fn finish(walk: &Walk) -> Result<Request, Pass> {
         8 => MessageType::Inform,
         _ => return Err(Pass::MessageType),
     };
-    let arch = walk.arch.or(walk.class_arch).or(walk.undi_arch);
+    let by_undi = match walk.class {
+        Class::Http => walk.undi_arch.and(Some(HTTP_X64)),
+        Class::Pxe | Class::None => walk.undi_arch,
+    };
+    let arch = walk.arch.or(walk.class_arch).or(by_undi);
     let firmware = Firmware::of(walk.class, arch, walk.arch.is_some(), walk.ipxe);
     // Without a relay, its sub-options are not trusted.
     let relayed = walk.giaddr != [0; 4];

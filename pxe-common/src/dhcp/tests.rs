@@ -226,7 +226,9 @@ fn firmware_by_its_options() {
     assert_eq!(of(&[93, 2, 0, 7]), Firmware::UefiX64, "only network boots send 93");
     assert_eq!(of(&[94, 3, 1, 3, 0]), Firmware::None);
     assert_eq!(of(b"\x3c\x1fHTTPClient:Arch:00016:UNDI:003001"), Firmware::HttpX64);
-    assert_eq!(of(b"\x3c\x15HTTPClient:Arch:00007\x5d\x02\x00\x07"), Firmware::HttpX64);
+    assert_eq!(of(b"\x3c\x15HTTPClient:Arch:00007\x5d\x02\x00\x07"), Firmware::Other(7), "a PXE number");
+    assert_eq!(of(b"\x3c\x0aHTTPClient\x5d\x02\x00\x11"), Firmware::Other(17), "EBC");
+    assert_eq!(of(b"\x3c\x0aHTTPClient\x5e\x03\x01\x03\x10"), Firmware::HttpX64, "by its UNDI");
     assert_eq!(of(b"\x3c\x15HTTPClient:Arch:00019"), Firmware::Other(19));
     assert_eq!(of(&[pxe, &[93, 2, 0, 0]].concat()), Firmware::Bios);
     assert_eq!(of(&[pxe, &[93, 2, 0, 7]].concat()), Firmware::UefiX64);

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use choice::{Choice, Chosen};
+use output::Took;
 pub(crate) use program::PACKAGES;
 use program::Program;
 
@@ -81,10 +82,17 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
 fn tell(results: &run::Results, no_skips: bool, begun: Instant) -> ExitCode {
     let run::Results { passed, failed, skipped, took } = results;
     let mut longest: Vec<_> = took.iter().collect();
-    longest.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    longest.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
     if longest.len() > LONGEST {
-        println!("\nlongest, without the time that each waited for its share of this machine:");
-        longest.iter().take(LONGEST).for_each(|(test, seconds)| println!("{seconds:5.0} s  {test}"));
+        println!(
+            "\nlongest, without the time that each waited for its share of this machine (of a processor):"
+        );
+        for Took { test, seconds, processor } in longest.into_iter().take(LONGEST) {
+            let processor = processor.map_or_else(|| "?".to_owned(), |p| format!("{p:.0}"));
+            println!("{seconds:5.0} s ({processor:>4} s)  {test}");
+        }
+        let processor: f64 = took.iter().filter_map(|took| took.processor).sum();
+        println!("all lab tests: {processor:.0} s of a processor");
     }
     println!("\n{passed} tests passed in {} s, with what was built", begun.elapsed().as_secs());
     match skipped.is_empty() {

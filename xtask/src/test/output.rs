@@ -30,13 +30,27 @@ pub(super) fn skipped(output: &str) -> Vec<(&str, &str)> {
     skipped
 }
 
-/// The duration of each lab test in seconds, after it had its resources (`lab::world::test`).
-pub(super) fn took(output: &str) -> impl Iterator<Item = (&str, f64)> {
+/// What a lab test reports of itself (`lab::world::test`), in seconds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Took {
+    pub(super) test: String,
+    /// From when it had its resources.
+    pub(super) seconds: f64,
+    /// Processor time, if it came to its end.
+    pub(super) processor: Option<f64>,
+}
+
+pub(super) fn took(output: &str) -> impl Iterator<Item = Took> {
     output.lines().filter_map(|line| {
         let (test, rest) = line.split_once(": ")?;
-        let (seconds, rest) = rest.split_once(" s, after ")?;
+        let (seconds, rest) = rest.split_once(" s, ")?;
+        let (processor, rest) = rest.split_once(" s of a processor, after ")?;
         rest.ends_with(" s of waiting for its share of the machine").then_some(())?;
-        Some((test, seconds.parse().ok()?))
+        Some(Took {
+            test: test.to_owned(),
+            seconds: seconds.parse().ok()?,
+            processor: processor.parse().ok(),
+        })
     })
 }
 
@@ -66,8 +80,12 @@ successes:
             OUTPUT.lines().take_while(|line| !is_end_of_results(line)).filter_map(end).collect();
         assert_eq!(ends, [("tests::a", true), ("b", false)]);
         assert_eq!(skipped(OUTPUT), [("tests::a", "skipped: tshark is not installed")]);
-        let said = "a: b\nstorage: 9.7 s, after 0.1 s of waiting for its share of the machine\n";
-        assert_eq!(took(said).collect::<Vec<_>>(), [("storage", 9.7)]);
+        let end = "after 0.1 s of waiting for its share of the machine";
+        let said = format!(
+            "a: b\nstorage: 9.7 s, 3.2 s of a processor, {end}\nc: 1.0 s, ? s of a processor, {end}\n"
+        );
+        let all: Vec<_> = took(&said).map(|t| (t.test, t.seconds, t.processor)).collect();
+        assert_eq!(all, [("storage".to_owned(), 9.7, Some(3.2)), ("c".to_owned(), 1.0, None)]);
         assert_eq!(skipped("skipped: no root\n"), [("all of it", "skipped: no root")]);
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use lab::needs::Needs;
 
 use super::choice::Chosen;
-use super::output;
+use super::output::{self, Took};
 use crate::paths;
 
 /// Concurrent tests of a program in which each waits for what it needs. More would only wait.
@@ -22,8 +22,8 @@ pub(super) struct Results {
     pub(super) passed: usize,
     pub(super) failed: Vec<String>,
     pub(super) skipped: Vec<String>,
-    /// Durations of the lab tests that report them, in seconds.
-    pub(super) took: Vec<(String, f64)>,
+    /// What the lab tests report of themselves; the names have their programs before them.
+    pub(super) took: Vec<Took>,
 }
 
 /// Runs all programs to their end. Tests that don't declare what they need have one processor per program.
@@ -86,7 +86,8 @@ fn program(chosen: &Chosen, rest: &[String], log: &Path, begun: Instant) -> Resu
     } else if !chosen.program.says_needs && results.passed > 0 {
         println!("{:5} s  ok      {name}: {} tests", begun.elapsed().as_secs(), results.passed);
     }
-    results.took = output::took(&text).map(|(test, seconds)| (format!("{name}: {test}"), seconds)).collect();
+    let named = |took: Took| Took { test: format!("{name}: {}", took.test), ..took };
+    results.took = output::took(&text).map(named).collect();
     results.skipped =
         output::skipped(&text).iter().map(|(test, why)| format!("{name}: {test}: {why}")).collect();
     Ok(results)
