@@ -49,8 +49,8 @@ pub(super) async fn status(
     State(state): State<ApiState>,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Response, Failure> {
-    let Query(asked) = asked
-        .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes select=SELECTOR"))?;
+    let Query(asked) =
+        asked.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes select=SELECTOR"))?;
     let machines = chosen(&state, &asked.select).await?;
     Ok(answer(state, None, machines, Verb::Status, None))
 }
@@ -207,13 +207,14 @@ pub(super) async fn add_credentials(
         let known = credentials.add(&name, &new.user, &new.password, Timestamp::now())?;
         Ok((before, known))
     });
-    let (before, known) = added.await.map_err(Failure::internal)?.map_err(|error: AddError| match &error {
-        AddError::Name(_) | AddError::User | AddError::Password => {
-            Failure::new(Kind::Invalid, error.to_string(), "`bridgehead power credentials add --help`")
-        }
-        AddError::Full => Failure::new(Kind::Conflict, error.to_string(), "remove some that nobody uses"),
-        AddError::Sealing(_) | AddError::Read(_) | AddError::Write(_) => Failure::internal(error),
-    })?;
+    let (before, known) =
+        added.await.map_err(Failure::internal)?.map_err(|error: AddError| match &error {
+            AddError::Name(_) | AddError::User | AddError::Password => {
+                Failure::new(Kind::Invalid, error.to_string(), "`bridgehead power credentials add --help`")
+            }
+            AddError::Full => Failure::new(Kind::Conflict, error.to_string(), "remove some that nobody uses"),
+            AddError::Sealing(_) | AddError::Read(_) | AddError::Write(_) => Failure::internal(error),
+        })?;
     by.did(Did::new("power.credentials.add").on(&known.name).before(before).after(&known)).await;
     Ok(Json(known))
 }

@@ -181,7 +181,8 @@ fn results(
 fn credentials(command: CredentialsCommand, out: &mut dyn Write) -> Result<(), AskError> {
     match command {
         CredentialsCommand::Add { name, user, reading } => {
-            let password = password(&user).map_err(|source| AskError::File { path: "standard input".into(), source })?;
+            let password =
+                password(&user).map_err(|source| AskError::File { path: "standard input".into(), source })?;
             let client = Client::new(&reading.api);
             let path = format!("/api/power/credentials/{}", percent(&name, ""));
             let body = json!({ "user": user, "password": password.as_str() });
@@ -202,7 +203,8 @@ fn credentials(command: CredentialsCommand, out: &mut dyn Write) -> Result<(), A
 /// One line of standard input; on a terminal it is asked for, and not shown.
 fn password(user: &str) -> std::io::Result<Zeroizing<String>> {
     let stdin = std::io::stdin();
-    let hidden = if stdin.is_terminal() { Some(Hidden::on(stdin.as_fd().try_clone_to_owned()?)?) } else { None };
+    let hidden =
+        if stdin.is_terminal() { Some(Hidden::on(stdin.as_fd().try_clone_to_owned()?)?) } else { None };
     if hidden.is_some() {
         eprint!("Password of {user}: ");
         std::io::stderr().flush()?;

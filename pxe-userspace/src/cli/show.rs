@@ -13,8 +13,8 @@ use crate::machines::diagnosis::{Cause, Evidence, Why};
 use crate::machines::timeline::{Event, Stage};
 use crate::machines::{Hold, Machine};
 use crate::operate::access::Token;
-use crate::operate::power::{self, credentials::Known};
 use crate::operate::power::pins::NewPin;
+use crate::operate::power::{self, credentials::Known};
 use crate::provision::image::KernelList;
 
 pub(super) fn tokens(tokens: Vec<Token>) -> String {

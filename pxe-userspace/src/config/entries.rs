@@ -13,7 +13,8 @@ use super::nodes::{is_key, is_value, quoted};
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{
-    Dhcp, DhcpMode, Node, OnExit, Origin, Power, PowerTable, Profile, Run, Source, Unknown, assignment, storage, values,
+    Dhcp, DhcpMode, Node, OnExit, Origin, Power, PowerTable, Profile, Run, Source, Unknown, assignment,
+    storage, values,
 };
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {

@@ -25,8 +25,7 @@ pub const VALUE_MAX: usize = 256;
 pub const WORDS_MAX: usize = 32;
 
 /// What keys can't be called: columns of a table of machines.
-pub const COLUMNS: [&str; 8] =
-    ["name", "mac", "address", "profile", "rescue", "memory", "labels", "power"];
+pub const COLUMNS: [&str; 8] = ["name", "mac", "address", "profile", "rescue", "memory", "labels", "power"];
 
 /// A declared machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -255,7 +255,10 @@ impl std::str::FromStr for BmcUrl {
         let plain = path.replace(NAME, "");
         let dots = path.split('/').any(|part| part == "." || part == "..");
         if text.len() > TEXT_MAX || !plain.chars().all(sound) || dots {
-            return fault("has a path that no BMC has", "letters and digits: https://HOST/redfish/v1/Systems/1");
+            return fault(
+                "has a path that no BMC has",
+                "letters and digits: https://HOST/redfish/v1/Systems/1",
+            );
         }
         let Some((host, port)) = host_and_port(authority, if tls { 443 } else { 80 }) else {
             return fault("names no host", "a name or an address: https://10.0.0.7, https://bmc-{name}:8443");
@@ -290,9 +293,7 @@ fn host_and_port(text: &str, default: u16) -> Option<(String, u16)> {
         return Some((address.to_string(), default));
     }
     let (host, port) = match text.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')) {
-        Some((host, port)) if !text.ends_with(']') => {
-            (host, port.parse::<u16>().ok().filter(|p| *p != 0)?)
-        }
+        Some((host, port)) if !text.ends_with(']') => (host, port.parse::<u16>().ok().filter(|p| *p != 0)?),
         _ => (text, default),
     };
     if let Some(inside) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

@@ -154,7 +154,8 @@ pub(super) fn plan(config: &Config, kept: &ByName, order: Order) -> Result<(ByNa
             }
             let mut set = |name: &String| {
                 let node = new.remove(name).expect("it was chosen among them");
-                let node = patch.apply(Node::clone(&node)).map_err(|fault| OrderError::Faults(vec![fault]))?;
+                let node =
+                    patch.apply(Node::clone(&node)).map_err(|fault| OrderError::Faults(vec![fault]))?;
                 // A name that another has is found below.
                 if let Some(holder) = new.get(&id(&node.name)) {
                     return Err(OrderError::Faults(vec![taken("name", holder, "name another")]));

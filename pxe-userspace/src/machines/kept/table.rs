@@ -203,6 +203,5 @@ fn power(cell: &str) -> Result<Power, String> {
         word.split_once('=').ok_or_else(|| format!("{} says nothing of power: {RIGHT}", quoted(word)))
     });
     let words = words.collect::<Result<Vec<_>, _>>()?;
-    PowerTable::of_words(&words)
-        .and_then(|table| Power::try_from(table).map_err(|fault| fault.to_string()))
+    PowerTable::of_words(&words).and_then(|table| Power::try_from(table).map_err(|fault| fault.to_string()))
 }

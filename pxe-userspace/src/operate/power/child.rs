@@ -49,7 +49,13 @@ pub(super) async fn run(
 ) -> Result<Ended, PowerError> {
     let not_run = |source| PowerError::NotRun { program: program.to_owned(), source };
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C").process_group(0).current_dir("/");
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LC_ALL", "C")
+        .process_group(0)
+        .current_dir("/");
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(not_run)?;

@@ -74,7 +74,9 @@ pub(super) fn bounded(said: &str) -> String {
 /// Credentials can't be kept so.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
-    #[error("{0:?} can't be the name of credentials: 1 to {CREDENTIALS_NAME_MAX} letters, digits and `.`, `_`, `@`, `-`")]
+    #[error(
+        "{0:?} can't be the name of credentials: 1 to {CREDENTIALS_NAME_MAX} letters, digits and `.`, `_`, `@`, `-`"
+    )]
     Name(String),
     #[error("the user is 1 to {SECRET_MAX} characters, none of them a control character")]
     User,
@@ -134,7 +136,8 @@ impl Credentials {
         let key = self.key::<AddError>()?;
         let Sealed { nonce, sealed } = key.seal(&purpose(name, user), password.as_bytes());
         let known = Known { name: name.to_owned(), user: user.to_owned(), added: now };
-        let row = CredentialsRow { name: known.name.clone(), user: known.user.clone(), nonce, sealed, added: now };
+        let row =
+            CredentialsRow { name: known.name.clone(), user: known.user.clone(), nonce, sealed, added: now };
         self.0.store.write(vec![Change::PutCredentials(row)]).wait()?;
         Ok(known)
     }

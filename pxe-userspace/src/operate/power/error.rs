@@ -39,7 +39,9 @@ pub enum PowerError {
     Slow { bmc: String, doing: &'static str, limit: Duration },
     #[error("its BMC at {bmc} refuses the credentials {credentials}: {said}")]
     Denied { bmc: String, credentials: String, said: String },
-    #[error("its BMC at {bmc} forgets its session again and again: it was opened anew once, and lost at once")]
+    #[error(
+        "its BMC at {bmc} forgets its session again and again: it was opened anew once, and lost at once"
+    )]
     SessionLost { bmc: String },
     #[error(
         "its BMC at {bmc} shows another certificate than before (now SHA-256 {found}, before {pinned}): no \
@@ -56,9 +58,7 @@ pub enum PowerError {
     Rejected { bmc: String, asked: String, said: String },
     #[error("what answers at {bmc} is no Redfish service: {what}")]
     NotRedfish { bmc: String, what: String },
-    #[error(
-        "its BMC at {bmc} is that of {count} systems: name one in the URL, such as https://HOST{first}"
-    )]
+    #[error("its BMC at {bmc} is that of {count} systems: name one in the URL, such as https://HOST{first}")]
     SeveralSystems { bmc: String, count: usize, first: String },
     #[error("its BMC at {bmc} knows no way to {verb}: it allows {}", .allowed.join(", "))]
     NotAllowed { bmc: String, verb: Verb, allowed: Vec<String> },

@@ -38,7 +38,19 @@ impl Ipmi {
     async fn chassis(&self, words: &[&str]) -> Result<String, PowerError> {
         let port = self.port.to_string();
         // `-v` has it say why a session was not opened, and nothing of the password.
-        let own = ["-v", "-I", "lanplus", "-H", &self.host, "-p", &port, "-U", &self.login.user, "-f", "/dev/stdin"];
+        let own = [
+            "-v",
+            "-I",
+            "lanplus",
+            "-H",
+            &self.host,
+            "-p",
+            &port,
+            "-U",
+            &self.login.user,
+            "-f",
+            "/dev/stdin",
+        ];
         let privilege = ["-L", "OPERATOR"];
         let all = own.iter().chain(&RETRY).chain(&privilege).chain(&["chassis"]).chain(words);
         let arguments: Vec<String> = all.map(|word| (*word).to_owned()).collect();

@@ -19,7 +19,11 @@ mod truth;
 mod wol;
 
 #[cfg(test)]
+mod peers_tests;
+#[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod testing_bmc;
 #[cfg(test)]
 mod tests;
 
@@ -49,11 +53,15 @@ pub const AT_A_TIME: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing, where it is on already.
-    On { boot: Option<BootOnce> },
+    On {
+        boot: Option<BootOnce>,
+    },
     /// At once, without asking its operating system.
     Off,
     /// Off, and on again; on, where it was off.
-    Cycle { boot: Option<BootOnce> },
+    Cycle {
+        boot: Option<BootOnce>,
+    },
     Status,
 }
 
@@ -127,7 +135,11 @@ pub struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boot: Option<BootOnce>,
     /// When the appliance itself heard of the machine last.
-    #[serde(serialize_with = "crate::base::text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        serialize_with = "crate::base::text::micros_if_any",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub heard: Option<Timestamp>,
 }
 
@@ -185,7 +197,10 @@ trait Driver: Send {
     fn switch(&mut self, on: bool) -> impl Future<Output = Result<(), PowerError>> + Send;
 
     /// Has it boot so the next time, or in the nearest way that the BMC knows. Returns which.
-    fn boot_once(&mut self, boot: BootOnce) -> impl Future<Output = Result<Option<BootOnce>, PowerError>> + Send;
+    fn boot_once(
+        &mut self,
+        boot: BootOnce,
+    ) -> impl Future<Output = Result<Option<BootOnce>, PowerError>> + Send;
 
     /// Where the BMC is, for errors.
     fn place(&self) -> String;
@@ -246,13 +261,7 @@ struct Inner {
 }
 
 impl Powers {
-    pub fn new(
-        credentials: Credentials,
-        pins: Pins,
-        link: Link,
-        heard: impl Heard,
-        limits: Limits,
-    ) -> Self {
+    pub fn new(credentials: Credentials, pins: Pins, link: Link, heard: impl Heard, limits: Limits) -> Self {
         Self(Arc::new(Inner {
             credentials,
             pins,

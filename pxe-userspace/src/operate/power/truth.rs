@@ -47,7 +47,10 @@ impl History {
                 let (off, heard) = (self.off_since?, heard?);
                 let since = Duration::try_from(heard.duration_since(off)).unwrap_or_default();
                 (since > AFTERWARDS && ago(heard) < LATELY).then(|| {
-                    format!("something came from the machine {} s ago, while it was said to be off", ago(heard).as_secs())
+                    format!(
+                        "something came from the machine {} s ago, while it was said to be off",
+                        ago(heard).as_secs()
+                    )
                 })
             }
             State::On => {
@@ -83,7 +86,11 @@ mod tests {
         assert_eq!(contradiction(9_991), None, "its last frame");
         let words = contradiction(9_997).unwrap();
         assert!(words.contains("came from the machine 3 s ago, while it was said to be off"), "{words}");
-        assert_eq!(History::default().contradiction(State::Off, Some(now), now, within), None, "the first time");
+        assert_eq!(
+            History::default().contradiction(State::Off, Some(now), now, within),
+            None,
+            "the first time"
+        );
 
         let mut on = History::default();
         on.say(State::On, false, at(1));
@@ -93,7 +100,10 @@ mod tests {
         on.say(State::On, true, at(9_000));
         on.say(State::On, false, at(9_500));
         let words = on.contradiction(State::On, Some(at(8_000)), now, within).unwrap();
-        assert!(words.contains("nothing was heard of the machine since it was switched on 1000 s ago"), "{words}");
+        assert!(
+            words.contains("nothing was heard of the machine since it was switched on 1000 s ago"),
+            "{words}"
+        );
         assert_eq!(on.contradiction(State::On, Some(at(9_100)), now, within), None);
         assert_eq!(on.contradiction(State::Unknown, None, now, within), None);
     }

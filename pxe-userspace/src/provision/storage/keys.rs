@@ -110,7 +110,10 @@ mod tests {
         fs::write(&sealing, [7; 32]).unwrap();
         assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::Unsealed { .. })));
         fs::write(&sealing, "short").unwrap();
-        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::Sealing(SealingKeyError::Damaged { .. }))));
+        assert!(matches!(
+            keys.of("n1", "data", "db"),
+            Err(KeyError::Sealing(SealingKeyError::Damaged { .. }))
+        ));
         fs::remove_file(&sealing).unwrap();
         assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::Sealing(SealingKeyError::Lost { .. }))));
     }

@@ -168,13 +168,7 @@ impl Reader for Arc<Connections> {
         let query = "SELECT name, user, nonce, sealed, added FROM credentials ORDER BY name";
         self.all("credentials", query, [], |row| {
             let (nonce, sealed) = (row.get(2)?, row.get(3)?);
-            Ok(CredentialsRow {
-                name: row.get(0)?,
-                user: row.get(1)?,
-                nonce,
-                sealed,
-                added: parsed(row, 4)?,
-            })
+            Ok(CredentialsRow { name: row.get(0)?, user: row.get(1)?, nonce, sealed, added: parsed(row, 4)? })
         })
     }
 

@@ -102,8 +102,7 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
         }
         Change::PutCredentials(row) => {
-            let insert =
-                "INSERT OR REPLACE INTO credentials (name, user, nonce, sealed, added) VALUES (?, ?, ?, ?, ?)";
+            let insert = "INSERT OR REPLACE INTO credentials (name, user, nonce, sealed, added) VALUES (?, ?, ?, ?, ?)";
             let values = params![row.name, row.user, row.nonce, row.sealed, row.added.to_string()];
             db.prepare_cached(insert)?.execute(values)?;
         }

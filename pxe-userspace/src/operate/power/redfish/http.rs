@@ -79,7 +79,11 @@ pub(super) async fn connect(url: &BmcUrl, pins: &Pins, limits: &Limits) -> Resul
     let pinned = pins.get(&place);
     let (stream, shown) = open(url, limits, pinned).await?;
     if let (None, Some(shown)) = (pinned, shown) {
-        tracing::info!(bmc = place, fingerprint = hex(&shown), "a BMC's certificate was seen first, and is trusted");
+        tracing::info!(
+            bmc = place,
+            fingerprint = hex(&shown),
+            "a BMC's certificate was seen first, and is trusted"
+        );
         pins.put(&place, shown).await?;
     }
     let handshake = http1::handshake(TokioIo::new(stream)).await;
@@ -160,7 +164,8 @@ impl Connection {
             let response = self.sender.send_request(request).await;
             answer(url, response.map_err(|error| unreachable(url, &error))?).await
         };
-        let slow = |_| PowerError::Slow { bmc: url.authority(), doing: "it was asked", limit: limits.request };
+        let slow =
+            |_| PowerError::Slow { bmc: url.authority(), doing: "it was asked", limit: limits.request };
         tokio::time::timeout(limits.request, exchanging).await.map_err(slow)?
     }
 }

@@ -205,7 +205,11 @@ impl Driver for Redfish {
             Ok(_) => Ok(()),
             // What it says to an order that came to nothing, because the machine is so already.
             Err(refused @ PowerError::Refused { .. }) => {
-                if self.read().await?.state == wanted { Ok(()) } else { Err(refused) }
+                if self.read().await?.state == wanted {
+                    Ok(())
+                } else {
+                    Err(refused)
+                }
             }
             Err(error) => Err(error),
         }
