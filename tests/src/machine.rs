@@ -87,6 +87,51 @@ impl Spec {
             disks: Vec::new(),
         }
     }
+
+    /// Where its serial console is logged.
+    pub fn console(&self, world: &World) -> PathBuf {
+        world.path(format!("{}.console", self.name))
+    }
+
+    /// What powers it on: QEMU, with the machine in its arguments, for who starts it by himself.
+    pub fn qemu(&self, world: &World, capture: Option<&Path>) -> Result<Command> {
+        let console = self.console(world);
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-name", &self.name, "-uuid", &self.uuid]);
+        qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &self.memory_mib.to_string()]);
+        qemu.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
+        qemu.arg("-serial").arg(format!("file:{}", console.display()));
+        let mut netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", self.tap);
+        if let Some(path) = capture {
+            // Otherwise filter-dump writes virtio-net's header, of changing length, before each frame.
+            netdev += ",vnet_hdr=off";
+            qemu.args(["-object", &format!("filter-dump,id=dump,netdev=n0,file={}", path.display())]);
+            qemu.args(["-rtc", "base=2000-01-01T00:00:00,clock=vm"]);
+        }
+        qemu.args(["-netdev", &netdev]);
+        for (n, Disk { serial, image }) in self.disks.iter().enumerate() {
+            qemu.args(["-drive", &format!("if=none,id=disk{n},format=raw,file={}", image.display())]);
+            qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{n},serial={serial}")]);
+        }
+        let card = format!("netdev=n0,mac={},bootindex=1", self.mac);
+        match self.firmware {
+            Firmware::Bios => {
+                qemu.args(["-machine", "q35,graphics=off", "-boot", "order=n"]);
+                qemu.args(["-device", &format!("virtio-net-pci,{card}")]);
+            }
+            Firmware::Uefi => {
+                // UEFI variables are written to, so every boot begins with fresh ones.
+                let vars = world.path(format!("{}.vars.fd", self.name));
+                fs::copy(OVMF_VARS, &vars).with_context(|| format!("{OVMF_VARS}: is ovmf installed?"))?;
+                let pflash = "if=pflash,format=raw";
+                qemu.args(["-machine", "q35", "-drive", &format!("{pflash},readonly=on,file={OVMF_CODE}")]);
+                qemu.args(["-drive", &format!("{pflash},file={}", vars.display())]);
+                // Without romfile= QEMU's iPXE ROM takes the place of EDK2's PXE.
+                qemu.args(["-device", &format!("virtio-net-pci,romfile=,{card}")]);
+            }
+        }
+        Ok(qemu)
+    }
 }
 
 /// A machine that is on. Dropping it powers it off.
@@ -101,41 +146,8 @@ impl Machine {
     /// Powers a machine on. With `capture`, QEMU writes every frame of its card to that file, with times
     /// counted from power-on (see [`CAPTURE_EPOCH`]).
     pub fn power_on(world: &World, spec: Spec, capture: Option<&Path>) -> Result<Self> {
-        let console = world.path(format!("{}.console", spec.name));
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-name", &spec.name, "-uuid", &spec.uuid]);
-        qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &spec.memory_mib.to_string()]);
-        qemu.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
-        qemu.arg("-serial").arg(format!("file:{}", console.display()));
-        let mut netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", spec.tap);
-        if let Some(path) = capture {
-            // Otherwise filter-dump writes virtio-net's header, of changing length, before each frame.
-            netdev += ",vnet_hdr=off";
-            qemu.args(["-object", &format!("filter-dump,id=dump,netdev=n0,file={}", path.display())]);
-            qemu.args(["-rtc", "base=2000-01-01T00:00:00,clock=vm"]);
-        }
-        qemu.args(["-netdev", &netdev]);
-        for (n, Disk { serial, image }) in spec.disks.iter().enumerate() {
-            qemu.args(["-drive", &format!("if=none,id=disk{n},format=raw,file={}", image.display())]);
-            qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{n},serial={serial}")]);
-        }
-        let card = format!("netdev=n0,mac={},bootindex=1", spec.mac);
-        match spec.firmware {
-            Firmware::Bios => {
-                qemu.args(["-machine", "q35,graphics=off", "-boot", "order=n"]);
-                qemu.args(["-device", &format!("virtio-net-pci,{card}")]);
-            }
-            Firmware::Uefi => {
-                // UEFI variables are written to, so every boot begins with fresh ones.
-                let vars = world.path(format!("{}.vars.fd", spec.name));
-                fs::copy(OVMF_VARS, &vars).with_context(|| format!("{OVMF_VARS}: is ovmf installed?"))?;
-                let pflash = "if=pflash,format=raw";
-                qemu.args(["-machine", "q35", "-drive", &format!("{pflash},readonly=on,file={OVMF_CODE}")]);
-                qemu.args(["-drive", &format!("{pflash},file={}", vars.display())]);
-                // Without romfile= QEMU's iPXE ROM takes the place of EDK2's PXE.
-                qemu.args(["-device", &format!("virtio-net-pci,romfile=,{card}")]);
-            }
-        }
+        let console = spec.console(world);
+        let mut qemu = spec.qemu(world, capture)?;
         // After several power-ons, an old boot's console must not be shown.
         let _ = fs::remove_file(&console);
         let powered_on = Timestamp::now();

@@ -4,6 +4,7 @@ mod access;
 mod debug;
 mod kernel;
 mod node;
+mod power;
 mod rules;
 mod sending;
 mod show;
@@ -105,6 +106,12 @@ pub enum Ask {
     /// They are kept in the database, beside those of the configuration file, and say the same: docs/machines.md.
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Switch machines' power, and ask whether they are on: by Redfish, IPMI, Wake-on-LAN or a command of yours.
+    ///
+    /// `power = { … }` of a node says how: docs/power.md. Exit code 1 when one machine failed; each is named with its
+    /// cause.
+    #[command(subcommand, after_help = power::TEACH)]
+    Power(power::PowerCommand),
     /// Addresses given to machines.
     Leases(Reading),
     /// Files below the files root.
@@ -297,6 +304,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Status(reading) => read::<documents::Status>(&reading, "/api/status", out, show::status),
         Ask::Nodes { selector, reading } => nodes(&selector, &reading, out),
         Ask::Node(command) => node::run(command, out),
+        Ask::Power(command) => power::run(command, out),
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
         Ask::Files(reading) => read(&reading, "/api/files", out, show::files),
         Ask::Images(reading) => read(&reading, "/api/images", out, show::images),

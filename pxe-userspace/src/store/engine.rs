@@ -4,8 +4,8 @@ use pxe_common::Mac;
 
 use super::ReadError;
 use super::rows::{
-    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow,
-    VolumeKeyId,
+    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LeaseRow, NamedRow, NodeRow, PinRow,
+    SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// What an engine's own errors become.
@@ -72,4 +72,10 @@ pub trait Reader: Send + Sync + 'static {
 
     /// Every machine that a rule took, by name.
     fn named(&self) -> Result<Vec<NamedRow>, ReadError>;
+
+    /// All credentials, by name.
+    fn credentials(&self) -> Result<Vec<CredentialsRow>, ReadError>;
+
+    /// The certificates that BMCs showed, in no order.
+    fn pins(&self) -> Result<Vec<PinRow>, ReadError>;
 }

@@ -100,6 +100,26 @@ pub struct NamedRow {
     pub facts: String,
 }
 
+/// Who the appliance is before BMCs: a user, and a password, sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialsRow {
+    pub name: String,
+    pub user: String,
+    pub nonce: Vec<u8>,
+    pub sealed: Vec<u8>,
+    pub added: Timestamp,
+}
+
+/// The certificate that a BMC showed when it was first asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinRow {
+    /// `HOST:PORT`.
+    pub place: String,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+    pub since: Timestamp,
+}
+
 /// Something that somebody changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRow {
@@ -132,6 +152,11 @@ pub enum Change {
     /// In place of what there was of that name.
     PutNamed(NamedRow),
     RemoveNamed(String),
+    /// In place of what there was of that name.
+    PutCredentials(CredentialsRow),
+    RemoveCredentials(String),
+    /// In place of the one that the place had.
+    PutPin(PinRow),
 }
 
 impl Change {
@@ -148,6 +173,8 @@ impl Change {
             Self::PutNode(_) | Self::RemoveNode(_) | Self::PutNamed(_) | Self::RemoveNamed(_) => {
                 Durability::All
             }
+            // A password that was taken away must not come back, and whom to trust is not decided twice.
+            Self::PutCredentials(_) | Self::RemoveCredentials(_) | Self::PutPin(_) => Durability::All,
             Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => match document {
                 Document::Hold => Durability::All,
                 // A count that a power cut takes back costs a boot, and so does a session.
@@ -169,6 +196,8 @@ impl Change {
             Self::AddAudit(_) => "the audit",
             Self::PutNode(_) | Self::RemoveNode(_) => "machines",
             Self::PutNamed(_) | Self::RemoveNamed(_) => "names of machines",
+            Self::PutCredentials(_) | Self::RemoveCredentials(_) => "credentials",
+            Self::PutPin(_) => "certificates of BMCs",
         }
     }
 }

@@ -94,6 +94,9 @@ const PIECES: &[Piece] = {
         piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
+        piece(Test,   "ipmitool",            Program("ipmitool"),           "speaks IPMI for the appliance"),
+        piece(Test,   "openipmi",            Program("ipmi_sim"),           "a BMC that is asked by IPMI"),
+        piece(Test,   "python3-venv",        File("/usr/share/doc/python3-venv"), "holds the Redfish emulator"),
 
         piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),
         piece(Bench,  "iptables",            Program("iptables"),           "keeps the load client's host out of what is measured"),

@@ -320,4 +320,4 @@ fn stable_mac(bridge: &str, first_port: Option<&Link>) -> Mac {
 #[cfg(test)]
 mod ceiling_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

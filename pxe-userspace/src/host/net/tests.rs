@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::*;
 use crate::config::FastPath;
 
-pub(super) const HTTP: Http = Http { port: 8080, tls_port: 8443 };
+pub(crate) const HTTP: Http = Http { port: 8080, tls_port: 8443 };
 
 /// Runs `test` on a thread in a new network namespace, which vanishes with the thread.
-pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: making a network namespace takes root");
         return;
@@ -24,7 +24,7 @@ pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(super) fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip runs");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("ip prints text")
@@ -53,7 +53,7 @@ fn picture() -> String {
     format!("{}\n{masters:?}\n{addresses:?}", links.join("\n"))
 }
 
-pub(super) fn network(bridge: &str, ports: &[&str]) -> Network {
+pub(crate) fn network(bridge: &str, ports: &[&str]) -> Network {
     Network {
         bridge: bridge.into(),
         address: "10.77.0.1/24".parse().expect("a network"),
@@ -63,7 +63,7 @@ pub(super) fn network(bridge: &str, ports: &[&str]) -> Network {
     }
 }
 
-pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 

@@ -101,6 +101,19 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         Change::RemoveNamed(name) => {
             db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
         }
+        Change::PutCredentials(row) => {
+            let insert = "INSERT OR REPLACE INTO credentials (name, user, nonce, sealed, added) VALUES (?, ?, ?, ?, ?)";
+            let values = params![row.name, row.user, row.nonce, row.sealed, row.added.to_string()];
+            db.prepare_cached(insert)?.execute(values)?;
+        }
+        Change::RemoveCredentials(name) => {
+            db.prepare_cached("DELETE FROM credentials WHERE name = ?")?.execute([name])?;
+        }
+        Change::PutPin(pin) => {
+            let insert = "INSERT OR REPLACE INTO pin (place, fingerprint, since) VALUES (?, ?, ?)";
+            let values = params![pin.place, pin.fingerprint, pin.since.to_string()];
+            db.prepare_cached(insert)?.execute(values)?;
+        }
         Change::AddAudit(entry) => {
             let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
             db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
