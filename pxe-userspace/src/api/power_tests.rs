@@ -95,7 +95,7 @@ async fn credentials_are_kept_and_never_shown() {
     let daemon = Daemon::start().await;
     let api = daemon.api.display().to_string();
     let put =
-        |body: &'static str| curl(daemon.api, "/api/power/credentials/rack", &["-X", "PUT", "--json", body]);
+        async |body: &str| curl(daemon.api, "/api/power/credentials/rack", &["-X", "PUT", "--json", body]).await;
     let answer = put(r#"{"user": "root", "password": "hunter2hunter2"}"#).await;
     assert_eq!(answer.status, 200);
     let said = |body: &[u8]| String::from_utf8_lossy(body).into_owned();
