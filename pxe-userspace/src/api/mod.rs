@@ -36,6 +36,8 @@ mod page;
 pub mod people;
 mod places;
 mod power;
+#[cfg(test)]
+mod power_tests;
 mod range;
 mod rates;
 mod read;

@@ -25,7 +25,7 @@ use crate::machines::kept::selector::Nothing;
 use crate::operate::audit::Did;
 use crate::operate::power::credentials::{AddError, Known};
 use crate::operate::power::pins::NewPin;
-use crate::operate::power::{Action, BootOnce, From, Mode, PowerError, Verb};
+use crate::operate::power::{Action, BootOnce, Mode, NetBoot, PowerError, Verb};
 
 /// Whose power is asked for.
 #[derive(Clone, Debug, Deserialize)]
@@ -42,7 +42,7 @@ pub(super) struct Ordered {
     action: Verb,
     /// What they boot next, once.
     #[serde(default)]
-    boot: Option<From>,
+    boot: Option<NetBoot>,
 }
 
 pub(super) async fn status(
@@ -94,7 +94,7 @@ fn answer(
     by: Option<By>,
     machines: Vec<Machine>,
     verb: Verb,
-    boot: Option<From>,
+    boot: Option<NetBoot>,
 ) -> Response {
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(async move {
@@ -126,7 +126,7 @@ async fn act(
     node: Option<Arc<Node>>,
     machine: Machine,
     verb: Verb,
-    boot: Option<From>,
+    boot: Option<NetBoot>,
 ) -> PowerResult {
     // As its firmware was seen; of one that was never seen, UEFI.
     let mode = if machine.firmware.is_some() && !machine.is_uefi() { Mode::Bios } else { Mode::Uefi };

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::stage::Stage;
 
 use crate::base::lock::Unpoisoned as _;
 use crate::host::net::{BridgeInfo, Stations};
@@ -34,7 +35,9 @@ struct Known {
 
 impl Heard for Known {
     fn heard(&self, mac: Mac) -> Option<Timestamp> {
-        let boot = self.machines.get(mac).and_then(|machine| machine.since);
+        // That nothing more came of a boot is a step of it, too.
+        let boot = self.machines.get(mac).filter(|machine| machine.stage != Some(Stage::Failed));
+        let boot = boot.and_then(|machine| machine.since);
         let frame = self.stations.lock().unpoisoned().heard_ago(mac);
         let frame = frame.and_then(|ago| Timestamp::now().checked_sub(ago).ok());
         boot.max(frame)

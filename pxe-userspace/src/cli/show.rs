@@ -171,7 +171,7 @@ pub(super) fn power(results: &[PowerResult]) -> String {
         let what = outcome.map(|outcome| match (outcome.switched, outcome.boot) {
             (false, _) => "",
             (true, None) => "switched",
-            (true, Some(boot)) if boot.from == power::From::Http => "switched, boots by HTTP once",
+            (true, Some(boot)) if boot.from == power::NetBoot::Http => "switched, boots by HTTP once",
             (true, Some(_)) => "switched, boots by PXE once",
         });
         [

@@ -70,6 +70,9 @@ pub struct Machine {
     pub labels: Vec<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub keys: BTreeMap<String, String>,
+    /// How its power is switched: `redfish`, `ipmi`, `wol` or `command`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub power: Option<String>,
     /// What of its declaration is not in effect, and why.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
@@ -116,6 +119,7 @@ impl Machine {
             reserved: None,
             labels: Vec::new(),
             keys: BTreeMap::new(),
+            power: None,
             problem: None,
         }
     }
@@ -128,6 +132,7 @@ impl Machine {
         self.reserved = node.and_then(|n| n.address);
         self.labels = node.map(|n| n.labels.clone()).unwrap_or_default();
         self.keys = node.map(|n| n.keys.clone()).unwrap_or_default();
+        self.power = node.and_then(|n| n.power.as_ref()).map(|power| power.driver().to_owned());
         self.problem = node.and_then(|n| n.problem.clone());
     }
 

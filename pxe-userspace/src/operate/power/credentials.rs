@@ -163,9 +163,7 @@ impl Credentials {
         Ok(Login { user, password: Zeroizing::new(password), added, name: name.clone() })
     }
 
-    fn key<E: std::convert::From<SealingKeyError> + std::convert::From<ReadError>>(
-        &self,
-    ) -> Result<SealingKey, E> {
+    fn key<E: From<SealingKeyError> + From<ReadError>>(&self) -> Result<SealingKey, E> {
         SealingKey::open(&self.0.sealing_key, "credentials", || {
             Ok(!self.0.store.reader().credentials()?.is_empty())
         })

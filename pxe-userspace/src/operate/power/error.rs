@@ -16,6 +16,8 @@ pub enum PowerError {
          power.redfish=URL` (docs/power.md)"
     )]
     NoPower,
+    #[error("its power is not switched over TLS, so there is no certificate to trust")]
+    NoCertificate,
     #[error("no credentials are called {0}: `bridgehead power credentials add {0} --user USER`")]
     NoCredentials(String),
     #[error(
@@ -109,6 +111,7 @@ impl PowerError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::NoPower
+            | Self::NoCertificate
             | Self::NoCredentials(_)
             | Self::CredentialsWanted { .. }
             | Self::SeveralSystems { .. }

@@ -5,7 +5,7 @@
 use zeroize::Zeroizing;
 
 use super::credentials::{Login, bounded};
-use super::{BootOnce, Driver, Limits, Mode, PowerError, State, child};
+use super::{BootOnce, Driver, Limits, Mode, NetBoot, PowerError, State, child};
 
 const PROGRAM: &str = "ipmitool";
 /// Of IPMI 2.0 (section 22.30, Set User Password).
@@ -108,7 +108,7 @@ impl Driver for Ipmi {
             Mode::Bios => &["bootdev", "pxe"],
         };
         self.chassis(words).await?;
-        Ok(Some(BootOnce { from: super::From::Pxe, ..boot }))
+        Ok(Some(BootOnce { from: NetBoot::Pxe, ..boot }))
     }
 
     fn place(&self) -> String {

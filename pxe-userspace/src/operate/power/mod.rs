@@ -69,7 +69,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BootOnce {
-    pub from: From,
+    pub from: NetBoot,
     /// For firmware that can do both.
     pub mode: Mode,
 }
@@ -77,7 +77,7 @@ pub struct BootOnce {
 /// A way to boot from the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum From {
+pub enum NetBoot {
     Pxe,
     /// UEFI HTTP Boot; by PXE where the BMC does not know it.
     Http,
@@ -319,7 +319,8 @@ impl Powers {
             Some(Power::Redfish { url, .. }) => {
                 redfish::trust(&url, &self.0.pins, &self.0.limits, fingerprint).await
             }
-            Some(Power::Ipmi { .. } | Power::Wol | Power::Command(_)) | None => Err(PowerError::NoPower),
+            Some(Power::Ipmi { .. } | Power::Wol | Power::Command(_)) => Err(PowerError::NoCertificate),
+            None => Err(PowerError::NoPower),
         }
     }
 

@@ -91,7 +91,7 @@ fn sushy_tools_emulator_is_switched_and_its_certificate_is_pinned() {
         let dir = tempfile::tempdir().unwrap();
         let peer = emulator(dir.path(), "first");
         let machine = node(json!({ "redfish": "https://127.0.0.1:8443", "credentials": "rack" }));
-        let boot = BootOnce { from: From::Http, mode: Mode::Uefi };
+        let boot = BootOnce { from: NetBoot::Http, mode: Mode::Uefi };
         run(async {
             let powers = open(dir.path());
             let off = powers.act(&machine, Action::Status).await.unwrap();
@@ -176,11 +176,11 @@ fn openipmis_simulator_is_switched() {
         let machine = node(json!({ "ipmi": "127.0.0.1", "credentials": "rack" }));
         run(async {
             let powers = open(dir.path());
-            let boot = BootOnce { from: From::Http, mode: Mode::Uefi };
+            let boot = BootOnce { from: NetBoot::Http, mode: Mode::Uefi };
             assert_eq!(powers.act(&machine, Action::Status).await.unwrap().state, State::Off);
             let on = powers.act(&machine, Action::On { boot: Some(boot) }).await.unwrap();
             assert_eq!((on.state, on.switched), (State::On, true));
-            assert_eq!(on.boot, Some(BootOnce { from: From::Pxe, ..boot }));
+            assert_eq!(on.boot, Some(BootOnce { from: NetBoot::Pxe, ..boot }));
             powers.act(&machine, Action::Cycle { boot: None }).await.unwrap();
             assert_eq!(powers.act(&machine, Action::Off).await.unwrap().state, State::Off);
             let asked = std::fs::read_to_string(dir.path().join("chassis.asked")).unwrap();

@@ -26,7 +26,7 @@ fn redfish(number: u16, url: &str) -> Node {
     node(number, json!({ "redfish": url, "credentials": "rack" }))
 }
 
-const HTTP: BootOnce = BootOnce { from: From::Http, mode: Mode::Uefi };
+const HTTP: BootOnce = BootOnce { from: NetBoot::Http, mode: Mode::Uefi };
 
 async fn faulty(faults: &[(&str, Fault)]) -> Bmcs {
     Bmcs::start(faults.iter().map(|(name, fault)| ((*name).to_owned(), *fault))).await
@@ -55,7 +55,7 @@ async fn a_machine_is_switched_on_cycled_and_off_once_each() {
     assert_eq!(bmc.sessions, 1, "one session for all of it");
 
     let old = powers.act(&redfish(2, &bmcs.url("old")), Action::On { boot: Some(HTTP) }).await.unwrap();
-    assert_eq!(old.boot.map(|boot| boot.from), Some(From::Pxe));
+    assert_eq!(old.boot.map(|boot| boot.from), Some(NetBoot::Pxe));
     assert_eq!(
         bmcs.get("old").boot,
         json!({ "BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe" })

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::super::{BootOnce, From, State, Verb};
+use super::super::{BootOnce, NetBoot, State, Verb};
 
 /// Members of a collection, and values of a list, that are looked at.
 const LIST_MAX: usize = 256;
@@ -41,12 +41,12 @@ impl System {
     }
 
     /// Targets of a boot override, the nearest to what is wanted first.
-    pub(super) fn boot_targets(&self, boot: BootOnce) -> Vec<(&'static str, From)> {
-        let wanted: &[(&'static str, From)] = match boot.from {
-            From::Http => &[("UefiHttp", From::Http), ("Pxe", From::Pxe)],
-            From::Pxe => &[("Pxe", From::Pxe)],
+    pub(super) fn boot_targets(&self, boot: BootOnce) -> Vec<(&'static str, NetBoot)> {
+        let wanted: &[(&'static str, NetBoot)] = match boot.from {
+            NetBoot::Http => &[("UefiHttp", NetBoot::Http), ("Pxe", NetBoot::Pxe)],
+            NetBoot::Pxe => &[("Pxe", NetBoot::Pxe)],
         };
-        let allowed = |(target, _): &&(&'static str, From)| {
+        let allowed = |(target, _): &&(&'static str, NetBoot)| {
             self.targets.is_empty() || self.targets.iter().any(|its| its == target)
         };
         let nearest: Vec<_> = wanted.iter().filter(allowed).copied().collect();
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(reset(&["GracefulShutdown", "PushPowerButton"], Verb::Off), Some("PushPowerButton"));
         assert_eq!(reset(&["Nmi"], Verb::Off), None);
         assert_eq!(reset(&[], Verb::Off), Some("ForceOff"), "it does not say");
-        let http = BootOnce { from: From::Http, mode: Mode::Uefi };
+        let http = BootOnce { from: NetBoot::Http, mode: Mode::Uefi };
         let targets = |targets: &[&str]| -> Vec<&str> {
             read("Off", &[], targets).boot_targets(http).into_iter().map(|(target, _)| target).collect()
         };

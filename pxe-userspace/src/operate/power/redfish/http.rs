@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -44,7 +44,7 @@ pub(super) struct Connection {
 pub(super) struct Asked<'a> {
     pub(super) method: Method,
     pub(super) path: &'a str,
-    pub(super) body: Option<&'a Value>,
+    pub(super) body: Option<Bytes>,
     /// What the document was when it was read: a change is refused where it is another by now.
     pub(super) etag: Option<&'a str>,
     pub(super) authority: Option<&'a Authority>,
@@ -52,7 +52,7 @@ pub(super) struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     /// One that nobody has to be known for.
-    pub(super) fn open(method: Method, path: &'a str, body: Option<&'a Value>) -> Self {
+    pub(super) fn open(method: Method, path: &'a str, body: Option<Bytes>) -> Self {
         Self { method, path, body, etag: None, authority: None }
     }
 }
@@ -195,7 +195,7 @@ fn request(url: &BmcUrl, asked: Asked<'_>) -> Result<Request<Body>, hyper::http:
     match asked.body {
         Some(body) => {
             request = request.header(header::CONTENT_TYPE, "application/json");
-            request.body(Body::from(body.to_string()))
+            request.body(Body::from(body))
         }
         None => request.body(Body::empty()),
     }

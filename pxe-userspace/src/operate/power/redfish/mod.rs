@@ -10,9 +10,10 @@ mod session;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use pxe_contract::backoff::Backoff;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::credentials::{Login, bounded};
 use super::pins::{Fingerprint, NewPin, Pins};
@@ -44,15 +45,15 @@ pub(super) struct Redfish {
     parts: Parts,
     connection: Option<Connection>,
     authority: Option<Authority>,
-    /// The session was opened for this order, so it can't be too old.
-    fresh: bool,
+    /// The session was opened anew, and nothing has succeeded since.
+    renewed: bool,
     /// The path of the system.
     system: Option<String>,
 }
 
 impl Redfish {
     pub(super) fn new(url: BmcUrl, login: Option<Login>, parts: Parts) -> Self {
-        Self { url, login, parts, connection: None, authority: None, fresh: false, system: None }
+        Self { url, login, parts, connection: None, authority: None, renewed: false, system: None }
     }
 
     /// The path that the service begins at; the URL may say more than that.
@@ -104,22 +105,26 @@ impl Redfish {
         &mut self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: Option<Bytes>,
         etag: Option<&str>,
     ) -> Result<Answer, PowerError> {
         loop {
             let authority = self.authority().await?;
-            let asked = Asked { method: method.clone(), path, body, etag, authority: Some(&authority) };
+            let asked =
+                Asked { method: method.clone(), path, body: body.clone(), etag, authority: Some(&authority) };
             let answer = self.patiently(asked).await?;
             match answer.status {
-                status if status.is_success() => return Ok(answer),
+                status if status.is_success() => {
+                    self.renewed = false;
+                    return Ok(answer);
+                }
                 StatusCode::UNAUTHORIZED if matches!(authority, Authority::Token(_)) => {
-                    if self.fresh {
-                        self.forget_session();
+                    self.forget_session();
+                    if self.renewed {
                         return Err(PowerError::SessionLost { bmc: self.place() });
                     }
                     tracing::debug!(bmc = self.place(), "the session is lost: another is opened");
-                    self.forget_session();
+                    self.renewed = true;
                 }
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied(&answer)),
                 status if is_passing(status) => return Err(self.broken(&answer, &method, path)),
@@ -200,8 +205,8 @@ impl Driver for Redfish {
             let allowed = system.resets.iter().map(|reset| bounded(reset)).collect();
             return Err(PowerError::NotAllowed { bmc: self.place(), verb, allowed });
         };
-        let body = json!({ "ResetType": reset });
-        match self.ask(Method::POST, &system.reset_target, Some(&body), None).await {
+        let body = Bytes::from(json!({ "ResetType": reset }).to_string());
+        match self.ask(Method::POST, &system.reset_target, Some(body), None).await {
             Ok(_) => Ok(()),
             // What it says to an order that came to nothing, because the machine is so already.
             Err(refused @ PowerError::Refused { .. }) => {
@@ -229,8 +234,8 @@ impl Driver for Redfish {
                     Some(Mode::Bios) => settings["BootSourceOverrideMode"] = "Legacy".into(),
                     None => {}
                 }
-                let body = json!({ "Boot": settings });
-                match self.ask(Method::PATCH, &path, Some(&body), system.etag.as_deref()).await {
+                let body = Bytes::from(json!({ "Boot": settings }).to_string());
+                match self.ask(Method::PATCH, &path, Some(body), system.etag.as_deref()).await {
                     Ok(_) => return Ok(Some(BootOnce { from, ..boot })),
                     Err(error @ PowerError::Refused { .. }) => refused = Some(error),
                     Err(error) => return Err(error),
@@ -259,7 +264,7 @@ pub(super) async fn trust(
 ) -> Result<NewPin, PowerError> {
     let bmc = url.authority();
     if !url.tls {
-        return Err(PowerError::Tls { bmc, why: "it is asked without TLS, as its URL says".into() });
+        return Err(PowerError::NoCertificate);
     }
     let found = http::certificate_of(url, limits).await?;
     if let Some(wanted) = wanted {

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::super::credentials::{Login, SECRET_MAX};
 use super::super::{Driver as _, PowerError};
 use super::http::Asked;
 use super::{Redfish, documents, is_passing};
@@ -43,7 +45,6 @@ impl Redfish {
             Some(authority) => authority,
             None => {
                 let opened = self.open().await?;
-                self.fresh = true;
                 if let Some(key) = self.key() {
                     self.parts.sessions.0.lock().unpoisoned().insert(key, opened.clone());
                 }
@@ -69,7 +70,8 @@ impl Redfish {
     async fn open(&mut self) -> Result<Authority, PowerError> {
         let Some(login) = &self.login else { return Ok(Authority::Nobody) };
         let pair = Zeroizing::new(format!("{}:{}", login.user, login.password.as_str()));
-        let basic = Authority::Basic(Arc::new(Zeroizing::new(format!("Basic {}", base64(pair.as_bytes())))));
+        let pair = Zeroizing::new(base64(pair.as_bytes()));
+        let basic = Authority::Basic(Arc::new(Zeroizing::new(format!("Basic {}", pair.as_str()))));
         let root = self.root();
         // Everybody may read it (section 9.4.2), and some ask all the same.
         let answer = self.patiently(Asked::open(Method::GET, &root, None)).await?;
@@ -85,8 +87,8 @@ impl Redfish {
         let document = answer.document().map_err(|what| self.not_redfish(what))?;
         let Some(path) = documents::sessions(&document) else { return Ok(basic) };
         let Some(login) = &self.login else { return Ok(Authority::Nobody) };
-        let body = json!({ "UserName": login.user, "Password": login.password.as_str() });
-        let answer = self.patiently(Asked::open(Method::POST, &path, Some(&body))).await?;
+        let body = opening(login);
+        let answer = self.patiently(Asked::open(Method::POST, &path, Some(body))).await?;
         match answer.status {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(basic),
             status if status.is_success() => match answer.token {
@@ -100,4 +102,19 @@ impl Redfish {
             _ => Err(self.refused(&answer, &Method::POST, &path)),
         }
     }
+}
+
+/// The body that opens a session, wiped once it was sent.
+fn opening(login: &Login) -> Bytes {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Opening<'a> {
+        user_name: &'a str,
+        password: &'a str,
+    }
+    // Each character may need six to be written (RFC 8259 section 7). One allocation leaves no copy behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(12 * SECRET_MAX + 64));
+    let opening = Opening { user_name: &login.user, password: &login.password };
+    serde_json::to_writer(&mut *body, &opening).expect("a Vec takes everything");
+    Bytes::from_owner(body)
 }
