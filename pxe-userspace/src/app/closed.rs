@@ -43,6 +43,37 @@ pub(super) fn directory(state: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    /// Does not compile if one of the types has `Debug`: then both traits fit, and it is not clear which is meant.
+    macro_rules! has_no_debug {
+        ($($secret:ty),* $(,)?) => {$({
+            trait Fits<Which> {
+                fn check() {}
+            }
+            struct WithDebug;
+            impl<T: ?Sized> Fits<()> for T {}
+            impl<T: ?Sized + std::fmt::Debug> Fits<WithDebug> for T {}
+            <$secret as Fits<_>>::check();
+        })*};
+    }
+
+    #[test]
+    fn no_secret_can_be_printed_by_mistake() {
+        has_no_debug!(
+            crate::nodes::trust::Authority,
+            crate::nodes::trust::Identity,
+            crate::nodes::trust::Trust,
+            crate::provision::storage::Storage,
+            crate::provision::storage::keys::Keys,
+            crate::operate::access::Code,
+            crate::machines::rescue::Rescues,
+            crate::api::documents::NewToken,
+            crate::api::documents::WayIn,
+            pxe_contract::ticket::Ticket,
+            pxe_contract::ticket::SessionRequest<pxe_common::Mac>,
+            pxe_contract::storage::KeysAnswer,
+        );
+    }
+
     #[test]
     fn a_state_directory_is_its_owners_alone_from_now_on() {
         let dir = tempfile::tempdir().unwrap();

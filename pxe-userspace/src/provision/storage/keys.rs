@@ -2,7 +2,6 @@
 //! database they are encrypted with XChaCha20-Poly1305 under a key in a separate file, so that a copy of the database
 //! opens no disk. Each is bound to its machine and volume.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -82,8 +81,8 @@ impl Keys {
     fn cipher(&self) -> Result<XChaCha20Poly1305, KeyError> {
         let path = &self.sealing_key;
         let failed = |source| KeyError::SealingKey { path: path.clone(), source };
-        let key = match fs::read(path) {
-            Ok(key) => Zeroizing::new(key),
+        let key = match secret_file::read(path) {
+            Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.store.reader().has_volume_keys()? {
                     return Err(KeyError::SealingKeyLost(path.clone()));
@@ -101,6 +100,7 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;

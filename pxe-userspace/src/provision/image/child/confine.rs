@@ -63,6 +63,7 @@ pub(super) enum ConfineError {
 /// Confines this process, which has one thread. `daemon` is its parent.
 pub(super) fn process(limits: &Limits, daemon: Pid) -> Result<(), ConfineError> {
     limit(limits)?;
+    drop_bounding_set();
     drop_user()?;
     drop_capabilities()?;
     step("PR_SET_DUMPABLE", set_dumpable(false))?;
@@ -79,13 +80,14 @@ fn step<T>(what: &'static str, done: Result<T, impl Into<io::Error>>) -> Result<
 }
 
 fn limit(limits: &Limits) -> Result<(), ConfineError> {
-    for (what, resource, most) in [
-        ("RLIMIT_AS", Resource::RLIMIT_AS, limits.memory),
-        ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE, limits.file),
-        ("RLIMIT_CPU", Resource::RLIMIT_CPU, limits.cpu),
-        ("RLIMIT_CORE", Resource::RLIMIT_CORE, 0),
+    for (what, resource, most, last) in [
+        ("RLIMIT_AS", Resource::RLIMIT_AS, limits.memory, limits.memory),
+        ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE, limits.file, limits.file),
+        // SIGXCPU, which says why, comes before SIGKILL.
+        ("RLIMIT_CPU", Resource::RLIMIT_CPU, limits.cpu, limits.cpu + 10),
+        ("RLIMIT_CORE", Resource::RLIMIT_CORE, 0, 0),
     ] {
-        step(what, setrlimit(resource, most, most))?;
+        step(what, setrlimit(resource, most, last))?;
     }
     Ok(())
 }
@@ -118,12 +120,15 @@ fn user() -> (Uid, Gid) {
     (Uid::from_raw(id), Gid::from_raw(id))
 }
 
-fn drop_capabilities() -> Result<(), ConfineError> {
+/// Refused for numbers that the kernel does not know, and to who has no CAP_SETPCAP. That is no loss: the set limits what
+/// execve(2) gives, and there will be no execve.
+fn drop_bounding_set() {
     for number in 0..u64::BITS {
-        // Refused for numbers that the kernel does not know, and to who has no CAP_SETPCAP. The bounding set limits
-        // what execve(2) gives, and there is no execve any more.
         let _ = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number));
     }
+}
+
+fn drop_capabilities() -> Result<(), ConfineError> {
     step("PR_SET_NO_NEW_PRIVS", set_no_new_privs(true))?;
     step("PR_CAP_AMBIENT", clear_ambient_capability_set())?;
     let none = CapabilitySet::empty();

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
-use std::os::fd::{AsFd as _, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -46,8 +46,10 @@ pub fn run() -> ExitCode {
 fn child() -> io::Result<()> {
     let daemon = getppid();
     close_others()?;
-    let mut channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let (job, limits, descriptors) = messages::take(&channel)?;
+    // By read(2) and write(2): a socket's own calls are among those that are given up.
+    let mut channel = File::from(OwnedFd::from(channel));
     let mut files = Files(
         job.files.iter().copied().zip(descriptors.into_iter().map(|fd| Some(File::from(fd)))).collect(),
     );
@@ -61,7 +63,7 @@ fn child() -> io::Result<()> {
     let mut spool = Spool::on(files.take(Given::Spool)?);
     let assets = stage1::load_assets(&mut spool, &job.assets);
     if let Err(error) = confine::process(&limits, daemon) {
-        return messages::send(&mut Channel(&mut channel), &Said::NotConfined(error.to_string()));
+        return messages::send(&mut channel, &Said::NotConfined(error.to_string()));
     }
     let mut work = Work { job, files, spool, channel };
     let done = assets.map_err(Failed::from).and_then(|assets| work.perform(&assets));
@@ -91,19 +93,6 @@ impl Files {
         let found = self.0.iter_mut().find(|(given, _)| *given == which);
         let missing = || io::Error::other(format!("the job has no file {which:?}"));
         found.and_then(|(_, file)| file.take()).ok_or_else(missing)
-    }
-}
-
-/// Writes by write(2): std sends on sockets by a call that may be closed one day.
-struct Channel<'a>(&'a mut UnixStream);
-
-impl io::Write for Channel<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        nix::unistd::write(&*self.0, bytes).map_err(io::Error::from)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -139,8 +128,8 @@ impl Failed {
             Self::Kernel(error) => error,
             Self::Channel(error) => error,
         };
-        if is_too_large(error) {
-            return Said::TooLarge;
+        if let Some(limit) = limit(error) {
+            return limit;
         }
         let (class, words) = match self {
             Self::Image(AddError::Work(error)) | Self::Kernel(AddKernelError::Work(error)) => {
@@ -155,28 +144,29 @@ impl Failed {
     }
 }
 
-/// Whether the limit of a file's size is the cause.
-fn is_too_large(error: &(dyn Error + 'static)) -> bool {
+/// The limit that is the cause, if one is.
+fn limit(error: &(dyn Error + 'static)) -> Option<Said> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) == Some(libc::EFBIG) {
-            return true;
+        match error.downcast_ref::<io::Error>() {
+            Some(error) if error.raw_os_error() == Some(libc::EFBIG) => return Some(Said::TooLarge),
+            Some(error) if error.kind() == io::ErrorKind::OutOfMemory => return Some(Said::NoMemory),
+            _ => cause = error.source(),
         }
-        cause = error.source();
     }
-    false
+    None
 }
 
 struct Work {
     job: Job,
     files: Files,
     spool: Spool,
-    channel: UnixStream,
+    channel: File,
 }
 
 impl Work {
     fn say(&mut self, said: &Said) -> io::Result<()> {
-        messages::send(&mut Channel(&mut self.channel), said)
+        messages::send(&mut self.channel, said)
     }
 
     fn tell(&mut self, said: &Said) -> Result<(), Failed> {

@@ -31,7 +31,7 @@ const NAMES_MAX: usize = 256;
 /// The files of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::provision::image) enum File {
-    /// What a stranger sent. Read only.
+    /// What a stranger sent.
     Archive,
     /// Contents of files, while the job runs.
     Spool,
@@ -91,6 +91,8 @@ pub(in crate::provision::image) enum Said {
     },
     /// A file would be larger than it may.
     TooLarge,
+    /// There is no more memory.
+    NoMemory,
     #[cfg(test)]
     Probed(std::collections::BTreeMap<String, String>),
 }
@@ -167,7 +169,8 @@ impl Said {
             | Self::Layer { .. }
             | Self::Packing
             | Self::Refused { .. }
-            | Self::TooLarge => Ok(()),
+            | Self::TooLarge
+            | Self::NoMemory => Ok(()),
             #[cfg(test)]
             Self::Probed(_) => Ok(()),
         }
@@ -234,7 +237,7 @@ pub(super) fn take(channel: &UnixStream) -> io::Result<(Job, Limits, Vec<OwnedFd
 /// Room for the descriptors of one job.
 const SPACE: usize = rustix::cmsg_space!(ScmRights(16));
 
-/// Sends a message by write(2), which is all that a confined child has.
+/// Sends a message.
 pub(super) fn send(channel: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;

@@ -95,6 +95,7 @@ impl Child {
         match messages::receive(&mut self.channel) {
             Ok(Said::NotConfined(why)) => Err(ChildError::Confine(visible(&why))),
             Ok(Said::TooLarge) => Err(ChildError::Size { size: self.limits.file }),
+            Ok(Said::NoMemory) => Err(ChildError::Memory { memory: self.limits.memory }),
             Ok(said) => Ok(said),
             Err(ReceiveError::Ended) => Err(self.ended()),
             Err(ReceiveError::Silent) => Err(ChildError::Stuck),

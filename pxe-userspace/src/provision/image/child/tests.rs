@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
+use crate::base::text::hex;
 use crate::nodes::engine::Engine;
-use crate::provision::image::testing::{self, TestLayer, assets, saved};
+use crate::provision::image::testing::{TestLayer, assets, saved};
 use crate::provision::image::{AddError, ImageSource, Images};
 
 /// The test that is the child: set in its environment, and its own name.
@@ -79,6 +81,25 @@ impl Fixture {
         Self { dir, images }
     }
 
+    /// An archive with one compressed layer, which is written twice and never kept whole.
+    fn archive(&self, layer: impl Fn(&mut dyn io::Write)) -> ImageSource {
+        let (mut hash, mut packed) = (Sha256::new(), zstd::Encoder::new(Vec::new(), 1).unwrap());
+        layer(&mut hash);
+        layer(&mut packed);
+        let config = serde_json::json!({
+            "os": "linux", "architecture": "amd64", "config": {"Cmd": ["/app"]},
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&hash.finalize()))]},
+        });
+        let manifest = serde_json::json!([{"Config": "c", "RepoTags": ["app:1"], "Layers": ["l"]}]);
+        let archive = TestLayer::new()
+            .file("l", &packed.finish().unwrap())
+            .file("c", config.to_string().as_bytes())
+            .file("manifest.json", manifest.to_string().as_bytes());
+        let path = self.dir.path().join("archive.tar");
+        fs::write(&path, archive.bytes()).unwrap();
+        ImageSource::Path(path)
+    }
+
     fn source(&self, layer: &[u8]) -> ImageSource {
         let path = self.dir.path().join("a.tar");
         fs::write(&path, saved("app:1", layer, serde_json::json!({"Cmd": ["/app"]}))).unwrap();
@@ -148,20 +169,15 @@ fn a_child_can_do_nothing_but_its_work() {
 
 #[tokio::test]
 async fn a_bomb_ends_at_the_limit_with_words_and_leaves_nothing() {
-    let limits = Limits { file: 8 << 20, ..Limits::IMPORT };
-    let fixture = Fixture::new(limits);
+    let fixture = Fixture::new(Limits { file: 8 << 20, ..Limits::IMPORT });
     let refused = async |source: &ImageSource| fixture.images.add(source, |_| ()).await.unwrap_err();
-    // Many times what may be written, in files of zeros, which take no space themselves.
-    let zeros = vec![0; 3 << 20];
-    let layer = (0..8).fold(TestLayer::new(), |layer, n| layer.file(&format!("zeros-{n}"), &zeros)).bytes();
-    let plain = saved("app:1", &layer, serde_json::json!({"Cmd": ["/app"]}));
-    let packed = zstd::encode_all(&plain[..], 3).unwrap();
-    assert!(packed.len() < 100_000);
-    let (bomb, inner) = (fixture.dir.path().join("bomb.tar.zst"), fixture.dir.path().join("inner.tar"));
-    fs::write(&bomb, packed).unwrap();
-    // The layer only, so that the archive itself is small.
-    fs::write(&inner, small(&layer)).unwrap();
-    for source in [ImageSource::Path(bomb), ImageSource::Path(inner)] {
+    // Three times what may be written, in files of zeros, which take no space themselves: in a small archive, and in
+    // an archive that is compressed once more, whose layer is that large.
+    let bomb = fixture.archive(|layer| (0..8).for_each(|n| zeros(layer, &format!("zeros-{n}"), 3 << 20)));
+    let plain = TestLayer::new().file("layer.tar", &vec![0; 24 << 20]).bytes();
+    let outer = fixture.dir.path().join("outer.tar.zst");
+    fs::write(&outer, zstd::encode_all(&plain[..], 3).unwrap()).unwrap();
+    for source in [bomb, ImageSource::Path(outer)] {
         let error = refused(&source).await;
         assert!(matches!(error, AddError::Child(ChildError::Size { .. })), "{error}");
         assert_eq!(error.to_string(), "its contents take more than 8 MiB unpacked, and reading it was ended");
@@ -169,70 +185,60 @@ async fn a_bomb_ends_at_the_limit_with_words_and_leaves_nothing() {
     assert_eq!(fixture.left(), 0);
 
     // A file that claims more than an initrd can hold is refused before it is read.
-    let claims = fixture.source(&claiming(5 << 30));
-    assert!(refused(&claims).await.to_string().contains("less than 4 GiB"));
+    let claims = fixture.archive(|layer| {
+        let header = header("large", 5 << 30);
+        layer.write_all(header.as_bytes()).unwrap();
+    });
+    let error = refused(&claims).await.to_string();
+    assert!(error.contains("less than 4 GiB"), "{error}");
     // And what is small is still made.
-    fixture.images.add(&fixture.source(&TestLayer::new().file("app", b"app").bytes()), |_| ()).await.unwrap();
+    let small = fixture.archive(|layer| zeros(layer, "app", 1));
+    fixture.images.add(&small, |_| ()).await.unwrap();
     assert_eq!(fixture.left(), 0);
-}
-
-/// An archive with a compressed layer.
-fn small(layer: &[u8]) -> Vec<u8> {
-    let packed = zstd::encode_all(layer, 3).unwrap();
-    let plain = saved("app:1", layer, serde_json::json!({"Cmd": ["/app"]}));
-    let mut whole = tar::Builder::new(Vec::new());
-    for entry in tar::Archive::new(&plain[..]).entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let mut header = entry.header().clone();
-        if header.path().unwrap() == Path::new("layer.tar") {
-            header.set_size(packed.len() as u64);
-            header.set_cksum();
-            whole.append(&header, &packed[..]).unwrap();
-        } else {
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).unwrap();
-            whole.append(&header, &bytes[..]).unwrap();
-        }
-    }
-    whole.into_inner().unwrap()
-}
-
-/// A layer whose file claims this size and is cut.
-fn claiming(size: u64) -> Vec<u8> {
-    let mut header = tar::Header::new_gnu();
-    header.set_path("large").unwrap();
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_mode(0o644);
-    header.set_size(size);
-    header.set_cksum();
-    header.as_bytes().to_vec()
 }
 
 #[tokio::test]
 async fn what_takes_too_much_memory_ends_with_words() {
-    // Less than what a decoder needs for a window of 128 MiB.
-    let fixture = Fixture::new(Limits { memory: 256 << 20, ..Limits::IMPORT });
-    let mut layer = TestLayer::new();
-    let name = "n".repeat(90);
-    for n in 0..200_000 {
-        layer = layer.file(&format!("{name}{n}"), b"");
-    }
-    let error = fixture.images.add(&fixture.source(&layer.bytes()), |_| ()).await.unwrap_err();
+    let fixture = Fixture::new(Limits { memory: 384 << 20, ..Limits::IMPORT });
+    let large = "x".repeat(900_000);
+    let source = fixture.archive(|layer| {
+        let mut builder = tar::Builder::new(layer);
+        for n in 0..500 {
+            builder.append_pax_extensions([("SCHILY.xattr.user.x", large.as_bytes())]).unwrap();
+            builder.append(&header(&format!("f{n}"), 0), io::empty()).unwrap();
+        }
+        builder.finish().unwrap();
+    });
+    let error = fixture.images.add(&source, |_| ()).await.unwrap_err();
     assert!(matches!(error, AddError::Child(ChildError::Memory { .. })), "{error}");
-    assert!(error.to_string().contains("more than 256 MiB of memory"), "{error}");
+    assert!(error.to_string().contains("more than 384 MiB of memory"), "{error}");
     assert_eq!(fixture.left(), 0);
 }
 
 #[tokio::test]
 async fn what_takes_too_long_ends_with_words() {
     let fixture = Fixture::new(Limits { cpu: 1, ..Limits::IMPORT });
-    // Some gigabytes of zeros, which are hashed.
-    let zeros = vec![0; 512 << 20];
-    let layer = (0..6).fold(TestLayer::new(), |layer, n| layer.file(&format!("zeros-{n}"), &zeros)).bytes();
-    let path = fixture.dir.path().join("slow.tar");
-    fs::write(&path, small(&layer)).unwrap();
-    let error = fixture.images.add(&ImageSource::Path(path), |_| ()).await.unwrap_err();
+    // Gigabytes of zeros, which are hashed.
+    let source = fixture.archive(|layer| zeros(layer, "zeros", 3 << 30));
+    let error = fixture.images.add(&source, |_| ()).await.unwrap_err();
     assert!(matches!(error, AddError::Child(ChildError::Cpu { seconds: 1 })), "{error}");
+    assert_eq!(fixture.left(), 0);
+}
+
+fn header(name: &str, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name).unwrap();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_size(size);
+    header.set_cksum();
+    header
+}
+
+/// A file of so many zeros.
+fn zeros(layer: &mut dyn io::Write, name: &str, size: u64) {
+    layer.write_all(header(name, size).as_bytes()).unwrap();
+    io::copy(&mut io::repeat(0).take(size.next_multiple_of(512)), layer).unwrap();
 }
 
 #[test]
@@ -303,9 +309,7 @@ fn a_job_without_its_files_is_refused() {
 async fn without_assets_the_words_say_what_to_do() {
     let fixture = Fixture::new(Limits::IMPORT);
     fs::remove_file(fixture.dir.path().join("assets/busybox")).unwrap();
-    let mut large = File::create(fixture.dir.path().join("x")).unwrap();
-    large.write_all(b"x").unwrap();
-    let source = fixture.source(&testing::TestLayer::new().file("app", b"app").bytes());
+    let source = fixture.source(&TestLayer::new().file("app", b"app").bytes());
     let error = fixture.images.add(&source, |_| ()).await.unwrap_err();
     assert!(matches!(error, AddError::Assets(_)), "{error}");
     assert!(error.to_string().contains("cargo xtask setup"), "{error}");
