@@ -74,6 +74,18 @@ mod tests {
         );
     }
 
+    /// systemd judges; its threshold is in tenths.
+    #[test]
+    fn the_unit_leaves_little() {
+        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/bridgehead.service");
+        let mut analyze = std::process::Command::new("systemd-analyze");
+        analyze.args(["security", "--offline=true", "--threshold=30", "--no-pager"]).arg(unit);
+        match analyze.output() {
+            Ok(judged) => assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stdout)),
+            Err(error) => println!("skipped: systemd-analyze: {error}"),
+        }
+    }
+
     #[test]
     fn a_state_directory_is_its_owners_alone_from_now_on() {
         let dir = tempfile::tempdir().unwrap();

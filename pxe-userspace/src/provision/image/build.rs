@@ -49,7 +49,7 @@ impl Images {
             }
         };
         let (id, names) = described.ok_or(child::ChildError::Answer("an image before its description"))?;
-        child.finish()?;
+        child.finish();
         let record = self.record(made, (id, &names), assets, outputs)?;
         self.enter(&Image::open(&self.0.store, record)?, &names)
     }
@@ -110,7 +110,7 @@ impl Images {
                 said => return Err(refused(said)),
             }
         };
-        child.finish()?;
+        child.finish();
         Ok((made, outputs))
     }
 
@@ -181,6 +181,16 @@ fn refused(said: Said) -> AddError {
         Said::Refused { class: Class::Archive, words } => AddError::Refused(words),
         Said::Refused { class: Class::Assets, words } => AddError::Assets(words),
         Said::Refused { class: Class::Work, words } => AddError::Work(std::io::Error::other(words)),
-        _ => child::ChildError::Answer("something else than it was asked for").into(),
+        Said::Ready { .. }
+        | Said::NotConfined(_)
+        | Said::Described { .. }
+        | Said::Layer { .. }
+        | Said::Packing
+        | Said::Made(_)
+        | Said::MadeKernel(_)
+        | Said::TooLarge
+        | Said::NoMemory => child::ChildError::Answer("something else than it was asked for").into(),
+        #[cfg(test)]
+        Said::Probed(_) => child::ChildError::Answer("something else than it was asked for").into(),
     }
 }
