@@ -38,6 +38,7 @@ fn main() -> ExitCode {
                 ExitCode::from(if error.is_usage() { MISCONFIGURED } else { FAILED })
             }
         },
+        Command::ImportChild => bridgehead::provision::image::import_child(),
         Command::Ask(what) => exit(cli::ask(what, &mut io::stdout().lock()).map_err(|e| e.to_string())),
     }
 }

@@ -9,6 +9,7 @@ mod dhcp_server;
 mod http_head;
 mod image_archive;
 mod image_layer;
+mod kernel_package;
 mod range;
 mod tftp_packet;
 mod tftp_session;
@@ -19,7 +20,7 @@ mod wire;
 pub(crate) type Target = fn(&[u8]);
 
 /// All targets by name, which is the name of their file and of their seeds' directory.
-pub(crate) const ALL: [(&str, Target); 14] = [
+pub(crate) const ALL: [(&str, Target); 15] = [
     ("carousel_packet", carousel_packet::run),
     ("cmdline", cmdline::run),
     ("config", config::run),
@@ -29,6 +30,7 @@ pub(crate) const ALL: [(&str, Target); 14] = [
     ("http_head", http_head::run),
     ("image_archive", image_archive::run),
     ("image_layer", image_layer::run),
+    ("kernel_package", kernel_package::run),
     ("range", range::run),
     ("tftp_packet", tftp_packet::run),
     ("tftp_session", tftp_session::run),

@@ -144,8 +144,8 @@ pub struct Invitation {
     pub expires: Timestamp,
 }
 
-/// How to get into a machine whose boot has stopped.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How to get into a machine whose boot has stopped. No `Debug`: it has a password.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct WayIn {
     pub node: String,

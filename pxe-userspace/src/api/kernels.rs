@@ -54,23 +54,18 @@ pub(super) async fn add(
                         application/vnd.debian.binary-package, or a directory as application/x-tar";
     let Query(of) = of
         .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes name=NAME and file=NAME"))?;
-    let kind = sent(request.headers());
-    let (new, upload) = match kind {
+    let (new, upload) = match sent(request.headers()) {
         None => {
             let named = Json::<Named>::from_request(request, &()).await;
             let Json(named) = named.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
             let source = KernelOrigin::Image(named.source.image);
             (NewKernel { name: named.name, source, from: None }, None)
         }
-        Some(kind) => {
+        Some(_) => {
             let upload =
                 Upload::receive(&state.images.work(), of.file.as_deref(), request.into_body()).await?;
-            let path = match kind {
-                "application/x-tar" => unpacked(&state, &upload).await?,
-                _ => upload.path(),
-            };
             let from = Some(of.file.unwrap_or_else(|| "what was sent".to_owned()));
-            (NewKernel { name: of.name, source: KernelOrigin::Path(path), from }, Some(upload))
+            (NewKernel { name: of.name, source: KernelOrigin::Path(upload.path()), from }, Some(upload))
         }
     };
     let before = state.images.kernels();
@@ -87,14 +82,6 @@ pub(super) async fn add(
         Ok(added)
     });
     adding.await.map_err(Failure::internal)?.map(Json)
-}
-
-async fn unpacked(state: &ApiState, upload: &Upload) -> Result<std::path::PathBuf, Failure> {
-    let (images, archive, into) = (state.images.clone(), upload.path(), upload.beside());
-    let directory = into.clone();
-    let done = tokio::task::spawn_blocking(move || images.unpack(&archive, &into)).await;
-    done.map_err(Failure::internal)?.map_err(|failure| upload.told(failure))?;
-    Ok(directory)
 }
 
 fn digest(kernel: &KernelRecord) -> Value {

@@ -120,8 +120,6 @@ pub trait Images: Send + Sync + 'static {
     fn list(&self) -> Result<Vec<Image>, Failure>;
     /// Where sent files are kept until they are imported.
     fn work(&self) -> PathBuf;
-    /// Unpacks a directory that was sent as a tar archive. Blocks.
-    fn unpack(&self, archive: &std::path::Path, into: &std::path::Path) -> Result<(), Failure>;
     /// Imports an image; its steps are sent to `progress`, whose receiver may have been dropped.
     fn add(
         &self,

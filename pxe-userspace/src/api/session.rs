@@ -11,6 +11,7 @@ use pxe_common::Mac;
 use pxe_contract::paths::Generated;
 use pxe_contract::ticket::{SessionAnswer, SessionRequest};
 use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
 use super::documents::{Rekey, ReleasedTo};
 use super::door::By;
@@ -108,6 +109,7 @@ pub(super) async fn begin(
     // A rejection by the extractor would quote the body, and so perhaps the token.
     let asked = tokio::time::timeout(report::ARRIVES_WITHIN, Json::from_request(request, &())).await;
     let Ok(Ok(Json(SessionRequest::<Mac> { mac, token, request }))) = asked else { return Err(invalid()) };
+    let token = Zeroizing::new(token);
     let request = text::unhex(&request).ok_or_else(invalid)?;
     let (trust, address) = (state.trust.clone(), speaker.address);
     let traded = tokio::task::spawn_blocking(move || trust.trade(mac, address, &token, &request)).await;

@@ -74,7 +74,7 @@ async fn plain(to: SocketAddr, path: &str, body: &str) -> Answer {
 
 fn issue(daemon: &Daemon, keys: Option<Scope>) -> String {
     daemon.trust.restarted(MAC);
-    daemon.trust.issue(MAC, Ipv4Addr::LOCALHOST, keys).unwrap()
+    daemon.trust.issue(MAC, Ipv4Addr::LOCALHOST, keys).unwrap().to_string()
 }
 
 fn warnings(daemon: &Daemon) -> Vec<Event> {

@@ -7,6 +7,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use pxe_common::Mac;
 use pxe_contract::storage::{KeysAnswer, KeysRequest};
+use zeroize::Zeroize;
 
 use super::session::Speaker;
 use super::{BootState, Failure, Kind};
@@ -30,5 +31,10 @@ pub(super) async fn keys(
     let released = tokio::task::spawn_blocking(move || state.storage.release(&scope)).await;
     let keys = released.map_err(Failure::internal)?.map_err(Failure::internal)?;
     tracing::info!(%mac, volumes = ?keys.keys().collect::<Vec<_>>(), "released the keys of volumes");
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(KeysAnswer { keys })))
+    let mut answer = KeysAnswer {
+        keys: keys.into_iter().map(|(volume, mut key)| (volume, std::mem::take(&mut *key))).collect(),
+    };
+    let body = serde_json::to_vec(&answer).map_err(Failure::internal)?;
+    answer.keys.values_mut().for_each(Zeroize::zeroize);
+    Ok(([(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "application/json")], body))
 }

@@ -281,9 +281,6 @@ impl Images for FakeImages {
     fn work(&self) -> PathBuf {
         self.0.clone()
     }
-    fn unpack(&self, archive: &Path, _: &Path) -> Result<(), Failure> {
-        Err(Failure::new(Kind::Invalid, format!("{} is no tar archive", archive.display()), "send one"))
-    }
     fn list(&self) -> Result<Vec<Image>, Failure> {
         Ok(Vec::new())
     }

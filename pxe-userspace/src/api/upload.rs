@@ -46,16 +46,10 @@ impl Upload {
         self.directory.path().join(&self.name)
     }
 
-    /// A directory beside the file, for its contents.
-    pub(super) fn beside(&self) -> PathBuf {
-        self.directory.path().join("unpacked")
-    }
-
     /// A failure with the client's name for the file, because the client does not know its path here.
     pub(super) fn told(&self, failure: Failure) -> Failure {
-        let here = |path: PathBuf| path.display().to_string();
-        let error = failure.error.replace(&here(self.path()), &self.called);
-        Failure { error: error.replace(&here(self.beside()), &self.called), ..failure }
+        let error = failure.error.replace(&self.path().display().to_string(), &self.called);
+        Failure { error, ..failure }
     }
 }
 
@@ -68,7 +62,7 @@ fn plain(name: &str) -> String {
         plain.pop();
     }
     match plain.trim_matches(['.', ' ']) {
-        "" | "unpacked" => "archive".to_owned(),
+        "" => "archive".to_owned(),
         _ => plain,
     }
 }
@@ -85,7 +79,6 @@ mod tests {
             ("", "archive"),
             ("..", "archive"),
             ("a/..", "archive"),
-            ("unpacked", "archive"),
             ("x\u{1b}[2J\0y", "x__2J_y"),
         ] {
             assert_eq!(super::plain(name), plain, "{name:?}");

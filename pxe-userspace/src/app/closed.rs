@@ -43,6 +43,49 @@ pub(super) fn directory(state: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    /// Does not compile if one of the types has `Debug`: then both traits fit, and it is not clear which is meant.
+    macro_rules! has_no_debug {
+        ($($secret:ty),* $(,)?) => {$({
+            trait Fits<Which> {
+                fn check() {}
+            }
+            struct WithDebug;
+            impl<T: ?Sized> Fits<()> for T {}
+            impl<T: ?Sized + std::fmt::Debug> Fits<WithDebug> for T {}
+            <$secret as Fits<_>>::check();
+        })*};
+    }
+
+    #[test]
+    fn no_secret_can_be_printed_by_mistake() {
+        has_no_debug!(
+            crate::nodes::trust::Authority,
+            crate::nodes::trust::Identity,
+            crate::nodes::trust::Trust,
+            crate::provision::storage::Storage,
+            crate::provision::storage::keys::Keys,
+            crate::operate::access::Code,
+            crate::machines::rescue::Rescues,
+            crate::api::documents::NewToken,
+            crate::api::documents::WayIn,
+            pxe_contract::ticket::Ticket,
+            pxe_contract::ticket::SessionRequest<pxe_common::Mac>,
+            pxe_contract::storage::KeysAnswer,
+        );
+    }
+
+    /// systemd judges; its threshold is in tenths.
+    #[test]
+    fn the_unit_leaves_little() {
+        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/bridgehead.service");
+        let mut analyze = std::process::Command::new("systemd-analyze");
+        analyze.args(["security", "--offline=true", "--threshold=30", "--no-pager"]).arg(unit);
+        match analyze.output() {
+            Ok(judged) => assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stdout)),
+            Err(error) => println!("skipped: systemd-analyze: {error}"),
+        }
+    }
+
     #[test]
     fn a_state_directory_is_its_owners_alone_from_now_on() {
         let dir = tempfile::tempdir().unwrap();

@@ -25,8 +25,8 @@ use crate::machines::kept::{Done, Order, OrderError};
 use crate::machines::segment::Contradiction;
 use crate::provision::boot::{CmdlineError, ImageFacts, KernelFacts, plan};
 use crate::provision::image::{
-    self, AddError, AddKernelError, Availability, ExportError, ImageRecord, ImageSource, KernelList,
-    KernelRecord, NewKernel, RemoveError, UnpackError,
+    self, AddError, AddKernelError, Availability, ChildError, ExportError, ImageRecord, ImageSource,
+    KernelList, KernelRecord, NewKernel, RemoveError,
 };
 use crate::serve::dhcp;
 use crate::serve::dhcp::{Elsewhere, Room};
@@ -183,15 +183,6 @@ impl api::Images for Appliance {
         self.images.work()
     }
 
-    fn unpack(&self, archive: &Path, into: &Path) -> Result<(), Failure> {
-        image::Images::unpack(archive, into).map_err(|error| match error {
-            UnpackError::Io(_) => Failure::internal(error),
-            UnpackError::Tar(_) | UnpackError::Path(_) => {
-                Failure::new(Kind::Invalid, error.to_string(), "docs/api.md says what is sent of a kernel")
-            }
-        })
-    }
-
     fn list(&self) -> Result<Vec<Image>, Failure> {
         Ok(self.images.list().iter().map(|record| self.image(record)).collect())
     }
@@ -247,14 +238,16 @@ impl api::Images for Appliance {
                 let kind = match &error {
                     AddKernelError::NoImage(_) => Kind::NotFound,
                     AddKernelError::Store(_) | AddKernelError::Work(_) => Kind::Internal,
+                    AddKernelError::Build(error) => add_failure_kind(error).0,
                     AddKernelError::Name(_)
                     | AddKernelError::NoKernel { .. }
                     | AddKernelError::OtherModules { .. }
                     | AddKernelError::NoIndex { .. }
-                    | AddKernelError::Unpack { .. }
+                    | AddKernelError::NeitherNor { .. }
+                    | AddKernelError::NotAPackage { .. }
+                    | AddKernelError::Damaged { .. }
                     | AddKernelError::Kernel(_)
-                    | AddKernelError::Stage1(_)
-                    | AddKernelError::Build(_) => Kind::Invalid,
+                    | AddKernelError::Stage1(_) => Kind::Invalid,
                 };
                 Failure::new(kind, error.to_string(), "docs/kernels.md says what a kernel needs")
             })?;
@@ -401,14 +394,25 @@ fn no_such_kernel(name: &str) -> Failure {
 }
 
 fn add_failure(error: AddError) -> Failure {
-    let (kind, hint) = match &error {
+    let (kind, hint) = add_failure_kind(&error);
+    Failure::new(kind, error.to_string(), hint)
+}
+
+fn add_failure_kind(error: &AddError) -> (Kind, &'static str) {
+    match error {
         AddError::NoEngine(_) => (Kind::Unavailable, "or name an OCI layout or tar archive"),
         AddError::Export(ExportError::Engine { .. }) => (Kind::Unavailable, "the engine's log says more"),
         AddError::Work(_) | AddError::Store(_) | AddError::Export(ExportError::Spool { .. }) => {
             (Kind::Internal, "check the state directory: `df -h`, `ls -l`")
         }
-        AddError::Stage1(_) => (Kind::Internal, "docs/configuration.md, [boot] assets"),
+        AddError::Stage1(_) | AddError::Assets(_) => (Kind::Internal, "docs/configuration.md, [boot] assets"),
+        AddError::Child(ChildError::Memory { .. } | ChildError::Cpu { .. } | ChildError::Size { .. }) => {
+            (Kind::Invalid, "docs/images.md says what an import may use")
+        }
+        AddError::Child(_) => (Kind::Internal, "docs/images.md, \"The process that reads it\""),
         AddError::Export(_)
+        | AddError::Refused(_)
+        | AddError::Open { .. }
         | AddError::Archive(_)
         | AddError::Layer { .. }
         | AddError::LayerDigest { .. }
@@ -416,8 +420,7 @@ fn add_failure(error: AddError) -> Failure {
         | AddError::Kernel(_)
         | AddError::Initrd(_)
         | AddError::Squashfs(_) => (Kind::Invalid, "docs/images.md says what an image needs"),
-    };
-    Failure::new(kind, error.to_string(), hint)
+    }
 }
 
 /// Flattens a document's numbers by their path, joined with dots.

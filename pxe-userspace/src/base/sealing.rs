@@ -1,7 +1,6 @@
 //! Secrets at rest: encrypted with XChaCha20-Poly1305 under a key in a file of its own, so that a copy of the database
 //! alone opens none of them. Each is bound to its purpose: under another one it can't be unsealed.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -47,8 +46,8 @@ impl SealingKey {
         was_sealed: impl FnOnce() -> Result<bool, E>,
     ) -> Result<Self, E> {
         let failed = |source| SealingKeyError::File { path: path.to_owned(), source };
-        let key = match fs::read(path) {
-            Ok(key) => Zeroizing::new(key),
+        let key = match secret_file::read(path) {
+            Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if was_sealed()? {
                     return Err(SealingKeyError::Lost { path: path.to_owned(), what }.into());

@@ -66,6 +66,9 @@ pub enum Command {
     /// loads is verified. Prints when each stage was reached, what failed and why, and what it cost. Exit code 0 when
     /// all that --expect says holds, 1 when not, 2 for wrong usage. Needs root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN.
     Storm(Storm),
+    /// The process in which the daemon has archives read. Only the daemon starts it.
+    #[command(hide = true)]
+    ImportChild,
     #[command(flatten)]
     Ask(Ask),
 }

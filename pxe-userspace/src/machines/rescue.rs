@@ -2,6 +2,7 @@
 //! reports of its SSH server. In memory only: after a restart the daemon has no passwords of earlier boots.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chacha20poly1305::aead::OsRng;
@@ -41,12 +42,18 @@ pub struct Stands {
     pub heard: Timestamp,
 }
 
-/// How to get in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How to get in. Its `Debug` leaves the password out.
+#[derive(Clone, PartialEq, Eq)]
 pub struct WayIn {
     /// None once it was used.
     pub password: Option<Zeroizing<String>>,
     pub stands: Stands,
+}
+
+impl fmt::Debug for WayIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WayIn").field("stands", &self.stands).finish_non_exhaustive()
+    }
 }
 
 impl Rescues {

@@ -3,7 +3,6 @@
 //! Each authority signs for one purpose. A server that accepts clients by their certificate's issuer alone, as a
 //! Docker engine with `--tlsverify` does, needs an authority that signs for nobody else.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SignatureAlgorithm, SigningKey,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -63,9 +62,12 @@ pub struct Identity {
     pub key: Zeroizing<String>,
 }
 
+/// A key that is wiped from memory when it is dropped, as far as rcgen holds it.
+struct Key(KeyPair);
+
 /// Signs. Its key is in its file and in memory.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, Key>,
     certificate: String,
 }
 
@@ -79,17 +81,17 @@ impl Authority {
             move |source| AuthorityError::Damaged { path, source }
         };
         let pair = match (read(&key)?, certificate.exists()) {
-            (Some(pem), _) => KeyPair::from_pem(&Zeroizing::new(pem)).map_err(damaged(&key))?,
+            (Some(pem), _) => Key(KeyPair::from_pem(&pem).map_err(damaged(&key))?),
             (None, true) => return Err(AuthorityError::KeyLost { key, certificate }),
             (None, false) => {
-                let pair = KeyPair::generate()?;
-                write(&key, &Zeroizing::new(pair.serialize_pem()))?;
+                let pair = Key(KeyPair::generate()?);
+                write(&key, &Zeroizing::new(pair.0.serialize_pem()))?;
                 pair
             }
         };
         // A power cut may have come between the two.
         let pem = match read(&certificate)? {
-            Some(pem) => pem,
+            Some(pem) => pem.to_string(),
             None => {
                 let pem = own_certificate(stem)?.self_signed(&pair)?.pem();
                 write(&certificate, &pem)?;
@@ -113,10 +115,9 @@ impl Authority {
         usage: Usage,
         lifetime: Duration,
     ) -> Result<Identity, AuthorityError> {
-        let mut pair = KeyPair::generate()?;
+        let pair = Key(KeyPair::generate()?);
         let certificate = self.certify(&pair, name, address, usage, lifetime)?.pem();
-        let key = Zeroizing::new(pair.serialize_pem());
-        pair.zeroize();
+        let key = Zeroizing::new(pair.0.serialize_pem());
         Ok(Identity { certificate, key })
     }
 
@@ -176,11 +177,10 @@ impl Authority {
         &self,
         subjects: Vec<SanType>,
     ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), AuthorityError> {
-        let mut pair = KeyPair::generate()?;
+        let pair = Key(KeyPair::generate()?);
         let lifetime = CA_LIFETIME - BACKDATED;
         let own = self.certify_for(&pair, "bridgehead", subjects, Usage::Server, lifetime)?;
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
-        pair.zeroize();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.0.serialize_der()));
         Ok((CertificateDer::from(own.der().to_vec()), key))
     }
 
@@ -237,11 +237,38 @@ fn lasting(lifetime: Duration) -> Result<CertificateParams, rcgen::Error> {
     Ok(params)
 }
 
-fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl PublicKeyData for Key {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl SigningKey for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
+/// Text, or nothing if there is no such file. Either may be a key.
+fn read(path: &Path) -> Result<Option<Zeroizing<String>>, AuthorityError> {
+    let failed = |source| AuthorityError::File { path: path.to_owned(), source };
+    match secret_file::read(path) {
+        Ok(bytes) => match std::str::from_utf8(&bytes) {
+            Ok(text) => Ok(Some(Zeroizing::new(text.to_owned()))),
+            Err(error) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, error))),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(AuthorityError::File { path: path.to_owned(), source }),
+        Err(source) => Err(failed(source)),
     }
 }
 
@@ -252,6 +279,7 @@ fn write(path: &Path, text: &str) -> Result<(), AuthorityError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
 

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use zeroize::Zeroizing;
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::text::hex;
@@ -86,10 +87,15 @@ impl Trust {
     }
 
     /// A token for a boot of the machine, which asks from `address`; `keys` are those that the boot may have.
-    pub fn issue(&self, mac: Mac, address: Ipv4Addr, keys: Option<Scope>) -> Result<String, IssueError> {
-        let mut token = [0; 32];
-        OsRng.fill_bytes(&mut token);
-        let token = hex(&token);
+    pub fn issue(
+        &self,
+        mac: Mac,
+        address: Ipv4Addr,
+        keys: Option<Scope>,
+    ) -> Result<Zeroizing<String>, IssueError> {
+        let mut token = Zeroizing::new([0; 32]);
+        OsRng.fill_bytes(&mut *token);
+        let token = Zeroizing::new(hex(&*token));
         let (issued, kept) = {
             let mut boots = self.boots();
             let issued = boots.issue(mac, address, &token, keys, Timestamp::now())?;

@@ -1,141 +1,140 @@
-//! Builds the blobs that a machine loads from an image's archive.
+//! Has the blobs that a machine loads made from an image's archive or a kernel's, by a child that is confined
+//! ([`super::child`]), and takes what it made into the store.
 
-use std::io::{self, Read, Seek as _};
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use pxe_contract::paths::file;
-use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
-use super::documents::stem;
-use super::initrd::Initrd;
-use super::kernel::{self, Kernel};
-use super::oci::{Archive, Described};
+use super::child::{self, Child, Class, Given, Job, Made, MadeKernel, Said, What};
 use super::store::Stored;
-use super::tree::{Content, Inode, Kind, Spool, Tree};
-use super::{
-    AddError, Image, ImageRecord, Images, KernelError, Progress, TarError, Unpacked, canonical, extract,
-    manifest, records, squashfs, stage1,
-};
-use crate::base::text::hex;
-
-/// Stage 1 is built once per kernel, so some seconds are well spent.
-pub(super) const STAGE1_LEVEL: i32 = 10;
-/// The root file system is built for each image and is often large: a level that saves transfer time at little cost.
-const ROOTFS_LEVEL: i32 = 3;
+use super::tree::Spool;
+use super::{AddError, Image, ImageRecord, Images, Progress, records, stage1};
 
 impl Images {
-    /// From archive to record. Everything that can be refused early is refused early.
+    /// From archive to record. `known_as` is the image's name and ID where they are not the archive's to say.
     pub(super) fn build(
         &self,
         name: &Path,
-        archive: &Archive,
-        engine_id: Option<(String, String)>,
+        archive: &File,
+        known_as: Option<(String, String)>,
         progress: &dyn Fn(Progress),
     ) -> Result<Image, AddError> {
-        let (mut spool, assets, assets_digest) = self.load_assets()?;
-        let described = archive.describe()?;
-        if described.config.argv().is_empty() {
-            return Err(AddError::NoCommand);
-        }
-        let (names, id) = match engine_id {
-            Some((reference, id)) => (vec![reference], id),
-            None if described.references.is_empty() => (vec![canonical(&stem(name))], described.id.clone()),
-            None => (described.references.iter().map(|name| canonical(name)).collect(), described.id.clone()),
+        let outputs = Outputs::new(self, &[Given::Kernel, Given::Stage1, Given::Rootfs, Given::Stage2])?;
+        let scratch = tempfile::tempfile_in(self.0.store.work())?;
+        let what = What::Image { known_as: known_as.clone() };
+        let mut child = self.child(name, what, archive, &[(Given::Scratch, &scratch)], &outputs)?;
+        let (mut assets, mut described) = (String::new(), None);
+        let made = loop {
+            match child.next()? {
+                Said::Ready { assets: digest } => assets = digest,
+                Said::Described { id, names } => {
+                    let (id, names) = match &known_as {
+                        Some((name, id)) => (id.clone(), vec![name.clone()]),
+                        None => (id, names),
+                    };
+                    if let Some(image) = self.known(&id, &assets) {
+                        return self.enter(&image, &names);
+                    }
+                    described = Some((id, names));
+                    child.go_on()?;
+                }
+                Said::Layer { number, of } => progress(Progress::Layer { number, of }),
+                Said::Packing => progress(Progress::Packing),
+                Said::Made(made) => break *made,
+                said => return Err(refused(said)),
+            }
         };
-        if let Some(image) = self.known(&id, &assets_digest) {
-            return self.enter(&image, &names);
-        }
+        let (id, names) = described.ok_or(child::ChildError::Answer("an image before its description"))?;
+        child.finish();
+        let record = self.record(made, (id, &names), assets, outputs)?;
+        self.enter(&Image::open(&self.0.store, record)?, &names)
+    }
+
+    /// Keeps what was made, and describes it.
+    fn record(
+        &self,
+        made: Made,
+        (id, names): (String, &[String]),
+        assets: String,
+        mut outputs: Outputs,
+    ) -> Result<ImageRecord, AddError> {
         let reference = names[0].clone();
-        let tree = unpack(archive, &described, &mut spool, progress)?;
-        progress(Progress::Packing);
-        let (kernel, from) = self.choose_kernel(&tree, &assets)?;
+        for path in &made.lost {
+            tracing::warn!(
+                image = reference,
+                path,
+                "an extended attribute is lost: its file's name is not UTF-8"
+            );
+        }
         tracing::info!(
             image = reference,
-            kernel = kernel.choice.version,
-            path = kernel.choice.path,
-            reason = kernel.choice.reason,
+            kernel = made.kernel.version,
+            path = made.kernel.path,
+            reason = made.kernel.reason,
             "kernel chosen"
         );
-        let stage1 = stage1::build(&assets, from, &kernel)?;
-        let digest = format!("sha256:{}", hex(&tree.digest()));
-        let manifest = |has_place: &dyn Fn(&[u8]) -> bool| {
-            let description =
-                manifest::description(&reference, &id, &digest, &described.config, &tree, has_place);
-            serde_json::to_vec_pretty(&description).map_err(io::Error::from)
-        };
-        let store = &self.0.store;
-        let kernel_blob = store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?;
-        let stage1_blob = store.put(|out| {
-            let mut initrd = Initrd::new(out, STAGE1_LEVEL)?;
-            initrd.tree("", &stage1)?;
-            initrd.finish().map(drop)
-        })?;
-        let rootfs_blob = store.put(|out| {
-            let mut initrd = Initrd::new(out, ROOTFS_LEVEL)?;
-            initrd.tree(file::name(file::IMAGE), &tree)?;
-            // The last file: if it is missing, Linux ran out of memory while it unpacked.
-            initrd.file(file::name(file::IMAGE_DESCRIPTION), &manifest(&|_| false)?)?;
-            initrd.finish().map(drop)
-        })?;
-        let rootfs_unpacked = tree.unpacked_size();
-        let stage2_blob = if stage1::mounts_stage2(&stage1, &kernel) {
-            let description = spool.add(&manifest(&|name| squashfs::xattr_name(name).is_some())?[..])?;
-            Some(self.stage2(tree.below(file::name(file::IMAGE).as_bytes()), description)?)
-        } else {
-            None
-        };
-        let record = ImageRecord {
+        Ok(ImageRecord {
             reference,
             id,
-            digest,
-            created: described.created,
+            digest: made.digest,
+            created: made.created,
             added: Timestamp::now(),
-            config: described.config,
-            unpacked: Unpacked {
-                kernel: kernel.memory,
-                stage1: stage1.unpacked_size(),
-                rootfs: rootfs_unpacked,
-            },
-            kernel: kernel.choice,
-            kernel_blob,
-            stage1_blob,
-            rootfs_blob,
-            stage2_blob,
-            assets: assets_digest,
+            config: made.config,
+            unpacked: made.unpacked,
+            kernel: made.kernel,
+            kernel_blob: outputs.keep(self, Given::Kernel)?,
+            stage1_blob: outputs.keep(self, Given::Stage1)?,
+            rootfs_blob: outputs.keep(self, Given::Rootfs)?,
+            stage2_blob: made.two_stages.then(|| outputs.keep(self, Given::Stage2)).transpose()?,
+            assets,
+        })
+    }
+
+    /// A kernel's files, from a package or an archive.
+    pub(super) fn build_kernel(
+        &self,
+        name: &Path,
+        archive: &File,
+    ) -> Result<(MadeKernel, Outputs), AddError> {
+        let outputs =
+            Outputs::new(self, &[Given::Kernel, Given::Stage1, Given::Modules, Given::ModulesIndex])?;
+        let mut child = self.child(name, What::Kernel, archive, &[], &outputs)?;
+        let made = loop {
+            match child.next()? {
+                Said::Ready { .. } => {}
+                Said::MadeKernel(made) => break *made,
+                said => return Err(refused(said)),
+            }
         };
-        self.enter(&Image::open(store, record)?, &names)
+        child.finish();
+        Ok((made, outputs))
     }
 
-    pub(super) fn load_assets(&self) -> Result<(Spool, Tree, String), AddError> {
+    fn child(
+        &self,
+        name: &Path,
+        what: What,
+        archive: &File,
+        more: &[(Given, &File)],
+        outputs: &Outputs,
+    ) -> Result<Child, AddError> {
+        let spool = tempfile::tempfile_in(self.0.store.work())?;
+        let mut files = vec![(Given::Archive, archive), (Given::Spool, &spool)];
+        files.extend(more);
+        files.extend(outputs.0.iter().map(|(given, file)| (*given, file.as_file())));
+        let (given, files): (Vec<Given>, Vec<&File>) = files.into_iter().unzip();
+        let job = Job { assets: self.0.assets.clone(), name: name.to_owned(), what, files: given };
+        Ok(Child::start(&self.0.store.work(), &job, self.0.limits, &files)?)
+    }
+
+    /// The digest of the assets as they are now.
+    pub(super) fn assets_digest(&self) -> Result<String, AddError> {
         let mut spool = Spool::new(&self.0.store.work())?;
-        let assets = stage1::load_assets(&mut spool, &self.0.assets)?;
-        let digest = format!("sha256:{}", hex(&assets.digest()));
-        Ok((spool, assets, digest))
-    }
-
-    /// The image's own kernel, or else that of the assets, and the tree that contains it.
-    fn choose_kernel<'a>(&self, tree: &'a Tree, assets: &'a Tree) -> Result<(Kernel, &'a Tree), AddError> {
-        if let Some(kernel) = kernel::of_image(tree)? {
-            return Ok((kernel, tree));
-        }
-        match kernel::of_assets(assets)? {
-            Some(kernel) => Ok((kernel, assets)),
-            None => Err(KernelError::None { assets: self.0.assets.display().to_string() }.into()),
-        }
-    }
-
-    /// Packs the image, which is below `/image` in the tree, as a SquashFS.
-    fn stage2(&self, mut tree: Tree, description: Content) -> Result<Stored, AddError> {
-        let name = file::name(file::IMAGE_DESCRIPTION).as_bytes();
-        tree.insert(Tree::ROOT, name, Inode::new(0o644, Kind::File(description)), 0);
-        let store = &self.0.store;
-        // The superblock comes first, and contains offsets that are known last.
-        let mut file = tempfile::tempfile_in(store.work())?;
-        squashfs::write(&tree, &mut file, ROOTFS_LEVEL)?;
-        file.rewind()?;
-        Ok(store.put(|out| io::copy(&mut file, out).map(drop))?)
+        Ok(child::digest(&stage1::load_assets(&mut spool, &self.0.assets)?))
     }
 
     /// Records the image under these names: from now on machines can boot it, also after a restart. Returns it under
@@ -158,47 +157,40 @@ impl Images {
     }
 }
 
-/// Applies the layers in order, and verifies each one's contents against the image's configuration.
-fn unpack(
-    archive: &Archive,
-    described: &Described,
-    spool: &mut Spool,
-    progress: &dyn Fn(Progress),
-) -> Result<Tree, AddError> {
-    let mut tree = Tree::new();
-    let of = described.layers.len();
-    for (index, layer) in described.layers.iter().enumerate() {
-        let number = index + 1;
-        progress(Progress::Layer { number, of });
-        let mut reader = HashingReader { inner: archive.layer(layer)?, hash: Sha256::new() };
-        extract::apply(&mut tree, spool, index, &mut reader).map_err(|source| AddError::Layer {
-            number,
-            of,
-            source,
-        })?;
-        // Padding after the archive's end is part of the digest.
-        io::copy(&mut reader, &mut io::sink()).map_err(|source| AddError::Layer {
-            number,
-            of,
-            source: TarError::from(source).into(),
-        })?;
-        let found = format!("sha256:{}", hex(&reader.hash.finalize()));
-        if found != layer.diff_id {
-            return Err(AddError::LayerDigest { number, found, expected: layer.diff_id.clone() });
-        }
+/// The files that a child writes. Those that are not kept are deleted.
+pub(super) struct Outputs(Vec<(Given, NamedTempFile)>);
+
+impl Outputs {
+    fn new(images: &Images, which: &[Given]) -> Result<Self, AddError> {
+        let file = |given: &Given| Ok((*given, NamedTempFile::new_in(images.0.store.work())?));
+        Ok(Self(which.iter().map(file).collect::<Result<_, std::io::Error>>()?))
     }
-    Ok(tree)
+
+    /// Takes a file into the store, by the digest that it has. The child has ended, so nobody changes it any more.
+    pub(super) fn keep(&mut self, images: &Images, which: Given) -> Result<Stored, AddError> {
+        let at = self.0.iter().position(|(given, _)| *given == which);
+        let (_, mut file) = self.0.remove(at.expect("each is kept once"));
+        file.as_file_mut().seek(SeekFrom::Start(0))?;
+        Ok(images.0.store.take(file)?)
+    }
 }
 
-struct HashingReader<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.hash.update(&buf[..n]);
-        Ok(n)
+/// What the child says in place of what is expected.
+fn refused(said: Said) -> AddError {
+    match said {
+        Said::Refused { class: Class::Archive, words } => AddError::Refused(words),
+        Said::Refused { class: Class::Assets, words } => AddError::Assets(words),
+        Said::Refused { class: Class::Work, words } => AddError::Work(std::io::Error::other(words)),
+        Said::Ready { .. }
+        | Said::NotConfined(_)
+        | Said::Described { .. }
+        | Said::Layer { .. }
+        | Said::Packing
+        | Said::Made(_)
+        | Said::MadeKernel(_)
+        | Said::TooLarge
+        | Said::NoMemory => child::ChildError::Answer("something else than it was asked for").into(),
+        #[cfg(test)]
+        Said::Probed(_) => child::ChildError::Answer("something else than it was asked for").into(),
     }
 }

@@ -81,6 +81,9 @@ fn inode<R: Read>(
                 Some(SparseMap { size, .. }) if *size > u32::MAX.into() => {
                     return Err(ExtractError::TooBig { path: shown(&entry.path), size: *size });
                 }
+                None if entry.size > u32::MAX.into() => {
+                    return Err(ExtractError::TooBig { path: shown(&entry.path), size: entry.size });
+                }
                 Some(map) => spool.add(map.expand(archive.data())),
                 None => spool.add(archive.data()),
             };

@@ -3,10 +3,10 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::extract;
 use super::initrd::Initrd;
 use super::oci::Archive;
-use super::tree::{Spool, Tree};
+use super::tree::{Inode, Kind, Spool, Tree};
+use super::{depmod, extract, kernel_files};
 
 /// Applies layers, from the bottom, to a tree, and writes the tree as an initrd.
 pub fn layers(archives: &[&[u8]]) {
@@ -35,4 +35,23 @@ pub fn archive(bytes: &[u8]) {
             let _ = io::copy(&mut reader, &mut io::sink());
         }
     }
+}
+
+/// Reads a kernel's package.
+pub fn package(bytes: &[u8]) {
+    let mut file = tempfile::tempfile().expect("there is room");
+    file.write_all(bytes).expect("there is room");
+    let mut spool = Spool::new(&std::env::temp_dir()).expect("there is room");
+    // What is no package or has no kernel is an error.
+    let _ = kernel_files::read(Path::new("linux.deb"), file, &mut spool);
+}
+
+/// Indexes a module.
+pub fn module(bytes: &[u8]) {
+    let mut spool = Spool::new(&std::env::temp_dir()).expect("there is room");
+    let mut tree = Tree::new();
+    let content = spool.add(bytes).expect("there is room");
+    tree.insert(Tree::ROOT, b"a.ko", Inode::new(0o644, Kind::File(content)), 0);
+    // Damaged compression is an error.
+    let _ = depmod::index(&mut tree, Tree::ROOT, &mut spool);
 }

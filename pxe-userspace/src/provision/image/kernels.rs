@@ -7,19 +7,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, MutexGuard};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::build::STAGE1_LEVEL;
+use super::child::{Given, STAGE1_LEVEL};
+use super::extract::ExtractError;
 use super::initrd::Initrd;
-use super::kernel::{self, KernelError};
-use super::stage1::{self, Stage1Error};
+use super::kernel::KernelError;
+use super::kernel_files::ModuleFile;
+use super::stage1::Stage1Error;
 use super::store::{StoreError, Stored};
 use super::tree::{Content, Inode, Kind, Tree};
-use super::{AddError, Images, blocking, canonical};
+use super::{AddError, Images, blocking, canonical, sent};
 use crate::base::lock::Unpoisoned as _;
 
 /// A kernel as it is stored, and as `bridgehead kernel list --json` prints it.
@@ -81,7 +82,7 @@ pub struct NewKernel {
 pub enum KernelOrigin {
     /// An image in the store, by reference.
     Image(String),
-    /// A `linux-image-*.deb`, or a directory with a vmlinuz and its modules.
+    /// A `linux-image-*.deb`, or a directory with a vmlinuz and its modules, or what [`super::pack_kernel`] wrote of one.
     Path(PathBuf),
 }
 
@@ -102,8 +103,12 @@ pub enum AddKernelError {
         "{path} has no modules.dep, without which no module is found: `depmod -b DIR {version}` makes it"
     )]
     NoIndex { path: PathBuf, version: String },
-    #[error("unpacking {path}: {program} {problem}")]
-    Unpack { path: PathBuf, program: &'static str, problem: String },
+    #[error("{path} is neither a Debian package nor a tar archive of a kernel's directory: {source}")]
+    NeitherNor { path: PathBuf, source: ExtractError },
+    #[error("{path} is no Debian package: it has no data.tar")]
+    NotAPackage { path: PathBuf },
+    #[error("{path} is damaged: {source}")]
+    Damaged { path: PathBuf, source: ExtractError },
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
@@ -264,78 +269,29 @@ impl Images {
         })
     }
 
+    /// The kernel in a package, in what was sent of a directory, or in a directory.
     fn kernel_at(&self, path: &Path) -> Result<KernelRecord, AddKernelError> {
-        if path.is_dir() {
-            return self.kernel_in(path, path);
-        }
-        let unpacked = tempfile::tempdir_in(self.0.store.work())?;
-        let run = |program: &'static str, command: &mut Command| {
-            let failed = |problem| AddKernelError::Unpack { path: path.to_owned(), program, problem };
-            let output = command.output().map_err(|error| failed(format!("can't be started: {error}")))?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            if output.status.success() { Ok(()) } else { Err(failed(format!("says: {}", said.trim()))) }
-        };
-        run("dpkg-deb", Command::new("dpkg-deb").arg("--extract").arg(path).arg(unpacked.path()))?;
-        // Debian's packages leave creating the index to their installation.
-        for directory in modules_directories(unpacked.path()) {
-            if let Some(version) = directory.file_name() {
-                run("depmod", Command::new("depmod").arg("-b").arg(unpacked.path()).arg(version))?;
-            }
-        }
-        self.kernel_in(unpacked.path(), path)
-    }
-
-    /// The kernel in a directory; `from` is its path for messages.
-    fn kernel_in(&self, directory: &Path, from: &Path) -> Result<KernelRecord, AddKernelError> {
-        let (mut spool, assets, _) = self.load_assets()?;
-        let mut tree = Tree::new();
-        let file =
-            find_kernel(directory).ok_or_else(|| AddKernelError::NoKernel { path: from.to_owned() })?;
-        let boot = tree.insert(Tree::ROOT, b"boot", Inode::directory(0o755), 0);
-        let content = spool.add(std::fs::File::open(&file)?)?;
-        tree.insert(boot, b"vmlinuz", Inode::new(0o644, Kind::File(content)), 0);
-        let mut kernel =
-            kernel::of_image(&tree)?.ok_or_else(|| AddKernelError::NoKernel { path: from.to_owned() })?;
-        let found = modules_directories(directory);
-        let own =
-            found.iter().find(|dir| dir.file_name().is_some_and(|name| *name == *kernel.choice.version));
-        match (own, found.first()) {
-            (Some(own), _) => {
-                let lib = tree.insert(Tree::ROOT, b"lib", Inode::directory(0o755), 0);
-                let at = tree.insert(lib, b"modules", Inode::directory(0o755), 0);
-                stage1::load(&mut spool, &mut tree, at, own)?;
-                let path = format!("lib/modules/{}", kernel.choice.version);
-                if tree.file(&format!("{path}/modules.dep")).is_none() {
-                    let version = kernel.choice.version;
-                    return Err(AddKernelError::NoIndex { path: own.clone(), version });
-                }
-                kernel.modules = tree.find(&path);
-                kernel.choice.modules = true;
-            }
-            // A kernel with everything built in.
-            (None, None) => {}
-            (None, Some(other)) => {
-                let found = other.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let version = kernel.choice.version;
-                return Err(AddKernelError::OtherModules { path: from.to_owned(), version, found });
-            }
-        }
-        let stage1 = stage1::build(&assets, &tree, &kernel)?;
-        let modules = match kernel.modules {
-            Some(_) => Some(self.keep_modules(&tree, &kernel.choice.version)?),
-            None => None,
+        let file = sent::open_kernel(path, &self.0.store.work())
+            .map_err(|source| AddError::Open { path: path.to_owned(), source })?;
+        let (made, mut outputs) = self.build_kernel(path, &file)?;
+        let modules = match made.modules {
+            true => Some(ModulesRecord {
+                contents: outputs.keep(self, Given::Modules)?,
+                index: outputs.keep(self, Given::ModulesIndex)?,
+            }),
+            false => None,
         };
         Ok(KernelRecord {
-            name: kernel.choice.version.clone(),
-            version: kernel.choice.version.clone(),
-            from: from.display().to_string(),
+            name: made.version.clone(),
+            version: made.version,
+            from: path.display().to_string(),
             added: Timestamp::now(),
-            kernel_blob: self.0.store.put(|out| io::copy(&mut kernel.file.reader(), out).map(drop))?,
-            stage1_blob: self.pack(&stage1)?,
+            kernel_blob: outputs.keep(self, Given::Kernel)?,
+            stage1_blob: outputs.keep(self, Given::Stage1)?,
             modules,
-            memory: kernel.memory,
-            stage1_unpacked: stage1.unpacked_size(),
-            two_stages: stage1::mounts_stage2(&stage1, &kernel),
+            memory: made.memory,
+            stage1_unpacked: made.stage1_unpacked,
+            two_stages: made.two_stages,
         })
     }
 
@@ -345,32 +301,6 @@ impl Images {
             initrd.tree("", tree)?;
             initrd.finish().map(drop)
         })?)
-    }
-
-    fn keep_modules(&self, tree: &Tree, version: &str) -> Result<ModulesRecord, AddKernelError> {
-        let below = format!("lib/modules/{version}/");
-        let files: Vec<(String, &Content)> = tree
-            .walk()
-            .into_iter()
-            .filter_map(|(path, id)| match &tree.inode(id).kind {
-                Kind::File(content) => {
-                    Some((String::from_utf8(path).ok()?.strip_prefix(&below)?.to_owned(), content))
-                }
-                _ => None,
-            })
-            .collect();
-        let mut index = Vec::new();
-        let mut offset = 0;
-        for (path, content) in &files {
-            index.push(ModuleFile { path: path.clone(), offset, len: content.len });
-            offset += content.len;
-        }
-        let contents = self.0.store.put(|out| {
-            files.iter().try_for_each(|(_, content)| io::copy(&mut content.reader(), out).map(drop))
-        })?;
-        let index = serde_json::to_vec(&index).map_err(io::Error::from)?;
-        let index = self.0.store.put(|out| out.write_all(&index))?;
-        Ok(ModulesRecord { contents, index })
     }
 
     /// A tree with the modules that `wanted` names and their dependencies, at the paths where a node looks for them.
@@ -425,33 +355,10 @@ impl Images {
     }
 }
 
-/// The place of a module's contents.
-#[derive(Serialize, Deserialize)]
-struct ModuleFile {
-    path: String,
-    offset: u64,
-    len: u64,
-}
-
 /// Whether the file belongs to the module: `-` and `_` are equivalent in its name.
 fn is(file: &str, module: &str) -> bool {
     let name = file.trim().rsplit('/').next().and_then(|name| name.split(".ko").next()).unwrap_or_default();
     name.replace('-', "_") == module.replace('-', "_")
-}
-
-/// The file of a kernel below `directory`: the last by name, if there are several.
-fn find_kernel(directory: &Path) -> Option<PathBuf> {
-    let mut found: Vec<PathBuf> = [directory.join("boot"), directory.to_owned()]
-        .iter()
-        .filter_map(|dir| dir.read_dir().ok())
-        .flatten()
-        .flatten()
-        .filter(|entry| is_kernel(&entry.file_name().to_string_lossy()))
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file())
-        .collect();
-    found.sort();
-    found.pop()
 }
 
 /// File names of kernels.
@@ -459,17 +366,8 @@ pub(super) fn is_kernel(name: &str) -> bool {
     name == "vmlinuz" || name == "bzImage" || name.starts_with("vmlinuz-")
 }
 
-/// Where a directory may have its modules.
+/// Where a directory or package may have its modules.
 pub(super) const MODULES: [&str; 4] = ["lib/modules", "usr/lib/modules", "modules/lib/modules", "modules"];
-
-/// Every `lib/modules/VERSION` below `directory`, in the possible places.
-fn modules_directories(directory: &Path) -> Vec<PathBuf> {
-    let found = MODULES.iter().filter_map(|place| directory.join(place).read_dir().ok()).flatten().flatten();
-    let mut found: Vec<PathBuf> =
-        found.map(|entry| entry.path()).filter(|path| path.join("kernel").is_dir()).collect();
-    found.sort();
-    found
-}
 
 #[cfg(test)]
 #[path = "kernels_tests.rs"]

@@ -7,7 +7,8 @@ use super::tree::Tree;
 use crate::base::text::hex;
 
 /// What pxe-init reads to run the image. It shall set those extended attributes for which `has_place` is false: the
-/// format of the image's files can't store them.
+/// format of the image's files can't store them. Also the files whose attributes are lost, because JSON can't store their
+/// names.
 pub(super) fn description(
     reference: &str,
     id: &str,
@@ -15,20 +16,17 @@ pub(super) fn description(
     config: &ImageConfig,
     tree: &Tree,
     has_place: impl Fn(&[u8]) -> bool,
-) -> Description {
-    let mut xattrs = Vec::new();
+) -> (Description, Vec<String>) {
+    let (mut xattrs, mut lost) = (Vec::new(), Vec::new());
     for (path, inode) in tree.walk() {
         for (name, value) in tree.inode(inode).xattrs.iter().filter(|(name, _)| !has_place(name)) {
             match (String::from_utf8(path.clone()), String::from_utf8(name.clone())) {
                 (Ok(path), Ok(name)) => xattrs.push(Xattr { path, name, value: hex(value) }),
-                _ => tracing::warn!(
-                    path = %path.escape_ascii(),
-                    "an extended attribute is lost: its file's name is not UTF-8"
-                ),
+                _ => lost.push(path.escape_ascii().to_string()),
             }
         }
     }
-    Description {
+    let description = Description {
         reference: reference.to_owned(),
         id: id.to_owned(),
         digest: digest.to_owned(),
@@ -39,5 +37,6 @@ pub(super) fn description(
         stop_signal: config.stop_signal.clone(),
         health_check: config.health_check.clone(),
         xattrs,
-    }
+    };
+    (description, lost)
 }

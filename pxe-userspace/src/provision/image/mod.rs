@@ -1,5 +1,6 @@
 //! Builds what a machine loads from Docker images: `docker` or a file → `oci` (manifest, layers) → `extract` (layers →
-//! one tree) → `kernel`, `stage1` → `initrd` → `store`.
+//! one tree) → `kernel`, `stage1` → `initrd` → `store`. All but the first and the last are done by a process of their own
+//! that can open nothing: [`child`].
 //!
 //! A machine loads three things: the kernel; stage 1, the same for every machine with that kernel; and the image's root
 //! file system, below `/image` in an archive of its own. At the archive's top, `/image.json` says what to run. The
@@ -7,7 +8,9 @@
 //! fetches and mounts.
 
 mod build;
+mod child;
 mod compression;
+mod depmod;
 mod docker;
 mod documents;
 mod extract;
@@ -16,6 +19,7 @@ pub mod fuzzing;
 mod health;
 mod initrd;
 mod kernel;
+mod kernel_files;
 mod kernels;
 mod manifest;
 mod oci;
@@ -43,12 +47,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use self::kernels::ModuleSets;
-use self::oci::Archive;
 use self::store::Store;
 use crate::base::lock::Unpoisoned as _;
 use crate::nodes::engine::{Engine, NoEngine};
 use crate::provision::blob::Blob;
 
+pub use self::child::{ChildError, run as import_child};
 pub use self::docker::ExportError;
 pub use self::extract::ExtractError;
 pub use self::initrd::{InitrdError, archive};
@@ -57,7 +61,7 @@ pub use self::kernels::{
     AddKernelError, KernelList, KernelOrigin, KernelRecord, ModuleError, ModuleSet, ModulesRecord, NewKernel,
 };
 pub use self::oci::{ArchiveError, ImageConfig};
-pub use self::sent::{UnpackError, pack_kernel, pack_layout};
+pub use self::sent::{pack_kernel, pack_layout};
 pub use self::squashfs::SquashfsError;
 pub use self::stage1::Stage1Error;
 pub use self::store::{StoreError, Stored};
@@ -75,6 +79,8 @@ struct Inner {
     store: Store,
     assets: PathBuf,
     engine: Engine,
+    /// Of one import.
+    limits: child::Limits,
     images: Mutex<BTreeMap<String, Image>>,
     kernels: Mutex<KernelList>,
     module_sets: Mutex<ModuleSets>,
@@ -168,6 +174,16 @@ pub enum AddError {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(transparent)]
+    Child(#[from] ChildError),
+    /// What the child says of the archive. The variants from `Archive` on are such words' origin.
+    #[error("{0}")]
+    Refused(String),
+    /// What the child says of the assets.
+    #[error("{0}")]
+    Assets(String),
+    #[error("{path} can't be read: {source}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error(transparent)]
     Archive(#[from] ArchiveError),
     #[error("layer {number} of {of}: {source}")]
     Layer { number: usize, of: usize, source: ExtractError },
@@ -211,6 +227,15 @@ impl Images {
     /// Opens the images in the state directory. A record whose blobs are missing is dropped with a warning: the image
     /// can be added again.
     pub fn open(state_dir: &Path, assets: &Path, engine: Engine) -> Result<Self, StoreError> {
+        Self::open_with(state_dir, assets, engine, child::Limits::IMPORT)
+    }
+
+    fn open_with(
+        state_dir: &Path,
+        assets: &Path,
+        engine: Engine,
+        limits: child::Limits,
+    ) -> Result<Self, StoreError> {
         let store = Store::open(state_dir.join("images"))?;
         let mut images = BTreeMap::new();
         for record in store.records()? {
@@ -224,6 +249,7 @@ impl Images {
             store,
             assets: assets.to_owned(),
             engine,
+            limits,
             kernels,
             module_sets: Mutex::default(),
             images: Mutex::new(images),
@@ -238,13 +264,13 @@ impl Images {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Image, AddError> {
         let _adding = self.0.adding.lock().await;
-        let (name, engine_id, exported) = match source {
+        let (name, known_as, exported) = match source {
             ImageSource::Path(path) => (path.clone(), None, None),
             ImageSource::Reference(reference) => {
                 let docker = self.0.engine.connect().await?;
                 let id = docker::resolve(&docker, reference).await?;
                 let images = self.clone();
-                let assets = blocking(move || images.load_assets().map(|(_, _, digest)| digest)).await?;
+                let assets = blocking(move || images.assets_digest()).await?;
                 if let Some(image) = self.known(&id, &assets) {
                     return self.enter(&image, &[canonical(reference)]);
                 }
@@ -256,10 +282,11 @@ impl Images {
         let images = self.clone();
         blocking(move || {
             let archive = match exported {
-                Some(file) => Archive::from_file(&name, file)?,
-                None => Archive::open(&name, &images.0.store.work())?,
+                Some(file) => file,
+                None => sent::open_layout(&name, &images.0.store.work())
+                    .map_err(|source| AddError::Open { path: name.clone(), source })?,
             };
-            images.build(&name, &archive, engine_id, &progress)
+            images.build(&name, &archive, known_as, &progress)
         })
         .await
     }
@@ -291,11 +318,6 @@ impl Images {
     /// The directory for files until they are added. What a killed daemon left there is deleted.
     pub fn work(&self) -> PathBuf {
         self.0.store.work()
-    }
-
-    /// Unpacks a directory that was sent to the daemon: [`pack_kernel`].
-    pub fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
-        sent::unpack(archive, into)
     }
 
     /// All records, by name.

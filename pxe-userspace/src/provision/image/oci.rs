@@ -1,4 +1,4 @@
-//! Reads image archives: `docker save`'s and OCI image layouts, as a tar archive (compressed or not) or as a directory.
+//! Reads image archives: `docker save`'s and OCI image layouts, as a tar archive, compressed or not.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -76,7 +76,8 @@ pub enum ArchiveError {
 /// An image in an archive, whose layers are not read yet.
 pub(super) struct Archive {
     path: PathBuf,
-    container: Container,
+    file: File,
+    index: HashMap<String, Member>,
 }
 
 /// An archive's description of its image.
@@ -100,34 +101,33 @@ pub(super) struct Layer {
 /// An image's names, the path of its configuration, and those of its layers.
 type Named = (Vec<String>, String, Vec<String>);
 
-enum Container {
-    Directory(PathBuf),
-    Tar { file: File, index: HashMap<String, Member> },
-}
-
 enum Member {
     Data { offset: u64, size: u64, sparse: Option<SparseMap> },
     Link(String),
 }
 
 impl Archive {
-    /// Opens a directory or tar archive. A compressed archive is unpacked to `spool`.
-    pub(super) fn open(path: &Path, spool: &Path) -> Result<Self, ArchiveError> {
+    /// An archive or a directory, as the daemon opens it for the child.
+    #[cfg(test)]
+    fn open(path: &Path, spool: &Path) -> Result<Self, ArchiveError> {
+        let opened = super::sent::open_layout(path, spool);
+        let file = opened.map_err(|source| ArchiveError::Open { path: path.to_owned(), source })?;
+        Self::in_file(path, file, tempfile::tempfile_in(spool).expect("there is room"))
+    }
+
+    /// An archive that is open. If it is compressed, it is unpacked to `scratch`, which is empty. `path` is for messages.
+    pub(super) fn in_file(path: &Path, mut file: File, mut scratch: File) -> Result<Self, ArchiveError> {
         let failed = |source| ArchiveError::Open { path: path.to_owned(), source };
-        if path.is_dir() {
-            return Ok(Self { path: path.to_owned(), container: Container::Directory(path.to_owned()) });
-        }
-        let file = File::open(path).map_err(failed)?;
-        let mut plain = BufReader::new(&file);
+        file.seek(SeekFrom::Start(0)).map_err(failed)?;
+        let mut plain = BufReader::with_capacity(256 * 1024, &file);
         let compressed = Compression::of(&mut plain).map_err(failed)?;
         if compressed == Compression::None {
             return Self::from_file(path, file);
         }
-        let mut unpacked = tempfile::tempfile_in(spool).map_err(failed)?;
         let mut reader = compressed.reader(plain).map_err(failed)?;
-        io::copy(&mut reader, &mut unpacked).map_err(failed)?;
+        io::copy(&mut reader, &mut scratch).map_err(failed)?;
         drop(reader);
-        Self::from_file(path, unpacked)
+        Self::from_file(path, scratch)
     }
 
     /// An uncompressed tar archive that is already open; `path` is for messages.
@@ -152,7 +152,7 @@ impl Archive {
             };
             index.insert(name, member);
         }
-        Ok(Self { path: path.to_owned(), container: Container::Tar { file, index } })
+        Ok(Self { path: path.to_owned(), file, index })
     }
 
     /// Finds the one image for linux/amd64, and reads everything about it except its layers.
@@ -312,41 +312,24 @@ impl Archive {
     }
 
     fn has(&self, name: &str) -> bool {
-        match &self.container {
-            Container::Directory(path) => path.join(name).is_file(),
-            Container::Tar { index, .. } => index.contains_key(name),
-        }
+        self.index.contains_key(name)
     }
 
     fn open_member(&self, name: &str) -> Result<Box<dyn Read + '_>, ArchiveError> {
         let missing = || ArchiveError::Missing { path: self.path.clone(), name: name.to_owned() };
-        match &self.container {
-            Container::Directory(path) => {
-                // A manifest must not refer to other files of the host.
-                let inside =
-                    Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-                let file = if inside { File::open(path.join(name)) } else { return Err(missing()) };
-                file.map(|f| Box::new(f) as _).map_err(|source| match source.kind() {
-                    io::ErrorKind::NotFound => missing(),
-                    _ => self.read_error(name, source),
+        let member = match self.index.get(name) {
+            Some(Member::Link(target)) => self.index.get(target),
+            other => other,
+        };
+        match member {
+            Some(Member::Data { offset, size, sparse }) => {
+                let section = Section { file: &self.file, at: *offset, end: offset + size };
+                Ok(match sparse {
+                    Some(map) => Box::new(map.expand(section)),
+                    None => Box::new(section),
                 })
             }
-            Container::Tar { file, index } => {
-                let member = match index.get(name) {
-                    Some(Member::Link(target)) => index.get(target),
-                    other => other,
-                };
-                match member {
-                    Some(Member::Data { offset, size, sparse }) => {
-                        let section = Section { file, at: *offset, end: offset + size };
-                        Ok(match sparse {
-                            Some(map) => Box::new(map.expand(section)),
-                            None => Box::new(section),
-                        })
-                    }
-                    _ => Err(missing()),
-                }
-            }
+            _ => Err(missing()),
         }
     }
 

@@ -1,23 +1,11 @@
 //! Directories that are sent to the daemon as a tar archive. The caller reads the files, with the caller's permissions.
-//! The daemon unpacks only plain files, so that no link in the archive leads it elsewhere.
+//! Only a confined child reads what was sent ([`super::child`]), into memory.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, Write};
-use std::path::{Component, Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use super::kernels::{MODULES, is_kernel};
-use super::tar::{EntryKind, TarError, TarReader};
-
-/// Why an archive that was sent can't be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    #[error(transparent)]
-    Tar(#[from] TarError),
-    #[error("{0:?} is no path of a file that is sent")]
-    Path(String),
-    #[error("unpacking: {0}")]
-    Io(#[from] io::Error),
-}
 
 /// Writes the parts of a kernel's directory that are looked for: the kernel's file, there and in `boot`, and all
 /// modules.
@@ -93,69 +81,47 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Unpacks the files and directories of an archive; everything else is left out.
-pub(super) fn unpack(archive: &Path, into: &Path) -> Result<(), UnpackError> {
-    fs::create_dir_all(into)?;
-    let mut archive = TarReader::new(BufReader::new(File::open(archive)?));
-    while let Some(entry) = archive.next()? {
-        if !matches!(entry.kind, EntryKind::File | EntryKind::Directory) {
-            continue;
-        }
-        let path = into.join(inside(&entry.path)?);
-        if entry.kind == EntryKind::Directory {
-            fs::create_dir_all(path)?;
-            continue;
-        }
-        fs::create_dir_all(path.parent().unwrap_or(into))?;
-        // If the path exists, it is a file of this archive.
-        io::copy(&mut archive.data(), &mut File::create(path)?)?;
-    }
-    Ok(())
+/// Opens an image's archive. A directory becomes one, in a file without a name in `work`.
+pub(super) fn open_layout(path: &Path, work: &Path) -> io::Result<File> {
+    open(path, work, |out| pack_layout(path, out))
 }
 
-/// A relative path that stays inside.
-fn inside(path: &[u8]) -> Result<PathBuf, UnpackError> {
-    let text = String::from_utf8_lossy(path);
-    let inside: PathBuf = Path::new(&*text).components().filter(|part| *part != Component::CurDir).collect();
-    let plain = inside.components().all(|part| matches!(part, Component::Normal(_)));
-    match plain && inside.file_name().is_some() && !text.contains('\0') {
-        true => Ok(inside),
-        false => Err(UnpackError::Path(text.into_owned())),
+/// The same for a kernel's package or directory.
+pub(super) fn open_kernel(path: &Path, work: &Path) -> io::Result<File> {
+    open(path, work, |out| pack_kernel(path, out))
+}
+
+fn open(path: &Path, work: &Path, pack: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<File> {
+    if !path.is_dir() {
+        return File::open(path);
     }
+    let mut out = io::BufWriter::with_capacity(256 * 1024, tempfile::tempfile_in(work)?);
+    pack(&mut out)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
+    use super::super::extract::{self, ExtractError};
+    use super::super::tree::{Kind, Spool, Tree};
     use super::*;
 
-    fn sent(
-        pack: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
-    ) -> (tempfile::TempDir, Result<(), UnpackError>) {
-        let dir = tempfile::tempdir().unwrap();
+    /// What arrives, as the daemon's child reads it.
+    fn sent(pack: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<Tree, ExtractError> {
         let mut archive = Vec::new();
         pack(&mut archive).unwrap();
-        fs::write(dir.path().join("a.tar"), archive).unwrap();
-        let unpacked = unpack(&dir.path().join("a.tar"), &dir.path().join("there"));
-        (dir, unpacked)
+        let mut tree = Tree::new();
+        extract::apply(&mut tree, &mut Spool::new(&std::env::temp_dir()).unwrap(), 0, &archive[..])?;
+        Ok(tree)
     }
 
-    fn files(below: &Path) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut todo = vec![below.to_owned()];
-        while let Some(directory) = todo.pop() {
-            for path in entries(&directory).unwrap() {
-                assert!(!path.is_symlink());
-                if path.is_dir() {
-                    todo.push(path);
-                } else {
-                    found.push(path.strip_prefix(below).unwrap().display().to_string());
-                }
-            }
-        }
-        found.sort();
-        found
+    fn files(tree: &Tree) -> Vec<String> {
+        let is_file = |id| matches!(tree.inode(id).kind, Kind::File(_));
+        let found = tree.walk().into_iter().filter(|(_, id)| is_file(*id));
+        found.map(|(path, _)| String::from_utf8(path).unwrap()).collect()
     }
 
     #[test]
@@ -175,8 +141,7 @@ mod tests {
         symlink("usr/lib", dir.path().join("lib")).unwrap();
         symlink("/", dir.path().join("usr/lib/modules/6.9/build")).unwrap();
         symlink("modules.dep", dir.path().join("usr/lib/modules/6.9/modules.link")).unwrap();
-        let (there, unpacked) = sent(|out| pack_kernel(dir.path(), out));
-        unpacked.unwrap();
+        let there = sent(|out| pack_kernel(dir.path(), out)).unwrap();
         let mut expected = vec!["boot/vmlinuz-6.9".to_owned()];
         for place in ["lib", "usr/lib"] {
             expected.push(format!("{place}/modules/6.9/modules.dep"));
@@ -184,8 +149,8 @@ mod tests {
             expected.push(long.replacen("usr/lib", place, 1));
         }
         expected.sort();
-        assert_eq!(files(&there.path().join("there")), expected);
-        let link = fs::read(there.path().join("there/lib/modules/6.9/modules.link")).unwrap();
+        assert_eq!(files(&there), expected);
+        let link = there.file("lib/modules/6.9/modules.link").unwrap().read().unwrap();
         assert_eq!(link, b"usr/lib/modules/6.9/modules.dep");
     }
 
@@ -196,9 +161,8 @@ mod tests {
         fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
         fs::write(dir.path().join("index.json"), "{}").unwrap();
         fs::write(dir.path().join("blobs/sha256/aa"), "x").unwrap();
-        let (there, unpacked) = sent(|out| pack_layout(dir.path(), out));
-        unpacked.unwrap();
-        assert_eq!(files(&there.path().join("there")), ["blobs/sha256/aa", "index.json"]);
+        let there = sent(|out| pack_layout(dir.path(), out)).unwrap();
+        assert_eq!(files(&there), ["blobs/sha256/aa", "index.json"]);
     }
 
     #[test]
@@ -214,24 +178,35 @@ mod tests {
             header.set_cksum();
             header
         };
-        for name in ["../evil", "a/../../evil", "/etc/evil", "a/../b", "."] {
-            let (_, unpacked) = sent(|out| {
+        let one = |name: &str| {
+            sent(|out| {
                 let mut archive = tar::Builder::new(out);
                 archive.append(&with(name.as_bytes(), tar::EntryType::Regular, ""), &b"x"[..])?;
                 archive.finish()
-            });
-            assert!(matches!(unpacked, Err(UnpackError::Path(_))), "{name}: {unpacked:?}");
+            })
+        };
+        for name in ["../evil", "a/../../evil"] {
+            assert!(matches!(one(name), Err(ExtractError::Outside { .. })), "{name}");
         }
-        // A link, followed by a file whose path goes through it.
-        let (dir, unpacked) = sent(|out| {
-            let mut archive = tar::Builder::new(out);
-            archive.append(&with(b"d", tar::EntryType::Symlink, "/etc"), io::empty())?;
-            archive.append(&with(b"vmlinuz", tar::EntryType::Symlink, "/etc/shadow"), io::empty())?;
-            archive.append(&with(b"hard", tar::EntryType::Link, "/etc/shadow"), io::empty())?;
-            archive.append(&with(b"d/x", tar::EntryType::Regular, ""), &b"x"[..])?;
-            archive.finish()
-        });
-        unpacked.unwrap();
-        assert_eq!(files(&dir.path().join("there")), ["d/x"]);
+        for (name, inside) in [("/etc/evil", &["etc/evil"][..]), ("a/../b", &["b"]), (".", &[])] {
+            assert_eq!(files(&one(name).unwrap()), inside, "{name}");
+        }
+        // A link, followed by a file whose path goes through it: both are in the tree, and so is what they lead to.
+        let links = |hard: bool| {
+            sent(|out| {
+                let mut archive = tar::Builder::new(out);
+                archive.append(&with(b"d", tar::EntryType::Symlink, "/etc"), io::empty())?;
+                archive.append(&with(b"vmlinuz", tar::EntryType::Symlink, "/etc/shadow"), io::empty())?;
+                if hard {
+                    archive.append(&with(b"hard", tar::EntryType::Link, "/etc/shadow"), io::empty())?;
+                }
+                archive.append(&with(b"d/x", tar::EntryType::Regular, ""), &b"x"[..])?;
+                archive.finish()
+            })
+        };
+        assert!(matches!(links(true), Err(ExtractError::HardLink { .. })));
+        let tree = links(false);
+        // The link is of the same layer, so it is not replaced, and leads nowhere.
+        assert!(tree.is_err() || tree.unwrap().file("vmlinuz").is_none());
     }
 }

@@ -240,7 +240,8 @@ fn plain_file(content: &Content) -> Inode {
     Inode::new(0o644, Kind::File(content.clone()))
 }
 
-fn copy_all(from: &Tree, directory: InodeId, to: &mut Tree, at: InodeId) {
+/// Copies the files and directories below `directory`.
+pub(super) fn copy_all(from: &Tree, directory: InodeId, to: &mut Tree, at: InodeId) {
     for (name, found) in from.names(directory).into_iter().flatten() {
         match &from.inode(found.inode).kind {
             Kind::Directory(_) => {

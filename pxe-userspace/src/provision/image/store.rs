@@ -89,6 +89,15 @@ impl Store {
         Ok(stored)
     }
 
+    /// Stores a complete file of the work directory, from its current position, which is its start.
+    pub(super) fn take(&self, mut file: NamedTempFile) -> io::Result<Stored> {
+        let mut hash = Sha256::new();
+        let size = io::copy(file.as_file_mut(), &mut hash)?;
+        let stored = Stored { sha256: hex(&hash.finalize()), size };
+        persist(file, &self.blob_path(&stored))?;
+        Ok(stored)
+    }
+
     pub(super) fn blob(&self, stored: &Stored) -> Result<Blob, StoreError> {
         let path = self.blob_path(stored);
         let failed = |source| StoreError::File { path: path.clone(), source };

@@ -72,7 +72,8 @@ pub enum TarError {
     Sparse { at: u64 },
     #[error("an entry of type {kind:?} at byte {at}, which is not supported")]
     Kind { kind: char, at: u64 },
-    #[error(transparent)]
+    // Not transparent: the cause is to be found by who looks for a limit.
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
 

@@ -301,7 +301,12 @@ pub(super) struct Spool {
 
 impl Spool {
     pub(super) fn new(directory: &Path) -> io::Result<Self> {
-        Ok(Self { file: Arc::new(tempfile::tempfile_in(directory)?), end: 0 })
+        Ok(Self::on(tempfile::tempfile_in(directory)?))
+    }
+
+    /// A spool in a file that is open already, and empty.
+    pub(super) fn on(file: File) -> Self {
+        Self { file: Arc::new(file), end: 0 }
     }
 
     /// Stores all of `reader`.

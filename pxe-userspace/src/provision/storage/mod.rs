@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use zeroize::Zeroizing;
+
 use crate::base::lock::Unpoisoned as _;
 use crate::base::text::hex;
 use crate::config::StoragePlan;
@@ -27,9 +29,12 @@ impl Storage {
     }
 
     /// The keys of a boot's encrypted volumes, by volume name, in hexadecimal.
-    pub fn release(&self, scope: &Scope) -> Result<BTreeMap<String, String>, KeyError> {
+    pub fn release(&self, scope: &Scope) -> Result<BTreeMap<String, Zeroizing<String>>, KeyError> {
         let mut keys = self.keys();
-        let key = |volume: &String| Ok((volume.clone(), hex(&*keys.of(&scope.owner, &scope.plan, volume)?)));
+        let key = |volume: &String| {
+            let key = keys.of(&scope.owner, &scope.plan, volume)?;
+            Ok((volume.clone(), Zeroizing::new(hex(&*key))))
+        };
         scope.volumes.iter().map(key).collect()
     }
 

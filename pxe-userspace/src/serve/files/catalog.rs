@@ -10,6 +10,7 @@ use pxe_common::Mac;
 use pxe_contract::paths::{ImagePart, LoadFailure, file};
 use pxe_contract::ticket::Ticket;
 use tokio::sync::watch;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Files, OpenError, Opened, Root};
 use crate::base::lock::Unpoisoned as _;
@@ -232,20 +233,22 @@ impl Files for Catalog {
         }
         let storage = config.storage_of(profile);
         let keys = storage.and_then(|plan| storage::keys_for(&machine, plan));
-        let token = self.trust.issue(mac, client, keys).map_err(|error| match error {
+        let mut token = self.trust.issue(mac, client, keys).map_err(|error| match error {
             IssueError::Running(_) => OpenError::Forbidden(error.to_string()),
             IssueError::Write(_) => OpenError::Io(io::Error::other(error)),
         })?;
         let appliance = Appliance::from(config);
-        let ticket = Ticket {
+        let mut ticket = Ticket {
             settings: plan.settings,
             profile: profile.name.clone(),
             appliance: SocketAddrV4::new(appliance.address.addr(), appliance.tls_port),
             ca: self.trust.authority().certificate().to_owned(),
-            token,
+            token: std::mem::take(&mut *token),
             time: Timestamp::now().as_second().try_into().unwrap_or_default(),
         };
-        let ticket = serde_json::to_string_pretty(&ticket).expect("it has only text keys");
+        let written = serde_json::to_string_pretty(&ticket).expect("it has only text keys");
+        ticket.token.zeroize();
+        let ticket = Zeroizing::new(written);
         let storage = storage.map(|plan| storage::document::text(plan, &machine.label()));
         let mut files = vec![(file::name(file::TICKET), ticket.as_bytes())];
         files.extend(storage.as_ref().map(|text| (file::name(file::STORAGE), text.as_bytes())));
