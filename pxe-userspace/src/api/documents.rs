@@ -9,9 +9,10 @@ use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::failure::ErrorDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::base::text;
+use crate::base::{schema, text};
 use crate::config::Node;
 use crate::machines::kept::Done;
 use crate::operate::access::{Role, Token};
@@ -24,7 +25,7 @@ pub use crate::operate::audit::Entry as AuditEntry;
 pub use crate::provision::image::Freed as Collected;
 pub use crate::serve::dhcp::PacingStatus as Pacing;
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
     pub version: String,
@@ -48,20 +49,23 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct BridgeStatus {
     pub name: String,
+    #[schemars(with = "schema::Prefix")]
     pub address: Ipv4Net,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Lease {
     pub address: Ipv4Addr,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -70,7 +74,7 @@ pub struct Lease {
     pub expires: Timestamp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseState {
     Offered,
@@ -81,7 +85,7 @@ pub enum LeaseState {
     Declined,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileEntry {
     /// Below the files root.
@@ -92,7 +96,7 @@ pub struct FileEntry {
 }
 
 /// An image's record, and who boots it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Image {
     #[serde(flatten)]
@@ -106,7 +110,7 @@ pub struct Image {
     pub stages: u8,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Profile {
     pub name: String,
@@ -123,7 +127,7 @@ pub struct Profile {
 }
 
 /// A new token. It can't be shown again.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NewToken {
     #[serde(flatten)]
@@ -133,7 +137,7 @@ pub struct NewToken {
 }
 
 /// Links that log one browser in, once: the same link for each address of the page.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Invitation {
     pub role: Role,
@@ -143,11 +147,12 @@ pub struct Invitation {
 }
 
 /// How to get into a machine whose boot has stopped.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct WayIn {
     pub node: String,
     #[serde(with = "crate::base::text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -163,7 +168,7 @@ pub struct WayIn {
 }
 
 /// What a change of machines that are kept did, by their names.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NodesChanged {
     /// Machines that were meant. Those that were so already are in none of the lists.
@@ -199,7 +204,7 @@ impl From<&Done> for NodesChanged {
 }
 
 /// What a changed configuration file changed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Reloaded {
     pub changed: Vec<String>,
@@ -208,7 +213,7 @@ pub struct Reloaded {
 }
 
 /// A step of an image's import.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Progress {
     /// In words: `exporting`, `layer 2 of 3`, `packing`.
@@ -218,16 +223,16 @@ pub struct Progress {
 }
 
 /// One line of the answer to `POST /api/images`. The last one is `done` or `failed`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageLine {
     Progress(Progress),
     Done(Box<Image>),
-    Failed(ErrorDocument),
+    Failed(#[schemars(with = "schema::Failure")] ErrorDocument),
 }
 
 /// What a person's word did for the keys of a machine's volumes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Rekey {
     /// The machine's name, or its MAC address.
@@ -239,7 +244,7 @@ pub struct Rekey {
 }
 
 /// Which boot gets the keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReleasedTo {
     ThisBoot,

@@ -10,6 +10,7 @@ mod debian;
 mod kernels;
 pub(crate) mod peers;
 mod pieces;
+mod schemathesis;
 
 use anyhow::bail;
 
@@ -29,6 +30,7 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     }
     if problems.is_empty() && needs.contains(&Need::Test) {
         problems.extend(debian::ensure()?);
+        schemathesis::ensure()?;
     }
     if !problems.is_empty() {
         let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();

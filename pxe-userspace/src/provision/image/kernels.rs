@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::{Arc, MutexGuard};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::build::STAGE1_LEVEL;
@@ -23,7 +24,7 @@ use super::{AddError, Images, blocking, canonical};
 use crate::base::lock::Unpoisoned as _;
 
 /// A kernel as it is stored, and as `bridgehead kernel list --json` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelRecord {
     pub name: String,
@@ -46,7 +47,7 @@ pub struct KernelRecord {
 }
 
 /// One blob with the contents of all modules, and one with their index.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct ModulesRecord {
     pub contents: Stored,
@@ -54,7 +55,7 @@ pub struct ModulesRecord {
 }
 
 /// The kernels, and which is the default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelList {
     /// The kernel for images without one, in place of the stock one.
