@@ -215,7 +215,7 @@ pub(super) async fn import(
 
 pub(super) async fn export(State(state): State<ApiState>) -> Result<Written<Csv>, Failure> {
     let written = tokio::task::spawn_blocking(move || table::write(&state.appliance.kept()));
-    written.await.map_err(Failure::internal).map(Written::table)
+    written.await.map_err(Failure::internal).map(Written::<Csv>::of)
 }
 
 /// What was begun is done and told in the audit, whether or not the asker stays.

@@ -46,16 +46,15 @@ impl Routes {
         Self { large: Some(bytes), ..self }
     }
 
-    /// Adds a route, and says in a sentence what it is for. The rest of its description is in the handler's types.
+    /// Adds a route. Its description is in the handler's types, and a sentence on it in `openapi::words`.
     fn on<T: 'static, P, H: Handler<T, ApiState> + Described<P>>(
         mut self,
         role: Role,
         method: Method,
         path: &'static str,
         handler: H,
-        summary: &'static str,
     ) -> Self {
-        self.openapi.add(Some(role), &method, path, &handler, summary);
+        self.openapi.add(Some(role), &method, path, &handler);
         let filter = MethodFilter::try_from(method.clone()).expect("a method that routes can have");
         let guard = Guard { role, audit: self.audit.clone() };
         let mut route = on(filter, handler).route_layer(from_fn_with_state(guard, pass));
@@ -94,149 +93,58 @@ fn routes(audit: Audit) -> Routes {
     use Role::{Admin, Operator, Viewer};
     let (get, post, put, delete) = (Method::GET, Method::POST, Method::PUT, Method::DELETE);
     Routes::new(audit)
-        .on(Viewer, get.clone(), "/", page::page, "The page for people.")
-        .on(Viewer, get.clone(), "/api/openapi.json", openapi::document, "This document.")
-        .on(
-            Viewer,
-            get.clone(),
-            "/metrics",
-            metrics::metrics,
-            "What is measured, in Prometheus' text format or OpenMetrics.",
-        )
-        .on(
-            Viewer,
-            get.clone(),
-            "/api/status",
-            read::status,
-            "How the appliance is: version, bridge, pool, ports, boots, alerts, counters.",
-        )
-        .on(
-            Viewer,
-            get.clone(),
-            "/api/nodes",
-            nodes::list,
-            "Every machine that was seen or declared, or some of them.",
-        )
+        .on(Viewer, get.clone(), "/", page::page)
+        .on(Viewer, get.clone(), "/api/openapi.json", openapi::document)
+        .on(Viewer, get.clone(), "/metrics", metrics::metrics)
+        .on(Viewer, get.clone(), "/api/status", read::status)
+        .on(Viewer, get.clone(), "/api/nodes", nodes::list)
         // No name has a dot.
-        .on(Viewer, get.clone(), "/api/nodes.csv", nodes::export, "The machines that are kept, as a table.")
-        .on(Viewer, get.clone(), "/api/nodes/{name}", read::node, "One machine.")
-        .on(Viewer, get.clone(), "/api/nodes/{name}/why", read::why, "The state of its last boot, and why.")
-        .on(
-            Viewer,
-            get.clone(),
-            "/api/why",
-            read::all_why,
-            "The same of every machine whose boot is in progress, failed, or had problems.",
-        )
-        .on(
-            Viewer,
-            get.clone(),
-            "/api/nodes/{name}/console",
-            console::console,
-            "The lines of a boot's console.",
-        )
-        .on(Viewer, get.clone(), "/api/nodes/{name}/logs", console::logs, "What its workload wrote.")
-        .on(Viewer, get.clone(), "/api/leases", read::leases, "The leases.")
-        .on(Viewer, get.clone(), "/api/files", read::files, "The files below the files root.")
-        .on(
-            Viewer,
-            get.clone(),
-            "/api/profiles",
-            read::profiles,
-            "The profiles, and whether a machine could boot them.",
-        )
-        .on(Viewer, get.clone(), "/api/workloads", read::workloads, "The workloads, and how they are.")
-        .on(Viewer, get.clone(), "/api/events", events::events, "The timeline.")
-        .on(Viewer, get.clone(), "/api/images", images::list, "The images.")
-        .on(Viewer, get.clone(), "/api/kernels", kernels::list, "The kernels, and which is the default.")
-        .on(Viewer, get.clone(), "/files/{*path}", files::below_root, "A file below the files root.")
+        .on(Viewer, get.clone(), "/api/nodes.csv", nodes::export)
+        .on(Viewer, get.clone(), "/api/nodes/{name}", read::node)
+        .on(Viewer, get.clone(), "/api/nodes/{name}/why", read::why)
+        .on(Viewer, get.clone(), "/api/why", read::all_why)
+        .on(Viewer, get.clone(), "/api/nodes/{name}/console", console::console)
+        .on(Viewer, get.clone(), "/api/nodes/{name}/logs", console::logs)
+        .on(Viewer, get.clone(), "/api/leases", read::leases)
+        .on(Viewer, get.clone(), "/api/files", read::files)
+        .on(Viewer, get.clone(), "/api/profiles", read::profiles)
+        .on(Viewer, get.clone(), "/api/workloads", read::workloads)
+        .on(Viewer, get.clone(), "/api/events", events::events)
+        .on(Viewer, get.clone(), "/api/images", images::list)
+        .on(Viewer, get.clone(), "/api/kernels", kernels::list)
+        .on(Viewer, get.clone(), "/files/{*path}", files::below_root)
         // The handler grants no more than the caller's own role.
-        .on(
-            Viewer,
-            post.clone(),
-            "/api/login",
-            login::invite,
-            "Links to the page that log one browser in, once.",
-        )
-        .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold, "Holds its boots in stage 1.")
-        .on(
-            Operator,
-            delete.clone(),
-            "/api/nodes/{name}/hold",
-            hold::release,
-            "Releases it, also from a boot that failed.",
-        )
-        .on(
-            Operator,
-            get.clone(),
-            "/api/nodes/{name}/rescue",
-            rescue::way_in,
-            "How to log in to a boot that failed or is held.",
-        )
-        .on(
-            Operator,
-            post.clone(),
-            "/api/nodes/{name}/rekey",
-            session::rekey,
-            "Says that it is the machine that boots.",
-        )
-        .on(
-            Operator,
-            get.clone(),
-            "/api/nodes/{name}/trace",
-            trace::trace,
-            "Its packets, until its boot ends.",
-        )
-        .on(Admin, post.clone(), "/api/nodes", nodes::add, "Declares a machine.")
-        .on(Admin, Method::PATCH, "/api/nodes", nodes::set, "Changes machines that are kept.")
-        .on(
-            Admin,
-            delete.clone(),
-            "/api/nodes",
-            nodes::remove,
-            "Forgets machines that are kept, and names that rules gave.",
-        )
-        .on(Admin, post.clone(), "/api/nodes/{name}/adopt", nodes::adopt, "Declares a machine that was seen.")
+        .on(Viewer, post.clone(), "/api/login", login::invite)
+        .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
+        .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
+        .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)
+        .on(Operator, post.clone(), "/api/nodes/{name}/rekey", session::rekey)
+        .on(Operator, get.clone(), "/api/nodes/{name}/trace", trace::trace)
+        .on(Admin, post.clone(), "/api/nodes", nodes::add)
+        .on(Admin, Method::PATCH, "/api/nodes", nodes::set)
+        .on(Admin, delete.clone(), "/api/nodes", nodes::remove)
+        .on(Admin, post.clone(), "/api/nodes/{name}/adopt", nodes::adopt)
         .large(TABLE_MAX)
-        .on(
-            Admin,
-            post.clone(),
-            "/api/nodes.csv",
-            nodes::import,
-            "Declares the machines of a table: all of them or none.",
-        )
-        .on(Admin, post.clone(), "/api/images", images::add, "Imports an image.")
-        .on(Admin, post.clone(), "/api/images/gc", images::collect, "Deletes blobs that nothing refers to.")
+        .on(Admin, post.clone(), "/api/nodes.csv", nodes::import)
+        .on(Admin, post.clone(), "/api/images", images::add)
+        .on(Admin, post.clone(), "/api/images/gc", images::collect)
         // A reference has slashes in it.
-        .on(Admin, delete.clone(), "/api/images/{*reference}", images::remove, "Removes an image.")
-        .on(Admin, post.clone(), "/api/kernels", kernels::add, "Adds a kernel.")
-        .on(Admin, delete.clone(), "/api/kernels/{name}", kernels::remove, "Removes a kernel.")
-        .on(
-            Admin,
-            put,
-            "/api/default-kernel",
-            kernels::set_default,
-            "Sets the kernel for images without their own.",
-        )
-        .on(Admin, post.clone(), "/api/reload", read::reload, "Applies a changed configuration file.")
-        .on(Admin, get.clone(), "/api/tokens", tokens::list, "The tokens, without their secrets.")
-        .on(Admin, post, "/api/tokens", tokens::add, "Makes a token. Only this answer has its secret.")
-        .on(
-            Admin,
-            delete,
-            "/api/tokens/{name}",
-            tokens::remove,
-            "Removes a token, and ends the logins that it made.",
-        )
-        .on(Admin, get, "/api/audit", audit::audit, "What was changed, when and by whom.")
+        .on(Admin, delete.clone(), "/api/images/{*reference}", images::remove)
+        .on(Admin, post.clone(), "/api/kernels", kernels::add)
+        .on(Admin, delete.clone(), "/api/kernels/{name}", kernels::remove)
+        .on(Admin, put, "/api/default-kernel", kernels::set_default)
+        .on(Admin, post.clone(), "/api/reload", read::reload)
+        .on(Admin, get.clone(), "/api/tokens", tokens::list)
+        .on(Admin, post, "/api/tokens", tokens::add)
+        .on(Admin, delete, "/api/tokens/{name}", tokens::remove)
+        .on(Admin, get, "/api/audit", audit::audit)
 }
 
 /// The API, behind authentication. The listeners in `people` say how each request arrived.
 pub fn api_router(state: ApiState) -> Router {
     let door = state.access.clone();
     let Routes { router, mut openapi, .. } = routes(state.access.audit.clone());
-    let words = "Trades the code of a login link for a cookie. No role is needed.";
-    openapi.add(None, &Method::GET, login::PATH, &login::enter, words);
+    openapi.add(None, &Method::GET, login::PATH, &login::enter);
     router
         // A client without a role gets one here.
         .route(login::PATH, axum::routing::get(login::enter))

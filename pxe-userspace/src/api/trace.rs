@@ -1,5 +1,6 @@
 //! A machine's packet trace, as it is captured.
 
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use futures_util::StreamExt as _;
@@ -49,7 +50,8 @@ pub(super) async fn trace(
     let wanted = Wanted { mac, follow: options.follow != 0, snap_length };
     let pieces = state.appliance.trace(wanted)?;
     by.did(Did::new("node.trace").on(mac.to_string())).await;
-    Ok(Written::packets(ReceiverStream::new(pieces).map(Ok)))
+    let pieces = ReceiverStream::new(pieces).map(Ok::<_, std::convert::Infallible>);
+    Ok(Written::<Pcapng>::of(Body::from_stream(pieces)))
 }
 
 impl From<TraceError> for Failure {

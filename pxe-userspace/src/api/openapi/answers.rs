@@ -131,38 +131,32 @@ impl<T> Written<Lines<T>> {
     }
 }
 
-/// Packets.
-pub(in crate::api) struct Pcapng;
+/// Contents of one media type. Its parameters are in the header only.
+macro_rules! contents {
+    ($($(#[$words:meta])* $name:ident = $media_type:literal, $title:literal;)*) => {$(
+        $(#[$words])*
+        pub(in crate::api) struct $name;
 
-const PCAPNG: &str = "application/x-pcapng";
+        impl Content for $name {
+            fn describe(operation: &mut Operation<'_>) {
+                let media_type = $media_type.split(';').next().unwrap_or_default();
+                operation.answers(200, $title, Some(json!({ media_type: of_bytes() })));
+            }
+        }
 
-impl Content for Pcapng {
-    fn describe(operation: &mut Operation<'_>) {
-        operation.answers(200, "Packets, as they are captured.", Some(json!({ PCAPNG: of_bytes() })));
-    }
+        impl Written<$name> {
+            pub(in crate::api) fn of(body: impl IntoResponse) -> Self {
+                Self::new(typed(body, $media_type))
+            }
+        }
+    )*};
 }
 
-impl Written<Pcapng> {
-    pub(in crate::api) fn packets(
-        pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
-    ) -> Self {
-        Self::new(typed(Body::from_stream(pieces), PCAPNG))
-    }
-}
-
-/// A table with a line of column names (RFC 4180).
-pub(in crate::api) struct Csv;
-
-impl Content for Csv {
-    fn describe(operation: &mut Operation<'_>) {
-        operation.answers(200, "A table.", Some(json!({ "text/csv": of_bytes() })));
-    }
-}
-
-impl Written<Csv> {
-    pub(in crate::api) fn table(table: String) -> Self {
-        Self::new(typed(table, "text/csv; charset=utf-8; header=present"))
-    }
+contents! {
+    /// Packets.
+    Pcapng = "application/x-pcapng", "Packets, as they are captured.";
+    /// A table with a line of column names (RFC 4180).
+    Csv = "text/csv; charset=utf-8; header=present", "A table.";
 }
 
 /// Metrics, in the format that the client prefers.

@@ -8,6 +8,7 @@ mod answers;
 mod parts;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::sync::Arc;
 
@@ -149,7 +150,6 @@ impl Openapi {
         method: &Method,
         path: &'static str,
         handler: &H,
-        summary: &str,
     ) {
         let mut operation = Operation {
             schemas: &mut self.schemas,
@@ -179,7 +179,7 @@ impl Openapi {
         let mut described = json!({
             "operationId": id,
             "tags": [room],
-            "summary": summary,
+            "summary": words::of(method.as_str(), path),
             "parameters": parameters,
             "responses": responses,
         });

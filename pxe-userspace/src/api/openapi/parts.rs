@@ -42,7 +42,7 @@ unseen! {
     [] ConnectInfo<SocketAddr>;
 }
 
-impl Part for Path<String> {
+impl<T> Part for Path<T> {
     fn describe(operation: &mut Operation<'_>) {
         for name in operation.names() {
             let (name, words) = match name.strip_prefix('*') {

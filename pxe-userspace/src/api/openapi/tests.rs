@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::words;
 use crate::api::door_tests::sample;
 use crate::api::login;
 use crate::api::routes::table;
@@ -36,13 +37,17 @@ async fn each_route_has_one_operation_and_each_operation_its_route() {
             assert_eq!(operation["x-least-role"].as_str(), role.as_deref(), "{method} {path}");
             let id = operation["operationId"].as_str().unwrap().to_owned();
             assert!(ids.insert(id.clone()), "{id} is called twice");
-            assert!(operation["summary"].as_str().is_some_and(|words| words.ends_with('.')), "{id}");
+            assert!(
+                operation["summary"].as_str().is_some_and(|words| words.ends_with('.')),
+                "openapi/words.rs has no {id}"
+            );
             let in_path = |parameter: &&Value| parameter["in"] == "path";
             let named = operation["parameters"].as_array().unwrap().iter().filter(in_path).count();
             assert_eq!(named, path.matches('{').count(), "{id}");
         }
     }
     assert!(routes.is_empty(), "without an operation: {routes:?}");
+    assert_eq!(words::WORDS.len(), ids.len(), "openapi/words.rs has a route that there is none of");
 }
 
 #[tokio::test(flavor = "multi_thread")]
