@@ -10,6 +10,14 @@ pub fn program(name: &str) -> PathBuf {
     if user.is_file() { user } else { in_directory("sbin") }
 }
 
+/// The version of schemathesis that set-up installs.
+pub const SCHEMATHESIS: &str = "4.32.5";
+
+/// Schemathesis' program, in a virtual environment of its own (Python's venv).
+pub fn schemathesis() -> PathBuf {
+    crate::target().join(format!("tools/schemathesis-{SCHEMATHESIS}/bin/st"))
+}
+
 /// A command for one of them, without arguments yet.
 pub fn command(name: &str) -> Command {
     let libraries = crate::target().join("peers/usr/lib");

@@ -1,22 +1,21 @@
 //! The audit, as a stream of lines.
 
-use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::events::{Line, ndjson};
+use super::openapi::{Lines, Written};
 use super::{ApiState, Failure, Kind};
-use crate::operate::audit::Audit;
+use crate::operate::audit::{Audit, Entry};
 
 /// Entries of one query.
 const PAGE: usize = 256;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Wanted {
     /// Only entries with a larger id.
@@ -30,14 +29,13 @@ pub(super) struct Wanted {
 pub(super) async fn audit(
     State(state): State<ApiState>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<Entry>>, Failure> {
     let Query(wanted) = wanted
         .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes after=ID and follow=1"))?;
     let place = (wanted.follow != 0).then(|| state.access.follow()).transpose()?;
     let (lines, body) = mpsc::channel(16);
     tokio::spawn(send(state.access.audit.clone(), wanted.after, place, lines));
-    let body = Body::from_stream(ReceiverStream::new(body));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    Ok(Written::lines(ReceiverStream::new(body)))
 }
 
 /// Runs until all is sent; with a follower's place, until the client disconnects.

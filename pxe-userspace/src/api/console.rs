@@ -1,18 +1,18 @@
 //! The output of nodes' consoles and workloads: received from nodes, and served to clients of the API.
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest as _, Path, Query, Request, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::StatusCode;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::openapi::{Lines, Written};
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, events, read, report};
 use crate::machines::console::{BOOTS_MAX, Batch, ConsoleError, Consoles, Line, Source};
@@ -55,7 +55,7 @@ async fn take(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Wanted {
     /// How many boots back.
@@ -70,7 +70,7 @@ pub(super) async fn console(
     State(state): State<ApiState>,
     Path(name): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<Line>>, Failure> {
     let consoles = state.boot.consoles.clone();
     tell(&state, consoles, &name, wanted, "the last {} boots are, from where stage 1 has a network").await
 }
@@ -79,7 +79,7 @@ pub(super) async fn logs(
     State(state): State<ApiState>,
     Path(name): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<Line>>, Failure> {
     let logs = state.boot.logs.clone();
     let hint = "the last {} boots are, of workloads whose profile has not logs = false";
     tell(&state, logs, &name, wanted, hint).await
@@ -91,7 +91,7 @@ async fn tell(
     name: &str,
     wanted: Result<Query<Wanted>, QueryRejection>,
     nothing: &str,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<Line>>, Failure> {
     const HINT: &str = "the query takes back=N, or follow=1";
     let Query(wanted) = wanted.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
     let follow = wanted.follow != 0;
@@ -114,8 +114,7 @@ async fn tell(
     };
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(send(machine.mac, past, live, place, lines));
-    let body = Body::from_stream(ReceiverStream::new(body));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    Ok(Written::lines(ReceiverStream::new(body)))
 }
 
 async fn send(

@@ -9,9 +9,10 @@ use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::failure::ErrorDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::base::text;
+use crate::base::{schema, text};
 use crate::config::Node;
 use crate::machines::Machine;
 use crate::machines::kept::Done;
@@ -26,7 +27,7 @@ pub use crate::operate::audit::Entry as AuditEntry;
 pub use crate::provision::image::Freed as Collected;
 pub use crate::serve::dhcp::PacingStatus as Pacing;
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
     pub version: String,
@@ -50,20 +51,23 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct BridgeStatus {
     pub name: String,
+    #[schemars(with = "schema::Prefix")]
     pub address: Ipv4Net,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Lease {
     pub address: Ipv4Addr,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -72,7 +76,7 @@ pub struct Lease {
     pub expires: Timestamp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseState {
     Offered,
@@ -83,7 +87,7 @@ pub enum LeaseState {
     Declined,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileEntry {
     /// Below the files root.
@@ -94,7 +98,7 @@ pub struct FileEntry {
 }
 
 /// An image's record, and who boots it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Image {
     #[serde(flatten)]
@@ -108,7 +112,7 @@ pub struct Image {
     pub stages: u8,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Profile {
     pub name: String,
@@ -125,7 +129,7 @@ pub struct Profile {
 }
 
 /// A new token. It can't be shown again.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NewToken {
     #[serde(flatten)]
@@ -135,7 +139,7 @@ pub struct NewToken {
 }
 
 /// Links that log one browser in, once: the same link for each address of the page.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Invitation {
     pub role: Role,
@@ -145,11 +149,12 @@ pub struct Invitation {
 }
 
 /// How to get into a machine whose boot has stopped. No `Debug`: it has a password.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct WayIn {
     pub node: String,
     #[serde(with = "crate::base::text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -165,7 +170,7 @@ pub struct WayIn {
 }
 
 /// What a change of machines that are kept did, by their names.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NodesChanged {
     /// Machines that were meant. Those that were so already are in none of the lists.
@@ -201,12 +206,13 @@ impl From<&Done> for NodesChanged {
 }
 
 /// What came of an order for one machine's power, or of asking for it. One line of the answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct PowerResult {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub node: Option<String>,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     pub action: Verb,
     /// `None` when it failed.
@@ -251,7 +257,7 @@ impl PowerResult {
 }
 
 /// What a changed configuration file changed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Reloaded {
     pub changed: Vec<String>,
@@ -260,7 +266,7 @@ pub struct Reloaded {
 }
 
 /// A step of an image's import.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Progress {
     /// In words: `exporting`, `layer 2 of 3`, `packing`.
@@ -270,16 +276,16 @@ pub struct Progress {
 }
 
 /// One line of the answer to `POST /api/images`. The last one is `done` or `failed`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageLine {
     Progress(Progress),
     Done(Box<Image>),
-    Failed(ErrorDocument),
+    Failed(#[schemars(with = "schema::Failure")] ErrorDocument),
 }
 
 /// What a person's word did for the keys of a machine's volumes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Rekey {
     /// The machine's name, or its MAC address.
@@ -291,7 +297,7 @@ pub struct Rekey {
 }
 
 /// Which boot gets the keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReleasedTo {
     ThisBoot,

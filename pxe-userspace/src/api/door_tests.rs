@@ -74,7 +74,7 @@ async fn by_tcp_nobody_gets_in_without_a_token() {
 }
 
 /// A request for each route for which its role is sufficient, and that changes nothing that other requests need.
-fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
+pub(super) fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
     let path = path.replace("/api/nodes/{name}", &format!("/api/nodes/{NODE}")).replace("{*path}", "ten");
     let path = match (method.as_str(), path.as_str()) {
         ("DELETE", "/api/kernels/{name}") => "/api/kernels/6.1~rc1".to_owned(),

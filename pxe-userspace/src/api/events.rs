@@ -3,15 +3,15 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::openapi::{Lines, Written};
 use super::{ApiState, Failure, Kind, read};
 use crate::machines::timeline::{Event, Timeline};
 
@@ -21,7 +21,7 @@ const PAGE: usize = 512;
 /// How long the timeline's writer may take to store an event, before the reader goes on without it.
 const WRITER_LAG: Duration = Duration::from_secs(2);
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Wanted {
     /// Only events with a larger id.
@@ -46,7 +46,7 @@ impl Wanted {
 pub(super) async fn events(
     State(state): State<ApiState>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<Event>>, Failure> {
     let Query(wanted) = wanted.map_err(|e| {
         Failure::new(Kind::Invalid, e.body_text(), "the query takes after=ID, node=NAME and follow=1")
     })?;
@@ -60,8 +60,7 @@ pub(super) async fn events(
     let place = (wanted.follow != 0).then(|| state.access.follow()).transpose()?;
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(send(state.boot.timeline, wanted, place, lines));
-    let body = Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    Ok(Written::lines(tokio_stream::wrappers::ReceiverStream::new(body)))
 }
 
 pub(super) type Line = Result<Bytes, Infallible>;

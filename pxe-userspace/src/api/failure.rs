@@ -37,6 +37,46 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    pub const ALL: [Self; 8] = [
+        Self::Invalid,
+        Self::Unknown,
+        Self::Forbidden,
+        Self::Misdirected,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Invalid => StatusCode::BAD_REQUEST,
+            Self::Unknown => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// What it means, for who reads of it.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Invalid => "The request makes no sense.",
+            Self::Unknown => "There is no valid token.",
+            Self::Forbidden => "The role is insufficient, or this is for nobody.",
+            Self::Misdirected => "The request is for another host.",
+            Self::NotFound => "What was named is not there.",
+            Self::Conflict => "It is not possible in the present state.",
+            Self::Unavailable => "What this depends on does not answer, or too many follow something.",
+            Self::Internal => "It should have worked.",
+        }
+    }
+}
+
 impl Failure {
     pub fn new(kind: Kind, error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { kind, error: error.into(), hint: hint.into() }
@@ -54,20 +94,10 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = match self.kind {
-            Kind::Invalid => StatusCode::BAD_REQUEST,
-            Kind::Unknown => StatusCode::UNAUTHORIZED,
-            Kind::Forbidden => StatusCode::FORBIDDEN,
-            Kind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Kind::NotFound => StatusCode::NOT_FOUND,
-            Kind::Conflict => StatusCode::CONFLICT,
-            Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Internal => {
-                tracing::error!(error = self.error, "a request failed");
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-        };
-        (status, Json(self.document())).into_response()
+        if self.kind == Kind::Internal {
+            tracing::error!(error = self.error, "a request failed");
+        }
+        (self.kind.status(), Json(self.document())).into_response()
     }
 }
 

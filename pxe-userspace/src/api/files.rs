@@ -17,6 +17,7 @@ use futures_util::stream;
 
 use pxe_contract::paths::ImagePart;
 
+use super::openapi::{Served, Written};
 use super::range::Wanted;
 use super::session::Speaker;
 use super::{ApiState, BootState, Failure, Kind, conditions};
@@ -47,10 +48,10 @@ pub(super) async fn below_root(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     method: Method,
     headers: HeaderMap,
-) -> Result<Response, Failure> {
+) -> Result<Written<Served>, Failure> {
     let client = ipv4(peer.ip());
     let opened = open(&state.boot, path.clone(), client).await?;
-    Ok(respond(opened, &visible(&path), client, &method, &headers, &state.boot))
+    Ok(Written::new(respond(opened, &visible(&path), client, &method, &headers, &state.boot)))
 }
 
 fn below(prefix: &'static str) -> MethodRouter<BootState> {

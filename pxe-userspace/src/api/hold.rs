@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::rescue::Standing;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::door::By;
@@ -16,7 +17,7 @@ use super::{ApiState, BootState, Failure, Kind, read};
 use crate::machines::{Hold, Machine};
 use crate::operate::audit::Did;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Options {
     /// Anything but 0: only the next boot.

@@ -1,11 +1,10 @@
 //! The image store's requests.
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequest as _, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::response::NoContent;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -13,35 +12,25 @@ use tokio::sync::mpsc;
 use super::documents::{Collected, Image, ImageLine};
 use super::door::By;
 use super::events::ndjson;
-use super::upload::Upload;
+use super::openapi::{Lines, Written};
+use super::upload::{Sent, Upload};
 use super::{ApiState, Failure, Images, Kind};
 use crate::operate::audit::Did;
 use crate::provision::image::{ImageSource, canonical};
 
-/// Content types of sent files. Their actual format is detected from their bytes.
-const FILES: [&str; 3] =
-    ["application/x-tar", "application/octet-stream", "application/vnd.debian.binary-package"];
-
 /// The body of `POST /api/images` without a file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Named {
+pub(super) struct Named {
     reference: String,
 }
 
 /// The query with a sent file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Of {
     /// The file's name at the client.
     file: Option<String>,
-}
-
-/// The content type of a file in the body; `None` for a document.
-pub(super) fn sent(headers: &HeaderMap) -> Option<&'static str> {
-    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let content_type = content_type.split(';').next().unwrap_or_default().trim();
-    FILES.into_iter().find(|file| content_type.eq_ignore_ascii_case(file))
 }
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Image>>, Failure> {
@@ -54,22 +43,17 @@ pub(super) async fn add(
     State(state): State<ApiState>,
     by: By,
     of: Result<Query<Of>, QueryRejection>,
-    request: Request,
-) -> Result<Response, Failure> {
+    sent: Result<Sent<Named>, JsonRejection>,
+) -> Result<Written<Lines<ImageLine>>, Failure> {
     const HINT: &str = "send {\"reference\": \"NAME:TAG\"}, or the archive itself as application/x-tar";
     let Query(of) =
         of.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes file=NAME"))?;
-    let (source, upload) = match sent(request.headers()) {
-        Some(_) => {
-            let upload =
-                Upload::receive(&state.images.work(), of.file.as_deref(), request.into_body()).await?;
+    let (source, upload) = match sent.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))? {
+        Sent::File(_, body) => {
+            let upload = Upload::receive(&state.images.work(), of.file.as_deref(), body).await?;
             (ImageSource::Path(upload.path()), Some(upload))
         }
-        None => {
-            let named = Json::<Named>::from_request(request, &()).await;
-            let Json(named) = named.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
-            (ImageSource::Reference(named.reference), None)
-        }
+        Sent::Document(named) => (ImageSource::Reference(named.reference), None),
     };
     let before = listed(&state).await?;
     by.later();
@@ -97,20 +81,19 @@ pub(super) async fn add(
         };
         let _ = lines.send(ndjson(&last)).await;
     });
-    let body = Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    Ok(Written::lines(tokio_stream::wrappers::ReceiverStream::new(body)))
 }
 
 pub(super) async fn remove(
     State(state): State<ApiState>,
     by: By,
     Path(reference): Path<String>,
-) -> Result<StatusCode, Failure> {
+) -> Result<NoContent, Failure> {
     let before = listed(&state).await?;
     let before = before.iter().find(|image| image.record.reference == canonical(&reference)).map(digest);
     state.images.remove(reference.clone()).await?;
     by.did(Did::new("image.rm").on(reference).before(before)).await;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn collect(State(state): State<ApiState>, by: By) -> Result<Json<Collected>, Failure> {

@@ -2,35 +2,35 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{FromRequest as _, Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::extract::{Path, Query, State};
+use axum::response::NoContent;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::door::By;
-use super::images::sent;
-use super::upload::Upload;
+use super::upload::{Sent, Upload};
 use super::{ApiState, Failure, Kind};
 use crate::operate::audit::Did;
 use crate::provision::image::{KernelList, KernelOrigin, KernelRecord, NewKernel};
 
 /// The body of `POST /api/kernels` without a file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Named {
+pub(super) struct Named {
     #[serde(default)]
     name: Option<String>,
     source: OfImage,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct OfImage {
     image: String,
 }
 
 /// The query with a sent kernel.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Of {
     /// Its name in profiles.
@@ -48,22 +48,19 @@ pub(super) async fn add(
     State(state): State<ApiState>,
     by: By,
     of: Result<Query<Of>, QueryRejection>,
-    request: Request,
+    sent: Result<Sent<Named>, JsonRejection>,
 ) -> Result<Json<KernelRecord>, Failure> {
     const HINT: &str = "send {\"source\": {\"image\": \"NAME:TAG\"}}, or a package as \
                         application/vnd.debian.binary-package, or a directory as application/x-tar";
     let Query(of) = of
         .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes name=NAME and file=NAME"))?;
-    let (new, upload) = match sent(request.headers()) {
-        None => {
-            let named = Json::<Named>::from_request(request, &()).await;
-            let Json(named) = named.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
+    let (new, upload) = match sent.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))? {
+        Sent::Document(named) => {
             let source = KernelOrigin::Image(named.source.image);
             (NewKernel { name: named.name, source, from: None }, None)
         }
-        Some(_) => {
-            let upload =
-                Upload::receive(&state.images.work(), of.file.as_deref(), request.into_body()).await?;
+        Sent::File(_, body) => {
+            let upload = Upload::receive(&state.images.work(), of.file.as_deref(), body).await?;
             let from = Some(of.file.unwrap_or_else(|| "what was sent".to_owned()));
             (NewKernel { name: of.name, source: KernelOrigin::Path(upload.path()), from }, Some(upload))
         }
@@ -89,7 +86,7 @@ fn digest(kernel: &KernelRecord) -> Value {
 }
 
 /// The body of `PUT /api/default-kernel`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Default {
     /// `None` is the stock one, and must be explicit, so that a forgotten name does not reset it.
@@ -118,11 +115,11 @@ pub(super) async fn remove(
     State(state): State<ApiState>,
     by: By,
     Path(name): Path<String>,
-) -> Result<StatusCode, Failure> {
+) -> Result<NoContent, Failure> {
     let before = state.images.kernels().kernels.into_iter().find(|kernel| kernel.name == name);
     let (images, removed) = (state.images.clone(), name.clone());
     let done = tokio::task::spawn_blocking(move || images.remove_kernel(&removed)).await;
     done.map_err(Failure::internal)??;
     by.did(Did::new("kernel.rm").on(name).before(before.as_ref().map(digest))).await;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }

@@ -2,14 +2,16 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Query, Request, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse as _;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::documents::Invitation;
 use super::door::{By, texts};
+use super::openapi::{ToPage, Written};
 use super::people::Came;
 use super::{ApiState, Failure, Kind};
 use crate::operate::access::{Role, SESSION_LIFETIME};
@@ -22,7 +24,7 @@ pub(super) const PATH: &str = "/login";
 const COOKIES: [&str; 2] = ["__Host-bridgehead", "bridgehead"];
 
 /// The body of `POST /api/login`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Wanted {
     role: Option<Role>,
@@ -56,7 +58,7 @@ pub(super) async fn invite(
     Ok(Json(Invitation { role, links, expires: invited.expires }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Shown {
     code: String,
 }
@@ -65,26 +67,27 @@ pub(super) struct Shown {
 pub(super) async fn enter(
     State(state): State<ApiState>,
     shown: Result<Query<Shown>, QueryRejection>,
-    request: Request,
-) -> Result<Response, Failure> {
+    method: Method,
+    Extension(came): Extension<Came>,
+) -> Result<Written<ToPage>, Failure> {
     let hint = "`bridgehead login` prints another";
     let refused = || Failure::new(Kind::Forbidden, "this link was used, or is too old", hint);
     let Query(Shown { code }) = shown.map_err(|_| refused())?;
     // A HEAD request does not use up the link.
-    if request.method() != Method::GET {
-        return Ok(StatusCode::NO_CONTENT.into_response());
+    if method != Method::GET {
+        return Ok(Written::new(StatusCode::NO_CONTENT.into_response()));
     }
     let (caller, secret) = state.access.logins.enter(&code, Timestamp::now()).ok_or_else(refused)?;
-    let Some(Came::Tcp { tls, peer, .. }) = request.extensions().get::<Came>() else { return Err(refused()) };
+    let Came::Tcp { tls, peer, .. } = came else { return Err(refused()) };
     let caller = crate::operate::access::Caller { from: Some(peer.ip().to_canonical()), ..caller };
     let role = caller.role;
     By::new(caller, state.access.audit.clone()).did(Did::new("login.enter").after(role)).await;
-    let (name, secure) = if *tls { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
+    let (name, secure) = if tls { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
     let age = SESSION_LIFETIME.as_secs();
     let cookie = format!("{name}={}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{secure}", *secret);
     let cookie = HeaderValue::from_str(&cookie).map_err(Failure::internal)?;
     let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, HeaderValue::from_static("/"))];
-    Ok((StatusCode::SEE_OTHER, headers).into_response())
+    Ok(Written::new((StatusCode::SEE_OTHER, headers).into_response()))
 }
 
 /// The session's secret that a browser sends.

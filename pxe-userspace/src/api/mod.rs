@@ -32,6 +32,7 @@ mod metrics;
 mod nodes;
 #[cfg(test)]
 mod nodes_tests;
+mod openapi;
 mod page;
 pub mod people;
 mod places;

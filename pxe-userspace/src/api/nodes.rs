@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderValue, header};
+use axum::response::IntoResponse as _;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::documents::NodesChanged;
 use super::door::By;
+use super::openapi::{Csv, Pages, Table, Written};
 use super::{ApiState, Failure, Kind, read};
 use crate::base::text::{percent, word};
 use crate::config::{Node, Origin};
@@ -26,18 +27,20 @@ const PAGE_MAX: usize = 10_000;
 /// Machines that a change tells of one by one in the audit. Of more, it says how many.
 const TOLD_MAX: usize = 64;
 
-const CSV: &str = "text/csv; charset=utf-8; header=present";
-
 /// Which machines, and how many of them.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Wanted {
+    /// Names, MAC addresses, `n[1-40]`, `label=L`, `profile=P`, `all`; several of them with commas.
     select: Option<String>,
     /// A stage, or `none`.
     stage: Option<String>,
     /// `file`, `kept`, `rule`, or `none`.
     origin: Option<String>,
+    /// Machines of a page; without it, all of them.
+    #[schemars(range(min = 1, max = PAGE_MAX))]
     limit: Option<usize>,
+    /// Where the page before ended, as its Link header has it.
     cursor: Option<String>,
 }
 
@@ -59,7 +62,7 @@ impl Selectable for &Machine {
 pub(super) async fn list(
     State(state): State<ApiState>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Pages<Machine>>, Failure> {
     const HINT: &str =
         "the query takes select=SELECTOR, stage=STAGE, origin=file|kept|rule|none, limit=N and cursor=C";
     let invalid = |error: String| Failure::new(Kind::Invalid, error, HINT);
@@ -94,10 +97,9 @@ pub(super) async fn list(
                 && (wanted.stage.is_none() || fits(&wanted.stage, machine.stage.map(word)))
                 && fits(&wanted.origin, machine.origin.as_ref().map(|origin| kind(origin).to_owned()))
         });
-        let mut response = Json(page).into_response();
+        let answer = Written::new(Json(page).into_response());
         let link = next.and_then(|place| HeaderValue::from_str(&next_page(&wanted, &place)).ok());
-        response.headers_mut().extend(link.map(|link| (header::LINK, link)));
-        Ok(response)
+        Ok(answer.header(header::LINK, link))
     });
     answer.await.map_err(Failure::internal)?
 }
@@ -142,7 +144,7 @@ pub(super) async fn add(
 }
 
 /// The body of `POST /api/nodes/{name}/adopt`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Adopted {
     name: Option<String>,
@@ -165,9 +167,10 @@ pub(super) async fn adopt(
 }
 
 /// Which machines a change is of.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Selected {
+    /// Names, MAC addresses, `n[1-40]`, `label=L`, `profile=P`, `all`; several of them with commas.
     select: String,
 }
 
@@ -203,17 +206,16 @@ pub(super) async fn remove(
 pub(super) async fn import(
     State(state): State<ApiState>,
     by: By,
-    table: Result<Bytes, BytesRejection>,
+    table: Result<Table, BytesRejection>,
 ) -> Result<Json<NodesChanged>, Failure> {
     let hint = format!("a table has {} MiB at most", table::TABLE_MAX >> 20);
-    let table = table.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), hint))?;
+    let Table(table) = table.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), hint))?;
     order(&state, by, "node.import", Order::Import(table.into())).await.map(Json)
 }
 
-pub(super) async fn export(State(state): State<ApiState>) -> Result<Response, Failure> {
+pub(super) async fn export(State(state): State<ApiState>) -> Result<Written<Csv>, Failure> {
     let written = tokio::task::spawn_blocking(move || table::write(&state.appliance.kept()));
-    let written = written.await.map_err(Failure::internal)?;
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, CSV)], written).into_response())
+    written.await.map_err(Failure::internal).map(Written::<Csv>::of)
 }
 
 /// What was begun is done and told in the audit, whether or not the asker stays.

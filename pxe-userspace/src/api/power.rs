@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::NoContent;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -18,6 +17,7 @@ use super::documents::PowerResult;
 use super::door::By;
 use super::events::ndjson;
 use super::nodes::{missing, parse};
+use super::openapi::{Lines, Written};
 use super::{ApiState, Failure, Kind, read};
 use crate::config::Node;
 use crate::machines::Machine;
@@ -28,14 +28,14 @@ use crate::operate::power::pins::NewPin;
 use crate::operate::power::{Action, BootOnce, Mode, NetBoot, PowerError, Verb};
 
 /// Whose power is asked for.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Asked {
     select: String,
 }
 
 /// The body of `POST /api/power`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Ordered {
     select: String,
@@ -48,7 +48,7 @@ pub(super) struct Ordered {
 pub(super) async fn status(
     State(state): State<ApiState>,
     asked: Result<Query<Asked>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<PowerResult>>, Failure> {
     let Query(asked) =
         asked.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes select=SELECTOR"))?;
     let machines = chosen(&state, &asked.select).await?;
@@ -59,7 +59,7 @@ pub(super) async fn order(
     State(state): State<ApiState>,
     by: By,
     ordered: Result<Json<Ordered>, JsonRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Lines<PowerResult>>, Failure> {
     const HINT: &str = "send {\"select\": \"SELECTOR\", \"action\": \"on\"}: on, off or cycle, and where wanted \
                         \"boot\": \"pxe\" or \"http\"";
     let Json(ordered) = ordered.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
@@ -95,7 +95,7 @@ fn answer(
     machines: Vec<Machine>,
     verb: Verb,
     boot: Option<NetBoot>,
-) -> Response {
+) -> Written<Lines<PowerResult>> {
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(async move {
         let state = &state;
@@ -117,8 +117,7 @@ fn answer(
             let _ = told.await;
         }
     });
-    let body = Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+    Written::lines(tokio_stream::wrappers::ReceiverStream::new(body))
 }
 
 async fn act(
@@ -145,7 +144,7 @@ async fn act(
 }
 
 /// The body of `POST /api/nodes/{name}/trust`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Trusted {
     /// SHA-256 of the certificate that it must have.
@@ -175,11 +174,12 @@ fn refused(error: &PowerError) -> Failure {
 }
 
 /// The body of `PUT /api/power/credentials/{name}`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct NewCredentials {
     user: String,
     #[serde(deserialize_with = "zeroizing")]
+    #[schemars(with = "String")]
     password: Zeroizing<String>,
 }
 
@@ -223,13 +223,13 @@ pub(super) async fn remove_credentials(
     State(state): State<ApiState>,
     by: By,
     Path(name): Path<String>,
-) -> Result<StatusCode, Failure> {
+) -> Result<NoContent, Failure> {
     let (credentials, wanted) = (state.powers.credentials().clone(), name.clone());
     let removed = tokio::task::spawn_blocking(move || credentials.remove(&wanted));
     match removed.await.map_err(Failure::internal)?.map_err(Failure::internal)? {
         Some(known) => {
             by.did(Did::new("power.credentials.rm").on(name).before(known)).await;
-            Ok(StatusCode::NO_CONTENT)
+            Ok(NoContent)
         }
         None => {
             let error = format!("no credentials are called {}", crate::config::nodes::quoted(&name));

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::IntoResponse as _;
 use pxe_common::Mac;
 
 use super::documents::{FileEntry, Lease, Profile, Reloaded, Status, Workload};
 use super::door::By;
+use super::openapi::{JsonText, Written};
 use super::{ApiState, Appliance, Failure, Kind};
 use crate::machines::diagnosis::Why;
 use crate::machines::{Machine, Machines};
@@ -41,10 +42,10 @@ pub(super) async fn why(State(state): State<ApiState>, Path(name): Path<String>)
     })
 }
 
-pub(super) async fn all_why(State(state): State<ApiState>) -> Result<Response, Failure> {
+pub(super) async fn all_why(State(state): State<ApiState>) -> Result<Written<JsonText<Vec<Why>>>, Failure> {
     // For ten thousand machines this takes a while to compute and to serialise.
     let all = tokio::task::spawn_blocking(move || Json(state.boot.timeline.all_why()).into_response());
-    all.await.map_err(Failure::internal)
+    all.await.map_err(Failure::internal).map(Written::new)
 }
 
 /// The machine that goes by this name or MAC.

@@ -2,8 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::header;
-use axum::response::IntoResponse;
+use axum::http::{HeaderName, header};
 
 use super::documents::WayIn;
 use super::door::By;
@@ -14,7 +13,7 @@ pub(super) async fn way_in(
     State(state): State<ApiState>,
     by: By,
     Path(name): Path<String>,
-) -> Result<impl IntoResponse, Failure> {
+) -> Result<([(HeaderName, &'static str); 1], Json<WayIn>), Failure> {
     let machine = read::find(&state.boot.machines, &name)?;
     let label = machine.label();
     let Some(rescue) = state.boot.rescues.way_in(machine.mac) else {

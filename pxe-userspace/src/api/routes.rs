@@ -1,7 +1,7 @@
 //! The API's routes, each with its least role.
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, Request, State};
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::{Next, from_fn_with_state};
@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, on};
 
 use super::door::{self, By, is_reading};
+use super::openapi::{self, Described, Openapi};
 use super::{ApiState, Failure, Kind};
 use super::{
     audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, power, read,
@@ -18,11 +19,14 @@ use crate::machines::kept::table::TABLE_MAX;
 use crate::operate::access::{Caller, Role};
 use crate::operate::audit::{Audit, Did};
 
-/// A builder of routes. No route can be added without a role.
+/// A builder of routes. No route can be added without a role and a description.
 struct Routes {
     router: Router<ApiState>,
     audit: Audit,
     table: Vec<(Method, &'static str, Role)>,
+    openapi: Openapi,
+    /// Bytes of the next route's bodies, where the usual 2 MiB are too few.
+    large: Option<usize>,
 }
 
 /// The data that a route's guard needs.
@@ -34,19 +38,29 @@ struct Guard {
 
 impl Routes {
     fn new(audit: Audit) -> Self {
-        Self { router: Router::new(), audit, table: Vec::new() }
+        Self { router: Router::new(), audit, table: Vec::new(), openapi: Openapi::new(), large: None }
     }
 
-    fn on<T: 'static>(
+    /// The next route takes bodies of so many bytes.
+    fn large(self, bytes: usize) -> Self {
+        Self { large: Some(bytes), ..self }
+    }
+
+    /// Adds a route. Its description is in the handler's types, and a sentence on it in `openapi::words`.
+    fn on<T: 'static, P, H: Handler<T, ApiState> + Described<P>>(
         mut self,
         role: Role,
         method: Method,
         path: &'static str,
-        handler: impl Handler<T, ApiState>,
+        handler: H,
     ) -> Self {
+        self.openapi.add(Some(role), &method, path, &handler);
         let filter = MethodFilter::try_from(method.clone()).expect("a method that routes can have");
         let guard = Guard { role, audit: self.audit.clone() };
-        let route = on(filter, handler).route_layer(from_fn_with_state(guard, pass));
+        let mut route = on(filter, handler).route_layer(from_fn_with_state(guard, pass));
+        if let Some(bytes) = self.large.take() {
+            route = route.layer(DefaultBodyLimit::max(bytes));
+        }
         self.router = self.router.route(path, route);
         self.table.push((method, path, role));
         self
@@ -80,6 +94,7 @@ fn routes(audit: Audit) -> Routes {
     let (get, post, put, delete) = (Method::GET, Method::POST, Method::PUT, Method::DELETE);
     Routes::new(audit)
         .on(Viewer, get.clone(), "/", page::page)
+        .on(Viewer, get.clone(), "/api/openapi.json", openapi::document)
         .on(Viewer, get.clone(), "/metrics", metrics::metrics)
         .on(Viewer, get.clone(), "/api/status", read::status)
         .on(Viewer, get.clone(), "/api/nodes", nodes::list)
@@ -116,12 +131,8 @@ fn routes(audit: Audit) -> Routes {
         .on(Admin, Method::PATCH, "/api/nodes", nodes::set)
         .on(Admin, delete.clone(), "/api/nodes", nodes::remove)
         .on(Admin, post.clone(), "/api/nodes/{name}/adopt", nodes::adopt)
-        .on(
-            Admin,
-            post.clone(),
-            "/api/nodes.csv",
-            Handler::<_, ApiState>::layer(nodes::import, DefaultBodyLimit::max(TABLE_MAX)),
-        )
+        .large(TABLE_MAX)
+        .on(Admin, post.clone(), "/api/nodes.csv", nodes::import)
         .on(Admin, post.clone(), "/api/images", images::add)
         .on(Admin, post.clone(), "/api/images/gc", images::collect)
         // A reference has slashes in it.
@@ -139,12 +150,14 @@ fn routes(audit: Audit) -> Routes {
 /// The API, behind authentication. The listeners in `people` say how each request arrived.
 pub fn api_router(state: ApiState) -> Router {
     let door = state.access.clone();
-    routes(state.access.audit.clone())
-        .router
+    let Routes { router, mut openapi, .. } = routes(state.access.audit.clone());
+    openapi.add(None, &Method::GET, login::PATH, &login::enter);
+    router
         // A client without a role gets one here.
         .route(login::PATH, axum::routing::get(login::enter))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
+        .layer(Extension(openapi.document()))
         .layer(from_fn_with_state(door, door::enter))
         .with_state(state)
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::response::NoContent;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::documents::NewToken;
@@ -16,7 +17,7 @@ use crate::operate::access::{AddTokenError, Role, Token};
 use crate::operate::audit::Did;
 
 /// The body of `POST /api/tokens`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct WantedToken {
     pub name: String,
@@ -63,7 +64,7 @@ pub(super) async fn remove(
     State(state): State<ApiState>,
     by: By,
     Path(name): Path<String>,
-) -> Result<StatusCode, Failure> {
+) -> Result<NoContent, Failure> {
     let access = state.access.clone();
     let wanted = name.clone();
     let removed = tokio::task::spawn_blocking(move || {
@@ -75,7 +76,7 @@ pub(super) async fn remove(
     match removed.await.map_err(Failure::internal)?.map_err(Failure::internal)? {
         Some(token) => {
             by.did(Did::new("token.rm").on(name).before(token)).await;
-            Ok(StatusCode::NO_CONTENT)
+            Ok(NoContent)
         }
         None => {
             let error = format!("there is no token {name}");

@@ -3,25 +3,29 @@
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
 use pxe_common::Mac;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::door::By;
+use super::openapi::{Pcapng, Written};
 use super::{ApiState, Failure, Kind, read};
 use crate::host::trace::{SNAP_LENGTH_MAX, TraceError, Wanted};
 use crate::operate::audit::Did;
 
-#[derive(Clone, Debug, Deserialize)]
+/// Bytes that hold an Ethernet header and those of IP and UDP.
+const SNAP_LENGTH_MIN: usize = 64;
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Options {
     /// Anything but 0: continue after the boot's end.
     #[serde(default)]
     follow: u8,
     /// Bytes kept of each frame.
+    #[schemars(range(min = SNAP_LENGTH_MIN, max = SNAP_LENGTH_MAX))]
     snap_length: Option<usize>,
 }
 
@@ -30,12 +34,12 @@ pub(super) async fn trace(
     by: By,
     Path(name): Path<String>,
     options: Result<Query<Options>, QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Written<Pcapng>, Failure> {
     const HINT: &str = "the query takes follow=1 and snap-length=BYTES";
     let Query(options) = options.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))?;
     let snap_length = options.snap_length.unwrap_or(SNAP_LENGTH_MAX);
-    if !(64..=SNAP_LENGTH_MAX).contains(&snap_length) {
-        let error = format!("snap-length={snap_length}: not from 64 to {SNAP_LENGTH_MAX}");
+    if !(SNAP_LENGTH_MIN..=SNAP_LENGTH_MAX).contains(&snap_length) {
+        let error = format!("snap-length={snap_length}: not from {SNAP_LENGTH_MIN} to {SNAP_LENGTH_MAX}");
         return Err(Failure::new(Kind::Invalid, error, HINT));
     }
     // A machine that was never seen can be waited for by its MAC.
@@ -46,8 +50,8 @@ pub(super) async fn trace(
     let wanted = Wanted { mac, follow: options.follow != 0, snap_length };
     let pieces = state.appliance.trace(wanted)?;
     by.did(Did::new("node.trace").on(mac.to_string())).await;
-    let body = Body::from_stream(ReceiverStream::new(pieces).map(Ok::<_, std::convert::Infallible>));
-    Ok(([(header::CONTENT_TYPE, "application/x-pcapng")], body).into_response())
+    let pieces = ReceiverStream::new(pieces).map(Ok::<_, std::convert::Infallible>);
+    Ok(Written::<Pcapng>::of(Body::from_stream(pieces)))
 }
 
 impl From<TraceError> for Failure {

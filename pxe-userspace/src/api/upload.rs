@@ -2,12 +2,45 @@
 
 use std::path::{Path, PathBuf};
 
+use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
 use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Failure, Kind};
 use crate::base::text::one_line;
+
+/// Content types of sent files. Their actual format is detected from their bytes.
+pub(super) const FILES: [&str; 3] =
+    ["application/x-tar", "application/octet-stream", "application/vnd.debian.binary-package"];
+
+/// A body that is a document, or a file of one of the content types that files have.
+pub(super) enum Sent<T> {
+    Document(T),
+    File(&'static str, Body),
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
+    type Rejection = JsonRejection;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, JsonRejection> {
+        match file_type(request.headers()) {
+            Some(kind) => Ok(Self::File(kind, request.into_body())),
+            None => Json::from_request(request, state).await.map(|Json(document)| Self::Document(document)),
+        }
+    }
+}
+
+/// The content type of a file in the body; `None` for a document.
+fn file_type(headers: &HeaderMap) -> Option<&'static str> {
+    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let content_type = content_type.split(';').next().unwrap_or_default().trim();
+    FILES.into_iter().find(|file| content_type.eq_ignore_ascii_case(file))
+}
 
 /// Bytes of a file's name.
 const NAME_MAX: usize = 128;

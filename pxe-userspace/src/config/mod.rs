@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use pxe_common::Mac;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use findings::Findings;
@@ -289,7 +290,7 @@ pub enum OnExit {
     Stay,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rescue {
     /// A shell on its console, and one by SSH.

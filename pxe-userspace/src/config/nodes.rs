@@ -10,11 +10,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use pxe_common::Mac;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{Config, Power, Rescue};
+use crate::base::schema;
 use crate::base::text::{self, turns_around};
 
 /// Characters of a label, of a key, and of a key's value.
@@ -28,11 +30,12 @@ pub const WORDS_MAX: usize = 32;
 pub const COLUMNS: [&str; 8] = ["name", "mac", "address", "profile", "rescue", "memory", "labels", "power"];
 
 /// A declared machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Node {
     pub name: String,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     /// A reservation. May lie outside the dynamic range.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -66,7 +69,7 @@ pub struct Node {
 }
 
 /// Where a machine is declared.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// A `[[node]]`.
@@ -79,7 +82,7 @@ pub enum Origin {
 }
 
 /// FILE:LINE. What stands on another line is no other: all places are equal.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Place(pub String);
 
 impl PartialEq for Place {

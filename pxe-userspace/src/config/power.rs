@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::nodes::quoted;
@@ -22,8 +23,9 @@ const NAME: &str = "{name}";
 const IPMI_PORT: u16 = 623;
 
 /// How a machine's power is switched. It is written, sent and stored as [`PowerTable`] has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "PowerTable", into = "PowerTable")]
+#[schemars(with = "PowerTable")]
 pub enum Power {
     /// By its BMC, over HTTP (DMTF DSP0266).
     Redfish { url: BmcUrl, credentials: Option<String> },
@@ -36,7 +38,7 @@ pub enum Power {
 }
 
 /// The same as it is written: one of the first four keys, and what goes with it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PowerTable {
     #[serde(skip_serializing_if = "Option::is_none", default)]

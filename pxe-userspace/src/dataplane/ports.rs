@@ -10,6 +10,7 @@ use aya::programs::{LinkOrder, ProgramError, TcAttachType, XdpMode};
 use nix::net::if_::if_nametoindex;
 use pxe_common::map::name;
 use pxe_common::verdict::Hook;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::pins::Pins;
@@ -19,7 +20,7 @@ use crate::config::FastPath;
 use crate::host::net::offload::{self, has_device};
 
 /// Where a port's frames are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
     /// In the driver where it has room, at tc otherwise.
@@ -33,7 +34,7 @@ pub enum Tier {
 }
 
 /// A port, its tier, and why it has no better one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct PortStatus {
     pub name: String,

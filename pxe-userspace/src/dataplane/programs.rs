@@ -8,6 +8,7 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp};
 use pxe_common::map::{Part, name};
 use pxe_common::verdict::Hook;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::text::chain;
@@ -17,7 +18,7 @@ use crate::config::FastPath;
 const LAST_LINES: usize = 12;
 
 /// What this kernel supports of the fast path.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelStatus {
     /// Its release, as `uname -r` prints it.
@@ -26,7 +27,7 @@ pub struct KernelStatus {
 }
 
 /// A kernel program, and whether the kernel accepted it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct ProgramStatus {
     pub name: String,
@@ -43,7 +44,7 @@ pub struct ProgramStatus {
 }
 
 /// The state of a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProgramState {
     Loaded,

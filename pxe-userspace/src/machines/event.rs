@@ -7,12 +7,13 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::base::text;
+use crate::base::{schema, text};
 
 /// The part of the appliance that answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnsweredBy {
     Xdp,
@@ -21,7 +22,7 @@ pub enum AnsweredBy {
 }
 
 /// One entry of the timeline, as stored and as `bridgehead events --json` prints it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Event {
     /// Grows by one with every event of this appliance.
@@ -31,9 +32,11 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    #[schemars(with = "schema::Stage")]
     pub stage: Stage,
     pub answered_by: AnsweredBy,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,6 +49,7 @@ pub struct Event {
     pub detail: Option<String>,
     /// Who asked for an address.
     #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<schema::Firmware>")]
     pub firmware: Option<Firmware>,
     /// Why a boot failed, or the warning, in words.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
-use crate::base::text;
+use crate::base::{schema, text};
 use crate::config::{Config, Node, Origin};
 
 /// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
@@ -22,12 +23,13 @@ use crate::config::{Config, Node, Origin};
 const MACHINES_MAX: usize = 8192;
 
 /// What is known of one machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Machine {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -35,6 +37,7 @@ pub struct Machine {
     pub profile: Option<String>,
     /// The stage of its last boot; `None` when it was declared and never seen.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Stage>")]
     pub stage: Option<Stage>,
     /// When it reached that stage.
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
@@ -53,6 +56,7 @@ pub struct Machine {
     pub stages: Option<u8>,
     /// What its firmware said it is.
     #[serde(with = "text::firmware", skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<schema::Firmware>")]
     pub firmware: Option<Firmware>,
     /// Its SMBIOS UUID (option 97), as text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +83,7 @@ pub struct Machine {
 }
 
 /// Which boots stop in stage 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hold {
     /// The next one.
@@ -90,7 +94,7 @@ pub enum Hold {
 }
 
 /// A file on its way to a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Fetching {
     pub path: String,

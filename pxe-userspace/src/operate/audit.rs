@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -19,8 +20,9 @@ const VALUE_MAX: usize = 3 * 1024;
 const TEXT_MAX: usize = 256;
 
 /// One change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "AuditEntry")]
 pub struct Entry {
     /// In ascending order; gaps have no meaning.
     pub id: u64,
@@ -33,7 +35,7 @@ pub struct Entry {
 }
 
 /// What was done.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Did {
     /// An action, as words separated by dots: `node.hold`.

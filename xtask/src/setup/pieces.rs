@@ -79,6 +79,7 @@ const PIECES: &[Piece] = {
         piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
         piece(Test,   "tftp-hpa",            Program("tftp"),               "another TFTP client"),
         piece(Test,   "iptables",            Program("iptables"),           "drops packets where a test wants them lost"),
+        piece(Test,   "python3-venv",        File("/usr/share/doc/python3-venv"), "schemathesis, which makes requests from our OpenAPI"),
         piece(Test,   "openssl",             Program("openssl"),            "makes certificates that are not ours"),
         piece(Test,   "curl",                Program("curl"),               "an HTTP and TFTP client"),
         piece(Test,   "udhcpc",              Program("udhcpc"),             "a DHCP client"),

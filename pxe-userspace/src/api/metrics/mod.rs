@@ -13,13 +13,14 @@ use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
-use axum::response::IntoResponse;
+use axum::response::IntoResponse as _;
 use jiff::Timestamp;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 use pxe_contract::stage::Stage;
 
 use super::documents::PortStatus;
+use super::openapi::{self, Written};
 use super::{ApiState, Failure};
 use crate::dataplane;
 use crate::machines::diagnosis::{Histogram, Kind as Cause};
@@ -80,11 +81,12 @@ enum Format {
 pub(super) async fn metrics(
     State(state): State<ApiState>,
     headers: HeaderMap,
-) -> Result<impl IntoResponse, Failure> {
+) -> Result<Written<openapi::Metrics>, Failure> {
     let format = accept::preferred(&headers);
     let text = tokio::task::spawn_blocking(move || Scrape::of(&state).render(format));
     let text = text.await.map_err(Failure::internal)?;
-    Ok(([(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")], text))
+    let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
+    Ok(Written::new((headers, text).into_response()))
 }
 
 impl Scrape {

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 
 use jiff::{SignedDuration, Timestamp};
 use pxe_common::Mac;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::base::lock::Unpoisoned as _;
-use crate::base::text;
+use crate::base::{schema, text};
 use store::Store;
 
 pub use pxe_contract::console::{Said, Source};
@@ -26,8 +27,9 @@ pub use store::{BOOTS_MAX, ConsoleError};
 const LINE_MAX: usize = 1024;
 
 /// A line of a console, as stored and as `bridgehead console --json` prints it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "ConsoleLine")]
 pub struct Line {
     /// The kernel's random name of this boot.
     pub boot: String,
@@ -38,6 +40,7 @@ pub struct Line {
     pub time: Timestamp,
     /// Seconds since the node's kernel started.
     pub uptime: f64,
+    #[schemars(with = "schema::Source")]
     pub from: Source,
     /// The kernel's: 0 (emergency) to 7 (debug).
     #[serde(skip_serializing_if = "Option::is_none")]

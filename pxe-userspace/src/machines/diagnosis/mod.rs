@@ -17,6 +17,7 @@ mod watch;
 
 use jiff::Timestamp;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::text;
@@ -26,7 +27,7 @@ pub use pace::{BUCKETS, Histogram, Pace};
 pub use watch::{NotLoaded, Past, Watch, Why};
 
 /// Why a boot fails or makes no progress.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Cause {
     pub kind: Kind,
@@ -38,7 +39,7 @@ pub struct Cause {
 }
 
 /// An observation, and when it was made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Evidence {
     #[serde(serialize_with = "text::micros_if_any", skip_serializing_if = "Option::is_none", default)]
@@ -47,8 +48,9 @@ pub struct Evidence {
 }
 
 /// Causes by name, as metrics count them. docs/why.md has a row for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "CauseKind")]
 pub enum Kind {
     /// Its relay is of a subnet that is not served.
     OtherSubnet,

@@ -7,10 +7,12 @@ use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_common::dhcp::Firmware;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::boot::{BEGAN_ANEW, NOT_LOADED, NOTHING_HEARD, since};
 use super::{Boot, Cause, End, Kind, Note, Pace, diagnose};
+use crate::base::schema;
 use crate::base::text::{self, word};
 use crate::machines::event::Event;
 
@@ -45,12 +47,13 @@ pub struct NotLoaded {
 }
 
 /// How a boot stands, and why: what `bridgehead why` prints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Why {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
     pub mac: Mac,
     #[serde(serialize_with = "text::micros")]
     pub began: Timestamp,
@@ -58,6 +61,7 @@ pub struct Why {
     #[serde(serialize_with = "text::micros")]
     pub last: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Stage>")]
     pub stage: Option<Stage>,
     pub failed: bool,
     /// It went as far as can be seen from here.
@@ -70,7 +74,7 @@ pub struct Why {
 }
 
 /// A boot that failed before the last one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Past {
     #[serde(serialize_with = "text::micros")]
@@ -78,6 +82,7 @@ pub struct Past {
     #[serde(serialize_with = "text::micros")]
     pub ended: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Stage>")]
     pub stage: Option<Stage>,
     pub causes: Vec<Cause>,
 }

@@ -5,12 +5,13 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use pxe_common::Mac;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::selector::{Nothing, Selectable, Selector};
 use super::table::{self, Wrong};
 use super::{ByName, NODES_MAX};
-use crate::base::text;
+use crate::base::{schema, text};
 use crate::config::nodes::{Fault, quoted};
 use crate::config::power::PowerFault;
 use crate::config::{Config, Node, Origin, Power, PowerTable, Rescue};
@@ -29,13 +30,14 @@ pub enum Order {
 }
 
 /// What is to be different. Absent keys stay as they are; null takes a value away.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Patch {
     /// Of one machine, as its MAC and address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default, with = "mac_if_any")]
+    #[schemars(with = "Option<schema::Mac>")]
     pub mac: Option<Mac>,
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "said")]
     pub address: Option<Option<Ipv4Addr>>,

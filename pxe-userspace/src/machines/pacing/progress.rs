@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::base::schema;
 use crate::base::text::word;
 
 /// The present rate is measured over this time.
@@ -105,12 +107,13 @@ impl Boot {
 }
 
 /// A wave of boots: those that are in progress, and those that came with them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Wave {
     pub machines: usize,
     /// The latest stage that at least half of the boots that did not fail have reached.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Stage>")]
     pub stage: Option<Stage>,
     /// Machines that have reached it.
     pub reached: usize,

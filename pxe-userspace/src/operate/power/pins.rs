@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
@@ -15,7 +16,7 @@ use crate::store::{Change, PinRow, ReadError, Store, WriteError};
 pub type Fingerprint = [u8; 32];
 
 /// Another certificate is trusted from now on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NewPin {
     /// `HOST:PORT` of the BMC.

@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use std::io::{self, Read as _};
 
 use pxe_contract::modules;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::tree::{Content, InodeId, Kind, Tree};
 
 /// What was chosen, and why. Stored in the image's record and shown to people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelChoice {
     /// As `uname -r` prints it.
@@ -23,7 +24,7 @@ pub struct KernelChoice {
     pub modules: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KernelSource {
     Image,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::child::{Given, STAGE1_LEVEL};
@@ -24,7 +25,7 @@ use super::{AddError, Images, blocking, canonical, sent};
 use crate::base::lock::Unpoisoned as _;
 
 /// A kernel as it is stored, and as `bridgehead kernel list --json` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelRecord {
     pub name: String,
@@ -47,7 +48,7 @@ pub struct KernelRecord {
 }
 
 /// One blob with the contents of all modules, and one with their index.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct ModulesRecord {
     pub contents: Stored,
@@ -55,7 +56,7 @@ pub struct ModulesRecord {
 }
 
 /// The kernels, and which is the default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelList {
     /// The kernel for images without one, in place of the stock one.

@@ -44,6 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::kernels::ModuleSets;
@@ -102,7 +103,7 @@ pub struct Image {
 
 /// The record of an image under one of its names, as stored and as `bridgehead images --json` prints it. Each name has
 /// a record of its own; they share the blobs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageRecord {
     /// With tag: `hello-metal:latest`.
@@ -131,7 +132,7 @@ pub struct ImageRecord {
 }
 
 /// Bytes of a machine's memory that the parts take once unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Unpacked {
     pub kernel: u64,
@@ -216,7 +217,7 @@ pub enum RemoveError {
 }
 
 /// What [`Images::gc`] freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Freed {
     pub files: u64,

@@ -6,12 +6,14 @@ use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use pxe_contract::image::HealthCheck;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::compression::Compression;
 use super::documents::{ConfigJson, DockerManifest, OciDescriptor, OciIndex, OciManifest};
 use super::tar::{EntryKind, SparseMap, TarError, TarReader};
+use crate::base::schema;
 use crate::base::text::hex;
 
 /// Manifests and configurations are kilobytes; larger ones are no images of ours.
@@ -21,7 +23,7 @@ const MAX_JSON: u64 = 16 * 1024 * 1024;
 const MAX_INDEXES: usize = 4;
 
 /// How a machine runs the image: the parts of its configuration that matter without a container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageConfig {
     pub entrypoint: Vec<String>,
@@ -32,6 +34,7 @@ pub struct ImageConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::HealthCheck>")]
     pub health_check: Option<HealthCheck>,
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pxe_common::Mac;
 use pxe_contract::stage::Stage;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,7 @@ pub struct Status {
 }
 
 /// How many boots are in progress, and how many wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct PacingStatus {
     /// Boots that the links carry at a time; `None` if their speed is unknown.

@@ -82,7 +82,7 @@ impl Reader for Arc<Connections> {
 
     fn events_since(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, ReadError> {
         let query = "SELECT id, mac, moves, body FROM event WHERE id > ? ORDER BY id LIMIT ?";
-        self.all("the timeline", query, params![after, limit as u64], event)
+        self.all("the timeline", query, params![beyond(after), limit as u64], event)
     }
 
     fn last_events(&self) -> Result<Vec<EventRow>, ReadError> {
@@ -144,7 +144,7 @@ impl Reader for Arc<Connections> {
     fn audit_since(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError> {
         let query = "SELECT id, body FROM audit WHERE id > ? ORDER BY id LIMIT ?";
         let row = |row: &Row<'_>| Ok(AuditRow { id: row.get(0)?, body: row.get(1)? });
-        self.all("the audit", query, params![after, limit as u64], row)
+        self.all("the audit", query, params![beyond(after), limit as u64], row)
     }
 
     fn last_audit_id(&self) -> Result<u64, ReadError> {
@@ -177,6 +177,11 @@ impl Reader for Arc<Connections> {
             Ok(PinRow { place: row.get(0)?, fingerprint: row.get(1)?, since: parsed(row, 2)? })
         })
     }
+}
+
+/// An id from a client, as the database has numbers: no row is beyond the largest one.
+fn beyond(id: u64) -> u64 {
+    id.min(i64::MAX as u64)
 }
 
 fn event(row: &Row<'_>) -> Result<EventRow, rusqlite::Error> {
