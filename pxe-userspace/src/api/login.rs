@@ -74,7 +74,9 @@ pub(super) async fn enter(
     if request.method() != Method::GET {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let (caller, secret) = state.access.logins.enter(&code, Timestamp::now()).ok_or_else(refused)?;
+    let logins = state.access.logins.clone();
+    let entered = tokio::task::spawn_blocking(move || logins.enter(&code, Timestamp::now())).await;
+    let (caller, secret) = entered.map_err(Failure::internal)?.ok_or_else(refused)?;
     let Some(Came::Tcp { tls, peer, .. }) = request.extensions().get::<Came>() else { return Err(refused()) };
     let caller = crate::operate::access::Caller { from: Some(peer.ip().to_canonical()), ..caller };
     let role = caller.role;
@@ -85,6 +87,24 @@ pub(super) async fn enter(
     let cookie = HeaderValue::from_str(&cookie).map_err(Failure::internal)?;
     let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, HeaderValue::from_static("/"))];
     Ok((StatusCode::SEE_OTHER, headers).into_response())
+}
+
+/// Ends the browser's session.
+pub(super) async fn leave(
+    State(state): State<ApiState>,
+    by: By,
+    request: Request,
+) -> Result<Response, Failure> {
+    let tls = matches!(request.extensions().get::<Came>(), Some(Came::Tcp { tls: true, .. }));
+    let gone = cookie(request.headers(), tls).map(str::to_owned);
+    let logins = state.access.logins.clone();
+    let left = tokio::task::spawn_blocking(move || gone.iter().for_each(|secret| logins.leave(secret)));
+    left.await.map_err(Failure::internal)?;
+    by.did(Did::new("login.leave")).await;
+    let (name, secure) = if tls { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
+    let cookie = format!("{name}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0{secure}");
+    let cookie = HeaderValue::from_str(&cookie).map_err(Failure::internal)?;
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
 /// The session's secret that a browser sends.

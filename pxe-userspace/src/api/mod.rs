@@ -32,7 +32,7 @@ mod metrics;
 mod nodes;
 #[cfg(test)]
 mod nodes_tests;
-mod page;
+pub mod page;
 pub mod people;
 mod places;
 mod range;
@@ -158,6 +158,7 @@ pub struct ApiState {
     pub appliance: Arc<dyn Appliance>,
     pub images: Arc<dyn Images>,
     pub access: Access,
+    pub live: page::Live,
 }
 
 /// Routes of the listener on the bridge's address.

@@ -1,14 +1,15 @@
 //! The API's routes, each with its least role.
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, on};
+use axum::{Extension, Router};
 
 use super::door::{self, By, is_reading};
+use super::page::OwnApi;
 use super::{ApiState, Failure, Kind};
 use super::{
     audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, read, rescue,
@@ -79,7 +80,6 @@ fn routes(audit: Audit) -> Routes {
     use Role::{Admin, Operator, Viewer};
     let (get, post, put, delete) = (Method::GET, Method::POST, Method::PUT, Method::DELETE);
     Routes::new(audit)
-        .on(Viewer, get.clone(), "/", page::page)
         .on(Viewer, get.clone(), "/metrics", metrics::metrics)
         .on(Viewer, get.clone(), "/api/status", read::status)
         .on(Viewer, get.clone(), "/api/nodes", nodes::list)
@@ -100,6 +100,7 @@ fn routes(audit: Audit) -> Routes {
         .on(Viewer, get.clone(), "/files/{*path}", files::below_root)
         // The handler grants no more than the caller's own role.
         .on(Viewer, post.clone(), "/api/login", login::invite)
+        .on(Viewer, delete.clone(), "/api/login", login::leave)
         .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)
@@ -129,13 +130,37 @@ fn routes(audit: Audit) -> Routes {
         .on(Admin, get, "/api/audit", audit::audit)
 }
 
+/// The pages, for browsers.
+fn pages(audit: Audit) -> Routes {
+    use Role::{Admin, Viewer};
+    let get = Method::GET;
+    Routes::new(audit)
+        .on(Viewer, get.clone(), "/", page::overview::overview)
+        .on(Viewer, get.clone(), "/machines", page::machines::machines)
+        .on(Viewer, get.clone(), "/machines/{name}", page::machine::machine)
+        .on(Viewer, get.clone(), "/launches", page::launches::launches)
+        .on(Viewer, get.clone(), "/launches/{id}", page::launches::launch)
+        .on(Viewer, get.clone(), "/images", page::images::images)
+        .on(Viewer, get.clone(), "/live", page::stream::stream)
+        .on(Admin, get.clone(), "/audit", page::people::audit)
+        .on(Admin, get, "/tokens", page::people::tokens)
+}
+
 /// The API, behind authentication. The listeners in `people` say how each request arrived.
 pub fn api_router(state: ApiState) -> Router {
     let door = state.access.clone();
-    routes(state.access.audit.clone())
-        .router
+    let audit = state.access.audit.clone();
+    let api = routes(audit.clone()).router;
+    // A page asks the API past the door, which its own request has passed.
+    let inside = api
+        .clone()
+        .fallback(failure::no_such_route)
+        .layer(map_response(failure::as_document))
+        .with_state(state.clone());
+    api.merge(pages(audit).router.layer(Extension(OwnApi(inside))))
         // A client without a role gets one here.
         .route(login::PATH, axum::routing::get(login::enter))
+        .route(page::ASSET, axum::routing::get(page::asset))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .layer(from_fn_with_state(door, door::enter))
@@ -144,5 +169,5 @@ pub fn api_router(state: ApiState) -> Router {
 
 #[cfg(test)]
 pub(super) fn table(audit: Audit) -> Vec<(Method, &'static str, Role)> {
-    routes(audit).table
+    [pages(audit.clone()).table, routes(audit).table].concat()
 }

@@ -101,6 +101,13 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         Change::RemoveNamed(name) => {
             db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
         }
+        Change::SetLogins(logins) => {
+            db.prepare_cached("DELETE FROM login")?.execute([])?;
+            for login in logins {
+                db.prepare_cached("INSERT INTO login (hash, ends, body) VALUES (?, ?, ?)")?
+                    .execute(params![login.hash, login.ends.to_string(), login.body])?;
+            }
+        }
         Change::AddAudit(entry) => {
             let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
             db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
