@@ -93,6 +93,10 @@ const PIECES: &[Piece] = {
         piece(Test,   "debootstrap",         Program("debootstrap"),        "makes the tests' systemd image"),
         piece(Test,   "e2fsprogs",           Program("mkfs.ext4"),          "the disk that keeps images"),
         piece(Test,   "fdisk",               Program("sfdisk"),             "makes partition tables as on a node"),
+        piece(Test,   "chromium",            Program("chromium"),           "a browser that looks at the page"),
+        piece(Test,   "chromium-driver",     Program("chromedriver"),       "tells it what to do"),
+        piece(Test,   "fonts-dejavu-core",   File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"), "the page's letters in it"),
+        piece(Test,   "npm",                 Program("npm"),                "fetches axe-core, which judges the page"),
         piece(Test,   "grub-common",         Program("grub-script-check"),  "parses our grub.cfg, independently"),
 
         piece(Bench,  "dnsmasq-base",        Program("dnsmasq"),            "the peer of every benchmark"),
