@@ -21,8 +21,7 @@ const PHONE: Size = (390, 844);
 const TAB: char = '\u{e004}';
 const ENTER: char = '\u{e007}';
 
-/// Where the next `cargo xtask test` finds the picture that README shows; only with this in the environment is it made
-/// anew.
+/// Only with this in the environment is the picture made anew that README shows.
 const PICTURE: &str = "BRIDGEHEAD_PICTURE";
 
 /// axe-core, as `cargo xtask setup` has it from npm.
