@@ -9,6 +9,7 @@
 
 pub mod appliance;
 pub mod boot;
+pub mod browser;
 pub mod capture;
 pub mod clients;
 pub mod dnsmasq;

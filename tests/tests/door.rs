@@ -95,7 +95,7 @@ fn an_ordinary_user_of_the_appliance_gets_nothing_and_root_all() {
         ensure!(said.contains("this takes the role admin"), "{said}");
         let link = appliance.run(&["login"])?;
         let (said, _) = as_nobody(&["-L", "-c", "/dev/null", "-b", "", link.trim()])?;
-        ensure!(said.contains("<h1>Bridgehead</h1>"), "{said}");
+        ensure!(said.contains("<h1>Overview</h1>"), "{said}");
         let audit = appliance.run(&["audit", "--json"])?;
         let audit: Vec<Value> = audit.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         let told: Vec<&str> = audit.iter().filter_map(|entry| entry["what"].as_str()).collect();

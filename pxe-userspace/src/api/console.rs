@@ -124,7 +124,7 @@ async fn send(
     _place: Option<OwnedSemaphorePermit>,
     lines: mpsc::Sender<events::Line>,
 ) {
-    let last = past.last().map(|line| (line.boot.clone(), line.number));
+    let told = Told::up_to(&past);
     for line in past {
         if lines.send(events::ndjson(&line)).await.is_err() {
             return;
@@ -138,10 +138,7 @@ async fn send(
         };
         match said {
             Ok((of, line)) if of == mac => {
-                // Without a number of its own.
-                let told = line.from != Source::Netconsole
-                    && last.as_ref().is_some_and(|(boot, n)| *boot == line.boot && line.number <= *n);
-                if !told && lines.send(events::ndjson(&line)).await.is_err() {
+                if !told.has(&line) && lines.send(events::ndjson(&line)).await.is_err() {
                     return;
                 }
             }
@@ -149,6 +146,22 @@ async fn send(
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
         }
+    }
+}
+
+/// Up to where a follower was told what is stored.
+pub(super) struct Told(Option<(String, u64)>);
+
+impl Told {
+    pub(super) fn up_to(past: &[Line]) -> Self {
+        Self(past.last().map(|line| (line.boot.clone(), line.number)))
+    }
+
+    /// Whether a line that arrived since the subscription is among what is stored.
+    pub(super) fn has(&self, line: &Line) -> bool {
+        // Those have no number of their own.
+        line.from != Source::Netconsole
+            && self.0.as_ref().is_some_and(|(boot, n)| *boot == line.boot && line.number <= *n)
     }
 }
 

@@ -14,19 +14,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::failure::as_document;
 use super::hosts::{self, Hosts, Source};
 use super::people::Came;
-use super::{Failure, Kind, login};
+use super::{Failure, Kind, login, page};
 use crate::operate::access::{Caller, Logins, Tokens};
 use crate::operate::audit::{Audit, Did};
 
 /// The most streams (`follow=1`) at a time.
 const FOLLOWERS_MAX: usize = 128;
 
-/// For every answer. The page has neither scripts nor styles of its own, and a file that is served needs none.
-const HEADERS: [(HeaderName, &str); 6] = [
-    (
-        header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    ),
+/// For every answer but pages, which have one of their own: a document or a file that is served needs neither scripts nor
+/// styles.
+const POLICY: &str = "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// For every answer.
+const HEADERS: [(HeaderName, &str); 5] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::X_FRAME_OPTIONS, "DENY"),
     (header::REFERRER_POLICY, "no-referrer"),
@@ -48,16 +48,9 @@ pub struct Access {
 }
 
 impl Access {
-    pub fn new(tokens: Tokens, audit: Audit, hosts: Hosts, pages: Vec<String>) -> Self {
+    pub fn new(tokens: Tokens, logins: Logins, audit: Audit, hosts: Hosts, pages: Vec<String>) -> Self {
         let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-        Self {
-            tokens,
-            logins: Logins::default(),
-            audit,
-            hosts: Arc::new(hosts),
-            pages: pages.into(),
-            followers,
-        }
+        Self { tokens, logins, audit, hosts: Arc::new(hosts), pages: pages.into(), followers }
     }
 
     /// Takes one of the places for streams, to be held as long as the stream.
@@ -71,6 +64,7 @@ impl Access {
 
 /// Admits a request, with its [`Caller`], or refuses it. Adds the security headers for browsers to the answer.
 pub(super) async fn enter(State(access): State<Access>, mut request: Request, next: Next) -> Response {
+    let is_browser = page::is_asked_for(&request);
     let mut response = match admit(&access, &request) {
         Ok(caller) => {
             if let Some(caller) = caller {
@@ -89,7 +83,11 @@ pub(super) async fn enter(State(access): State<Access>, mut request: Request, ne
             response
         }
     };
+    if is_browser {
+        response = page::refusal(response).await;
+    }
     let headers = response.headers_mut();
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(POLICY));
     for (name, value) in HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -97,7 +95,7 @@ pub(super) async fn enter(State(access): State<Access>, mut request: Request, ne
     response
 }
 
-/// The caller; `None` only for a browser that opens its login link.
+/// The caller; `None` only for a browser that opens its login link, or fetches what pages look like.
 fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Failure> {
     let came = request.extensions().get::<Came>().expect("the listener says how each request came");
     let headers = request.headers();
@@ -131,6 +129,8 @@ fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Failure> 
             Ok(Some(Caller { from: Some(peer.ip().to_canonical()), ..caller }))
         }
         None if request.uri().path() == login::PATH => Ok(None),
+        // They are in every copy of the program, and the page that says how to log in looks like the others.
+        None if is_reading(request.method()) && page::is_asset(request.uri().path()) => Ok(None),
         // A short answer is enough without a token.
         None => Err(Failure::new(Kind::Unknown, "a token is needed", "see `bridgehead token add`")),
     }

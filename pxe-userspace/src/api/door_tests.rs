@@ -76,6 +76,7 @@ async fn by_tcp_nobody_gets_in_without_a_token() {
 /// A request for each route for which its role is sufficient, and that changes nothing that other requests need.
 pub(super) fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
     let path = path.replace("/api/nodes/{name}", &format!("/api/nodes/{NODE}")).replace("{*path}", "ten");
+    let path = path.replace("/machines/{name}", &format!("/machines/{NODE}"));
     let path = match (method.as_str(), path.as_str()) {
         ("DELETE", "/api/kernels/{name}") => "/api/kernels/6.1~rc1".to_owned(),
         ("DELETE", "/api/images/{*reference}") => "/api/images/reg.example/a/b:1".to_owned(),
@@ -144,6 +145,7 @@ async fn each_route_has_its_least_role_and_each_change_its_entry() {
     for (method, path, least) in routes {
         let path =
             path.replace("{name}", "NAME").replace("{*path}", "PATH").replace("{*reference}", "REFERENCE");
+        let path = path.replace("{id}", "ID");
         let row = format!("| `{method} {path}` | {least} |");
         assert!(page.contains(&row), "docs/api.md has no {row}");
     }
@@ -211,7 +213,8 @@ async fn every_answer_leaves_with_what_browsers_go_by() {
     let page = ask(&daemon, "GET", "/", &[&token]).await;
     assert_eq!(page.header("cache-control"), Some("no-store"));
     let page = String::from_utf8(page.body).unwrap();
-    assert!(!page.contains("<script") && !page.contains("style") && page.contains(NODE), "{page}");
+    assert!(!page.contains("<style") && !page.contains("style=") && page.contains("</h1>"), "{page}");
+    assert!(page.matches("<script").count() == 1 && page.contains("<script type=\"module\" src="), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,7 +49,7 @@ pub(super) async fn add(
     let Query(of) =
         of.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes file=NAME"))?;
     let (source, upload) = match sent.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), HINT))? {
-        Sent::File(_, body) => {
+        Sent::File(body) => {
             let upload = Upload::receive(&state.images.work(), of.file.as_deref(), body).await?;
             (ImageSource::Path(upload.path()), Some(upload))
         }

@@ -59,7 +59,7 @@ pub(super) async fn add(
             let source = KernelOrigin::Image(named.source.image);
             (NewKernel { name: named.name, source, from: None }, None)
         }
-        Sent::File(_, body) => {
+        Sent::File(body) => {
             let upload = Upload::receive(&state.images.work(), of.file.as_deref(), body).await?;
             let from = Some(of.file.unwrap_or_else(|| "what was sent".to_owned()));
             (NewKernel { name: of.name, source: KernelOrigin::Path(upload.path()), from }, Some(upload))

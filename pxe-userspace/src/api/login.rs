@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::documents::Invitation;
 use super::door::{By, texts};
-use super::openapi::{ToPage, Written};
+use super::openapi::{Empty, ToPage, Written};
 use super::people::Came;
 use super::{ApiState, Failure, Kind};
 use crate::operate::access::{Role, SESSION_LIFETIME};
@@ -77,7 +77,9 @@ pub(super) async fn enter(
     if method != Method::GET {
         return Ok(Written::new(StatusCode::NO_CONTENT.into_response()));
     }
-    let (caller, secret) = state.access.logins.enter(&code, Timestamp::now()).ok_or_else(refused)?;
+    let logins = state.access.logins.clone();
+    let entered = tokio::task::spawn_blocking(move || logins.enter(&code, Timestamp::now())).await;
+    let (caller, secret) = entered.map_err(Failure::internal)?.ok_or_else(refused)?;
     let Came::Tcp { tls, peer, .. } = came else { return Err(refused()) };
     let caller = crate::operate::access::Caller { from: Some(peer.ip().to_canonical()), ..caller };
     let role = caller.role;
@@ -88,6 +90,25 @@ pub(super) async fn enter(
     let cookie = HeaderValue::from_str(&cookie).map_err(Failure::internal)?;
     let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, HeaderValue::from_static("/"))];
     Ok(Written::new((StatusCode::SEE_OTHER, headers).into_response()))
+}
+
+/// Ends the browser's session.
+pub(super) async fn leave(
+    State(state): State<ApiState>,
+    by: By,
+    headers: HeaderMap,
+    Extension(came): Extension<Came>,
+) -> Result<Written<Empty>, Failure> {
+    let tls = matches!(came, Came::Tcp { tls: true, .. });
+    let gone = cookie(&headers, tls).map(str::to_owned);
+    let logins = state.access.logins.clone();
+    let left = tokio::task::spawn_blocking(move || gone.iter().for_each(|secret| logins.leave(secret)));
+    left.await.map_err(Failure::internal)?;
+    by.did(Did::new("login.leave")).await;
+    let (name, secure) = if tls { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
+    let cookie = format!("{name}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0{secure}");
+    let cookie = HeaderValue::from_str(&cookie).map_err(Failure::internal)?;
+    Ok(Written::new((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response()))
 }
 
 /// The session's secret that a browser sends.

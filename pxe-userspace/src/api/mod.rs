@@ -33,7 +33,7 @@ mod nodes;
 #[cfg(test)]
 mod nodes_tests;
 mod openapi;
-mod page;
+pub mod page;
 pub mod people;
 mod places;
 mod power;
@@ -165,6 +165,7 @@ pub struct ApiState {
     pub images: Arc<dyn Images>,
     pub access: Access,
     pub powers: Powers,
+    pub live: page::Live,
 }
 
 /// Routes of the listener on the bridge's address.

@@ -1,5 +1,6 @@
 //! Machines: which there are, and those that are declared here and kept in the database.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -18,7 +19,7 @@ use crate::base::text::{percent, word};
 use crate::config::{Node, Origin};
 use crate::machines::kept::selector::{self, Nothing, Selectable, Selector, SelectorError};
 use crate::machines::kept::{Done, Order, OrderError, Patch, table};
-use crate::machines::{Machine, Place};
+use crate::machines::{Machine, Machines, Place};
 use crate::operate::audit::Did;
 
 /// Machines of one page.
@@ -32,16 +33,16 @@ const TOLD_MAX: usize = 64;
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Wanted {
     /// Names, MAC addresses, `n[1-40]`, `label=L`, `profile=P`, `all`; several of them with commas.
-    select: Option<String>,
+    pub(super) select: Option<String>,
     /// A stage, or `none`.
-    stage: Option<String>,
+    pub(super) stage: Option<String>,
     /// `file`, `kept`, `rule`, or `none`.
-    origin: Option<String>,
+    pub(super) origin: Option<String>,
     /// Machines of a page; without it, all of them.
     #[schemars(range(min = 1, max = PAGE_MAX))]
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
     /// Where the page before ended, as its Link header has it.
-    cursor: Option<String>,
+    pub(super) cursor: Option<String>,
 }
 
 impl Selectable for &Machine {
@@ -72,36 +73,51 @@ pub(super) async fn list(
         Some(limit @ 1..=PAGE_MAX) => limit,
         Some(limit) => return Err(invalid(format!("a page of {limit}: 1 to {PAGE_MAX}"))),
     };
-    let after = wanted.cursor.as_deref().map(str::parse::<Place>).transpose();
-    let after =
-        after.map_err(|()| invalid("the cursor is none of ours: the Link header has the next".into()))?;
-    let selector = wanted.select.as_deref().map(parse).transpose()?;
     // Ten thousand take a while to be written.
     let answer = tokio::task::spawn_blocking(move || {
-        let machines = &state.boot.machines;
-        let chosen = selector.map(|selector| {
-            machines.look(|all| {
-                let chosen = selector.choose(all)?;
-                Ok::<_, Nothing>(
-                    chosen.iter().map(|machine| machine.mac).collect::<std::collections::HashSet<_>>(),
-                )
-            })
-        });
-        let chosen = chosen.transpose().map_err(|nothing| missing(&nothing))?;
-        let fits = |asked: &Option<String>, is: Option<String>| match asked {
-            None => true,
-            Some(asked) => is.as_deref().unwrap_or("none") == asked,
-        };
-        let (page, next) = machines.page(after.as_ref(), limit, |machine| {
-            chosen.as_ref().is_none_or(|chosen| chosen.contains(&machine.mac))
-                && (wanted.stage.is_none() || fits(&wanted.stage, machine.stage.map(word)))
-                && fits(&wanted.origin, machine.origin.as_ref().map(|origin| kind(origin).to_owned()))
-        });
+        let Found { page, next, .. } = find(&state.boot.machines, &wanted, limit)?;
         let answer = Written::new(Json(page).into_response());
-        let link = next.and_then(|place| HeaderValue::from_str(&next_page(&wanted, &place)).ok());
+        let link = next.map(|place| format!("</api/nodes?{}>; rel=\"next\"", next_page(&wanted, &place)));
+        let link = link.and_then(|link| HeaderValue::from_str(&link).ok());
         Ok(answer.header(header::LINK, link))
     });
     answer.await.map_err(Failure::internal)?
+}
+
+/// A page of the machines that somebody wants.
+pub(super) struct Found {
+    pub(super) page: Vec<Machine>,
+    /// Where the next page begins, if there is one.
+    pub(super) next: Option<Place>,
+    /// Machines on all pages.
+    pub(super) all: usize,
+}
+
+/// The first `limit` of them behind the cursor.
+pub(super) fn find(machines: &Machines, wanted: &Wanted, limit: usize) -> Result<Found, Failure> {
+    const HINT: &str = "the Link header of a page has the next";
+    let after = wanted.cursor.as_deref().map(str::parse::<Place>).transpose();
+    let after = after.map_err(|()| Failure::new(Kind::Invalid, "the cursor is none of ours", HINT))?;
+    let selector = wanted.select.as_deref().map(parse).transpose()?;
+    let chosen = selector.map(|selector| {
+        machines.look(|all| {
+            let chosen = selector.choose(all)?;
+            Ok::<_, Nothing>(chosen.iter().map(|machine| machine.mac).collect::<HashSet<_>>())
+        })
+    });
+    let chosen = chosen.transpose().map_err(|nothing| missing(&nothing))?;
+    let fits = |asked: &Option<String>, is: Option<String>| match asked {
+        None => true,
+        Some(asked) => is.as_deref().unwrap_or("none") == asked,
+    };
+    let is_wanted = |machine: &Machine| {
+        chosen.as_ref().is_none_or(|chosen| chosen.contains(&machine.mac))
+            && (wanted.stage.is_none() || fits(&wanted.stage, machine.stage.map(word)))
+            && fits(&wanted.origin, machine.origin.as_ref().map(|origin| kind(origin).to_owned()))
+    };
+    let all = machines.look(|all| all.filter(|machine| is_wanted(machine)).count());
+    let (page, next) = machines.page(after.as_ref(), limit, is_wanted);
+    Ok(Found { page, next, all })
 }
 
 fn kind(origin: &Origin) -> &'static str {
@@ -112,14 +128,14 @@ fn kind(origin: &Origin) -> &'static str {
     }
 }
 
-/// As RFC 8288 has it.
-fn next_page(wanted: &Wanted, after: &Place) -> String {
+/// The query of the page that begins there.
+pub(super) fn next_page(wanted: &Wanted, after: &Place) -> String {
     let others = [("select", &wanted.select), ("stage", &wanted.stage), ("origin", &wanted.origin)];
     let others = others.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
     let limit = wanted.limit.map(|limit| ("limit", limit.to_string()));
     let query = others.chain(limit).chain([("cursor", after.to_string())]);
     let query: Vec<String> = query.map(|(key, value)| format!("{key}={}", percent(&value, ""))).collect();
-    format!("</api/nodes?{}>; rel=\"next\"", query.join("&"))
+    query.join("&")
 }
 
 pub(super) fn parse(text: &str) -> Result<Selector, Failure> {

@@ -94,8 +94,9 @@ async fn how_power_is_switched_is_declared_and_goes_through_a_table() {
 async fn credentials_are_kept_and_never_shown() {
     let daemon = Daemon::start().await;
     let api = daemon.api.display().to_string();
-    let put =
-        async |body: &str| curl(daemon.api, "/api/power/credentials/rack", &["-X", "PUT", "--json", body]).await;
+    let put = async |body: &str| {
+        curl(daemon.api, "/api/power/credentials/rack", &["-X", "PUT", "--json", body]).await
+    };
     let answer = put(r#"{"user": "root", "password": "hunter2hunter2"}"#).await;
     assert_eq!(answer.status, 200);
     let said = |body: &[u8]| String::from_utf8_lossy(body).into_owned();

@@ -1,15 +1,16 @@
 //! The API's routes, each with its least role.
 
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, Extension, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, on};
+use axum::{Extension, Router};
 
 use super::door::{self, By, is_reading};
 use super::openapi::{self, Described, Openapi};
+use super::page::OwnApi;
 use super::{ApiState, Failure, Kind};
 use super::{
     audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, power, read,
@@ -55,6 +56,21 @@ impl Routes {
         handler: H,
     ) -> Self {
         self.openapi.add(Some(role), &method, path, &handler);
+        self.add(role, method, path, handler)
+    }
+
+    /// Adds a page, which is for people and in no description.
+    fn page<T: 'static>(self, role: Role, path: &'static str, handler: impl Handler<T, ApiState>) -> Self {
+        self.add(role, Method::GET, path, handler)
+    }
+
+    fn add<T: 'static>(
+        mut self,
+        role: Role,
+        method: Method,
+        path: &'static str,
+        handler: impl Handler<T, ApiState>,
+    ) -> Self {
         let filter = MethodFilter::try_from(method.clone()).expect("a method that routes can have");
         let guard = Guard { role, audit: self.audit.clone() };
         let mut route = on(filter, handler).route_layer(from_fn_with_state(guard, pass));
@@ -93,7 +109,6 @@ fn routes(audit: Audit) -> Routes {
     use Role::{Admin, Operator, Viewer};
     let (get, post, put, delete) = (Method::GET, Method::POST, Method::PUT, Method::DELETE);
     Routes::new(audit)
-        .on(Viewer, get.clone(), "/", page::page)
         .on(Viewer, get.clone(), "/api/openapi.json", openapi::document)
         .on(Viewer, get.clone(), "/metrics", metrics::metrics)
         .on(Viewer, get.clone(), "/api/status", read::status)
@@ -115,6 +130,7 @@ fn routes(audit: Audit) -> Routes {
         .on(Viewer, get.clone(), "/files/{*path}", files::below_root)
         // The handler grants no more than the caller's own role.
         .on(Viewer, post.clone(), "/api/login", login::invite)
+        .on(Viewer, delete.clone(), "/api/login", login::leave)
         .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)
@@ -147,14 +163,37 @@ fn routes(audit: Audit) -> Routes {
         .on(Admin, get, "/api/audit", audit::audit)
 }
 
+/// The pages, for browsers.
+fn pages(audit: Audit) -> Routes {
+    use Role::{Admin, Viewer};
+    Routes::new(audit)
+        .page(Viewer, "/", page::overview::overview)
+        .page(Viewer, "/machines", page::machines::machines)
+        .page(Viewer, "/machines/{name}", page::machine::machine)
+        .page(Viewer, "/launches", page::launches::launches)
+        .page(Viewer, "/launches/{id}", page::launches::launch)
+        .page(Viewer, "/images", page::images::images)
+        .page(Viewer, "/live", page::stream::stream)
+        .page(Admin, "/audit", page::people::audit)
+        .page(Admin, "/tokens", page::people::tokens)
+}
+
 /// The API, behind authentication. The listeners in `people` say how each request arrived.
 pub fn api_router(state: ApiState) -> Router {
     let door = state.access.clone();
-    let Routes { router, mut openapi, .. } = routes(state.access.audit.clone());
+    let audit = state.access.audit.clone();
+    let Routes { router: api, mut openapi, .. } = routes(audit.clone());
     openapi.add(None, &Method::GET, login::PATH, &login::enter);
-    router
+    // A page asks the API past the door, which its own request has passed.
+    let inside = api
+        .clone()
+        .fallback(failure::no_such_route)
+        .layer(map_response(failure::as_document))
+        .with_state(state.clone());
+    api.merge(pages(audit).router.layer(Extension(OwnApi(inside))))
         // A client without a role gets one here.
         .route(login::PATH, axum::routing::get(login::enter))
+        .route(page::ASSET, axum::routing::get(page::asset))
         .fallback(failure::no_such_route)
         .method_not_allowed_fallback(failure::method_not_allowed)
         .layer(Extension(openapi.document()))
@@ -164,5 +203,11 @@ pub fn api_router(state: ApiState) -> Router {
 
 #[cfg(test)]
 pub(super) fn table(audit: Audit) -> Vec<(Method, &'static str, Role)> {
+    [pages(audit.clone()).table, routes(audit).table].concat()
+}
+
+/// Without the pages.
+#[cfg(test)]
+pub(super) fn described_table(audit: Audit) -> Vec<(Method, &'static str, Role)> {
     routes(audit).table
 }

@@ -21,7 +21,7 @@ use super::*;
 use crate::config;
 use crate::machines::kept::Kept;
 use crate::machines::timeline::{Event, Happened, Stage, Who};
-use crate::operate::access::Tokens;
+use crate::operate::access::{Logins, Tokens};
 use crate::operate::audit::Audit;
 use crate::provision::blob::Blob;
 use crate::serve::files::{OpenError, Opened};
@@ -36,6 +36,7 @@ pub(crate) struct Daemon {
     /// And where it answers by TCP.
     pub(super) api_by_tcp: SocketAddr,
     pub(super) access: Access,
+    pub(super) live: page::Live,
     pub(super) boot: SocketAddr,
     connections: Connections,
     pub(crate) timeline: Timeline,
@@ -90,17 +91,21 @@ impl Daemon {
         let audit = Audit::open(store.clone()).unwrap();
         let hosts = Hosts { addresses: Vec::new(), names: vec!["boot.example.org".into()] };
         let tokens = Tokens::open(store.clone()).unwrap();
-        let access = Access::new(tokens, audit, hosts, vec![format!("http://{api_by_tcp}")]);
+        let logins = Logins::open(store.clone()).unwrap();
+        let access = Access::new(tokens, logins, audit, hosts, vec![format!("http://{api_by_tcp}")]);
         let api_state = ApiState {
             boot: boot_state.clone(),
             appliance: Arc::new(Fake::new(store.clone(), machines.clone())),
             images: Arc::new(FakeImages(state.path().to_owned())),
             access: access.clone(),
             powers: crate::operate::power::testing::powers(state.path(), store.clone()),
+            live: page::Live::new(machines.clone()),
         };
         // Every client keeps it for as long as the test runs.
         let api: &'static Path = Box::leak(state.path().join("api.sock").into_boxed_path());
-        let router = api_router(api_state);
+        let live = api_state.live.clone();
+        let router = api_router(api_state.clone());
+        tokio::spawn(page::watch(api_state, stop.clone()));
         tokio::spawn(Socket::open(api).unwrap().serve(router.clone(), stop.clone()));
         tokio::spawn(people::serve(people, None, router, stop.clone()));
         let boot = listen(boot_router(boot_state.clone()), connections.clone(), &stop).await;
@@ -118,6 +123,7 @@ impl Daemon {
             api,
             api_by_tcp,
             access,
+            live,
             boot,
             connections,
             timeline,

@@ -21,25 +21,25 @@ pub(super) const FILES: [&str; 3] =
 /// A body that is a document, or a file of one of the content types that files have.
 pub(super) enum Sent<T> {
     Document(T),
-    File(&'static str, Body),
+    File(Body),
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
     type Rejection = JsonRejection;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, JsonRejection> {
-        match file_type(request.headers()) {
-            Some(kind) => Ok(Self::File(kind, request.into_body())),
-            None => Json::from_request(request, state).await.map(|Json(document)| Self::Document(document)),
+        match is_file(request.headers()) {
+            true => Ok(Self::File(request.into_body())),
+            false => Json::from_request(request, state).await.map(|Json(document)| Self::Document(document)),
         }
     }
 }
 
-/// The content type of a file in the body; `None` for a document.
-fn file_type(headers: &HeaderMap) -> Option<&'static str> {
-    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let content_type = content_type.split(';').next().unwrap_or_default().trim();
-    FILES.into_iter().find(|file| content_type.eq_ignore_ascii_case(file))
+/// Whether the body is a file, by its content type.
+fn is_file(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    FILES.iter().any(|file| content_type.eq_ignore_ascii_case(file))
 }
 
 /// Bytes of a file's name.

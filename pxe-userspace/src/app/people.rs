@@ -9,10 +9,11 @@ use nix::ifaddrs::getifaddrs;
 
 use super::Appliance;
 use super::start::{Starting, listen};
+use crate::api::page::{self, Live};
 use crate::api::people::{self, Socket};
 use crate::api::{Access, ApiState, BootState, Hosts, api_router};
 use crate::config::Config;
-use crate::operate::access::Tokens;
+use crate::operate::access::{Logins, Tokens};
 use crate::store::Store;
 
 /// Serves the API until shutdown.
@@ -28,13 +29,17 @@ pub(super) async fn serve(
     let names = config.api.names.clone();
     let hosts = Hosts { addresses: addresses.clone(), names: names.clone() };
     let pages = config.api.listen.map_or_else(Vec::new, |listen| pages(listen, &addresses, &names));
-    let access = Access::new(Tokens::open(store)?, appliance.audit.clone(), hosts, pages);
+    let (tokens, logins) = (Tokens::open(store.clone())?, Logins::open(store)?);
+    let access = Access::new(tokens, logins, appliance.audit.clone(), hosts, pages);
     let trust = boot.trust.clone();
+    let live = Live::new(boot.machines.clone());
     let powers = appliance.powers.clone();
-    let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone(), access, powers };
-    let router = api_router(state);
+    let state =
+        ApiState { boot, appliance: appliance.clone(), images: appliance.clone(), access, powers, live };
+    let router = api_router(state.clone());
 
     let Starting { parts, shutdown } = starting;
+    parts.spawn(page::watch(state, shutdown.clone()).map(Ok));
     parts.spawn(socket.serve(router.clone(), shutdown.clone()).map(Ok));
     if let Some(address) = config.api.listen {
         let listener = listen(address, "[api] listen").await?;

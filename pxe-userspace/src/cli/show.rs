@@ -8,10 +8,9 @@ use crate::api::documents::{
 };
 use crate::base::table::{or_dash, size, table};
 use crate::base::text::{one_line, word};
-use crate::config::Origin;
+use crate::machines::Machine;
 use crate::machines::diagnosis::{Cause, Evidence, Why};
 use crate::machines::timeline::{Event, Stage};
-use crate::machines::{Hold, Machine};
 use crate::operate::access::Token;
 use crate::operate::power::pins::NewPin;
 use crate::operate::power::{self, credentials::Known};
@@ -120,11 +119,11 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
                 m.mac.to_string(),
                 or_dash(m.address),
                 or_dash(m.profile.as_deref()),
-                stage(m),
+                m.state("-"),
                 or_dash(m.since.map(time)),
                 or_dash(m.stages),
                 or_dash(m.firmware.map(|f| f.to_string()).as_deref()),
-                or_dash(m.origin.as_ref().map(declared)),
+                or_dash(m.origin.as_ref()),
                 or_dash((!m.labels.is_empty()).then(|| m.labels.join(" "))),
             ]
         })
@@ -138,14 +137,6 @@ pub(super) fn nodes(machines: &[Machine]) -> String {
         }
     }
     shown
-}
-
-fn declared(origin: &Origin) -> String {
-    match origin {
-        Origin::File(place) => place.to_string(),
-        Origin::Kept => "database".to_owned(),
-        Origin::Rule(place) => format!("rule {place}"),
-    }
 }
 
 /// In a line for each kind of change; of many machines, how many.
@@ -223,18 +214,6 @@ pub(super) fn rekey(rekey: &Rekey) -> String {
             format!("{node} gets its keys if it boots until {}, once\n", time(*until))
         }
         (ReleasedTo::ThisBoot | ReleasedTo::NextBoot, _) => format!("{node} has its keys in this boot\n"),
-    }
-}
-
-fn stage(machine: &Machine) -> String {
-    let fetching = machine.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
-    let waiting = machine.waiting.map(|before| format!(" (waiting: {before} before it)"));
-    let parts = machine.stage.map(word).into_iter().chain(fetching).chain(waiting);
-    let stage = or_dash(parts.reduce(|a, b| a + &b));
-    match (machine.hold, machine.stage) {
-        (None, _) => stage,
-        (Some(Hold::Reached | Hold::UntilReleased), Some(Stage::Stage1)) => format!("{stage} (held)"),
-        (Some(_), _) => format!("{stage} (to be held)"),
     }
 }
 

@@ -81,6 +81,16 @@ pub enum Origin {
     Rule(Place),
 }
 
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(place) => write!(f, "{place}"),
+            Self::Kept => f.write_str("database"),
+            Self::Rule(place) => write!(f, "rule {place}"),
+        }
+    }
+}
+
 /// FILE:LINE. What stands on another line is no other: all places are equal.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Place(pub String);

@@ -1,6 +1,6 @@
 //! Every machine seen or declared: who it is, which address it holds, how far it got.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::Bound;
@@ -150,6 +150,24 @@ impl Machine {
         matches!(self.hold, Some(Hold::Once | Hold::UntilReleased))
     }
 
+    /// How its boot stands, in words; `none` where none was seen.
+    pub fn state(&self, none: &str) -> String {
+        let fetching = self.fetching.as_ref().map(|f| format!(", {} % of {}", f.percent, f.path));
+        let waiting = self.waiting.map(|before| format!(" (waiting: {before} before it)"));
+        let parts = self.stage.map(text::word).into_iter().chain(fetching).chain(waiting);
+        let stage = parts.reduce(|a, b| a + &b).unwrap_or_else(|| none.to_owned());
+        match (self.hold, self.stage) {
+            (None, _) => stage,
+            (Some(_), _) if self.is_held() => format!("{stage} (held)"),
+            (Some(_), _) => format!("{stage} (to be held)"),
+        }
+    }
+
+    /// Whether its boot has stopped in stage 1 because somebody wants that.
+    pub fn is_held(&self) -> bool {
+        matches!(self.hold, Some(Hold::Reached | Hold::UntilReleased)) && self.stage == Some(Stage::Stage1)
+    }
+
     /// What people call it: its name, else its MAC.
     pub fn label(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.mac.to_string())
@@ -166,6 +184,8 @@ struct Register {
     /// All of them, in the order that they are shown in.
     order: BTreeSet<Place>,
     by_address: HashMap<Ipv4Addr, Mac>,
+    /// Machines that may have changed, while somebody wants to know.
+    touched: Option<HashSet<Mac>>,
     /// At this many machines some are to be forgotten. It grows, so that not every new machine causes a search.
     look_at: usize,
 }
@@ -218,6 +238,9 @@ impl Machines {
         }
         for node in config.nodes.shadowed() {
             register.machine(node.mac);
+        }
+        if register.touched.is_some() {
+            register.touched = Some(register.by_mac.keys().copied().collect());
         }
         for machine in register.by_mac.values_mut() {
             let node = config.node(machine.mac);
@@ -288,6 +311,17 @@ impl Machines {
     pub fn look<T>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &Machine>) -> T) -> T {
         let register = self.read();
         look(&mut register.in_order(None).map(|(_, machine)| machine))
+    }
+
+    /// The machines that may have changed since the last call, those that are gone included. From the first call on they
+    /// are noted, until [`Machines::forget_touched`]; so there is one caller.
+    pub fn touched(&self) -> HashSet<Mac> {
+        self.write().touched.replace(HashSet::new()).unwrap_or_default()
+    }
+
+    /// Nobody wants to know any more.
+    pub fn forget_touched(&self) {
+        self.write().touched = None;
     }
 
     /// How many there are at each stage of their last boot; `None` for those that have not booted.
@@ -407,6 +441,7 @@ impl Register {
             self.forget_some();
             self.look_at = self.by_mac.len() + MACHINES_MAX / 2;
         }
+        self.touched.iter_mut().for_each(|touched| touched.extend([mac]));
         self.by_mac.entry(mac).or_insert_with(|| {
             let machine = Machine::new(mac);
             self.order.insert(Place::of(&machine));
@@ -433,90 +468,12 @@ impl Register {
         for (_, mac) in forgettable {
             if let Some(machine) = self.by_mac.remove(&mac) {
                 self.order.remove(&Place::of(&machine));
+                self.touched.iter_mut().for_each(|touched| touched.extend([mac]));
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: Mac = Mac([2, 0, 0, 0, 0, 1]);
-    const B: Mac = Mac([2, 0, 0, 0, 0, 2]);
-
-    #[test]
-    fn an_address_belongs_to_one_machine() {
-        let machines = Machines::default();
-        let address = Ipv4Addr::new(10, 77, 0, 100);
-        machines.bound(A, address);
-        machines.bound(B, address);
-        assert_eq!(machines.by_address(address).map(|m| m.mac), Some(B));
-        assert_eq!(machines.get(A).and_then(|m| m.address), None);
-        machines.released(B);
-        assert_eq!(machines.by_address(address), None);
-    }
-
-    #[test]
-    fn made_up_machines_are_forgotten_and_real_ones_are_not() {
-        let machines = Machines::default();
-        machines.bound(A, Ipv4Addr::new(10, 77, 0, 100));
-        {
-            let mut register = machines.write();
-            register.machine(B).name = Some("n1".into());
-            register.order = register.by_mac.values().map(Place::of).collect();
-        }
-        let made_up = |n: u32| {
-            let [_, b, c, d] = n.to_be_bytes();
-            Mac([6, 0, 0, b, c, d])
-        };
-        let seen = |n: u32| Timestamp::from_second(n.into()).unwrap();
-        for n in 0..3 * MACHINES_MAX as u32 {
-            machines.reached(made_up(n), Stage::Discover, seen(n), None);
-        }
-        assert!(machines.all().len() <= MACHINES_MAX);
-        assert!(machines.get(A).is_some() && machines.get(B).is_some());
-        let last = 3 * MACHINES_MAX as u32 - 1;
-        assert!(machines.get(made_up(last)).is_some() && machines.get(made_up(0)).is_none());
-        assert_eq!(machines.all().len(), machines.read().by_mac.len(), "the order has those that there are");
-    }
-
-    /// Ten thousand, a page at a time: each once, in order, and no more of them are looked at than a page has.
-    #[test]
-    fn pages_are_all_machines_once_and_copy_no_others() {
-        let machines = Machines::default();
-        {
-            let mut register = machines.write();
-            for n in 0..10_000u32 {
-                let [_, b, c, d] = n.to_be_bytes();
-                let name = (n < 7_000).then(|| format!("n{n}"));
-                let mac = Mac([2, 0, 0, b, c, d]);
-                register.by_mac.insert(mac, Machine { name, ..Machine::new(mac) });
-            }
-            register.order = register.by_mac.values().map(Place::of).collect();
-        }
-        let all = machines.all();
-        assert!(all.is_sorted_by_key(|m| (m.name.is_none(), m.name.clone(), m.mac)));
-        let (mut after, mut paged) = (None, Vec::new());
-        loop {
-            let looked = std::cell::Cell::new(0);
-            let wanted = |_: &Machine| {
-                looked.set(looked.get() + 1);
-                true
-            };
-            let (page, next) = machines.page(after.as_ref(), 100, wanted);
-            assert!(page.len() == 100 && looked.get() <= 101, "{} of {}", looked.get(), page.len());
-            paged.extend(page);
-            let Some(next) = next else { break };
-            // As it goes over the wire.
-            after = Some(next.to_string().parse::<Place>().unwrap());
-            assert_eq!(after, Some(next));
-        }
-        assert_eq!(paged, all);
-        assert_eq!(machines.by_name("n42").and_then(|m| m.name).as_deref(), Some("n42"));
-        assert_eq!(machines.by_name("n7000"), None);
-        for text in ["", "0", "xyz000000000", "00000000000é"] {
-            assert_eq!(text.parse::<Place>(), Err(()), "{text}");
-        }
-    }
-}
+#[path = "register_tests.rs"]
+mod tests;

@@ -117,6 +117,12 @@ impl Audit {
         Ok(rows.into_iter().filter_map(|row| serde_json::from_str(&row.body).ok()).collect())
     }
 
+    /// Entries with an id below `before`, newest first, at most `limit`.
+    pub fn before(&self, before: u64, limit: usize) -> Result<Vec<Entry>, ReadError> {
+        let rows = self.0.store.reader().audit_before(before, limit)?;
+        Ok(rows.into_iter().filter_map(|row| serde_json::from_str(&row.body).ok()).collect())
+    }
+
     /// The newest stored entry's id.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.stored.subscribe()

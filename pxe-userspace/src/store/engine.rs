@@ -4,8 +4,8 @@ use pxe_common::Mac;
 
 use super::ReadError;
 use super::rows::{
-    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LeaseRow, NamedRow, NodeRow, PinRow,
-    SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LeaseRow, LoginRow, NamedRow,
+    NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// What an engine's own errors become.
@@ -41,6 +41,9 @@ pub trait Reader: Send + Sync + 'static {
     /// Events with an id above `after`, oldest first, at most `limit`.
     fn events_since(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, ReadError>;
 
+    /// The newest events of a machine with an id above `after`, newest first, at most `limit`.
+    fn events_of(&self, mac: Mac, after: u64, limit: usize) -> Result<Vec<EventRow>, ReadError>;
+
     /// The newest event of each machine that moved it.
     fn last_events(&self) -> Result<Vec<EventRow>, ReadError>;
 
@@ -60,6 +63,12 @@ pub trait Reader: Send + Sync + 'static {
 
     /// Every token, in no order.
     fn tokens(&self) -> Result<Vec<TokenRow>, ReadError>;
+
+    /// Every login, oldest first.
+    fn logins(&self) -> Result<Vec<LoginRow>, ReadError>;
+
+    /// Entries of the audit with an id below `before`, newest first, at most `limit`.
+    fn audit_before(&self, before: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError>;
 
     /// Entries of the audit with an id above `after`, oldest first, at most `limit`.
     fn audit_since(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError>;

@@ -82,6 +82,16 @@ pub struct TokenRow {
     pub expires: Option<Timestamp>,
 }
 
+/// A browser that is logged in, by the hash of its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginRow {
+    /// SHA-256, in hexadecimal.
+    pub hash: String,
+    pub ends: Timestamp,
+    /// Who it is, in JSON.
+    pub body: String,
+}
+
 /// A machine that is kept here, and not in the configuration's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRow {
@@ -146,6 +156,8 @@ pub enum Change {
     AddToken(TokenRow),
     RemoveToken(String),
     AddAudit(AuditRow),
+    /// In place of all that there were.
+    SetLogins(Vec<LoginRow>),
     /// In place of what there was of that name.
     PutNode(NodeRow),
     RemoveNode(String),
@@ -169,6 +181,8 @@ impl Change {
             }
             // A token that was removed must not come back, and what somebody changed is not forgotten.
             Self::AddToken(_) | Self::RemoveToken(_) | Self::AddAudit(_) => Durability::All,
+            // Nor must a login whose token was removed.
+            Self::SetLogins(_) => Durability::All,
             // What a machine is, and what it is called, does not depend on when the power went.
             Self::PutNode(_) | Self::RemoveNode(_) | Self::PutNamed(_) | Self::RemoveNamed(_) => {
                 Durability::All
@@ -194,6 +208,7 @@ impl Change {
             Self::AddVolumeKey(..) => "the key of a volume",
             Self::AddToken(_) | Self::RemoveToken(_) => "tokens",
             Self::AddAudit(_) => "the audit",
+            Self::SetLogins(_) => "logins",
             Self::PutNode(_) | Self::RemoveNode(_) => "machines",
             Self::PutNamed(_) | Self::RemoveNamed(_) => "names of machines",
             Self::PutCredentials(_) | Self::RemoveCredentials(_) => "credentials",

@@ -5,6 +5,7 @@
 //! installed by apt counts.
 
 mod apt;
+mod axe;
 pub(crate) mod bpf;
 mod debian;
 mod kernels;
@@ -31,6 +32,7 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     if problems.is_empty() && needs.contains(&Need::Test) {
         problems.extend(debian::ensure()?);
         problems.extend(python::ensure()?);
+        problems.extend(axe::ensure()?);
     }
     if !problems.is_empty() {
         let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();

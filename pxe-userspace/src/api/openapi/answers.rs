@@ -188,6 +188,15 @@ impl Content for Served {
     }
 }
 
+/// Nothing but headers.
+pub(in crate::api) struct Empty;
+
+impl Content for Empty {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answers(204, "Done.", None);
+    }
+}
+
 /// A browser that was let in goes on to the page.
 pub(in crate::api) struct ToPage;
 

@@ -26,7 +26,9 @@ use crate::base::text::word;
 use crate::config::API_SOCKET;
 use crate::operate::access::Role;
 
-pub(super) use answers::{Answer, Csv, JsonText, Lines, Metrics, Pages, Pcapng, Served, ToPage, Written};
+pub(super) use answers::{
+    Answer, Csv, Empty, JsonText, Lines, Metrics, Pages, Pcapng, Served, ToPage, Written,
+};
 pub(super) use parts::{Part, Table};
 
 /// The document. Cloning it is cheap.

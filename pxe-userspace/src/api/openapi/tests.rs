@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::words;
 use crate::api::door_tests::sample;
 use crate::api::login;
-use crate::api::routes::table;
+use crate::api::routes::described_table;
 use crate::api::tests::{Answer, Daemon, MAC, curl};
 use crate::machines::timeline::{Happened, Stage, Who};
 
@@ -22,7 +22,7 @@ async fn each_route_has_one_operation_and_each_operation_its_route() {
     let daemon = Daemon::start().await;
     let document = document(&daemon).await;
     assert_eq!(document["openapi"], "3.1.0");
-    let mut routes: BTreeMap<(String, String), Option<String>> = table(daemon.access.audit.clone())
+    let mut routes: BTreeMap<(String, String), Option<String>> = described_table(daemon.access.audit.clone())
         .into_iter()
         .map(|(method, path, role)| {
             ((method.as_str().to_lowercase(), path.replace("{*", "{")), Some(role.to_string()))
@@ -95,7 +95,7 @@ async fn every_answer_is_what_the_document_says() {
     daemon.timeline.record(Happened::new(Who::Mac(MAC), Stage::Discover));
     daemon.timeline.record(Happened::failed(Who::Mac(MAC), "the image's digest is wrong"));
     let mut judged = BTreeMap::new();
-    for (method, route, _) in table(daemon.access.audit.clone()) {
+    for (method, route, _) in described_table(daemon.access.audit.clone()) {
         let (path, body) = sample(&method, route);
         let body = body.map(|body| body.to_string());
         let mut arguments = vec!["-X", method.as_str(), "-H", "Content-Type: application/json"];

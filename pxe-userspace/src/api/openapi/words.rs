@@ -2,7 +2,6 @@
 
 #[rustfmt::skip]
 pub(super) const WORDS: &[(&str, &str)] = &[
-    ("GET /", "The page for people."),
     ("GET /api/openapi.json", "This document."),
     ("GET /metrics", "What is measured, in Prometheus' text format or OpenMetrics."),
     ("GET /api/status", "How the appliance is: version, bridge, pool, ports, boots, alerts, counters."),
@@ -22,6 +21,7 @@ pub(super) const WORDS: &[(&str, &str)] = &[
     ("GET /api/kernels", "The kernels, and which is the default."),
     ("GET /files/{*path}", "A file below the files root."),
     ("POST /api/login", "Links to the page that log one browser in, once."),
+    ("DELETE /api/login", "Ends the browser's session."),
     ("POST /api/nodes/{name}/hold", "Holds its boots in stage 1."),
     ("DELETE /api/nodes/{name}/hold", "Releases it, also from a boot that failed."),
     ("GET /api/nodes/{name}/rescue", "How to log in to a boot that failed or is held."),

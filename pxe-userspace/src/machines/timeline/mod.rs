@@ -250,6 +250,11 @@ impl Timeline {
         store::since(&self.0.store, after, limit)
     }
 
+    /// A machine's newest events with an id above `after`, newest first, at most `limit`.
+    pub fn of(&self, mac: Mac, after: u64, limit: usize) -> Result<Vec<Event>, ReadError> {
+        store::of(&self.0.store, mac, after, limit)
+    }
+
     /// Events from now on, and the id of the newest one before: up to it, [`Timeline::since`] has
     /// everything, at the latest when the writer has caught up.
     pub fn follow(&self) -> (u64, broadcast::Receiver<Event>) {

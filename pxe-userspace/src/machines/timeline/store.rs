@@ -1,5 +1,7 @@
 //! The timeline's part of the store: events as JSON.
 
+use pxe_common::Mac;
+
 use super::{Event, Stage};
 use crate::store::{Change, EventRow, ReadError, Store};
 
@@ -12,6 +14,10 @@ pub(super) fn add(store: &Store, event: &Event) {
 
 pub(super) fn since(store: &Store, after: u64, limit: usize) -> Result<Vec<Event>, ReadError> {
     read(store, store.reader().events_since(after, limit)?)
+}
+
+pub(super) fn of(store: &Store, mac: Mac, after: u64, limit: usize) -> Result<Vec<Event>, ReadError> {
+    read(store, store.reader().events_of(mac, after, limit)?)
 }
 
 pub(super) fn last_of_each_machine(store: &Store) -> Result<Vec<Event>, ReadError> {

@@ -1,7 +1,6 @@
 //! Who may do what through the API: roles, tokens, and logins of browsers. docs/api.md, "Who may do what".
 //!
-//! A secret is 256 random bits. Only its SHA-256 is kept, in the database for a token and in memory for a browser's
-//! login, so that a copy of the state opens nothing.
+//! A secret is 256 random bits. Only its SHA-256 is kept, so that a copy of the state opens nothing.
 
 mod logins;
 #[cfg(test)]

@@ -88,7 +88,9 @@ fn a_row_that_nobody_can_read_opens_nothing() {
 
 #[test]
 fn a_link_lets_one_browser_in_for_a_while() {
-    let logins = Logins::default();
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Logins::open(Store::open(&dir.path().join("db")).unwrap()).unwrap();
+    let logins = open();
     let caller = Caller { role: Role::Operator, ..Caller::local(0) };
     let code = logins.invite(&caller, Role::Admin, now());
     assert_eq!(code.expires, now() + CODE_LIFETIME);
@@ -97,7 +99,9 @@ fn a_link_lets_one_browser_in_for_a_while() {
     assert_eq!((entered.through, entered.role), (Through::Page, Role::Operator), "not more than its maker");
     assert!(logins.enter(&code.code, now()).is_none(), "once");
     assert!(logins.enter(&secret, now()).is_none(), "a session is no code");
-    assert_eq!(logins.judge(&secret, now()), Some(entered));
+    assert_eq!(logins.judge(&secret, now()), Some(entered.clone()));
+    assert_eq!(open().judge(&secret, now()), Some(entered), "after a restart, too");
+    assert_eq!(open().judge(&secret, now() + SESSION_LIFETIME + Duration::from_secs(1)), None);
     assert_eq!(logins.judge(&secret, now() + SESSION_LIFETIME + Duration::from_secs(1)), None);
 
     let late = logins.invite(&caller, Role::Viewer, now());
@@ -107,5 +111,13 @@ fn a_link_lets_one_browser_in_for_a_while() {
     let code = logins.invite(&caller, Role::Viewer, now());
     let (_, secret) = logins.enter(&code.code, now()).unwrap();
     logins.end(&caller.who);
-    assert_eq!(logins.judge(&secret, now()), None);
+    assert_eq!((logins.judge(&secret, now()), open().judge(&secret, now())), (None, None));
+
+    let code = logins.invite(&caller, Role::Viewer, now());
+    let (_, secret) = logins.enter(&code.code, now()).unwrap();
+    logins.leave(&secret);
+    assert_eq!((logins.judge(&secret, now()), open().judge(&secret, now())), (None, None));
+    let database = Connection::open(dir.path().join("db")).unwrap();
+    let kept: i64 = database.query_row("SELECT count(*) FROM login", [], |row| row.get(0)).unwrap();
+    assert_eq!(kept, 0);
 }

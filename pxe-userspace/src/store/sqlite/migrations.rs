@@ -102,6 +102,16 @@ const MIGRATIONS: &[&str] = &[
         since        TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",
+    // Browsers stay logged in over a restart. And a machine's own events are asked for by its page: those that move it
+    // have an index already.
+    "
+    CREATE TABLE login (
+        hash  TEXT NOT NULL,
+        ends  TEXT NOT NULL,
+        body  TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX event_that_stays ON event (mac, id) WHERE NOT moves;
+    ",
 ];
 
 /// The layout of today.

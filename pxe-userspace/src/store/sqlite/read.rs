@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 use super::connect;
 use crate::base::lock::Unpoisoned as _;
 use crate::store::{
-    AssignmentRow, AuditRow, CredentialsRow, Document, EventRow, LeaseRow, NamedRow, NodeRow, PinRow,
-    ReadError, Reader, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, CredentialsRow, Document, EventRow, LeaseRow, LoginRow, NamedRow, NodeRow,
+    PinRow, ReadError, Reader, SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// Connections that are kept for the next reader. More are opened when more read at a time.
@@ -85,6 +85,18 @@ impl Reader for Arc<Connections> {
         self.all("the timeline", query, params![beyond(after), limit as u64], event)
     }
 
+    fn events_of(&self, mac: Mac, after: u64, limit: usize) -> Result<Vec<EventRow>, ReadError> {
+        // Each half has an index.
+        let query = "SELECT id, mac, moves, body FROM (
+                         SELECT * FROM (SELECT * FROM event WHERE moves AND mac = ?1 AND id > ?2
+                                        ORDER BY id DESC LIMIT ?3)
+                         UNION ALL
+                         SELECT * FROM (SELECT * FROM event WHERE NOT moves AND mac = ?1 AND id > ?2
+                                        ORDER BY id DESC LIMIT ?3)
+                     ) ORDER BY id DESC LIMIT ?3";
+        self.all("the timeline", query, params![mac.to_string(), after, limit as u64], event)
+    }
+
     fn last_events(&self) -> Result<Vec<EventRow>, ReadError> {
         let query = "SELECT id, mac, moves, body FROM event
                      WHERE id IN (SELECT max(id) FROM event WHERE moves GROUP BY mac)";
@@ -139,6 +151,19 @@ impl Reader for Arc<Connections> {
             let (name, hash, role) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(TokenRow { name, hash, role, added: parsed(row, 3)?, expires })
         })
+    }
+
+    fn logins(&self) -> Result<Vec<LoginRow>, ReadError> {
+        self.all("logins", "SELECT hash, ends, body FROM login ORDER BY rowid", [], |row| {
+            Ok(LoginRow { hash: row.get(0)?, ends: parsed(row, 1)?, body: row.get(2)? })
+        })
+    }
+
+    fn audit_before(&self, before: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError> {
+        let query = "SELECT id, body FROM audit WHERE id < ? ORDER BY id DESC LIMIT ?";
+        let before = before.min(i64::MAX as u64);
+        let row = |row: &Row<'_>| Ok(AuditRow { id: row.get(0)?, body: row.get(1)? });
+        self.all("the audit", query, params![before, limit as u64], row)
     }
 
     fn audit_since(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError> {

@@ -114,6 +114,13 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             let values = params![pin.place, pin.fingerprint, pin.since.to_string()];
             db.prepare_cached(insert)?.execute(values)?;
         }
+        Change::SetLogins(logins) => {
+            db.prepare_cached("DELETE FROM login")?.execute([])?;
+            for login in logins {
+                db.prepare_cached("INSERT INTO login (hash, ends, body) VALUES (?, ?, ?)")?
+                    .execute(params![login.hash, login.ends.to_string(), login.body])?;
+            }
+        }
         Change::AddAudit(entry) => {
             let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
             db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
