@@ -32,7 +32,7 @@ struct Amount {
 
 #[test]
 fn each_role_gets_what_the_document_says_and_nothing_that_it_forbids() {
-    world::test(needs(), |world| ask(world, &Amount { examples: 8, phases: "fuzzing", cases: 200 }));
+    world::test(needs(), |world| ask(world, &Amount { examples: 6, phases: "fuzzing", cases: 200 }));
 }
 
 /// A quarter of an hour: `cargo xtask test -- --ignored ten_thousand_requests_as_each_role`.

@@ -26,6 +26,9 @@ def before_call(context, case, kwargs):
     if isinstance(case.query, dict):
         case.query.pop("follow", None)
     name = (case.path_parameters or {}).get("name")
+    # Names from earlier answers are tried, too: whoever removed the token that it asks with would be asked no more.
+    if case.path == "/api/tokens/{name}" and isinstance(name, str) and name.endswith("-of-this-test"):
+        case.path_parameters["name"] = "one that there is not"
     if case.path.startswith("/api/nodes/") and isinstance(name, str) and len(name) % 4 != 0:
         case.path_parameters["name"] = MACHINES[len(name) % len(MACHINES)]
 

@@ -10,6 +10,7 @@ mod parts;
 mod tests;
 mod words;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::Extension;
@@ -35,7 +36,9 @@ pub(super) use parts::{Part, Table};
 #[derive(Clone)]
 pub(super) struct Document(Arc<str>);
 
-pub(super) async fn document(Extension(Document(text)): Extension<Document>) -> Written<JsonText<Value>> {
+pub(super) async fn document(
+    Extension(Document(text)): Extension<Document>,
+) -> Written<JsonText<BTreeMap<String, Value>>> {
     Written::new(([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response())
 }
 

@@ -181,7 +181,12 @@ impl Store {
                 if entry.file_name().to_str().is_some_and(|name| kept.contains(name)) {
                     continue;
                 }
-                let size = entry.metadata().map_err(failed)?.len();
+                let metadata = entry.metadata().map_err(failed)?;
+                // What somebody sends just now. It is removed by who receives it, or at the next start.
+                if metadata.is_dir() {
+                    continue;
+                }
+                let size = metadata.len();
                 std::fs::remove_file(entry.path()).map_err(failed)?;
                 freed = (freed.0 + 1, freed.1 + size);
             }

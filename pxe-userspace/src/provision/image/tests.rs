@@ -257,7 +257,11 @@ async fn an_image_has_several_names_and_is_gone_with_the_last() {
     assert_eq!(names(&reopened), ["b:2"]);
     assert!(!names_in(&reopened.get("b:2").unwrap().rootfs).is_empty());
     reopened.rm("b:2").unwrap();
+    // Somebody sends a file meanwhile.
+    let sent = tempfile::tempdir_in(reopened.work()).unwrap();
+    std::fs::write(sent.path().join("d.tar"), "half").unwrap();
     assert_eq!(reopened.gc(BTreeSet::new()).await.unwrap().files, 4);
+    assert!(sent.path().join("d.tar").exists());
 }
 
 #[tokio::test]
