@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, on};
 
 use super::door::{self, By, is_reading};
+use super::launches;
 use super::{ApiState, Failure, Kind};
 use super::{
     audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, read, rescue,
@@ -100,6 +101,12 @@ fn routes(audit: Audit) -> Routes {
         .on(Viewer, get.clone(), "/files/{*path}", files::below_root)
         // The handler grants no more than the caller's own role.
         .on(Viewer, post.clone(), "/api/login", login::invite)
+        .on(Viewer, get.clone(), "/api/launches", launches::list)
+        .on(Viewer, get.clone(), "/api/launches/{id}", launches::show)
+        .on(Viewer, get.clone(), "/api/launch-events", launches::events)
+        .on(Operator, post.clone(), "/api/launches", launches::launch)
+        .on(Operator, post.clone(), "/api/launches/{id}/cancel", launches::cancel)
+        .on(Operator, post.clone(), "/api/launches/{id}/undo", launches::undo)
         .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)

@@ -2,6 +2,7 @@
 
 mod closed;
 mod follower;
+mod launches;
 mod lock;
 mod naming;
 mod offers;
@@ -36,6 +37,7 @@ use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
 use crate::operate::audit::{Audit, Did};
+use crate::operate::launch::Launches;
 use crate::provision::image::{Images, Wanted};
 use crate::provision::trials::Trials;
 use crate::serve::dhcp::Dhcp;
@@ -171,6 +173,7 @@ struct Appliance {
     workloads: Workloads,
     watched: wave::Watched,
     audit: Audit,
+    launches: Launches,
     /// One change of the configuration at a time: a reload, or of the machines that are kept.
     reloading: tokio::sync::Mutex<()>,
 }

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub const KEY_MAX: usize = 32;
 pub const VALUE_MAX: usize = 256;
 /// Labels and keys of one machine, each.
 pub const WORDS_MAX: usize = 32;
+
+const BOOTS_NOTHING: &str = "it boots nothing";
 
 /// What keys can't be called: columns of a table of machines.
 pub const COLUMNS: [&str; 7] = ["name", "mac", "address", "profile", "rescue", "memory", "labels"];
@@ -60,6 +63,45 @@ pub struct Node {
     /// What of it is not in effect, and why.
     #[serde(skip)]
     pub problem: Option<String>,
+    /// What a launch has it boot, in place of what it is declared with.
+    #[serde(skip)]
+    pub launched: Option<Launched>,
+}
+
+/// What a launch has a machine boot, until the next launch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Launched {
+    /// In place of the profile that it is declared with.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub profile: Option<String>,
+    /// In place of the profile's image.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image: Option<PinnedImage>,
+    /// The launch that did it.
+    pub launch: u64,
+    #[serde(serialize_with = "text::micros")]
+    pub since: Timestamp,
+}
+
+/// An image that does not change when its tag moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinnedImage {
+    /// What it was called: `hello-metal:latest`.
+    pub reference: String,
+    /// What it is called for good: `hello-metal@sha256:…`.
+    pub name: String,
+    /// Of its root file system, as `bridgehead images` shows it.
+    pub digest: String,
+}
+
+impl Launched {
+    /// Whether both have a machine boot the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let name = |pin: &Self| pin.image.as_ref().map(|image| image.name.clone());
+        self.profile == other.profile && name(self) == name(other)
+    }
 }
 
 /// Where a machine is declared.
@@ -122,7 +164,13 @@ impl Node {
             origin: Origin::Kept,
             uuid: None,
             problem: None,
+            launched: None,
         }
+    }
+
+    /// The profile that it names, or that a launch has it boot.
+    pub fn profile_in_effect(&self) -> Option<&String> {
+        self.launched.as_ref().and_then(|pin| pin.profile.as_ref()).or(self.profile.as_ref())
     }
 
     /// Whose it is, in words.
@@ -226,17 +274,40 @@ impl Config {
     /// The configuration with these machines behind those of its file, in place of those that were.
     pub fn with_nodes<'a>(&self, others: impl IntoIterator<Item = &'a Arc<Node>>) -> Self {
         let mut nodes = Nodes::default();
-        self.nodes.of_file().for_each(|node| nodes.put(node.clone()));
+        self.nodes.of_file().for_each(|node| {
+            nodes.put(match node.launched {
+                None => node.clone(),
+                Some(_) => Arc::new(Node { launched: None, problem: None, ..Node::clone(node) }),
+            })
+        });
         for node in others {
             nodes.join(node, |address| self.taken(address));
         }
-        for node in &mut nodes.all {
-            if let Some(profile) = node.profile.as_ref().filter(|profile| self.profile(profile).is_none()) {
-                let problem = format!("it boots nothing: there is no profile {profile} any more");
-                *node = Arc::new(Node { problem: Some(problem), ..Node::clone(node) });
+        nodes.all.iter_mut().for_each(|node| self.find_profile(node));
+        Self { nodes, ..self.clone() }
+    }
+
+    /// The configuration in which these machines boot what launches have them boot. It has no others.
+    pub fn with_launched(mut self, pins: &HashMap<Mac, Launched>) -> Self {
+        let mut nodes = std::mem::take(&mut self.nodes);
+        for node in nodes.all.iter_mut() {
+            if let Some(pin) = pins.get(&node.mac) {
+                // What is the matter with the profile that it does not boot is nothing that anybody misses.
+                let problem = node.problem.clone().filter(|problem| !problem.starts_with(BOOTS_NOTHING));
+                *node = Arc::new(Node { launched: Some(pin.clone()), problem, ..Node::clone(node) });
+                self.find_profile(node);
             }
         }
-        Self { nodes, ..self.clone() }
+        Self { nodes, ..self }
+    }
+
+    /// Says of a machine that its profile is gone.
+    fn find_profile(&self, node: &mut Arc<Node>) {
+        let gone = node.profile_in_effect().filter(|profile| self.profile(profile).is_none());
+        if let Some(profile) = gone {
+            let problem = format!("{BOOTS_NOTHING}: there is no profile {profile} any more");
+            *node = Arc::new(Node { problem: Some(problem), ..Node::clone(node) });
+        }
     }
 
     /// Why no machine can have an address.

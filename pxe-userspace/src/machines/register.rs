@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
-use crate::config::{Config, Node, Origin};
+use crate::config::{Config, Launched, Node, Origin};
 
 /// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
 /// who forges MAC addresses.
@@ -73,6 +73,9 @@ pub struct Machine {
     /// What of its declaration is not in effect, and why.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
+    /// What a launch has it boot, until the next launch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub launched: Option<Launched>,
 }
 
 /// Which boots stop in stage 1.
@@ -117,6 +120,7 @@ impl Machine {
             labels: Vec::new(),
             keys: BTreeMap::new(),
             problem: None,
+            launched: None,
         }
     }
 
@@ -129,6 +133,7 @@ impl Machine {
         self.labels = node.map(|n| n.labels.clone()).unwrap_or_default();
         self.keys = node.map(|n| n.keys.clone()).unwrap_or_default();
         self.problem = node.and_then(|n| n.problem.clone());
+        self.launched = node.and_then(|n| n.launched.clone());
     }
 
     /// Whether the firmware it booted with last is a UEFI.

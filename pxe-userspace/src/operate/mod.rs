@@ -1,4 +1,5 @@
-//! What people do to the appliance: who may do what, and what was done.
+//! What people do to the appliance and its machines: who may do what, what was done, and launches.
 
 pub mod access;
 pub mod audit;
+pub mod launch;

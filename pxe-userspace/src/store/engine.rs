@@ -4,8 +4,8 @@ use pxe_common::Mac;
 
 use super::ReadError;
 use super::rows::{
-    AssignmentRow, AuditRow, Change, Document, EventRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow,
-    VolumeKeyId,
+    AssignmentRow, AuditRow, Change, Document, EventRow, LaunchEventRow, LaunchMachineRow, LaunchRow,
+    LaunchedRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// What an engine's own errors become.
@@ -72,4 +72,19 @@ pub trait Reader: Send + Sync + 'static {
 
     /// Every machine that a rule took, by name.
     fn named(&self) -> Result<Vec<NamedRow>, ReadError>;
+
+    /// What launches have machines boot, in no order.
+    fn launched(&self) -> Result<Vec<LaunchedRow>, ReadError>;
+
+    /// Every launch, by id.
+    fn launches(&self) -> Result<Vec<LaunchRow>, ReadError>;
+
+    /// The machines of one launch, by their turn.
+    fn launch_machines(&self, launch: u64) -> Result<Vec<LaunchMachineRow>, ReadError>;
+
+    /// Events of launches with an id above `after`, oldest first, at most `limit`.
+    fn launch_events_since(&self, after: u64, limit: usize) -> Result<Vec<LaunchEventRow>, ReadError>;
+
+    /// The newest one's id; 0 when there is none.
+    fn last_launch_event_id(&self) -> Result<u64, ReadError>;
 }

@@ -1,0 +1,143 @@
+//! Launches of real machines: from `bridgehead launch` to the pages that their workloads serve.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::appliance::{self, Appliance, find};
+use lab::boot::{check_page, page};
+use lab::engine::{DEMO, Engine};
+use lab::machine::{Machine, Spec};
+use lab::needs::Needs;
+use lab::net::tap;
+use lab::process::{Process, wait_for};
+use lab::world;
+use serde_json::Value;
+
+const PROGRAMS: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
+
+/// Generous, because nothing is judged by it.
+const BOOT: Duration = Duration::from_secs(400);
+
+/// Another page, so that it is another image.
+const OTHER_START: &str =
+    "#!/bin/sh\nmkdir -p /www\necho another > /www/index.html\nexec /bin/busybox httpd -f -h /www -p 80\n";
+
+/// Somebody switches them on; the launch goes on over a crash, and its image stays when the tag moves.
+#[test]
+fn machines_without_power_are_launched_by_hand_over_a_crash_and_keep_their_image() {
+    world::test(Needs::of(&PROGRAMS).machine(512).machine(512), |world| {
+        let specs = [Spec::numbered(1), Spec::numbered(2)];
+        let [first, second] = specs.clone();
+        let ports: Vec<String> = specs.iter().map(|spec| spec.tap.clone()).collect();
+        specs.iter().try_for_each(|spec| tap(&spec.tap))?;
+        let engine = Engine::start(world)?;
+        engine.make_demo_image(world)?;
+        let config = appliance::demo(world, &ports, &specs, "auto");
+        let appliance = Appliance::start(world, &config)?;
+
+        let order = ["launch", "all", "--image", "hello-metal", "--healthy", "http://{address}/"];
+        let dry = appliance.run(&[&order[..], &["--dry-run"]].concat())?;
+        ensure!(dry.contains("by hand: n1 n2; the launch waits for their DISCOVER"), "{dry}");
+        ensure!(
+            appliance.json(&["launches"])?.as_array().is_some_and(Vec::is_empty),
+            "something was launched"
+        );
+
+        let mut command = appliance.command(&[&order[..], &["--wait"]].concat())?;
+        let (mut waiting, lines) = Process::with_lines(&mut command, &world.path("launch.log"))?;
+        let lines = std::thread::spawn(move || lines.iter().collect::<Vec<String>>());
+        wait_for(BOOT, || Ok(launch(&appliance)?.is_some().then_some(())))?;
+        let digest = appliance.image_digest(DEMO)?;
+        let mut n1 = Machine::power_on(world, first.clone(), None)?;
+        until(&appliance, "n1", "healthy", &mut n1)?;
+        let again = appliance.command(&["launch", "n2", "--image", "hello-metal"])?.output()?;
+        let words = String::from_utf8_lossy(&again.stderr).into_owned();
+        ensure!(
+            again.status.code() == Some(1) && words.contains("n2 is in launch 1, which goes on"),
+            "{words}"
+        );
+        appliance.crash()?;
+
+        let appliance = Appliance::start(world, &config)?;
+        let mut n2 = Machine::power_on(world, second, None)?;
+        until(&appliance, "n2", "healthy", &mut n2)?;
+        let status = waiting.wait(BOOT)?;
+        let lines = lines.join().expect("it reads");
+        ensure!(status.code() == Some(0), "{status}: {lines:#?}");
+        ensure!(
+            lines.last().is_some_and(|line| line == "launch 1: all 2 machines are healthy"),
+            "{lines:#?}"
+        );
+        for name in ["n1", "n2"] {
+            check_page(&page((address(&appliance, name)?, 80).into())?, name, &digest)?;
+        }
+
+        engine.make_image(world, DEMO, OTHER_START, 0)?;
+        appliance.run(&["image", "add", DEMO])?;
+        ensure!(appliance.image_digest(DEMO)? != digest, "the tag has not moved");
+        appliance.run(&["image", "gc"])?;
+        drop(n1);
+        let boots = stage_events(&appliance, "workload")?;
+        let mut n1 = Machine::power_on(world, first, None)?;
+        wait_for(BOOT, || {
+            n1.ensure_running()?;
+            Ok((stage_events(&appliance, "workload")? > boots).then_some(()))
+        })?;
+        let address = address(&appliance, "n1")?;
+        let page = wait_for(BOOT, || Ok(page((address, 80).into()).ok()))?;
+        check_page(&page, "n1", &digest).context("after the tag moved")?;
+        let refused = appliance.command(&["image", "rm", &pinned(&appliance, "n1")?])?.output()?;
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(1) && words.contains("is booted by n1, n2"), "{words}");
+        drop((n1, n2));
+        let status = appliance.stop()?;
+        ensure!(status.success(), "the appliance ended with {status}");
+        engine.stop()
+    });
+}
+
+/// The launch, once there is one.
+fn launch(appliance: &Appliance) -> Result<Option<Value>> {
+    let all = appliance.json(&["launches"])?;
+    match all.as_array().is_some_and(|all| !all.is_empty()) {
+        true => Ok(Some(appliance.json(&["launch", "show", "1"])?)),
+        false => Ok(None),
+    }
+}
+
+fn until(appliance: &Appliance, name: &str, state: &str, machine: &mut Machine) -> Result<()> {
+    let console = machine.console().to_owned();
+    let reached = wait_for(BOOT, || {
+        machine.ensure_running()?;
+        let launch = launch(appliance)?.context("it is gone")?;
+        let member = find(&launch, &|o| o.get("name").and_then(Value::as_str) == Some(name));
+        let is = member.and_then(|m| m["state"].as_str()).context("its state")?;
+        ensure!(is == state || is != "set-aside", "{launch:#}");
+        Ok((is == state).then_some(()))
+    });
+    reached.with_context(|| format!("{name}:\n{}", lab::process::last_lines(&console, 15)))
+}
+
+fn node(appliance: &Appliance, name: &str) -> Result<Value> {
+    let nodes = appliance.json(&["nodes", name])?;
+    let node = find(&nodes, &|o| o.get("name").and_then(Value::as_str) == Some(name));
+    node.cloned().with_context(|| format!("`bridgehead nodes {name}`: {nodes}"))
+}
+
+fn address(appliance: &Appliance, name: &str) -> Result<Ipv4Addr> {
+    Ok(node(appliance, name)?["address"].as_str().context("its address")?.parse()?)
+}
+
+/// The name of the image that it boots.
+fn pinned(appliance: &Appliance, name: &str) -> Result<String> {
+    let node = node(appliance, name)?;
+    let image = node["launched"]["image"]["name"].as_str().with_context(|| format!("no launch: {node}"))?;
+    ensure!(image.starts_with("hello-metal@sha256:"), "{image}");
+    Ok(image.to_owned())
+}
+
+fn stage_events(appliance: &Appliance, stage: &str) -> Result<usize> {
+    let lines = appliance.run(&["events", "--json", "--node", "n1"])?;
+    Ok(lines.lines().filter(|line| line.contains(&format!("\"stage\":\"{stage}\""))).count())
+}
