@@ -32,7 +32,7 @@ pub struct LaunchArgs {
 
 /// What is asked for.
 #[derive(Debug, Args)]
-pub struct OrderArgs {
+struct OrderArgs {
     /// Which machines: names, n[1-40], MAC addresses, label=L, profile=P, all; several of them.
     #[arg(value_name = "SELECTOR", required = true)]
     selector: Vec<String>,
@@ -77,7 +77,7 @@ pub struct OrderArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum LaunchCommand {
+enum LaunchCommand {
     /// One launch, machine by machine.
     Show {
         id: u64,

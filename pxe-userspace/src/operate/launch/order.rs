@@ -83,8 +83,6 @@ pub struct Understood {
     machines: Vec<Arc<Node>>,
     /// The image that they boot; `None` for a kernel by hand.
     pub image: Option<String>,
-    /// The image was named, and not the profile's.
-    named: bool,
 }
 
 /// The image of a launch, as it is here.
@@ -137,7 +135,6 @@ impl Order {
             terms,
             machines,
             image,
-            named: self.image.is_some(),
         };
         let faults = understood.faults(config);
         if faults.is_empty() { Ok(understood) } else { Err(OrderError::Machines(faults)) }
