@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::text;
 use crate::config::Node;
+use crate::machines::Machine;
 use crate::machines::kept::Done;
 use crate::operate::access::{Role, Token};
+use crate::operate::power::{self, Outcome, PowerError, Verb};
 use crate::provision::image::ImageRecord;
 
 pub use crate::dataplane::{KernelStatus, PortStatus, ProgramState, ProgramStatus, Tier};
@@ -197,6 +199,56 @@ impl From<&Done> for NodesChanged {
         let owned =
             |names: Vec<(&String, &String)>| names.into_iter().map(|(_, name)| name.clone()).collect();
         Self { meant: *meant, added: owned(added), changed: owned(changed), removed: removed.collect() }
+    }
+}
+
+/// What came of an order for one machine's power, or of asking for it. One line of the answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PowerResult {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
+    #[serde(with = "text::mac")]
+    pub mac: Mac,
+    pub action: Verb,
+    /// `None` when it failed.
+    #[serde(flatten, skip_serializing_if = "Option::is_none", default)]
+    pub outcome: Option<Outcome>,
+    /// Why it failed, in words.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+    /// And what kind of cause that is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kind: Option<power::Kind>,
+}
+
+impl PowerResult {
+    pub fn of(machine: &Machine, action: Verb, done: Result<Outcome, PowerError>) -> Self {
+        let (outcome, error) = match done {
+            Ok(outcome) => (Some(outcome), None),
+            Err(error) => (None, Some(error)),
+        };
+        Self {
+            node: machine.name.clone(),
+            mac: machine.mac,
+            action,
+            outcome,
+            kind: error.as_ref().map(PowerError::kind),
+            error: error.map(|error| text::chain(&error)),
+        }
+    }
+
+    /// What people call the machine: its name, else its MAC address.
+    pub fn label(&self) -> String {
+        self.node.clone().unwrap_or_else(|| self.mac.to_string())
+    }
+
+    /// What of it is kept in the audit.
+    pub fn told(&self) -> serde_json::Value {
+        match (&self.outcome, &self.error) {
+            (Some(outcome), _) => serde_json::json!(outcome),
+            (None, error) => serde_json::json!({ "error": error, "kind": self.kind }),
+        }
     }
 }
 

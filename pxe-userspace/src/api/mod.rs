@@ -38,6 +38,7 @@ mod nodes_tests;
 mod page;
 pub mod people;
 mod places;
+mod power;
 mod range;
 mod rates;
 mod read;
@@ -64,6 +65,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
+use pxe_common::Mac;
 use pxe_contract::paths::{self, node};
 use tokio::sync::mpsc;
 
@@ -78,6 +80,7 @@ use crate::machines::timeline::Timeline;
 use crate::nodes::trust::Trust;
 use crate::nodes::workload::fleet::Fleet;
 use crate::operate::launch::Launches;
+use crate::operate::power::Powers;
 use crate::provision::image::{ImageSource, KernelList, KernelRecord, NewKernel};
 use crate::provision::storage::Storage;
 use crate::serve::carousel::Carousel;
@@ -109,6 +112,8 @@ pub trait Appliance: Send + Sync + 'static {
     fn trace(&self, wanted: Wanted) -> Result<mpsc::Receiver<Bytes>, TraceError>;
     /// Machines that are kept beside those of the file, by name.
     fn kept(&self) -> Vec<Arc<Node>>;
+    /// The machine, if it is declared anywhere.
+    fn node(&self, mac: Mac) -> Option<Arc<Node>>;
     /// Changes them. All of it is done, and on disk, or nothing.
     fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>>;
     /// Begins a launch, or says what it would be. Steps of bringing its image in are sent to `progress`, whose receiver may
@@ -176,6 +181,7 @@ pub struct ApiState {
     pub appliance: Arc<dyn Appliance>,
     pub images: Arc<dyn Images>,
     pub access: Access,
+    pub powers: Powers,
     pub launches: Launches,
 }
 

@@ -120,12 +120,12 @@ fn next_page(wanted: &Wanted, after: &Place) -> String {
     format!("</api/nodes?{}>; rel=\"next\"", query.join("&"))
 }
 
-fn parse(text: &str) -> Result<Selector, Failure> {
+pub(super) fn parse(text: &str) -> Result<Selector, Failure> {
     text.parse()
         .map_err(|error: SelectorError| Failure::new(Kind::Invalid, error.to_string(), selector::HINT))
 }
 
-fn missing(nothing: &Nothing) -> Failure {
+pub(super) fn missing(nothing: &Nothing) -> Failure {
     Failure::new(Kind::NotFound, nothing.to_string(), selector::HINT)
 }
 

@@ -12,8 +12,8 @@ use super::door::{self, By, is_reading};
 use super::launches;
 use super::{ApiState, Failure, Kind};
 use super::{
-    audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, read, rescue,
-    session, tokens, trace,
+    audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, power, read,
+    rescue, session, tokens, trace,
 };
 use crate::machines::kept::table::TABLE_MAX;
 use crate::operate::access::{Caller, Role};
@@ -112,6 +112,13 @@ fn routes(audit: Audit) -> Routes {
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)
         .on(Operator, post.clone(), "/api/nodes/{name}/rekey", session::rekey)
         .on(Operator, get.clone(), "/api/nodes/{name}/trace", trace::trace)
+        // BMCs have few sessions and little time: not for everybody who looks.
+        .on(Operator, get.clone(), "/api/power", power::status)
+        .on(Operator, post.clone(), "/api/power", power::order)
+        .on(Admin, post.clone(), "/api/nodes/{name}/trust", power::trust)
+        .on(Admin, get.clone(), "/api/power/credentials", power::credentials)
+        .on(Admin, put.clone(), "/api/power/credentials/{name}", power::add_credentials)
+        .on(Admin, delete.clone(), "/api/power/credentials/{name}", power::remove_credentials)
         .on(Admin, post.clone(), "/api/nodes", nodes::add)
         .on(Admin, Method::PATCH, "/api/nodes", nodes::set)
         .on(Admin, delete.clone(), "/api/nodes", nodes::remove)

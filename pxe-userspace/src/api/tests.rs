@@ -100,6 +100,7 @@ impl Daemon {
             appliance: Arc::new(fake),
             images: Arc::new(FakeImages(state.path().to_owned())),
             access: access.clone(),
+            powers: crate::operate::power::testing::powers(state.path(), store.clone()),
         };
         // Every client keeps it for as long as the test runs.
         let api: &'static Path = Box::leak(state.path().join("api.sock").into_boxed_path());
@@ -211,6 +212,9 @@ struct FakeImages(PathBuf);
 impl Appliance for Fake {
     fn kept(&self) -> Vec<Arc<Node>> {
         self.kept.all()
+    }
+    fn node(&self, mac: Mac) -> Option<Arc<Node>> {
+        self.config.lock().unwrap().nodes.by_mac(mac).cloned()
     }
     fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>> {
         let mut config = self.config.lock().unwrap();

@@ -19,6 +19,7 @@ use crate::operate::launch::healthy::HealthUrl;
 use crate::operate::launch::model::{Judged, Member, Reach};
 use crate::operate::launch::order::{self, Known, Ready};
 use crate::operate::launch::{Site, SiteError};
+use crate::operate::power::{self, Action, BootOnce, From, Mode};
 use crate::provision::image::{self, Image, ImageSource, RemoveError};
 
 /// Machines whose URL is asked at a time.
@@ -223,16 +224,35 @@ impl Appliance {
     }
 
     /// What can be done about a machine's power.
-    fn reach(&self, _config: &Config, _mac: Mac) -> Reach {
-        Reach::None
+    fn reach(&self, config: &Config, mac: Mac) -> Reach {
+        match config.node(mac).map(|node| self.powers.can(node)) {
+            Some(power::Reach::Full) => Reach::Full,
+            Some(power::Reach::OnOnly) => Reach::Wake,
+            Some(power::Reach::None) | None => Reach::None,
+        }
     }
 
-    async fn is_on(&self, _mac: Mac) -> Result<Option<bool>, SiteError> {
-        Ok(None)
+    /// Whether the machine is on, as far as its BMC says.
+    async fn is_on(&self, mac: Mac) -> Result<Option<bool>, SiteError> {
+        Ok(match self.act(mac, Action::Status).await? {
+            power::State::On => Some(true),
+            power::State::Off => Some(false),
+            power::State::Unknown => None,
+        })
     }
 
-    async fn switch(&self, _mac: Mac, _on: bool) -> Result<(), SiteError> {
-        Err(SiteError("no power is configured".to_owned()))
+    async fn switch(&self, mac: Mac, on: bool) -> Result<(), SiteError> {
+        let is_bios = self.machines.get(mac).is_some_and(|m| m.firmware.is_some() && !m.is_uefi());
+        let mode = if is_bios { Mode::Bios } else { Mode::Uefi };
+        let boot = Some(BootOnce { from: From::Pxe, mode });
+        self.act(mac, if on { Action::On { boot } } else { Action::Off }).await.map(drop)
+    }
+
+    async fn act(&self, mac: Mac, action: Action) -> Result<power::State, SiteError> {
+        let config = self.config();
+        let node = config.node(mac).ok_or_else(|| SiteError("it is not declared any more".to_owned()))?;
+        let done = self.powers.act(node, action).await;
+        done.map(|done| done.state).map_err(|error| SiteError(error.to_string()))
     }
 }
 

@@ -8,6 +8,7 @@ mod naming;
 mod offers;
 mod people;
 mod ports;
+mod power;
 mod reload;
 mod serving;
 mod signals;
@@ -38,6 +39,7 @@ use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
 use crate::operate::audit::{Audit, Did};
 use crate::operate::launch::Launches;
+use crate::operate::power::Powers;
 use crate::provision::image::{Images, Wanted};
 use crate::provision::trials::Trials;
 use crate::serve::dhcp::Dhcp;
@@ -173,6 +175,7 @@ struct Appliance {
     workloads: Workloads,
     watched: wave::Watched,
     audit: Audit,
+    powers: Powers,
     launches: Launches,
     /// One change of the configuration at a time: a reload, or of the machines that are kept.
     reloading: tokio::sync::Mutex<()>,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use pxe_common::Mac;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -158,6 +159,10 @@ impl api::Appliance for Appliance {
 
     fn kept(&self) -> Vec<Arc<Node>> {
         self.kept.all()
+    }
+
+    fn node(&self, mac: Mac) -> Option<Arc<Node>> {
+        self.config().nodes.by_mac(mac).cloned()
     }
 
     fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>> {

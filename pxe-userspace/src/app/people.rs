@@ -30,8 +30,9 @@ pub(super) async fn serve(
     let pages = config.api.listen.map_or_else(Vec::new, |listen| pages(listen, &addresses, &names));
     let access = Access::new(Tokens::open(store)?, appliance.audit.clone(), hosts, pages);
     let trust = boot.trust.clone();
-    let launches = appliance.launches.clone();
-    let state = ApiState { boot, appliance: appliance.clone(), images: appliance.clone(), access, launches };
+    let (launches, powers) = (appliance.launches.clone(), appliance.powers.clone());
+    let images = appliance.clone();
+    let state = ApiState { boot, appliance: appliance.clone(), images, access, launches, powers };
     let router = api_router(state);
 
     let Starting { parts, shutdown } = starting;

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Appliance, Parts, follower, launches, naming, people, port_names, ports, wave};
+use super::{Appliance, Parts, follower, launches, naming, people, port_names, ports, power, wave};
 use crate::api::people::Socket;
 use crate::api::{self, BootState, Connections};
 use crate::config::Config;
@@ -129,6 +129,7 @@ impl Appliance {
         };
         starting.boots(&config, &info, &segment, &boot, &connections)?;
 
+        let powers = power::open(&config.state_dir, &store, &info, &machines)?;
         let workloads = Workloads::start(receiver, engine, fleet).await;
         wanted.want(&config);
         let appliance = Arc::new(Self {
@@ -154,6 +155,7 @@ impl Appliance {
             workloads,
             watched: Default::default(),
             audit: Audit::open(store.clone())?,
+            powers,
             launches,
             reloading: Default::default(),
         });

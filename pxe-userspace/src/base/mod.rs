@@ -3,6 +3,7 @@
 pub(crate) mod clock;
 pub(crate) mod descriptors;
 pub(crate) mod lock;
+pub mod sealing;
 pub mod secret_file;
 pub(crate) mod table;
 pub mod text;

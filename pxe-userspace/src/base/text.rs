@@ -58,6 +58,21 @@ pub fn word(value: impl Serialize) -> String {
 
 pub use pxe_contract::hex::{decode as unhex, encode as hex};
 
+/// Base64 with padding (RFC 4648 section 4).
+pub fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let index = bits >> (18 - 6 * digit) & 63;
+            encoded.push(if digit <= group.len() { DIGITS[index as usize].into() } else { '=' });
+        }
+    }
+    encoded
+}
+
 /// Percent-encodes characters that are neither unreserved (RFC 3986 section 2.3) nor in `also`.
 pub fn percent(text: &str, also: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b) || also.as_bytes().contains(&b);
@@ -134,6 +149,9 @@ mod tests {
         assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
         assert_eq!(percent("deb ian/é~", "/"), "deb%20ian/%C3%A9~");
         assert_eq!(percent("a/b", ""), "a%2Fb");
+        // RFC 4648 section 10.
+        let vectors = ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|text| base64(text.as_bytes()));
+        assert_eq!(vectors, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
         assert_eq!(one_line("a\nb\u{1b}[0m\u{202e}"), "a b [0m\\u{202e}");
         assert_eq!(
             visible("\u{1b}]0;x\u{7}\r\n\u{9b}1m\u{2067}é\u{7f}"),

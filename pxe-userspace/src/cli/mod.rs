@@ -5,6 +5,7 @@ mod debug;
 mod kernel;
 mod launch;
 mod node;
+mod power;
 mod rules;
 mod sending;
 mod show;
@@ -124,6 +125,12 @@ pub enum Ask {
     /// They are kept in the database, beside those of the configuration file, and say the same: docs/machines.md.
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Switch machines' power, and ask whether they are on: by Redfish, IPMI, Wake-on-LAN or a command of yours.
+    ///
+    /// `power = { … }` of a node says how: docs/power.md. Exit code 1 when one machine failed; each is named with its
+    /// cause.
+    #[command(subcommand, after_help = power::TEACH)]
+    Power(power::PowerCommand),
     /// Have machines boot something: power them on, watch them until they are healthy, try again what fails.
     #[command(after_help = LAUNCH)]
     Launch(launch::LaunchArgs),
@@ -321,6 +328,7 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Status(reading) => read::<documents::Status>(&reading, "/api/status", out, show::status),
         Ask::Nodes { selector, reading } => nodes(&selector, &reading, out),
         Ask::Node(command) => node::run(command, out),
+        Ask::Power(command) => power::run(command, out),
         Ask::Launch(args) => launch::run(args, out),
         Ask::Launches(reading) => launch::list(&reading, out),
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),

@@ -8,15 +8,19 @@ use std::path::{Path, PathBuf};
 use axum::body::Body;
 use clap::{Args, Subcommand};
 use pxe_common::Mac;
+use pxe_contract::failure::ErrorDocument;
 use serde_json::json;
 
 use super::{AskError, Client, Reading, print, read, show};
 use crate::api::client::Sent;
 use crate::api::documents::NodesChanged;
 use crate::base::text::percent;
-use crate::config::{Node, Rescue, size};
+use crate::config::{Node, Power, PowerTable, Rescue, size};
 use crate::machines::Machine;
 use crate::machines::kept::Patch;
+
+/// What `--set` says of power.
+const POWER: &str = "power.";
 
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -27,7 +31,8 @@ pub enum NodeCommand {
 Examples:
   bridgehead node add n1 --mac 52:54:00:77:00:01
   bridgehead node add n2 --mac 52:54:00:77:00:02 --address 10.77.0.12 --profile web \\
-      --label gpu --set rack=a1 --set slot=17")]
+      --label gpu --set rack=a1 --set slot=17 \\
+      --set power.redfish=https://10.0.0.12 --set power.credentials=rack")]
     Add {
         /// The machine's name, and its host name.
         name: String,
@@ -60,7 +65,7 @@ Examples:
         /// Take a label away.
         #[arg(long, value_name = "LABEL")]
         no_label: Vec<String>,
-        /// Take a value away: address, profile, rescue, memory, labels, or a key.
+        /// Take a value away: address, profile, rescue, memory, labels, power, or a key.
         #[arg(long, value_name = "KEY")]
         unset: Vec<String>,
         #[command(flatten)]
@@ -85,8 +90,8 @@ Examples:
     },
     /// Declare the machines of a table: all of them, or none where a line is wrong.
     ///
-    /// CSV with a head: name, mac, and where wanted address, profile, rescue, memory, labels (with spaces between); any
-    /// other column is a key. A machine of a name that is kept already is replaced; others stay. `-` is standard input.
+    /// CSV with a head: name, mac, and where wanted address, profile, rescue, memory, labels (with spaces between),
+    /// power (`redfish=URL credentials=NAME`); any other column is a key. A machine of a name that is kept already is replaced; others stay. `-` is standard input.
     #[command(after_help = "\
 Example:
   name,mac,address,profile,labels,rack,slot
@@ -114,7 +119,8 @@ pub struct Said {
     /// What workloads are assigned by, and selectors choose by.
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
-    /// Whatever else you want to know of it: rack=a1, slot=17.
+    /// Whatever else you want to know of it: rack=a1, slot=17. How its power is switched: power.redfish=URL,
+    /// power.ipmi=HOST, power.credentials=NAME, power.wol=true (docs/power.md).
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
     /// How it can be reached when its boot failed, in place of the profile's: ssh, console or off.
@@ -142,14 +148,17 @@ pub(super) fn run(command: NodeCommand, out: &mut dyn Write) -> Result<(), AskEr
     match command {
         NodeCommand::Add { name, mac, said, reading } => {
             let Said { address, profile, label, set, rescue, memory } = said;
-            let keys = set.into_iter().collect();
-            let node = Node { address, profile, labels: label, keys, rescue, memory, ..Node::new(name, mac) };
+            let (power, keys) = power_among(set)?;
+            let power = power.map(Power::try_from).transpose().map_err(|fault| usage(fault.to_string()))?;
+            let keys = keys.into_iter().collect();
+            let node =
+                Node { address, profile, labels: label, keys, rescue, memory, power, ..Node::new(name, mac) };
             let client = Client::new(&reading.api);
             let machine: Machine = client.document(client.post("/api/nodes", Some(&json!(node)))?)?;
             print(&reading, &machine, out, |machine| show::nodes(std::slice::from_ref(machine)))
         }
         NodeCommand::Set { selector, name, mac, said, no_label, unset, reading } => {
-            let patch = patch(name, mac, said, no_label, unset);
+            let patch = patch(name, mac, said, no_label, unset)?;
             let client = Client::new(&reading.api);
             let changed: NodesChanged =
                 client.document(client.patch(&selected(&selector), &json!(patch))?)?;
@@ -209,8 +218,9 @@ fn patch(
     said: Said,
     no_label: Vec<String>,
     unset: Vec<String>,
-) -> Patch {
+) -> Result<Patch, AskError> {
     let Said { address, profile, label, set, rescue, memory } = said;
+    let (power, set) = power_among(set)?;
     let keys: BTreeMap<String, Option<String>> =
         set.into_iter().map(|(key, value)| (key, Some(value))).collect();
     let mut patch = Patch {
@@ -220,6 +230,7 @@ fn patch(
         profile: profile.map(Some),
         rescue: rescue.map(Some),
         memory: memory.map(Some),
+        power: power.map(Some),
         labels: None,
         add_labels: label,
         remove_labels: no_label,
@@ -231,9 +242,26 @@ fn patch(
             "profile" => patch.profile = Some(None),
             "rescue" => patch.rescue = Some(None),
             "memory" => patch.memory = Some(None),
+            "power" => patch.power = Some(None),
             "labels" => patch.labels = Some(Vec::new()),
             _ => drop(patch.keys.insert(key, None)),
         }
     }
-    patch
+    Ok(patch)
+}
+
+/// What is said of power (`power.redfish=URL`), and the other keys.
+type Parted = (Option<PowerTable>, Vec<(String, String)>);
+
+fn power_among(set: Vec<(String, String)>) -> Result<Parted, AskError> {
+    let (of_power, keys): (Vec<_>, Vec<_>) = set.into_iter().partition(|(key, _)| key.starts_with(POWER));
+    let words: Vec<(&str, &str)> =
+        of_power.iter().map(|(key, value)| (&key[POWER.len()..], value.as_str())).collect();
+    let table = (!words.is_empty()).then(|| PowerTable::of_words(&words)).transpose();
+    Ok((table.map_err(usage)?, keys))
+}
+
+fn usage(error: String) -> AskError {
+    let hint = "docs/power.md has each way with an example".to_owned();
+    AskError::Refused(ErrorDocument { error, hint })
 }

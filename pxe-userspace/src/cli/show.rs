@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use crate::api::documents::{
-    AuditEntry, Collected, FileEntry, Image, KernelStatus, Lease, NodesChanged, Profile, ProgramState,
-    ProgramStatus, Progress, Rekey, ReleasedTo, Reloaded, Status, WayIn, Workload,
+    AuditEntry, Collected, FileEntry, Image, KernelStatus, Lease, NodesChanged, PowerResult, Profile,
+    ProgramState, ProgramStatus, Progress, Rekey, ReleasedTo, Reloaded, Status, WayIn, Workload,
 };
 use crate::base::table::{or_dash, size, table};
 use crate::base::text::{one_line, word};
@@ -13,6 +13,8 @@ use crate::machines::diagnosis::{Cause, Evidence, Why};
 use crate::machines::timeline::{Event, Stage};
 use crate::machines::{Hold, Machine};
 use crate::operate::access::Token;
+use crate::operate::power::pins::NewPin;
+use crate::operate::power::{self, credentials::Known};
 use crate::provision::image::KernelList;
 
 pub(super) fn tokens(tokens: Vec<Token>) -> String {
@@ -157,6 +159,47 @@ pub(super) fn nodes_changed(changed: &NodesChanged) -> String {
     };
     let lines = [line("added", added), line("changed", others), line("removed", removed)].concat();
     if lines.is_empty() { format!("nothing to change of {meant}: they were so already\n") } else { lines }
+}
+
+/// Each machine in a row; what failed has its cause below the table, whole.
+pub(super) fn power(results: &[PowerResult]) -> String {
+    let now = Timestamp::now();
+    let row = |result: &PowerResult| {
+        let outcome = result.outcome.as_ref();
+        let heard = outcome.and_then(|outcome| outcome.heard);
+        let state = outcome.map_or_else(|| "failed".to_owned(), |outcome| outcome.state.to_string());
+        let what = outcome.map(|outcome| match (outcome.switched, outcome.boot) {
+            (false, _) => "",
+            (true, None) => "switched",
+            (true, Some(boot)) if boot.from == power::From::Http => "switched, boots by HTTP once",
+            (true, Some(_)) => "switched, boots by PXE once",
+        });
+        [
+            result.label(),
+            state,
+            or_dash(outcome.map(|outcome| outcome.driver.as_str())),
+            or_dash(heard.map(|heard| format!("seen {} s ago", now.duration_since(heard).as_secs().max(0)))),
+            or_dash(result.kind.map(word).or_else(|| what.map(str::to_owned))),
+        ]
+    };
+    let rows: Vec<_> = results.iter().map(row).collect();
+    let mut out = table(["NODE", "POWER", "BY", "HEARD", "WHAT"], &rows, "no machines");
+    for result in results {
+        if let Some(error) = &result.error {
+            out.push_str(&format!("\n{}: {}\n", result.label(), one_line(error)));
+        }
+    }
+    out
+}
+
+pub(super) fn credentials(all: &[Known]) -> String {
+    let rows: Vec<_> = all.iter().map(|k| [k.name.clone(), k.user.clone(), time(k.added)]).collect();
+    table(["NAME", "USER", "ADDED"], &rows, "no credentials: `bridgehead power credentials add` keeps some")
+}
+
+pub(super) fn pin(pin: &NewPin) -> String {
+    let before = pin.before.as_ref().map_or_else(|| "none".to_owned(), Clone::clone);
+    format!("{} is trusted with\n  SHA-256 {}\nbefore\n  SHA-256 {before}\n", pin.bmc, pin.fingerprint)
 }
 
 pub(super) fn way_in(way_in: WayIn) -> String {

@@ -13,7 +13,8 @@ use super::nodes::{is_key, is_value, quoted};
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{
-    Dhcp, DhcpMode, Node, OnExit, Origin, Profile, Run, Source, Unknown, assignment, storage, values,
+    Dhcp, DhcpMode, Node, OnExit, Origin, Power, PowerTable, Profile, Run, Source, Unknown, assignment,
+    storage, values,
 };
 
 pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> {
@@ -249,7 +250,8 @@ pub(super) fn nodes(
     findings: &mut Findings<'_>,
 ) -> Vec<Node> {
     let mut nodes: Vec<Node> = Vec::new();
-    for NodeTable { name, mac, address, profile, rescue, memory, labels, keys } in &raw.nodes {
+    let mut bmcs: HashMap<String, &str> = HashMap::new();
+    for NodeTable { name, mac, address, profile, rescue, memory, power, labels, keys } in &raw.nodes {
         if !is_host_label(name.get_ref()) {
             findings.add(
                 name.span(),
@@ -293,6 +295,15 @@ pub(super) fn nodes(
             }
             bytes
         });
+        let power = power.as_ref().and_then(|table| {
+            let power = self::power(table, findings)?;
+            let bmc = power.bmc(name.get_ref());
+            if let Some(other) = bmc.and_then(|bmc| bmcs.insert(bmc, name.get_ref())) {
+                let what = format!("node `{other}` has the same BMC");
+                findings.add(table.span(), what, "a BMC switches one machine");
+            }
+            Some(power)
+        });
         nodes.push(Node {
             name: name.get_ref().clone(),
             mac: parsed,
@@ -300,6 +311,7 @@ pub(super) fn nodes(
             profile: profile.as_ref().map(|p| p.get_ref().clone()),
             rescue: *rescue,
             memory,
+            power,
             labels: assignment::labels(labels, findings),
             keys: free_keys(keys, findings),
             origin: Origin::File(findings.place(name.span())),
@@ -309,6 +321,12 @@ pub(super) fn nodes(
         });
     }
     nodes
+}
+
+/// How a node's or a rule's power is switched.
+pub(super) fn power(table: &Spanned<PowerTable>, findings: &mut Findings<'_>) -> Option<Power> {
+    let power = Power::try_from(table.get_ref().clone());
+    power.map_err(|fault| findings.add(table.span(), fault.what, fault.right)).ok()
 }
 
 fn free_keys(

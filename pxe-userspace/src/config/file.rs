@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::carousel::CarouselTable;
+use super::power::PowerTable;
 use super::storage::StorageTable;
 use super::{DhcpMode, FastPath, IpxeLoader, OnExit, Rescue, Restart, Run, Stages, Unknown};
 
@@ -179,6 +180,7 @@ pub(super) struct NodeTable {
     pub(super) profile: Option<Spanned<String>>,
     pub(super) rescue: Option<Rescue>,
     pub(super) memory: Option<Spanned<String>>,
+    pub(super) power: Option<Spanned<PowerTable>>,
     #[serde(default)]
     pub(super) labels: Vec<Spanned<String>>,
     #[serde(default)]
@@ -192,6 +194,7 @@ pub(super) struct RuleTable {
     pub(super) matches: Spanned<MatchTable>,
     pub(super) name: Spanned<String>,
     pub(super) profile: Option<Spanned<String>>,
+    pub(super) power: Option<Spanned<PowerTable>>,
     #[serde(default)]
     pub(super) labels: Vec<Spanned<String>>,
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segment::Segment;
 use super::values::is_host_label;
-use super::{Config, Rescue};
+use super::{Config, Power, Rescue};
 use crate::base::text::{self, turns_around};
 
 /// Characters of a label, of a key, and of a key's value.
@@ -28,7 +28,7 @@ pub const WORDS_MAX: usize = 32;
 const BOOTS_NOTHING: &str = "it boots nothing";
 
 /// What keys can't be called: columns of a table of machines.
-pub const COLUMNS: [&str; 7] = ["name", "mac", "address", "profile", "rescue", "memory", "labels"];
+pub const COLUMNS: [&str; 8] = ["name", "mac", "address", "profile", "rescue", "memory", "labels", "power"];
 
 /// A declared machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct Node {
     /// The machine's memory in bytes, for the check that what it is sent fits.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory: Option<u64>,
+    /// How its power is switched.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub power: Option<Power>,
     /// What workloads are assigned by, and selectors choose by.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub labels: Vec<String>,
@@ -159,6 +162,7 @@ impl Node {
             profile: None,
             rescue: None,
             memory: None,
+            power: None,
             labels: Vec::new(),
             keys: BTreeMap::new(),
             origin: Origin::Kept,
@@ -329,6 +333,7 @@ impl Config {
     /// What keeps a machine from being kept as it is: what can't be, and what the file has.
     pub fn faults_of(&self, node: &Node) -> Vec<Fault> {
         let mut faults = form_of(node);
+        faults.extend(self.fault_of_power(node));
         let mut add = |conflict, what: String, right: &str| {
             faults.push(Fault { what, right: right.to_owned(), conflict });
         };
@@ -366,6 +371,26 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Who may change machines is not for that reason root on the appliance, and who has a BMC has it alone.
+    fn fault_of_power(&self, node: &Node) -> Option<Fault> {
+        if let Some(Power::Command(_)) = &node.power {
+            let what = "a command that switches power stands in the configuration's file alone".to_owned();
+            let right = "give the machine a [[node]] there: the program runs as the daemon does".to_owned();
+            return Some(Fault { what, right, conflict: false });
+        }
+        let bmc = node.power.as_ref()?.bmc(&node.name)?;
+        let holder = self.nodes.of_file().find(|holder| has_bmc(holder, &bmc))?;
+        let what = format!("its power is that of {}: {bmc}", holder.whose());
+        Some(Fault { what, right: "a BMC switches one machine".to_owned(), conflict: true })
+    }
+}
+
+/// Whether the machine's power is switched by this BMC.
+fn has_bmc(node: &Node, bmc: &str) -> bool {
+    node.power.as_ref().and_then(|power| power.bmc(&node.name)).is_some_and(|its| its == bmc)
+}
+
 /// What a machine can't be whatever the file says.
 fn form_of(node: &Node) -> Vec<Fault> {
     let mut faults = Vec::new();
@@ -398,7 +423,7 @@ fn form_of(node: &Node) -> Vec<Fault> {
         add(
             format!("{} can't be a key", quoted(key)),
             "small letters, digits and hyphens, at most 32, the first a letter, and none of a machine's own: \
-             name, mac, address, profile, rescue, memory, labels",
+             name, mac, address, profile, rescue, memory, labels, power",
         );
     }
     for (key, value) in node.keys.iter().filter(|(_, value)| !is_value(value)) {

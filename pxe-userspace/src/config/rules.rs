@@ -11,8 +11,9 @@ use toml::Spanned;
 use super::file::{File, MatchTable, OneOrMany, RuleTable};
 use super::findings::Findings;
 use super::nodes::{is_label, quoted};
+use super::power::PowerTable;
 use super::values::is_host_label;
-use super::{Place, Profile, entries};
+use super::{Place, Power, Profile, entries};
 
 /// Digits that a number in a name is filled up to.
 const WIDTHS: RangeInclusive<usize> = 1..=9;
@@ -23,6 +24,8 @@ pub struct Rule {
     pub matches: Match,
     pub name: Template,
     pub profile: Option<String>,
+    /// How the power of its machines is switched.
+    pub power: Option<Power>,
     pub labels: Vec<String>,
     pub place: Place,
 }
@@ -167,7 +170,7 @@ impl fmt::Display for Template {
 pub(super) fn rules(raw: &File, profiles: &[Profile], findings: &mut Findings<'_>) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
     for rule in &raw.rules {
-        let RuleTable { matches, name, profile, labels } = rule.get_ref();
+        let RuleTable { matches, name, profile, power, labels } = rule.get_ref();
         let template = Template::parse(name.get_ref());
         if template.is_none() {
             findings.add(
@@ -184,6 +187,7 @@ pub(super) fn rules(raw: &File, profiles: &[Profile], findings: &mut Findings<'_
             findings.add(label.span(), format!("{} can't be a label", quoted(label.get_ref())), right);
         }
         let matches = read(matches.get_ref(), findings);
+        let power = power.as_ref().and_then(|table| of_many(table, findings));
         if let Some(all) = rules.iter().find(|earlier| earlier.matches == Match::default()) {
             findings.add(
                 rule.span(),
@@ -196,11 +200,22 @@ pub(super) fn rules(raw: &File, profiles: &[Profile], findings: &mut Findings<'_
             matches,
             name,
             profile: profile.as_ref().map(|profile| profile.get_ref().clone()),
+            power,
             labels: labels.iter().map(|label| label.get_ref().clone()).collect(),
             place: findings.place(rule.span()),
         });
     }
     rules
+}
+
+/// A rule's machines are many: a BMC's address that has no place for the name would be one for all of them.
+fn of_many(table: &Spanned<PowerTable>, findings: &mut Findings<'_>) -> Option<Power> {
+    let power = entries::power(table, findings)?;
+    if power.bmc("a").is_some_and(|bmc| power.bmc("b") == Some(bmc)) {
+        let right = "write {name} where their addresses differ: \"https://bmc-{name}.example\"";
+        findings.add(table.span(), "all machines of this rule would have one BMC", right);
+    }
+    Some(power)
 }
 
 fn read(table: &MatchTable, findings: &mut Findings<'_>) -> Match {

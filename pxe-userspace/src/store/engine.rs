@@ -4,8 +4,8 @@ use pxe_common::Mac;
 
 use super::ReadError;
 use super::rows::{
-    AssignmentRow, AuditRow, Change, Document, EventRow, LaunchEventRow, LaunchMachineRow, LaunchRow,
-    LaunchedRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LaunchEventRow, LaunchMachineRow,
+    LaunchRow, LaunchedRow, LeaseRow, NamedRow, NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// What an engine's own errors become.
@@ -72,6 +72,12 @@ pub trait Reader: Send + Sync + 'static {
 
     /// Every machine that a rule took, by name.
     fn named(&self) -> Result<Vec<NamedRow>, ReadError>;
+
+    /// All credentials, by name.
+    fn credentials(&self) -> Result<Vec<CredentialsRow>, ReadError>;
+
+    /// The certificates that BMCs showed, in no order.
+    fn pins(&self) -> Result<Vec<PinRow>, ReadError>;
 
     /// What launches have machines boot, in no order.
     fn launched(&self) -> Result<Vec<LaunchedRow>, ReadError>;

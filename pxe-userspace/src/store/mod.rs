@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 
 pub use engine::{BoxError, Durability, Engine, Reader};
 pub use rows::{
-    AssignmentRow, AuditRow, Change, Document, EventRow, LaunchEventRow, LaunchMachineRow, LaunchRow,
-    LaunchedRow, LeaseRow, NamedRow, NodeRow, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LaunchEventRow, LaunchMachineRow,
+    LaunchRow, LaunchedRow, LeaseRow, NamedRow, NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
 };
 use writer::{Answer, Queue};
 

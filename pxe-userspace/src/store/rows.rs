@@ -100,6 +100,26 @@ pub struct NamedRow {
     pub facts: String,
 }
 
+/// Who the appliance is before BMCs: a user, and a password, sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialsRow {
+    pub name: String,
+    pub user: String,
+    pub nonce: Vec<u8>,
+    pub sealed: Vec<u8>,
+    pub added: Timestamp,
+}
+
+/// The certificate that a BMC showed when it was first asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinRow {
+    /// `HOST:PORT`.
+    pub place: String,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+    pub since: Timestamp,
+}
+
 /// Something that somebody changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRow {
@@ -168,6 +188,11 @@ pub enum Change {
     /// In place of what there was of that name.
     PutNamed(NamedRow),
     RemoveNamed(String),
+    /// In place of what there was of that name.
+    PutCredentials(CredentialsRow),
+    RemoveCredentials(String),
+    /// In place of the one that the place had.
+    PutPin(PinRow),
     /// In place of what the machine had.
     PutLaunched(LaunchedRow),
     RemoveLaunched(Mac),
@@ -194,6 +219,8 @@ impl Change {
             Self::PutNode(_) | Self::RemoveNode(_) | Self::PutNamed(_) | Self::RemoveNamed(_) => {
                 Durability::All
             }
+            // A password that was taken away must not come back, and whom to trust is not decided twice.
+            Self::PutCredentials(_) | Self::RemoveCredentials(_) | Self::PutPin(_) => Durability::All,
             // What was intended is known before it is done.
             Self::PutLaunched(_) | Self::RemoveLaunched(_) | Self::PutLaunch(_) | Self::RemoveLaunch(_) => {
                 Durability::All
@@ -220,6 +247,8 @@ impl Change {
             Self::AddAudit(_) => "the audit",
             Self::PutNode(_) | Self::RemoveNode(_) => "machines",
             Self::PutNamed(_) | Self::RemoveNamed(_) => "names of machines",
+            Self::PutCredentials(_) | Self::RemoveCredentials(_) => "credentials",
+            Self::PutPin(_) => "certificates of BMCs",
             Self::PutLaunched(_) | Self::RemoveLaunched(_) => "what machines are to boot",
             Self::PutLaunch(_)
             | Self::RemoveLaunch(_)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -106,6 +107,14 @@ impl Teller {
     }
 }
 
+/// Where a station is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// The port's index.
+    pub(super) port: u32,
+    pub(super) ago: Option<Duration>,
+}
+
 /// Asks the kernel, which answers before the question's system call has returned.
 pub(super) struct Asker(rtnetlink::sys::Socket);
 
@@ -115,8 +124,8 @@ impl Asker {
         route_socket().map(Self)
     }
 
-    /// The port behind which `bridge` saw the station last (Linux 5.0, `rtnl_fdb_get` in net/core/rtnetlink.c).
-    pub(super) fn port_of(&self, bridge: u32, station: Mac) -> io::Result<Option<u32>> {
+    /// Where and when `bridge` saw the station last (Linux 5.0, `rtnl_fdb_get` in net/core/rtnetlink.c).
+    pub(super) fn seen(&self, bridge: u32, station: Mac) -> io::Result<Option<Seen>> {
         let mut entry = NeighbourMessage::default();
         entry.header.family = AddressFamily::Bridge;
         entry.attributes.push(NeighbourAttribute::LinkLayerAddress(station.0.to_vec()));
@@ -132,7 +141,14 @@ impl Asker {
         let answer = NetlinkMessage::deserialize(&answer[..len]).map_err(io::Error::other)?;
         match answer.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) => {
-                Ok(Some(entry.header.ifindex))
+                let ago = entry.attributes.iter().find_map(|attribute| match attribute {
+                    // Of an entry that somebody wrote, it is when that was.
+                    NeighbourAttribute::CacheInfo(cache) => Some(cache.updated),
+                    _ => None,
+                });
+                // In USER_HZ, as `br_fdb.c` gives it (`jiffies_delta_to_clock_t`).
+                let ago = ago.map(|ticks| Duration::from_millis(u64::from(ticks) * 10));
+                Ok(Some(Seen { port: entry.header.ifindex, ago }))
             }
             NetlinkPayload::Error(error) => match error.to_io() {
                 error if error.kind() == io::ErrorKind::NotFound => Ok(None),

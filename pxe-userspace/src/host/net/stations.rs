@@ -6,7 +6,7 @@ use nix::net::if_::if_indextoname;
 use pxe_common::Mac;
 
 use super::BridgeInfo;
-use super::links::Asker;
+use super::links::{Asker, Seen};
 
 /// When asking failed, it is not tried again before this.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
@@ -25,18 +25,28 @@ impl Stations {
 
     /// The index of the port; `None` when the bridge does not know. Two system calls.
     pub fn port_of(&mut self, station: Mac) -> Option<u32> {
+        self.look(station).map(|seen| seen.port)
+    }
+
+    fn look(&mut self, station: Mac) -> Option<Seen> {
         if self.failed.is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
             return None;
         }
         let asked = match &self.asker {
-            Some(asker) => asker.port_of(self.bridge, station),
-            None => Asker::new().and_then(|asker| self.asker.insert(asker).port_of(self.bridge, station)),
+            Some(asker) => asker.seen(self.bridge, station),
+            None => Asker::new().and_then(|asker| self.asker.insert(asker).seen(self.bridge, station)),
         };
         asked.unwrap_or_else(|error| {
             tracing::debug!(%error, "which station is behind which port is not known");
             (self.asker, self.failed) = (None, Some(Instant::now()));
             None
         })
+    }
+
+    /// How long ago the bridge saw a frame of the station; `None` when it has forgotten it, which takes it five minutes
+    /// unless it is set otherwise. Frames that XDP answers do not reach the bridge.
+    pub fn heard_ago(&mut self, station: Mac) -> Option<Duration> {
+        self.look(station).and_then(|seen| seen.ago)
     }
 
     /// The port's name. One system call more.
@@ -78,6 +88,8 @@ mod tests {
                     assert_eq!(stations.port_of(Mac([2, 0, 0, 0, 0, 7])), link("eth1"));
                     assert_eq!(stations.port_of(Mac([2, 0, 0, 0, 0, 8])), link("eth2"));
                     assert_eq!(stations.port_of(Mac([2, 0, 0, 0, 0, 9])), None);
+                    assert!(stations.heard_ago(Mac([2, 0, 0, 0, 0, 7])).is_some());
+                    assert_eq!(stations.heard_ago(Mac([2, 0, 0, 0, 0, 9])), None);
                     assert_eq!(stations.port_name_of(Mac([2, 0, 0, 0, 0, 8])), Some("eth2".to_owned()));
                 }
                 bridge.restore().await.unwrap();

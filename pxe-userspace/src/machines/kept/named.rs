@@ -86,6 +86,7 @@ impl Names {
             let rule = rules.iter().find(|rule| rule.matches.fits(&named.facts))?;
             Some(Arc::new(Node {
                 profile: rule.profile.clone(),
+                power: rule.power.clone(),
                 labels: rule.labels.clone(),
                 origin: Origin::Rule(rule.place.clone()),
                 uuid: named.facts.uuid.clone(),

@@ -12,7 +12,8 @@ use super::table::{self, Wrong};
 use super::{ByName, NODES_MAX};
 use crate::base::text;
 use crate::config::nodes::{Fault, quoted};
-use crate::config::{Config, Node, Origin, Rescue};
+use crate::config::power::PowerFault;
+use crate::config::{Config, Node, Origin, Power, PowerTable, Rescue};
 use crate::store::WriteError;
 
 /// Something that is wanted.
@@ -44,6 +45,9 @@ pub struct Patch {
     pub rescue: Option<Option<Rescue>>,
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "said")]
     pub memory: Option<Option<u64>>,
+    /// Each key in place of the same one that there is; another way in place of all.
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "said")]
+    pub power: Option<Option<PowerTable>>,
     /// In place of all that there are.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub labels: Option<Vec<String>>,
@@ -150,7 +154,8 @@ pub(super) fn plan(config: &Config, kept: &ByName, order: Order) -> Result<(ByNa
             }
             let mut set = |name: &String| {
                 let node = new.remove(name).expect("it was chosen among them");
-                let node = patch.apply(Node::clone(&node));
+                let node =
+                    patch.apply(Node::clone(&node)).map_err(|fault| OrderError::Faults(vec![fault]))?;
                 // A name that another has is found below.
                 if let Some(holder) = new.get(&id(&node.name)) {
                     return Err(OrderError::Faults(vec![taken("name", holder, "name another")]));
@@ -210,10 +215,14 @@ fn taken(what: &str, holder: &Node, right: &str) -> Fault {
 fn faults_among(config: &Config, old: &ByName, new: &ByName) -> Vec<(String, Vec<Fault>)> {
     let mut macs: HashMap<Mac, Vec<&str>> = HashMap::new();
     let mut addresses: HashMap<Ipv4Addr, Vec<&str>> = HashMap::new();
+    let mut bmcs: HashMap<String, Vec<&str>> = HashMap::new();
     for (id, node) in new {
         macs.entry(node.mac).or_default().push(id);
         if let Some(address) = node.address {
             addresses.entry(address).or_default().push(id);
+        }
+        if let Some(bmc) = node.power.as_ref().and_then(|power| power.bmc(&node.name)) {
+            bmcs.entry(bmc).or_default().push(id);
         }
     }
     let other = |holders: &[&str], id: &str| {
@@ -227,6 +236,11 @@ fn faults_among(config: &Config, old: &ByName, new: &ByName) -> Vec<(String, Vec
         }
         if let Some(holder) = node.address.and_then(|address| other(&addresses[&address], id)) {
             faults.push(taken("address", &holder, "use another one"));
+        }
+        if let Some(bmc) = node.power.as_ref().and_then(|power| power.bmc(&node.name))
+            && let Some(holder) = bmcs.get(&bmc).and_then(|holders| other(holders, id))
+        {
+            faults.push(taken("power", &holder, "a BMC switches one machine"));
         }
         // What a rule made of another machine. Of this one, it counts no more.
         let ruled =
@@ -353,7 +367,7 @@ impl Patch {
         self.name.is_some() || self.mac.is_some() || self.address.is_some_and(|address| address.is_some())
     }
 
-    fn apply(&self, mut node: Node) -> Node {
+    fn apply(&self, mut node: Node) -> Result<Node, Fault> {
         let patch = self.clone();
         node.name = patch.name.unwrap_or(node.name);
         node.mac = patch.mac.unwrap_or(node.mac);
@@ -370,8 +384,19 @@ impl Patch {
                 None => drop(node.keys.remove(&key)),
             }
         }
-        node
+        node.power = match patch.power {
+            None => node.power,
+            Some(None) => None,
+            Some(Some(table)) => Some(changed(node.power, table)?),
+        };
+        Ok(node)
     }
+}
+
+fn changed(power: Option<Power>, table: PowerTable) -> Result<Power, Fault> {
+    let table = table.over(power.map(PowerTable::from).unwrap_or_default());
+    let fault = |fault: PowerFault| Fault { what: fault.what, right: fault.right.into(), conflict: false };
+    Power::try_from(table).map_err(fault)
 }
 
 /// What is there, null as well.

@@ -1,7 +1,7 @@
 //! Machines as a table: CSV (RFC 4180) with a head, a machine a line. Pure.
 //!
-//! `name,mac,address,profile,rescue,memory,labels`, and a column for each further key. Labels are separated by spaces;
-//! an empty cell is no value.
+//! `name,mac,address,profile,rescue,memory,labels,power`, and a column for each further key. Labels are separated by
+//! spaces, and so is what is said of power: `redfish=URL credentials=NAME`. An empty cell is no value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use csv::StringRecord;
 use super::NODES_MAX;
 use crate::base::text::word;
 use crate::config::nodes::{COLUMNS, is_key, quoted};
-use crate::config::{Node, size, written_size};
+use crate::config::{Node, Power, PowerTable, size, written_size};
 
 /// Bytes of a table.
 pub const TABLE_MAX: usize = 16 << 20;
@@ -39,6 +39,7 @@ pub fn write(nodes: &[Arc<Node>]) -> String {
             node.rescue.map_or_else(String::new, word),
             node.memory.map_or_else(String::new, written_size),
             node.labels.join(" "),
+            node.power.clone().map_or_else(String::new, written),
         ];
         let free = keys.iter().map(|key| node.keys.get(*key).cloned().unwrap_or_default());
         let _ = table.write_record(own.into_iter().chain(free));
@@ -172,10 +173,35 @@ fn node(head: &StringRecord, record: &StringRecord) -> Result<Node, Vec<String>>
             None => faults.push(format!("{} is no size: write it as 512M or 4G", quoted(cell))),
         }
     }
+    if let Some(cell) = cells.get("power") {
+        match power(cell) {
+            Ok(power) => node.power = Some(power),
+            Err(fault) => faults.push(fault),
+        }
+    }
     node.profile = cells.get("profile").map(|cell| (*cell).to_owned());
     let labels = cells.get("labels").into_iter().flat_map(|cell| cell.split_whitespace());
     node.labels = labels.map(str::to_owned).collect();
     let free = cells.iter().filter(|(column, _)| !COLUMNS.contains(*column));
     node.keys = free.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     if faults.is_empty() { Ok(node) } else { Err(faults) }
+}
+
+/// How power is switched, in a cell: `KEY=VALUE` for each key.
+fn written(power: Power) -> String {
+    let PowerTable { redfish, ipmi, wol, command, credentials } = power.into();
+    // No machine that is kept has a command.
+    debug_assert_eq!(command, None);
+    let texts = [("redfish", redfish), ("ipmi", ipmi), ("credentials", credentials)];
+    let texts = texts.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+    texts.chain(wol.map(|wol| format!("wol={wol}"))).collect::<Vec<_>>().join(" ")
+}
+
+fn power(cell: &str) -> Result<Power, String> {
+    const RIGHT: &str = "redfish=URL, ipmi=HOST or wol=true, and credentials=NAME behind a space";
+    let words = cell.split_whitespace().map(|word| {
+        word.split_once('=').ok_or_else(|| format!("{} says nothing of power: {RIGHT}", quoted(word)))
+    });
+    let words = words.collect::<Result<Vec<_>, _>>()?;
+    PowerTable::of_words(&words).and_then(|table| Power::try_from(table).map_err(|fault| fault.to_string()))
 }

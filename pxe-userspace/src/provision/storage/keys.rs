@@ -1,17 +1,12 @@
 //! Keys of encrypted volumes: 256 random bits for each volume of each machine, generated when first requested. In the
-//! database they are encrypted with XChaCha20-Poly1305 under a key in a separate file, so that a copy of the database
-//! opens no disk. Each is bound to its machine and volume.
+//! database they are [sealed](crate::base::sealing), so that a copy of the database opens no disk. Each is bound to its
+//! machine and volume.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use chacha20poly1305::aead::rand_core::RngCore as _;
-use chacha20poly1305::aead::{Aead as _, KeyInit as _, OsRng, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
-use crate::base::secret_file;
+use crate::base::sealing::{self, Sealed, SealingKey, SealingKeyError};
 use crate::store::{Change, ReadError, SealedKey, Store, VolumeKeyId, WriteError};
 
 /// The sealing key's file in the state directory, readable only by root.
@@ -20,14 +15,8 @@ pub const SEALING_KEY: &str = "volume-keys.key";
 /// Why there is no key for a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error("{path}: {source}")]
-    SealingKey { path: PathBuf, source: io::Error },
-    #[error(
-        "{0} is missing, and volumes' keys were sealed with it: bring it back, or their disks stay closed"
-    )]
-    SealingKeyLost(PathBuf),
-    #[error("{0} is not 32 bytes long: it is not the file that volumes' keys were sealed with")]
-    SealingKeyDamaged(PathBuf),
+    #[error(transparent)]
+    Sealing(#[from] SealingKeyError),
     #[error(
         "the key of volume {volume} of {owner} can't be unsealed: the database and the key's file do not belong together"
     )]
@@ -52,55 +41,31 @@ impl Keys {
     /// The key of a volume of `owner`. When this returns, the key survives a power failure: a disk whose key is lost is
     /// lost, too.
     pub fn of(&mut self, owner: &str, plan: &str, volume: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
-        let cipher = self.cipher()?;
+        let sealing_key = SealingKey::open(&self.sealing_key, "volumes' keys", || {
+            self.store.reader().has_volume_keys().map_err(KeyError::from)
+        })?;
         let purpose = serde_json::json!([owner, plan, volume]).to_string();
         let id = VolumeKeyId { owner: owner.into(), plan: plan.into(), volume: volume.into() };
         let unsealed = || KeyError::Unsealed { owner: owner.to_owned(), volume: volume.to_owned() };
+        let mut key = Zeroizing::new([0; 32]);
         if let Some(SealedKey { nonce, sealed }) = self.store.reader().volume_key(&id)? {
-            let nonce = <[u8; 24]>::try_from(nonce).map_err(|_| unsealed())?;
-            let payload = Payload { msg: &sealed, aad: purpose.as_bytes() };
-            let opened = cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
-            let opened = Zeroizing::new(opened);
-            let mut key = Zeroizing::new([0; 32]);
+            let opened = sealing_key.unseal(&purpose, &Sealed { nonce, sealed }).map_err(|_| unsealed())?;
             if opened.len() != key.len() {
                 return Err(unsealed());
             }
             key.copy_from_slice(&opened);
             return Ok(key);
         }
-        let (mut key, mut nonce) = (Zeroizing::new([0; 32]), [0; 24]);
-        OsRng.fill_bytes(&mut *key);
-        OsRng.fill_bytes(&mut nonce);
-        let payload = Payload { msg: &*key, aad: purpose.as_bytes() };
-        let sealed = cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| unsealed())?;
-        let sealed = SealedKey { nonce: nonce.to_vec(), sealed };
-        self.store.write(vec![Change::AddVolumeKey(id, sealed)]).wait()?;
+        sealing::random(&mut *key);
+        let Sealed { nonce, sealed } = sealing_key.seal(&purpose, &*key);
+        self.store.write(vec![Change::AddVolumeKey(id, SealedKey { nonce, sealed })]).wait()?;
         Ok(key)
-    }
-
-    /// Reads the sealing key, or creates it if nothing was sealed yet.
-    fn cipher(&self) -> Result<XChaCha20Poly1305, KeyError> {
-        let path = &self.sealing_key;
-        let failed = |source| KeyError::SealingKey { path: path.clone(), source };
-        let key = match fs::read(path) {
-            Ok(key) => Zeroizing::new(key),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.store.reader().has_volume_keys()? {
-                    return Err(KeyError::SealingKeyLost(path.clone()));
-                }
-                let mut key = Zeroizing::new(vec![0; 32]);
-                OsRng.fill_bytes(&mut key);
-                secret_file::write(path, &key).map_err(failed)?;
-                key
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        XChaCha20Poly1305::new_from_slice(&key).map_err(|_| KeyError::SealingKeyDamaged(path.clone()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -145,8 +110,11 @@ mod tests {
         fs::write(&sealing, [7; 32]).unwrap();
         assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::Unsealed { .. })));
         fs::write(&sealing, "short").unwrap();
-        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::SealingKeyDamaged(_))));
+        assert!(matches!(
+            keys.of("n1", "data", "db"),
+            Err(KeyError::Sealing(SealingKeyError::Damaged { .. }))
+        ));
         fs::remove_file(&sealing).unwrap();
-        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::SealingKeyLost(_))));
+        assert!(matches!(keys.of("n1", "data", "db"), Err(KeyError::Sealing(SealingKeyError::Lost { .. }))));
     }
 }

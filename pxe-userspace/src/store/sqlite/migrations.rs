@@ -87,6 +87,21 @@ const MIGRATIONS: &[&str] = &[
         facts  TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",
+    // Who the appliance is before BMCs, and the certificates that they showed.
+    "
+    CREATE TABLE credentials (
+        name   TEXT PRIMARY KEY,
+        user   TEXT NOT NULL,
+        nonce  BLOB NOT NULL,
+        sealed BLOB NOT NULL,
+        added  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE pin (
+        place        TEXT PRIMARY KEY,
+        fingerprint  TEXT NOT NULL,
+        since        TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ",
     // Launches, their machines and events, and what they have machines boot.
     "
     CREATE TABLE launched (

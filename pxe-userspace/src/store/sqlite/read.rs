@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 use super::connect;
 use crate::base::lock::Unpoisoned as _;
 use crate::store::{
-    AssignmentRow, AuditRow, Document, EventRow, LaunchEventRow, LaunchMachineRow, LaunchRow, LaunchedRow,
-    LeaseRow, NamedRow, NodeRow, ReadError, Reader, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, CredentialsRow, Document, EventRow, LaunchEventRow, LaunchMachineRow, LaunchRow,
+    LaunchedRow, LeaseRow, NamedRow, NodeRow, PinRow, ReadError, Reader, SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// Connections that are kept for the next reader. More are opened when more read at a time.
@@ -161,6 +161,20 @@ impl Reader for Arc<Connections> {
     fn named(&self) -> Result<Vec<NamedRow>, ReadError> {
         self.all("names of machines", "SELECT name, facts FROM named ORDER BY name", [], |row| {
             Ok(NamedRow { name: row.get(0)?, facts: row.get(1)? })
+        })
+    }
+
+    fn credentials(&self) -> Result<Vec<CredentialsRow>, ReadError> {
+        let query = "SELECT name, user, nonce, sealed, added FROM credentials ORDER BY name";
+        self.all("credentials", query, [], |row| {
+            let (nonce, sealed) = (row.get(2)?, row.get(3)?);
+            Ok(CredentialsRow { name: row.get(0)?, user: row.get(1)?, nonce, sealed, added: parsed(row, 4)? })
+        })
+    }
+
+    fn pins(&self) -> Result<Vec<PinRow>, ReadError> {
+        self.all("certificates of BMCs", "SELECT place, fingerprint, since FROM pin", [], |row| {
+            Ok(PinRow { place: row.get(0)?, fingerprint: row.get(1)?, since: parsed(row, 2)? })
         })
     }
 

@@ -31,7 +31,7 @@ fn what_is_not_ours_is_refused_and_left_alone() {
     let db = Connection::open(path("new.db")).unwrap();
     db.pragma_update(None, "user_version", migrations::LAYOUT + 1).unwrap();
     let error = refused(&path("new.db")).to_string();
-    assert!(error.contains("newer Bridgehead's (its layout is 6, this program knows 5)"), "{error}");
+    assert!(error.contains("newer Bridgehead's (its layout is 7, this program knows 6)"), "{error}");
 }
 
 #[test]
@@ -105,6 +105,7 @@ fn a_database_of_0_1_0_is_migrated_and_loses_nothing() {
     assert!(!reader.leases().unwrap().is_empty() && !reader.assignments().unwrap().is_empty());
     assert!(reader.has_volume_keys().unwrap());
     assert!(reader.nodes().unwrap().is_empty() && reader.named().unwrap().is_empty());
+    assert!(reader.credentials().unwrap().is_empty() && reader.pins().unwrap().is_empty());
 
     let contents = contents(&store);
     drop(store);

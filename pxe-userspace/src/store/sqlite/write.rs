@@ -103,14 +103,22 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         Change::RemoveNamed(name) => {
             db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
         }
-        Change::PutLaunched(pin) => {
-            let insert = "INSERT OR REPLACE INTO launched (mac, body) VALUES (?, ?)";
-            db.prepare_cached(insert)?.execute(params![pin.mac.to_string(), pin.body])?;
+        Change::PutCredentials(row) => {
+            let insert = "INSERT OR REPLACE INTO credentials (name, user, nonce, sealed, added) VALUES (?, ?, ?, ?, ?)";
+            let values = params![row.name, row.user, row.nonce, row.sealed, row.added.to_string()];
+            db.prepare_cached(insert)?.execute(values)?;
         }
-        Change::RemoveLaunched(mac) => {
-            db.prepare_cached("DELETE FROM launched WHERE mac = ?")?.execute([mac.to_string()])?;
+        Change::RemoveCredentials(name) => {
+            db.prepare_cached("DELETE FROM credentials WHERE name = ?")?.execute([name])?;
         }
-        Change::PutLaunch(_)
+        Change::PutPin(pin) => {
+            let insert = "INSERT OR REPLACE INTO pin (place, fingerprint, since) VALUES (?, ?, ?)";
+            let values = params![pin.place, pin.fingerprint, pin.since.to_string()];
+            db.prepare_cached(insert)?.execute(values)?;
+        }
+        Change::PutLaunched(_)
+        | Change::RemoveLaunched(_)
+        | Change::PutLaunch(_)
         | Change::RemoveLaunch(_)
         | Change::PutLaunchMachine(_)
         | Change::AddLaunchEvent(_) => launch(db, change)?,
@@ -127,6 +135,13 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
 /// The tables of launches.
 fn launch(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
     match change {
+        Change::PutLaunched(pin) => {
+            let insert = "INSERT OR REPLACE INTO launched (mac, body) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![pin.mac.to_string(), pin.body])?;
+        }
+        Change::RemoveLaunched(mac) => {
+            db.prepare_cached("DELETE FROM launched WHERE mac = ?")?.execute([mac.to_string()])?;
+        }
         Change::PutLaunch(launch) => {
             let insert = "INSERT OR REPLACE INTO launch (id, body) VALUES (?, ?)";
             db.prepare_cached(insert)?.execute(params![launch.id, launch.body])?;
