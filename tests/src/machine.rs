@@ -101,7 +101,20 @@ impl Machine {
     /// Powers a machine on. With `capture`, QEMU writes every frame of its card to that file, with times
     /// counted from power-on (see [`CAPTURE_EPOCH`]).
     pub fn power_on(world: &World, spec: Spec, capture: Option<&Path>) -> Result<Self> {
-        let console = world.path(format!("{}.console", spec.name));
+        let mut qemu = Self::command(world, &spec, capture)?;
+        let powered_on = Timestamp::now();
+        let log = world.path(format!("{}.qemu.log", spec.name));
+        let qemu = Process::start(&mut qemu, &log).context("is qemu-system-x86 installed?")?;
+        Ok(Self { console: Self::console_of(world, &spec), spec, powered_on, qemu })
+    }
+
+    fn console_of(world: &World, spec: &Spec) -> PathBuf {
+        world.path(format!("{}.console", spec.name))
+    }
+
+    /// What powers a machine on.
+    pub fn command(world: &World, spec: &Spec, capture: Option<&Path>) -> Result<Command> {
+        let console = Self::console_of(world, spec);
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-name", &spec.name, "-uuid", &spec.uuid]);
         qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &spec.memory_mib.to_string()]);
@@ -138,10 +151,7 @@ impl Machine {
         }
         // After several power-ons, an old boot's console must not be shown.
         let _ = fs::remove_file(&console);
-        let powered_on = Timestamp::now();
-        let log = world.path(format!("{}.qemu.log", spec.name));
-        let qemu = Process::start(&mut qemu, &log).context("is qemu-system-x86 installed?")?;
-        Ok(Self { spec, powered_on, console, qemu })
+        Ok(qemu)
     }
 
     /// The serial console's log.

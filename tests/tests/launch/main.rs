@@ -1,6 +1,10 @@
 //! Launches of real machines: from `bridgehead launch` to the pages that their workloads serve.
 
+mod bmc;
+
+use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,6 +17,8 @@ use lab::net::tap;
 use lab::process::{Process, wait_for};
 use lab::world;
 use serde_json::Value;
+
+use bmc::Bmc;
 
 const PROGRAMS: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
 
@@ -91,6 +97,64 @@ fn machines_without_power_are_launched_by_hand_over_a_crash_and_keep_their_image
         let words = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(refused.status.code() == Some(1) && words.contains("is booted by n1, n2"), "{words}");
         drop((n1, n2));
+        let status = appliance.stop()?;
+        ensure!(status.success(), "the appliance ended with {status}");
+        engine.stop()
+    });
+}
+
+/// Two machines that are off, behind their BMCs. The second one's cable is not plugged in: it is tried twice and set aside,
+/// by a daemon that is killed meanwhile.
+#[test]
+fn machines_behind_bmcs_are_powered_on_and_one_without_a_cable_is_set_aside() {
+    let programs = [&PROGRAMS[..], &["ipmi_sim", "ipmitool"]].concat();
+    world::test(Needs::of(&programs).machine(512).machine(512), |world| {
+        let specs = [Spec::numbered(1), Spec::numbered(3)];
+        let ports = vec![specs[0].tap.clone()];
+        specs.iter().try_for_each(|spec| tap(&spec.tap))?;
+        let engine = Engine::start(world)?;
+        engine.make_demo_image(world)?;
+        let bmcs = [Bmc::start(world, &specs[0])?, Bmc::start(world, &specs[1])?];
+        let mut config = appliance::demo(world, &ports, &specs, "auto");
+        for (spec, bmc) in specs.iter().zip(&bmcs) {
+            let power = format!("power = {{ ipmi = \"127.0.0.1:{}\", credentials = \"rack\" }}\n", bmc.port);
+            let name = format!("name    = {:?}\n", spec.name);
+            config = config.replace(&name, &format!("{name}{power}"));
+        }
+        let appliance = Appliance::start(world, &config)?;
+        let mut credentials = appliance.command(&["power", "credentials", "add", "rack", "--user", bmc::USER])?;
+        let mut credentials = credentials.stdin(Stdio::piped()).spawn()?;
+        credentials.stdin.take().context("its input")?.write_all(format!("{}\n", bmc::PASSWORD).as_bytes())?;
+        ensure!(credentials.wait()?.success(), "no credentials");
+
+        let order = ["launch", "n1", "--image", "hello-metal", "--wait"];
+        let one = appliance.command(&order)?.output()?;
+        let told = String::from_utf8_lossy(&one.stdout).into_owned();
+        ensure!(one.status.code() == Some(0), "{told}\n{}", String::from_utf8_lossy(&one.stderr));
+        let digest = appliance.image_digest(DEMO)?;
+        check_page(&page((address(&appliance, "n1")?, 80).into())?, "n1", &digest)?;
+        ensure!(bmcs[0].switched()? == ["on"], "{:?}", bmcs[0].switched()?);
+
+        // What runs it already goes on.
+        let order = ["launch", "all", "--image", "hello-metal", "--patience", "20s", "--wait"];
+        let mut both = appliance.command(&order)?;
+        let (mut both, lines) = Process::with_lines(&mut both, &world.path("launch.log"))?;
+        let lines = std::thread::spawn(move || lines.iter().collect::<Vec<String>>());
+        wait_for(BOOT, || Ok((!bmcs[1].switched()?.is_empty()).then_some(())))?;
+        appliance.crash()?;
+        let appliance = Appliance::start(world, &config)?;
+        let status = both.wait(BOOT)?;
+        let lines = lines.join().expect("it reads");
+        ensure!(status.code() == Some(1), "{status}: {lines:#?}");
+        let end: Vec<&String> = lines.iter().rev().take(2).collect();
+        let is_last = |line: &String| line == "launch 2: 1 of 2 machines are healthy, 1 set aside";
+        ensure!(end.first().is_some_and(|line| is_last(line)), "{lines:#?}");
+        ensure!(end[1].starts_with("n3: set aside: it was powered on, and no DISCOVER arrived"), "{lines:#?}");
+        ensure!(bmcs[0].switched()? == ["on"], "{:?}", bmcs[0].switched()?);
+        ensure!(bmcs[1].switched()? == ["on", "off", "on"], "{:?}", bmcs[1].switched()?);
+        let said = [std::fs::read_to_string(appliance.log())?, lines.join("\n"), appliance.run(&["audit", "--json"])?];
+        ensure!(said.iter().all(|text| !text.contains(bmc::PASSWORD)), "a password was told");
+        drop(bmcs);
         let status = appliance.stop()?;
         ensure!(status.success(), "the appliance ended with {status}");
         engine.stop()
