@@ -149,6 +149,10 @@ async fn the_command_line_launches_waits_and_undoes() {
         refused.contains("filed is in launch 2, which goes on; a machine is in one launch at a time"),
         "{refused}"
     );
+    let begun = |launches: &Launches| launches.get(2).unwrap().machines[0].tries == 1;
+    while !begun(&daemon.launches) {
+        stored.changed().await.unwrap();
+    }
     run(&api, "launch cancel 2").await.unwrap();
     let ended = run(&api, "launch show 2 --wait").await.unwrap_err().to_string();
     assert!(

@@ -50,7 +50,8 @@ impl Bmc {
         );
         fs::write(path("lan"), lan)?;
         // A BMC without sensors.
-        let commands = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
+        let commands =
+            "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
         fs::write(path("emu"), commands)?;
         fs::create_dir_all(path("state"))?;
         let mut simulator = Command::new("ipmi_sim");

@@ -122,9 +122,14 @@ fn machines_behind_bmcs_are_powered_on_and_one_without_a_cable_is_set_aside() {
             config = config.replace(&name, &format!("{name}{power}"));
         }
         let appliance = Appliance::start(world, &config)?;
-        let mut credentials = appliance.command(&["power", "credentials", "add", "rack", "--user", bmc::USER])?;
+        let mut credentials =
+            appliance.command(&["power", "credentials", "add", "rack", "--user", bmc::USER])?;
         let mut credentials = credentials.stdin(Stdio::piped()).spawn()?;
-        credentials.stdin.take().context("its input")?.write_all(format!("{}\n", bmc::PASSWORD).as_bytes())?;
+        credentials
+            .stdin
+            .take()
+            .context("its input")?
+            .write_all(format!("{}\n", bmc::PASSWORD).as_bytes())?;
         ensure!(credentials.wait()?.success(), "no credentials");
 
         let order = ["launch", "n1", "--image", "hello-metal", "--wait"];
@@ -149,10 +154,17 @@ fn machines_behind_bmcs_are_powered_on_and_one_without_a_cable_is_set_aside() {
         let end: Vec<&String> = lines.iter().rev().take(2).collect();
         let is_last = |line: &String| line == "launch 2: 1 of 2 machines are healthy, 1 set aside";
         ensure!(end.first().is_some_and(|line| is_last(line)), "{lines:#?}");
-        ensure!(end[1].starts_with("n3: set aside: it was powered on, and no DISCOVER arrived"), "{lines:#?}");
+        ensure!(
+            end[1].starts_with("n3: set aside: it was powered on, and no DISCOVER arrived"),
+            "{lines:#?}"
+        );
         ensure!(bmcs[0].switched()? == ["on"], "{:?}", bmcs[0].switched()?);
         ensure!(bmcs[1].switched()? == ["on", "off", "on"], "{:?}", bmcs[1].switched()?);
-        let said = [std::fs::read_to_string(appliance.log())?, lines.join("\n"), appliance.run(&["audit", "--json"])?];
+        let said = [
+            std::fs::read_to_string(appliance.log())?,
+            lines.join("\n"),
+            appliance.run(&["audit", "--json"])?,
+        ];
         ensure!(said.iter().all(|text| !text.contains(bmc::PASSWORD)), "a password was told");
         drop(bmcs);
         let status = appliance.stop()?;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{Answer, Command, Engine, Heard, Input, Output};
 use super::healthy::HealthUrl;
-use super::model::{LaunchEvent, Phase};
+use super::model::LaunchEvent;
 use super::{Driven, Going, LAUNCHES_KEPT, Launches, Site, SiteError, kept, launched};
 use crate::machines::timeline::Timeline;
 use crate::store::Change;
@@ -100,7 +100,7 @@ impl Launches {
     /// Asks the engine what follows, stores it, and has it done.
     async fn advance(&self, id: u64, site: &Arc<dyn Site>) {
         let places = site.places();
-        let (mut out, changes, last_event) = {
+        let (mut out, changes, mut written, last_event) = {
             let mut state = self.state();
             let now = Timestamp::now();
             let Some(engine) = state.engines.get_mut(&id) else { return };
@@ -109,22 +109,26 @@ impl Launches {
                 return;
             }
             let changes = state.changes(id, &out, now);
-            (out, changes, state.last_event)
+            // Handed over under the lock: whoever launches a machine that is free from now on is stored after this.
+            let written = self.0.store.written(changes.clone());
+            state.free_those_through(id);
+            (out, changes, Box::pin(written), state.last_event)
         };
         // What can't be stored is not done. Meanwhile the engine waits for its answers.
-        while let Err(error) = self.0.store.written(changes.clone()).await {
+        while let Err(error) = written.await {
             tracing::error!(launch = id, "a launch stands still: {error}");
             tokio::time::sleep(STORES_AGAIN).await;
+            written = Box::pin(self.0.store.written(changes.clone()));
         }
-        let _ = self.0.stored.send_replace(last_event);
         if !out.pins.is_empty() {
             self.0.pins.put(std::mem::take(&mut out.pins));
             site.pinned().await;
         }
+        self.close(id);
+        let _ = self.0.stored.send_replace(last_event);
         for command in out.commands {
             self.perform(id, command, site);
         }
-        self.close(id);
     }
 
     /// Performs a command on a task of its own.
@@ -163,22 +167,13 @@ impl Launches {
         state.engines.get(&id)?.launch().terms.healthy.as_deref()?.parse().ok()
     }
 
-    /// Takes a launch that is over out of those that go on, and gives its machines free.
+    /// Takes a launch that is over, and stored, out of those that go on.
     fn close(&self, id: u64) {
         let mut state = self.state();
-        let Going { engines, over, taken, .. } = &mut *state;
-        let Some(engine) = engines.get(&id) else { return };
-        // A machine that is through is another launch's to have.
-        let through: Vec<Mac> = engine.members().filter(|m| m.state.is_final()).map(|m| m.mac).collect();
-        for mac in through {
-            if taken.get(&mac) == Some(&id) {
-                taken.remove(&mac);
-            }
-        }
-        if engine.launch().phase != Phase::Ended {
+        let Going { engines, over, .. } = &mut *state;
+        if engines.get(&id).is_none_or(|engine| !engine.is_over()) {
             return;
         }
-        taken.retain(|_, launch| *launch != id);
         if let Some(engine) = engines.remove(&id) {
             over.insert(id, engine.launch().clone());
         }
@@ -191,6 +186,14 @@ impl Launches {
 }
 
 impl Going {
+    /// A machine that is through is another launch's to have.
+    fn free_those_through(&mut self, id: u64) {
+        let Some(engine) = self.engines.get(&id) else { return };
+        let is_through =
+            |mac: &Mac| engine.is_over() || engine.member(*mac).is_none_or(|member| member.state.is_final());
+        self.taken.retain(|mac, launch| *launch != id || !is_through(mac));
+    }
+
     /// What an output changes in the store, with its events numbered.
     fn changes(&mut self, id: u64, out: &Output, now: Timestamp) -> Vec<Change> {
         let engine = &self.engines[&id];

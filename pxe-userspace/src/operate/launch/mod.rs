@@ -194,7 +194,12 @@ impl Launches {
         let pins = self.pins();
         let mut changed: Vec<Member> = machines.into_iter().filter(|member| member.assigned).collect();
         let by = |member: &Member| pins.get(&member.mac).map_or(0, |pin| pin.launch);
-        let others = changed.iter().filter(|member| pins.get(&member.mac) != member.target.as_ref());
+        let is_its = |member: &Member| match (pins.get(&member.mac), &member.target) {
+            (None, None) => true,
+            (Some(pin), Some(target)) => pin.launch == target.launch && pin.is_same(target),
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        let others = changed.iter().filter(|member| !is_its(member));
         let others: Vec<(String, u64)> = others.map(|member| (member.name.clone(), by(member))).collect();
         if !others.is_empty() {
             return Err(LaunchError::Since(others));
@@ -213,6 +218,9 @@ impl Launches {
             let Some(engine) = state.engines.get_mut(&id) else {
                 return Err(if is_over { LaunchError::Over(id) } else { LaunchError::NoLaunch(id) });
             };
+            if engine.is_over() {
+                return Err(LaunchError::Over(id));
+            }
             engine.take(Input::Cancel { by: by.to_owned() }, Timestamp::now());
         }
         self.wake(id);

@@ -6,7 +6,7 @@ use crate::config;
 
 const CONFIG: &str = r#"
     network = { bridge = "pxe0", address = "10.77.0.1/16" }
-    dhcp = { range = ["10.77.0.100", "10.77.0.199"] }
+    dhcp = { range = ["10.77.0.100", "10.77.0.199"], unknown = "ignore" }
     [files]
     root = "/srv"
     [[profile]]
