@@ -58,6 +58,7 @@ pub(super) struct Starting<'a> {
 impl Appliance {
     /// Starts everything behind the bridge; when it returns, packets are answered. What was spawned ends with
     /// `shutdown`.
+    // Long: the order of start, told once.
     pub(super) async fn start(
         file: &Path,
         config: Arc<Config>,

@@ -9,6 +9,7 @@ mod entries;
 mod file;
 mod findings;
 pub mod kernel;
+mod launched;
 pub mod nodes;
 pub mod power;
 pub mod rules;

@@ -9,10 +9,10 @@ use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 
+pub use super::launched::{Launched, PinnedImage};
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{Config, Power, Rescue};
@@ -25,7 +25,7 @@ pub const VALUE_MAX: usize = 256;
 /// Labels and keys of one machine, each.
 pub const WORDS_MAX: usize = 32;
 
-const BOOTS_NOTHING: &str = "it boots nothing";
+pub(super) const BOOTS_NOTHING: &str = "it boots nothing";
 
 /// What keys can't be called: columns of a table of machines.
 pub const COLUMNS: [&str; 8] = ["name", "mac", "address", "profile", "rescue", "memory", "labels", "power"];
@@ -69,42 +69,6 @@ pub struct Node {
     /// What a launch has it boot, in place of what it is declared with.
     #[serde(skip)]
     pub launched: Option<Launched>,
-}
-
-/// What a launch has a machine boot, until the next launch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Launched {
-    /// In place of the profile that it is declared with.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub profile: Option<String>,
-    /// In place of the profile's image.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub image: Option<PinnedImage>,
-    /// The launch that did it.
-    pub launch: u64,
-    #[serde(serialize_with = "text::micros")]
-    pub since: Timestamp,
-}
-
-/// An image that does not change when its tag moves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PinnedImage {
-    /// What it was called: `hello-metal:latest`.
-    pub reference: String,
-    /// What it is called for good: `hello-metal@sha256:…`.
-    pub name: String,
-    /// Of its root file system, as `bridgehead images` shows it.
-    pub digest: String,
-}
-
-impl Launched {
-    /// Whether both have a machine boot the same.
-    pub fn is_same(&self, other: &Self) -> bool {
-        let name = |pin: &Self| pin.image.as_ref().map(|image| image.name.clone());
-        self.profile == other.profile && name(self) == name(other)
-    }
 }
 
 /// Where a machine is declared.
@@ -190,7 +154,7 @@ impl Node {
 /// Every declared machine, by MAC and by name. Names are told apart without regard to case, as DNS does.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nodes {
-    all: Vec<Arc<Node>>,
+    pub(super) all: Vec<Arc<Node>>,
     by_mac: HashMap<Mac, usize>,
     by_name: HashMap<String, usize>,
     by_address: HashMap<Ipv4Addr, usize>,
@@ -291,22 +255,8 @@ impl Config {
         Self { nodes, ..self.clone() }
     }
 
-    /// The configuration in which these machines boot what launches have them boot. It has no others.
-    pub fn with_launched(mut self, pins: &HashMap<Mac, Launched>) -> Self {
-        let mut nodes = std::mem::take(&mut self.nodes);
-        for node in nodes.all.iter_mut() {
-            if let Some(pin) = pins.get(&node.mac) {
-                // What is the matter with the profile that it does not boot is nothing that anybody misses.
-                let problem = node.problem.clone().filter(|problem| !problem.starts_with(BOOTS_NOTHING));
-                *node = Arc::new(Node { launched: Some(pin.clone()), problem, ..Node::clone(node) });
-                self.find_profile(node);
-            }
-        }
-        Self { nodes, ..self }
-    }
-
     /// Says of a machine that its profile is gone.
-    fn find_profile(&self, node: &mut Arc<Node>) {
+    pub(super) fn find_profile(&self, node: &mut Arc<Node>) {
         let gone = node.profile_in_effect().filter(|profile| self.profile(profile).is_none());
         if let Some(profile) = gone {
             let problem = format!("{BOOTS_NOTHING}: there is no profile {profile} any more");
