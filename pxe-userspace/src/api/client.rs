@@ -83,6 +83,8 @@ pub enum AskError {
     Cut { api: Place },
     #[error("{}: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error("launch {id}: {words}")]
+    Launch { id: u64, words: String },
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
 }
@@ -97,6 +99,8 @@ pub(crate) struct Client {
 pub(crate) struct Sent {
     pub(crate) content_type: &'static str,
     pub(crate) body: Body,
+    /// The answer is to be lines.
+    pub(crate) lines: bool,
 }
 
 /// An answer whose head has arrived. Its body is read as it arrives.
@@ -141,6 +145,15 @@ impl Client {
         self.ask(Method::POST, path, document.map(json))
     }
 
+    /// The same, where the answer is lines, if the daemon is asked for them.
+    pub(crate) fn post_for_lines(
+        &self,
+        path: &str,
+        document: &serde_json::Value,
+    ) -> Result<Answer, AskError> {
+        self.ask(Method::POST, path, Some(Sent { lines: true, ..json(document) }))
+    }
+
     /// Sends a body that is not a document.
     pub(crate) fn send(&self, path: &str, sent: Sent) -> Result<Answer, AskError> {
         self.ask(Method::POST, path, Some(sent))
@@ -173,6 +186,15 @@ impl Client {
         answer: Answer,
         mut each: impl FnMut(T, &[u8]) -> io::Result<()>,
     ) -> Result<(), AskError> {
+        self.lines_while(answer, |document, line| each(document, line).map(|()| true))
+    }
+
+    /// The same until `each` says that it is enough.
+    pub(crate) fn lines_while<T: DeserializeOwned>(
+        &self,
+        answer: Answer,
+        mut each: impl FnMut(T, &[u8]) -> io::Result<bool>,
+    ) -> Result<(), AskError> {
         let mut reader = BufReader::new(answer);
         let mut line = Vec::new();
         loop {
@@ -183,7 +205,9 @@ impl Client {
                 Err(_) => return Err(self.cut()),
             }
             let document = serde_json::from_slice(&line).map_err(|error| self.unreadable(error))?;
-            each(document, &line).map_err(AskError::Output)?;
+            if !each(document, &line).map_err(AskError::Output)? {
+                return Ok(());
+            }
         }
     }
 
@@ -243,6 +267,9 @@ impl Client {
         }
         if let Some(sent) = &sent {
             request = request.header(header::CONTENT_TYPE, sent.content_type);
+            if sent.lines {
+                request = request.header(header::ACCEPT, "application/x-ndjson");
+            }
         }
         let body = sent.map_or_else(Body::empty, |sent| sent.body);
         let request = request.body(body).map_err(|error| self.no_daemon(io::Error::other(error)))?;
@@ -337,7 +364,7 @@ impl Client {
 }
 
 fn json(document: &serde_json::Value) -> Sent {
-    Sent { content_type: "application/json", body: document.to_string().into() }
+    Sent { content_type: "application/json", body: document.to_string().into(), lines: false }
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -24,6 +24,8 @@ pub use crate::dataplane::{KernelStatus, PortStatus, ProgramState, ProgramStatus
 pub use crate::machines::pacing::progress::Wave;
 pub use crate::nodes::workload::{WorkloadState, WorkloadStatus as Workload};
 pub use crate::operate::audit::Entry as AuditEntry;
+pub use crate::operate::launch::Whole as WholeLaunch;
+pub use crate::operate::launch::model::{Launch, LaunchEvent};
 pub use crate::provision::image::Freed as Collected;
 pub use crate::serve::dhcp::PacingStatus as Pacing;
 
@@ -281,6 +283,27 @@ pub struct Progress {
 pub enum ImageLine {
     Progress(Progress),
     Done(Box<Image>),
+    Failed(#[schemars(with = "schema::Failure")] ErrorDocument),
+}
+
+/// A launch that was asked for: as it begins, or as it would be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Asked {
+    /// Nothing was changed, and its id is 0.
+    pub dry_run: bool,
+    /// What people should know beforehand, in words.
+    pub notes: Vec<String>,
+    #[serde(flatten)]
+    pub launch: WholeLaunch,
+}
+
+/// One line of the streamed answer to `POST /api/launches`. The last one is `done` or `failed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LaunchLine {
+    Progress(Progress),
+    Done(Box<Asked>),
     Failed(#[schemars(with = "schema::Failure")] ErrorDocument),
 }
 

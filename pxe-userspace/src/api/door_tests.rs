@@ -143,9 +143,11 @@ async fn each_route_has_its_least_role_and_each_change_its_entry() {
     assert!(changes > 10, "{changes}");
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md")).unwrap();
     for (method, path, least) in routes {
-        let path =
-            path.replace("{name}", "NAME").replace("{*path}", "PATH").replace("{*reference}", "REFERENCE");
-        let path = path.replace("{id}", "ID");
+        let path = path
+            .replace("{name}", "NAME")
+            .replace("{id}", "ID")
+            .replace("{*path}", "PATH")
+            .replace("{*reference}", "REFERENCE");
         let row = format!("| `{method} {path}` | {least} |");
         assert!(page.contains(&row), "docs/api.md has no {row}");
     }

@@ -4,15 +4,16 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::NoContent;
+use pxe_contract::failure::ErrorDocument;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::documents::{Collected, Image, ImageLine};
+use super::documents::{Collected, Image, ImageLine, Progress};
 use super::door::By;
-use super::events::ndjson;
 use super::openapi::{Lines, Written};
+use super::streams::{self, Step};
 use super::upload::{Sent, Upload};
 use super::{ApiState, Failure, Images, Kind};
 use crate::operate::audit::Did;
@@ -57,31 +58,32 @@ pub(super) async fn add(
     };
     let before = listed(&state).await?;
     by.later();
-    let (lines, body) = mpsc::channel(16);
-    tokio::spawn(async move {
-        let (progress, mut steps) = mpsc::channel(16);
-        let forward = async {
-            while let Some(step) = steps.recv().await {
-                let _ = lines.send(ndjson(&ImageLine::Progress(step))).await;
-            }
-        };
-        let (image, ()) = tokio::join!(state.images.add(source, progress), forward);
-        let last = match image {
-            Ok(image) => {
-                let reference = image.record.reference.clone();
-                let before = before.iter().find(|image| image.record.reference == reference);
-                by.did(Did::new("image.add").on(reference).before(before.map(digest)).after(digest(&image)))
-                    .await;
-                ImageLine::Done(Box::new(image))
-            }
-            Err(failure) => {
-                let failure = upload.as_ref().map_or(failure.clone(), |upload| upload.told(failure));
-                ImageLine::Failed(failure.document())
-            }
-        };
-        let _ = lines.send(ndjson(&last)).await;
+    let (progress, steps) = mpsc::channel(16);
+    let adding = Box::pin(async move {
+        let image = state.images.add(source, progress).await;
+        let image = image
+            .map_err(|failure| upload.as_ref().map_or(failure.clone(), |upload| upload.told(failure)))?;
+        let reference = image.record.reference.clone();
+        let before = before.iter().find(|image| image.record.reference == reference);
+        let did = Did::new("image.add").on(reference).before(before.map(digest)).after(digest(&image));
+        by.did(did).await;
+        Ok(image)
     });
-    Ok(Written::lines(tokio_stream::wrappers::ReceiverStream::new(body)))
+    Ok(streams::steps::<ImageLine>(adding, steps))
+}
+
+impl Step for ImageLine {
+    type Done = Image;
+
+    fn progress(progress: Progress) -> Self {
+        Self::Progress(progress)
+    }
+    fn done(image: Image) -> Self {
+        Self::Done(Box::new(image))
+    }
+    fn failed(failure: ErrorDocument) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 pub(super) async fn remove(

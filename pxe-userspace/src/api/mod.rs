@@ -26,6 +26,9 @@ mod hold;
 mod hosts;
 mod images;
 mod kernels;
+mod launches;
+#[cfg(test)]
+mod launches_tests;
 mod listener;
 mod login;
 mod metrics;
@@ -48,6 +51,7 @@ mod routes;
 mod session;
 mod shared;
 mod storage;
+mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tokens;
@@ -78,16 +82,19 @@ use crate::machines::rescue::Rescues;
 use crate::machines::timeline::Timeline;
 use crate::nodes::trust::Trust;
 use crate::nodes::workload::fleet::Fleet;
+use crate::operate::launch::Launches;
 use crate::operate::power::Powers;
 use crate::provision::image::{ImageSource, KernelList, KernelRecord, NewKernel};
 use crate::provision::storage::Storage;
 use crate::serve::carousel::Carousel;
 use crate::serve::files::Files;
-use documents::{Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
+use documents::{Asked, Collected, FileEntry, Image, Lease, Profile, Progress, Reloaded, Status, Workload};
 
+pub use crate::operate::launch::order::Order as LaunchOrder;
 pub use door::Access;
 pub use failure::{Failure, Kind};
 pub use hosts::Hosts;
+pub use launches::{failure as launch_failure, refused as launch_refused};
 pub use listener::{serve, serve_tls};
 pub use metrics::{KernelMeasures, Measures};
 pub use places::{Connections, PER_NODE};
@@ -112,6 +119,17 @@ pub trait Appliance: Send + Sync + 'static {
     fn node(&self, mac: Mac) -> Option<Arc<Node>>;
     /// Changes them. All of it is done, and on disk, or nothing.
     fn order(&self, order: Order) -> BoxFuture<'_, Result<Done, OrderError>>;
+    /// Begins a launch, or says what it would be. Steps of bringing its image in are sent to `progress`, whose receiver may
+    /// have been dropped.
+    fn launch(
+        &self,
+        order: LaunchOrder,
+        dry: bool,
+        by: String,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'_, Result<Asked, Failure>>;
+    /// Begins a launch that brings back what was before another.
+    fn undo(&self, id: u64, by: String) -> BoxFuture<'_, Result<Asked, Failure>>;
     /// Applies a changed configuration file.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>>;
 }
@@ -166,6 +184,7 @@ pub struct ApiState {
     pub access: Access,
     pub powers: Powers,
     pub live: page::Live,
+    pub launches: Launches,
 }
 
 /// Routes of the listener on the bridge's address.

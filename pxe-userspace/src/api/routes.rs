@@ -9,6 +9,7 @@ use axum::routing::{MethodFilter, on};
 use axum::{Extension, Router};
 
 use super::door::{self, By, is_reading};
+use super::launches;
 use super::openapi::{self, Described, Openapi};
 use super::page::OwnApi;
 use super::{ApiState, Failure, Kind};
@@ -131,6 +132,12 @@ fn routes(audit: Audit) -> Routes {
         // The handler grants no more than the caller's own role.
         .on(Viewer, post.clone(), "/api/login", login::invite)
         .on(Viewer, delete.clone(), "/api/login", login::leave)
+        .on(Viewer, get.clone(), "/api/launches", launches::list)
+        .on(Viewer, get.clone(), "/api/launches/{id}", launches::show)
+        .on(Viewer, get.clone(), "/api/launch-events", launches::events)
+        .on(Operator, post.clone(), "/api/launches", launches::launch)
+        .on(Operator, post.clone(), "/api/launches/{id}/cancel", launches::cancel)
+        .on(Operator, post.clone(), "/api/launches/{id}/undo", launches::undo)
         .on(Operator, post.clone(), "/api/nodes/{name}/hold", hold::hold)
         .on(Operator, delete.clone(), "/api/nodes/{name}/hold", hold::release)
         .on(Operator, get.clone(), "/api/nodes/{name}/rescue", rescue::way_in)

@@ -44,6 +44,7 @@ pub(crate) struct Daemon {
     pub(super) tls: SocketAddr,
     pub(super) trust: Trust,
     pub(super) fleet: Fleet,
+    pub(super) launches: Launches,
     stop: CancellationToken,
     state: tempfile::TempDir,
 }
@@ -93,9 +94,12 @@ impl Daemon {
         let tokens = Tokens::open(store.clone()).unwrap();
         let logins = Logins::open(store.clone()).unwrap();
         let access = Access::new(tokens, logins, audit, hosts, vec![format!("http://{api_by_tcp}")]);
+        let launches = super::launches_tests::launches(&store, &timeline, &machines, &stop);
+        let fake = Fake::new(store.clone(), machines.clone(), launches.clone());
         let api_state = ApiState {
             boot: boot_state.clone(),
-            appliance: Arc::new(Fake::new(store.clone(), machines.clone())),
+            launches: launches.clone(),
+            appliance: Arc::new(fake),
             images: Arc::new(FakeImages(state.path().to_owned())),
             access: access.clone(),
             powers: crate::operate::power::testing::powers(state.path(), store.clone()),
@@ -131,6 +135,7 @@ impl Daemon {
             tls,
             trust,
             fleet,
+            launches,
             stop,
             state,
         }
@@ -181,12 +186,13 @@ struct Fake {
     kept: Kept,
     machines: Machines,
     config: Mutex<config::Config>,
+    launches: Launches,
 }
 
 impl Fake {
-    fn new(store: Store, machines: Machines) -> Self {
+    fn new(store: Store, machines: Machines, launches: Launches) -> Self {
         let config = config::parse(CONFIG, Path::new("/c.toml")).unwrap_or_else(|p| panic!("{p:?}"));
-        Self { kept: Kept::open(store).unwrap(), machines, config: Mutex::new(config) }
+        Self { kept: Kept::open(store).unwrap(), machines, config: Mutex::new(config), launches }
     }
 }
 
@@ -264,6 +270,20 @@ impl Appliance for Fake {
         let piece = format!("{} {}", wanted.mac, wanted.snap_length);
         pieces.try_send(piece.into()).expect("there is room for one");
         Ok(receiver)
+    }
+    fn launch(
+        &self,
+        order: LaunchOrder,
+        dry: bool,
+        by: String,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'_, Result<documents::Asked, Failure>> {
+        let config = self.config.lock().unwrap().clone().with_launched(&self.launches.pins());
+        let launches = self.launches.clone();
+        super::launches_tests::launch(config, launches, order, dry, by, progress).boxed()
+    }
+    fn undo(&self, id: u64, by: String) -> BoxFuture<'_, Result<documents::Asked, Failure>> {
+        super::launches_tests::undo(self.launches.clone(), id, by).boxed()
     }
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
         async { Ok(Reloaded { changed: vec!["profile web".into()], needs_restart: Vec::new() }) }.boxed()

@@ -8,8 +8,9 @@ use pxe_contract::paths::ImagePart;
 use crate::api::Connections;
 use crate::machines::holds::Holds;
 use crate::machines::rescue::Rescues;
-use crate::machines::timeline::{Follower, Stage};
+use crate::machines::timeline::{Event, Follower, Stage};
 use crate::nodes::trust::Trust;
+use crate::operate::launch::Launches;
 use crate::provision::boot::Generated;
 use crate::provision::trials::Trials;
 use crate::serve::dhcp::Dhcp;
@@ -23,6 +24,7 @@ pub(super) struct Boots {
     pub(super) trials: Trials,
     pub(super) trust: Trust,
     pub(super) dhcp: Dhcp,
+    pub(super) launches: Launches,
 }
 
 impl Follower for Boots {
@@ -49,6 +51,10 @@ impl Follower for Boots {
             self.trials.came_up(mac);
         }
         self.dhcp.reached(mac, stage);
+    }
+
+    fn happened(&self, event: &Event) {
+        self.launches.happened(event);
     }
 }
 

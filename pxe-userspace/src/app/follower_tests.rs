@@ -70,6 +70,7 @@ impl Appliance {
             trials: Trials::open(store.clone()).unwrap(),
             trust: Trust::open(dir.path(), store.clone(), timeline.clone()).unwrap(),
             dhcp: Dhcp::open(config.into(), store.clone(), &machines, None).unwrap().0,
+            launches: Launches::open(store.clone(), Timestamp::UNIX_EPOCH).unwrap().0,
         };
         timeline.call(boots.clone());
         Self { timeline, machines, store, brake, boots, dir }

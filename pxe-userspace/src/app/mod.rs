@@ -2,6 +2,7 @@
 
 mod closed;
 mod follower;
+mod launches;
 mod lock;
 mod naming;
 mod offers;
@@ -37,6 +38,7 @@ use crate::machines::timeline::Timeline;
 use crate::nodes::workload::Workloads;
 use crate::operate::access::Caller;
 use crate::operate::audit::{Audit, Did};
+use crate::operate::launch::Launches;
 use crate::operate::power::Powers;
 use crate::provision::image::{Images, Wanted};
 use crate::provision::trials::Trials;
@@ -174,6 +176,7 @@ struct Appliance {
     watched: wave::Watched,
     audit: Audit,
     powers: Powers,
+    launches: Launches,
     /// One change of the configuration at a time: a reload, or of the machines that are kept.
     reloading: tokio::sync::Mutex<()>,
 }

@@ -11,6 +11,7 @@ use crate::config::rules::Facts;
 use crate::host::net::Stations;
 use crate::machines::Machines;
 use crate::machines::kept::{Kept, Names};
+use crate::operate::launch::Launches;
 use crate::serve::dhcp::Unnamed;
 use crate::store::{ReadError, Store};
 
@@ -18,16 +19,20 @@ use crate::store::{ReadError, Store};
 const BATCH: usize = 512;
 
 /// The machines that are declared elsewhere than in the file, and the configuration with them.
-pub(super) fn open(config: &Config, store: &Store) -> Result<(Arc<Config>, Kept, Names), ReadError> {
+pub(super) fn open(
+    config: &Config,
+    store: &Store,
+    launches: &Launches,
+) -> Result<(Arc<Config>, Kept, Names), ReadError> {
     let (kept, names) = (Kept::open(store.clone())?, Names::open(store.clone())?);
-    let config = Arc::new(whole(config, &kept, &names));
+    let config = Arc::new(whole(config, &kept, &names, launches));
     Ok((config, kept, names))
 }
 
-/// The configuration with the machines that are declared elsewhere than in its file.
-pub(super) fn whole(config: &Config, kept: &Kept, names: &Names) -> Config {
+/// The configuration with the machines that are declared elsewhere than in its file, and what launches have them boot.
+pub(super) fn whole(config: &Config, kept: &Kept, names: &Names, launches: &Launches) -> Config {
     let (kept, named) = (kept.all(), names.nodes(&config.rules));
-    config.with_nodes(kept.iter().chain(&named))
+    config.with_nodes(kept.iter().chain(&named)).with_launched(&launches.pins())
 }
 
 /// Machines that booted from here, as far as they are known.

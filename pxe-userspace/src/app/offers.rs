@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 
 use super::Appliance;
 use crate::api::documents::{
-    BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, PortStatus, Profile, Progress, Reloaded,
-    Status, Tier, Workload,
+    Asked, BridgeStatus, Collected, FileEntry, Image, Lease, LeaseState, PortStatus, Profile, Progress,
+    Reloaded, Status, Tier, Workload,
 };
 use crate::api::{self, Failure, KernelMeasures, Kind, Measures};
 use crate::config::{FastPath, Node, Source, cmdline, kernel};
@@ -169,6 +169,20 @@ impl api::Appliance for Appliance {
         Box::pin(Appliance::order(self, order))
     }
 
+    fn launch(
+        &self,
+        order: api::LaunchOrder,
+        dry: bool,
+        by: String,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'_, Result<Asked, Failure>> {
+        Box::pin(async move { Appliance::launch(self, &order, dry, &by, progress).await })
+    }
+
+    fn undo(&self, id: u64, by: String) -> BoxFuture<'_, Result<Asked, Failure>> {
+        Box::pin(async move { Appliance::undo(self, id, &by).await })
+    }
+
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Failure>> {
         Box::pin(async {
             Appliance::reload(self).await.map_err(|error| {
@@ -194,14 +208,10 @@ impl api::Images for Appliance {
     ) -> BoxFuture<'_, Result<Image, Failure>> {
         Box::pin(async move {
             let report = move |step: image::Progress| {
-                let bytes = match &step {
-                    image::Progress::Exported { bytes } => Some(*bytes),
-                    image::Progress::Layer { .. } | image::Progress::Packing => None,
-                };
                 // A slow or missing reader misses steps, but delays nobody.
-                let _ = progress.try_send(Progress { step: step.to_string(), bytes });
+                let _ = progress.try_send(shown(&step));
             };
-            match self.images.add(&source, report).await {
+            match self.images.add(&source, true, report).await {
                 Ok(image) => Ok(self.image(&image.record)),
                 Err(error) => Err(add_failure(error)),
             }
@@ -210,6 +220,11 @@ impl api::Images for Appliance {
 
     fn remove(&self, reference: String) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async move {
+            let pinned = self.pinned_to(&reference);
+            if !pinned.is_empty() {
+                let error = format!("{reference} is booted by {}", pinned.join(", "));
+                return Err(Failure::new(Kind::Conflict, error, "launch them with another image first"));
+            }
             let used_by = self.profiles_of(&reference);
             if !used_by.is_empty() {
                 let error = format!("{reference} is booted by profile {}", used_by.join(", "));
@@ -225,7 +240,10 @@ impl api::Images for Appliance {
     }
 
     fn collect(&self) -> BoxFuture<'_, Result<Collected, Failure>> {
-        Box::pin(async { self.images.gc(self.trials.blobs()).await.map_err(Failure::internal) })
+        Box::pin(async {
+            self.forget_unpinned().map_err(Failure::internal)?;
+            self.images.gc(self.trials.blobs()).await.map_err(Failure::internal)
+        })
     }
 
     fn kernels(&self) -> KernelList {
@@ -393,7 +411,16 @@ fn no_such_kernel(name: &str) -> Failure {
     Failure::new(Kind::NotFound, error, "`bridgehead kernel list` has them")
 }
 
-fn add_failure(error: AddError) -> Failure {
+/// A step of an import, for people.
+pub(super) fn shown(step: &image::Progress) -> Progress {
+    let bytes = match step {
+        image::Progress::Pulling { bytes, .. } | image::Progress::Exported { bytes } => Some(*bytes),
+        image::Progress::Layer { .. } | image::Progress::Packing => None,
+    };
+    Progress { step: step.to_string(), bytes }
+}
+
+pub(super) fn add_failure(error: AddError) -> Failure {
     let (kind, hint) = add_failure_kind(&error);
     Failure::new(kind, error.to_string(), hint)
 }

@@ -33,9 +33,9 @@ pub(super) async fn serve(
     let access = Access::new(tokens, logins, appliance.audit.clone(), hosts, pages);
     let trust = boot.trust.clone();
     let live = Live::new(boot.machines.clone());
-    let powers = appliance.powers.clone();
-    let state =
-        ApiState { boot, appliance: appliance.clone(), images: appliance.clone(), access, powers, live };
+    let (launches, powers) = (appliance.launches.clone(), appliance.powers.clone());
+    let images = appliance.clone();
+    let state = ApiState { boot, appliance: appliance.clone(), images, access, launches, powers, live };
     let router = api_router(state.clone());
 
     let Starting { parts, shutdown } = starting;

@@ -11,6 +11,7 @@ use crate::config::{self, Api, Boot, Carousel, Config, Dhcp, Docker, Http, Netwo
 use crate::machines::Machines;
 use crate::machines::kept::{Done, Kept, Names, Order, OrderError};
 use crate::nodes::workload::Workloads;
+use crate::operate::launch::Launches;
 use crate::provision::image::Wanted;
 use crate::serve::dhcp;
 use crate::serve::files::{Catalog, OpenRoot, RootError};
@@ -54,11 +55,18 @@ impl Appliance {
         self.parts().name(seen).await
     }
 
+    /// Has everybody go by what launches have machines boot.
+    pub(super) async fn pinned(&self) {
+        let _one_at_a_time = self.reloading.lock().await;
+        self.parts().publish(self.parts().whole(&self.config())).await;
+    }
+
     fn parts(&self) -> Parts<'_> {
         Parts {
             config: &self.config,
             kept: &self.kept,
             names: &self.names,
+            launches: &self.launches,
             catalog: &self.catalog,
             dhcp: &self.dhcp,
             machines: &self.machines,
@@ -73,6 +81,7 @@ struct Parts<'a> {
     config: &'a watch::Sender<Arc<Config>>,
     kept: &'a Kept,
     names: &'a Names,
+    launches: &'a Launches,
     catalog: &'a Catalog,
     dhcp: &'a dhcp::Dhcp,
     machines: &'a Machines,
@@ -115,7 +124,7 @@ impl Parts<'_> {
 
     /// The configuration with the machines that its file does not declare.
     fn whole(&self, config: &Config) -> Config {
-        naming::whole(config, self.kept, self.names)
+        naming::whole(config, self.kept, self.names, self.launches)
     }
 
     /// Has everybody go by it.

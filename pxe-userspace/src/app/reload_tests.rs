@@ -76,6 +76,7 @@ struct Running {
     config: watch::Sender<Arc<Config>>,
     kept: Kept,
     names: Names,
+    launches: Launches,
     catalog: Catalog,
     dhcp: dhcp::Dhcp,
     machines: Machines,
@@ -103,10 +104,12 @@ impl Running {
         };
         let catalog = Catalog::new(receiver.clone(), planner, images, machines.clone(), of_boots);
         let (kept, names) = (Kept::open(store.clone()).unwrap(), Names::open(store.clone()).unwrap());
+        let (launches, _) = Launches::open(store.clone(), jiff::Timestamp::UNIX_EPOCH).unwrap();
         let (dhcp, _) = dhcp::Dhcp::open(config, store.clone(), &machines, None).unwrap();
         let fleet = Fleet::open(dir, store.clone(), machines.clone(), timeline).unwrap();
         let workloads = Workloads::start(receiver, engine, fleet).await;
-        Self { config: sender, kept, names, catalog: catalog.unwrap(), dhcp, machines, wanted, workloads }
+        let catalog = catalog.unwrap();
+        Self { config: sender, kept, names, launches, catalog, dhcp, machines, wanted, workloads }
     }
 
     async fn take_over(&self, new: Config) -> Result<Reloaded, RootError> {
@@ -114,8 +117,8 @@ impl Running {
     }
 
     fn parts(&self) -> Parts<'_> {
-        let Self { config, kept, names, catalog, dhcp, machines, wanted, workloads } = self;
-        Parts { config, kept, names, catalog, dhcp, machines, wanted, workloads }
+        let Self { config, kept, names, launches, catalog, dhcp, machines, wanted, workloads } = self;
+        Parts { config, kept, names, launches, catalog, dhcp, machines, wanted, workloads }
     }
 
     /// As [`Appliance::order`] does.

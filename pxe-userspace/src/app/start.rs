@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Appliance, Parts, follower, naming, people, port_names, ports, power, wave};
+use super::{Appliance, Parts, follower, launches, naming, people, port_names, ports, power, wave};
 use crate::api::people::Socket;
 use crate::api::{self, BootState, Connections};
 use crate::config::Config;
@@ -31,6 +31,7 @@ use crate::nodes::trust::Trust;
 use crate::nodes::workload::Workloads;
 use crate::nodes::workload::fleet::Fleet;
 use crate::operate::audit::Audit;
+use crate::operate::launch::{self, Driven, Launches};
 use crate::provision::image::{Images, Wanted};
 use crate::provision::planner::Planner;
 use crate::provision::storage::Storage;
@@ -57,6 +58,7 @@ pub(super) struct Starting<'a> {
 impl Appliance {
     /// Starts everything behind the bridge; when it returns, packets are answered. What was spawned ends with
     /// `shutdown`.
+    // Long: the order of start, told once.
     pub(super) async fn start(
         file: &Path,
         config: Arc<Config>,
@@ -67,7 +69,8 @@ impl Appliance {
     ) -> anyhow::Result<Arc<Self>> {
         let mut starting = Starting { parts, shutdown };
         let store = Store::open(&config.state_dir.join(store::FILE))?;
-        let (config, kept, names) = naming::open(&config, &store)?;
+        let (launches, driven) = Launches::open(store.clone(), Timestamp::now())?;
+        let (config, kept, names) = naming::open(&config, &store, &launches)?;
         let (sender, receiver) = watch::channel(config.clone());
         let info = bridge.info().clone();
         let machines = Machines::new(&config);
@@ -103,6 +106,7 @@ impl Appliance {
             trials: trials.clone(),
             trust: trust.clone(),
             dhcp: dhcp.clone(),
+            launches: launches.clone(),
         });
         starting.dhcp(&info, (dhcp.clone(), opened, told.dhcp), machines.clone(), timeline.clone())?;
         let tftp =
@@ -153,9 +157,11 @@ impl Appliance {
             watched: Default::default(),
             audit: Audit::open(store.clone())?,
             powers,
+            launches,
             reloading: Default::default(),
         });
         starting.watch(&appliance, unnamed);
+        starting.launches(&appliance, driven, boot.rescues.clone());
         people::serve(&config, &appliance, boot, store, socket, &mut starting).await?;
         Ok(appliance)
     }
@@ -251,6 +257,13 @@ impl Starting<'_> {
         self.parts.spawn(serving.map(Ok));
         self.parts.spawn(end_silent_boots(timeline, self.shutdown.clone()));
         Ok(())
+    }
+
+    /// What does the launches.
+    fn launches(&mut self, appliance: &Arc<Appliance>, driven: Driven, rescues: Rescues) {
+        let site = Arc::new(launches::Surroundings::new(appliance.clone(), rescues));
+        let timeline = appliance.timeline.clone();
+        self.parts.spawn(launch::drive(driven, site, timeline, self.shutdown.clone()).map(Ok));
     }
 
     /// What looks after the ports, waves of boots and machines without names meanwhile.

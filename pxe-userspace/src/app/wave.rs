@@ -90,7 +90,9 @@ impl Appliance {
         // Files are looked at once for all machines of a profile.
         let mut known = std::collections::HashMap::new();
         let mut boot = |machine: Machine| {
-            let profile = config.profile_of(machine.mac).map(|p| p.name.clone());
+            let profile = config.profile_of(machine.mac);
+            let image = profile.and_then(|profile| config.image_of(machine.mac, profile)).map(str::to_owned);
+            let profile = (profile.map(|profile| profile.name.clone()), image);
             let needs =
                 *known.entry((profile, machine.stages)).or_insert_with(|| self.needs(&config, &machine));
             let percent = machine.fetching.as_ref().map(|f| f.percent);
@@ -104,7 +106,8 @@ impl Appliance {
     fn needs(&self, config: &Config, machine: &Machine) -> Option<Needs> {
         // The loaders of all platforms have about the same size.
         let loader = size_of(&config.boot.assets.join(GRUB_EFI_X64)).unwrap_or(0);
-        match &config.profile_of(machine.mac)?.source {
+        let profile = config.profile_of(machine.mac)?;
+        match &profile.source {
             Source::Kernel { kernel, initrd } => {
                 let root = config.files_root.as_ref()?;
                 let size = |path: &String| size_of(&root.join(path.trim_start_matches('/')));
@@ -112,6 +115,7 @@ impl Appliance {
                 Some(Needs { loader, kernel: size(kernel)?, initrds, stage2: 0 })
             }
             Source::Image(reference) => {
+                let reference = config.image_of(machine.mac, profile).unwrap_or(reference);
                 let Availability::Ready(image) = self.wanted.availability(reference) else { return None };
                 let facts = ImageFacts::from(&*image.record);
                 let stages = machine.stages.unwrap_or_else(|| plan::by_size(&facts).stages());

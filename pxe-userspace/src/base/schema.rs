@@ -72,6 +72,14 @@ schemas! {
             "retries": { "type": "integer", "minimum": 0 },
         },
     });
+    /// How many machines of a launch may fail.
+    Limit("Limit") = json_schema!({
+        "description": "A number of machines, or a share of those of the launch.",
+        "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": u32::MAX },
+            { "type": "string", "pattern": "^([0-9]{1,9}|([0-9]|[1-9][0-9]|100)%)$" },
+        ],
+    });
     /// The body of every answer that is an error ([`ErrorDocument`](pxe_contract::failure::ErrorDocument)).
     Failure("Failure") = json_schema!({
         "description": "Why a request could not be served.",

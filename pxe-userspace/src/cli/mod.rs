@@ -3,6 +3,7 @@
 mod access;
 mod debug;
 mod kernel;
+mod launch;
 mod node;
 mod power;
 mod rules;
@@ -47,6 +48,24 @@ To start: write a configuration (docs/configuration.md has the least that boots 
   bridgehead status                   is everything well?
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. The log's level is BRIDGEHEAD_LOG (info).";
+
+const LAUNCH: &str = "\
+What it does with each machine, in its turn:
+  it pins what the machine boots from now on, as an image's digest: a month later it boots the same, until the next launch;
+  it powers on what is off, and restarts what runs something else;
+  it follows the boot until the machine is healthy;
+  what is stuck it powers off and on, --tries times in all, and then sets aside, with the cause that `why` has.
+Machines without `power` wait for somebody who switches them on, which is said before.
+
+Examples:
+  bridgehead launch all --image hello-metal --dry-run            what would be done
+  bridgehead launch all --image hello-metal --wait               and until all are healthy
+  bridgehead launch label=gpu --profile train --canary 1 --at-a-time 20 --max-failed 5% --wait
+  bridgehead launch 'n[1-40]' --image web:2 --healthy 'http://{address}:8080/health' --deadline 1h
+  bridgehead launches; bridgehead launch show 7                  how far it is, machine by machine
+  bridgehead launch cancel 7; bridgehead launch undo 7           end it; back to what was before
+
+Exit codes of --wait: 0 every machine is healthy, 1 not, with names and causes. docs/launch.md tells it from the start.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -115,6 +134,11 @@ pub enum Ask {
     /// cause.
     #[command(subcommand, after_help = power::TEACH)]
     Power(power::PowerCommand),
+    /// Have machines boot something: power them on, watch them until they are healthy, try again what fails.
+    #[command(after_help = LAUNCH)]
+    Launch(launch::LaunchArgs),
+    /// The launches that there were, the newest first.
+    Launches(Reading),
     /// Addresses given to machines.
     Leases(Reading),
     /// Files below the files root.
@@ -308,6 +332,8 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Nodes { selector, reading } => nodes(&selector, &reading, out),
         Ask::Node(command) => node::run(command, out),
         Ask::Power(command) => power::run(command, out),
+        Ask::Launch(args) => launch::run(args, out),
+        Ask::Launches(reading) => launch::list(&reading, out),
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
         Ask::Files(reading) => read(&reading, "/api/files", out, show::files),
         Ask::Images(reading) => read(&reading, "/api/images", out, show::images),

@@ -179,7 +179,7 @@ pub(super) fn run(command: NodeCommand, out: &mut dyn Write) -> Result<(), AskEr
         NodeCommand::Import { file, reading } => {
             let table = table(&file).map_err(|source| AskError::File { path: file, source })?;
             let client = Client::new(&reading.api);
-            let sent = Sent { content_type: "text/csv", body: Body::from(table) };
+            let sent = Sent { content_type: "text/csv", body: Body::from(table), lines: false };
             let changed: NodesChanged = client.document(client.send("/api/nodes.csv", sent)?)?;
             print(&reading, &changed, out, show::nodes_changed)
         }

@@ -39,11 +39,15 @@ fn sent(
     }
     let failed = |source| AskError::File { path: path.to_owned(), source };
     let sent = if path.is_dir() {
-        Sent { content_type: "application/x-tar", body: directory(client, path, pack).map_err(failed)? }
+        Sent {
+            content_type: "application/x-tar",
+            body: directory(client, path, pack).map_err(failed)?,
+            lines: false,
+        }
     } else {
         let file = tokio::fs::File::from_std(File::open(path).map_err(failed)?);
         let body = Body::from_stream(ReaderStream::with_capacity(file, PIECE));
-        Sent { content_type: of_file, body }
+        Sent { content_type: of_file, body, lines: false }
     };
     Ok(Some((sent, format!("file={}", percent(&path.to_string_lossy(), "")))))
 }

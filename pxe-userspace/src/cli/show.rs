@@ -426,6 +426,6 @@ pub(super) fn reloaded(done: &Reloaded) -> String {
     out
 }
 
-fn time(time: Timestamp) -> String {
+pub(super) fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }

@@ -317,6 +317,7 @@ pub(super) fn nodes(
             origin: Origin::File(findings.place(name.span())),
             uuid: None,
             problem: None,
+            launched: None,
         });
     }
     nodes

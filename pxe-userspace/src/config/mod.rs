@@ -9,6 +9,7 @@ mod entries;
 mod file;
 mod findings;
 pub mod kernel;
+mod launched;
 pub mod nodes;
 pub mod power;
 pub mod rules;
@@ -35,11 +36,11 @@ use findings::Findings;
 
 pub use carousel::Carousel;
 pub use findings::Problem;
-pub use nodes::{Node, Nodes, Origin, Place};
+pub use nodes::{Launched, Node, Nodes, Origin, PinnedImage, Place};
 pub use power::{Power, PowerTable};
 pub use storage::StoragePlan;
 pub use validate::API_SOCKET;
-pub use values::{size, written_size};
+pub use values::{duration, size, written_size};
 
 /// The image of nodes with `run = "docker"`, which comes with the assets.
 pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
@@ -413,10 +414,17 @@ impl Config {
         plan.is_some_and(|plan| plan.volumes.iter().any(|volume| volume.mount == ENGINE_DATA))
     }
 
-    /// The profile that a machine boots: its own, else the default one; none for unknown
+    /// The profile that a machine boots: a launch's, its own, else the default one; none for unknown
     /// machines where `dhcp.unknown` is not `boot`.
     pub fn profile_of(&self, mac: Mac) -> Option<&Profile> {
         self.profile_for(self.node(mac))
+    }
+
+    /// The image that a machine boots with its profile: a launch's, else the profile's; none for a kernel by hand.
+    pub fn image_of<'a>(&'a self, mac: Mac, profile: &'a Profile) -> Option<&'a str> {
+        let Source::Image(reference) = &profile.source else { return None };
+        let pinned = self.node(mac).and_then(|node| node.launched.as_ref()?.image.as_ref());
+        Some(pinned.map_or(reference, |image| &image.name))
     }
 
     /// The same of a machine that was looked up.
@@ -424,7 +432,7 @@ impl Config {
         if node.is_none() && self.dhcp.unknown != Unknown::Boot {
             return None;
         }
-        let name = node.and_then(|n| n.profile.as_ref()).or(self.default_profile.as_ref())?;
+        let name = node.and_then(Node::profile_in_effect).or(self.default_profile.as_ref())?;
         self.profile(name)
     }
 }

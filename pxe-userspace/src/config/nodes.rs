@@ -13,6 +13,7 @@ use pxe_common::Mac;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::launched::{Launched, PinnedImage};
 use super::segment::Segment;
 use super::values::is_host_label;
 use super::{Config, Power, Rescue};
@@ -25,6 +26,8 @@ pub const KEY_MAX: usize = 32;
 pub const VALUE_MAX: usize = 256;
 /// Labels and keys of one machine, each.
 pub const WORDS_MAX: usize = 32;
+
+pub(super) const BOOTS_NOTHING: &str = "it boots nothing";
 
 /// What keys can't be called: columns of a table of machines.
 pub const COLUMNS: [&str; 8] = ["name", "mac", "address", "profile", "rescue", "memory", "labels", "power"];
@@ -66,6 +69,9 @@ pub struct Node {
     /// What of it is not in effect, and why.
     #[serde(skip)]
     pub problem: Option<String>,
+    /// What a launch has it boot, in place of what it is declared with.
+    #[serde(skip)]
+    pub launched: Option<Launched>,
 }
 
 /// Where a machine is declared.
@@ -139,7 +145,13 @@ impl Node {
             origin: Origin::Kept,
             uuid: None,
             problem: None,
+            launched: None,
         }
+    }
+
+    /// The profile that it names, or that a launch has it boot.
+    pub fn profile_in_effect(&self) -> Option<&String> {
+        self.launched.as_ref().and_then(|pin| pin.profile.as_ref()).or(self.profile.as_ref())
     }
 
     /// Whose it is, in words.
@@ -155,7 +167,7 @@ impl Node {
 /// Every declared machine, by MAC and by name. Names are told apart without regard to case, as DNS does.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nodes {
-    all: Vec<Arc<Node>>,
+    pub(super) all: Vec<Arc<Node>>,
     by_mac: HashMap<Mac, usize>,
     by_name: HashMap<String, usize>,
     by_address: HashMap<Ipv4Addr, usize>,
@@ -243,17 +255,26 @@ impl Config {
     /// The configuration with these machines behind those of its file, in place of those that were.
     pub fn with_nodes<'a>(&self, others: impl IntoIterator<Item = &'a Arc<Node>>) -> Self {
         let mut nodes = Nodes::default();
-        self.nodes.of_file().for_each(|node| nodes.put(node.clone()));
+        self.nodes.of_file().for_each(|node| {
+            nodes.put(match node.launched {
+                None => node.clone(),
+                Some(_) => Arc::new(Node { launched: None, problem: None, ..Node::clone(node) }),
+            })
+        });
         for node in others {
             nodes.join(node, |address| self.taken(address));
         }
-        for node in &mut nodes.all {
-            if let Some(profile) = node.profile.as_ref().filter(|profile| self.profile(profile).is_none()) {
-                let problem = format!("it boots nothing: there is no profile {profile} any more");
-                *node = Arc::new(Node { problem: Some(problem), ..Node::clone(node) });
-            }
-        }
+        nodes.all.iter_mut().for_each(|node| self.find_profile(node));
         Self { nodes, ..self.clone() }
+    }
+
+    /// Says of a machine that its profile is gone.
+    pub(super) fn find_profile(&self, node: &mut Arc<Node>) {
+        let gone = node.profile_in_effect().filter(|profile| self.profile(profile).is_none());
+        if let Some(profile) = gone {
+            let problem = format!("{BOOTS_NOTHING}: there is no profile {profile} any more");
+            *node = Arc::new(Node { problem: Some(problem), ..Node::clone(node) });
+        }
     }
 
     /// Why no machine can have an address.

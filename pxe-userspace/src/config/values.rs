@@ -6,7 +6,7 @@ use super::file::OptionValue;
 use super::{Protocol, PublishedPort};
 
 /// `90s`, `1h`, `1h30m`, `7d`.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let mut total = 0u64;
     let mut rest = text;
     while !rest.is_empty() {

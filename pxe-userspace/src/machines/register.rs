@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::{schema, text};
-use crate::config::{Config, Node, Origin};
+use crate::config::{Config, Launched, Node, Origin};
 
 /// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
 /// who forges MAC addresses.
@@ -80,6 +80,9 @@ pub struct Machine {
     /// What of its declaration is not in effect, and why.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
+    /// What a launch has it boot, until the next launch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub launched: Option<Launched>,
 }
 
 /// Which boots stop in stage 1.
@@ -125,6 +128,7 @@ impl Machine {
             keys: BTreeMap::new(),
             power: None,
             problem: None,
+            launched: None,
         }
     }
 
@@ -138,6 +142,7 @@ impl Machine {
         self.keys = node.map(|n| n.keys.clone()).unwrap_or_default();
         self.power = node.and_then(|n| n.power.as_ref()).map(|power| power.driver().to_owned());
         self.problem = node.and_then(|n| n.problem.clone());
+        self.launched = node.and_then(|n| n.launched.clone());
     }
 
     /// Whether the firmware it booted with last is a UEFI.

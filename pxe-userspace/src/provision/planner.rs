@@ -126,13 +126,13 @@ impl Planner {
     ) -> Result<Plan, Refusal> {
         let reference = match &profile.source {
             Source::Kernel { kernel, initrd } => return plan::by_hand(profile, kernel, initrd),
-            Source::Image(reference) => reference,
+            Source::Image(reference) => config.image_of(machine.mac, profile).unwrap_or(reference),
         };
         let image = match self.wanted.availability(reference) {
             Availability::Ready(image) => image,
-            Availability::Preparing => return Err(Refusal::Preparing(reference.clone())),
+            Availability::Preparing => return Err(Refusal::Preparing(reference.to_owned())),
             Availability::Failed(cause) => {
-                return Err(Refusal::NoImage { reference: reference.clone(), cause });
+                return Err(Refusal::NoImage { reference: reference.to_owned(), cause });
             }
         };
         let memory = config.node(machine.mac).and_then(|n| n.memory);

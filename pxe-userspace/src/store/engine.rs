@@ -4,8 +4,8 @@ use pxe_common::Mac;
 
 use super::ReadError;
 use super::rows::{
-    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LeaseRow, LoginRow, NamedRow,
-    NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LaunchEventRow, LaunchMachineRow,
+    LaunchRow, LaunchedRow, LeaseRow, LoginRow, NamedRow, NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
 };
 
 /// What an engine's own errors become.
@@ -87,4 +87,19 @@ pub trait Reader: Send + Sync + 'static {
 
     /// The certificates that BMCs showed, in no order.
     fn pins(&self) -> Result<Vec<PinRow>, ReadError>;
+
+    /// What launches have machines boot, in no order.
+    fn launched(&self) -> Result<Vec<LaunchedRow>, ReadError>;
+
+    /// Every launch, by id.
+    fn launches(&self) -> Result<Vec<LaunchRow>, ReadError>;
+
+    /// The machines of one launch, by their turn.
+    fn launch_machines(&self, launch: u64) -> Result<Vec<LaunchMachineRow>, ReadError>;
+
+    /// Events of launches with an id above `after`, oldest first, at most `limit`.
+    fn launch_events_since(&self, after: u64, limit: usize) -> Result<Vec<LaunchEventRow>, ReadError>;
+
+    /// The newest one's id; 0 when there is none.
+    fn last_launch_event_id(&self) -> Result<u64, ReadError>;
 }

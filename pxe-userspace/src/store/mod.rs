@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 
 pub use engine::{BoxError, Durability, Engine, Reader};
 pub use rows::{
-    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LeaseRow, LoginRow, NamedRow,
-    NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, Change, CredentialsRow, Document, EventRow, LaunchEventRow, LaunchMachineRow,
+    LaunchRow, LaunchedRow, LeaseRow, LoginRow, NamedRow, NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
 };
 use writer::{Answer, Queue};
 

@@ -138,6 +138,42 @@ pub struct AuditRow {
     pub body: String,
 }
 
+/// What a launch has a machine boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchedRow {
+    pub mac: Mac,
+    /// JSON.
+    pub body: String,
+}
+
+/// A launch without its machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchRow {
+    pub id: u64,
+    /// JSON.
+    pub body: String,
+}
+
+/// A machine in a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchMachineRow {
+    pub launch: u64,
+    /// Its turn among the others, from 0.
+    pub turn: u32,
+    pub mac: Mac,
+    /// JSON.
+    pub body: String,
+}
+
+/// Something that changed in a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchEventRow {
+    pub id: u64,
+    pub launch: u64,
+    /// JSON.
+    pub body: String,
+}
+
 /// Something to write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -169,6 +205,16 @@ pub enum Change {
     RemoveCredentials(String),
     /// In place of the one that the place had.
     PutPin(PinRow),
+    /// In place of what the machine had.
+    PutLaunched(LaunchedRow),
+    RemoveLaunched(Mac),
+    /// In place of what there was of that id.
+    PutLaunch(LaunchRow),
+    /// With its machines.
+    RemoveLaunch(u64),
+    /// In place of what there was of that machine in that launch.
+    PutLaunchMachine(LaunchMachineRow),
+    AddLaunchEvent(LaunchEventRow),
 }
 
 impl Change {
@@ -189,6 +235,11 @@ impl Change {
             }
             // A password that was taken away must not come back, and whom to trust is not decided twice.
             Self::PutCredentials(_) | Self::RemoveCredentials(_) | Self::PutPin(_) => Durability::All,
+            // What was intended is known before it is done.
+            Self::PutLaunched(_) | Self::RemoveLaunched(_) | Self::PutLaunch(_) | Self::RemoveLaunch(_) => {
+                Durability::All
+            }
+            Self::PutLaunchMachine(_) | Self::AddLaunchEvent(_) => Durability::All,
             Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => match document {
                 Document::Hold => Durability::All,
                 // A count that a power cut takes back costs a boot, and so does a session.
@@ -213,6 +264,11 @@ impl Change {
             Self::PutNamed(_) | Self::RemoveNamed(_) => "names of machines",
             Self::PutCredentials(_) | Self::RemoveCredentials(_) => "credentials",
             Self::PutPin(_) => "certificates of BMCs",
+            Self::PutLaunched(_) | Self::RemoveLaunched(_) => "what machines are to boot",
+            Self::PutLaunch(_)
+            | Self::RemoveLaunch(_)
+            | Self::PutLaunchMachine(_)
+            | Self::AddLaunchEvent(_) => "launches",
         }
     }
 }

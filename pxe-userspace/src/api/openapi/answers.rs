@@ -112,13 +112,26 @@ impl<T: JsonSchema> Content for Pages<T> {
 /// JSON documents, one a line.
 pub(in crate::api) struct Lines<T>(PhantomData<T>);
 
-const NDJSON: &str = "application/x-ndjson";
+/// The media type of lines.
+pub(in crate::api) const NDJSON: &str = "application/x-ndjson";
 
 impl<T: JsonSchema> Content for Lines<T> {
     fn describe(operation: &mut Operation<'_>) {
         let line = operation.written::<T>();
         let lines = json!({ "schema": { "type": "string" }, "x-line-schema": line });
         operation.answers(200, "One document a line.", Some(json!({ NDJSON: lines })));
+    }
+}
+
+/// A JSON document or, for those who accept lines, the steps to it.
+pub(in crate::api) struct JsonOrLines<T, L>(PhantomData<(T, L)>);
+
+impl<T: JsonSchema, L: JsonSchema> Content for JsonOrLines<T, L> {
+    fn describe(operation: &mut Operation<'_>) {
+        let (document, line) = (operation.written::<T>(), operation.written::<L>());
+        let lines = json!({ "schema": { "type": "string" }, "x-line-schema": line });
+        let content = json!({ "application/json": { "schema": document }, NDJSON: lines });
+        operation.answers(200, "Done, or one document a line on the way.", Some(content));
     }
 }
 

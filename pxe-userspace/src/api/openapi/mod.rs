@@ -28,7 +28,7 @@ use crate::config::API_SOCKET;
 use crate::operate::access::Role;
 
 pub(super) use answers::{
-    Answer, Csv, Empty, JsonText, Lines, Metrics, Pages, Pcapng, Served, ToPage, Written,
+    Answer, Csv, Empty, JsonOrLines, JsonText, Lines, Metrics, NDJSON, Pages, Pcapng, Served, ToPage, Written,
 };
 pub(super) use parts::{Part, Table};
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Extension, FromRequest, Path, Query, Request, State};
 use axum::http::{HeaderMap, Method};
 use schemars::JsonSchema;
@@ -58,6 +58,21 @@ impl<T> Part for Path<T> {
                 "required": true,
                 "description": words,
                 "schema": { "type": "string", "minLength": 1 },
+            }));
+        }
+    }
+}
+
+/// A number, which is all that a path has.
+impl Part for Result<Path<u64>, PathRejection> {
+    fn describe(operation: &mut Operation<'_>) {
+        for name in operation.names() {
+            operation.parameters.push(json!({
+                "name": name,
+                "in": "path",
+                "required": true,
+                "description": "Its number.",
+                "schema": { "type": "integer", "format": "uint64", "minimum": 0 },
             }));
         }
     }

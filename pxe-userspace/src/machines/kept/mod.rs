@@ -20,7 +20,7 @@ use crate::config::{Config, Node};
 use crate::store::{Change, NodeRow, ReadError, Store};
 
 pub use named::{Names, says_more};
-pub use orders::{Done, Order, OrderError, Patch};
+pub use orders::{Declared, Done, Order, OrderError, Patch};
 
 /// Machines that are kept at most.
 pub const NODES_MAX: usize = 32_768;

@@ -197,7 +197,7 @@ fn id(name: &str) -> String {
 }
 
 fn put(new: &mut ByName, mut node: Node) -> String {
-    (node.origin, node.uuid, node.problem) = (Origin::Kept, None, None);
+    (node.origin, node.uuid, node.problem, node.launched) = (Origin::Kept, None, None, None);
     node.labels.sort();
     node.labels.dedup();
     let id = id(&node.name);
@@ -313,9 +313,15 @@ fn import(config: &Config, kept: &ByName, table: &[u8]) -> Result<(ByName, Done)
 }
 
 /// A machine that may be meant, with the profile that it boots.
-struct Declared<'a> {
-    node: &'a Arc<Node>,
+pub struct Declared<'a> {
+    pub node: &'a Arc<Node>,
     profile: Option<&'a str>,
+}
+
+impl<'a> Declared<'a> {
+    pub fn of(config: &'a Config, node: &'a Arc<Node>) -> Self {
+        Self { node, profile: config.profile_for(Some(node)).map(|profile| profile.name.as_str()) }
+    }
 }
 
 impl Selectable for Declared<'_> {
@@ -344,8 +350,7 @@ fn choose(config: &Config, kept: &ByName, selector: &Selector) -> Result<Chosen,
     // One that the file's leaves no room for can still be changed.
     let is_elsewhere = |node: &&Arc<Node>| node.origin != Origin::Kept && !kept.contains_key(&id(&node.name));
     let all = kept.values().chain(config.nodes.iter().filter(is_elsewhere));
-    let profile = |node| config.profile_for(Some(node)).map(|profile| profile.name.as_str());
-    let meant = selector.choose(all.map(|node| Declared { node, profile: profile(node) }))?;
+    let meant = selector.choose(all.map(|node| Declared::of(config, node)))?;
     let (mut chosen, mut refused) = (Chosen { kept: Vec::new(), ruled: Vec::new() }, Vec::new());
     for Declared { node, .. } in meant {
         match &node.origin {

@@ -35,6 +35,9 @@ pub trait Follower: Send + Sync {
 
     /// The machine reached a stage, DISCOVER included; `detail` is the event's, for a file its path.
     fn reached(&self, mac: Mac, stage: Stage, detail: Option<&str>);
+
+    /// An event was recorded, whatever it is: the last of these calls for it.
+    fn happened(&self, _event: &Event) {}
 }
 
 /// The timeline's handle. Cloning it is cheap; recording never waits for the disk.
@@ -146,6 +149,7 @@ impl Timeline {
         if event.moves() {
             follower.reached(event.mac, event.stage, event.detail.as_deref());
         }
+        follower.happened(event);
     }
 
     /// Notes how much a machine has of the file that it fetches, or that it fetches none.

@@ -42,7 +42,7 @@ pub use tokens::{AddTokenError, NAME_MAX, Token, Tokens};
 pub enum Role {
     /// Look at everything that is no secret.
     Viewer,
-    /// And change the boots of machines, and look into them: hold, release, rescue, trace.
+    /// And change the boots of machines, and look into them: launch, hold, release, rescue, trace.
     Operator,
     /// And change what machines boot, and who may do what.
     Admin,

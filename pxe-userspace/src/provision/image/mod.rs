@@ -23,6 +23,7 @@ mod kernel_files;
 mod kernels;
 mod manifest;
 mod oci;
+mod pinned;
 mod sent;
 mod sparse;
 mod squashfs;
@@ -62,6 +63,7 @@ pub use self::kernels::{
     AddKernelError, KernelList, KernelOrigin, KernelRecord, ModuleError, ModuleSet, ModulesRecord, NewKernel,
 };
 pub use self::oci::{ArchiveError, ImageConfig};
+pub use self::pinned::pinned;
 pub use self::sent::{pack_kernel, pack_layout};
 pub use self::squashfs::SquashfsError;
 pub use self::stage1::Stage1Error;
@@ -153,14 +155,25 @@ pub enum ImageSource {
 /// The progress of [`Images::add`]; its text is for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    Exported { bytes: u64 },
-    Layer { number: usize, of: usize },
+    /// The engine pulls the image from its registry: what it says, and bytes so far.
+    Pulling {
+        words: String,
+        bytes: u64,
+    },
+    Exported {
+        bytes: u64,
+    },
+    Layer {
+        number: usize,
+        of: usize,
+    },
     Packing,
 }
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Pulling { words, .. } => write!(f, "pulling: {words}"),
             Self::Exported { .. } => write!(f, "exporting"),
             Self::Layer { number, of } => write!(f, "layer {number} of {of}"),
             Self::Packing => write!(f, "packing"),
@@ -258,10 +271,19 @@ impl Images {
         })))
     }
 
-    /// Adds an image, or finds that it is already here. One at a time; other calls wait.
+    /// Whether the engine has an image of this name. It is not asked to pull it.
+    pub async fn is_at_engine(&self, reference: &str) -> Result<(), AddError> {
+        let docker = self.0.engine.connect().await?;
+        docker::resolve(&docker, reference).await?;
+        Ok(())
+    }
+
+    /// Adds an image, or finds that it is already here. One at a time; other calls wait. With `pull`, the engine pulls a
+    /// reference that it does not have.
     pub async fn add(
         &self,
         source: &ImageSource,
+        pull: bool,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Image, AddError> {
         let _adding = self.0.adding.lock().await;
@@ -269,7 +291,14 @@ impl Images {
             ImageSource::Path(path) => (path.clone(), None, None),
             ImageSource::Reference(reference) => {
                 let docker = self.0.engine.connect().await?;
-                let id = docker::resolve(&docker, reference).await?;
+                let id = match docker::resolve(&docker, reference).await {
+                    Err(ExportError::NoSuchImage { .. }) if pull => {
+                        let report = |words, bytes| progress(Progress::Pulling { words, bytes });
+                        docker::pull(&docker, reference, report).await?;
+                        docker::resolve(&docker, reference).await?
+                    }
+                    resolved => resolved?,
+                };
                 let images = self.clone();
                 let assets = blocking(move || images.assets_digest()).await?;
                 if let Some(image) = self.known(&id, &assets) {

@@ -75,7 +75,7 @@ async fn assets_may_be_links() {
     let mut records = Vec::new();
     for fixture in [&plain, &linked] {
         let source = fixture.saved("a.tar", "app", &rootfs().bytes(), &["/bin/app"]);
-        records.push(fixture.images().add(&source, |_| ()).await.unwrap().record.clone());
+        records.push(fixture.images().add(&source, false, |_| ()).await.unwrap().record.clone());
     }
     assert_eq!(records[1].kernel.source, KernelSource::Assets);
     assert_eq!(records[0].assets, records[1].assets);
@@ -86,7 +86,7 @@ async fn assets_may_be_links() {
 async fn an_image_becomes_blobs_and_is_there_after_a_restart() {
     let fixture = Fixture::new();
     let source = fixture.saved("a.tar", "docker.io/library/app", &rootfs().bytes(), &["/bin/app", "-v"]);
-    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let image = fixture.images().add(&source, false, |_| ()).await.unwrap();
     let record = &image.record;
     assert_eq!(record.reference, "app:latest");
     assert_eq!(record.kernel.version, "6.1.0-1");
@@ -117,7 +117,7 @@ async fn an_image_becomes_blobs_and_is_there_after_a_restart() {
 async fn stage_2_holds_the_same_and_the_attributes_in_their_place() {
     let fixture = Fixture::new();
     let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app", "-v"]);
-    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let image = fixture.images().add(&source, false, |_| ()).await.unwrap();
     let blob = image.record.stage2_blob.as_ref().unwrap();
     assert_eq!(image.stage2.unwrap().len(), blob.size);
     let path = fixture.dir.path().join("state/images/blobs").join(&blob.sha256);
@@ -142,7 +142,7 @@ async fn a_kernel_without_the_modules_boots_in_one_stage() {
     let index = "assets/kernel/modules/lib/modules/6.1.0-1/modules.builtin";
     std::fs::write(fixture.dir.path().join(index), "kernel/drivers/block/loop.ko\n").unwrap();
     let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
-    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let image = fixture.images().add(&source, false, |_| ()).await.unwrap();
     assert!(image.stage2.is_none() && image.record.stage2_blob.is_none());
 }
 
@@ -150,7 +150,7 @@ async fn a_kernel_without_the_modules_boots_in_one_stage() {
 async fn the_manifest_says_what_to_run_and_which_xattrs_to_set() {
     let fixture = Fixture::new();
     let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app", "-v"]);
-    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let image = fixture.images().add(&source, false, |_| ()).await.unwrap();
     let mut bytes = vec![0; image.rootfs.len() as usize];
     image.rootfs.read_at(0, &mut bytes).unwrap();
     let plain = zstd::decode_all(&bytes[..]).unwrap();
@@ -172,7 +172,7 @@ async fn the_same_image_is_the_same_bytes_on_every_appliance() {
     let mut blobs = Vec::new();
     for fixture in [&one, &two] {
         let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
-        let record = fixture.images().add(&source, |_| ()).await.unwrap().record;
+        let record = fixture.images().add(&source, false, |_| ()).await.unwrap().record;
         blobs.push(record.blobs().cloned().collect::<Vec<_>>());
     }
     assert_eq!(blobs[0].len(), 4);
@@ -192,7 +192,7 @@ async fn the_digest_is_of_the_contents_not_of_layers_and_times() {
     let mut digests = Vec::new();
     for (n, layer) in [rootfs(), later, changed].into_iter().enumerate() {
         let source = fixture.saved("a.tar", &format!("app:{n}"), &layer.bytes(), &["/bin/app"]);
-        digests.push(images.add(&source, |_| ()).await.unwrap().record.digest.clone());
+        digests.push(images.add(&source, false, |_| ()).await.unwrap().record.digest.clone());
     }
     assert_eq!(digests[0], digests[1]);
     assert_ne!(digests[0], digests[2], "without its capability the program is another one");
@@ -207,7 +207,7 @@ async fn a_kernel_in_the_image_comes_before_the_stock_one() {
         .file("lib/modules/6.6.6/kernel/drivers/net/virtio_net.ko", b"module")
         .file("lib/modules/6.6.6/kernel/sound/snd.ko", b"module");
     let source = fixture.saved("a.tar", "app:1", &layer.bytes(), &["/bin/app"]);
-    let image = fixture.images().add(&source, |_| ()).await.unwrap();
+    let image = fixture.images().add(&source, false, |_| ()).await.unwrap();
     assert_eq!(image.record.kernel.source, KernelSource::Image);
     assert_eq!(image.record.kernel_blob.sha256, hex(&Sha256::digest(bzimage("6.6.6"))));
     let modules: Vec<_> = names_in(&image.stage1).into_iter().filter(|n| n.ends_with(".ko")).collect();
@@ -220,8 +220,8 @@ async fn removed_images_are_swept_and_what_is_used_stays() {
     let images = fixture.images();
     let keep = fixture.saved("keep.tar", "keep:1", &rootfs().bytes(), &["/bin/app"]);
     let gone = fixture.saved("gone.tar", "gone:1", &rootfs().file("x", b"x").bytes(), &["/bin/app"]);
-    images.add(&keep, |_| ()).await.unwrap();
-    let held = images.add(&gone, |_| ()).await.unwrap();
+    images.add(&keep, false, |_| ()).await.unwrap();
+    let held = images.add(&gone, false, |_| ()).await.unwrap();
     images.rm("gone:1").unwrap();
     assert!(matches!(images.rm("gone:1"), Err(RemoveError::NoSuchImage(_))));
     let freed = images.gc(BTreeSet::new()).await.unwrap();
@@ -239,13 +239,13 @@ async fn an_image_has_several_names_and_is_gone_with_the_last() {
     let fixture = Fixture::new();
     let images = fixture.images();
     let saved = fixture.saved("a.tar", "a:1 b:2", &rootfs().bytes(), &["/bin/app"]);
-    let image = images.add(&saved, |_| ()).await.unwrap();
+    let image = images.add(&saved, false, |_| ()).await.unwrap();
     let names =
         |images: &Images| images.list().into_iter().map(|record| record.reference).collect::<Vec<_>>();
     assert_eq!((image.record.reference.as_str(), names(&images)), ("a:1", vec!["a:1".into(), "b:2".into()]));
     // Another archive of the same image, under another name: it is not built again.
     let again = fixture.saved("c.tar", "c:3", &rootfs().bytes(), &["/bin/app"]);
-    let third = images.add(&again, |progress| panic!("{progress}")).await.unwrap();
+    let third = images.add(&again, false, |progress| panic!("{progress}")).await.unwrap();
     assert_eq!(third.record.reference, "c:3");
     assert_eq!(third.record.rootfs_blob, image.record.rootfs_blob);
     assert_eq!(images.names(&third.record), ["a:1", "b:2", "c:3"]);
@@ -269,7 +269,8 @@ async fn what_cannot_be_booted_is_refused_in_words_and_leaves_nothing() {
     let fixture = Fixture::new();
     let images = fixture.images();
     let good = rootfs().bytes();
-    let refused = async |source: ImageSource| images.add(&source, |_| ()).await.unwrap_err().to_string();
+    let refused =
+        async |source: ImageSource| images.add(&source, false, |_| ()).await.unwrap_err().to_string();
 
     let silent = fixture.saved("a.tar", "app:1", &good, &[]);
     assert!(refused(silent).await.contains("ENTRYPOINT or CMD"));
@@ -302,7 +303,7 @@ async fn what_cannot_be_booted_is_refused_in_words_and_leaves_nothing() {
 async fn a_record_whose_blob_is_gone_is_not_offered() {
     let fixture = Fixture::new();
     let source = fixture.saved("a.tar", "app:1", &rootfs().bytes(), &["/bin/app"]);
-    let record = fixture.images().add(&source, |_| ()).await.unwrap().record;
+    let record = fixture.images().add(&source, false, |_| ()).await.unwrap().record;
     std::fs::remove_file(fixture.dir.path().join("state/images/blobs").join(&record.rootfs_blob.sha256))
         .unwrap();
     assert!(fixture.images().get("app:1").is_none());
@@ -343,7 +344,8 @@ fn a_real_engine_gives_what_was_put_into_it() {
         let fixture = Fixture::new();
         let images =
             Images::open(&dir.join("state"), &fixture.dir.path().join("assets"), engine.clone()).unwrap();
-        let missing = images.add(&ImageSource::Reference("nothing:1".into()), |_| ()).await.unwrap_err();
+        let missing =
+            images.add(&ImageSource::Reference("nothing:1".into()), false, |_| ()).await.unwrap_err();
         assert!(missing.to_string().contains("docker pull nothing:1"), "{missing}");
 
         let docker = engine.connect().await.unwrap();
@@ -353,7 +355,7 @@ fn a_real_engine_gives_what_was_put_into_it() {
         loaded.try_collect::<Vec<_>>().await.unwrap();
         let (send, seen) = std::sync::mpsc::channel();
         let report = move |progress| send.send(progress).unwrap();
-        let from_engine = images.add(&ImageSource::Reference("app:1".into()), report).await.unwrap();
+        let from_engine = images.add(&ImageSource::Reference("app:1".into()), false, report).await.unwrap();
         let seen: Vec<Progress> = seen.iter().collect();
         assert!(
             matches!(seen[0], Progress::Exported { .. }) && seen.last() == Some(&Progress::Packing),
@@ -362,11 +364,12 @@ fn a_real_engine_gives_what_was_put_into_it() {
 
         let path = dir.join("app.tar");
         std::fs::write(&path, saved).unwrap();
-        let from_file = fixture.images().add(&ImageSource::Path(path), |_| ()).await.unwrap();
+        let from_file = fixture.images().add(&ImageSource::Path(path), false, |_| ()).await.unwrap();
         assert_eq!(from_engine.record.digest, from_file.record.digest);
 
         // It is already here: nothing is exported again.
-        let again = images.add(&ImageSource::Reference("app:1".into()), |p| panic!("{p}")).await.unwrap();
+        let again =
+            images.add(&ImageSource::Reference("app:1".into()), false, |p| panic!("{p}")).await.unwrap();
         assert_eq!(again.record, from_engine.record);
     });
 }

@@ -75,6 +75,11 @@ impl Wanted {
         if let Some(image) = self.0.images.get(reference) {
             return Availability::Ready(image);
         }
+        // A pinned one is never brought in: its tag may be another image's by now.
+        if reference.contains('@') && !self.pending().contains_key(reference) {
+            let words = "a launch pinned it, and it is not here any more: launch the machine again";
+            return Availability::Failed(words.to_owned());
+        }
         match self.pending().get(reference).and_then(|pending| pending.failure.clone()) {
             Some(cause) => Availability::Failed(cause),
             None => Availability::Preparing,
@@ -94,7 +99,7 @@ impl Wanted {
             let report = reference.clone();
             let progress = move |progress| tracing::debug!(image = report, %progress, "bringing in");
             let added = tokio::select! {
-                added = self.0.images.add(&source, progress) => added,
+                added = self.0.images.add(&source, false, progress) => added,
                 () = self.0.shutdown.cancelled() => return,
             };
             // Not in the middle of an attempt: what it writes has no name until its end.

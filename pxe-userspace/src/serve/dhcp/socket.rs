@@ -82,6 +82,15 @@ pub struct Status {
     pub pacing: PacingStatus,
 }
 
+fn pacing(server: &Server) -> PacingStatus {
+    PacingStatus {
+        most: server.pacing().most(),
+        under_way: server.pacing().under_way(),
+        waiting: server.pacing().waiting(),
+        capacity: server.capacity(),
+    }
+}
+
 /// How many boots are in progress, and how many wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -183,13 +192,13 @@ impl Dhcp {
             elsewhere: server
                 .last_elsewhere()
                 .filter(|last| now.duration_since(last.time).unsigned_abs() < LATELY),
-            pacing: PacingStatus {
-                most: server.pacing().most(),
-                under_way: server.pacing().under_way(),
-                waiting: server.pacing().waiting(),
-                capacity: server.capacity(),
-            },
+            pacing: pacing(&server),
         }
+    }
+
+    /// How many boots the links carry, and how many there are.
+    pub fn pacing(&self) -> PacingStatus {
+        pacing(&self.lock())
     }
 
     /// Makes the kernel answer the machine as the server would now, or not at all. Under the lock, so that

@@ -112,6 +112,29 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX event_that_stays ON event (mac, id) WHERE NOT moves;
     ",
+    // Launches, their machines and events, and what they have machines boot.
+    "
+    CREATE TABLE launched (
+        mac   TEXT PRIMARY KEY,
+        body  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE launch (
+        id    INTEGER PRIMARY KEY,
+        body  TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE launch_machine (
+        launch  INTEGER NOT NULL,
+        turn    INTEGER NOT NULL,
+        mac     TEXT NOT NULL,
+        body    TEXT NOT NULL,
+        PRIMARY KEY (launch, mac)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE launch_event (
+        id      INTEGER PRIMARY KEY,
+        launch  INTEGER NOT NULL,
+        body    TEXT NOT NULL
+    ) STRICT;
+    ",
 ];
 
 /// The layout of today.

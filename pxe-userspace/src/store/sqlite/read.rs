@@ -11,8 +11,9 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 use super::connect;
 use crate::base::lock::Unpoisoned as _;
 use crate::store::{
-    AssignmentRow, AuditRow, CredentialsRow, Document, EventRow, LeaseRow, LoginRow, NamedRow, NodeRow,
-    PinRow, ReadError, Reader, SealedKey, TokenRow, VolumeKeyId,
+    AssignmentRow, AuditRow, CredentialsRow, Document, EventRow, LaunchEventRow, LaunchMachineRow, LaunchRow,
+    LaunchedRow, LeaseRow, LoginRow, NamedRow, NodeRow, PinRow, ReadError, Reader, SealedKey, TokenRow,
+    VolumeKeyId,
 };
 
 /// Connections that are kept for the next reader. More are opened when more read at a time.
@@ -201,6 +202,38 @@ impl Reader for Arc<Connections> {
         self.all("certificates of BMCs", "SELECT place, fingerprint, since FROM pin", [], |row| {
             Ok(PinRow { place: row.get(0)?, fingerprint: row.get(1)?, since: parsed(row, 2)? })
         })
+    }
+
+    fn launched(&self) -> Result<Vec<LaunchedRow>, ReadError> {
+        self.all("what machines are to boot", "SELECT mac, body FROM launched", [], |row| {
+            Ok(LaunchedRow { mac: parsed(row, 0)?, body: row.get(1)? })
+        })
+    }
+
+    fn launches(&self) -> Result<Vec<LaunchRow>, ReadError> {
+        self.all("launches", "SELECT id, body FROM launch ORDER BY id", [], |row| {
+            Ok(LaunchRow { id: row.get(0)?, body: row.get(1)? })
+        })
+    }
+
+    fn launch_machines(&self, launch: u64) -> Result<Vec<LaunchMachineRow>, ReadError> {
+        let query = "SELECT launch, turn, mac, body FROM launch_machine WHERE launch = ? ORDER BY turn";
+        self.all("launches", query, [beyond(launch)], |row| {
+            let (launch, turn, body) = (row.get(0)?, row.get(1)?, row.get(3)?);
+            Ok(LaunchMachineRow { launch, turn, mac: parsed(row, 2)?, body })
+        })
+    }
+
+    fn launch_events_since(&self, after: u64, limit: usize) -> Result<Vec<LaunchEventRow>, ReadError> {
+        let query = "SELECT id, launch, body FROM launch_event WHERE id > ? ORDER BY id LIMIT ?";
+        let row =
+            |row: &Row<'_>| Ok(LaunchEventRow { id: row.get(0)?, launch: row.get(1)?, body: row.get(2)? });
+        self.all("launches", query, params![beyond(after), limit as u64], row)
+    }
+
+    fn last_launch_event_id(&self) -> Result<u64, ReadError> {
+        let query = "SELECT coalesce(max(id), 0) FROM launch_event";
+        self.with("launches", |db| db.query_row(query, [], |row| row.get(0)))
     }
 }
 

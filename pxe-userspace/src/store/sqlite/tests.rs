@@ -31,7 +31,7 @@ fn what_is_not_ours_is_refused_and_left_alone() {
     let db = Connection::open(path("new.db")).unwrap();
     db.pragma_update(None, "user_version", migrations::LAYOUT + 1).unwrap();
     let error = refused(&path("new.db")).to_string();
-    assert!(error.contains("newer Bridgehead's (its layout is 6, this program knows 5)"), "{error}");
+    assert!(error.contains("newer Bridgehead's (its layout is 7, this program knows 6)"), "{error}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ const EVENTS_OF_MACHINE: u64 = 2_000;
 const COUNTED_EVERY: u64 = 32;
 /// The same of the audit: a change a minute for two months. An entry has some hundred bytes, and 8 KiB at most.
 const AUDIT_KEPT: u64 = 100_000;
+/// Of launches. A launch of a thousand machines has some ten thousand.
+const LAUNCH_EVENTS_KEPT: u64 = 200_000;
 
 /// All of them, or none.
 pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusqlite::Error> {
@@ -121,12 +123,54 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
                     .execute(params![login.hash, login.ends.to_string(), login.body])?;
             }
         }
+        Change::PutLaunched(_)
+        | Change::RemoveLaunched(_)
+        | Change::PutLaunch(_)
+        | Change::RemoveLaunch(_)
+        | Change::PutLaunchMachine(_)
+        | Change::AddLaunchEvent(_) => launch(db, change)?,
         Change::AddAudit(entry) => {
             let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
             db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
             let forget = "DELETE FROM audit WHERE id <= ?";
             db.prepare_cached(forget)?.execute([entry.id.saturating_sub(AUDIT_KEPT)])?;
         }
+    }
+    Ok(())
+}
+
+/// The tables of launches.
+fn launch(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
+    match change {
+        Change::PutLaunched(pin) => {
+            let insert = "INSERT OR REPLACE INTO launched (mac, body) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![pin.mac.to_string(), pin.body])?;
+        }
+        Change::RemoveLaunched(mac) => {
+            db.prepare_cached("DELETE FROM launched WHERE mac = ?")?.execute([mac.to_string()])?;
+        }
+        Change::PutLaunch(launch) => {
+            let insert = "INSERT OR REPLACE INTO launch (id, body) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![launch.id, launch.body])?;
+        }
+        Change::RemoveLaunch(id) => {
+            db.prepare_cached("DELETE FROM launch WHERE id = ?")?.execute([id])?;
+            db.prepare_cached("DELETE FROM launch_machine WHERE launch = ?")?.execute([id])?;
+        }
+        Change::PutLaunchMachine(machine) => {
+            let insert =
+                "INSERT OR REPLACE INTO launch_machine (launch, turn, mac, body) VALUES (?, ?, ?, ?)";
+            let values = params![machine.launch, machine.turn, machine.mac.to_string(), machine.body];
+            db.prepare_cached(insert)?.execute(values)?;
+        }
+        Change::AddLaunchEvent(event) => {
+            let insert = "INSERT OR REPLACE INTO launch_event (id, launch, body) VALUES (?, ?, ?)";
+            db.prepare_cached(insert)?.execute(params![event.id, event.launch, event.body])?;
+            let forget = "DELETE FROM launch_event WHERE id <= ?";
+            db.prepare_cached(forget)?.execute([event.id.saturating_sub(LAUNCH_EVENTS_KEPT)])?;
+        }
+        // The rest: the caller hands no others over.
+        _ => {}
     }
     Ok(())
 }

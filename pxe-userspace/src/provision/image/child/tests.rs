@@ -170,7 +170,7 @@ fn a_child_can_do_nothing_but_its_work() {
 #[tokio::test]
 async fn a_bomb_ends_at_the_limit_with_words_and_leaves_nothing() {
     let fixture = Fixture::new(Limits { file: 8 << 20, ..Limits::IMPORT });
-    let refused = async |source: &ImageSource| fixture.images.add(source, |_| ()).await.unwrap_err();
+    let refused = async |source: &ImageSource| fixture.images.add(source, false, |_| ()).await.unwrap_err();
     // Three times what may be written, in files of zeros, which take no space themselves: in a small archive, and in
     // an archive that is compressed once more, whose layer is that large.
     let bomb = fixture.archive(|layer| (0..8).for_each(|n| zeros(layer, &format!("zeros-{n}"), 3 << 20)));
@@ -193,7 +193,7 @@ async fn a_bomb_ends_at_the_limit_with_words_and_leaves_nothing() {
     assert!(error.contains("less than 4 GiB"), "{error}");
     // And what is small is still made.
     let small = fixture.archive(|layer| zeros(layer, "app", 1));
-    fixture.images.add(&small, |_| ()).await.unwrap();
+    fixture.images.add(&small, false, |_| ()).await.unwrap();
     assert_eq!(fixture.left(), 0);
 }
 
@@ -209,7 +209,7 @@ async fn what_takes_too_much_memory_ends_with_words() {
         }
         builder.finish().unwrap();
     });
-    let error = fixture.images.add(&source, |_| ()).await.unwrap_err();
+    let error = fixture.images.add(&source, false, |_| ()).await.unwrap_err();
     assert!(matches!(error, AddError::Child(ChildError::Memory { .. })), "{error}");
     assert!(error.to_string().contains("more than 384 MiB of memory"), "{error}");
     assert_eq!(fixture.left(), 0);
@@ -220,7 +220,7 @@ async fn what_takes_too_long_ends_with_words() {
     let fixture = Fixture::new(Limits { cpu: 1, ..Limits::IMPORT });
     // Gigabytes of zeros, which are hashed.
     let source = fixture.archive(|layer| zeros(layer, "zeros", 3 << 30));
-    let error = fixture.images.add(&source, |_| ()).await.unwrap_err();
+    let error = fixture.images.add(&source, false, |_| ()).await.unwrap_err();
     assert!(matches!(error, AddError::Child(ChildError::Cpu { seconds: 1 })), "{error}");
     assert_eq!(fixture.left(), 0);
 }
@@ -310,7 +310,7 @@ async fn without_assets_the_words_say_what_to_do() {
     let fixture = Fixture::new(Limits::IMPORT);
     fs::remove_file(fixture.dir.path().join("assets/busybox")).unwrap();
     let source = fixture.source(&TestLayer::new().file("app", b"app").bytes());
-    let error = fixture.images.add(&source, |_| ()).await.unwrap_err();
+    let error = fixture.images.add(&source, false, |_| ()).await.unwrap_err();
     assert!(matches!(error, AddError::Assets(_)), "{error}");
     assert!(error.to_string().contains("cargo xtask setup"), "{error}");
 }
