@@ -79,6 +79,7 @@ fn machines_without_power_are_launched_by_hand_over_a_crash_and_keep_their_image
             check_page(&page((address(&appliance, name)?, 80).into())?, name, &digest)?;
         }
 
+        std::fs::remove_dir_all(world.path("hello-metal-latest"))?;
         engine.make_image(world, DEMO, OTHER_START, 0)?;
         appliance.run(&["image", "add", DEMO])?;
         ensure!(appliance.image_digest(DEMO)? != digest, "the tag has not moved");
