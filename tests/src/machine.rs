@@ -150,7 +150,10 @@ impl Machine {
         let mut qemu = spec.qemu(world, capture)?;
         // After several power-ons, an old boot's console must not be shown.
         let _ = fs::remove_file(&console);
-        Ok(qemu)
+        let powered_on = Timestamp::now();
+        let log = world.path(format!("{}.qemu.log", spec.name));
+        let qemu = Process::start(&mut qemu, &log).context("is qemu-system-x86 installed?")?;
+        Ok(Self { spec, powered_on, console, qemu })
     }
 
     /// The serial console's log.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use lab::machine::{Machine, Spec};
+use lab::machine::Spec;
 use lab::process::Process;
 use lab::world::World;
 
@@ -37,7 +37,7 @@ impl Bmc {
         let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let path = |what: &str| world.path(format!("{}.{what}", spec.name));
         let (script, switched, pid) = (path("chassis"), path("switched"), path("pid"));
-        fs::write(&script, chassis(&Machine::command(world, spec, None)?, &switched, &pid)?)?;
+        fs::write(&script, chassis(&spec.qemu(world, None)?, &switched, &pid)?)?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
         fs::write(&switched, "")?;
         let lan = format!(
