@@ -29,6 +29,7 @@ fn reads_every_key() {
                 hold: false,
                 on_exit: OnExit::Stay,
                 engine: true,
+                enrol: false,
                 restarts: Some(3),
                 on_failure: OnFailure::Ssh,
                 logs: false,

@@ -9,7 +9,9 @@ mod dhcp_server;
 mod http_head;
 mod image_archive;
 mod image_layer;
+mod lldp;
 mod range;
+mod smbios;
 mod tftp_packet;
 mod tftp_session;
 mod visible;
@@ -19,7 +21,7 @@ mod wire;
 pub(crate) type Target = fn(&[u8]);
 
 /// All targets by name, which is the name of their file and of their seeds' directory.
-pub(crate) const ALL: [(&str, Target); 14] = [
+pub(crate) const ALL: [(&str, Target); 16] = [
     ("carousel_packet", carousel_packet::run),
     ("cmdline", cmdline::run),
     ("config", config::run),
@@ -29,7 +31,9 @@ pub(crate) const ALL: [(&str, Target); 14] = [
     ("http_head", http_head::run),
     ("image_archive", image_archive::run),
     ("image_layer", image_layer::run),
+    ("lldp", lldp::run),
     ("range", range::run),
+    ("smbios", smbios::run),
     ("tftp_packet", tftp_packet::run),
     ("tftp_session", tftp_session::run),
     ("visible", visible::run),
