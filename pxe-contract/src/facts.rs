@@ -337,7 +337,8 @@ mod tests {
     /// Facts in which everything says `text`, and of which there are a thousand each.
     fn full(text: &str) -> Facts {
         let some = || Some(text.to_owned());
-        let module = Module { slot: some(), size: u64::MAX, speed: Some(u32::MAX), part: some(), serial: some() };
+        let module =
+            Module { slot: some(), size: u64::MAX, speed: Some(u32::MAX), part: some(), serial: some() };
         let disk = Disk {
             name: text.to_owned(),
             model: some(),

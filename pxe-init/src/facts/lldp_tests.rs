@@ -60,7 +60,10 @@ fn identities_of_each_kind() {
         Some((neighbour.chassis, neighbour.port))
     };
     let pair = |chassis: &str, port: &str| Some((chassis.to_owned(), port.to_owned()));
-    assert_eq!(of(b"\x05\x01\x0a\x4d\x00\x01", b"\x03\x00\x1c\x73\0\0\x09"), pair("10.77.0.1", "00:1c:73:00:00:09"));
+    assert_eq!(
+        of(b"\x05\x01\x0a\x4d\x00\x01", b"\x03\x00\x1c\x73\0\0\x09"),
+        pair("10.77.0.1", "00:1c:73:00:00:09")
+    );
     let v6 = [&[5, 2, 0x20, 1, 0xd, 0xb8][..], &[0; 11], &[1]].concat();
     assert_eq!(of(&v6, b"\x07\x31"), pair("2001:db8::1", "1"));
     assert_eq!(of(b"\x07sw1", b"\x04\x06\x00\x11"), pair("sw1", "060011"));
@@ -71,7 +74,8 @@ fn identities_of_each_kind() {
 #[test]
 fn what_breaks_the_order_is_nobody() {
     let [chassis, port, ttl] = mandatory();
-    let parsed = |tlvs: &[&Vec<u8>]| parse(&frame(&tlvs.iter().map(|tlv| (*tlv).clone()).collect::<Vec<_>>()));
+    let parsed =
+        |tlvs: &[&Vec<u8>]| parse(&frame(&tlvs.iter().map(|tlv| (*tlv).clone()).collect::<Vec<_>>()));
     assert!(parsed(&[&chassis, &port, &ttl]).is_some(), "without an end");
     assert_eq!(parsed(&[&port, &chassis, &ttl]), None);
     assert_eq!(parsed(&[&chassis, &port]), None);
@@ -96,12 +100,24 @@ fn tshark(frame: &[u8]) -> Option<Vec<String>> {
     std::fs::write(&capture, [&head[..], &[0; 8], &len, &len, frame].concat()).unwrap();
     let mut command = Command::new("tshark");
     command.arg("-r").arg(&capture).args(["-T", "fields", "-E", "separator=|"]);
-    for field in ["lldp.chassis.id.mac", "lldp.port.id", "lldp.port.desc", "lldp.tlv.system.name", "lldp.ieee.802_1.port_vlan.id"] {
+    for field in [
+        "lldp.chassis.id.mac",
+        "lldp.port.id",
+        "lldp.port.desc",
+        "lldp.tlv.system.name",
+        "lldp.ieee.802_1.port_vlan.id",
+    ] {
         command.args(["-e", field]);
     }
     let output = command.stderr(Stdio::null()).output().ok()?;
     assert!(output.status.success(), "tshark");
-    Some(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').split('|').map(str::to_owned).collect())
+    Some(
+        String::from_utf8_lossy(&output.stdout)
+            .trim_end_matches('\n')
+            .split('|')
+            .map(str::to_owned)
+            .collect(),
+    )
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! knows who is at the other end of the link. [`smbios`] and [`lldp`] read what firmware and switches say, `sysfs` asks
 //! the kernel.
 
-pub mod lldp;
 mod listen;
+pub mod lldp;
 pub mod smbios;
 mod sysfs;
 
@@ -118,7 +118,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Sends the facts until the appliance accepts them, or refuses them for good. Whether it took them.
 fn tell(appliance: &Appliance, told: &Told<String>) -> bool {
     let body = serde_json::to_vec(told).expect("facts have only text keys");
-    let (started, mut pauses) = (Instant::now(), Backoff::new(Duration::from_millis(100), Duration::from_secs(5)));
+    let (started, mut pauses) =
+        (Instant::now(), Backoff::new(Duration::from_millis(100), Duration::from_secs(5)));
     loop {
         match appliance.exchange(node::FACTS, &body) {
             Ok((200..=299, _)) => return true,

@@ -30,7 +30,8 @@ impl Table {
     }
 }
 
-const UUID: [u8; 16] = [0x44, 0x45, 0x4c, 0x4c, 0x42, 0, 0x10, 0x43, 0x80, 0x31, 0xc1, 0xc0, 0x4f, 0x32, 0x33, 0x34];
+const UUID: [u8; 16] =
+    [0x44, 0x45, 0x4c, 0x4c, 0x42, 0, 0x10, 0x43, 0x80, 0x31, 0xc1, 0xc0, 0x4f, 0x32, 0x33, 0x34];
 
 /// Type 17 from its size on, in version 3.3's length.
 fn memory(size: u16, extended: u32, kind: u8, speed: u16, configured: u16, speeds: [u32; 2]) -> Vec<u8> {
@@ -88,7 +89,8 @@ fn printed(dump: &Path) -> Option<Vec<(String, Vec<(String, String)>)>> {
     let output = Command::new("dmidecode").arg("--from-dump").arg(dump).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    let structures = text.split("\n\n").filter_map(|part| part.trim_start_matches('\n').strip_prefix("Handle "));
+    let structures =
+        text.split("\n\n").filter_map(|part| part.trim_start_matches('\n').strip_prefix("Handle "));
     let structure = |part: &str| {
         let mut lines = part.lines().skip(1);
         let title = lines.next().unwrap_or_default().to_owned();

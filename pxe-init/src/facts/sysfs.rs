@@ -124,10 +124,7 @@ fn transport(name: &str, path: &str) -> Option<&'static str> {
         _ if name.starts_with("nvme") => Some("nvme"),
         _ => {
             let parts = || path.split('/');
-            parts()
-                .find_map(by_part)
-                .or_else(|| parts().find_map(last))
-                .or_else(|| parts().find_map(host))
+            parts().find_map(by_part).or_else(|| parts().find_map(last)).or_else(|| parts().find_map(host))
         }
     }
 }

@@ -82,7 +82,10 @@ fn disks_are_told_by_how_they_are_connected() {
     assert_eq!(disks, expected);
     for (path, expected) in [
         ("/sys/devices/platform/host5/session1/target5:0:0/5:0:0:1/block/sdb", Some("iscsi")),
-        ("/sys/devices/pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0/block/sdb", Some("usb")),
+        (
+            "/sys/devices/pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0/block/sdb",
+            Some("usb"),
+        ),
         ("/sys/devices/pci0000:3a/host0/port-0:0/end_device-0:0/target0:0:0/0:0:0:0/block/sdb", Some("sas")),
         ("/sys/devices/pci0000:3a/host1/rport-1:0-0/target1:0:0/1:0:0:0/block/sdb", Some("fc")),
         ("/sys/devices/pci0000:00/0000:00:05.0/virtio1/host2/target2:0:0/2:0:0:0/block/sdb", Some("virtio")),
@@ -137,7 +140,10 @@ fn network_cards_are_told_with_their_place() {
 #[test]
 fn processors_memory_tpm_and_boot_mode() {
     let mut files = vec![
-        ("proc/cpuinfo".to_owned(), "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)   Gold\nflags\t: a\n".to_owned()),
+        (
+            "proc/cpuinfo".to_owned(),
+            "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)   Gold\nflags\t: a\n".to_owned(),
+        ),
         ("proc/meminfo".to_owned(), "MemTotal:         503216 kB\nMemFree: 1 kB\n".to_owned()),
         ("sys/firmware/acpi/tables/TPM2".to_owned(), String::new()),
         ("sys/firmware/efi/x".to_owned(), String::new()),

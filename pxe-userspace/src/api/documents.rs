@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::facts::Facts;
 use pxe_contract::failure::ErrorDocument;
 use serde::{Deserialize, Serialize};
 
@@ -160,6 +161,21 @@ pub struct WayIn {
     /// When the machine was last heard of.
     #[serde(serialize_with = "crate::base::text::micros")]
     pub heard: Timestamp,
+}
+
+/// What a machine is made of, as it told it last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MachineFacts {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
+    #[serde(with = "text::mac")]
+    pub mac: Mac,
+    /// When it told it.
+    #[serde(serialize_with = "text::micros")]
+    pub time: Timestamp,
+    #[serde(flatten)]
+    pub facts: Facts,
 }
 
 /// What a change of machines that are kept did, by their names.

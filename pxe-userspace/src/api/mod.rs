@@ -18,6 +18,7 @@ mod door;
 mod door_tests;
 mod engine;
 mod events;
+mod facts;
 mod failure;
 mod files;
 #[doc(hidden)]
@@ -60,6 +61,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
+use pxe_common::Mac;
 use pxe_contract::paths::{self, node};
 use tokio::sync::mpsc;
 
@@ -67,6 +69,7 @@ use crate::config::Node;
 use crate::host::trace::{TraceError, Wanted};
 use crate::machines::Machines;
 use crate::machines::console::Consoles;
+use crate::machines::facts::Known;
 use crate::machines::holds::Holds;
 use crate::machines::kept::{Done, Order, OrderError};
 use crate::machines::rescue::Rescues;
@@ -149,6 +152,10 @@ pub struct BootState {
     pub trust: Trust,
     pub carousel: Carousel,
     pub rates: Rates,
+    pub facts: Known,
+    pub fact_rates: Rates,
+    /// Whether a machine boots more than its facts.
+    pub is_something: Arc<dyn Fn(Mac) -> bool + Send + Sync>,
 }
 
 /// What the API needs.
@@ -168,6 +175,8 @@ pub fn boot_router(state: BootState) -> Router {
         .route(&own_initrd, get(session::initrd))
         .route(node::SESSION, post(session::begin).layer(DefaultBodyLimit::max(session::BODY_MAX)))
         .route(node::REPORT, post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route(node::FACTS, post(facts::take).layer(DefaultBodyLimit::max(facts::BODY_MAX)))
+        .route(node::ENROLLED, post(facts::enrolled).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route(node::HELD, post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route(node::FAILED, post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route(node::CONSOLE, post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::text;
+use crate::config::facts::{self, Hardware};
 use crate::config::{Config, Node, Origin};
 
 /// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
@@ -73,6 +74,9 @@ pub struct Machine {
     /// What of its declaration is not in effect, and why.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
+    /// The gist of its facts, as it told them last.
+    #[serde(with = "facts::shared", skip_serializing_if = "Option::is_none", default)]
+    pub facts: Option<Arc<Hardware>>,
 }
 
 /// Which boots stop in stage 1.
@@ -117,6 +121,7 @@ impl Machine {
             labels: Vec::new(),
             keys: BTreeMap::new(),
             problem: None,
+            facts: None,
         }
     }
 
@@ -330,6 +335,15 @@ impl Machines {
         machine.profile = profile;
     }
 
+    /// The machine told what it is made of, or that is forgotten. Whether it is other than what was known.
+    pub fn made_of(&self, mac: Mac, facts: Option<Arc<Hardware>>) -> bool {
+        let mut register = self.write();
+        let machine = register.machine(mac);
+        let changed = machine.facts != facts;
+        machine.facts = facts;
+        changed
+    }
+
     /// The machine was told to load an image in one or two stages.
     pub fn planned(&self, mac: Mac, stages: u8) {
         self.write().machine(mac).stages = Some(stages);
@@ -417,7 +431,9 @@ impl Register {
         let forgettable = self
             .by_mac
             .values()
-            .filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none() && m.problem.is_none());
+            .filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none() && m.problem.is_none())
+            // Their number is bounded where they are kept.
+            .filter(|m| m.facts.is_none());
         let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
         forgettable.sort_unstable();
         forgettable.truncate(forgettable.len().div_ceil(2));

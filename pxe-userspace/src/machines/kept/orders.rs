@@ -11,6 +11,7 @@ use super::selector::{Nothing, Selectable, Selector};
 use super::table::{self, Wrong};
 use super::{ByName, NODES_MAX};
 use crate::base::text;
+use crate::config::facts::Hardware;
 use crate::config::nodes::{Fault, quoted};
 use crate::config::{Config, Node, Origin, Rescue};
 use crate::store::WriteError;
@@ -314,6 +315,10 @@ impl Selectable for Declared<'_> {
     }
     fn has_label(&self, label: &str) -> bool {
         self.node.labels.iter().any(|its| its == label)
+    }
+    /// Whoever asks for facts has put MAC addresses in their place.
+    fn hardware(&self) -> Option<&Hardware> {
+        None
     }
 }
 

@@ -10,6 +10,7 @@ mod build;
 mod compression;
 mod docker;
 mod documents;
+mod enrol;
 mod extract;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -87,6 +87,15 @@ const MIGRATIONS: &[&str] = &[
         facts  TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     ",
+    // The number is taken: nothing yet.
+    "",
+    // What machines are made of.
+    "
+    CREATE TABLE facts (
+        mac    TEXT PRIMARY KEY,
+        facts  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The layout of today.
