@@ -45,6 +45,8 @@ pub struct Spec {
     /// The tap that is its network cable.
     pub tap: String,
     pub disks: Vec<Disk>,
+    /// Its system's serial number in SMBIOS.
+    pub serial: Option<String>,
 }
 
 /// A disk in a machine.
@@ -85,6 +87,7 @@ impl Spec {
             address: None,
             tap: format!("tap{n}"),
             disks: Vec::new(),
+            serial: None,
         }
     }
 }
@@ -105,6 +108,9 @@ impl Machine {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-name", &spec.name, "-uuid", &spec.uuid]);
         qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &spec.memory_mib.to_string()]);
+        if let Some(serial) = &spec.serial {
+            qemu.args(["-smbios", &format!("type=1,serial={serial}")]);
+        }
         qemu.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
         let mut netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", spec.tap);
