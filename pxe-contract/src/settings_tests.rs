@@ -134,6 +134,8 @@ prop_compose! {
         BootSettings {
             router, dns, search, ntp, mtu, lease, hold, name, digest, on_exit, engine, restarts, on_failure, logs,
             modules, stage2,
+            // One thing runs.
+            enrol: !engine && restarts.is_none(),
         }
     }
 }

@@ -47,7 +47,8 @@ fn a_machine_tells_what_it_is_made_of_and_what_is_missing_the_next_time() {
             disks: vec![Disk::blank(world, "DATA1", 64)?, Disk::blank(world, "DATA2", 96)?],
             ..Spec::numbered(1)
         };
-        let config = appliance::demo(world, std::slice::from_ref(&spec.tap), std::slice::from_ref(&spec), "auto");
+        let config =
+            appliance::demo(world, std::slice::from_ref(&spec.tap), std::slice::from_ref(&spec), "auto");
         let mut boot =
             Boot::prepare(world, std::slice::from_ref(&spec), &config, 0, |step| println!("{step}"))?;
         let _switch = switch(world, &spec)?;

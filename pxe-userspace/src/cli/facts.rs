@@ -22,7 +22,7 @@ pub(super) fn facts(said: MachineFacts) -> String {
     line("CPU", self::cpu(&cpu));
     line("memory", self::memory(&memory));
 
-    let rows: Vec<_> = memory.modules.into_iter().map(|module| {
+    let rows = memory.modules.into_iter().map(|module| {
         let speed = module.speed.map(|speed| format!("{speed} MT/s"));
         [
             or_dash(module.slot),

@@ -98,11 +98,11 @@ impl Match {
     fn judged(&self, facts: &Facts) -> impl Iterator<Item = Holds> {
         let by_hardware = self.hardware.iter().map(|(_, wanted)| {
             let Some(hardware) = &facts.hardware else { return Holds::Unknown };
-            // All are of one key.
-            let mut fit = wanted.iter().map(|wanted| wanted.fits(hardware)).peekable();
-            match fit.peek() {
+            // All are of one key: it is known, or it is not.
+            let fit: Vec<Option<bool>> = wanted.iter().map(|wanted| wanted.fits(hardware)).collect();
+            match fit.first() {
                 Some(None) => Holds::Unknown,
-                _ if fit.any(|fits| fits == Some(true)) => Holds::Yes,
+                _ if fit.contains(&Some(true)) => Holds::Yes,
                 _ => Holds::No,
             }
         });
