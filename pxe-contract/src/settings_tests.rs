@@ -69,7 +69,7 @@ fn words_of_a_newer_version_are_passed_over_and_values_are_not() {
     for (word, words) in [
         ("bridgehead.on-exit=hibernate", "expected poweroff, reboot, restart or stay"),
         ("bridgehead.on-failure=vnc", "expected ssh, console or off"),
-        ("bridgehead.run=podman", "expected docker"),
+        ("bridgehead.run=podman", "expected docker or enrol"),
         ("bridgehead.url=https://10.77.0.1", "expected http://ADDRESS[:PORT]"),
         ("bridgehead.stage2=blake3:00,1", "expected sha256:DIGITS,BYTES"),
     ] {

@@ -1,4 +1,4 @@
-//! Frames as lldpd 1.0.16 sends them, and what tshark says of frames that are put together here.
+//! Frames that are put together here, with tshark as the judge.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -13,7 +13,7 @@ const TOLD_MAX: usize = 8;
 const WORN: u8 = 90;
 
 /// What somebody who answers for the machine wants to know. What either of the two does not say is no change.
-pub fn changes(old: &Facts, new: &Facts) -> Vec<String> {
+pub(super) fn changes(old: &Facts, new: &Facts) -> Vec<String> {
     let mut said = Vec::new();
     identity(old, new, &mut said);
     memory(&old.memory, &new.memory, &mut said);
