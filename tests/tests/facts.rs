@@ -1,5 +1,6 @@
 //! What machines are made of: told by real firmware, disks and a switch's own words, and read by people and rules.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ fn facts(appliance: &Appliance, fits: impl Fn(&Value) -> bool) -> Result<Value> 
 
 /// A switch on the machine's cable: lldpd sends on the tap, which no bridge forwards to others.
 fn switch(world: &World, spec: &Spec) -> Result<Process> {
-    // lldpd looks for its user's directory, and for a socket of its own.
+    // Where it locks itself in.
+    fs::create_dir_all("/run/lldpd")?;
     let socket = world.path("lldpd.socket");
     let mut command = Command::new("lldpd");
     command.args(["-d", "-I", &spec.tap, "-C", &spec.tap, "-S", "a switch of the lab", "-u"]).arg(&socket);

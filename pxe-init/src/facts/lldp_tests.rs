@@ -53,6 +53,15 @@ fn a_switch_says_who_it_is_and_which_port() {
     assert_eq!(neighbour, expected);
 }
 
+/// As lldpd 1.0.16 sent it on a veth pair of a machine called `vm`.
+#[test]
+fn a_frame_of_lldpd_is_read() {
+    let frame = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/lldp/lldpd"));
+    let neighbour = parse(frame).unwrap();
+    assert_eq!((neighbour.chassis.as_str(), neighbour.system.as_deref()), ("ce:04:c8:63:c3:2f", Some("vm")));
+    assert_eq!(neighbour.port_description.as_deref(), Some("tap1"));
+}
+
 #[test]
 fn identities_of_each_kind() {
     let of = |chassis: &[u8], port: &[u8]| {
