@@ -33,8 +33,10 @@ async fn a_node_tells_its_facts_and_people_read_them() {
 
     assert_eq!(post("/node/facts", told("52:54:00:77:00:02", 16)).await.status, 403, "another's");
     assert_eq!(post("/node/facts", "{}".into()).await.status, 400);
-    let long = format!("{}{}", told(&mac, 16), " ".repeat(super::BODY_MAX));
-    assert_eq!(post("/node/facts", long).await.status, 413);
+    // Longer than what a command's argument may be.
+    let long = daemon.file("long");
+    std::fs::write(&long, format!("{}{}", told(&mac, 16), " ".repeat(super::BODY_MAX))).unwrap();
+    assert_eq!(post("/node/facts", format!("@{}", long.display())).await.status, 413);
     let statuses =
         [post("/node/facts", told(&mac, 16)).await.status, post("/node/facts", told(&mac, 16)).await.status];
     let more = post("/node/facts", told(&mac, 16)).await.status;
