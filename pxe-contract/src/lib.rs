@@ -10,7 +10,7 @@
 //! | appliance | [`settings`], in words of a [`cmdline`]; [`paths`] in grub.cfg and iPXE scripts | node, loader, simulator |
 //! | appliance | [`image`]: `/image.json`; [`blocks`] behind a SquashFS | node |
 //! | appliance | [`ticket`], [`storage`], [`rescue`]: the files of a machine's own initrd | node |
-//! | node | [`ticket`], [`report`], [`console`], [`rescue`], [`engine`], [`storage`], [`round`]: requests | appliance |
+//! | node | [`ticket`], [`report`], [`facts`], [`console`], [`rescue`], [`engine`], [`storage`], [`round`]: requests | appliance |
 //! | appliance | answers to these; [`failure`] when there is none | node |
 //! | appliance | [`symbols`]: packets of a multicast round | node |
 //! | appliance | [`stage`]: how far a machine is | people, simulator |
@@ -54,6 +54,7 @@ pub mod blocks;
 pub mod cmdline;
 pub mod console;
 pub mod engine;
+pub mod facts;
 pub mod failure;
 pub mod hex;
 pub mod image;

@@ -20,6 +20,11 @@ pub mod node {
     pub const SESSION: &str = "/node/session";
     /// A report about the boot ([`crate::report::Report`]).
     pub const REPORT: &str = "/node/report";
+    /// What the machine is made of ([`crate::facts::Told`]).
+    pub const FACTS: &str = "/node/facts";
+    /// A machine that told its facts, and has nothing else to do, polls: 200 while it is to wait, 204 when it is to boot
+    /// again, because it has become something ([`crate::rescue::Standing`]).
+    pub const ENROLLED: &str = "/node/enrolled";
     /// A held boot polls: 200 while it is to wait, 204 when it is to go on ([`crate::rescue::Standing`]).
     pub const HELD: &str = "/node/held";
     /// A failed boot polls: 200 while it is to wait, 204 when it is to boot again ([`crate::rescue::Standing`]).

@@ -41,6 +41,10 @@ mod key {
 /// The expected value of several keys.
 const ADDRESSES: &str = "IPv4 addresses separated by commas";
 
+/// Values of `run`.
+const DOCKER: &str = "docker";
+const ENROL: &str = "enrol";
+
 const HOLD: &str = "bridgehead.hold";
 /// Written only by hand.
 const RESCUE: &str = "bridgehead.rescue";
@@ -81,6 +85,8 @@ pub struct BootSettings {
     pub on_exit: OnExit,
     /// Whether the image is a Docker engine, which needs certificates from the appliance.
     pub engine: bool,
+    /// Whether it boots only to tell its facts: there is nothing to run.
+    pub enrol: bool,
     /// With [`OnExit::Restart`], how often in a row a workload is started again; `None` means for ever.
     pub restarts: Option<u32>,
     /// How a node whose boot failed can be reached.
@@ -202,6 +208,7 @@ impl Default for BootSettings {
             digest: None,
             on_exit: OnExit::default(),
             engine: false,
+            enrol: false,
             restarts: None,
             on_failure: OnFailure::default(),
             logs: true,
@@ -234,7 +241,10 @@ impl BootSettings {
         words.extend(self.digest.as_ref().map(|digest| word(key::DIGEST, digest)));
         words.push(word(key::ON_EXIT, self.on_exit.name()));
         if self.engine {
-            words.push(word(key::RUN, "docker"));
+            words.push(word(key::RUN, DOCKER));
+        }
+        if self.enrol {
+            words.push(word(key::RUN, ENROL));
         }
         words.extend(self.restarts.map(|most| word(key::RESTARTS, most)));
         if self.on_failure != OnFailure::default() {
@@ -258,6 +268,8 @@ impl BootSettings {
         let without = Self::default();
         let address = |v: &str| v.parse().ok();
         let addresses = |v: &str| v.split(',').map(address).collect();
+        let known = |run: &str| [DOCKER, ENROL].into_iter().find(|known| *known == run);
+        let run = words.optional(key::RUN, "docker or enrol", known)?;
         Ok(Self {
             router: words.optional(key::ROUTER, "an IPv4 address", address)?,
             dns: words.optional(key::DNS, ADDRESSES, addresses)?.unwrap_or_default(),
@@ -273,7 +285,8 @@ impl BootSettings {
             on_exit: words
                 .optional(key::ON_EXIT, "poweroff, reboot, restart or stay", OnExit::parse)?
                 .unwrap_or_default(),
-            engine: words.optional(key::RUN, "docker", |run| (run == "docker").then_some(()))?.is_some(),
+            engine: run == Some(DOCKER),
+            enrol: run == Some(ENROL),
             restarts: words.optional(key::RESTARTS, "a number", |v| v.parse().ok())?,
             on_failure: words
                 .optional(key::ON_FAILURE, "ssh, console or off", OnFailure::parse)?

@@ -29,6 +29,7 @@ fn reads_every_key() {
                 hold: false,
                 on_exit: OnExit::Stay,
                 engine: true,
+                enrol: false,
                 restarts: Some(3),
                 on_failure: OnFailure::Ssh,
                 logs: false,
@@ -68,7 +69,7 @@ fn words_of_a_newer_version_are_passed_over_and_values_are_not() {
     for (word, words) in [
         ("bridgehead.on-exit=hibernate", "expected poweroff, reboot, restart or stay"),
         ("bridgehead.on-failure=vnc", "expected ssh, console or off"),
-        ("bridgehead.run=podman", "expected docker"),
+        ("bridgehead.run=podman", "expected docker or enrol"),
         ("bridgehead.url=https://10.77.0.1", "expected http://ADDRESS[:PORT]"),
         ("bridgehead.stage2=blake3:00,1", "expected sha256:DIGITS,BYTES"),
     ] {
@@ -133,6 +134,8 @@ prop_compose! {
         BootSettings {
             router, dns, search, ntp, mtu, lease, hold, name, digest, on_exit, engine, restarts, on_failure, logs,
             modules, stage2,
+            // One thing runs.
+            enrol: !engine && restarts.is_none(),
         }
     }
 }

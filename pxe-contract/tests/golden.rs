@@ -17,6 +17,9 @@ use pxe_contract::blocks::{Block, Blocks};
 use pxe_contract::cmdline;
 use pxe_contract::console::{Batch, Said, Source};
 use pxe_contract::engine::{PapersAnswer, PapersRequest};
+use pxe_contract::facts::{
+    Board, BootMode, Cpu, Disk, Facts, Firmware, Memory, Module, Neighbour, Nic, System, Told,
+};
 use pxe_contract::failure::ErrorDocument;
 use pxe_contract::image::{Description, HealthCheck, Xattr};
 use pxe_contract::paths::{self, GRUB_BIOS, GRUB_EFI_X64, Generated, ImagePart};
@@ -111,6 +114,7 @@ fn settings() {
         digest: Some(format!("sha256:{DIGEST}")),
         on_exit: OnExit::Restart,
         engine: true,
+        enrol: false,
         restarts: Some(3),
         on_failure: OnFailure::Ssh,
         logs: false,
@@ -333,6 +337,76 @@ fn engines() {
     is_document("engine-request.json", &PapersRequest { mac: MAC.to_owned(), request: "3081ff".into() });
     let pem = |text: &str| format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
     is_document("engine-answer.json", &PapersAnswer { authority: pem("MIIB"), certificate: pem("MIIC") });
+}
+
+#[test]
+fn facts() {
+    let text = |text: &str| Some(text.to_owned());
+    let facts = Facts {
+        system: System {
+            vendor: text("Dell Inc."),
+            product: text("PowerEdge R650"),
+            version: text("1"),
+            serial: text("ABC1234"),
+            uuid: text("4c4c4544-0042-4310-8031-c1c04f323334"),
+        },
+        board: Board { vendor: text("Dell Inc."), product: text("0PJ80M"), serial: text(".ABC1234.CN0.") },
+        firmware: Firmware {
+            vendor: text("Dell Inc."),
+            version: text("1.9.2"),
+            date: text("11/17/2022"),
+            mode: Some(BootMode::Uefi),
+            secure_boot: Some(true),
+        },
+        cpu: Cpu {
+            model: text("Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz"),
+            sockets: Some(2),
+            cores: Some(64),
+            threads: Some(128),
+        },
+        memory: Memory {
+            installed: Some(64 << 30),
+            usable: Some(67_247_325_184),
+            modules: vec![Module {
+                slot: text("A1"),
+                size: 64 << 30,
+                speed: Some(3200),
+                part: text("M393A8G40AB2-CWE"),
+                serial: text("35C7A4A1"),
+            }],
+        },
+        disks: vec![Disk {
+            name: "nvme0n1".into(),
+            model: text("SAMSUNG MZQL23T8HCLS-00A07"),
+            serial: text("S64HNE0R123456"),
+            size: 3_840_755_982_336,
+            rotational: Some(false),
+            transport: text("nvme"),
+            wear: Some(3),
+        }],
+        nics: vec![Nic {
+            name: "eno1".into(),
+            mac: MAC.into(),
+            driver: text("tg3"),
+            carrier: Some(true),
+            speed: Some(1000),
+            bus: text("0000:04:00.0"),
+        }],
+        neighbours: Some(vec![Neighbour {
+            nic: "eno1".into(),
+            chassis: "00:1c:73:00:00:01".into(),
+            port: "Ethernet7".into(),
+            port_description: text("rack a1, slot 17"),
+            system: text("leaf-a1"),
+            vlan: Some(77),
+        }]),
+        tpm: text("2.0"),
+    };
+    is_document("facts.json", &Told { mac: MAC.to_owned(), facts: facts.clone() });
+    let least = Facts { neighbours: Some(vec![]), nics: facts.nics, ..Facts::default() };
+    is_document("facts-least.json", &Told { mac: MAC.to_owned(), facts: least });
+    let read: Told<String> = serde_json::from_str(&format!(r#"{{"mac": "{MAC}", "facts": {{}}}}"#)).unwrap();
+    assert_eq!(read.facts, Facts::default(), "what is not said is not known");
 }
 
 #[test]

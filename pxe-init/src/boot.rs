@@ -17,6 +17,8 @@ use pxe_contract::settings::{OnExit, Settings, SettingsError, rescue_wanted};
 use crate::appliance::Told;
 use crate::console;
 use crate::engine::{self, EngineError};
+use crate::enrol;
+use crate::facts::Telling;
 use crate::handover::{self, Behind, HandoverError};
 use crate::health::{Change, Health};
 use crate::image::{Image, ImageError};
@@ -136,12 +138,16 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let detail = format!("Linux {}, {}", release.trim(), steps.take());
     reporter.reached_after(Reported::Stage1, detail, steps.all());
+    let telling = Telling::start(appliance.clone(), &settings.mac);
 
     if settings.boot.hold {
         rescue::hold(supervisor, reporter, told);
         steps.done("hold");
     }
 
+    if settings.boot.enrol {
+        enrol::enrol(supervisor, reporter, told, &telling);
+    }
     Image::check_unpacked()?;
     let came = match (&settings.boot.stage2, prepared) {
         (Some(stage2), Some(prepared)) => {
@@ -171,7 +177,7 @@ fn boot(supervisor: &Supervisor) -> Result<std::convert::Infallible, BootError> 
     }
     let address = settings.address.to_string();
     if handover::is_init(&image.description) {
-        let behind = Behind { cmdline, session };
+        let behind = Behind { cmdline, session, facts: telling.told(handover::FACTS_WITHIN) };
         return Ok(handover::hand_over(&image, &extra(settings, &address, digest), reporter, &behind)?);
     }
     let renewal = Renewal::new(settings);

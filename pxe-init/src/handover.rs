@@ -17,12 +17,14 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, fchdir, pipe2};
+use pxe_contract::facts::Facts;
 use pxe_contract::image::Description;
 use pxe_contract::report::Reported;
 use pxe_contract::settings::Settings;
 use serde::{Deserialize, Serialize};
 
 use crate::console;
+use crate::facts::Telling;
 use crate::image::Image;
 use crate::program::{self, ProgramError};
 use crate::renewal::Renewal;
@@ -35,6 +37,9 @@ use crate::workload;
 
 /// The argument that makes this program the one that stays behind.
 pub const STAY: &str = "stay-behind";
+
+/// How long the hand-over waits for the disks to be found and told of: the thread that tells ends with it.
+pub(crate) const FACTS_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoverError {
@@ -173,6 +178,8 @@ pub(crate) struct Behind {
     /// The kernel's, with this boot's settings.
     pub(crate) cmdline: String,
     pub(crate) session: Session,
+    /// What the machine is made of, which was told; its neighbours may not have been heard.
+    pub(crate) facts: Option<Facts>,
 }
 
 /// Starts the process that stays behind. Through the returned pipe it gets what it needs to know, and is told of a
@@ -195,11 +202,12 @@ pub fn stay(words: &str) -> io::Result<()> {
     let mut told = Vec::new();
     io::stdin().read_to_end(&mut told)?;
     // With more bytes after it this is no valid document, which means that the hand-over failed.
-    let Ok(Behind { cmdline, session }) = serde_json::from_slice(&told) else { return Ok(()) };
+    let Ok(Behind { cmdline, session, facts }) = serde_json::from_slice(&told) else { return Ok(()) };
     let settings = Settings::parse(&cmdline).map_err(io::Error::other)?;
     let appliance = session.open().map_err(io::Error::other)?;
-    let reporter = Reporter::start(Some(appliance), &settings.mac);
+    let reporter = Reporter::start(Some(appliance.clone()), &settings.mac);
     reporter.reached(Reported::Workload, words);
+    let _telling = facts.map(|facts| Telling::go_on(appliance, &settings.mac, facts));
     let mut renewal = Renewal::new(&settings);
     loop {
         match supervisor.next(renewal.due()) {

@@ -9,11 +9,13 @@ pub mod boot;
 pub mod carousel;
 pub mod console;
 pub mod delta;
+pub mod facts;
 
 mod account;
 mod appliance;
 mod cache;
 mod engine;
+mod enrol;
 mod fetch;
 mod handover;
 mod head;

@@ -14,7 +14,7 @@ use pxe_contract::paths;
 use pxe_contract::rescue::Standing;
 use pxe_contract::settings::OnFailure;
 
-use crate::appliance::Told;
+use crate::appliance::{Appliance, Told};
 use crate::renewal::Renewal;
 use crate::report::Reporter;
 use crate::say;
@@ -75,9 +75,7 @@ fn stay(supervisor: &Supervisor, reporter: &Reporter, told: &Told, path: &'stati
             loop {
                 let host_key = way_in.as_ref().map(|(host_key, _)| host_key.clone());
                 let logged_in = way_in.as_ref().map(|(_, logged_in)| logged_in.load(Ordering::Acquire));
-                let standing = Standing { host_key, logged_in, mac: &mac };
-                let body = serde_json::to_vec(&standing).expect("it has only text keys");
-                if let Ok(204) = appliance.post(path, &body) {
+                if is_released(&appliance, path, Standing { host_key, logged_in, mac: &mac }) {
                     done.store(true, Ordering::Release);
                     return;
                 }
@@ -94,7 +92,13 @@ fn stay(supervisor: &Supervisor, reporter: &Reporter, told: &Told, path: &'stati
     }
 }
 
-const ASK_EVERY: Duration = Duration::from_secs(2);
+/// Asks the appliance once whether a machine that stands may go on.
+pub(crate) fn is_released(appliance: &Appliance, path: &str, standing: Standing<&String>) -> bool {
+    let body = serde_json::to_vec(&standing).expect("it has only text keys");
+    matches!(appliance.post(path, &body), Ok(204))
+}
+
+pub(crate) const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How often it is checked whether a shell is still wanted.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

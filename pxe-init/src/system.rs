@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -136,3 +136,84 @@ pub(crate) fn attach_loop_device(device: &File, file: &File) -> io::Result<()> {
 /// linux/loop.h
 const LOOP_SET_FD: libc::Ioctl = 0x4C00;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+
+/// A packet socket (packet(7)) for one EtherType of what arrives on every link. It does not block.
+pub(crate) fn packet_socket(ethertype: u16) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: three numbers.
+    let socket = Errno::result(unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(ethertype.to_be())) })?;
+    // SAFETY: it was just opened, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+/// Has a link receive frames to a group, for as long as the packet socket is open.
+pub(crate) fn join_group(socket: &OwnedFd, link: u32, group: [u8; 6]) -> io::Result<()> {
+    let mut request = libc::packet_mreq {
+        mr_ifindex: link.cast_signed(),
+        mr_type: libc::PACKET_MR_MULTICAST as u16,
+        mr_alen: 6,
+        mr_address: [0; 8],
+    };
+    request.mr_address[..6].copy_from_slice(&group);
+    // SAFETY: the kernel reads a packet_mreq, which is there, of the length that it is told.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const request).cast(),
+            size_of::<libc::packet_mreq>() as u32,
+        )
+    };
+    Ok(Errno::result(set).map(drop)?)
+}
+
+/// linux/nvme_ioctl.h, struct nvme_admin_cmd.
+#[repr(C)]
+#[derive(Default)]
+struct NvmeCommand {
+    opcode: u8,
+    flags: u8,
+    reserved: u16,
+    namespace: u32,
+    cdw2: u32,
+    cdw3: u32,
+    metadata: u64,
+    address: u64,
+    metadata_len: u32,
+    data_len: u32,
+    cdw10: u32,
+    cdw11: u32,
+    cdw12: u32,
+    cdw13: u32,
+    cdw14: u32,
+    cdw15: u32,
+    timeout_ms: u32,
+    result: u32,
+}
+
+/// The health log of an NVMe controller, by any of its devices: Get Log Page 2 (NVM Express Base 2.0, section 5.16).
+pub(crate) fn nvme_health(device: &File) -> io::Result<[u8; 512]> {
+    /// _IOWR('N', 0x41, struct nvme_admin_cmd)
+    const NVME_IOCTL_ADMIN_CMD: libc::Ioctl = 0xC048_4E41_u32 as libc::Ioctl;
+    const GET_LOG_PAGE: u8 = 0x02;
+    const HEALTH: u32 = 0x02;
+    let mut log = [0u8; 512];
+    let mut command = NvmeCommand {
+        opcode: GET_LOG_PAGE,
+        namespace: u32::MAX,
+        address: log.as_mut_ptr() as u64,
+        data_len: log.len() as u32,
+        // Its length in double words, less one.
+        cdw10: HEALTH | (log.len() as u32 / 4 - 1) << 16,
+        timeout_ms: 1000,
+        ..NvmeCommand::default()
+    };
+    // SAFETY: the kernel reads and writes the command, and writes as many bytes to the log as it is told.
+    let status = unsafe { libc::ioctl(device.as_raw_fd(), NVME_IOCTL_ADMIN_CMD, &raw mut command) };
+    match Errno::result(status)? {
+        0 => Ok(log),
+        // The controller's own.
+        status => Err(io::Error::other(format!("NVMe status {status:#x}"))),
+    }
+}

@@ -45,6 +45,8 @@ pub struct Spec {
     /// The tap that is its network cable.
     pub tap: String,
     pub disks: Vec<Disk>,
+    /// Its system's serial number in SMBIOS.
+    pub serial: Option<String>,
 }
 
 /// A disk in a machine.
@@ -85,6 +87,7 @@ impl Spec {
             address: None,
             tap: format!("tap{n}"),
             disks: Vec::new(),
+            serial: None,
         }
     }
 
@@ -99,6 +102,9 @@ impl Spec {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-name", &self.name, "-uuid", &self.uuid]);
         qemu.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", &self.memory_mib.to_string()]);
+        if let Some(serial) = &self.serial {
+            qemu.args(["-smbios", &format!("type=1,serial={serial}")]);
+        }
         qemu.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
         let mut netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", self.tap);

@@ -10,7 +10,9 @@ mod http_head;
 mod image_archive;
 mod image_layer;
 mod kernel_package;
+mod lldp;
 mod range;
+mod smbios;
 mod tftp_packet;
 mod tftp_session;
 mod visible;
@@ -20,7 +22,7 @@ mod wire;
 pub(crate) type Target = fn(&[u8]);
 
 /// All targets by name, which is the name of their file and of their seeds' directory.
-pub(crate) const ALL: [(&str, Target); 15] = [
+pub(crate) const ALL: [(&str, Target); 17] = [
     ("carousel_packet", carousel_packet::run),
     ("cmdline", cmdline::run),
     ("config", config::run),
@@ -31,7 +33,9 @@ pub(crate) const ALL: [(&str, Target); 15] = [
     ("image_archive", image_archive::run),
     ("image_layer", image_layer::run),
     ("kernel_package", kernel_package::run),
+    ("lldp", lldp::run),
     ("range", range::run),
+    ("smbios", smbios::run),
     ("tftp_packet", tftp_packet::run),
     ("tftp_session", tftp_session::run),
     ("visible", visible::run),

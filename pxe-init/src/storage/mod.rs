@@ -25,6 +25,7 @@ use apply::{ApplyError, Applying};
 use keys::Keys;
 use plan::Refusal;
 use probe::ProbeError;
+pub(crate) use probe::{is_disk, serial};
 use pxe_contract::paths::file;
 use pxe_contract::settings::Settings;
 use pxe_contract::storage::{Storage, Volume};

@@ -47,14 +47,19 @@ pub(crate) fn look(wanted: &Storage, mounted: &BTreeSet<String>) -> Result<Seen,
 
 /// The kernel's names of disks that can be written to.
 pub(crate) fn disk_names() -> BTreeSet<String> {
-    let is_disk = |name: &String| {
+    let is_ours = |name: &String| {
         let attribute = |of| read(&format!("/sys/block/{name}/{of}"));
-        !NO_DISKS.iter().any(|prefix| name.starts_with(prefix))
+        is_disk(name)
             && attribute("ro").as_deref() == Some("0")
             && attribute("size").is_some_and(|size| size != "0")
     };
     let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    names.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_disk).collect()
+    names.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_ours).collect()
+}
+
+/// Whether the kernel's name is that of a disk of the node's own.
+pub(crate) fn is_disk(name: &str) -> bool {
+    !NO_DISKS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn disk(name: &str) -> Result<Disk, ProbeError> {
@@ -67,7 +72,7 @@ fn disk(name: &str) -> Result<Disk, ProbeError> {
         other => other,
     };
     Ok(Disk {
-        serial: serial(name),
+        serial: serial(&Path::new("/sys/block").join(name)),
         target: target(&path.to_string_lossy()),
         path: format!("/{}", path.display()),
         // In sectors of 512 bytes, whatever the disk's own sector size is.
@@ -82,11 +87,12 @@ fn disk(name: &str) -> Result<Disk, ProbeError> {
     })
 }
 
-/// The serial number: virtio and NVMe have it as text, SCSI and ATA disks in a page of vital product data (SPC-4, 7.8.17).
-fn serial(name: &str) -> Option<String> {
-    let text = ["serial", "device/serial"].iter().find_map(|file| read(&format!("/sys/block/{name}/{file}")));
+/// The serial number of a disk, by its directory in sysfs: virtio and NVMe have it as text, SCSI and ATA disks in a page of
+/// vital product data (SPC-4, 7.8.17).
+pub(crate) fn serial(disk: &Path) -> Option<String> {
+    let text = ["serial", "device/serial"].iter().find_map(|file| read(&disk.join(file).to_string_lossy()));
     let page = || {
-        let page = fs::read(format!("/sys/block/{name}/device/vpd_pg80")).ok()?;
+        let page = fs::read(disk.join("device/vpd_pg80")).ok()?;
         Some(String::from_utf8_lossy(page.get(4..)?).into_owned())
     };
     let serial = text.or_else(page)?.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned();

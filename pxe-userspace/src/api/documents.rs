@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use pxe_common::Mac;
+use pxe_contract::facts::Facts;
 use pxe_contract::failure::ErrorDocument;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -169,6 +170,23 @@ pub struct WayIn {
     /// When the machine was last heard of.
     #[serde(serialize_with = "crate::base::text::micros")]
     pub heard: Timestamp,
+}
+
+/// What a machine is made of, as it told it last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct MachineFacts {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
+    #[serde(with = "text::mac")]
+    #[schemars(with = "schema::Mac")]
+    pub mac: Mac,
+    /// When it told it.
+    #[serde(serialize_with = "text::micros")]
+    pub time: Timestamp,
+    #[serde(flatten)]
+    #[schemars(with = "schema::Facts")]
+    pub facts: Facts,
 }
 
 /// What a change of machines that are kept did, by their names.

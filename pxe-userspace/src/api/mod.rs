@@ -18,6 +18,7 @@ mod door;
 mod door_tests;
 mod engine;
 mod events;
+mod facts;
 mod failure;
 mod files;
 #[doc(hidden)]
@@ -76,6 +77,7 @@ use crate::config::Node;
 use crate::host::trace::{TraceError, Wanted};
 use crate::machines::Machines;
 use crate::machines::console::Consoles;
+use crate::machines::facts::Known;
 use crate::machines::holds::Holds;
 use crate::machines::kept::{Done, Order, OrderError};
 use crate::machines::rescue::Rescues;
@@ -173,6 +175,10 @@ pub struct BootState {
     pub trust: Trust,
     pub carousel: Carousel,
     pub rates: Rates,
+    pub facts: Known,
+    pub fact_rates: Rates,
+    /// Whether a machine boots more than its facts.
+    pub is_something: Arc<dyn Fn(Mac) -> bool + Send + Sync>,
 }
 
 /// What the API needs.
@@ -195,6 +201,8 @@ pub fn boot_router(state: BootState) -> Router {
         .route(&own_initrd, get(session::initrd))
         .route(node::SESSION, post(session::begin).layer(DefaultBodyLimit::max(session::BODY_MAX)))
         .route(node::REPORT, post(report::report).layer(DefaultBodyLimit::max(report::BODY_MAX)))
+        .route(node::FACTS, post(facts::take).layer(DefaultBodyLimit::max(facts::BODY_MAX)))
+        .route(node::ENROLLED, post(facts::enrolled).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route(node::HELD, post(hold::stopped).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route(node::FAILED, post(hold::failed).layer(DefaultBodyLimit::max(report::BODY_MAX)))
         .route(node::CONSOLE, post(console::take_console).layer(DefaultBodyLimit::max(console::BODY_MAX)))

@@ -16,6 +16,7 @@ use super::door::By;
 use super::openapi::{Csv, Pages, Table, Written};
 use super::{ApiState, Failure, Kind, read};
 use crate::base::text::{percent, word};
+use crate::config::facts::Hardware;
 use crate::config::{Node, Origin};
 use crate::machines::kept::selector::{self, Nothing, Selectable, Selector, SelectorError};
 use crate::machines::kept::{Done, Order, OrderError, Patch, table};
@@ -57,6 +58,9 @@ impl Selectable for &Machine {
     }
     fn has_label(&self, label: &str) -> bool {
         self.labels.iter().any(|its| its == label)
+    }
+    fn hardware(&self) -> Option<&Hardware> {
+        self.facts.as_deref()
     }
 }
 
@@ -191,10 +195,20 @@ pub(super) struct Selected {
 }
 
 impl Selected {
-    fn selector(selected: Result<Query<Self>, QueryRejection>) -> Result<Selector, Failure> {
+    /// By names and the like: what machines told of themselves is known here.
+    fn selector(
+        selected: Result<Query<Self>, QueryRejection>,
+        state: &ApiState,
+    ) -> Result<Selector, Failure> {
         let Query(selected) = selected
             .map_err(|e| Failure::new(Kind::Invalid, e.body_text(), "the query takes select=SELECTOR"))?;
-        parse(&selected.select)
+        let selector = parse(&selected.select)?;
+        if !selector.goes_by_facts() {
+            return Ok(selector);
+        }
+        let machines = &state.boot.machines;
+        let by_mac = machines.look(|all| selector.without_facts(all.filter(|m| m.origin.is_some())));
+        by_mac.map_err(|nothing| missing(&nothing))
     }
 }
 
@@ -204,7 +218,7 @@ pub(super) async fn set(
     selected: Result<Query<Selected>, QueryRejection>,
     patch: Result<Json<Patch>, JsonRejection>,
 ) -> Result<Json<NodesChanged>, Failure> {
-    let selector = Selected::selector(selected)?;
+    let selector = Selected::selector(selected, &state)?;
     let hint = "send what is to be different, such as {\"profile\": \"web\", \"keys\": {\"rack\": \"a1\"}}";
     let Json(patch) = patch.map_err(|e| Failure::new(Kind::Invalid, e.body_text(), hint))?;
     order(&state, by, "node.set", Order::Set(selector, Box::new(patch))).await.map(Json)
@@ -215,7 +229,7 @@ pub(super) async fn remove(
     by: By,
     selected: Result<Query<Selected>, QueryRejection>,
 ) -> Result<Json<NodesChanged>, Failure> {
-    let selector = Selected::selector(selected)?;
+    let selector = Selected::selector(selected, &state)?;
     order(&state, by, "node.rm", Order::Remove(selector)).await.map(Json)
 }
 

@@ -21,9 +21,20 @@ const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Machines that are remembered. Those that have been silent until their whole burst is free again are forgotten first.
 const MACHINES_MAX: usize = 8192;
 
-/// Reports of all machines. Cloning it is cheap.
-#[derive(Clone, Default)]
-pub struct Rates(Arc<Mutex<HashMap<Mac, Rate>>>);
+/// What all machines send of one kind. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Rates {
+    by_mac: Arc<Mutex<HashMap<Mac, Rate>>>,
+    burst: u32,
+    every: Duration,
+}
+
+/// Of reports.
+impl Default for Rates {
+    fn default() -> Self {
+        Self::of(BURST, EVERY)
+    }
+}
 
 struct Rate {
     /// From then on the whole burst is free again.
@@ -35,17 +46,27 @@ struct Rate {
 }
 
 impl Rates {
+    /// So many at once, and one in this time afterwards.
+    pub fn of(burst: u32, every: Duration) -> Self {
+        Self { by_mac: Arc::default(), burst, every }
+    }
+
+    /// What machines are made of: a boot tells it twice.
+    pub fn of_facts() -> Self {
+        Self::of(4, Duration::from_secs(15))
+    }
+
     /// Whether to record this report; if so, returns how many before it were dropped.
     pub(super) fn take(&self, mac: Mac, says: impl Hash, now: Instant) -> Option<u64> {
         let says = BuildHasherDefault::<DefaultHasher>::default().hash_one(says);
-        let mut rates = self.0.lock().unpoisoned();
+        let mut rates = self.by_mac.lock().unpoisoned();
         if rates.len() >= MACHINES_MAX && !rates.contains_key(&mac) {
             rates.retain(|_, rate| rate.full > now);
         }
         let rate = rates.entry(mac).or_insert(Rate { full: now, said: None, left_out: 0 });
-        let full = rate.full.max(now) + EVERY;
+        let full = rate.full.max(now) + self.every;
         let again = rate.said.is_some_and(|(said, at)| said == says && now < at + AGAIN_AFTER);
-        if again || full > now + EVERY * BURST {
+        if again || full > now + self.every * self.burst {
             rate.left_out += 1;
             return None;
         }

@@ -14,8 +14,8 @@ use super::openapi::{self, Described, Openapi};
 use super::page::OwnApi;
 use super::{ApiState, Failure, Kind};
 use super::{
-    audit, console, events, failure, files, hold, images, kernels, login, metrics, nodes, page, power, read,
-    rescue, session, tokens, trace,
+    audit, console, events, facts, failure, files, hold, images, kernels, login, metrics, nodes, page, power,
+    read, rescue, session, tokens, trace,
 };
 use crate::machines::kept::table::TABLE_MAX;
 use crate::operate::access::{Caller, Role};
@@ -117,6 +117,7 @@ fn routes(audit: Audit) -> Routes {
         // No name has a dot.
         .on(Viewer, get.clone(), "/api/nodes.csv", nodes::export)
         .on(Viewer, get.clone(), "/api/nodes/{name}", read::node)
+        .on(Viewer, get.clone(), "/api/nodes/{name}/facts", facts::facts)
         .on(Viewer, get.clone(), "/api/nodes/{name}/why", read::why)
         .on(Viewer, get.clone(), "/api/why", read::all_why)
         .on(Viewer, get.clone(), "/api/nodes/{name}/console", console::console)

@@ -84,6 +84,9 @@ impl Daemon {
             http_sent: Arc::default(),
             trust: trust.clone(),
             rates: Rates::default(),
+            facts: Known::open(store.clone(), machines.clone()).unwrap(),
+            fact_rates: Rates::of_facts(),
+            is_something: Arc::new(|mac| mac != MAC),
         };
         let stop = CancellationToken::new();
         let connections = Connections::of_nodes();

@@ -22,6 +22,7 @@ use crate::host::net::{self, Bridge, BridgeInfo};
 use crate::host::trace::{self, Tracer};
 use crate::machines::Machines;
 use crate::machines::console::{Consoles, crash};
+use crate::machines::facts::Known;
 use crate::machines::holds::Holds;
 use crate::machines::rescue::Rescues;
 use crate::machines::segment::Segment;
@@ -127,7 +128,14 @@ impl Appliance {
             trust,
             carousel: Carousel::new(config.carousel.clone(), info.address.addr(), info.mtu),
             rates: api::Rates::default(),
+            facts: Known::open(store.clone(), machines.clone())?,
+            fact_rates: api::Rates::of_facts(),
+            is_something: {
+                let config = receiver.clone();
+                Arc::new(move |mac| config.borrow().is_something(mac))
+            },
         };
+        let facts = boot.facts.clone();
         starting.boots(&config, &info, &segment, &boot, &connections)?;
 
         let powers = power::open(&config.state_dir, &store, &info, &machines)?;
@@ -160,7 +168,7 @@ impl Appliance {
             launches,
             reloading: Default::default(),
         });
-        starting.watch(&appliance, unnamed);
+        starting.watch(&appliance, unnamed, facts);
         starting.launches(&appliance, driven, boot.rescues.clone());
         people::serve(&config, &appliance, boot, store, socket, &mut starting).await?;
         Ok(appliance)
@@ -267,7 +275,8 @@ impl Starting<'_> {
     }
 
     /// What looks after the ports, waves of boots and machines without names meanwhile.
-    fn watch(&mut self, appliance: &Arc<Appliance>, unnamed: mpsc::Receiver<Unnamed>) {
+    fn watch(&mut self, appliance: &Arc<Appliance>, unnamed: mpsc::Receiver<Unnamed>, facts: Known) {
+        self.parts.spawn(naming::by_facts(appliance.clone(), facts, self.shutdown.clone()).map(Ok));
         self.parts.spawn(naming::give(appliance.clone(), unnamed, self.shutdown.clone()).map(Ok));
         self.parts.spawn(wave::watch(appliance.clone(), self.shutdown.clone()));
         self.parts.spawn(ports::watch(appliance.clone(), self.shutdown.clone()));

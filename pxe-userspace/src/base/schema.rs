@@ -80,6 +80,11 @@ schemas! {
             { "type": "string", "pattern": "^([0-9]{1,9}|([0-9]|[1-9][0-9]|100)%)$" },
         ],
     });
+    /// What a machine is made of ([`Facts`](pxe_contract::facts::Facts)).
+    Facts("Facts") = json_schema!({
+        "description": "What a machine is made of, by part. What it could not say is missing.",
+        "type": "object",
+    });
     /// The body of every answer that is an error ([`ErrorDocument`](pxe_contract::failure::ErrorDocument)).
     Failure("Failure") = json_schema!({
         "description": "Why a request could not be served.",

@@ -2,6 +2,7 @@
 
 mod access;
 mod debug;
+mod facts;
 mod kernel;
 mod launch;
 mod node;
@@ -117,7 +118,7 @@ pub enum Ask {
     ///
     /// DECLARED says where: FILE:LINE, `database` (`bridgehead node`), or the rule that took it.
     Nodes {
-        /// Only these: names, n[1-40], MAC addresses, label=L, profile=P, all; several of them.
+        /// Only these: names, n[1-40], MAC addresses, label=L, profile=P, fact=KEY:VALUE, all; several of them.
         #[arg(value_name = "SELECTOR")]
         selector: Vec<String>,
         #[command(flatten)]
@@ -139,6 +140,16 @@ pub enum Ask {
     Launch(launch::LaunchArgs),
     /// The launches that there were, the newest first.
     Launches(Reading),
+    /// What a machine is made of: model, serial numbers, CPU, memory, disks, network cards, and the switch that it is on.
+    ///
+    /// As it told in its last boot; the timeline says what was different from the one before. Selectors go by it, as in
+    /// `bridgehead nodes 'fact=memory:>=64G'`, and rules: docs/machines.md.
+    Facts {
+        #[arg(value_name = "NAME|MAC")]
+        node: String,
+        #[command(flatten)]
+        reading: Reading,
+    },
     /// Addresses given to machines.
     Leases(Reading),
     /// Files below the files root.
@@ -334,6 +345,10 @@ fn run(what: Ask, out: &mut dyn Write) -> Result<(), AskError> {
         Ask::Power(command) => power::run(command, out),
         Ask::Launch(args) => launch::run(args, out),
         Ask::Launches(reading) => launch::list(&reading, out),
+        Ask::Facts { node, reading } => {
+            let path = format!("/api/nodes/{}/facts", percent(&node, ""));
+            read(&reading, &path, out, facts::facts)
+        }
         Ask::Leases(reading) => read(&reading, "/api/leases", out, show::leases),
         Ask::Files(reading) => read(&reading, "/api/files", out, show::files),
         Ask::Images(reading) => read(&reading, "/api/images", out, show::images),

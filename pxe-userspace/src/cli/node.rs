@@ -51,7 +51,7 @@ Examples:
   bridgehead node set 'n[1-40]' --label gpu --set rack=a1
   bridgehead node set label=gpu --unset profile         the default profile again")]
     Set {
-        /// Names, n[1-40], MAC addresses, label=L, profile=P, all; several of them.
+        /// Names, n[1-40], MAC addresses, label=L, profile=P, fact=KEY:VALUE, all; several of them.
         #[arg(value_name = "SELECTOR", required = true)]
         selector: Vec<String>,
         /// Another name. Of one machine.
@@ -73,7 +73,7 @@ Examples:
     },
     /// Forget machines that are kept. From their next boot on they are unknown.
     Rm {
-        /// Names, n[1-40], MAC addresses, label=L, profile=P, all; several of them.
+        /// Names, n[1-40], MAC addresses, label=L, profile=P, fact=KEY:VALUE, all; several of them.
         #[arg(value_name = "SELECTOR", required = true)]
         selector: Vec<String>,
         #[command(flatten)]

@@ -44,7 +44,8 @@ fn by_rule(config: &Config, machines: &[Machine]) -> String {
 }
 
 fn facts(machine: &Machine) -> Facts {
-    Facts { uuid: machine.uuid.clone(), ..Facts::new(machine.mac) }
+    let Machine { uuid, facts, .. } = machine;
+    Facts { uuid: uuid.clone(), hardware: facts.clone(), ..Facts::new(machine.mac) }
 }
 
 fn named(machines: &[&Machine]) -> String {

@@ -6,12 +6,12 @@ use std::net::Ipv4Addr;
 use pxe_common::Mac;
 use toml::Spanned;
 
-use super::DOCKER_NODE;
 use super::file::{File, NodeTable, ProfileTable};
 use super::findings::Findings;
 use super::nodes::{is_key, is_value, quoted};
 use super::segment::Segment;
 use super::values::is_host_label;
+use super::{DOCKER_NODE, ENROL, ENROL_PROFILE, Rescue, Stages};
 use super::{
     Dhcp, DhcpMode, Node, OnExit, Origin, Power, PowerTable, Profile, Run, Source, Unknown, assignment,
     storage, values,
@@ -56,7 +56,17 @@ pub(super) fn profiles(raw: &File, findings: &mut Findings<'_>) -> Vec<Profile> 
             Run::Image => OnExit::default(),
             // The engine is what the node is for.
             Run::Docker => OnExit::Restart,
+            Run::Enrol => OnExit::Stay,
         };
+        if let Some(on_exit) = table.on_exit.as_ref().filter(|_| run == Run::Enrol)
+            && !matches!(on_exit.get_ref(), OnExit::Stay | OnExit::PowerOff)
+        {
+            findings.add(
+                on_exit.span(),
+                "a machine that told its facts waits, or powers off",
+                "set on-exit = \"stay\" or \"power-off\"",
+            );
+        }
         profiles.push(Profile {
             name: name.clone(),
             run,
@@ -100,16 +110,21 @@ fn source(
     findings: &mut Findings<'_>,
 ) -> Source {
     let name = table.name.get_ref();
-    if table.run.as_ref().is_some_and(|run| *run.get_ref() == Run::Docker) {
+    let brings = table.run.as_ref().and_then(|run| match run.get_ref() {
+        Run::Docker => Some(("docker", DOCKER_NODE)),
+        Run::Enrol => Some(("enrol", ENROL)),
+        Run::Image => None,
+    });
+    if let Some((run, image)) = brings {
         let others = [&table.image, &table.kernel].into_iter().flatten().map(Spanned::span);
         for span in others.chain(table.initrd.as_ref().map(Spanned::span)) {
             findings.add(
                 span,
-                format!("profile `{name}` has `run = \"docker\"`, which brings an image of its own"),
+                format!("profile `{name}` has `run = \"{run}\"`, which brings an image of its own"),
                 "remove one of them; containers' images are named by [[workload]]",
             );
         }
-        return Source::Image(DOCKER_NODE.to_owned());
+        return Source::Image(image.to_owned());
     }
     match (&table.image, &table.kernel) {
         (Some(image), kernel) => {
@@ -186,6 +201,36 @@ fn source(
             Source::Image(String::new())
         }
     }
+}
+
+/// The profile of unknown machines that are to enrol, where none says how.
+pub(super) fn enrolling(dhcp: &Dhcp, profiles: &mut Vec<Profile>, raw: &File, findings: &mut Findings<'_>) {
+    if dhcp.unknown != Unknown::Enrol || profiles.iter().any(|profile| profile.run == Run::Enrol) {
+        return;
+    }
+    if let Some(profile) = raw.profiles.iter().find(|p| p.get_ref().name.get_ref() == ENROL_PROFILE) {
+        findings.add(
+            profile.span(),
+            format!(
+                "the profile of machines that enrol is called `{ENROL_PROFILE}`, and this is another one"
+            ),
+            "give it run = \"enrol\", or another name",
+        );
+    }
+    profiles.push(Profile {
+        name: ENROL_PROFILE.to_owned(),
+        source: Source::Image(ENROL.to_owned()),
+        cmdline: String::new(),
+        on_exit: OnExit::Stay,
+        restarts: None,
+        rescue: Rescue::default(),
+        logs: false,
+        stages: Stages::One,
+        storage: None,
+        run: Run::Enrol,
+        kernel: None,
+        modules: Vec::new(),
+    });
 }
 
 pub(super) fn default_profile(

@@ -207,6 +207,15 @@ pub(super) struct MatchTable {
     pub(super) relay: Option<Spanned<OneOrMany<String>>>,
     pub(super) port: Option<Spanned<OneOrMany<String>>>,
     pub(super) uuid: Option<Spanned<OneOrMany<String>>>,
+    pub(super) vendor: Option<Spanned<OneOrMany<String>>>,
+    pub(super) product: Option<Spanned<OneOrMany<String>>>,
+    pub(super) serial: Option<Spanned<OneOrMany<String>>>,
+    pub(super) cpu: Option<Spanned<OneOrMany<String>>>,
+    pub(super) memory: Option<Spanned<OneOrMany<String>>>,
+    pub(super) cores: Option<Spanned<OneOrMany<String>>>,
+    pub(super) disks: Option<Spanned<OneOrMany<String>>>,
+    pub(super) switch: Option<Spanned<OneOrMany<String>>>,
+    pub(super) switch_port: Option<Spanned<OneOrMany<String>>>,
 }
 
 #[derive(Debug, Deserialize)]

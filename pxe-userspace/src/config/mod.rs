@@ -6,6 +6,7 @@ mod assignment;
 mod carousel;
 pub mod cmdline;
 mod entries;
+pub mod facts;
 mod file;
 mod findings;
 pub mod kernel;
@@ -44,6 +45,11 @@ pub use values::{duration, size, written_size};
 
 /// The image of nodes with `run = "docker"`, which comes with the assets.
 pub const DOCKER_NODE: &str = "bridgehead/docker-node:latest";
+
+/// The image of machines that only tell their facts, which is nearly nothing: the daemon makes it.
+pub const ENROL: &str = "bridgehead/enrol:latest";
+/// The profile of unknown machines with `unknown = "enrol"`, where no profile has `run = "enrol"`.
+pub const ENROL_PROFILE: &str = "enrol";
 
 /// A bridge's port that forwards within so many seconds after its link came up is there for all firmware. iPXE sends its
 /// last DISCOVER 15 s after its first, EDK2 after a minute.
@@ -176,6 +182,8 @@ pub enum Unknown {
     /// An address and the default profile.
     #[default]
     Boot,
+    /// An address and a boot that tells what the machine is made of.
+    Enrol,
     /// An address, no boot file.
     AddressOnly,
     /// Nothing.
@@ -258,6 +266,8 @@ pub enum Run {
     Image,
     /// A Docker engine, and in it the workloads that are assigned to the machine.
     Docker,
+    /// Nothing: the machine tells its facts, and waits for what it becomes, or powers off.
+    Enrol,
 }
 
 /// What a profile boots.
@@ -414,8 +424,8 @@ impl Config {
         plan.is_some_and(|plan| plan.volumes.iter().any(|volume| volume.mount == ENGINE_DATA))
     }
 
-    /// The profile that a machine boots: a launch's, its own, else the default one; none for unknown
-    /// machines where `dhcp.unknown` is not `boot`.
+    /// The profile that a machine boots: a launch's, its own, else the default one. For unknown machines the default
+    /// one, the one that enrols, or none, as `dhcp.unknown` says.
     pub fn profile_of(&self, mac: Mac) -> Option<&Profile> {
         self.profile_for(self.node(mac))
     }
@@ -427,10 +437,19 @@ impl Config {
         Some(pinned.map_or(reference, |image| &image.name))
     }
 
+    /// Whether the machine has become something: it boots more than its facts.
+    pub fn is_something(&self, mac: Mac) -> bool {
+        self.profile_of(mac).is_some_and(|profile| profile.run != Run::Enrol)
+    }
+
     /// The same of a machine that was looked up.
     pub fn profile_for(&self, node: Option<&Node>) -> Option<&Profile> {
-        if node.is_none() && self.dhcp.unknown != Unknown::Boot {
-            return None;
+        if node.is_none() {
+            match self.dhcp.unknown {
+                Unknown::Boot => {}
+                Unknown::Enrol => return self.profiles.iter().find(|profile| profile.run == Run::Enrol),
+                Unknown::AddressOnly | Unknown::Ignore => return None,
+            }
         }
         let name = node.and_then(Node::profile_in_effect).or(self.default_profile.as_ref())?;
         self.profile(name)

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use pxe_common::Mac;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use super::facts::{self, Hardware, Key, Wanted};
 use super::file::{File, MatchTable, OneOrMany, RuleTable};
 use super::findings::Findings;
 use super::nodes::{is_label, quoted};
@@ -37,6 +39,8 @@ pub struct Match {
     relays: Vec<Ipv4Addr>,
     ports: Vec<String>,
     uuids: Vec<String>,
+    /// By their keys, of which each is there once; what each may be.
+    hardware: Vec<(Key, Vec<Wanted>)>,
 }
 
 /// What is known of a machine.
@@ -54,11 +58,14 @@ pub struct Facts {
     /// The bridge's port that it is behind.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub port: Option<String>,
+    /// What it told of itself.
+    #[serde(with = "facts::shared", skip_serializing_if = "Option::is_none", default)]
+    pub hardware: Option<Arc<Hardware>>,
 }
 
 impl Facts {
     pub fn new(mac: Mac) -> Self {
-        Self { mac, uuid: None, relay: None, port: None }
+        Self { mac, uuid: None, relay: None, port: None, hardware: None }
     }
 }
 
@@ -77,12 +84,12 @@ enum Holds {
 impl Match {
     /// Whether the machine fits. What is not known of it does not fit.
     pub fn fits(&self, facts: &Facts) -> bool {
-        self.judged(facts).iter().all(|holds| *holds == Holds::Yes)
+        self.judged(facts).all(|holds| holds == Holds::Yes)
     }
 
     /// Whether it fits, or may fit once more is known.
     pub fn may_fit(&self, facts: &Facts) -> bool {
-        self.judged(facts).iter().all(|holds| *holds != Holds::No)
+        self.judged(facts).all(|holds| holds != Holds::No)
     }
 
     /// Whether it asks for the bridge's ports.
@@ -91,13 +98,24 @@ impl Match {
     }
 
     /// Each thing that it goes by. Another one is another line here.
-    fn judged(&self, facts: &Facts) -> [Holds; 4] {
-        [
+    fn judged(&self, facts: &Facts) -> impl Iterator<Item = Holds> {
+        let by_hardware = self.hardware.iter().map(|(_, wanted)| {
+            let Some(hardware) = &facts.hardware else { return Holds::Unknown };
+            // All are of one key: it is known, or it is not.
+            let fit: Vec<Option<bool>> = wanted.iter().map(|wanted| wanted.fits(hardware)).collect();
+            match fit.first() {
+                Some(None) => Holds::Unknown,
+                _ if fit.contains(&Some(true)) => Holds::Yes,
+                _ => Holds::No,
+            }
+        });
+        let asked = [
             holds(&self.macs, Some(&facts.mac), |prefix, mac| mac.0.starts_with(&prefix.0)),
             holds(&self.relays, facts.relay.as_ref(), |wanted, relay| wanted == relay),
             holds(&self.ports, facts.port.as_ref(), |wanted, port| wanted == port),
             holds(&self.uuids, facts.uuid.as_ref(), |wanted, uuid| wanted.eq_ignore_ascii_case(uuid)),
-        ]
+        ];
+        asked.into_iter().chain(by_hardware).collect::<Vec<_>>().into_iter()
     }
 }
 
@@ -264,6 +282,33 @@ fn read(table: &MatchTable, findings: &mut Findings<'_>) -> Match {
             );
         }
         matches.ports.push(text);
+    }
+    let MatchTable { vendor, product, serial, cpu, memory, cores, disks, switch, switch_port, .. } = table;
+    for (key, list) in [
+        (Key::Vendor, vendor),
+        (Key::Product, product),
+        (Key::Serial, serial),
+        (Key::Cpu, cpu),
+        (Key::Memory, memory),
+        (Key::Cores, cores),
+        (Key::Disks, disks),
+        (Key::Switch, switch),
+        (Key::SwitchPort, switch_port),
+    ] {
+        let mut wanted = Vec::new();
+        for (span, text) in texts(list) {
+            match Wanted::parse(key, &text) {
+                Ok(one) => wanted.push(one),
+                Err(error) => findings.add(
+                    span,
+                    format!("{} can't be {}", quoted(&text), key.name()),
+                    error.to_string(),
+                ),
+            }
+        }
+        if list.is_some() {
+            matches.hardware.push((key, wanted));
+        }
     }
     matches
 }

@@ -43,7 +43,8 @@ pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config
     let network = network(raw, findings);
     let segment = Segment::new(network.address);
     let dhcp = dhcp(raw, &segment, findings);
-    let profiles = entries::profiles(raw, findings);
+    let mut profiles = entries::profiles(raw, findings);
+    entries::enrolling(&dhcp, &mut profiles, raw, findings);
     let storage = storage::plans(raw, findings);
     let default_profile = entries::default_profile(raw, &profiles, &dhcp, findings);
     let mut claimed = HashMap::from([(segment.own, "the appliance's own".to_owned())]);

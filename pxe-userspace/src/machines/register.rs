@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::lock::Unpoisoned as _;
 use crate::base::{schema, text};
+use crate::config::facts::{self, Hardware};
 use crate::config::{Config, Launched, Node, Origin};
 
 /// The approximate limit of machines that are neither declared nor hold an address. More are not a rack, but somebody
@@ -83,6 +84,10 @@ pub struct Machine {
     /// What a launch has it boot, until the next launch.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub launched: Option<Launched>,
+    /// The gist of its facts, as it told them last.
+    #[serde(with = "facts::shared", skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<Hardware>")]
+    pub facts: Option<Arc<Hardware>>,
 }
 
 /// Which boots stop in stage 1.
@@ -129,6 +134,7 @@ impl Machine {
             power: None,
             problem: None,
             launched: None,
+            facts: None,
         }
     }
 
@@ -378,6 +384,15 @@ impl Machines {
         machine.profile = profile;
     }
 
+    /// The machine told what it is made of, or that is forgotten. Whether it is other than what was known.
+    pub fn made_of(&self, mac: Mac, facts: Option<Arc<Hardware>>) -> bool {
+        let mut register = self.write();
+        let machine = register.machine(mac);
+        let changed = machine.facts != facts;
+        machine.facts = facts;
+        changed
+    }
+
     /// The machine was told to load an image in one or two stages.
     pub fn planned(&self, mac: Mac, stages: u8) {
         self.write().machine(mac).stages = Some(stages);
@@ -466,7 +481,9 @@ impl Register {
         let forgettable = self
             .by_mac
             .values()
-            .filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none() && m.problem.is_none());
+            .filter(|m| m.name.is_none() && m.address.is_none() && m.hold.is_none() && m.problem.is_none())
+            // Their number is bounded where they are kept.
+            .filter(|m| m.facts.is_none());
         let mut forgettable: Vec<_> = forgettable.map(|m| (m.since, m.mac)).collect();
         forgettable.sort_unstable();
         forgettable.truncate(forgettable.len().div_ceil(2));

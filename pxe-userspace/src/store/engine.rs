@@ -53,6 +53,9 @@ pub trait Reader: Send + Sync + 'static {
     /// Every machine's document of one kind. A machine whose address is none is left out, and the log says so.
     fn documents(&self, document: Document) -> Result<Vec<(Mac, String)>, ReadError>;
 
+    /// One machine's document, if it has one.
+    fn document(&self, document: Document, mac: Mac) -> Result<Option<String>, ReadError>;
+
     /// Where workloads run.
     fn assignments(&self) -> Result<Vec<AssignmentRow>, ReadError>;
 

@@ -42,10 +42,12 @@ pub enum Document {
     KernelTrial,
     /// The session of its last boot, in JSON.
     BootSession,
+    /// What it is made of, in JSON.
+    Facts,
 }
 
 impl Document {
-    pub const ALL: [Self; 3] = [Self::Hold, Self::KernelTrial, Self::BootSession];
+    pub const ALL: [Self; 4] = [Self::Hold, Self::KernelTrial, Self::BootSession, Self::Facts];
 }
 
 /// A volume of a machine.
@@ -242,8 +244,8 @@ impl Change {
             Self::PutLaunchMachine(_) | Self::AddLaunchEvent(_) => Durability::All,
             Self::PutDocument(document, ..) | Self::RemoveDocument(document, _) => match document {
                 Document::Hold => Durability::All,
-                // A count that a power cut takes back costs a boot, and so does a session.
-                Document::KernelTrial | Document::BootSession => Durability::AllButLast,
+                // A count that a power cut takes back costs a boot, and so does a session. Facts are told in each boot.
+                Document::KernelTrial | Document::BootSession | Document::Facts => Durability::AllButLast,
             },
             Self::AddEvent(_) => Durability::AllButLast,
         }
@@ -279,6 +281,7 @@ impl Document {
             Self::Hold => "holds",
             Self::KernelTrial => "how kernels fare",
             Self::BootSession => "the sessions of boots",
+            Self::Facts => "machines' facts",
         }
     }
 }

@@ -36,6 +36,9 @@ pub struct Storm {
     /// server-retries restarts.
     #[arg(long, value_name = "CONDITIONS", default_value = "failed=0")]
     pub expect: Expectations,
+    /// The machines tell what they are made of, each something else, as far as a network can see it: rules can go by it.
+    #[arg(long)]
+    pub facts: bool,
     /// Don't give the addresses back at the end.
     #[arg(long)]
     pub keep_leases: bool,

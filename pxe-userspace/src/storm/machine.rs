@@ -44,6 +44,8 @@ pub(super) struct Machine {
     closing: Option<Box<Exchange>>,
     /// The last refusal in the loader's configuration.
     refusal: Option<String>,
+    /// Whether it tells its facts.
+    tells: bool,
 }
 
 /// What a machine reaches, in order.
@@ -82,6 +84,8 @@ enum Software {
     Script(Files),
     /// Linux, with this many reports sent.
     Linux(SocketAddrV4, usize),
+    /// Linux, behind its first report: it tells its facts.
+    Tells(SocketAddrV4),
 }
 
 #[derive(Debug)]
@@ -129,7 +133,13 @@ impl Machine {
             reached: [None; Stage::Failed as usize],
             closing: None,
             refusal: None,
+            tells: false,
         }
+    }
+
+    /// Has it tell its facts.
+    pub(super) fn telling(self, tells: bool) -> Self {
+        Self { tells, ..self }
     }
 
     pub(super) fn power_on(&mut self, world: &mut World<'_>) {
@@ -358,6 +368,7 @@ impl Machine {
             Software::Grub(_) => self.grub_step(world),
             Software::Script(_) => {}
             Software::Linux(..) => self.report(world),
+            Software::Tells(_) => self.tell(world),
         }
     }
 
@@ -413,7 +424,7 @@ impl Machine {
                 Software::Grub(Grub::Reads) => self.configured(&sink.text(), world),
                 Software::Grub(Grub::Looks) => self.grub_lists(0, world),
                 Software::Grub(Grub::Lists(n)) => self.grub_lists(n + 1, world),
-                Software::Script(_) | Software::Linux(..) => {}
+                Software::Script(_) | Software::Linux(..) | Software::Tells(_) => {}
             },
             tftp::Progress::Refused(ErrorCode::NOT_FOUND, _)
                 if let Software::Grub(Grub::Lists(n)) = &self.software =>
@@ -452,14 +463,25 @@ impl Machine {
             http::Progress::Wrong => self.fail(format!("{path}: not what its digest or other machines say")),
             http::Progress::Failed(why) => match self.software {
                 // pxe-init repeats a report until it is accepted; iPXE's script retries, too.
-                Software::Linux(..) | Software::Script(_) => self.pause(1, why, world),
+                Software::Linux(..) | Software::Tells(_) | Software::Script(_) => self.pause(1, why, world),
                 Software::Rom | Software::Grub(_) => self.fail(why),
             },
             http::Progress::Done(status @ 200..=299, sink) => match &mut self.software {
-                Software::Linux(_, sent) => {
+                Software::Linux(to, sent) => {
                     *sent += 1;
                     let stage = [Stage::Stage1, Stage::Image, Stage::Workload][*sent - 1];
+                    let (to, first) = (*to, *sent == 1);
                     self.reach(stage, world.now);
+                    match first && self.tells {
+                        true => {
+                            self.software = Software::Tells(to);
+                            self.tell(world);
+                        }
+                        false => self.report(world),
+                    }
+                }
+                Software::Tells(to) => {
+                    self.software = Software::Linux(*to, 1);
                     self.report(world);
                 }
                 Software::Script(_) => match tftp::finish(world.contents, &path, sink) {

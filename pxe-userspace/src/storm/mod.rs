@@ -126,7 +126,9 @@ pub fn run(storm: &Storm, out: &mut dyn Write) -> Result<bool, StormError> {
     scout(storm, &mut wire, &mut contents, &signals, appliance.as_ref(), &wire_error)?;
 
     let kinds = storm.client.firmwares();
-    let machines = (0..storm.nodes).zip(kinds.iter().cycle()).map(|(n, kind)| Machine::new(mac(n), *kind));
+    let machines = (0..storm.nodes)
+        .zip(kinds.iter().cycle())
+        .map(|(n, kind)| Machine::new(mac(n), *kind).telling(storm.facts));
     let dropped_before = wire.dropped().map_err(&wire_error)?;
     let mut engine = Engine::new(&mut wire, &mut contents, 0, machines.collect(), storm.loss);
     let mut picture = Picture::new();

@@ -11,11 +11,11 @@ use lab::machine::Spec;
 use lab::process::Process;
 use lab::world::World;
 
-pub const USER: &str = "operator";
-pub const PASSWORD: &str = "rack-a1-secret";
+pub(crate) const USER: &str = "operator";
+pub(crate) const PASSWORD: &str = "rack-a1-secret";
 
 /// A machine that is off, and the BMC that switches it. Dropping it ends both.
-pub struct Bmc {
+pub(crate) struct Bmc {
     pub port: u16,
     /// A line for each time that the machine was switched on or off.
     switched: PathBuf,
@@ -32,7 +32,7 @@ impl Drop for Bmc {
 }
 
 impl Bmc {
-    pub fn start(world: &World, spec: &Spec) -> Result<Self> {
+    pub(crate) fn start(world: &World, spec: &Spec) -> Result<Self> {
         // Nobody else has ports in the world.
         let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let path = |what: &str| world.path(format!("{}.{what}", spec.name));
@@ -62,7 +62,7 @@ impl Bmc {
     }
 
     /// How often the machine was switched, in order.
-    pub fn switched(&self) -> Result<Vec<String>> {
+    pub(crate) fn switched(&self) -> Result<Vec<String>> {
         Ok(fs::read_to_string(&self.switched)?.lines().map(str::to_owned).collect())
     }
 }

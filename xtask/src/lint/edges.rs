@@ -13,7 +13,7 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("pxe-userspace", &["pxe-common", "pxe-contract"]),
     ("pxe-init", &["pxe-contract"]),
     ("bridgehead-tests", &[]),
-    ("bridgehead-fuzz", &["pxe-common", "pxe-contract", "pxe-userspace"]),
+    ("bridgehead-fuzz", &["pxe-common", "pxe-contract", "pxe-init", "pxe-userspace"]),
     // pxe-common for `bench limit`, which runs the kernel programs without the daemon; pxe-contract for the modules of
     // stage 1.
     ("xtask", &["bridgehead-tests", "pxe-common", "pxe-contract"]),

@@ -75,6 +75,8 @@ const PIECES: &[Piece] = {
         piece(Test,   "xz-utils",            Program("xz"),                 "unpacks kernels' modules"),
         piece(Test,   "ethtool",             Program("ethtool"),            "turns checksum offloads of the lab's cables off"),
         piece(Test,   "bpftool",             Program("bpftool"),            "sees which programs are attached, independently"),
+        piece(Test,   "dmidecode",           Program("dmidecode"),          "reads firmware's tables, independently"),
+        piece(Test,   "lldpd",               Program("lldpd"),              "says who it is, as a switch does"),
         piece(Test,   "tshark",              Program("tshark"),             "decodes what we send, independently"),
         piece(Test,   "atftp",               Program("atftp"),              "a TFTP client"),
         piece(Test,   "tftp-hpa",            Program("tftp"),               "another TFTP client"),

@@ -9,6 +9,7 @@ pub(super) const WORDS: &[(&str, &str)] = &[
     ("GET /api/nodes.csv", "The machines that are kept, as a table."),
     ("GET /api/nodes/{name}", "One machine."),
     ("GET /api/nodes/{name}/why", "The state of its last boot, and why."),
+    ("GET /api/nodes/{name}/facts", "What it is made of, as it said in its last boot."),
     ("GET /api/why", "The same of every machine whose boot is in progress, failed, or had problems."),
     ("GET /api/nodes/{name}/console", "The lines of a boot's console."),
     ("GET /api/nodes/{name}/logs", "What its workload wrote."),

@@ -1,7 +1,8 @@
 //! Machines that a rule took, and the names that they have since.
 //!
-//! A name stays: through restarts, changed rules, and other network cards. A machine is known again by its UUID, where it
-//! has one of its own, else by its MAC address. What its rule says beside the name is the rule's, and changes with it.
+//! A name stays: through restarts, changed rules, and other network cards. A machine is known again by its serial number,
+//! once it told its facts, else by its UUID, where it has one of its own, else by its MAC address. What its rule says
+//! beside the name is the rule's, and changes with it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,9 +34,51 @@ fn identity(uuid: Option<&str>) -> Option<Uuid> {
     (!dud).then(|| uuid.min(turned))
 }
 
-/// Whether two UUIDs are of one machine for sure, or of two; `None` where one of them says nothing.
-fn is_same(one: Option<&str>, other: Option<&str>) -> Option<bool> {
-    Some(identity(one)? == identity(other)?)
+/// What makers leave in place of a serial number, in small letters and digits alone.
+const NO_SERIALS: [&str; 22] = [
+    "tobefilledbyoem",
+    "tobefilledbyoemtobefilledbyoem",
+    "defaultstring",
+    "systemserialnumber",
+    "chassisserialnumber",
+    "serialnumber",
+    "systemserialnumb",
+    "sernum",
+    "notapplicable",
+    "notspecified",
+    "notavailable",
+    "notprovided",
+    "unknown",
+    "none",
+    "empty",
+    "invalid",
+    "null",
+    "0123456789",
+    "123456789",
+    "1234567890",
+    "12345678",
+    "1234567",
+];
+
+/// A serial number that tells its machine from others of its maker.
+fn serial(facts: &Facts) -> Option<String> {
+    let hardware = facts.hardware.as_deref()?;
+    let plain = |text: &str| -> String {
+        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    };
+    let serial = plain(hardware.serial.as_deref()?);
+    let alike = serial.bytes().all(|byte| Some(byte) == serial.bytes().next());
+    let vendor = plain(hardware.vendor.as_deref().unwrap_or_default());
+    let says_something = serial.len() > 3 && !alike && !NO_SERIALS.contains(&serial.as_str());
+    says_something.then(|| format!("{vendor} {serial}"))
+}
+
+/// Whether they are of one machine for sure, or of two; `None` where one of them says nothing.
+fn is_same(one: &Facts, other: &Facts) -> Option<bool> {
+    if let (Some(one), Some(other)) = (serial(one), serial(other)) {
+        return Some(one == other);
+    }
+    Some(identity(one.uuid.as_deref())? == identity(other.uuid.as_deref())?)
 }
 
 /// Whether a UUID says of a machine who it is, and that it is not who it was taken for, or that nobody knew it.
@@ -131,6 +174,7 @@ impl Names {
 /// Who is known by what, while names are given.
 struct Taking<'a> {
     config: &'a Config,
+    by_serial: HashMap<String, String>,
     by_uuid: HashMap<Uuid, String>,
     by_mac: HashMap<Mac, String>,
     /// Where to look for the next free number of a pattern.
@@ -142,19 +186,24 @@ impl<'a> Taking<'a> {
         let known =
             |(id, named): (&String, &Named)| Some((identity(named.facts.uuid.as_deref())?, id.clone()));
         let by_uuid = named.iter().filter_map(known).collect();
+        let known = |(id, named): (&String, &Named)| Some((serial(&named.facts)?, id.clone()));
+        let by_serial = named.iter().filter_map(known).collect();
         let by_mac = named.iter().map(|(id, named)| (named.facts.mac, id.clone())).collect();
-        Self { config, by_uuid, by_mac, next: HashMap::new() }
+        Self { config, by_serial, by_uuid, by_mac, next: HashMap::new() }
     }
 
-    /// Who it was, as far as it is known: by its UUID, and where that says nothing, by its MAC address.
+    /// Who it was, as far as it is known: by its serial number, and where that says nothing, by its UUID, and then by its
+    /// MAC address.
     fn known(&self, named: &ByName, facts: &Facts) -> Option<String> {
-        let by_uuid = identity(facts.uuid.as_deref()).and_then(|uuid| self.by_uuid.get(&uuid));
-        let by_mac = || {
-            let id = self.by_mac.get(&facts.mac)?;
-            let its = named.get(id)?.facts.uuid.as_deref();
-            (is_same(its, facts.uuid.as_deref()) != Some(false)).then_some(id)
+        let may_be =
+            |id: &&String| named.get(*id).is_some_and(|named| is_same(&named.facts, facts) != Some(false));
+        let by_serial = serial(facts).and_then(|serial| self.by_serial.get(&serial));
+        let by_uuid = || {
+            let uuid = identity(facts.uuid.as_deref())?;
+            self.by_uuid.get(&uuid).filter(may_be)
         };
-        by_uuid.or_else(by_mac).cloned()
+        let by_mac = || self.by_mac.get(&facts.mac).filter(may_be);
+        by_serial.or_else(by_uuid).or_else(by_mac).cloned()
     }
 
     fn one(&mut self, named: &mut ByName, mut facts: Facts) {
@@ -168,6 +217,7 @@ impl<'a> Taking<'a> {
             facts.uuid = facts.uuid.or_else(|| before.uuid.clone());
             facts.relay = facts.relay.or(before.relay);
             facts.port = facts.port.or_else(|| before.port.clone());
+            facts.hardware = facts.hardware.or_else(|| before.hardware.clone());
         }
         let Some(rule) = self.config.rules.iter().find(|rule| rule.matches.fits(&facts)) else { return };
         // Somebody declared another machine of that name since.
@@ -196,11 +246,19 @@ impl<'a> Taking<'a> {
         if let Some(before) = named.get(&id).filter(|before| before.facts.mac != facts.mac) {
             tracing::info!(name, before = %before.facts.mac, now = %facts.mac, "the machine has another network card");
         }
-        // The card was in another machine, which is seen again with another one.
-        if let Some(other) = self.by_mac.insert(facts.mac, id.clone()).filter(|other| *other != id)
-            && let Some(other) = named.get_mut(&other)
-        {
-            other.facts.mac = Mac::default();
+        if let Some(other) = self.by_mac.insert(facts.mac, id.clone()).filter(|other| *other != id) {
+            match named.get_mut(&other) {
+                // The card was in another machine, which is seen again with another one.
+                Some(other) if is_same(&other.facts, &facts) == Some(false) => {
+                    other.facts.mac = Mac::default()
+                }
+                // It is this machine, which was not known yet by its new card.
+                Some(_) => drop(named.remove(&other)),
+                None => {}
+            }
+        }
+        if let Some(serial) = serial(&facts) {
+            self.by_serial.insert(serial, id.clone());
         }
         if let Some(uuid) = identity(facts.uuid.as_deref()) {
             self.by_uuid.insert(uuid, id.clone());

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config;
+use crate::config::facts::Hardware;
 
 const RULES: &str = r#"
     network = { bridge = "pxe0", address = "10.77.0.1/16" }
@@ -118,6 +119,75 @@ fn another_network_card_keeps_the_name() {
     assert_eq!(room.name(10), Some("c003"));
     room.take([seen(11, Some(UUID))]);
     assert_eq!((room.name(11), room.name(10)), (Some("c001"), Some("c003")));
+}
+
+/// The machine with this card, as it tells of itself.
+fn told(last: u8, uuid: Option<&str>, serial: &str) -> Facts {
+    let hardware = Hardware {
+        vendor: Some("Dell Inc.".into()),
+        serial: Some(serial.into()),
+        memory: Some(64 << 30),
+        ..Hardware::default()
+    };
+    Facts { hardware: Some(Arc::new(hardware)), ..seen(last, uuid) }
+}
+
+const DUD: &str = "03000200-0400-0500-0006-000700080009";
+
+#[test]
+fn a_serial_number_is_who_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut room = Room::open(dir.path(), RULES);
+    room.take([seen(1, Some(DUD)), seen(2, Some(DUD))]);
+    room.take([told(1, Some(DUD), "ABC1234"), told(2, Some(DUD), "XYZ9876")]);
+    assert_eq!((room.name(1), room.name(2)), (Some("c001"), Some("c002")), "nothing is new about them");
+
+    // Another card: until it tells of itself it is a stranger, and its name for that time is free again.
+    room.take([seen(9, Some(DUD))]);
+    assert_eq!(room.name(9), Some("c003"));
+    room.take([told(9, Some(DUD), "abc1234 ")]);
+    assert_eq!((room.name(9), room.name(1)), (Some("c001"), None));
+    room.take([seen(10, Some(DUD))]);
+    assert_eq!(room.name(10), Some("c003"));
+
+    // Its first card goes on in another machine, and the second one's into a third.
+    room.take([told(1, Some(DUD), "NEW0001")]);
+    assert_eq!((room.name(1), room.name(9)), (Some("c004"), Some("c001")));
+    room.take([told(2, Some(DUD), "NEW0002")]);
+    assert_eq!(room.name(2), Some("c005"));
+    room.take([told(11, Some(DUD), "XYZ9876")]);
+    assert_eq!(room.name(11), Some("c002"));
+
+    // It outlives the daemon.
+    drop(room);
+    let mut room = Room::open(dir.path(), RULES);
+    room.take([told(12, Some(UUID), "ABC1234")]);
+    assert_eq!((room.name(12), room.name(9)), (Some("c001"), None), "before its UUID");
+    for serial in ["To Be Filled By O.E.M.", "Default string", "0", "........", "123456789", ""] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut room = Room::open(dir.path(), RULES);
+        room.take([told(1, Some(DUD), serial), told(2, Some(DUD), serial)]);
+        assert_eq!((room.name(1), room.name(2)), (Some("c001"), Some("c002")), "{serial}");
+    }
+}
+
+#[test]
+fn a_rule_goes_by_what_machines_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = RULES.replace(
+        "match = { mac = \"52:54:01\", port = \"eth2\" }",
+        "match = { vendor = \"dell*\", memory = [\">=64G\", \"16G\"] }",
+    );
+    let mut room = Room::open(dir.path(), &rules[..rules.rfind("[[rule]]").unwrap()]);
+    room.take([seen(1, None)]);
+    assert_eq!(room.name(1), None, "nothing is known of it");
+    room.take([told(1, None, "ABC1234")]);
+    assert_eq!(room.name(1), Some("edge1"));
+    let mut small = told(2, None, "ABC1235");
+    small.hardware =
+        Some(Arc::new(Hardware { memory: Some(32 << 30), ..Hardware::clone(&small.hardware.unwrap()) }));
+    room.take([small]);
+    assert_eq!(room.name(2), None);
 }
 
 #[test]

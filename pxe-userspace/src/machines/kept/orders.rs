@@ -12,6 +12,7 @@ use super::selector::{Nothing, Selectable, Selector};
 use super::table::{self, Wrong};
 use super::{ByName, NODES_MAX};
 use crate::base::{schema, text};
+use crate::config::facts::Hardware;
 use crate::config::nodes::{Fault, quoted};
 use crate::config::power::PowerFault;
 use crate::config::{Config, Node, Origin, Power, PowerTable, Rescue};
@@ -336,6 +337,10 @@ impl Selectable for Declared<'_> {
     }
     fn has_label(&self, label: &str) -> bool {
         self.node.labels.iter().any(|its| its == label)
+    }
+    /// Whoever asks for facts has put MAC addresses in their place.
+    fn hardware(&self) -> Option<&Hardware> {
+        None
     }
 }
 

@@ -1,4 +1,5 @@
-//! Which machines are meant: names, `n[1-40]`, MAC addresses, `label=L`, `profile=P`, `all`; several of them. Pure.
+//! Which machines are meant: names, `n[1-40]`, MAC addresses, `label=L`, `profile=P`, `fact=KEY:VALUE`, `all`; several of
+//! them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,6 +7,7 @@ use std::str::FromStr;
 
 use pxe_common::Mac;
 
+use crate::config::facts::{Hardware, Key, Wanted, WantedError};
 use crate::config::nodes::quoted;
 
 /// Bytes of a selector.
@@ -23,6 +25,8 @@ pub trait Selectable {
     fn mac(&self) -> Mac;
     fn profile(&self) -> Option<&str>;
     fn has_label(&self, label: &str) -> bool;
+    /// What it told of itself.
+    fn hardware(&self) -> Option<&Hardware>;
 }
 
 /// Machines, as somebody names them.
@@ -35,6 +39,7 @@ pub struct Selector {
     macs: BTreeSet<Mac>,
     labels: BTreeSet<String>,
     profiles: BTreeSet<String>,
+    facts: Vec<Wanted>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +60,7 @@ pub enum SelectorError {
 pub struct Nothing(pub Vec<String>);
 
 /// What to write, for errors.
-pub const HINT: &str = "write names, n[1-40], MAC addresses, label=L, profile=P or all, several with commas; \
+pub const HINT: &str = "write names, n[1-40], MAC addresses, label=L, profile=P, fact=KEY:VALUE or all, several with commas; \
                         `bridgehead nodes` lists machines";
 
 impl FromStr for Selector {
@@ -72,6 +77,7 @@ impl FromStr for Selector {
             macs: BTreeSet::new(),
             labels: BTreeSet::new(),
             profiles: BTreeSet::new(),
+            facts: Vec::new(),
         };
         for term in terms(text) {
             selector.add(term)?;
@@ -104,11 +110,26 @@ impl Selector {
         let malformed = |why| Err(SelectorError::Malformed { term: term.to_owned(), why });
         if term == "all" {
             self.all = true;
+        } else if let Some(fact) = term.strip_prefix("fact=") {
+            let Some((key, value)) = fact.split_once(':') else {
+                return malformed("a fact is KEY:VALUE, such as vendor:Dell* or memory:>=64G");
+            };
+            let Some(key) = Key::ALL.into_iter().find(|known| known.name() == key) else {
+                return malformed(
+                    "a fact's key is vendor, product, serial, cpu, memory, cores, disks, switch or switch-port",
+                );
+            };
+            match Wanted::parse(key, value) {
+                Ok(wanted) => self.facts.push(wanted),
+                Err(WantedError::Text) => return malformed("behind `:` stands a text, in which * is any"),
+                Err(WantedError::Number) => return malformed("behind `:` stands a number: 2, >=2 or <2"),
+                Err(WantedError::Size) => return malformed("behind `:` stands a size: 64G, >=64G or <64G"),
+            }
         } else if let Some((key, value)) = term.split_once('=') {
             let chosen = match key {
                 "label" => &mut self.labels,
                 "profile" => &mut self.profiles,
-                _ => return malformed("before `=` stands label or profile"),
+                _ => return malformed("before `=` stands label, profile or fact"),
             };
             if value.is_empty() {
                 return malformed("behind `=` stands a name");
@@ -127,12 +148,33 @@ impl Selector {
         Ok(())
     }
 
+    /// The same with MAC addresses in place of facts, for those who do not know them. Whatever is asked for has to be there.
+    pub fn without_facts<T: Selectable>(mut self, all: impl IntoIterator<Item = T>) -> Result<Self, Nothing> {
+        let mut wanted: Vec<(Wanted, bool)> = self.facts.drain(..).map(|wanted| (wanted, false)).collect();
+        for machine in all {
+            let Some(hardware) = machine.hardware() else { continue };
+            for (_, found) in wanted.iter_mut().filter(|(wanted, _)| wanted.fits(hardware) == Some(true)) {
+                *found = true;
+                self.macs.insert(machine.mac());
+            }
+        }
+        let missing = wanted.iter().filter(|(_, found)| !found).map(|(wanted, _)| format!("fact={wanted}"));
+        let missing: Vec<String> = missing.take(NAMED).collect();
+        if missing.is_empty() { Ok(self) } else { Err(Nothing(missing)) }
+    }
+
+    /// Whether it goes by facts.
+    pub fn goes_by_facts(&self) -> bool {
+        !self.facts.is_empty()
+    }
+
     /// Those of `all` that are meant, each once and in their order. Whatever is named has to be there.
     pub fn choose<T: Selectable>(&self, all: impl IntoIterator<Item = T>) -> Result<Vec<T>, Nothing> {
         let mut names: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
         let mut macs = self.macs.clone();
         let mut labels: BTreeMap<&str, bool> = self.labels.iter().map(|l| (l.as_str(), false)).collect();
         let mut profiles: BTreeMap<&str, bool> = self.profiles.iter().map(|p| (p.as_str(), false)).collect();
+        let mut facts: Vec<(&Wanted, bool)> = self.facts.iter().map(|wanted| (wanted, false)).collect();
         let mut chosen = Vec::new();
         for machine in all {
             let mut is_meant = self.all;
@@ -149,6 +191,11 @@ impl Selector {
             if let Some(found) = machine.profile().and_then(|profile| profiles.get_mut(profile)) {
                 (is_meant, *found) = (true, true);
             }
+            if let Some(hardware) = machine.hardware() {
+                for (_, found) in facts.iter_mut().filter(|(wanted, _)| wanted.fits(hardware) == Some(true)) {
+                    (is_meant, *found) = (true, true);
+                }
+            }
             if is_meant {
                 chosen.push(machine);
             }
@@ -159,7 +206,9 @@ impl Selector {
             of.iter().filter(|(_, found)| !**found).map(|(value, _)| format!("{key}={value}")).collect()
         };
         let missing = missing_names.chain(missing_macs);
-        let missing = missing.chain(unfound(&labels, "label")).chain(unfound(&profiles, "profile"));
+        let facts = facts.iter().filter(|(_, found)| !found).map(|(wanted, _)| format!("fact={wanted}"));
+        let missing =
+            missing.chain(unfound(&labels, "label")).chain(unfound(&profiles, "profile")).chain(facts);
         let missing: Vec<String> = missing.take(NAMED).collect();
         match (missing.is_empty(), chosen.is_empty()) {
             (false, _) => Err(Nothing(missing)),

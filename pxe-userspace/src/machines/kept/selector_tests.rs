@@ -8,6 +8,7 @@ struct Machine {
     mac: Mac,
     profile: Option<String>,
     labels: Vec<String>,
+    hardware: Option<Hardware>,
 }
 
 impl Selectable for &Machine {
@@ -23,6 +24,9 @@ impl Selectable for &Machine {
     fn has_label(&self, label: &str) -> bool {
         self.labels.iter().any(|its| its == label)
     }
+    fn hardware(&self) -> Option<&Hardware> {
+        self.hardware.as_ref()
+    }
 }
 
 /// n1 to n40, every third a GPU's, every other web's; and one without a name.
@@ -32,8 +36,14 @@ fn machines() -> Vec<Machine> {
         mac: Mac([2, 0, 0, 0, 0, n]),
         profile: Some(if n % 2 == 0 { "web" } else { "db" }.into()),
         labels: if n % 3 == 0 { vec!["gpu".into()] } else { Vec::new() },
+        hardware: (n <= 4).then(|| Hardware {
+            vendor: Some("Dell Inc.".into()),
+            memory: Some(u64::from(n) << 36),
+            ..Hardware::default()
+        }),
     });
-    let unnamed = Machine { name: None, mac: Mac([2, 0, 0, 0, 1, 0]), profile: None, labels: Vec::new() };
+    let mac = Mac([2, 0, 0, 0, 1, 0]);
+    let unnamed = Machine { name: None, mac, profile: None, labels: Vec::new(), hardware: None };
     named.chain([unnamed]).collect()
 }
 
@@ -57,6 +67,11 @@ fn each_way_to_name_machines() {
     assert_eq!(chosen("02:00:00:00:01:00"), Ok(vec![0]));
     assert_eq!(chosen("02-00-00-00-00-05"), Ok(vec![5]));
     assert_eq!(chosen("all").map(|all| all.len()), Ok(41));
+    assert_eq!(chosen("fact=vendor:dell*"), Ok(vec![1, 2, 3, 4]));
+    assert_eq!(chosen("n9,fact=memory:>=192G"), Ok(vec![3, 4, 9]));
+    let by_mac = "fact=memory:<=64G".parse::<Selector>().unwrap().without_facts(&machines()).unwrap();
+    assert!(!by_mac.goes_by_facts());
+    assert_eq!(by_mac.choose(&machines()).unwrap().iter().map(|m| m.mac.0[5]).collect::<Vec<_>>(), [1]);
 }
 
 #[test]
@@ -76,7 +91,12 @@ fn what_names_nothing_says_so() {
         ("n[1-999999999]", "more than 32768"),
         ("n[0-9][0-9][0-9][0-9][0-9]", "more than 32768"),
         ("label=", "behind `=` stands a name"),
-        ("rack=1", "before `=` stands label or profile"),
+        ("rack=1", "before `=` stands label, profile or fact"),
+        ("fact=vendor:HPE", "no machine is meant by `fact=vendor:HPE`"),
+        ("fact=vendor", "a fact is KEY:VALUE"),
+        ("fact=colour:red", "a fact's key is vendor"),
+        ("fact=memory:64", "stands a size"),
+        ("fact=cores:many", "stands a number"),
         ("n1;n2", "a name has letters"),
         ("\u{1b}[2J", "`^[[2J`"),
     ] {

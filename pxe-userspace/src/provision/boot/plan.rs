@@ -261,6 +261,7 @@ pub fn image(
         digest: Some(facts.digest.clone()),
         on_exit: on_exit(profile.on_exit),
         engine: profile.run == Run::Docker,
+        enrol: profile.run == Run::Enrol,
         restarts: profile.restarts,
         on_failure: on_failure(rescue),
         logs: profile.logs,

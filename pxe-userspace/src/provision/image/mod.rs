@@ -13,6 +13,7 @@ mod compression;
 mod depmod;
 mod docker;
 mod documents;
+mod enrol;
 mod extract;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -7,10 +7,9 @@ use std::time::Duration;
 use pxe_contract::backoff::Backoff;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{DOCKER_NODE_FILE, Image, ImageSource, Images};
+use super::{DOCKER_NODE_FILE, Image, ImageSource, Images, enrol};
 use crate::base::lock::Unpoisoned as _;
-use crate::config::DOCKER_NODE;
-use crate::config::{Config, Source};
+use crate::config::{Config, DOCKER_NODE, ENROL, Source};
 
 /// Pauses between attempts to add an image.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
@@ -87,10 +86,21 @@ impl Wanted {
     }
 
     async fn bring_in(self, reference: String, stop: CancellationToken) {
-        let source = if reference == DOCKER_NODE {
-            ImageSource::Path(self.0.images.0.assets.join(DOCKER_NODE_FILE))
-        } else {
-            ImageSource::Reference(reference.clone())
+        // It is made when it is wanted, and is gone with this.
+        let made;
+        let source = match reference.as_str() {
+            DOCKER_NODE => ImageSource::Path(self.0.images.0.assets.join(DOCKER_NODE_FILE)),
+            ENROL => match enrol::archive(&self.0.images.work()) {
+                Ok(archive) => {
+                    made = archive;
+                    ImageSource::Path(made.path().to_owned())
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the image of machines that enrol can't be made in the state directory");
+                    return self.failed(&reference, error.to_string());
+                }
+            },
+            _ => ImageSource::Reference(reference.clone()),
         };
         let mut pauses = PAUSES;
         let mut told = None;
@@ -133,9 +143,7 @@ impl Wanted {
                             tracing::warn!(image = reference, %error, "image not brought in; trying again");
                         }
                     }
-                    if let Some(pending) = self.pending().get_mut(&reference) {
-                        pending.failure = Some(words.clone());
-                    }
+                    self.failed(&reference, words.clone());
                     told = Some(words);
                 }
             }
@@ -144,6 +152,12 @@ impl Wanted {
                 () = tokio::time::sleep(if kept { pause.max(NEWER_AFTER) } else { pause }) => {}
                 () = stop.cancelled() => return,
             }
+        }
+    }
+
+    fn failed(&self, reference: &str, why: String) {
+        if let Some(pending) = self.pending().get_mut(reference) {
+            pending.failure = Some(why);
         }
     }
 

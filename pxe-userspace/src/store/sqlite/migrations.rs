@@ -135,6 +135,13 @@ const MIGRATIONS: &[&str] = &[
         body    TEXT NOT NULL
     ) STRICT;
     ",
+    // What machines are made of.
+    "
+    CREATE TABLE facts (
+        mac    TEXT PRIMARY KEY,
+        facts  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The layout of today.

@@ -110,11 +110,7 @@ impl Reader for Arc<Connections> {
     }
 
     fn documents(&self, document: Document) -> Result<Vec<(Mac, String)>, ReadError> {
-        let query = match document {
-            Document::Hold => "SELECT mac, hold FROM hold",
-            Document::KernelTrial => "SELECT mac, history FROM kernel_trial",
-            Document::BootSession => "SELECT mac, boot FROM boot_session",
-        };
+        let query = documents(document);
         let rows = self.all(document.what(), query, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let known = rows.into_iter().filter_map(|(mac, text): (String, String)| {
             let known = mac.parse().ok();
@@ -124,6 +120,13 @@ impl Reader for Arc<Connections> {
             Some((known?, text))
         });
         Ok(known.collect())
+    }
+
+    fn document(&self, document: Document, mac: Mac) -> Result<Option<String>, ReadError> {
+        let query = format!("{} WHERE mac = ?", documents(document));
+        self.with(document.what(), |db| {
+            db.prepare_cached(&query)?.query_row([mac.to_string()], |row| row.get(1)).optional()
+        })
     }
 
     fn assignments(&self) -> Result<Vec<AssignmentRow>, ReadError> {
@@ -240,6 +243,15 @@ impl Reader for Arc<Connections> {
 /// An id from a client, as the database has numbers: no row is beyond the largest one.
 fn beyond(id: u64) -> u64 {
     id.min(i64::MAX as u64)
+}
+
+fn documents(document: Document) -> &'static str {
+    match document {
+        Document::Hold => "SELECT mac, hold FROM hold",
+        Document::KernelTrial => "SELECT mac, history FROM kernel_trial",
+        Document::BootSession => "SELECT mac, boot FROM boot_session",
+        Document::Facts => "SELECT mac, facts FROM facts",
+    }
 }
 
 fn event(row: &Row<'_>) -> Result<EventRow, rusqlite::Error> {

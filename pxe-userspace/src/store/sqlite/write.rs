@@ -57,6 +57,7 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
                 Document::Hold => "INSERT OR REPLACE INTO hold (mac, hold) VALUES (?, ?)",
                 Document::KernelTrial => "INSERT OR REPLACE INTO kernel_trial (mac, history) VALUES (?, ?)",
                 Document::BootSession => "INSERT OR REPLACE INTO boot_session (mac, boot) VALUES (?, ?)",
+                Document::Facts => "INSERT OR REPLACE INTO facts (mac, facts) VALUES (?, ?)",
             };
             db.prepare_cached(insert)?.execute(params![mac.to_string(), text])?;
         }
@@ -65,6 +66,7 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
                 Document::Hold => "DELETE FROM hold WHERE mac = ?",
                 Document::KernelTrial => "DELETE FROM kernel_trial WHERE mac = ?",
                 Document::BootSession => "DELETE FROM boot_session WHERE mac = ?",
+                Document::Facts => "DELETE FROM facts WHERE mac = ?",
             };
             db.prepare_cached(delete)?.execute([mac.to_string()])?;
         }

@@ -5,6 +5,7 @@
 
 pub(super) mod edk2;
 pub(super) mod grub;
+mod hardware;
 pub(super) mod ipxe;
 pub(super) mod node;
 pub(super) mod pxe_rom;

@@ -3,8 +3,12 @@
 use std::net::SocketAddrV4;
 
 use pxe_common::Mac;
+use pxe_contract::facts::Told;
 use pxe_contract::report::{Report, Reported};
 use pxe_contract::{paths, settings};
+use serde::Serialize;
+
+use super::hardware;
 
 /// The stages that pxe-init reports, in order.
 pub(in super::super) const REPORTS: [Reported; 3] = [Reported::Stage1, Reported::Image, Reported::Workload];
@@ -24,12 +28,19 @@ pub(in super::super) fn server(url: &str) -> Option<(SocketAddrV4, &str)> {
 /// A report as pxe-init sends it.
 pub(in super::super) fn report(to: SocketAddrV4, mac: Mac, stage: Reported, uptime: f64) -> Vec<u8> {
     let (detail, uptime) = (Some("storm".to_owned()), Some((uptime * 1000.0).round() / 1000.0));
-    let body = serde_json::to_string(&Report { detail, uptime, ..Report::new(mac, stage) });
-    let body = body.expect("a report has only text keys");
+    post(to, paths::node::REPORT, &Report { detail, uptime, ..Report::new(mac, stage) })
+}
+
+/// The machine's facts, as pxe-init tells them.
+pub(in super::super) fn facts(to: SocketAddrV4, mac: Mac, uuid: [u8; 16], uefi: bool) -> Vec<u8> {
+    post(to, paths::node::FACTS, &Told { mac, facts: hardware::of(mac, uuid, uefi) })
+}
+
+fn post(to: SocketAddrV4, path: &str, document: &impl Serialize) -> Vec<u8> {
+    let body = serde_json::to_string(document).expect("it has only text keys");
     format!(
-        "POST {} HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        paths::node::REPORT,
         body.len()
     )
     .into_bytes()

@@ -4,7 +4,8 @@ use pxe_contract::paths;
 use pxe_contract::stage::Stage;
 
 use super::super::contents::Sink;
-use super::super::firmware::{grub, ipxe, node};
+use super::super::dhcp::Identity;
+use super::super::firmware::{Firmware, grub, ipxe, node};
 use super::super::link::MS;
 use super::{Files, Grub, Machine, Software, Task, World};
 
@@ -113,6 +114,13 @@ impl Machine {
         self.exchange(to, paths::node::REPORT, request, Sink::keep(), world);
     }
 
+    pub(super) fn tell(&mut self, world: &mut World<'_>) {
+        let Software::Tells(to) = self.software else { return };
+        let Identity { mac, uuid } = self.identity;
+        let request = node::facts(to, mac, uuid, self.firmware == Firmware::Uefi);
+        self.exchange(to, paths::node::FACTS, request, Sink::keep(), world);
+    }
+
     /// The loader shows why it can't go on, and starts over from its configuration after a while.
     pub(super) fn pause(&mut self, seconds: u64, why: String, world: &mut World<'_>) {
         self.link.tally.restarts += 1;
@@ -132,6 +140,7 @@ impl Machine {
                 self.resolved(world);
             }
             Software::Linux(..) => self.report(world),
+            Software::Tells(_) => self.tell(world),
         }
     }
 }
