@@ -83,7 +83,7 @@ fn bars(site: &Site, width: u16) -> Vec<Line<'static>> {
         let colour = match stage {
             Stage::Failed => Color::Red,
             Stage::Workload => Color::Green,
-            // All other stages are under way.
+            // The rest: under way.
             _ => Color::Cyan,
         };
         let line = format!("{:9} {count:5} {}", word(stage), "█".repeat(full));
