@@ -56,8 +56,8 @@ pub(crate) fn make() -> anyhow::Result<()> {
 /// Debian's busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// GRUB's modules: its network, both transfer protocols, and what our grub.cfg uses. They load in one transfer of 0.1
-/// s (measured); a module that is left out is fetched from the server as a file of its own.
+/// GRUB's modules: its network, both transfer protocols, and what our grub.cfg uses. They load in one transfer, which
+/// takes 0.1 s (measured). A module that is left out is fetched from the server as a file of its own.
 const GRUB_MODULES: &str = "net tftp http normal configfile linux echo test minicmd boot sleep serial terminal \
                             reboot halt";
 
