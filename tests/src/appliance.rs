@@ -41,7 +41,7 @@ pub fn address_only(world: &World, ports: &[String], fast_path: &str) -> String 
     base(&Places::of(world), ports, fast_path, "address-only")
 }
 
-/// Where an appliance has its state and its files.
+/// An appliance's directories for its state and its files.
 pub struct Places {
     pub state: PathBuf,
     pub files: PathBuf,
@@ -58,7 +58,7 @@ pub fn demo(world: &World, ports: &[String], nodes: &[Spec], fast_path: &str) ->
     demo_at(&Places::of(world), ports, nodes, fast_path)
 }
 
-/// The same with state and files elsewhere.
+/// The same with other directories.
 pub fn demo_at(places: &Places, ports: &[String], nodes: &[Spec], fast_path: &str) -> String {
     let mut text = base(places, ports, fast_path, "boot");
     text += &format!(
@@ -165,7 +165,7 @@ impl Appliance {
         self.process.ensure_running()
     }
 
-    /// Sends SIGTERM, and returns how it ended.
+    /// Sends SIGTERM, and returns the exit status.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.process.terminate(PATIENCE)
     }

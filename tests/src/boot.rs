@@ -1,4 +1,4 @@
-//! The main job as a whole: machines from power-on to the page that their workload serves.
+//! Whole boots: machines from power-on to the page that their workload serves.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -105,7 +105,7 @@ impl Boot {
         Ok(Self { appliance, machines: Vec::new(), digest, events, _follow: follow, engine })
     }
 
-    /// Powers machines on, in place of those that were on.
+    /// Powers these machines on, in place of the earlier ones.
     pub fn power_on(&mut self, world: &World, specs: Vec<Spec>) -> Result<()> {
         self.machines.clear();
         for spec in specs {
@@ -188,7 +188,7 @@ impl Booting {
         self.machine.spec.mac.eq_ignore_ascii_case(mac)
     }
 
-    /// Enters an event and returns its time since power-on.
+    /// Records an event and returns its time since power-on.
     fn took(&mut self, event: &Event) -> f64 {
         let seconds = event.seconds_since(self.machine.powered_on);
         self.address = event.address.or(self.address);

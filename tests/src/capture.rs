@@ -74,7 +74,7 @@ fn read(rows: &str, mac: &str, files: &Files) -> Result<Stages> {
             (true, "1", _) => stages.discover = stages.discover.or(Some(time)),
             (false, "5", _) => stages.ack = Some(time),
             (true, _, "1") => transfers.push(Transfer { file, port: from_port, last_ack: time }),
-            // Acknowledgements; tshark may not know them by name after a port was used again.
+            // Acknowledgements; tshark may not know them by name after a port was reused.
             (true, ..) if !from_port.is_empty() && to_port != "69" => {
                 if let Some(transfer) = transfers.iter_mut().rev().find(|t| t.port == from_port) {
                     transfer.last_ack = time;

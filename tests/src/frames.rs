@@ -73,7 +73,7 @@ pub fn own_mac() -> Result<Mac> {
     eth0()?.addr().context("eth0 has no MAC address")
 }
 
-/// Asks who has `target` (RFC 826), as the host with the address `own`.
+/// Resolves `target` by ARP (RFC 826), as the host with the address `own`.
 pub fn resolve(own: Ipv4Addr, target: Ipv4Addr) -> Result<Mac> {
     const PATIENCE: Duration = Duration::from_secs(60);
     const RETRY: Duration = Duration::from_millis(200);
@@ -137,7 +137,7 @@ pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     [&ports, &len.to_be_bytes()[..], &checksum.to_be_bytes(), payload].concat()
 }
 
-/// All of it: a UDP datagram in one frame.
+/// A UDP datagram in a whole frame.
 pub fn udp_frame(stations: (Mac, Mac), from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let packet = ipv4(*from.ip(), *to.ip(), UDP, 0, &udp(from, to, payload));
     ethernet(stations.1, stations.0, IPV4, &packet)

@@ -1,5 +1,5 @@
-//! A corpus of odd images, such as everybody meets one day, which `docker load` and the appliance must read in the same
-//! way. tests/tests/images.rs compares.
+//! A corpus of unusual images, which `docker load` and the appliance must read in the same way. tests/tests/images.rs
+//! compares the results.
 //!
 //! The archives are written here, byte by byte, by the specifications (POSIX pax, GNU tar's manual, the OCI image
 //! specification), because a library would not write most of these entries.

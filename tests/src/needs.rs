@@ -2,7 +2,7 @@
 //!
 //! All tests that run at once, of one test program or of several, share this machine's processors and memory. Both are
 //! divided into pieces, each a file in `target/lab-shares` that its holder keeps locked. Waiting is a blocked `flock`,
-//! which costs nothing; tests are served in order of arrival, so that none waits for ever; and the kernel unlocks what a
+//! which costs nothing. Tests are served in order of arrival, so that none waits forever. The kernel unlocks what a
 //! killed process held.
 
 use std::fs::{self, File, TryLockError};
@@ -32,7 +32,7 @@ const PIECE_MIB: u64 = 512;
 #[derive(Clone, Debug)]
 pub struct Needs<'a> {
     programs: Vec<&'a str>,
-    /// In [`PER_PROCESSOR`]ths of a processor, if something was said of them.
+    /// Parts of a processor ([`PER_PROCESSOR`] each); `None`: the default.
     pieces: Option<usize>,
     memory_mib: u64,
 }
@@ -61,7 +61,7 @@ impl<'a> Needs<'a> {
         self
     }
 
-    /// A processor that no other emulated machine shares, where something in the machine counts seconds.
+    /// Keeps a processor free of other emulated machines, for tests in which something in the machine counts seconds.
     pub fn undisturbed(mut self) -> Self {
         self.pieces = Some(self.pieces() + MACHINE);
         self
@@ -114,7 +114,7 @@ pub struct Share {
     _pieces: Vec<File>,
 }
 
-/// What there is to share.
+/// What this machine has to share.
 struct Means {
     directory: PathBuf,
     processor_pieces: usize,
@@ -135,7 +135,7 @@ impl Means {
     }
 }
 
-/// Locks `count` of the files `NAME-0` to `NAME-(of - 1)`, or all of them where there are no more.
+/// Locks `count` of the files `NAME-0` to `NAME-(of - 1)`, or all of them if there are fewer.
 fn locked(directory: &Path, name: &str, count: usize, of: usize) -> Result<Vec<File>> {
     let wanted = count.min(of.max(1));
     let mut locked = Vec::new();

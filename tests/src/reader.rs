@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::net::Host;
 
-/// The last ACK is sent again after this long, as firmware does.
+/// The last ACK is retransmitted after this long, as firmware does.
 const RETRY: Duration = Duration::from_secs(2);
 const TRIES: u32 = 8;
 
@@ -20,7 +20,7 @@ pub struct Reader {
     window: usize,
     /// Blocks received in order. Numbers on the wire wrap.
     pub blocks: usize,
-    /// How often nothing arrived and the last ACK was sent again.
+    /// How often nothing arrived and the last ACK was retransmitted.
     pub retries: u32,
     finished: bool,
 }

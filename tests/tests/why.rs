@@ -1,4 +1,4 @@
-//! Boots that fail on a real wire, each for a cause of its own, and what the appliance says of them.
+//! Boots that fail on a real wire, each with a cause of its own, and what the appliance says of them.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -27,11 +27,11 @@ const ARM: u16 = 11;
 
 const LOADER: &str = "grub/x86_64-efi.efi";
 
-/// Whoever says nothing is given this long: a transfer 30 s, a machine without an address 70.
+/// How long a diagnosis may take. Silence is diagnosed after 30 s in a transfer, after 70 s without an address.
 const SILENCE: Duration = Duration::from_secs(150);
 
-/// An appliance with three profiles: a kernel by hand, whose initrd is not there; an image that is nowhere; and one
-/// that is there. `nodes` are declared, with these lines each.
+/// An appliance with three profiles: a kernel by hand whose initrd is missing, an image that does not exist, and one
+/// that does. Each of `nodes` is declared with its lines.
 fn appliance(world: &World, hosts: &[&Host], nodes: &[(&Host, &str)]) -> Result<Appliance> {
     let files = world.path("files");
     fs::create_dir_all(&files)?;
@@ -73,7 +73,7 @@ fn saved_image(world: &World) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Fetches what its firmware and GRUB do: the loader, its configuration, and the kernel and the initrds in that.
+/// Loads what firmware and GRUB load: the loader, its configuration, and the kernel and the initrds in that.
 fn load(rom: &Rom<'_>, host: &Host) -> Result<()> {
     rom.bind(ADDRESS)?;
     rom.read(ADDRESS, LOADER, Ends::Whole)?;
@@ -94,7 +94,8 @@ fn load(rom: &Rom<'_>, host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Its configuration, as soon as the appliance has the image or knows that it gets none. GRUB asks again, too.
+/// The configuration, as soon as the appliance has the image or knows that it gets none. GRUB, too, requests it
+/// repeatedly.
 fn decided(rom: &Rom<'_>, host: &Host) -> Result<String> {
     let mut text = String::new();
     wait_for(SILENCE, || {
@@ -110,7 +111,7 @@ fn config(host: &Host) -> String {
     format!("grub/grub.cfg-01-{}", host.mac().replace(':', "-"))
 }
 
-/// What `bridgehead why` says of a host, once `told` accepts it.
+/// What `bridgehead why` says of a host, as soon as `told` accepts it.
 fn why(
     appliance: &Appliance,
     host: &Host,
@@ -125,7 +126,7 @@ fn why(
     told.with_context(|| format!("the last answer: {last:#}"))
 }
 
-/// Its boot, or the one before, has this as its first cause, with these words somewhere in it.
+/// Waits until the host's boot, or the one before, has this as its first cause. Fails unless these words are in it.
 fn ensure_cause(appliance: &Appliance, host: &Host, kind: &str, words: &str) -> Result<()> {
     let cause = |why: &Value| {
         let first = |boot: &Value| boot["causes"][0].clone();
@@ -140,7 +141,7 @@ fn ensure_cause(appliance: &Appliance, host: &Host, kind: &str, words: &str) -> 
     Ok(())
 }
 
-/// The words of the last boot of a host that the timeline has as failed.
+/// The cause of the host's last boot that failed, from the timeline.
 fn failed(appliance: &Appliance, host: &Host) -> Result<String> {
     let events = appliance.run(&["events", "--json", "--node", host.mac()])?;
     let events = events.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
@@ -148,7 +149,7 @@ fn failed(appliance: &Appliance, host: &Host) -> Result<String> {
     Ok(failed["cause"].as_str().context("without a cause")?.to_owned())
 }
 
-/// It asks anew, after a pause in which no firmware could have booted.
+/// The firmware starts anew, after a pause in which none could have booted.
 fn again(rom: &Rom<'_>) -> Result<()> {
     std::thread::sleep(Duration::from_millis(1200));
     rom.discover(0).map(drop)
@@ -174,13 +175,13 @@ fn boots_that_fail_say_why() {
         ];
         let appliance = appliance(world, &all, &nodes.map(|(name, lines)| (host(name), lines)))?;
 
-        // Those that take their time come first: nothing more is heard of them.
+        // These come first, because their silence takes time to diagnose.
         Rom::new(host("mute"), BIOS).discover(4)?;
         let pulled = Rom::new(host("pulled"), UEFI);
         pulled.bind(ADDRESS)?;
         pulled.read(ADDRESS, LOADER, Ends::Pulled(9))?;
         net::ip(["link", "set", &host("pulled").port(), "down"])?;
-        // Its card takes 1000 bytes: small packets pass, blocks of 1468 do not.
+        // Its card receives 1000 bytes at most: small packets pass, blocks of 1468 do not.
         let narrow = Rom::new(host("narrow"), UEFI);
         narrow.bind(ADDRESS)?;
         net::ip(["-n", "narrow", "link", "set", "eth0", "mtu", "1000"])?;
@@ -199,7 +200,7 @@ fn boots_that_fail_say_why() {
         again(&abort)?;
         ensure_cause(&appliance, host("abort"), "transfer-aborted", "code 3, disk full")?;
 
-        // As under Secure Boot: the loader arrives, and is not run.
+        // As under Secure Boot: the loader arrives but does not run.
         let secure = Rom::new(host("secure"), UEFI);
         secure.bind(ADDRESS)?;
         secure.read(ADDRESS, LOADER, Ends::Whole)?;
@@ -227,13 +228,13 @@ fn boots_that_fail_say_why() {
         decided(&small, host("small"))?;
         ensure_cause(&appliance, host("small"), "memory-too-small", "32 MiB")?;
 
-        // A kernel that stops, that has no driver for the card, or whose console nobody sees.
+        // The kernel hangs, has no driver for the card, or has a console that nobody sees.
         let quiet = Rom::new(host("quiet"), UEFI);
         load(&quiet, host("quiet"))?;
         again(&quiet)?;
         ensure_cause(&appliance, host("quiet"), "kernel-silent", "console=ttyS0,115200, tty0")?;
 
-        // What stage 1 says of itself, by another client than it.
+        // Reports of stage 1, but sent by curl.
         let report = Rom::new(host("report"), UEFI);
         report.bind(ADDRESS)?;
         let post_for = |name: &str, path: &str, rest: &str| {
@@ -273,7 +274,7 @@ fn boots_that_fail_say_why() {
         )?;
         ensure_cause(&appliance, host("report"), "token-refused", "good once")?;
 
-        // A switch that learned to forward after the machine's first three requests.
+        // A switch that began to forward after the machine's first three requests.
         Rom::new(host("late"), BIOS).discover(28)?;
         ensure_cause(&appliance, host("late"), "link-late", "28 s")?;
 
@@ -313,7 +314,7 @@ fn boots_that_fail_say_why() {
 /// The API's socket, for curl.
 const API: [&str; 2] = ["--unix-socket", "/run/bridgehead/api.sock"];
 
-/// Prometheus' own tool reads the metrics, and they count what happened.
+/// Prometheus' own tool accepts the metrics, and they count what happened.
 fn metrics(_appliance: &Appliance) -> Result<()> {
     let text = output(
         Command::new("curl").args(["--silent", "--max-time", "20"]).args(API).arg("http://localhost/metrics"),
@@ -343,7 +344,7 @@ fn metrics(_appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-/// `bridgehead top`, once as text and then on a terminal, which it gives back as it was.
+/// `bridgehead top`, once as text, then on a terminal, whose settings it must restore.
 fn screen(appliance: &Appliance) -> Result<()> {
     let once = appliance.run(&["top", "--once", "--interval", "0.2"])?;
     for words in ["machines by stage", "│failed", "│xdp", "transfer-stalled"] {
@@ -365,7 +366,7 @@ fn screen(appliance: &Appliance) -> Result<()> {
         let (sender, seen) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // Until the last end of the slave is closed.
+            // Until the last descriptor of the slave is closed.
             while let Ok(len @ 1..) = terminal.read(&mut buffer) {
                 if sender.send(buffer[..len].to_vec()).is_err() {
                     break;
@@ -375,7 +376,7 @@ fn screen(appliance: &Appliance) -> Result<()> {
         let mut screen = String::new();
         wait_for(PATIENCE, || {
             screen.extend(seen.try_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
-            // Spaces are left out where the screen has them already.
+            // Only what changed is drawn, so spaces are left out where the screen has them already.
             Ok((screen.contains("┌machines") && screen.contains("┌causes")).then_some(()))
         })
         .context("the first screen")?;

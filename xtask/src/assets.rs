@@ -39,7 +39,7 @@ pub(crate) fn make() -> anyhow::Result<()> {
     if !is_made(&rescue, &rescue::recipe()) {
         directory(&rescue, &rescue::recipe(), rescue::make)?;
     }
-    // All are of one kernel.
+    // All three are made from one kernel.
     let [kernel, storage, node] = ["kernel", "storage", "docker-node"].map(|name| assets.join(name));
     if !is_made(&kernel, &kernel::recipe())
         || !is_made(&storage, &storage::recipe())
@@ -56,14 +56,14 @@ pub(crate) fn make() -> anyhow::Result<()> {
 /// Debian's busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// GRUB's modules: network, both ways to fetch, and what our grub.cfg uses. Measured to load in
-/// one transfer of 0.1 s; what is left out is fetched from the server one file at a time.
+/// GRUB's modules: its network, both transfer protocols, and what our grub.cfg uses. They load in one transfer, which
+/// takes 0.1 s (measured). A module that is left out is fetched from the server as a file of its own.
 const GRUB_MODULES: &str = "net tftp http normal configfile linux echo test minicmd boot sleep serial terminal \
                             reboot halt";
 
 /// The two images: GRUB's name for the format, the modules for its network and its screen, the file. Without a driver
-/// of the firmware's screen (GOP; UGA before UEFI 2.0), GRUB tells no kernel where that is, and whatever runs there
-/// never writes on it.
+/// for the firmware's screen (GOP; UGA before UEFI 2.0), GRUB can't tell a kernel where the screen is, and what runs
+/// then never writes on it.
 const GRUB_IMAGES: [(&str, &str, &str); 2] =
     [("i386-pc-pxe", "pxe", "i386-pc.0"), ("x86_64-efi", "efinet efi_gop efi_uga", "x86_64-efi.efi")];
 
@@ -108,7 +108,7 @@ fn directory(
     made.with_context(|| format!("making {}", path.display()))
 }
 
-/// An empty directory at `path`.
+/// Makes an empty directory at `path`.
 fn fresh(path: &Path) -> anyhow::Result<()> {
     if path.exists() {
         std::fs::remove_dir_all(path)?;

@@ -43,7 +43,7 @@ pub struct Spoken {
     reading: Reading,
 }
 
-/// Each line with the kernel's time, as `dmesg` has it.
+/// Each line with the kernel's time, as in `dmesg`.
 pub(super) fn console(console: Spoken, out: &mut dyn Write) -> Result<(), AskError> {
     spoken(console, "console", out, |line, out| {
         let dying = if line.from == Source::Netconsole { "crash: (unverified) " } else { "" };
@@ -51,7 +51,7 @@ pub(super) fn console(console: Spoken, out: &mut dyn Write) -> Result<(), AskErr
     })
 }
 
-/// What the workload wrote and nothing else; an unfinished line stays one.
+/// Only what the workload wrote. A partial line stays without its end.
 pub(super) fn logs(logs: Spoken, out: &mut dyn Write) -> Result<(), AskError> {
     spoken(logs, "logs", out, |line, out| {
         write!(out, "{}{}", line.text, if line.partial { "" } else { "\n" })
@@ -105,7 +105,7 @@ pub(super) fn trace(trace: Trace, out: &mut dyn Write) -> Result<(), AskError> {
         file = File::create(&output).map_err(|source| AskError::File { path: output, source })?;
         &mut file
     };
-    // Not on stdout, which may be the file.
+    // To stderr, because stdout may be the file.
     let until = if follow { "Ctrl-C" } else { "its boot has ended, or Ctrl-C" };
     let _ = writeln!(io::stderr(), "tracing {node} until {until}");
     client.blocks(answer, |block| out.write_all(block).and_then(|()| out.flush()))

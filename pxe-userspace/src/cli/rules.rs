@@ -5,10 +5,10 @@ use crate::config::rules::Facts;
 use crate::config::{Config, Origin};
 use crate::machines::Machine;
 
-/// Machines that are named for each rule.
+/// The most machines that are named for each rule.
 const NAMED: usize = 20;
 
-/// In words; nothing where the file has no rules.
+/// In words; empty if the file has no rules.
 pub(super) fn taken(config: &Config) -> String {
     if config.rules.is_empty() {
         return String::new();

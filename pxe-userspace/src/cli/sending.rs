@@ -1,4 +1,4 @@
-//! Files and directories that are sent to the daemon: it opens none by a path that somebody names.
+//! Files and directories that are sent to the daemon, because the daemon opens no path that a client names.
 
 use std::fs::File;
 use std::io;
@@ -17,13 +17,13 @@ use crate::provision::image::{pack_kernel, pack_layout};
 
 const PIECE: usize = 256 * 1024;
 
-/// What exists as a path is one, and what it is called in the query. A directory that has an image's very name needs a
-/// `:TAG` to tell the image from it.
+/// What to send if `path` exists, and its name in the query. If a directory has an image's very name, only the name
+/// with its `:TAG` means the image.
 pub(super) fn image(client: &Client, path: &Path) -> Result<Option<(Sent, String)>, AskError> {
     sent(client, path, "application/x-tar", pack_layout)
 }
 
-/// The same of a kernel: a package, or a directory.
+/// The same for a kernel: a package, or a directory.
 pub(super) fn kernel(client: &Client, path: &Path) -> Result<Option<(Sent, String)>, AskError> {
     sent(client, path, "application/vnd.debian.binary-package", pack_kernel)
 }
@@ -58,7 +58,7 @@ fn directory(
     path: &Path,
     pack: fn(&Path, UnixStream) -> io::Result<()>,
 ) -> io::Result<Body> {
-    // What can be seen at once is said before anything is sent.
+    // A directory that can't be read is an error before anything is sent.
     path.read_dir()?;
     let (packed, sending) = UnixStream::pair()?;
     sending.set_nonblocking(true)?;
@@ -68,7 +68,7 @@ fn directory(
     };
     let path = path.to_owned();
     let packing = thread::spawn(move || pack(&path, packed));
-    // An archive that ends where a file could not be read would look whole.
+    // If a file could not be read, the request must fail: an archive that ends there would look whole.
     let end = stream::once(async move {
         match packing.join() {
             Ok(Ok(())) => Ok(axum::body::Bytes::new()),

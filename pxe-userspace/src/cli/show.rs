@@ -1,4 +1,4 @@
-//! Documents as people read them.
+//! The API's documents as text for people.
 
 use jiff::Timestamp;
 
@@ -27,7 +27,7 @@ pub(super) fn tokens(tokens: Vec<Token>) -> String {
     table(["NAME", "ROLE", "ADDED", "EXPIRES"], &rows, "no tokens: the API is used by its socket alone")
 }
 
-/// One line.
+/// An audit entry in one line.
 pub(super) fn audit(entry: &AuditEntry) -> String {
     let AuditEntry { time: at, caller, did, .. } = entry;
     let from = caller.from.map_or_else(String::new, |from| format!(" from {from}"));
@@ -82,7 +82,7 @@ pub(super) fn status(status: Status) -> String {
     out
 }
 
-/// What a kernel would take, in a line where all is well.
+/// Which programs a kernel takes: one line if it takes all of them.
 pub(super) fn survey(kernel: KernelStatus) -> String {
     if kernel.programs.iter().any(|program| program.state == ProgramState::Refused) {
         let release = kernel.kernel.clone();
@@ -96,7 +96,7 @@ pub(super) fn survey(kernel: KernelStatus) -> String {
     format!("fast path: Linux {} takes {}\n", kernel.kernel, taken.join(", "))
 }
 
-/// What the kernel took of the programs, and what its verifier said of the others.
+/// Which programs the kernel took, and what its verifier said of the refused ones.
 pub(super) fn programs(KernelStatus { kernel, programs }: KernelStatus) -> String {
     let rows: Vec<_> = programs
         .iter()
@@ -251,7 +251,7 @@ pub(super) fn images(images: Vec<Image>) -> String {
     table(["IMAGE", "DIGEST", "SIZE", "STAGES", "KERNEL", "ADDED", "PROFILES"], &rows, none)
 }
 
-/// An image that was brought in, and the other names that it has.
+/// An image that was added, and its other names.
 pub(super) fn image_added(image: Image) -> String {
     let others: Vec<_> =
         image.names.iter().filter(|name| **name != image.record.reference).cloned().collect();
@@ -321,7 +321,7 @@ pub(super) fn workloads(workloads: Vec<Workload>) -> String {
     )
 }
 
-/// One line, for a log that scrolls: no columns beyond the first.
+/// An event in one line, for a log that scrolls: only the first columns are aligned.
 pub(super) fn event(event: &Event) -> String {
     let who = event.node.clone().unwrap_or_else(|| event.mac.to_string());
     let mut line = format!(
@@ -339,7 +339,7 @@ pub(super) fn event(event: &Event) -> String {
     line
 }
 
-/// How a machine's boot stands: a line, then each cause with what was seen and what to do.
+/// The state of a machine's boot in a line, then each cause with its evidence and its remedy.
 pub(super) fn why(why: &Why) -> String {
     let Why { node, mac, began, last, failed, done, causes, before, stage: reached } = why;
     let name = node.as_ref().map_or_else(|| mac.to_string(), |node| format!("{node} {mac}"));
@@ -356,7 +356,7 @@ pub(super) fn why(why: &Why) -> String {
         clock(*last)
     );
     match (causes.is_empty(), before) {
-        // Its firmware tries its next way, perhaps: that the last one failed is what is known.
+        // Its firmware may be trying its next way. All that is known is that the boot before failed.
         (true, Some(_)) if !done => out.push_str("nothing is wrong with it so far; the boot before failed\n"),
         (true, _) => out.push_str("nothing is wrong, as far as can be seen from here\n"),
         (false, _) => {}
@@ -384,7 +384,7 @@ fn push_cause(out: &mut String, cause: &Cause) {
     out.push_str(&format!("  -> {remedy}\n"));
 }
 
-/// Every machine of which there is something to say, and what may keep others from being seen at all.
+/// Every machine with something to report, and the alerts, which may explain why others are not seen at all.
 pub(super) fn all_why(all: &[Why], alerts: &[String]) -> String {
     let tries_again = |why: &Why| !why.done && why.before.is_some();
     let told = all.iter().filter(|w| w.failed || !w.causes.is_empty() || tries_again(w));

@@ -1,4 +1,4 @@
-//! Which nodes a workload may run on, and what it keeps there.
+//! Which nodes a workload may run on, and which volumes it keeps there.
 
 use toml::Spanned;
 
@@ -36,7 +36,7 @@ pub(super) fn labels(labels: &[Spanned<String>], findings: &mut Findings<'_>) ->
     labels.iter().map(|label| label.get_ref().clone()).collect()
 }
 
-/// Where a workload runs. One that has volumes runs where they are kept.
+/// Where a workload runs. One with volumes needs at least one node that keeps them.
 pub(super) fn on(
     table: &Spanned<OnTable>,
     has_volumes: bool,
@@ -86,7 +86,7 @@ pub(super) fn on(
 }
 
 impl Group {
-    /// Whether it means this node, which boots `profile`.
+    /// Whether the group includes this node, which boots `profile`.
     pub fn has(&self, node: &Node, profile: &str) -> bool {
         match self {
             Self::Node(name) => node.name == *name,

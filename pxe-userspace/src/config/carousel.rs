@@ -1,4 +1,4 @@
-//! `[carousel]`: one image to many machines at once.
+//! `[carousel]`: one image to many machines at once, by multicast.
 
 use std::net::Ipv4Addr;
 
@@ -10,15 +10,15 @@ use super::file::File;
 use super::findings::Findings;
 use super::{Network, values};
 
-/// How images are sent to many machines at once.
+/// How one image is sent to many machines at once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Carousel {
-    /// Machines that must want an image at a time; 0 for never.
+    /// Machines that must want an image at the same time; 0: never.
     pub at_least: usize,
-    /// Groups to send to: an image's is one of them.
+    /// Multicast groups; each image has one of them.
     pub group: Ipv4Net,
     pub port: u16,
-    /// Bytes a second that all rounds together send at most.
+    /// The most that all rounds send together, in bytes a second.
     pub ceiling: f64,
 }
 
@@ -33,16 +33,16 @@ pub(super) struct CarouselTable {
 
 impl Default for Carousel {
     fn default() -> Self {
-        // The local scope of RFC 2365 section 6.1, with what the port is as a label.
+        // In the IPv4 Local Scope (RFC 2365 section 6.1).
         let group = Ipv4Net::new_assert(Ipv4Addr::new(239, 255, 77, 0), 24);
         Self { at_least: 3, group, port: 7477, ceiling: 1.25e9 }
     }
 }
 
-/// A round that is slower than this takes longer than HTTP for each.
+/// Bytes a second. A slower round takes longer than HTTP to each machine.
 const LOWEST_CEILING: u64 = 125_000;
 
-/// Administratively scoped (RFC 2365 section 6): routers keep it inside.
+/// Administratively scoped addresses (RFC 2365 section 6): a site's border routers don't forward them.
 const SCOPED: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(239, 0, 0, 0), 8);
 
 pub(super) fn carousel(raw: &File, network: &Network, findings: &mut Findings<'_>) -> Carousel {
@@ -83,7 +83,7 @@ pub(super) fn carousel(raw: &File, network: &Network, findings: &mut Findings<'_
             ),
         }
     }
-    // Beyond the port's, packets would only wait in its queue.
+    // [network] ceiling limits all boots. Packets beyond it would only wait in the port's queue.
     if let Some(all_boots) = network.ceiling {
         carousel.ceiling = carousel.ceiling.min(all_boots as f64);
     }

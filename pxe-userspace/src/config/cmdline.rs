@@ -1,4 +1,4 @@
-//! Whether a kernel's command line arrives as it is written, and whole. Pure.
+//! Whether a kernel's command line reaches the kernel whole and unchanged. Pure.
 
 use std::net::SocketAddrV4;
 
@@ -11,13 +11,14 @@ use super::file::File;
 use super::findings::Findings;
 use super::{Config, Profile, Source};
 
-/// Bytes that GRUB passes on. x86 kernels announce 2,047 (COMMAND_LINE_SIZE in arch/x86/include/asm/setup.h, less the
-/// zero at its end). GRUB's room includes the zero and a space behind the last word, and on UEFI one byte less
-/// (grub-core/lib/cmdline.c, loader/i386/linux.c, Debian's loader/i386/efi/linux.c); iPXE's does not include the space.
-/// Whole words that find no room are left out, and nobody says so.
+/// Bytes of a command line that every loader passes on. x86 kernels announce 2,047 (COMMAND_LINE_SIZE in
+/// arch/x86/include/asm/setup.h, less the terminating zero). GRUB's buffer also holds that zero and a space after the
+/// last word, and is one byte shorter on UEFI (grub-core/lib/cmdline.c, loader/i386/linux.c, Debian's
+/// loader/i386/efi/linux.c). iPXE's holds no such space. Loaders leave out whole words that do not fit, without an
+/// error.
 pub const MAX: usize = 2045;
 
-/// A kernel command line that would not reach the kernel as it is meant.
+/// A kernel command line that would not reach the kernel as written.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CmdlineError {
     #[error("cmdline has a double quote without its partner")]
@@ -31,19 +32,19 @@ pub enum CmdlineError {
     TooLong(usize),
 }
 
-/// The bytes of a line with these words, with what the loader adds to it: GRUB puts `BOOT_IMAGE=/PATH` before them; our
-/// iPXE scripts put one `initrd=` for each initrd. The longer one counts, as a machine may come by either.
+/// The bytes of a line of these words, with what a loader adds. GRUB puts `BOOT_IMAGE=/PATH` before them; our iPXE
+/// scripts add one `initrd=` for each initrd. The longer one counts, because a machine may boot by either.
 pub fn length<'a>(kernel: &str, initrds: usize, words: impl Iterator<Item = &'a str>) -> usize {
     let grub = "BOOT_IMAGE=/".len() + kernel.len();
     let ipxe = initrds * "initrd=initrd0 ".len();
     grub.max(ipxe) + words.map(|word| 1 + cmdline::quoted(word).len()).sum::<usize>()
 }
 
-/// The kernel's consoles where an image's profile names none: the screen and the first serial port, whichever is looked
-/// at. The last one is `/dev/console`. Where there is no such port, the kernel goes on without.
+/// The kernel's consoles if an image's profile names none: the first serial port and the screen, so that the output
+/// appears on whichever is watched. The last one becomes `/dev/console`. The kernel ignores a port that is not there.
 pub const CONSOLES: [&str; 2] = ["console=ttyS0,115200", "console=tty0"];
 
-/// What an image's profile says to the kernel, with [`CONSOLES`] where it leaves these to us.
+/// The words of an image's profile for the kernel, with [`CONSOLES`] before them if they name no console.
 pub fn with_consoles(own: Vec<String>) -> Vec<String> {
     if own.iter().any(|word| word.starts_with("console=")) {
         return own;
@@ -51,7 +52,7 @@ pub fn with_consoles(own: Vec<String>) -> Vec<String> {
     CONSOLES.into_iter().map(str::to_owned).chain(own).collect()
 }
 
-/// The words of a command line, where every loader can pass them on.
+/// The words of a command line, if every loader can pass them on.
 pub fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
     let words = cmdline::written(cmdline).map_err(|OpenQuote| CmdlineError::OpenQuote)?;
     match words.iter().find_map(|word| Some((word.clone(), unspeakable(word)?))) {
@@ -60,10 +61,9 @@ pub fn words(cmdline: &str) -> Result<Vec<String>, CmdlineError> {
     }
 }
 
-/// Why a word can't be told to every loader as it is. GRUB puts backslashes before quotes and
-/// backslashes, and the kernel does not take them away (grub-core/lib/cmdline.c); iPXE expands
-/// `${…}`, and ends a command at `||`, `&&`, `;` and words that begin with `#`, with no way to
-/// quote them (src/core/exec.c).
+/// Why some loader can't pass a word on unchanged. GRUB puts a backslash before quotes and backslashes, and the kernel
+/// does not remove it (grub-core/lib/cmdline.c). iPXE expands `${…}`, and ends a command at `||`, `&&`, `;` and at
+/// words that begin with `#`; it has no quoting (src/core/exec.c).
 fn unspeakable(word: &str) -> Option<&'static str> {
     let ends_command = |w: &str| w.starts_with('#') || matches!(w, "||" | "&&" | ";");
     if word.contains(|c: char| !matches!(c, ' '..='~')) {
@@ -79,8 +79,8 @@ fn unspeakable(word: &str) -> Option<&'static str> {
     }
 }
 
-/// Of a profile whose command line no machine gets whole: how long it would be at least. Which line exactly does depends
-/// on a machine's address, and is found when it boots.
+/// The least length of a profile's command line in bytes, if it is too long on every machine. The exact length depends
+/// on a machine's address and is checked at its boot.
 pub fn overlong(profile: &Profile, appliance: SocketAddrV4) -> Option<usize> {
     let own = cmdline::written(&profile.cmdline).ok()?;
     let len = match &profile.source {
@@ -97,10 +97,11 @@ pub fn overlong(profile: &Profile, appliance: SocketAddrV4) -> Option<usize> {
     (len > MAX).then_some(len)
 }
 
-/// Finds such lines, for `bridgehead check`. They are no fault of the whole file: the other profiles boot.
+/// Reports command lines that loaders can't pass on, for `bridgehead check`. The file is still valid: other profiles
+/// boot.
 pub(super) fn survey(raw: &File, config: &Config, findings: &mut Findings<'_>) {
     let appliance = SocketAddrV4::new(config.network.address.addr(), config.http.port);
-    // Each entry became a profile.
+    // The profiles are in the order of their entries.
     for (table, profile) in raw.profiles.iter().zip(&config.profiles) {
         if let (Some(cmdline), Err(error)) = (&table.get_ref().cmdline, words(&profile.cmdline)) {
             findings.add(

@@ -1,4 +1,4 @@
-//! The configuration file as written: TOML with spans, nothing judged yet.
+//! The configuration file as written: TOML with spans, before validation.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -199,7 +199,7 @@ pub(super) struct RuleTable {
     pub(super) labels: Vec<Spanned<String>>,
 }
 
-/// What a machine has to be like; each one value or several, of which one fits.
+/// What a machine must match. Each key has one value or several, of which one must fit.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct MatchTable {

@@ -1,4 +1,4 @@
-//! What is wrong in a configuration file, each fault with its place and with what would be right.
+//! Problems of a configuration file, each with its place and a correction.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::file::File;
 use super::{Config, Place};
 
-/// One thing that is wrong in a configuration file.
+/// One problem of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: PathBuf,
@@ -29,12 +29,12 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Where problems are collected while a text is judged.
+/// Collects the problems of a text while it is validated.
 pub(super) struct Findings<'a> {
     text: &'a str,
     file: &'a Path,
     problems: Vec<Problem>,
-    /// Where its lines end: thousands of machines are told theirs.
+    /// Where the text's lines end. Thousands of nodes are given their places, so a line must be found fast.
     ends: Vec<usize>,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Findings<'a> {
         (before, self.ends.partition_point(|end| *end < before.len()) + 1)
     }
 
-    /// Where something stands.
+    /// The place of a span, as FILE:LINE.
     pub(super) fn place(&self, at: Range<usize>) -> Place {
         Place(format!("{}:{}", self.file.display(), self.before(&at).1))
     }
@@ -71,7 +71,7 @@ impl<'a> Findings<'a> {
         self.file.parent().unwrap_or(Path::new(""))
     }
 
-    /// The text's keys and types. Their first fault ends the reading: what follows would be guesses.
+    /// Reads the text's keys and types. Only the first error is reported, because later ones would be guesses.
     pub(super) fn shape(&mut self) -> Option<File> {
         match toml::from_str(self.text) {
             Ok(raw) => Some(raw),
@@ -95,8 +95,8 @@ impl<'a> Findings<'a> {
     }
 }
 
-/// serde's words for an unknown key or value (``unknown field `a`, expected one of `b`, `c` ``)
-/// with the nearest that would be right; other messages as they are.
+/// Splits serde's message into what is wrong and what would be right. For an unknown key or value, serde lists all
+/// that it knows (``unknown field `a`, expected one of `b`, `c` ``); one of them is suggested if it is near.
 fn explain(message: &str) -> (String, String) {
     let message = message.trim();
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();

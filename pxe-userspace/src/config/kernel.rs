@@ -1,17 +1,17 @@
-//! Files by hand: whether they are there, and whether a kernel is one that loaders start.
+//! Files that profiles name by hand: whether they exist, and whether a kernel is one that loaders can start.
 
 use std::io::Read as _;
 use std::path::Path;
 
-/// So much of a file's beginning tells.
+/// Bytes at a file's beginning that [`is_linux`] needs.
 pub const START: usize = 0x206;
 
-/// A bzImage's header (Linux, Documentation/arch/x86/boot.rst): what GRUB's `linux` looks for.
+/// Whether a file begins as a bzImage does (Linux, Documentation/arch/x86/boot.rst). GRUB's `linux` checks the same.
 pub fn is_linux(start: &[u8]) -> bool {
     start.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && start.get(0x202..0x206) == Some(b"HdrS")
 }
 
-/// What to say of a file that is none.
+/// The message for a file that is no Linux kernel.
 pub fn no_linux(path: &str) -> String {
     format!(
         "{path} is no Linux kernel for x86 PCs (it has no bzImage header), and GRUB starts nothing else: \"invalid magic \
@@ -20,20 +20,20 @@ pub fn no_linux(path: &str) -> String {
     )
 }
 
-/// Why `path` can't be served from below `root`, where that shows without following links that lead out of it.
+/// Why `path` can't be served from below `root`; `None` if it can, or if that depends on where a link leads.
 pub fn missing(root: &Path, path: &str) -> Option<String> {
     let file = root.join(path.trim_start_matches('/'));
     let words = match file.metadata() {
         Ok(meta) if meta.is_file() => return None,
         Ok(_) => "is not a file".to_owned(),
-        // A link by the names of the root itself may lead somewhere there.
+        // A dangling link may have a target within `root`, where absolute links begin at `root`.
         Err(_) if file.symlink_metadata().is_ok() => return None,
         Err(error) => format!("is not there ({error})"),
     };
     Some(format!("{path} {words}: it would be {}", file.display()))
 }
 
-/// [`no_linux`] of a file that is there.
+/// The message of [`no_linux`], if the file can be read and is no kernel.
 pub fn flaw(root: &Path, path: &str) -> Option<String> {
     let mut start = Vec::new();
     let file = std::fs::File::open(root.join(path.trim_start_matches('/'))).ok()?;

@@ -1,10 +1,10 @@
-//! The boot segment, as far as other addresses are judged by it.
+//! The boot segment, by which other addresses are checked.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// The boot segment's addresses.
+/// The segment's network, and the appliance's own address on it.
 pub(super) struct Segment {
     pub(super) net: Ipv4Net,
     pub(super) own: Ipv4Addr,
@@ -15,7 +15,7 @@ impl Segment {
         Self { net: address.trunc(), own: address.addr() }
     }
 
-    /// What keeps `address` from being a host's on the segment.
+    /// Why `address` can't be a host's on the segment, and a correction.
     pub(super) fn fault(&self, address: Ipv4Addr) -> Option<(String, String)> {
         let Self { net, .. } = self;
         if !net.contains(&address) {

@@ -1,4 +1,4 @@
-//! Storage plans: `[[storage]]`, and what they may not say.
+//! Storage plans: `[[storage]]` and its validation.
 
 use std::collections::HashSet;
 
@@ -10,12 +10,12 @@ use super::file::{File, OneOrMany};
 use super::findings::Findings;
 use super::values::{self, is_host_label};
 
-/// What the disks of a profile's machines are to hold.
+/// What the disks of a profile's machines hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoragePlan {
     pub name: String,
     pub wipe: Wipe,
-    /// The disks that `wipe = "always"` means.
+    /// The disks that `wipe = "always"` applies to.
     pub serials: Vec<String>,
     pub release_keys: ReleaseKeys,
     pub disks: Vec<Disks>,
@@ -23,37 +23,37 @@ pub struct StoragePlan {
     pub mounts: Vec<NfsMount>,
 }
 
-/// Whom the keys of encrypted volumes are given to.
+/// Who gets the keys of encrypted volumes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReleaseKeys {
     #[default]
     Never,
-    /// To the session of a boot, which whoever poses as the machine on the boot segment can have.
+    /// Any session of a boot. Whoever poses as the machine on the boot segment can get one.
     BootSegment,
 }
 
-/// Disks that are divided alike.
+/// Disks that are partitioned alike.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Disks {
     pub name: String,
     pub count: usize,
     pub kind: Option<DiskKind>,
-    /// Least and most, in bytes.
+    /// Minimum and maximum, in bytes.
     pub size: Option<(u64, u64)>,
     pub serials: Vec<String>,
-    /// A pattern over the disk's path below /sys.
+    /// A pattern for the disk's path below /sys.
     pub path: Option<String>,
-    /// None: the machine's own.
+    /// `None`: the machine's own disks.
     pub iscsi: Option<Target>,
 }
 
-/// A file system over a partition of each of some disks.
+/// A file system on a partition of each disk in a set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
     pub name: String,
     pub disks: String,
-    /// Of the partition on each disk; none is what is left.
+    /// Bytes of the partition on each disk; `None`: all that is left.
     pub size: Option<u64>,
     pub raid: Option<u8>,
     pub encrypt: bool,
@@ -126,7 +126,7 @@ pub(super) fn plans(raw: &File, findings: &mut Findings<'_>) -> Vec<StoragePlan>
     plans
 }
 
-/// The plan that a profile names.
+/// Reports a plan that a profile names and that does not exist.
 pub(super) fn known(name: &Spanned<String>, raw: &File, findings: &mut Findings<'_>) {
     let names: Vec<&str> = raw.storage.iter().map(|plan| plan.name.get_ref().as_str()).collect();
     if !names.contains(&name.get_ref().as_str()) {
@@ -297,12 +297,12 @@ fn mount(
     }
 }
 
-/// An address or a name: labels between dots.
+/// An address or a host name: labels between dots.
 fn is_server(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_host_label)
 }
 
-/// Names of partitions have 36 characters, of arrays 32; and there is `bridgehead-` before the mapping's.
+/// A name fits into an array's 32 bytes and a partition's 36 characters.
 const NAME_MAX: usize = 31;
 
 fn volume(table: &VolumeTable, disks: &[Disks], others: &[Volume], findings: &mut Findings<'_>) -> Volume {
@@ -398,7 +398,7 @@ fn mount_fault(mount: &str) -> Option<(String, &'static str)> {
     }
 }
 
-/// `400G..2T`, open at one end.
+/// `400G..2T`; either end may be left out. In bytes.
 fn range(text: &str) -> Option<(u64, u64)> {
     let (least, most) = text.split_once("..")?;
     let end = |text: &str, open| if text.is_empty() { Some(open) } else { values::size(text) };

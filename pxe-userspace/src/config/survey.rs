@@ -1,4 +1,4 @@
-//! What a configuration needs of the system it runs on, as far as looking changes nothing.
+//! What a configuration needs of the system that it runs on. Nothing is changed for these checks.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::findings::Findings;
 use super::{Config, FORWARDS_IN_TIME, IpxeLoader, Source, kernel};
 
 pub(super) fn survey(raw: &File, config: Option<&Config>, findings: &mut Findings<'_>) {
-    // Not /sys/class/net: that shows the network namespace of whoever mounted it.
+    // Not /sys/class/net, which shows the network namespace of whoever mounted it.
     let interfaces = interfaces();
     for port in &raw.network.ports {
         if !interfaces.contains(port.get_ref()) {
@@ -59,10 +59,10 @@ pub(super) fn survey(raw: &File, config: Option<&Config>, findings: &mut Finding
     }
 }
 
-/// Kernels and initrds that profiles name: a machine would ask for them in vain.
+/// Reports kernels and initrds that are missing: a machine would request them in vain.
 fn files_by_hand(raw: &File, config: &Config, findings: &mut Findings<'_>) {
     let Some(root) = config.files_root.as_deref().filter(|root| root.is_dir()) else { return };
-    // Each entry became a profile.
+    // The profiles are in the order of their entries.
     for (table, profile) in raw.profiles.iter().zip(&config.profiles) {
         let (Some(at), Source::Kernel { kernel: path, initrd }) = (&table.get_ref().kernel, &profile.source)
         else {
@@ -81,17 +81,17 @@ fn files_by_hand(raw: &File, config: &Config, findings: &mut Findings<'_>) {
     }
 }
 
-/// How long a bridge's ports listen and learn, in seconds, where it is there and has spanning tree on.
+/// Seconds for which a bridge's ports listen and learn; `None` if there is no such bridge or spanning tree is off.
 fn forwards_after(bridge: &str) -> Option<u32> {
     let number = |name: &str| -> Option<u32> {
         std::fs::read_to_string(format!("/sys/class/net/{bridge}/{name}")).ok()?.trim().parse().ok()
     };
-    // This may be another namespace's bridge of that name.
+    // /sys may show a bridge of the same name in another namespace.
     let index = nix::net::if_::if_nametoindex(bridge).ok()?;
     if number("ifindex")? != index || number("bridge/stp_state")? == 0 {
         return None;
     }
-    // Listening and learning take as long each, told in hundredths.
+    // Listening and learning take one forward delay each, in hundredths of a second.
     Some(2 * number("bridge/forward_delay")? / 100)
 }
 

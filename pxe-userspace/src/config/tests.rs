@@ -164,7 +164,7 @@ fn a_ceiling_is_written_in_bits_and_kept_in_bytes() {
     assert_eq!(config.network.ceiling, Some(312_500_000));
 }
 
-/// A good file with one line changed or added, where the fault is seen, and words of the message.
+/// Each case: a change to a good file, the place of the fault, and words of the message.
 #[test]
 fn each_fault_is_named_with_its_place() {
     for (from, to, place, words) in [
@@ -274,7 +274,7 @@ fn each_fault_is_named_with_its_place() {
             text.lines().any(|l| l.starts_with(&place) && l.contains(words)),
             "{from} -> {to}: {place}{words} not in\n{text}"
         );
-        // Some faults have others in their wake.
+        // Some faults cause others.
         if ![r#"10.77.0.1/24""#, r#"name   = "hand""#].contains(&from) {
             assert_eq!(problems.len(), 1, "{from} -> {to}\n{text}");
         }
@@ -426,7 +426,7 @@ proptest! {
         let _ = parse(&text);
     }
 
-    /// Damage to a good file: nearer to what people write than arbitrary text.
+    /// Damage to a good file: closer to real mistakes than arbitrary text.
     #[test]
     fn no_damage_panics(at in 0..GOOD.len(), cut in 0usize..40, put in "[\\PC\n]{0,12}") {
         let mut text: Vec<char> = GOOD.chars().collect();
@@ -466,7 +466,7 @@ fn check_finds_what_a_boot_would_be_refused_for() {
     kernel[0x202..].copy_from_slice(b"HdrS");
     std::fs::write(root.join("debian/vmlinuz"), &kernel).unwrap();
     assert_eq!(checked(GOOD), [""; 0]);
-    // A directory, and a link that is absolute within the root.
+    // A directory; then a link that is absolute within the root.
     std::fs::remove_file(root.join("extra.cpio")).unwrap();
     std::fs::create_dir(root.join("extra.cpio")).unwrap();
     assert!(checked(GOOD)[0].contains("extra.cpio is not a file"));

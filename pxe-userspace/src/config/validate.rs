@@ -1,4 +1,4 @@
-//! From what was written to what is meant: every semantic fault of a file is found in one pass.
+//! Validates a parsed file: one pass finds every semantic error.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -18,27 +18,26 @@ use super::{
     values, workloads,
 };
 
-/// Nodes renew at half of it (RFC 2131 section 4.4.5): less than this is traffic without a use.
+/// Nodes renew at half of the lease time (RFC 2131 section 4.4.5): a shorter lease only adds traffic.
 const LEASE_MIN: Duration = Duration::from_secs(30);
-/// More keeps addresses of machines that are long gone.
+/// A longer lease holds addresses of machines that are long gone.
 const LEASE_MAX: Duration = Duration::from_secs(365 * 86_400);
 const LEASE_DEFAULT: Duration = Duration::from_secs(3600);
 
-/// Less than 1 Mbit/s brings a kernel to one machine in minutes, and to several never.
+/// Bytes a second. At less than 1 Mbit/s a kernel takes minutes to one machine, and never reaches several.
 const LOWEST_CEILING: u64 = 125_000;
 
 const STATE_DIR: &str = "/var/lib/bridgehead";
 const ASSETS: &str = "/usr/share/bridgehead";
 const ASSETS_VARIABLE: &str = "BRIDGEHEAD_ASSETS";
-/// Where the API is served unless told.
+/// The API's socket if the configuration names none.
 pub const API_SOCKET: &str = "/run/bridgehead/api.sock";
-/// What the kernel takes as a socket's path (`sun_path`, unix(7)), with its end.
+/// The longest path of a Unix socket, in bytes with the terminating zero (`sun_path`, unix(7)).
 const SOCKET_PATH_MAX: usize = 108;
 const HTTP_PORT: u16 = 80;
 const TLS_PORT: u16 = 7443;
 
-/// The configuration, or none where a value that others depend on is missing. It counts only when
-/// `findings` has nothing to say.
+/// The configuration, or `None` if a value that others depend on is missing. It is valid only if `findings` is empty.
 pub(super) fn validate(raw: &File, findings: &mut Findings<'_>) -> Option<Config> {
     let network = network(raw, findings);
     let segment = Segment::new(network.address);
@@ -164,7 +163,7 @@ fn is_unicast(address: Ipv4Addr) -> bool {
         || address.octets()[0] >= 240)
 }
 
-/// As the kernel's `dev_valid_name` has it.
+/// The same rule as the kernel's `dev_valid_name`.
 fn is_interface_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && !matches!(name, "." | "..")
@@ -264,7 +263,7 @@ fn lease_time(table: &DhcpTable, findings: &mut Findings<'_>) -> Duration {
     }
 }
 
-/// Looks at T1, T2 and the lease time together.
+/// Checks T1, T2 and the lease time against each other.
 fn check_renewals(table: &DhcpTable, dhcp: &Dhcp, findings: &mut Findings<'_>) {
     let Some(text) = table.renewal_time.as_ref().or(table.rebinding_time.as_ref()) else { return };
     let [renewal, rebinding] = dhcp.renewals();
@@ -287,10 +286,10 @@ fn time(text: &Spanned<String>, findings: &mut Findings<'_>) -> Option<Duration>
     time
 }
 
-/// What IPv4 carries at least (RFC 791), to what jumbo frames do.
+/// From the datagram size that every IPv4 host accepts (RFC 791) to jumbo frames.
 const MTU: std::ops::RangeInclusive<u16> = 576..=9216;
 
-/// An MTU that is given as option 26.
+/// The MTU, if option 26 has a valid one.
 fn mtu_of(options: &BTreeMap<u8, Vec<u8>>) -> Option<u16> {
     let value = options.get(&option::MTU)?.as_slice().try_into().ok()?;
     Some(u16::from_be_bytes(value)).filter(|mtu| MTU.contains(mtu))

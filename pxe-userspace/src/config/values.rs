@@ -26,7 +26,7 @@ pub fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::from_secs(total))
 }
 
-/// `512M`, `2G`, `65536K`; units are powers of 1024, as memory is sold.
+/// `512M`, `2G`, `65536K`, in bytes. Units are powers of 1024, as memory is sold.
 pub fn size(text: &str) -> Option<u64> {
     let number = text.trim_end_matches("iB").trim_end_matches(['K', 'M', 'G', 'T']);
     let unit: u64 = match text[number.len()..].trim_end_matches("iB") {
@@ -39,7 +39,7 @@ pub fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// A size as [`size`] reads it: whole, in the largest unit that it has; what is less than a K is left out.
+/// A size as [`size`] reads it, in the largest unit of which it is a whole number. Bytes below 1K are dropped.
 pub fn written_size(bytes: u64) -> String {
     let units = [("T", 40), ("G", 30), ("M", 20)];
     let whole = units.iter().find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
@@ -47,7 +47,7 @@ pub fn written_size(bytes: u64) -> String {
     format!("{}{unit}", bytes >> shift)
 }
 
-/// `800M`, `2.5G`, `100Mbit`: bits a second, in powers of 1000 as links are sold. The result is in bytes.
+/// `800M`, `2.5G`, `100Mbit`: bits a second, in powers of 1000 as links are sold. Returns bytes a second.
 pub(super) fn rate(text: &str) -> Option<u64> {
     let text = text.trim_end_matches("/s").trim_end_matches("bit");
     let number = text.trim_end_matches(['K', 'k', 'M', 'G']);
@@ -69,7 +69,7 @@ pub(super) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// `8080:80`, `53:53/udp`, or `80` for both sides.
+/// `8080:80`, `53:53/udp`, or `80` for host and container alike.
 pub(super) fn published_port(text: &str) -> Option<PublishedPort> {
     let (ports, protocol) = match text.split_once('/') {
         None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
@@ -81,8 +81,8 @@ pub(super) fn published_port(text: &str) -> Option<PublishedPort> {
     Some(PublishedPort { host: port(host)?, container: port(container)?, protocol })
 }
 
-/// An option's bytes. An address, alone or in a list, is its four bytes; `hex:…` is bytes; any
-/// other text is itself.
+/// An option's value in bytes. An address, alone or in a list, is four bytes. `hex:…` is bytes in hexadecimal. Other
+/// text stands for itself.
 pub(super) fn option_bytes(value: &OptionValue) -> Result<Vec<u8>, &'static str> {
     let bytes = match value {
         OptionValue::Bytes(bytes) => bytes.clone(),
@@ -104,7 +104,7 @@ fn hex_bytes(text: &str) -> Option<Vec<u8>> {
     crate::base::text::unhex(&text.replace([':', ' '], ""))
 }
 
-/// Letters, digits and inner hyphens, at most 63 (RFC 1123 section 2.1).
+/// At most 63 letters, digits and inner hyphens (RFC 1123 section 2.1).
 pub(super) fn is_host_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
@@ -112,7 +112,7 @@ pub(super) fn is_host_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// Why an option's number can't be set by hand, and what to set instead.
+/// Why an option can't be set by its number, and what to set instead.
 pub(super) fn reserved_option(number: u8) -> Option<&'static str> {
     Some(match number {
         0 | 255 => "0 and 255 are padding and the end mark (RFC 2132 section 3)",

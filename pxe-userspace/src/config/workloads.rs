@@ -1,4 +1,4 @@
-//! Workloads, on the appliance and on nodes: whose address and whose ports are whose.
+//! Workloads on the appliance and on nodes, and who has which address and port.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -64,7 +64,7 @@ pub(super) fn of(
     workloads
 }
 
-/// What a workload with an address of its own can't have beside it.
+/// Reports what conflicts with a workload's own address: nodes, ports, the DHCP range.
 fn own_address(address: &Spanned<Ipv4Addr>, table: &WorkloadTable, dhcp: &Dhcp, findings: &mut Findings<'_>) {
     if table.on.is_some() {
         findings.add(
@@ -89,10 +89,10 @@ fn own_address(address: &Spanned<Ipv4Addr>, table: &WorkloadTable, dhcp: &Dhcp, 
     }
 }
 
-/// A port of the appliance, of every node, or of the node that is named.
+/// A port on the appliance or on every node (`None`), or on the named node.
 type Place<'a> = (Option<&'a str>, u16, Protocol);
 
-/// Whose the published ports are, in words.
+/// Who has which published port, in words for messages.
 struct Taken<'a> {
     here: HashMap<Place<'a>, String>,
     on_nodes: HashMap<Place<'a>, String>,
@@ -129,7 +129,7 @@ impl<'a> Taken<'a> {
                 Some(on) => (on.get_ref().node.as_ref(), &mut self.on_nodes),
             };
             let place = (node.map(|n| n.get_ref().as_str()), parsed.host, parsed.protocol);
-            // Elsewhere the scheduler keeps those apart that publish the same.
+            // On a group of nodes, the scheduler keeps workloads apart that publish the same port.
             let alone = on.is_none() || node.is_some();
             let holder = holders.get(&place).or_else(|| holders.get(&(None, parsed.host, parsed.protocol)));
             if let Some(holder) = holder.filter(|_| alone || parsed.host == ENGINE_PORT) {

@@ -1,4 +1,4 @@
-//! What a database must do.
+//! What a database engine must do.
 
 use pxe_common::Mac;
 
@@ -8,34 +8,34 @@ use super::rows::{
     LaunchRow, LaunchedRow, LeaseRow, LoginRow, NamedRow, NodeRow, PinRow, SealedKey, TokenRow, VolumeKeyId,
 };
 
-/// What an engine's own errors become.
+/// An engine's own error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What of a transaction survives a power cut.
+/// Which transactions survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
-    /// All but the last ones.
+    /// All but the most recent ones.
     AllButLast,
-    /// This one.
+    /// All, this one included.
     All,
 }
 
-/// A database as its one writer sees it.
+/// A database, for its only writer.
 pub trait Engine: Send + 'static {
-    /// Applies the changes in order, all of them or none. When this returns, they survive the daemon's end, and with
-    /// [`Durability::All`] a power cut.
+    /// Applies the changes in order, all of them or none. When this returns, they survive the daemon's end; with
+    /// [`Durability::All`] they survive a power cut, too.
     fn apply(&mut self, changes: &[&Change], durability: Durability) -> Result<(), BoxError>;
 
-    /// What reads beside the writer. It sees whole transactions.
+    /// A reader, which works beside the writer and sees whole transactions.
     fn reader(&self) -> Box<dyn Reader>;
 }
 
-/// A database as everybody else sees it.
+/// A database, for everybody else.
 pub trait Reader: Send + Sync + 'static {
-    /// Which database it is, for errors.
+    /// The database's name in errors.
     fn place(&self) -> String;
 
-    /// Every lease, in no order.
+    /// Every lease, in any order.
     fn leases(&self) -> Result<Vec<LeaseRow>, ReadError>;
 
     /// Events with an id above `after`, oldest first, at most `limit`.
@@ -50,7 +50,7 @@ pub trait Reader: Send + Sync + 'static {
     /// The newest event's id; 0 when there is none.
     fn last_event_id(&self) -> Result<u64, ReadError>;
 
-    /// Every machine's document of one kind. A machine whose address is none is left out, and the log says so.
+    /// Every machine's document of one kind. A row with an invalid MAC address is left out and logged.
     fn documents(&self, document: Document) -> Result<Vec<(Mac, String)>, ReadError>;
 
     /// One machine's document, if it has one.
@@ -64,7 +64,7 @@ pub trait Reader: Send + Sync + 'static {
     /// Whether there is any volume's key.
     fn has_volume_keys(&self) -> Result<bool, ReadError>;
 
-    /// Every token, in no order.
+    /// Every token, in any order.
     fn tokens(&self) -> Result<Vec<TokenRow>, ReadError>;
 
     /// Every login, oldest first.
@@ -76,10 +76,10 @@ pub trait Reader: Send + Sync + 'static {
     /// Entries of the audit with an id above `after`, oldest first, at most `limit`.
     fn audit_since(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, ReadError>;
 
-    /// The newest entry's id; 0 when there is none.
+    /// The newest audit entry's id; 0 when there is none.
     fn last_audit_id(&self) -> Result<u64, ReadError>;
 
-    /// Every machine that is kept, by name.
+    /// Every machine that is declared in the database, by name.
     fn nodes(&self) -> Result<Vec<NodeRow>, ReadError>;
 
     /// Every machine that a rule took, by name.

@@ -1,12 +1,11 @@
 //! State that outlives the daemon: one database, with one writer and several readers.
 //!
 //! Only a row's owner knows what it means. Owners submit [`Change`]s, which are written in the order of submission,
-//! whoever they come from. Changes that queued while the disk was busy are one transaction (group commit): a disk
-//! that takes 1 s for a commit delays each owner by 2 s at most. An owner that has to know that a change survives a
+//! whichever owner's they are. Changes that queue while the disk is busy become one transaction (group commit): a disk
+//! that takes 1 s for a commit delays each owner by 2 s at most. An owner that must know that a change survives a
 //! power cut waits for its [`Pending`]; nobody else waits.
 //!
-//! [`Engine`] is what a database must do. [`sqlite`] is the one that there is, and nothing above this module names
-//! it.
+//! [`Engine`] says what a database must do. [`sqlite`] is the only engine, and nothing above this module names it.
 
 mod engine;
 mod rows;
@@ -35,7 +34,7 @@ use writer::{Answer, Queue};
 /// The database's name in the state directory.
 pub const FILE: &str = "bridgehead.db";
 
-/// A disk that takes longer than this for the last changes is in trouble of its own.
+/// How long the daemon's end waits for the last changes. A disk that needs longer has a problem of its own.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 /// The database can't be used.
@@ -60,7 +59,7 @@ pub enum OpenError {
     Migrate { path: PathBuf, from: i64, to: i64, source: BoxError },
 }
 
-/// Something could not be read.
+/// A query failed.
 #[derive(Debug, thiserror::Error)]
 #[error("reading {what} from {place}: {source}")]
 pub struct ReadError {
@@ -70,7 +69,7 @@ pub struct ReadError {
     pub source: BoxError,
 }
 
-/// Something could not be written. Nothing of it was.
+/// Changes could not be written. None of them was.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     #[error("writing {what} to the database: {source}")]
@@ -94,20 +93,20 @@ impl Store {
         Ok(Self::on(sqlite::open(path)?))
     }
 
-    /// A store on an engine.
+    /// Opens a store on this engine.
     pub fn on(engine: impl Engine) -> Self {
         let reader = engine.reader();
         Self(Arc::new(Inner { queue: Queue::start(Box::new(engine)), reader }))
     }
 
-    /// What is stored now. A change that was handed over before may still be on its way.
+    /// Reads what is stored now. Changes that were handed over earlier may still be queued.
     pub fn reader(&self) -> &dyn Reader {
         &*self.0.reader
     }
 
     /// Hands changes over, to be written in one transaction.
     ///
-    /// Returns at once. Should they not be written, the log says so, unless somebody waits to be told.
+    /// Returns at once. A failure is logged, unless somebody waits for the answer.
     pub fn write(&self, changes: Vec<Change>) -> Pending {
         let what = changes.first().map_or("nothing", Change::what);
         let (answer, pending) = mpsc::sync_channel(1);
@@ -115,7 +114,7 @@ impl Store {
         Pending { what, answer: pending }
     }
 
-    /// The same for a task, which no thread has to wait for. They are handed over now, also if it does not wait.
+    /// The same for a task. The changes are handed over now, even if the future is never polled.
     pub fn written(&self, changes: Vec<Change>) -> impl Future<Output = Result<(), WriteError>> + use<> {
         let what = changes.first().map_or("nothing", Change::what);
         let (answer, pending) = oneshot::channel();
@@ -123,13 +122,13 @@ impl Store {
         pending.map(move |written| written.unwrap_or(Err(WriteError::Ended { what })))
     }
 
-    /// The same for whom nobody waits, as for the timeline's events. Where the disk has not taken up what came before
-    /// for so long that the queue is full, events are dropped and counted.
+    /// The same if nobody waits for the answer, as for the timeline's events. Events are dropped and counted while the
+    /// queue is full, because the disk does not keep up.
     pub fn post(&self, change: Change) {
         self.0.queue.push(vec![change], None);
     }
 
-    /// Waits until everything handed over so far is written, for a bounded time: the daemon is about to end.
+    /// Waits until everything handed over so far is written, for a bounded time. For the daemon's end.
     pub fn flush(&self) {
         let pending = self.write(Vec::new());
         if pending.answer.recv_timeout(FLUSH_WITHIN).is_err() {
@@ -138,7 +137,7 @@ impl Store {
     }
 }
 
-/// Changes on their way to the disk.
+/// Changes that were handed over.
 #[must_use = "a change that somebody relies on is waited for; `post` is for the others"]
 pub struct Pending {
     what: &'static str,
@@ -146,7 +145,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Blocks until they are written.
+    /// Blocks until the changes are written.
     pub fn wait(self) -> Result<(), WriteError> {
         self.answer.recv().unwrap_or(Err(WriteError::Ended { what: self.what }))
     }

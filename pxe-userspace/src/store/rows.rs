@@ -1,4 +1,4 @@
-//! What is kept, row by row, and what can be done to it.
+//! What the database stores, row by row, and the changes to it.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -8,14 +8,14 @@ use pxe_common::Mac;
 
 use super::Durability;
 
-/// An address that was given out.
+/// A lease.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LeaseRow {
     pub address: Ipv4Addr,
     pub mac: Mac,
-    /// As the leases' owner names it.
+    /// A word that only the leases' owner interprets.
     pub state: String,
-    /// Never before what the client was told.
+    /// At least until the end that the client was told.
     pub durable_until: Timestamp,
     /// In hexadecimal.
     pub client_ids: BTreeSet<String>,
@@ -27,18 +27,18 @@ pub struct LeaseRow {
 pub struct EventRow {
     pub id: u64,
     pub mac: Mac,
-    /// Its machine is at the event's stage since; not so for a warning, or for what was told too late.
+    /// The event changed its machine's stage. False for a warning, and for an event that came too late.
     pub moves: bool,
     /// JSON.
     pub body: String,
 }
 
-/// What is kept of each machine as one text.
+/// What is stored of each machine as one text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Document {
     /// Whether its next boot stops in stage 1.
     Hold,
-    /// How its kernels fared, in JSON.
+    /// The kernels that it was told to boot, and how that ended, in JSON.
     KernelTrial,
     /// The session of its last boot, in JSON.
     BootSession,
@@ -58,27 +58,27 @@ pub struct VolumeKeyId {
     pub volume: String,
 }
 
-/// A volume's key, sealed.
+/// A volume's key, encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedKey {
     pub nonce: Vec<u8>,
     pub sealed: Vec<u8>,
 }
 
-/// A workload on a node.
+/// The assignment of a workload to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AssignmentRow {
     pub workload: String,
     pub node: String,
 }
 
-/// Who may use the API by TCP: a token, by its hash.
+/// A token for the API over TCP. Only its hash is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {
     pub name: String,
     /// SHA-256, in hexadecimal.
     pub hash: String,
-    /// As the tokens' owner names it.
+    /// A word that only the tokens' owner interprets.
     pub role: String,
     pub added: Timestamp,
     pub expires: Option<Timestamp>,
@@ -97,18 +97,18 @@ pub struct LoginRow {
 /// A machine that is kept here, and not in the configuration's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRow {
-    /// As its owner tells names apart.
+    /// The form in which its owner compares names.
     pub name: String,
     pub mac: Mac,
     /// JSON.
     pub body: String,
 }
 
-/// A machine that a rule took, and the name that it has since.
+/// A machine that a rule took, and the name that it got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRow {
     pub name: String,
-    /// What it is known again by, and what rules go by, in JSON.
+    /// How the machine is recognised, and what rules match, in JSON.
     pub facts: String,
 }
 
@@ -179,18 +179,18 @@ pub struct LaunchEventRow {
 /// Something to write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// In place of what the address had.
+    /// Replaces the address's lease.
     PutLease(LeaseRow),
     RemoveLease(Ipv4Addr),
     AddEvent(EventRow),
-    /// In place of what the machine had.
+    /// Replaces the machine's document.
     PutDocument(Document, Mac, String),
     RemoveDocument(Document, Mac),
-    /// In place of all that there were.
+    /// Replaces all assignments.
     SetAssignments(Vec<AssignmentRow>),
-    /// Fails where the volume has one: a disk may be encrypted with it.
+    /// Fails if the volume has a key: a disk may be encrypted with it.
     AddVolumeKey(VolumeKeyId, SealedKey),
-    /// Fails where there is one of that name.
+    /// Fails if there is a token of that name.
     AddToken(TokenRow),
     RemoveToken(String),
     AddAudit(AuditRow),
@@ -199,7 +199,7 @@ pub enum Change {
     /// In place of what there was of that name.
     PutNode(NodeRow),
     RemoveNode(String),
-    /// In place of what there was of that name.
+    /// Replaces the machine of that name.
     PutNamed(NamedRow),
     RemoveNamed(String),
     /// In place of what there was of that name.
@@ -220,14 +220,14 @@ pub enum Change {
 }
 
 impl Change {
-    /// What must survive a power cut once somebody was told.
+    /// How durable the change must be before anybody is told of it.
     pub fn durability(&self) -> Durability {
         match self {
-            // Without its lease, another machine could be given the address. A disk whose key is lost is lost, too.
+            // Without its lease, an address could be given to another machine. Without its key, a disk's data is lost.
             Self::PutLease(_) | Self::RemoveLease(_) | Self::AddVolumeKey(..) | Self::SetAssignments(_) => {
                 Durability::All
             }
-            // A token that was removed must not come back, and what somebody changed is not forgotten.
+            // A removed token must not come back, and the audit must be complete.
             Self::AddToken(_) | Self::RemoveToken(_) | Self::AddAudit(_) => Durability::All,
             // Nor must a login whose token was removed.
             Self::SetLogins(_) => Durability::All,
@@ -251,7 +251,7 @@ impl Change {
         }
     }
 
-    /// In words, for errors.
+    /// A word for errors.
     pub(super) fn what(&self) -> &'static str {
         match self {
             Self::PutLease(_) | Self::RemoveLease(_) => "leases",

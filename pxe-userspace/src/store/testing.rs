@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::{BoxError, Change, Durability, Engine, Reader};
 
-/// Holds up the writer of an engine, as a disk does that does not answer.
+/// Stops an engine's writer, like a disk that does not answer.
 #[derive(Clone, Default)]
 pub struct Brake(Arc<(Mutex<State>, Condvar)>);
 
@@ -27,7 +27,7 @@ impl Brake {
         Braked { engine, brake: self.clone() }
     }
 
-    /// From now on, transactions do not end.
+    /// From now on, transactions block.
     pub fn hold(&self) {
         self.0.0.lock().unwrap().held = true;
     }
@@ -37,7 +37,7 @@ impl Brake {
         self.0.1.notify_all();
     }
 
-    /// From now on, transactions fail, or not any more.
+    /// Whether transactions fail from now on.
     pub fn fail(&self, fails: bool) {
         self.0.0.lock().unwrap().fails = fails;
     }
@@ -47,7 +47,7 @@ impl Brake {
         self.0.0.lock().unwrap().begun
     }
 
-    /// Waits until there were so many.
+    /// Waits until the engine was given `count` transactions.
     pub fn wait_begun(&self, count: usize) {
         let state = self.0.0.lock().unwrap();
         drop(self.0.1.wait_while(state, |state| state.begun < count).unwrap());

@@ -1,4 +1,4 @@
-//! The one writer: a thread that commits whatever has queued.
+//! The only writer: a thread that commits whatever has queued.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -8,14 +8,14 @@ use tokio::sync::oneshot;
 
 use super::{Change, Engine, WriteError};
 
-/// Changes in one transaction: about as many. An order is never split.
+/// About how many changes a transaction has. An order is never split.
 const BATCH: usize = 512;
 
-/// Changes that queue before events are dropped: some 100 MB. At the rate of a thousand machines that boot at once,
-/// a disk has stood still for minutes by then.
+/// From this many queued changes on, events are dropped; they take some 100 MB. A thousand machines that boot at once
+/// fill the queue only after the disk has stood still for minutes.
 pub(super) const QUEUED_MAX: usize = 200_000;
 
-/// How the one who waits is told.
+/// How somebody who waits gets the answer.
 pub(super) enum Answer {
     Thread(mpsc::SyncSender<Result<(), WriteError>>),
     Task(oneshot::Sender<Result<(), WriteError>>),
@@ -24,17 +24,17 @@ pub(super) enum Answer {
 /// What one caller handed over.
 struct Order {
     changes: Vec<Change>,
-    /// Nobody waits where there is none.
+    /// `None` if nobody waits.
     answer: Option<Answer>,
 }
 
-/// The way to the writer.
+/// The callers' end of the queue.
 pub(super) struct Queue {
     orders: mpsc::Sender<Order>,
     depth: Arc<Depth>,
 }
 
-/// How full it is.
+/// How full the queue is.
 #[derive(Default)]
 struct Depth {
     changes: AtomicUsize,
@@ -42,7 +42,7 @@ struct Depth {
 }
 
 impl Queue {
-    /// Starts the writer, which ends when the queue is dropped and everything in it is written.
+    /// Starts the writer. It ends when the queue is dropped and everything in it is written.
     pub(super) fn start(engine: Box<dyn Engine>) -> Self {
         let (orders, received) = mpsc::channel();
         let depth = Arc::<Depth>::default();
@@ -61,7 +61,7 @@ impl Queue {
             return;
         }
         self.depth.changes.fetch_add(changes.len(), Ordering::Relaxed);
-        // It fails when the writer panicked. Who waits learns it from the answer that never comes.
+        // This fails if the writer panicked. Whoever waits then gets `WriteError::Ended`.
         let _ = self.orders.send(Order { changes, answer });
     }
 }
@@ -94,7 +94,7 @@ impl Writer {
         }
     }
 
-    /// All in one transaction. Should that fail, each order by itself, so that nobody pays for another's.
+    /// Writes all orders in one transaction. If that fails, each order gets its own, so that only the bad one fails.
     fn write(&mut self, batch: Vec<Order>) {
         if let [_, _, ..] = batch.as_slice() {
             let changes: Vec<&Change> = batch.iter().flat_map(|order| &order.changes).collect();

@@ -52,7 +52,7 @@ impl Card {
         }
     }
 
-    /// Processors that the machine has, for the card's sake.
+    /// The machine's processors: one for each pair of the card's queues.
     pub fn processors(self) -> u8 {
         self.queues()
     }

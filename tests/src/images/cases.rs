@@ -278,7 +278,7 @@ fn numbers() -> Vec<Case> {
     ]
 }
 
-/// A sparse file of ten bytes, of which three are stored, in every format; and a file behind it.
+/// A sparse file of ten bytes, of which three are stored, in every format; and a file after it.
 fn sparse() -> Vec<Case> {
     let gnu = {
         let mut header = header(&Entry::new(b'S', "s", 0o644), 3);

@@ -1,6 +1,6 @@
 //! A DHCP load client: each exchange is DISCOVER, OFFER, REQUEST, ACK (RFC 2131 section 3.1) for one machine, a fixed
-//! number at a time. It is a closed loop: the next exchange begins when one ends, so that the server determines the rate
-//! and not a timer.
+//! number at a time. It is a closed loop: the next exchange begins when one ends, so that the server determines the
+//! rate and not a timer.
 //!
 //! The client should cost less than what it measures. It makes its frames once and then only replaces what differs,
 //! sends whatever is ready over a packet socket with one system call, and reads the replies from shared memory. The
@@ -246,7 +246,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Gives up unanswered exchanges.
+    /// Counts unanswered exchanges as drops and begins the next ones.
     fn tick(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
@@ -270,8 +270,8 @@ struct Wire {
     _deaf: Deaf,
 }
 
-/// Makes the host's network stack drop every packet at once, until this is dropped. Otherwise the stack would look for a
-/// route and a listening socket, which takes as long as everything that a packet socket does, and send ICMP errors.
+/// Makes the host's network stack drop every packet at once, until this is dropped. Otherwise the stack would look for
+/// a route and a listening socket, which takes as long as everything that a packet socket does, and send ICMP errors.
 struct Deaf;
 
 impl Deaf {

@@ -1,9 +1,9 @@
 //! Many TFTP clients in one: each reads one file again and again (RFC 1350, 2347, 2348, 7440) and compares
 //! every byte.
 //!
-//! One thread runs all, so that no packet waits for a thread to wake up. A client that got an answer before it could
-//! wait for one (the kernel answers inside `send`) goes on for some blocks before it is the next one's turn. Between its
-//! turns it has no packet in flight, so that another client's turn does not count in its latency.
+//! One thread runs all, so that no packet waits for a thread to wake up. A client whose answer came before it could
+//! wait for one (the kernel answers inside `send`) goes on for some blocks before it is the next one's turn. Between
+//! its turns it has no packet in flight, so that another client's turn does not count in its latency.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -20,7 +20,7 @@ use super::batch::Received;
 use super::cpu::Cpus;
 use super::{Latency, Numbers, Waits};
 
-/// After this long without news the last packet is sent again: iPXE's shortest timer.
+/// After this long without an answer the last packet is retransmitted: iPXE's shortest timer.
 const RETRY: Duration = Duration::from_millis(250);
 /// How long all clients together may take to get their first block each.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ pub struct Outcome {
     pub bytes: u64,
     pub blocks: u64,
     pub transfers: u64,
-    /// Packets that were sent again after `RETRY`.
+    /// Packets that were retransmitted after `RETRY`.
     pub retries: u64,
     /// From an ACK to the last block that it asked for: with windows, of a whole window.
     pub latency: Latency,
@@ -119,7 +119,7 @@ struct Client {
     received: u32,
     /// Of these, since the last ACK.
     since_ack: u16,
-    /// Whether it is this side's turn to send. If nothing arrives the packet is sent again.
+    /// Whether it is this side's turn to send. If nothing arrives, the packet is retransmitted.
     owes: bool,
     /// A block was missing and the one before it was acknowledged again (RFC 7440 section 4): once per gap.
     gap: bool,
@@ -247,7 +247,7 @@ impl Client {
             self.socket.send_to(&request(plan), SocketAddrV4::new(plan.server, 69))
         };
         match result {
-            // An ICMP error for the packet before; only received packets matter.
+            // An ICMP error for an earlier packet; only received packets matter.
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
             result => result.map(drop).context("sending"),
         }
@@ -291,7 +291,8 @@ impl Client {
     fn data(&mut self, number: u16, data: &[u8], plan: &Plan<'_>, tally: &mut Tally) -> Result<bool> {
         let ahead = number.wrapping_sub(self.received as u16);
         if ahead != 1 {
-            // The last block again means that the server has not seen its ACK; a later one that some are missing.
+            // The last block again means that the server did not get its ACK. A later block means that some are
+            // missing.
             let missing = (2..=self.window).contains(&ahead) && !self.gap;
             self.gap |= missing;
             self.owes = ahead == 0 && self.received > 0 || missing;

@@ -20,17 +20,17 @@ use crate::load::dhcp::Reply;
 /// More than there are addresses.
 const POPULATION: u32 = 4000;
 
-/// Requests in flight that were not repeated yet.
+/// Requests in flight that were not retransmitted yet.
 const OUTSTANDING: usize = 1000;
 /// Requests that begin before it is the readers' turn.
 const TURN: usize = 64;
-/// After this long without an answer a request is sent again, then after twice the time, and so on.
+/// After this long without an answer a request is retransmitted, then after twice the time, and so on.
 const RETRY: Duration = Duration::from_millis(300);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// A request without an answer for this long is lost, not counting the time without a daemon. One for a live
 /// lease is lost when the lease ends, at the latest.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a machine that got no address waits.
+/// How long a machine waits that gave up asking for an address.
 const SULK: Duration = Duration::from_secs(10);
 /// How often a machine without an address asks for one before it gives up for now.
 const DISCOVERS: u32 = 4;
@@ -113,8 +113,8 @@ impl Machines {
         })
     }
 
-    /// Handles received packets, repeats unanswered requests, and begins some more. False if there was nothing
-    /// to do.
+    /// Handles received packets, retransmits unanswered requests, and begins some more. False if there was nothing to
+    /// do.
     pub(super) fn turn(&mut self, now: Now, tally: &mut Tally) -> Result<bool> {
         let mut busy = false;
         let mut buffer = [0; 2048];

@@ -22,7 +22,7 @@ use crate::world::World;
 use machines::Machines;
 use readers::Readers;
 
-/// The least lifetime of a daemon: without some of its time, clients that need it make no progress.
+/// The shortest life of a daemon: in a shorter one, clients that need the daemon make no progress.
 const LIFE: Duration = Duration::from_secs(4);
 /// The most faults that are described in words.
 const TOLD: usize = 20;
@@ -54,7 +54,7 @@ pub struct Tally {
     pub bytes: u64,
     /// Files that were replaced during transfers.
     pub replaced: u64,
-    /// Packets that were sent again, by either kind of client.
+    /// Packets that clients of either kind retransmitted.
     pub retries: u64,
     /// Machines without a lease that gave up asking for a while: the daemon is dead, or no address is free.
     pub gave_up: u64,

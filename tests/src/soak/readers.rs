@@ -21,8 +21,8 @@ use crate::net::Host;
 const READERS: usize = 64;
 /// Ports of each reader.
 const PORTS: usize = 16;
-/// A port is not used again for this long if something may still arrive at it: the answer to a repeated request, or
-/// to an aborted one. After a clean end it is used at once.
+/// A port rests this long if something may still arrive at it: the answer to a retransmitted request, or to an aborted
+/// one. After a clean end it is reused at once.
 const REST: Duration = Duration::from_secs(40);
 /// Exchanges of one reader before it is the next one's turn.
 const TURN: u32 = 8;
@@ -394,7 +394,8 @@ impl Transfer {
     fn data(&mut self, number: u16, data: &[u8], now: Now, tally: &mut Tally) -> News {
         let ahead = number.wrapping_sub(self.received as u16);
         if ahead != 1 {
-            // The last block again means that the server has not seen its ACK; a later one that some are missing.
+            // The last block again means that the server did not get its ACK. A later block means that some are
+            // missing.
             let missing = (2..=self.window).contains(&ahead.into()) && !self.gap;
             self.gap |= missing;
             let repeated = ahead == 0 && self.received > 0;

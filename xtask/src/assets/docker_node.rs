@@ -15,7 +15,7 @@ use super::kernel::{Package, Scratch};
 use super::programs::{Packages, copy, triplet};
 use super::{BUSYBOX, run};
 
-/// What the daemon knows it by.
+/// The name by which the daemon knows the image.
 const REFERENCE: &str = "bridgehead/docker-node:latest";
 
 const START: &str = include_str!("docker_node.sh");
@@ -30,7 +30,7 @@ const PROGRAMS: &[&str] = &[
     "xtables-nft-multi",
 ];
 
-/// Names of programs and what they lead to.
+/// Links and their targets.
 const LINKS: &[(&str, &str)] = &[
     ("usr/sbin/iptables", "xtables-nft-multi"),
     ("usr/sbin/iptables-save", "xtables-nft-multi"),
@@ -159,10 +159,10 @@ fn fill(packages: &Packages, kernel: &Package) -> anyhow::Result<()> {
         symlink(to, root.join(link)).with_context(|| format!("making the link {link}"))?;
     }
     packages.install(PROGRAMS)?;
-    // It is put into containers, which have libraries of their own or none.
+    // The static build, because it is put into containers, which have libraries of their own or none.
     copy(&tree.join("usr/bin/tini-static"), &root.join("usr/sbin/docker-init"))?;
     copy(Path::new(BUSYBOX), &root.join("usr/bin/busybox"))?;
-    // iptables' matches and targets, which it opens by name.
+    // iptables' matches and targets, which it loads by name.
     let extensions = Path::new("usr/lib").join(triplet()).join("xtables");
     let entries = fs::read_dir(tree.join(&extensions)).context("iptables' extensions")?;
     for extension in entries {
@@ -186,7 +186,7 @@ fn authorities(packages: &Path) -> anyhow::Result<String> {
     files.iter().map(|file| Ok(fs::read_to_string(file)?)).collect()
 }
 
-/// A tar archive of a directory, the same for the same files.
+/// A tar archive of a directory. The same files give the same bytes.
 fn archive(directory: &Path, file: &Path) -> anyhow::Result<()> {
     run(Command::new("tar")
         .args(["--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--mtime=@0", "-C"])

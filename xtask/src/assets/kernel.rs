@@ -1,6 +1,6 @@
-//! Debian's kernel and the part of its modules that stage 1 needs: network, stage 2, a disk that keeps it. The package is fetched and
-//! unpacked, never installed: installing it would run the hooks that make initrds and edit boot
-//! loaders on the machine at hand.
+//! Debian's kernel and the modules that stage 1 needs: for the network, for stage 2, for a disk that caches it. The
+//! package is fetched and unpacked, never installed: installing it would run the hooks that make initrds and edit boot
+//! loaders on this machine.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,9 +13,9 @@ use pxe_contract::modules;
 use super::run;
 use crate::paths;
 
-/// Drivers of network cards in stage 1, the modules that they depend on come along: virtual machines, clouds, and
-/// the cards of most servers since about 2008. About 5 MB of initrd when compressed; `mlx5_core`
-/// and `ice` are a quarter of that. Others belong in an image with a kernel of its own.
+/// Drivers of network cards in stage 1: for virtual machines, for clouds, and for the cards of most servers since
+/// about 2008. The modules that they depend on are added. They take about 5 MB of initrd when compressed; `mlx5_core`
+/// and `ice` are a quarter of that. Other cards need an image with a kernel of its own.
 const NETWORK: &[&str] = &[
     // virtual: KVM, Xen and older QEMU models, VMware, Hyper-V, Amazon, Google
     "virtio_net",
@@ -59,13 +59,13 @@ const NETWORK: &[&str] = &[
     "af_packet",
 ];
 
-/// All that is in stage 1.
+/// Every driver in stage 1.
 fn drivers() -> Vec<&'static str> {
     [NETWORK, &[modules::LAST_WORDS], &modules::STAGE2, &modules::DISK].concat()
 }
 
-/// What the directory is made from, apart from Debian's current kernel: a security update of that
-/// does not make working assets stale.
+/// What the directory is made from, except for the version of Debian's kernel: its security updates don't make working
+/// assets stale.
 pub(super) fn recipe() -> String {
     drivers().join(" ")
 }
@@ -119,7 +119,7 @@ pub(super) fn make(into: &Path, package: &Package) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The package that Debian's meta package stands for today.
+/// The package that Debian's metapackage depends on today.
 fn current_package() -> anyhow::Result<String> {
     let output = Command::new("apt-cache")
         .args(["--no-all-versions", "show", "linux-image-amd64"])
@@ -133,8 +133,8 @@ fn current_package() -> anyhow::Result<String> {
         .context("apt knows no linux-image-amd64: is this Debian on x86-64, and did `apt-get update` run?")
 }
 
-/// The files of `drivers` and of everything that they depend on, from modules.dep. A driver that
-/// this kernel has built in, or not at all, is not an error.
+/// The files of `drivers` and of everything that they depend on, from modules.dep. A driver that this kernel has built
+/// in, or lacks, is no error.
 fn closure(modules_dep: &str, drivers: &[&str]) -> BTreeSet<String> {
     let wanted = |file: &str| {
         let stem = file.rsplit('/').next().and_then(|name| name.split('.').next()).unwrap_or_default();
@@ -172,7 +172,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A directory below `target` that goes when dropped: the unpacked package is 450 MB.
+/// A directory below `target` that is removed when this is dropped: the unpacked package takes 450 MB.
 pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {

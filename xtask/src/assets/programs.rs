@@ -1,5 +1,5 @@
-//! Debian's programs with their libraries, fetched and unpacked, never installed, for initrds that stage 1 loads where
-//! a profile asks for them, and for the Docker nodes' image.
+//! Debian's programs with their libraries, fetched and unpacked, never installed. They go into initrds that stage 1
+//! loads if a profile asks for them, and into the Docker nodes' image.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use super::kernel::{self, Scratch};
 use super::run;
 
-/// Packages of Debian's, unpacked one over the other.
+/// Debian's packages, unpacked into one tree.
 pub(super) struct Packages {
     scratch: Scratch,
 }
@@ -43,7 +43,7 @@ impl Packages {
         self.scratch.0.join("root")
     }
 
-    /// Puts programs into `usr/sbin` of the root, and what they load where it is looked for.
+    /// Puts programs into `usr/sbin` of the root, and their libraries where the dynamic loader looks for them.
     pub(super) fn install(&self, programs: &[&str]) -> anyhow::Result<()> {
         let (tree, root) = (self.tree(), self.root());
         let mut libraries = BTreeSet::new();
@@ -59,7 +59,7 @@ impl Packages {
         copy(&loader(&tree)?, &root.join("lib64/ld-linux-x86-64.so.2"))
     }
 
-    /// Makes `initrd` of the root, and `unpacked`: the bytes that it takes in a node's memory.
+    /// Packs the root into `initrd`, and writes `unpacked`: the bytes that it takes in a node's memory.
     pub(super) fn pack(&self, into: &Path) -> anyhow::Result<()> {
         let unpacked = pack(&self.root(), &into.join("initrd"))?;
         Ok(fs::write(into.join("unpacked"), unpacked.to_string())?)
@@ -80,7 +80,7 @@ fn loader(packages: &Path) -> anyhow::Result<PathBuf> {
     find(packages, &[&directory, "lib64"], "ld-linux-x86-64.so.2")
 }
 
-/// The libraries that the packages' own dynamic loader finds for a program, among the packages alone.
+/// A program's libraries, as the packages' own dynamic loader finds them, in the packages only.
 fn loaded_by(packages: &Path, program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let directories = ["usr/lib", "lib"].map(|d| packages.join(d).join(triplet()).display().to_string());
     let output = Command::new(loader(packages)?)
@@ -102,7 +102,8 @@ fn loaded_by(packages: &Path, program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(libraries)
 }
 
-/// A cpio archive in a zstd frame, the same for the same files: what Linux unpacks over stage 1. Returns its contents' size.
+/// A cpio archive in a zstd frame, which Linux unpacks over stage 1. The same files give the same bytes. Returns the
+/// contents' size in bytes.
 fn pack(root: &Path, initrd: &Path) -> anyhow::Result<u64> {
     const PACK: &str = "set -eo pipefail; cd \"$1\"; find . -exec touch -hd @0 {} +; \
         find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet | zstd -q -19 -T1 --check -o \"$2\"";
@@ -116,7 +117,7 @@ fn pack(root: &Path, initrd: &Path) -> anyhow::Result<u64> {
     size.split_whitespace().next().and_then(|s| s.parse().ok()).context("du told no size")
 }
 
-/// Copies what a path leads to: a library's name is a link to its version.
+/// Copies the file that a path leads to: a library's name is a link to its version.
 pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     kernel::copy(from, to)?;
     Ok(fs::set_permissions(to, fs::Permissions::from_mode(0o755))?)

@@ -1,5 +1,5 @@
-//! The rescue initrd: what stage 1 needs where a profile says `rescue = "ssh"`, and loads for no other. Debian's
-//! dropbear with its libraries; BusyBox is in stage 1 already.
+//! The rescue initrd, which stage 1 loads only if a profile says `rescue = "ssh"`: Debian's dropbear with its
+//! libraries. BusyBox is in stage 1 already.
 
 use std::path::Path;
 

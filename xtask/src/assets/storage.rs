@@ -1,13 +1,13 @@
-//! The storage initrd: what stage 1 needs for a profile with a storage plan, and loads for no other. Debian's tools
-//! with their libraries (never installed: mdadm's installation makes initrds), and the stock kernel's modules for
-//! disks, RAID, encryption and file systems.
+//! The storage initrd, which stage 1 loads only for a profile with a storage plan. It has Debian's tools with their
+//! libraries (never installed: mdadm's installation makes initrds), and the stock kernel's modules for disks, RAID,
+//! encryption and file systems.
 
 use std::path::Path;
 
 use super::kernel::Package;
 use super::programs::Packages;
 
-/// Where pxe-init looks for these modules; below `/` are stage 1's, with an index of their own.
+/// Where pxe-init looks for these modules. Stage 1's own are below `/`, with an index of their own.
 const MODULES_ROOT: &str = "storage";
 
 const TOOLS: &[&str] = &[

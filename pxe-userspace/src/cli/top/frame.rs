@@ -12,7 +12,7 @@ use crate::base::table::size;
 use crate::base::text::word;
 use crate::machines::diagnosis::Why;
 
-/// Of a boot, in order. A warning is none.
+/// The stages of a boot, in order. A warning is not one of them.
 fn of_a_boot() -> impl Iterator<Item = Stage> {
     Stage::ALL.into_iter().filter(|stage| *stage != Stage::Warning)
 }
@@ -75,7 +75,7 @@ fn pane(frame: &mut Frame<'_>, area: Rect, title: &str, lines: Vec<Line<'_>>) {
 fn bars(site: &Site, width: u16) -> Vec<Line<'static>> {
     let stages = site.stages();
     let most = stages.values().copied().max().unwrap_or(0).max(1);
-    // Beside the frame, the name and the number.
+    // What the frame, the name and the number leave.
     let room = usize::from(width).saturating_sub(2 + 10 + 7);
     let bar = |stage: Stage| {
         let count = stages.get(&stage).copied().unwrap_or(0);

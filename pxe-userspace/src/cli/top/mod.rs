@@ -1,4 +1,4 @@
-//! `bridgehead top`: the whole site on one screen, as it goes. It asks the API, like everybody.
+//! `bridgehead top`: the whole site on one screen, updated as it runs. It asks the API, like every command.
 
 mod frame;
 mod site;
@@ -28,7 +28,7 @@ pub struct Top {
     api: super::Place,
 }
 
-/// What `--once` takes a screen to be.
+/// The screen of `--once`, in columns and lines.
 const SCREEN: (u16, u16) = (100, 40);
 
 fn interval(text: &str) -> Result<f64, String> {
@@ -41,7 +41,7 @@ fn interval(text: &str) -> Result<f64, String> {
 pub(super) fn top(top: Top, out: &mut dyn Write) -> Result<(), AskError> {
     let Top { once, interval, api } = top;
     let (client, interval) = (Client::new(&api), Duration::from_secs_f64(interval));
-    // Before the screen is taken: an error belongs where the command was typed.
+    // Before the screen is switched, so that an error appears where the command was typed.
     let mut looking = Looking { before: Site::ask(&client)?, at: Instant::now() };
     if once {
         std::thread::sleep(interval);
@@ -49,14 +49,14 @@ pub(super) fn top(top: Top, out: &mut dyn Write) -> Result<(), AskError> {
         let text = frame::text(&site, &rates, &api.api, SCREEN);
         return out.write_all(text.as_bytes()).map_err(AskError::Output);
     }
-    // Restores the terminal in a panic, too.
+    // This also restores the terminal in a panic.
     let mut terminal = ratatui::try_init().map_err(AskError::Output)?;
     let ended = live(&mut terminal, &client, &mut looking, &api.api, interval);
     let restored = ratatui::try_restore();
     ended.and(restored).map_err(AskError::Output)
 }
 
-/// Until somebody has seen enough. A daemon that does not answer may be about to start again.
+/// Redraws until somebody quits. A daemon that does not answer may be restarting, so errors do not end it.
 fn live(
     terminal: &mut ratatui::DefaultTerminal,
     client: &Client,
@@ -92,7 +92,7 @@ fn ends(key: &KeyEvent) -> bool {
     key.kind == KeyEventKind::Press && (interrupted || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc))
 }
 
-/// What was seen last, to tell rates by.
+/// The last data and their time, from which rates are computed.
 struct Looking {
     before: Site,
     at: Instant,

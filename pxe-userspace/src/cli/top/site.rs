@@ -1,4 +1,4 @@
-//! What the screen shows, from three of the API's documents.
+//! The data of the screen, from three of the API's documents.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::cli::{AskError, Client};
 use crate::machines::Machine;
 use crate::machines::diagnosis::{Kind, Why};
 
-/// Who sends files, and the counter of what it sent: whole frames in the kernel, contents elsewhere.
+/// Who sends files, and the counter of the bytes sent: whole frames in the kernel, contents elsewhere.
 pub(super) const TIERS: [(&str, &str); 4] = [
     ("xdp", "kernel.xdp.reply-bytes"),
     ("tc", "kernel.tc.reply-bytes"),
@@ -23,12 +23,12 @@ pub(super) struct Site {
     pub(super) now: Timestamp,
     pub(super) status: Status,
     pub(super) machines: Vec<Machine>,
-    /// Of boots that are under way, failed, or were not well; the longest first.
+    /// Boots that are under way, failed or had problems; the longest first.
     pub(super) boots: Vec<Why>,
     pub(super) sent: Totals,
 }
 
-/// Bytes, or bytes a second, by who sent them.
+/// Bytes, or bytes a second, by sender.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Totals(pub(super) [f64; TIERS.len()]);
 
@@ -59,7 +59,7 @@ impl Site {
         self.boots.iter().filter(|why| !why.done && !why.failed)
     }
 
-    /// What is wrong, by cause: with how many machines, and words of one of them.
+    /// Each cause, with how many machines have it, and one of them.
     pub(super) fn causes(&self) -> Vec<(Kind, usize, &Why)> {
         let mut causes = BTreeMap::<Kind, (usize, &Why)>::new();
         for why in &self.boots {
@@ -74,7 +74,7 @@ impl Site {
 }
 
 impl Totals {
-    /// A second's worth of what came since `before`. A daemon that began anew counts from nothing.
+    /// Bytes a second since `before`. A restarted daemon counts from zero: where that shows, the rate is 0.
     pub(super) fn since(&self, before: &Self, seconds: f64) -> Self {
         let mut rates = self.clone();
         for (rate, before) in rates.0.iter_mut().zip(before.0) {

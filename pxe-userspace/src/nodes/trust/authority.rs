@@ -1,4 +1,4 @@
-//! A certificate authority of the appliance's own: its key in the state directory, made at the first start.
+//! A certificate authority of the appliance's own. Its key is in the state directory and is made at the first start.
 //!
 //! Each authority signs for one purpose. A server that accepts clients by their certificate's issuer alone, as a
 //! Docker engine with `--tlsverify` does, needs an authority that signs for nobody else.
@@ -21,16 +21,16 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::base::secret_file;
 
-/// The file stem, in the state directory, of the authority that nodes and appliance know each other by.
+/// The file stem, in the state directory, of the authority by which nodes and the appliance authenticate each other.
 pub const NODES: &str = "ca";
 
-/// Longer than any machine in the rack; a node has no use for a CA that ends.
+/// Longer than any machine stays in a rack: a CA that expires is of no use to a node.
 const CA_LIFETIME: Duration = Duration::from_secs(30 * YEAR);
 const YEAR: u64 = 365 * 24 * 3600;
-/// Clocks differ.
+/// Certificates are valid from this much earlier, because clocks differ.
 const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 
-/// An authority can't be had, or can't sign.
+/// An authority can't be opened, or can't sign.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     #[error("{path}: {source}")]
@@ -48,7 +48,7 @@ pub enum AuthorityError {
     Tls(String),
 }
 
-/// What a certificate is good for.
+/// What a certificate is valid for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
     Client,
@@ -56,7 +56,7 @@ pub enum Usage {
     Both,
 }
 
-/// Key and certificate, both in PEM. The key is in memory only.
+/// A key and its certificate, both in PEM. The key is in memory only.
 pub struct Identity {
     pub certificate: String,
     pub key: Zeroizing<String>,
@@ -72,7 +72,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Opens the authority whose files in `directory` are called `stem.key` and `stem.pem`, or makes it.
+    /// Opens the authority whose files in `directory` are called `stem.key` and `stem.pem`. Makes it if it is missing.
     pub fn open(directory: &Path, stem: &str) -> Result<Self, AuthorityError> {
         let (key, certificate) =
             (directory.join(stem).with_extension("key"), directory.join(stem).with_extension("pem"));
@@ -89,7 +89,7 @@ impl Authority {
                 pair
             }
         };
-        // A power cut may have come between the two.
+        // A power cut may have come after the key and before the certificate.
         let pem = match read(&certificate)? {
             Some(pem) => pem.to_string(),
             None => {
@@ -102,12 +102,12 @@ impl Authority {
         Ok(Self { issuer, certificate: pem })
     }
 
-    /// Its own certificate, in PEM: what others are to trust.
+    /// Its own certificate, in PEM, which others are to trust.
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// A key in memory and a certificate for it.
+    /// Makes a key, in memory, and a certificate for it.
     pub fn identity(
         &self,
         name: &str,
@@ -121,8 +121,8 @@ impl Authority {
         Ok(Identity { certificate, key })
     }
 
-    /// A certificate, in PEM, for the key of a PKCS #10 request (DER) that proves to have it. Name, address and
-    /// usage are what the caller says, whatever the request asks for.
+    /// A certificate, in PEM, for the key of a PKCS #10 request (DER). The request is signed with that key, which
+    /// proves its possession. Name, address and usage are the caller's, whatever the request asks for.
     pub fn sign(
         &self,
         request: &[u8],
@@ -131,13 +131,13 @@ impl Authority {
         usage: Usage,
         lifetime: Duration,
     ) -> Result<String, AuthorityError> {
-        // That verifies its signature.
+        // This verifies the request's signature.
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
         Ok(self.certify(&request.public_key, name, address, usage, lifetime)?.pem())
     }
 
-    /// TLS for a server at `address` whose clients may show a certificate of this authority's.
+    /// TLS for a server at `address`. Its clients may show a certificate of this authority.
     pub fn server(&self, address: Ipv4Addr) -> Result<ServerConfig, AuthorityError> {
         let tls = |error: &dyn std::fmt::Display| AuthorityError::Tls(error.to_string());
         let (own, key) = self.own(vec![SanType::IpAddress(IpAddr::V4(address))])?;
@@ -155,7 +155,8 @@ impl Authority {
             .map_err(|e| tls(&e))
     }
 
-    /// TLS for the API, which people reach by these addresses and names. Who they are, their tokens say.
+    /// TLS for the API, which people reach at these addresses and names. It asks for no client certificates: people
+    /// have tokens.
     pub fn people(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig, AuthorityError> {
         let tls = |error: &dyn std::fmt::Display| AuthorityError::Tls(error.to_string());
         let mut subjects: Vec<SanType> = addresses.iter().copied().map(SanType::IpAddress).collect();
@@ -172,7 +173,7 @@ impl Authority {
             .map_err(|e| tls(&e))
     }
 
-    /// A server's certificate, and its key, which is made now, and gone with the process.
+    /// A server's certificate, and a new key that ends with the process.
     fn own(
         &self,
         subjects: Vec<SanType>,
@@ -222,7 +223,7 @@ impl Authority {
 fn own_certificate(stem: &str) -> Result<CertificateParams, rcgen::Error> {
     let mut params = lasting(CA_LIFETIME)?;
     params.distinguished_name.push(DnType::CommonName, format!("Bridgehead {stem}"));
-    // It signs no further authorities.
+    // It signs no authorities.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     Ok(params)
@@ -306,7 +307,7 @@ mod tests {
         assert!(matches!(Authority::open(dir.path(), NODES), Err(AuthorityError::Damaged { .. })));
     }
 
-    /// OpenSSL judges.
+    /// OpenSSL is the judge.
     #[test]
     fn certificates_are_what_openssl_accepts_for_their_purpose_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
@@ -354,7 +355,7 @@ mod tests {
         assert!(verify("sslserver", "engine.pem"));
         assert!(!verify("sslclient", "engine.pem"));
 
-        // A request that somebody changed does not prove anything.
+        // A request that somebody changed proves nothing.
         let last = request.len() - 1;
         request[last] ^= 1;
         assert!(authority.sign(&request, "n1", None, Usage::Client, HOUR).is_err());

@@ -1,7 +1,7 @@
-//! Tokens and sessions of each machine's last boot. Pure; time is passed in.
+//! Tokens and sessions of each machine's last boot. Pure: time is passed in.
 //!
-//! A token is good for one thing: a certificate for a key that the node made. That is the boot's session, until
-//! the machine is given another token.
+//! A token is good for one thing: a certificate for a key that the node made. The certificate is the boot's session,
+//! until the machine gets another token.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -14,29 +14,29 @@ use sha2::{Digest as _, Sha256};
 
 use crate::base::text::hex;
 
-/// From the loader's request to pxe-init's: other initrds are loaded in between.
+/// How long a token is valid: from the loader's request to pxe-init's, while other initrds are loaded.
 pub const LIFETIME: Duration = Duration::from_secs(15 * 60);
 
-/// The keys of encrypted volumes that a boot may have.
+/// The keys of encrypted volumes that a boot may get.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scope {
-    /// Whose.
+    /// Whose volumes.
     pub owner: String,
     pub plan: String,
     pub volumes: Vec<String>,
 }
 
-/// One machine's last boot. The token itself is with the machine only.
+/// One machine's last boot. Only the machine has the token itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
     address: Ipv4Addr,
     issued: Timestamp,
-    /// SHA-256 of the token, in hexadecimal; none once it turned up where it should not.
+    /// SHA-256 of the token, in hexadecimal; `None` once it came from elsewhere.
     token: Option<String>,
-    /// The same of the boot before, to tell a stolen token from a guessed one.
+    /// The same of the boot before: it tells an earlier token from a guessed one.
     previous: Option<String>,
     pub keys: Option<Scope>,
-    /// The same, kept back until a person says that this boot is the machine's.
+    /// The same, withheld until a person confirms that this boot is the machine's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     withheld: Option<Scope>,
     pub session: Option<Session>,
@@ -45,18 +45,18 @@ pub struct Boot {
 /// What a token was traded for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session {
-    /// SHA-256 of the request.
+    /// SHA-256 of the request for the certificate.
     request: String,
     /// PEM.
     pub certificate: String,
 }
 
-/// The machine runs what it booted: its firmware does not ask.
+/// The machine runs what it booted, so it is not its firmware that asks.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this boot has its session already, and the machine did not start anew since: boot it again")]
 pub struct Running;
 
-/// A token that is not good.
+/// Why a token is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("it is no token of this appliance's")]
@@ -71,55 +71,55 @@ pub enum Refused {
     Elsewhere { owner: Mac, address: Ipv4Addr },
 }
 
-/// A token that is not good, and whose it was.
+/// A token that is refused, and the machine that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misused {
     pub owner: Option<Mac>,
     pub why: Refused,
 }
 
-/// What to do for a good token.
+/// What to do for a valid token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Good {
-    /// Sign the request, and say so by [`Boots::begin`].
+    /// Sign the request, then call [`Boots::begin`].
     First,
-    /// The answer to the same request was lost: this was it.
+    /// The certificate for the same request, whose first answer was lost.
     Again(String),
 }
 
 #[derive(Default)]
 pub struct Boots {
     by_mac: HashMap<Mac, Boot>,
-    /// Machines that did not ask for an address since their session began.
+    /// Machines that sent no DISCOVER since their session began.
     running: HashSet<Mac>,
-    /// Machines of which that is not known, because the daemon was not there. One that boots sends a DISCOVER.
+    /// Machines for which that is unknown, because the daemon was not running. One that boots sends a DISCOVER.
     doubtful: HashSet<Mac>,
-    /// Machines of which a person says that who asks next is the machine, until then.
+    /// Until when a person vouches for a machine: whoever asks for its next token is the machine.
     vouched: HashMap<Mac, Timestamp>,
 }
 
-/// What a person's word did.
+/// What [`Boots::rekey`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rekeyed {
-    /// The present boot has its keys.
+    /// The present boot has its keys now.
     ThisBoot,
-    /// The next token's boot will, if it comes by then.
+    /// The boot of the next token gets its keys, if that token is issued by then.
     NextBoot(Timestamp),
 }
 
-/// What a token is worth.
+/// What kind of boot a token begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issued {
-    /// It begins a boot.
+    /// A new one.
     Boot,
-    /// The machine may still run what it booted, and somebody else may ask: its session gets no keys.
+    /// The machine may still run what it booted, and somebody else may have asked: the session gets no keys.
     Second,
-    /// The same, but a person said that it is the machine: its session gets its keys.
+    /// The same, but a person vouched for the machine: the session gets its keys.
     Vouched,
 }
 
 impl Boots {
-    /// Boots as they were kept. Which of them run is not known: a machine may have restarted meanwhile.
+    /// Boots as they were stored. Which of the machines still run is unknown: they may have restarted meanwhile.
     pub fn kept(boots: impl IntoIterator<Item = (Mac, Boot)>) -> Self {
         let by_mac: HashMap<Mac, Boot> = boots.into_iter().collect();
         let had_session = |(mac, boot): (&Mac, &Boot)| boot.session.as_ref().map(|_| *mac);
@@ -131,7 +131,7 @@ impl Boots {
         self.by_mac.get(&mac)
     }
 
-    /// A new boot: its token counts from now on, and nothing of the one before does.
+    /// Begins a new boot. From now on only its token counts, and nothing of the boot before.
     pub fn issue(
         &mut self,
         mac: Mac,
@@ -141,7 +141,7 @@ impl Boots {
         now: Timestamp,
     ) -> Result<Issued, Running> {
         let (runs, may_run) = (self.running.contains(&mac), self.doubtful.contains(&mac));
-        // Good once.
+        // A person's word counts once.
         let vouched = self.vouched.remove(&mac).is_some_and(|until| now <= until);
         let issued = match (runs || may_run, vouched) {
             (false, _) => Issued::Boot,
@@ -160,8 +160,8 @@ impl Boots {
         Ok(issued)
     }
 
-    /// Judges a token that came with a request for a certificate, from `mac` at `address`. One that is somebody
-    /// else's is good for nobody from then on.
+    /// Judges a token that came with a request for a certificate, from `mac` at `address`. A token that comes from
+    /// another machine or address than its own is invalid from then on.
     pub fn judge(
         &mut self,
         mac: Mac,
@@ -181,7 +181,7 @@ impl Boots {
             return misused(Refused::Earlier);
         }
         if (owner, boot.address) != (mac, address) {
-            // Known for the next time, and no good.
+            // It is remembered as an earlier token, and no longer valid.
             (boot.token, boot.previous) = (None, token);
             return misused(Refused::Elsewhere { owner, address: boot.address });
         }
@@ -195,7 +195,7 @@ impl Boots {
         }
     }
 
-    /// The boot's session: from now on, nothing that the machine says counts without it.
+    /// Begins the boot's session. From now on, what the machine says without the session does not count.
     pub fn begin(&mut self, mac: Mac, request: &[u8], certificate: String) {
         if let Some(boot) = self.by_mac.get_mut(&mac) {
             boot.session = Some(Session { request: digest(request), certificate });
@@ -203,7 +203,7 @@ impl Boots {
         }
     }
 
-    /// A person says that the machine boots, and that it is the machine.
+    /// A person confirms that the machine boots, and that it is the machine.
     pub fn rekey(&mut self, mac: Mac, now: Timestamp) -> Rekeyed {
         if let Some(boot) = self.by_mac.get_mut(&mac)
             && let Some(keys) = boot.withheld.take()
@@ -213,13 +213,13 @@ impl Boots {
             return Rekeyed::ThisBoot;
         }
         let until = now + LIFETIME;
-        // Those of whom nobody came are of no use any more.
+        // Drops those that expired.
         self.vouched.retain(|_, until| now <= *until);
         self.vouched.insert(mac, until);
         Rekeyed::NextBoot(until)
     }
 
-    /// The machine restarted: it may have another token.
+    /// The machine restarted: it may get another token.
     pub fn restarted(&mut self, mac: Mac) {
         self.running.remove(&mac);
         self.doubtful.remove(&mac);
@@ -258,7 +258,7 @@ mod tests {
         let mut boots = Boots::default();
         assert_eq!(boots.issue(MAC, ADDRESS, "first", keys(), NOW), Ok(Issued::Boot));
         boots.begin(MAC, b"key", "certificate".into());
-        // The daemon starts again, and the machine runs on, as far as is known.
+        // The daemon restarts. As far as it knows, the machine may still run.
         let kept = |boots: &Boots| Boots::kept([(MAC, boots.get(MAC).unwrap().clone())]);
         let mut again = kept(&boots);
         assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW), Ok(Issued::Second));
@@ -279,7 +279,7 @@ mod tests {
         let runs = boots.get(MAC).unwrap().clone();
         let kept = || Boots::kept([(MAC, runs.clone())]);
 
-        // After the boot, which asked in vain.
+        // Rekeyed after the boot, which was refused its keys.
         let mut again = kept();
         assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW), Ok(Issued::Second));
         again.begin(MAC, b"key", "certificate".into());
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(again.get(MAC).unwrap().keys, keys());
         assert_eq!(again.rekey(MAC, NOW), Rekeyed::NextBoot(NOW + LIFETIME), "it has them");
 
-        // Before it, also of one that runs, as far as is known. Good for one token, and not for ever.
+        // Rekeyed before the boot, also for a machine that may still run. It counts for one token, and not forever.
         let mut again = kept();
         assert_eq!(again.rekey(MAC, NOW), Rekeyed::NextBoot(NOW + LIFETIME));
         assert_eq!(again.issue(MAC, ADDRESS, "second", keys(), NOW + LIFETIME), Ok(Issued::Vouched));

@@ -1,7 +1,7 @@
 //! How nodes and appliance authenticate each other: docs/trust.md.
 //!
-//! A machine that boots loads a small initrd with a ticket ([`pxe_contract::ticket`]), which has the CA's certificate
-//! and a token. The machine trades the token for its session ([`boots`]): a certificate of the appliance's own CA
+//! A machine that boots loads a small initrd with a ticket ([`pxe_contract::ticket`]): the CA's certificate and a
+//! token. It trades the token for its session ([`boots`]), which is a certificate of the appliance's own CA
 //! ([`authority`]).
 
 pub mod authority;
@@ -29,7 +29,7 @@ pub use authority::{Authority, AuthorityError, Identity, Usage};
 use boots::{Boots, Good, Issued, Misused, Refused};
 pub use boots::{Rekeyed, Running, Scope};
 
-/// A session ends with the next boot; its certificate only has to last as long as machines run.
+/// How long a session's certificate is valid: longer than machines run. The session itself ends with the next boot.
 const SESSION: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 
 /// Tokens, sessions and the CA. Cloning it is cheap.
@@ -52,7 +52,7 @@ pub enum TrustError {
     Read(#[from] ReadError),
 }
 
-/// Why there is no token.
+/// Why no token was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     #[error(transparent)]
@@ -61,7 +61,7 @@ pub enum IssueError {
     Write(#[from] WriteError),
 }
 
-/// Why a token was not traded.
+/// Why a token was not traded for a session.
 #[derive(Debug, thiserror::Error)]
 pub enum TradeError {
     #[error("the token is refused: {0}")]
@@ -75,7 +75,7 @@ pub enum TradeError {
 impl Trust {
     pub fn open(state_dir: &Path, store: Store, timeline: Timeline) -> Result<Self, TrustError> {
         let authority = Authority::open(state_dir, authority::NODES)?;
-        // A row that can't be read is a boot without a session: its machine needs another.
+        // A row that can't be parsed loses its session: that machine must boot again.
         let kept = store.reader().documents(Document::BootSession)?.into_iter();
         let boots =
             Boots::kept(kept.filter_map(|(mac, boot)| Some((mac, serde_json::from_str(&boot).ok()?))));
@@ -118,8 +118,8 @@ impl Trust {
         Ok(token)
     }
 
-    /// A person says that the machine boots, and that it is the machine: what was kept back from its boot is released,
-    /// or will be to its next one.
+    /// A person confirms that the machine boots, and that it is the machine. The keys that were withheld from its boot
+    /// are released, or those of its next boot will be.
     pub fn rekey(&self, mac: Mac) -> Result<Rekeyed, WriteError> {
         let (rekeyed, kept) = {
             let mut boots = self.boots();
@@ -134,8 +134,8 @@ impl Trust {
         Ok(rekeyed)
     }
 
-    /// A certificate, in PEM, for the key of `request`, which came with `token` from `mac` at `address`. A token
-    /// that turns up where it should not is a warning in the timeline of the machine whose it was.
+    /// Trades `token` for a certificate, in PEM, for the key of `request`. Both came from `mac` at `address`. A token
+    /// that comes from another machine is a warning in the timeline of its own.
     pub fn trade(
         &self,
         mac: Mac,
@@ -173,8 +173,8 @@ impl Trust {
         }
     }
 
-    /// Whether a connection may speak for the machine, by the certificate that was shown on it. Where a boot has
-    /// a session, nothing counts without it; where it has none, no certificate does.
+    /// Whether a connection may speak for the machine, by the certificate that was shown on it. A boot with a session
+    /// needs that session's certificate. A boot without one must show none.
     pub fn speaks_for(&self, mac: Mac, shown: Option<&CertificateDer<'_>>) -> bool {
         let boots = self.boots();
         let session = boots.get(mac).and_then(|boot| boot.session.as_ref());
@@ -188,7 +188,7 @@ impl Trust {
         }
     }
 
-    /// The keys that the machine's boot may have, where it has a session.
+    /// The keys that the machine's boot may get; `None` without a session.
     pub fn keys(&self, mac: Mac) -> Option<Scope> {
         self.boots().get(mac).filter(|boot| boot.session.is_some())?.keys.clone()
     }
@@ -198,8 +198,8 @@ impl Trust {
         self.boots().restarted(mac);
     }
 
-    /// Hands over what is known of the machine's boot, before anybody else changes it. Nobody's lock is held while the
-    /// disk is waited for.
+    /// Hands over what is known of the machine's boot. The caller still holds the lock, so that changes are stored in
+    /// order, and waits for the disk without it.
     fn keep(&self, mac: Mac, boots: &Boots) -> Pending {
         let boot = boots.get(mac).map(|boot| serde_json::to_string(boot).expect("it has only text keys"));
         let change = boot.map(|boot| Change::PutDocument(Document::BootSession, mac, boot));

@@ -7,12 +7,12 @@ use super::Generated;
 use super::plan::{Plan, Refusal};
 use crate::base::text::one_line;
 
-/// Loads and boots. When a file can't be had, GRUB says so and asks for its configuration again,
-/// so that a machine comes up by itself once the trouble is over.
+/// Loads the kernel and boots. When a file can't be loaded, GRUB says so and requests its configuration again: the
+/// machine comes up by itself once the problem is solved.
 ///
-/// It asks with how far it came, because its error is on the machine's screen only. `trouble` is what the appliance made
-/// of that the last time. `http` is where the appliance answers HTTP: what is for this machine alone does not come by
-/// TFTP.
+/// The request says how far GRUB got, because GRUB's error appears on the machine's screen only. `trouble` is what the
+/// appliance found out about the last attempt. `http` is where the appliance answers HTTP: files for this machine
+/// alone do not come by TFTP.
 pub fn boot(title: &str, trouble: Option<&str>, http: &str, mac: Mac, plan: &Plan) -> String {
     let mut kernel = vec![format!("/{}", plan.kernel)];
     kernel.extend(plan.cmdline.iter().cloned());
@@ -21,7 +21,7 @@ pub fn boot(title: &str, trouble: Option<&str>, http: &str, mac: Mac, plan: &Pla
         _ => format!("/{path}"),
     };
     let initrds: Vec<String> = plan.initrds.iter().map(initrd).collect();
-    // `true` is a module of its own that our image does not carry; an empty echo always succeeds.
+    // `true` is a module of its own, which our image lacks; an empty echo always succeeds.
     let load_initrds =
         if initrds.is_empty() { "echo".to_owned() } else { format!("initrd {}", quoted(&initrds)) };
     format!(
@@ -48,12 +48,12 @@ pub fn boot(title: &str, trouble: Option<&str>, http: &str, mac: Mac, plan: &Pla
         at_boot = LoadStep::Boot.name(),
         kernel = quoted(&kernel),
         failed = quote("Bridgehead: the kernel or an initrd could not be loaded; trying again in 5 s"),
-        // A MAC address has nothing that would mean something in double quotes.
+        // A MAC address has no characters that are special in double quotes.
         again = again(&format!("\"/{}\"", grub_config_again("$bridgehead_at", mac)), 5),
     )
 }
 
-/// Says why the machine is not booted, and asks again later: the cause may be gone by then.
+/// Says why the machine is not booted, and requests the configuration again later: the cause may be gone by then.
 pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
     let pause = match refusal {
         Refusal::Preparing(_) => 3,
@@ -77,9 +77,9 @@ pub fn refuse(title: &str, own_path: &str, refusal: &Refusal) -> String {
     )
 }
 
-/// The serial port as well as the screen, where there is one: a rack has no screens. On UEFI the
-/// console is the firmware's, which knows by itself whether to use the serial port; a second driver
-/// on the same UART would print every character twice.
+/// The serial port, if there is one, as well as the screen: a rack has no screens. On UEFI the console is the
+/// firmware's, which decides by itself whether to use the serial port; a second driver on the same UART would print
+/// every character twice.
 const TERMINAL: &str = "\
 if [ \"$grub_platform\" = pc ]; then
   if serial --unit=0 --speed=115200; then
@@ -88,10 +88,9 @@ if [ \"$grub_platform\" = pc ]; then
 fi
 ";
 
-/// Fetches the configuration again and again, from one loop: a `configfile` at the end of each file
-/// would nest, and GRUB 2.06 gives up on the 31st ("maximum recursion depth exceeded") and waits at
-/// its prompt for ever. The inner file finds `bridgehead` set and returns to the loop. `ask` is a word of GRUB's shell,
-/// the path of the next.
+/// Requests the configuration again and again, from one loop. A `configfile` at the end of each file would nest: GRUB
+/// 2.06 gives up on the 31st ("maximum recursion depth exceeded") and waits at its prompt forever. The loaded file
+/// finds `bridgehead` set and returns to the loop. `ask` is the path of the next request, as a word of GRUB's shell.
 fn again(ask: &str, pause: u32) -> String {
     format!(
         "set bridgehead_ask={ask}\n\
@@ -107,7 +106,7 @@ fn again(ask: &str, pause: u32) -> String {
     )
 }
 
-/// Words for GRUB's shell, each in single quotes, in which nothing is special but the quote itself.
+/// Words for GRUB's shell, each in single quotes: only the quote itself is special in them.
 fn quoted(words: &[String]) -> String {
     words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ")
 }

@@ -14,5 +14,5 @@ use pxe_common::Mac;
 
 pub use plan::{Appliance, Choice, CmdlineError, ImageFacts, KernelFacts, Part, Plan, Refusal};
 
-/// What a path that the daemon answers itself stands for.
+/// A path that the daemon answers itself, parsed.
 pub type Generated = pxe_contract::paths::Generated<Mac>;

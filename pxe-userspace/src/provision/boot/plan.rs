@@ -24,7 +24,7 @@ pub struct Appliance {
     pub tls_port: u16,
     pub router: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
-    /// The machines' own domain, and the others that are searched.
+    /// The machines' own domain, and the other search domains.
     pub search: Vec<String>,
     pub ntp: Vec<Ipv4Addr>,
     pub mtu: Option<u16>,
@@ -48,12 +48,12 @@ impl From<&Config> for Appliance {
 }
 
 impl Appliance {
-    /// Where it answers HTTP, without a slash at the end.
+    /// Its HTTP URL, without a slash at the end.
     pub fn url(&self) -> String {
         settings::url(self.http())
     }
 
-    /// Its address, and the port where it is not HTTP's own.
+    /// Its address, with the port unless it is 80.
     pub fn authority(&self) -> String {
         settings::authority(self.http())
     }
@@ -66,7 +66,7 @@ impl Appliance {
 /// What the plan needs to know of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageFacts {
-    /// Of its contents: `sha256:` and hexadecimal digits.
+    /// Of the contents: `sha256:` and hexadecimal digits.
     pub digest: String,
     pub kernel: Part,
     pub stage1: Part,
@@ -84,7 +84,7 @@ impl From<&ImageRecord> for ImageFacts {
             kernel: part(&record.kernel_blob, record.unpacked.kernel),
             stage1: part(&record.stage1_blob, record.unpacked.stage1),
             rootfs: part(&record.rootfs_blob, record.unpacked.rootfs),
-            // It is mounted as it is.
+            // It is mounted without unpacking.
             stage2: record.stage2_blob.as_ref().map(|stored| part(stored, 0)),
         }
     }
@@ -94,7 +94,7 @@ impl From<&ImageRecord> for ImageFacts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct KernelFacts {
-    /// For people.
+    /// Shown to people.
     pub name: String,
     pub kernel: Part,
     pub stage1: Part,
@@ -103,7 +103,7 @@ pub struct KernelFacts {
 }
 
 impl KernelFacts {
-    /// What tells it from others: what it consists of.
+    /// Identifies the kernel by its contents.
     pub fn id(&self) -> String {
         format!("{} {}", self.kernel.sha256, self.stage1.sha256)
     }
@@ -144,7 +144,7 @@ pub struct Part {
     /// Hexadecimal.
     pub sha256: String,
     pub len: u64,
-    /// Bytes of memory that it takes once it is unpacked.
+    /// Bytes of memory that it takes when unpacked.
     pub unpacked: u64,
 }
 
@@ -155,12 +155,12 @@ pub struct Plan {
     pub initrds: Vec<String>,
     /// The kernel's command line, a parameter an entry.
     pub cmdline: Vec<String>,
-    /// What pxe-init is told beside it, in the machine's own initrd. A node without that one still knows where to
-    /// complain.
+    /// Settings for pxe-init that are not in `cmdline`, but in the machine's own initrd. A node without that initrd
+    /// still knows from `cmdline` whom to report to.
     pub settings: Vec<String>,
-    /// None for files by hand.
+    /// `None` for files by hand.
     pub choice: Option<Choice>,
-    /// Bytes of memory that it takes; unknown for files by hand.
+    /// Bytes of memory that the boot takes; `None` for files by hand.
     pub needed: Option<u64>,
 }
 
@@ -186,7 +186,7 @@ impl Choice {
     }
 }
 
-/// Why a machine is refused a boot, in words for its console and the timeline.
+/// Why a machine is not booted, in words for its console and the timeline.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error("no profile: give the machine one with [[node]] profile, or set [default] profile")]
@@ -220,15 +220,15 @@ pub enum Refusal {
     Cmdline { profile: String, source: CmdlineError },
 }
 
-/// What firmware's leftovers and pxe-init want beside the archives. Seen under QEMU: GRUB and
-/// a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
+/// Memory in bytes that the firmware's leftovers and pxe-init need in addition to the archives. Measured under QEMU:
+/// GRUB and a Debian kernel with a 1 MiB initrd boot with 112 MiB on BIOS and with 320 MiB on UEFI.
 const HEADROOM_BIOS: u64 = 96 << 20;
 const HEADROOM_UEFI: u64 = 304 << 20;
-/// What Debian's 6.1 keeps for itself while it unpacks ("reserved" in its log, less the initrds).
+/// Bytes that Debian's 6.1 reserves while it unpacks ("reserved" in its log, less the initrds).
 const KERNEL_RESERVED: u64 = 62 << 20;
 
-/// From this size on an image boots in two stages. Below, GRUB has loaded it in less time than Linux
-/// takes to ask for it.
+/// Images of this many packed bytes or more boot in two stages. GRUB loads a smaller one before Linux could even
+/// request it.
 const LARGE: u64 = 32 << 20;
 
 /// Plans the boot of `machine` with a profile that names a Docker image.
@@ -251,7 +251,7 @@ pub fn image(
     if stage2.is_none() {
         initrds.push(path(ImagePart::Rootfs, &facts.rootfs));
     }
-    // After stage 1, whose files of the same names it would be.
+    // After stage 1: the kernel unpacks initrds in order, and a later file replaces an earlier one of the same name.
     initrds.push(Generated::Node(machine.mac).to_string());
     cmdline.extend(with_consoles(own));
     let kernel = path(ImagePart::Kernel, &facts.kernel);
@@ -274,7 +274,7 @@ pub fn image(
     Ok(Plan { kernel, initrds, cmdline, settings, choice: Some(choice), needed })
 }
 
-/// How an image boots on a machine of which nothing is known.
+/// How an image boots on a machine of unknown memory.
 pub fn by_size(facts: &ImageFacts) -> Choice {
     match &facts.stage2 {
         None => Choice::one("its kernel brings no modules to mount a second one with"),
@@ -285,7 +285,7 @@ pub fn by_size(facts: &ImageFacts) -> Choice {
     }
 }
 
-/// In how many stages the image boots on a machine with this memory. Refused when it does not fit.
+/// How many stages the image boots in on a machine with this memory. Refused if the image does not fit.
 fn choose(
     stages: Stages,
     memory: Option<u64>,
@@ -316,7 +316,7 @@ fn choose(
 
 /// Plans the boot of a profile that names its files by hand.
 ///
-/// Nothing of ours is added to the command line: whatever runs there does not know us.
+/// Nothing of ours is added to the command line: the system that boots does not know it.
 pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Plan, Refusal> {
     let refused = |source| Refusal::Cmdline { profile: profile.name.clone(), source };
     let path = |path: &str| path.trim_start_matches('/').to_owned();
@@ -327,15 +327,15 @@ pub fn by_hand(profile: &Profile, kernel: &str, initrds: &[String]) -> Result<Pl
     Ok(Plan { kernel, initrds, cmdline, settings: Vec::new(), choice: None, needed: None })
 }
 
-/// Bytes of memory below which the node would not come up.
+/// Bytes of memory below which the node does not come up.
 fn memory_needed(facts: &ImageFacts, two: bool, uefi: bool) -> u64 {
     if two { memory_for_two(facts, uefi) } else { memory_for_one(facts, uefi) }
 }
 
-/// The archives lie in memory, packed, until they are unpacked; unpacked they fill the kernel's
-/// rootfs, a tmpfs that takes at most half of what is left beside them and the kernel. Beyond that
-/// the kernel logs a write error and boots on with files cut short: seen with 142 MiB unpacked
-/// from 126, which need 474 by this rule, boot with 512 and are cut short with 448.
+/// The archives lie in memory, packed, until they are unpacked. Unpacked they fill the kernel's rootfs, a tmpfs that
+/// takes at most half of the memory that the archives and the kernel leave. Beyond that the kernel logs a write error
+/// and boots on with truncated files. Measured: 142 MiB unpacked from 126 need 474 by this rule; they boot with 512
+/// and are truncated with 448.
 fn memory_for_one(facts: &ImageFacts, uefi: bool) -> u64 {
     let packed = facts.stage1.len + facts.rootfs.len;
     let unpacked = facts.stage1.unpacked + facts.rootfs.unpacked;
@@ -344,8 +344,8 @@ fn memory_for_one(facts: &ImageFacts, uefi: bool) -> u64 {
     running.max(unpacking)
 }
 
-/// The same in two stages: the image stays packed, and is mounted as it is. Seen with BIOS: 192 MiB
-/// leave 91 to pxe-init, which wants 32 beside the image. That is 133 and the image; this is some 60 more.
+/// The same in two stages: the image stays packed and is mounted. Measured on BIOS: of 192 MiB, 91 are left to
+/// pxe-init, which needs 32 beside the image. That would be 133 MiB plus the image; this rule adds some 60 more.
 fn memory_for_two(facts: &ImageFacts, uefi: bool) -> u64 {
     let stage2 = facts.stage2.as_ref().map_or(0, |part| part.len);
     let Part { len: packed, unpacked, .. } = facts.stage1;
@@ -358,13 +358,13 @@ fn headroom(uefi: bool) -> u64 {
     if uefi { HEADROOM_UEFI } else { HEADROOM_BIOS }
 }
 
-/// Who the node is and whom it tells how it fares.
+/// Who the node is, and which appliance it reports to.
 fn identity(machine: &Machine, appliance: &Appliance) -> Identity<Mac> {
     let address = machine.address.map(|address| (address, appliance.address.prefix_len()));
     Identity { appliance: appliance.http(), mac: machine.mac, address }
 }
 
-/// What else a machine is told, whatever it boots.
+/// Settings that every machine gets, whatever it boots.
 fn of_machine(machine: &Machine, appliance: &Appliance) -> BootSettings {
     BootSettings {
         router: appliance.router,

@@ -103,13 +103,13 @@ fn the_command_line_says_who_the_node_is() {
             "bridgehead.on-exit=poweroff",
         ]
     );
-    // One that names no console gets both, before its own words.
+    // A profile that names no console gets both, before its own words.
     let plan = plan_with(None, "quiet consoleblank=0", 1 << 20).unwrap();
     assert_eq!(plan.cmdline[3..], ["console=ttyS0,115200", "console=tty0", "quiet", "consoleblank=0"]);
     // Files by hand stay as they are.
     let by_hand = plan::by_hand(&profile("quiet"), "vmlinuz", &[]).unwrap();
     assert_eq!(by_hand.cmdline, ["quiet"]);
-    // What is for this machine alone comes by HTTP.
+    // Files for this machine alone come by HTTP.
     let text = grub::boot("t", None, "10.77.0.1:8080", MAC, &plan);
     let initrds = format!("'/boot/{DIGEST}/image' '(http,10.77.0.1:8080)/boot/node/52:54:00:77:00:01'; then");
     assert!(text.contains(&initrds), "{text}");
@@ -135,12 +135,12 @@ fn an_image_that_does_not_fit_is_refused_in_words() {
     let words = refusal.to_string();
     assert!(words.contains("hello-metal:latest") && words.contains("512 MiB"), "{words}");
     assert!(words.contains("smaller image"), "{words}");
-    // Half of the memory is what the kernel's rootfs may fill.
+    // The kernel's rootfs may fill half of the memory.
     assert!(plan_with(Some(2 << 30), "", 1100 << 20).is_err());
     assert!(plan_with(None, "", 1100 << 20).is_ok(), "unknown memory refuses nothing");
 }
 
-/// 142 MiB unpacked from 126: seen to boot with 512 MiB and to be cut short with 448.
+/// Measured: 142 MiB unpacked from 126 boot with 512 MiB and are truncated with 448.
 #[test]
 fn the_memory_rule_agrees_with_what_was_seen() {
     let facts = ImageFacts {
@@ -155,7 +155,7 @@ fn the_memory_rule_agrees_with_what_was_seen() {
     assert!(plan(448 << 20).is_err());
 }
 
-/// With the form for two stages, as large as the archive for one.
+/// With a stage 2 that is as large as the rootfs archive of a boot in one stage.
 fn two_stages(unpacked: u64) -> ImageFacts {
     let facts = facts(unpacked);
     let stage2 = Part { sha256: DIGEST.replace('0', "2"), len: facts.rootfs.len, unpacked: 0 };
@@ -185,7 +185,7 @@ fn size_and_memory_choose_the_stages() {
     };
     assert_eq!(stages(None, &two_stages(15 << 20)), Ok(1));
     assert_eq!(stages(None, &two_stages(96 << 20)), Ok(2));
-    // Three times 30 MiB unpacked would fill more than half of what this machine has.
+    // In one stage, 90 MiB unpacked and their archive need more than 256 MiB.
     assert_eq!(stages(Some(256 << 20), &two_stages(90 << 20)), Ok(2));
     assert_eq!(stages(Some(512 << 20), &two_stages(90 << 20)), Ok(1));
     // 600 MiB fit into 1 GiB in two stages only.
@@ -207,7 +207,7 @@ fn the_profile_decides_against_size() {
 
 #[test]
 fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
-    // Behind who the node is, and its consoles.
+    // Without the node's identity and the consoles, which come first.
     let own = |cmdline| plan_with(None, cmdline, 1 << 20).map(|p| p.cmdline[5..].to_vec());
     assert_eq!(own("  a \t b=c  ").unwrap(), ["a", "b=c"]);
     assert_eq!(
@@ -224,20 +224,21 @@ fn a_command_line_arrives_as_it_was_meant_or_is_refused() {
 
 #[test]
 fn a_command_line_that_a_loader_would_cut_is_refused() {
-    // As GRUB counts (grub_create_loader_cmdline): what it passes on, the kernel's path among the words.
+    // As GRUB counts (grub_create_loader_cmdline): the kernel's path is one of the words that it passes on.
     let grub = |plan: &Plan| {
         let words = std::iter::once(format!("/{}", plan.kernel)).chain(plan.cmdline.clone());
         "BOOT_IMAGE=".len() + words.map(|word| word.len() + 1).sum::<usize>() - 1
     };
     let longest = (1700..2000).rev().find_map(|len| plan_with(None, &"x".repeat(len), 1 << 20).ok());
     let longest = longest.expect("some line is short enough");
-    // Its buffer takes 2,047 and a zero; on UEFI one byte less, and the space behind the last word counts.
+    // Its buffer has room for 2,047 bytes and a zero. On UEFI it is one byte shorter, and the space after the last
+    // word counts, too.
     assert_eq!(grub(&longest), 2045);
     let one_more = "x".repeat(longest.cmdline.last().unwrap().len() + 1);
     let refusal = plan_with(None, &one_more, 1 << 20).unwrap_err().to_string();
     assert!(refusal.contains("is 2046 bytes long") && refusal.contains("shorten it by 1 bytes"), "{refusal}");
 
-    // By hand: nothing of ours, and a short path. iPXE's words for initrds are the longer addition.
+    // By hand there are no words of ours, and the path is short, so iPXE's words for initrds are the longer addition.
     let by_hand = |len: usize, initrds: usize| {
         plan::by_hand(&profile(&"x".repeat(len)), "/vmlinuz", &vec!["i".to_owned(); initrds])
     };
@@ -274,7 +275,7 @@ fn paths_read_back_and_nothing_else_does() {
     assert_eq!(Generated::parse(&long), None);
 }
 
-/// GRUB's own parser is the judge of what we write, also with hostile text in it.
+/// GRUB's own parser judges what we write, hostile text included.
 #[test]
 fn grub_accepts_every_configuration() {
     let plan = plan_with(None, r#"console=ttyS0 a=b $c ;{} "d e"  `x`"#, 1 << 20).unwrap();
@@ -348,7 +349,7 @@ fn ipxe_finds_files_by_hand_below_files() {
     assert!(text.contains("initrd --name initrd0 http://10.77.0.1/files/deb%20ian/initrd.gz ||"), "{text}");
 }
 
-/// A loader has no other words for what it could not do.
+/// A loader has no other way to report what failed.
 #[test]
 fn loaders_ask_again_with_how_far_they_came() {
     let plan = plan_with(None, "quiet", 1 << 20).unwrap();

@@ -1,4 +1,4 @@
-//! The store on SQLite: one file in WAL mode, so that readers and the writer don't wait for one another.
+//! The store on SQLite: one file in WAL mode, so that readers and the writer don't block each other.
 
 mod migrations;
 mod read;
@@ -16,12 +16,12 @@ use read::Connections;
 /// The writer's side.
 pub struct Sqlite {
     db: Connection,
-    /// What the connection is set to.
+    /// What the connection's `synchronous` is set to.
     durability: Durability,
     readers: Arc<Connections>,
 }
 
-/// Opens the database at `path`: it is created when missing, checked, and brought to the layout of today.
+/// Opens the database at `path`: creates it if it is missing, checks it, and migrates it.
 pub fn open(path: &Path) -> Result<Sqlite, OpenError> {
     let mut db = connect(path).map_err(|source| unusable(path, source))?;
     db.pragma_update(None, "journal_mode", "WAL").map_err(|source| unusable(path, source))?;
@@ -36,7 +36,7 @@ impl Engine for Sqlite {
         if self.durability != durability {
             let synchronous = match durability {
                 Durability::All => "FULL",
-                // In WAL mode that costs the last commits at most, never the file (sqlite.org/pragma.html).
+                // In WAL mode this can lose the last commits, but never damages the file (sqlite.org/pragma.html).
                 Durability::AllButLast => "NORMAL",
             };
             self.db.pragma_update(None, "synchronous", synchronous)?;
@@ -53,12 +53,12 @@ impl Engine for Sqlite {
 
 fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     let db = Connection::open(path)?;
-    // Somebody may look into it with SQLite's shell.
+    // Somebody may have it open in SQLite's shell.
     db.busy_timeout(Duration::from_secs(5))?;
     Ok(db)
 }
 
-/// Reads every page once: damage is found before anything relies on what is damaged.
+/// Reads every page once, so that damage is found before anything relies on the damaged rows.
 fn check(db: &Connection, path: &Path) -> Result<(), OpenError> {
     let found: Option<String> = db
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
@@ -70,7 +70,7 @@ fn check(db: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// What SQLite found wrong with the file is told apart from what kept it from looking.
+/// Tells a damaged file from a file that SQLite could not read.
 fn unusable(path: &Path, source: rusqlite::Error) -> OpenError {
     let path: PathBuf = path.to_owned();
     match source.sqlite_error_code() {

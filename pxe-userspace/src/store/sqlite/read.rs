@@ -16,7 +16,7 @@ use crate::store::{
     VolumeKeyId,
 };
 
-/// Connections that are kept for the next reader. More are opened when more read at a time.
+/// Idle connections that are kept for the next reader. If more read at a time, more are opened.
 const KEPT: usize = 4;
 
 /// The readers' connections.
@@ -30,7 +30,7 @@ impl Connections {
         Self { path: path.to_owned(), idle: Mutex::default() }
     }
 
-    /// Lends a connection that nobody else uses. One that fails is not used again.
+    /// Lends a connection to one reader. A connection that failed is not used again.
     fn with<T>(
         &self,
         what: &'static str,

@@ -78,7 +78,7 @@ fn released(dir: &Path) -> PathBuf {
     path
 }
 
-/// Read by SQLite itself, before and after.
+/// SQLite itself reads the rows before and after.
 #[test]
 fn a_database_of_0_1_0_is_migrated_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -113,7 +113,7 @@ fn a_database_of_0_1_0_is_migrated_and_loses_nothing() {
     assert_eq!(self::contents(&Store::open(&path).unwrap()), contents, "once is enough");
 }
 
-/// The rows of 0.1.0's tables, and of no column that came later.
+/// The rows of 0.1.0's tables, without columns that came later.
 fn rows(db: &Connection) -> Vec<String> {
     let tables = [
         ("lease", "address, mac, state, durable_until, client_ids, uuid"),
@@ -133,7 +133,7 @@ fn rows(db: &Connection) -> Vec<String> {
     rows
 }
 
-/// A power cut while a migration writes: what lies on the disk then is opened as if nothing had been.
+/// A power cut during a migration: the files that are on the disk then open as if it had never begun.
 #[test]
 fn an_interrupted_migration_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -159,7 +159,7 @@ fn an_interrupted_migration_loses_nothing() {
     }
 }
 
-/// A migration that fails says what, and leaves the database to the program that made it.
+/// A failed migration says what failed, and leaves the database to the program that made it.
 #[test]
 fn a_migration_that_fails_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();

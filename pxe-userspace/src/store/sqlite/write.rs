@@ -4,20 +4,22 @@ use rusqlite::{Connection, Transaction, params};
 
 use crate::store::{Change, Document, LeaseRow};
 
-/// Events older than the newest this many are forgotten.
+/// How many events are kept. Older ones are deleted.
 const EVENTS_KEPT: u64 = 1_000_000;
 
-/// Of one machine, and of those that say how far it is: one that reports without end drives nobody else's out.
+/// How many of one machine's events are kept, among those that changed its stage. A machine that reports without end
+/// can't displace the others' events.
 const EVENTS_OF_MACHINE: u64 = 2_000;
 
-/// A machine's are counted at every so many events. That finds whoever adds many, and costs the others nothing.
+/// Each event whose id is a multiple of this has its machine's events counted. Machines that add many are found soon,
+/// and the others cost little.
 const COUNTED_EVERY: u64 = 32;
-/// The same of the audit: a change a minute for two months. An entry has some hundred bytes, and 8 KiB at most.
+/// How many audit entries are kept: one a minute for two months. An entry has some hundred bytes, and 8 KiB at most.
 const AUDIT_KEPT: u64 = 100_000;
 /// Of launches. A launch of a thousand machines has some ten thousand.
 const LAUNCH_EVENTS_KEPT: u64 = 200_000;
 
-/// All of them, or none.
+/// Applies all changes, or none.
 pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusqlite::Error> {
     let transaction = db.transaction()?;
     let mut last_event = None;
@@ -27,7 +29,7 @@ pub(super) fn apply(db: &mut Connection, changes: &[&Change]) -> Result<(), rusq
             last_event = Some(event.id);
         }
     }
-    // As many rows as were added, found by the primary key: no need to do it more seldom.
+    // This deletes as many rows as were added, by the primary key: it is cheap enough for each transaction.
     if let Some(last) = last_event {
         let forget = "DELETE FROM event WHERE id <= ?";
         transaction.prepare_cached(forget)?.execute([last.saturating_sub(EVENTS_KEPT)])?;
@@ -46,7 +48,7 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
             let values = params![event.id, event.mac.to_string(), event.body, event.moves];
             db.prepare_cached(insert)?.execute(values)?;
             if event.id % COUNTED_EVERY == 0 {
-                // By the index of those that move.
+                // Served by the index of the events that changed a stage.
                 let forget = "DELETE FROM event WHERE moves AND mac = ?1 AND id <= (
                     SELECT id FROM event WHERE moves AND mac = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)";
                 db.prepare_cached(forget)?.execute(params![event.mac.to_string(), EVENTS_OF_MACHINE])?;
