@@ -101,7 +101,8 @@ fn a_stranger_enrols_and_becomes_what_a_rule_says() {
             .replace("unknown    = \"boot\"", "unknown    = \"enrol\"")
             + "\n[[profile]]\nname = \"inventory\"\nrun = \"enrol\"\ncmdline = \"console=ttyS0 no_timer_check\"\n"
             + "\n[[rule]]\nmatch = { serial = \"BH-LAB-*\", memory = \"<=512M\" }\nname = \"n{n}\"\nprofile = \"demo\"\n";
-        let mut boot = Boot::prepare(world, &[spec.clone()], &config, 0, |step| println!("{step}"))?;
+        let mut boot =
+            Boot::prepare(world, std::slice::from_ref(&spec), &config, 0, |step| println!("{step}"))?;
         wait_for(PATIENCE, || {
             let profiles = boot.appliance.json(&["profiles"])?;
             let ready = |profile: &Value| profile["name"] == "inventory" && profile["ready"] == true;

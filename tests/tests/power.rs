@@ -168,7 +168,7 @@ fn chassis(qemu: &Command) -> String {
     format!(
         r#"#!/bin/sh
 shift; verb=$1; shift
-running() {{ [ -f "$0.machine" ] && grep -q '^State:[[:space:]]*[^Z]' "/proc/$(cat "$0.machine")/status" 2>/dev/null; }}
+running() {{ [ -f "$0.machine" ] && grep -q '^State:[[:space:]]*[^Z[:space:]]' "/proc/$(cat "$0.machine")/status" 2>/dev/null; }}
 while [ $# -gt 0 ]; do case "$verb $1" in
     'get power') if [ -f "$0.lies" ] || running; then echo power:1; else echo power:0; fi; shift ;;
     'get boot') echo boot:default; shift ;;

@@ -69,8 +69,11 @@ fn facts(table: &[u8], version: (u8, u8)) -> Facts {
     facts
 }
 
+/// A structure's title, and its lines: a key and a value each.
+type Printed = (String, Vec<(String, String)>);
+
 /// What dmidecode prints of a table, by structure: its title, and pairs of key and value.
-fn dmidecode(table: &[u8], version: (u8, u8)) -> Option<Vec<(String, Vec<(String, String)>)>> {
+fn dmidecode(table: &[u8], version: (u8, u8)) -> Option<Vec<Printed>> {
     // As `dmidecode --dump-bin` writes one: an entry point of 24 bytes, and the table at 32.
     let mut entry = [0u8; 32];
     entry[..7].copy_from_slice(&[b'_', b'S', b'M', b'3', b'_', 0, 24]);
@@ -85,7 +88,7 @@ fn dmidecode(table: &[u8], version: (u8, u8)) -> Option<Vec<(String, Vec<(String
     printed(&dump)
 }
 
-fn printed(dump: &Path) -> Option<Vec<(String, Vec<(String, String)>)>> {
+fn printed(dump: &Path) -> Option<Vec<Printed>> {
     let output = Command::new("dmidecode").arg("--from-dump").arg(dump).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));

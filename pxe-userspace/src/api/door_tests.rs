@@ -81,6 +81,9 @@ pub(super) fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
         ("DELETE", "/api/kernels/{name}") => "/api/kernels/6.1~rc1".to_owned(),
         ("DELETE", "/api/images/{*reference}") => "/api/images/reg.example/a/b:1".to_owned(),
         ("DELETE", "/api/tokens/{name}") => "/api/tokens/made".to_owned(),
+        ("PUT" | "DELETE", "/api/power/credentials/{name}") => "/api/power/credentials/made".to_owned(),
+        ("GET", "/api/power") => format!("/api/power?select={NODE}"),
+        (_, path) if path.contains("/{id}") => path.replace("{id}", "7"),
         ("PATCH" | "DELETE", "/api/nodes") => "/api/nodes?select=made".to_owned(),
         _ => path,
     };
@@ -93,6 +96,8 @@ pub(super) fn sample(method: &Method, path: &str) -> (String, Option<Value>) {
         ("POST", "/api/images") => Some(json!({ "reference": "a" })),
         ("POST", "/api/kernels") => Some(json!({ "source": { "image": "a" } })),
         ("PUT", "/api/default-kernel") => Some(json!({ "name": null })),
+        ("POST", "/api/power") => Some(json!({ "select": NODE, "action": "on" })),
+        ("PUT", "/api/power/credentials/made") => Some(json!({ "user": "root", "password": "x" })),
         ("POST", "/api/tokens") => Some(json!({ "name": "made", "role": "viewer" })),
         ("POST", "/api/login") => Some(json!({ "role": "viewer" })),
         _ => None,

@@ -36,7 +36,7 @@ async fn a_node_tells_its_facts_and_people_read_them() {
     // Longer than what a command's argument may be.
     let long = daemon.file("long");
     std::fs::write(&long, format!("{}{}", told(&mac, 16), " ".repeat(super::BODY_MAX))).unwrap();
-    assert_eq!(post("/node/facts", format!("@{}", long.display())).await.status, 413);
+    assert_eq!(post("/node/facts", format!("@{}", long.display())).await.status, 400);
     let statuses =
         [post("/node/facts", told(&mac, 16)).await.status, post("/node/facts", told(&mac, 16)).await.status];
     let more = post("/node/facts", told(&mac, 16)).await.status;

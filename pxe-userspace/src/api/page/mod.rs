@@ -1,8 +1,8 @@
 //! The page for browsers: documents that the daemon writes whole, and a little script that puts in what changes.
 //!
-//! Read it in this order: [`frame`] (what all pages share), the pages themselves ([`overview`], [`machines`],
-//! [`machine`], [`launches`], [`images`], [`people`]), then what keeps them up to date: [`live`] (changes, rendered once
-//! for everybody) and [`stream`] (one viewer's stream of them). [`mark`], [`racks`] and [`chart`] draw.
+//! Read it in this order: `frame` (what all pages share), the pages themselves (`overview`, `machines`,
+//! `machine`, `launches`, `images`, `people`), then what keeps them up to date: `live` (changes, rendered once
+//! for everybody) and `stream` (one viewer's stream of them). `mark`, `racks` and `chart` draw.
 //!
 //! Nothing here changes anything. Buttons ask the JSON API, with the browser's login, and the API says who may. Docs:
 //! docs/page.md and docs/decisions/027-page.md.

@@ -1,5 +1,5 @@
 //! What machines are made of, as they told it in their last boots: kept in the database, compared with what they tell
-//! in the next one ([`changes`]), and its gist in the register, which rules and selectors go by.
+//! in the next one (`changes`), and its gist in the register, which rules and selectors go by.
 
 mod changes;
 #[cfg(test)]

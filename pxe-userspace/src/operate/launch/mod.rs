@@ -1,6 +1,6 @@
 //! Launches: machines, what they are to run, and how to go about it. docs/launch.md tells it to people.
 //!
-//! [`order`] makes a launch of what somebody asks for, or says why not. [`engine`] decides what happens in it, [`driver`]
+//! [`order`] makes a launch of what somebody asks for, or says why not. [`engine`] decides what happens in it, `driver`
 //! does it: it stores what the engine decided, has it done by the [`Site`], and tells the engine what came of it.
 //! [`Launches`] is what others see of that. [`launched`] is what machines boot since.
 

@@ -60,8 +60,10 @@ impl Ipmi {
         match child::run(PROGRAM, &arguments, Some(password), self.limits.request).await {
             Ok(ended) if ended.status.success() => Ok(ended.stdout),
             Ok(ended) => Err(self.refused(words, &ended.stderr)),
+            // Over UDP, one that is slow and one that is not there look alike.
             Err(PowerError::Overran { limit, .. }) => {
-                Err(PowerError::Slow { bmc: self.place(), doing: "ipmitool spoke with it", limit })
+                let why = format!("ipmitool has no answer of it after {} s", limit.as_secs());
+                Err(PowerError::Unreachable { bmc: self.place(), why })
             }
             Err(other) => Err(other),
         }

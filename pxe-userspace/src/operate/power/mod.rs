@@ -1,7 +1,7 @@
 //! Power: switching machines on and off, and asking whether they are, by one of four drivers.
 //!
 //! [`Powers`] is the handle that everybody uses. It finds out how a machine's power is switched (`power = { … }` of its
-//! node), and has the driver do it: [`redfish`] and [`ipmi`] by its BMC, [`wol`] by a magic packet, [`command`] by a
+//! node), and has the driver do it: `redfish` and `ipmi` by its BMC, `wol` by a magic packet, `command` by a
 //! program of the appliance's owner. What all drivers have in common is here: at most 32 machines at a time, one order
 //! at a time for each machine, the order of steps, and whether what a BMC says can be true.
 //!

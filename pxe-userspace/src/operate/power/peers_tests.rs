@@ -205,7 +205,7 @@ fn openipmis_simulator_is_switched() {
 /// Two machines' ports; the bridge knows behind which the machine was.
 #[test]
 fn tshark_takes_the_packet_for_a_magic_one() {
-    if !is_installed(Path::new("/usr/bin/tshark")) {
+    if !is_installed(Path::new("/usr/bin/tshark")) || !is_installed(Path::new("/usr/bin/tcpdump")) {
         return;
     }
     in_namespace(|| {
@@ -232,24 +232,24 @@ fn tshark_takes_the_packet_for_a_magic_one() {
     });
 }
 
-/// What tshark reads on an interface while a machine is woken: destination, UDP port, and whom it wakes.
+/// What tshark reads of what an interface gets while a machine is woken: destination, UDP port, and whom it wakes.
 fn captured(interface: &str, bridge: &BridgeInfo, mac: Mac, count: usize) -> Vec<String> {
-    let mut command = Command::new("tshark");
-    command.args(["-i", interface, "-l", "-c", &count.to_string(), "-a", "duration:60", "-Y", "wol"]);
-    command.args(["-f", "ether proto 0x0842 or udp port 9", "-T", "fields", "-E", "separator= "]);
-    command.args(["-e", "eth.dst", "-e", "udp.dstport", "-e", "wol.mac"]);
-    let mut tshark = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Its packet socket is open when it says so.
-    let mut said = BufReader::new(tshark.stderr.take().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let packets = dir.path().join("woken.pcap");
+    let mut command = Command::new("timeout");
+    command.args(["60", "tcpdump", "-i", interface, "-U", "-c", &count.to_string(), "-w"]).arg(&packets);
+    let mut tcpdump = command.arg("ether proto 0x0842 or udp port 9").stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(tcpdump.stderr.take().unwrap());
     let mut line = String::new();
-    while !line.contains("Capture started") && !line.contains("File:") {
+    // Its socket is open, with the filter, when it says so.
+    while !line.contains("listening on") {
         line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "tshark ended");
-        if line.contains("Capturing on") && !line.contains("**") {
-            break;
-        }
+        assert!(said.read_line(&mut line).unwrap() > 0, "tcpdump ended");
     }
     Link::of(bridge).wake(mac).unwrap();
-    let output = tshark.wait_with_output().unwrap();
+    assert!(tcpdump.wait().unwrap().success(), "not {count} packets within a minute");
+    let mut tshark = Command::new("tshark");
+    tshark.arg("-r").arg(&packets).args(["-Y", "wol", "-T", "fields", "-E", "separator= "]);
+    let output = tshark.args(["-e", "eth.dst", "-e", "udp.dstport", "-e", "wol.mac"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }

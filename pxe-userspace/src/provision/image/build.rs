@@ -45,6 +45,7 @@ impl Images {
                 Said::Layer { number, of } => progress(Progress::Layer { number, of }),
                 Said::Packing => progress(Progress::Packing),
                 Said::Made(made) => break *made,
+                // The rest: out of turn, or why it could not.
                 said => return Err(refused(said)),
             }
         };
@@ -107,6 +108,7 @@ impl Images {
             match child.next()? {
                 Said::Ready { .. } => {}
                 Said::MadeKernel(made) => break *made,
+                // The rest: out of turn, or why it could not.
                 said => return Err(refused(said)),
             }
         };

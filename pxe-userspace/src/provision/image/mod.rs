@@ -1,6 +1,6 @@
 //! Builds what a machine loads from Docker images: `docker` or a file → `oci` (manifest, layers) → `extract` (layers →
 //! one tree) → `kernel`, `stage1` → `initrd` → `store`. All but the first and the last are done by a process of their own
-//! that can open nothing: [`child`].
+//! that can open nothing: `child`.
 //!
 //! A machine loads three things: the kernel; stage 1, the same for every machine with that kernel; and the image's root
 //! file system, below `/image` in an archive of its own. At the archive's top, `/image.json` says what to run. The

@@ -149,7 +149,7 @@ fn whole_sessions_are_the_same_with_the_programs_and_without() {
             })
             .unwrap_or_else(|error| panic!("{error}"));
         let answered = answered.into_inner().unwrap();
-        assert!(answered > 1_000, "the kernel answered {answered} frames only");
+        assert!(answered > 300, "the kernel answered {answered} frames only");
         let handed_over = pair.into_inner().unwrap().frozen.state.lock().unwrap().handed_over;
         assert!(handed_over > 20, "the kernel took over {handed_over} transfers only");
     });

@@ -107,6 +107,29 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         Change::RemoveNamed(name) => {
             db.prepare_cached("DELETE FROM named WHERE name = ?")?.execute([name])?;
         }
+        Change::PutCredentials(_)
+        | Change::RemoveCredentials(_)
+        | Change::PutPin(_)
+        | Change::SetLogins(_) => identity(db, change)?,
+        Change::PutLaunched(_)
+        | Change::RemoveLaunched(_)
+        | Change::PutLaunch(_)
+        | Change::RemoveLaunch(_)
+        | Change::PutLaunchMachine(_)
+        | Change::AddLaunchEvent(_) => launch(db, change)?,
+        Change::AddAudit(entry) => {
+            let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
+            db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
+            let forget = "DELETE FROM audit WHERE id <= ?";
+            db.prepare_cached(forget)?.execute([entry.id.saturating_sub(AUDIT_KEPT)])?;
+        }
+    }
+    Ok(())
+}
+
+/// Who the appliance is before BMCs, who they are, and who is logged in.
+fn identity(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
+    match change {
         Change::PutCredentials(row) => {
             let insert = "INSERT OR REPLACE INTO credentials (name, user, nonce, sealed, added) VALUES (?, ?, ?, ?, ?)";
             let values = params![row.name, row.user, row.nonce, row.sealed, row.added.to_string()];
@@ -127,18 +150,8 @@ fn one(db: &Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
                     .execute(params![login.hash, login.ends.to_string(), login.body])?;
             }
         }
-        Change::PutLaunched(_)
-        | Change::RemoveLaunched(_)
-        | Change::PutLaunch(_)
-        | Change::RemoveLaunch(_)
-        | Change::PutLaunchMachine(_)
-        | Change::AddLaunchEvent(_) => launch(db, change)?,
-        Change::AddAudit(entry) => {
-            let insert = "INSERT INTO audit (id, body) VALUES (?, ?)";
-            db.prepare_cached(insert)?.execute(params![entry.id, entry.body])?;
-            let forget = "DELETE FROM audit WHERE id <= ?";
-            db.prepare_cached(forget)?.execute([entry.id.saturating_sub(AUDIT_KEPT)])?;
-        }
+        // The rest: not called with.
+        _ => unreachable!("no change of an identity"),
     }
     Ok(())
 }

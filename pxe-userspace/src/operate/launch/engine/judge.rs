@@ -61,6 +61,7 @@ impl Engine {
                 let ran = time.duration_since(up).as_secs().max(0);
                 self.failed(mac, format!("it began anew {ran} s after its workload came up"), time);
             }
+            // The rest: a step of its boot.
             _ => self.reached(heard),
         }
     }

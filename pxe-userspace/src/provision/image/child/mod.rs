@@ -36,7 +36,7 @@ const SAID_MAX: u64 = 2048;
 /// A child that spends no CPU time waits for nobody: after this time without a message it is stuck.
 const SILENCE: Duration = Duration::from_secs(4 * 3600);
 
-/// Why the child made nothing. All are about the process; what it says of the archive is [`Said::Refused`].
+/// Why the child made nothing. All are about the process; what it says of the archive is `Said::Refused`.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
     #[error("starting the process that reads it: {0}")]
@@ -90,7 +90,7 @@ impl Child {
         started().map_err(ChildError::Start)
     }
 
-    /// The child's next message. [`Said::Refused`] is one, too; an end without a message is an error.
+    /// The child's next message. `Said::Refused` is one, too; an end without a message is an error.
     pub(super) fn next(&mut self) -> Result<Said, ChildError> {
         match messages::receive(&mut self.channel) {
             Ok(Said::NotConfined(why)) => Err(ChildError::Confine(visible(&why))),
