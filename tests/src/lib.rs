@@ -8,6 +8,7 @@
 //! `docs/lab.md` says how to look into a running one.
 
 pub mod appliance;
+pub mod bmc;
 pub mod boot;
 pub mod browser;
 pub mod capture;

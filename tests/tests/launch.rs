@@ -1,7 +1,5 @@
 //! Launches of real machines: from `bridgehead launch` to the pages that their workloads serve.
 
-mod bmc;
-
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -9,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::appliance::{self, Appliance, find};
+use lab::bmc::{self, Bmc};
 use lab::boot::{check_page, page};
 use lab::engine::{DEMO, Engine};
 use lab::machine::{Machine, Spec};
@@ -17,8 +16,6 @@ use lab::net::tap;
 use lab::process::{Process, wait_for};
 use lab::world;
 use serde_json::Value;
-
-use bmc::Bmc;
 
 const PROGRAMS: [&str; 4] = ["ip", "qemu-system-x86_64", "dockerd", "docker"];
 
