@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::appliance::{ADDRESS, Appliance, address_only, program};
 use lab::clients::Dhcp;
 use lab::net::Host;
-use lab::process::{PATIENCE, output};
+use lab::process::{PATIENCE, output, wait_for};
 use lab::world::{self, World};
 use serde_json::Value;
 
@@ -69,6 +69,13 @@ fn what_a_killed_daemon_left_can_be_taken_off() {
         detach.args(["serve", "--detach-fast-path", "--config"]).arg(world.path("bridgehead.toml"));
         ensure!(detach.status()?.success());
         ensure!(pinned()? == 0, "something is left pinned");
+        if lab::installed("bpftool") {
+            // The kernel takes a program off some moments after its link's last name is gone.
+            wait_for(PATIENCE, || {
+                let attached = output(Command::new("bpftool").args(["net", "show"]))?;
+                Ok((!attached.contains(&host.port())).then_some(()))
+            })?;
+        }
         // What was sent before is received, and nothing else. A program would answer as soon as the ACK is sent.
         fetch.socket.set_read_timeout(Some(Duration::from_secs(3)))?;
         ensure!(fetch.until(300).is_err() && fetch.blocks <= 204, "a program still answers");
