@@ -251,7 +251,8 @@ impl Understood {
             let runs = node.launched.as_ref().is_some_and(|pin| {
                 pin.is_same(&target) && up_since.is_some_and(|up_since| up_since > pin.since)
             });
-            Member { canary: turn < canary, runs, ..member(node, reach, judged, Some(target), now) }
+            let (who, before) = ((node.name.clone(), node.mac), node.launched.clone());
+            Member { canary: turn < canary, runs, ..waiting(who, reach, judged, Some(target), before, now) }
         });
         let members: Vec<Member> = members.collect();
         let mut notes = notes(&members);
@@ -275,15 +276,23 @@ impl Understood {
     }
 }
 
-fn member(node: &Node, reach: Reach, judged: Judged, target: Option<Launched>, now: Timestamp) -> Member {
+/// A machine of which nothing is done yet.
+fn waiting(
+    (name, mac): (String, Mac),
+    reach: Reach,
+    judged: Judged,
+    target: Option<Launched>,
+    before: Option<Launched>,
+    now: Timestamp,
+) -> Member {
     Member {
-        name: node.name.clone(),
-        mac: node.mac,
+        name,
+        mac,
         canary: false,
         reach,
         judged,
         target,
-        before: node.launched.clone(),
+        before,
         assigned: false,
         runs: false,
         state: State::Waiting,
@@ -307,21 +316,10 @@ pub fn undo(
     seen: u64,
     now: Timestamp,
 ) -> Planned {
-    let members = members.into_iter().map(|was| Member {
-        reach: reach(was.mac),
-        judged: judged(&was),
-        canary: false,
-        assigned: false,
-        runs: false,
-        state: State::Waiting,
-        stage: None,
-        step: None,
-        tries: 0,
-        since: now,
-        heard: None,
-        up: None,
-        cause: None,
-        ..was
+    let members = members.into_iter().map(|was| {
+        let (reach, judged) = (reach(was.mac), judged(&was));
+        let Member { name, mac, target, before, .. } = was;
+        waiting((name, mac), reach, judged, target, before, now)
     });
     let members: Vec<Member> = members.collect();
     let notes = notes(&members);
